@@ -1,0 +1,1 @@
+"""What to read, in which order: manifests, ratios, schedules and sampling. Standard library and numpy only."""

@@ -1,0 +1,1 @@
+"""Checkpoints: layout, saving, loading, HF folders."""

@@ -1,0 +1,1 @@
+"""One YAML per run: schema, loading, validation, derived plan."""

@@ -1,0 +1,217 @@
+"""The run configuration: one frozen, strictly validated dataclass per YAML section.
+
+Units are in the names; a field without a default is one that only the user can know.
+Rules that need more than one field live in validate.py; derived values live in derive.py and are never written back.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+STRICT = ConfigDict(extra="forbid", strict=True, populate_by_name=True)
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+UserPath = Path
+Tokens = Annotated[int, Field(gt=0)]
+"""A number of tokens; load.py turns 92.5e9 and 92_500_000_000 into this int."""
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class RunSection:
+    """Which run this is."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Shown in logs and trackers; part of file names."""
+    dir: UserPath
+    """The run folder; everything the run writes lies below it. A complete checkpoint in it is always resumed."""
+    seed: NonNegative = 1234
+    """Data order and random initialisation."""
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class InitSection:
+    """Where the weights come from when the run folder holds no checkpoint yet."""
+
+    source: Annotated[Literal["hf", "checkpoint", "random"], Field(alias="from")] = "hf"
+    """hf: a Hugging Face folder; checkpoint: an iter_* folder or a folder of them; random: a fresh model."""
+    path: UserPath | None = None
+    mode: Literal["init", "branch"] = "init"
+    """init: weights only, optimizer starts at zero. branch: weights, optimizer and token count, with this schedule."""
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class ModelSection:
+    """The architecture, when it is not read from init.path/config.json."""
+
+    preset: str | None = None
+    """A name from megatron_synE.model.presets."""
+    hf_config: UserPath | None = None
+    """An HF config.json, or the folder that holds it."""
+    attention: Literal["auto", "native", "transformer_engine"] = "auto"
+    """auto takes Transformer Engine where it can be imported on a GPU."""
+    make_vocab_size_divisible_by: Positive = 128
+    """Rows of the embedding are padded to a multiple of this times TP; padded rows are masked. Megatron's default."""
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class ParallelSection:
+    """How the model is laid over ranks. Data parallelism is what is left of the world."""
+
+    tensor_model_parallel_size: Positive = 1
+    pipeline_model_parallel_size: Positive = 1
+    virtual_pipeline_model_parallel_size: Annotated[int, Field(ge=2)] | None = None
+    """Model chunks per pipeline rank (interleaved schedule)."""
+    sequence_parallel: bool = False
+    zero_stage: Literal[1, 2] = 1
+    """1: optimizer state sharded over data-parallel ranks. 2: gradients too."""
+    overlap_grad_reduce: bool | None = None
+    """None: on for CUDA, off for CPU, where it does not pay."""
+    overlap_param_gather: bool | None = None
+    """None: on for CUDA, off for CPU."""
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class TrainingSection:
+    """Batch, length and precision."""
+
+    seq_length: Positive
+    global_batch_size: Positive
+    """Sequences per optimizer step over all ranks."""
+    micro_batch_size: Positive = 1
+    """Sequences per forward pass of one model replica; more than one are flattened into one packed row."""
+    precision: Literal["bf16", "fp32", "auto"] = "bf16"
+    """auto: bf16 on a GPU or a CPU with avx512_bf16 or AMX, else fp32."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activation checkpointing: selective recomputes attention, full recomputes whole layers."""
+    grad_reduce_in_fp32: bool = True
+    """Accumulate and reduce gradients in fp32 also under bf16: what makes many micro-batches exact."""
+    clip_grad: NonNegativeFloat = 1.0
+    """Global gradient norm; 0 turns clipping off."""
+    stop_after_iterations: Positive | None = None
+    """Leave with a checkpoint after this many iterations in this job (a time slice); the schedule is unchanged."""
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class OptimizerSection:
+    """AdamW with fp32 masters."""
+
+    lr: PositiveFloat = 1e-5
+    """Peak learning rate."""
+    adam_beta1: Share = 0.9
+    adam_beta2: Share = 0.95
+    adam_eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.1
+    """Never on norms and biases. Ours: not published for Llama-3-SynE."""
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class LrScheduleSection:
+    """Learning rate as a function of tokens consumed since the start of the run."""
+
+    style: Literal["wsd", "cosine", "constant"] = "wsd"
+    start_lr: NonNegativeFloat = 1e-7
+    warmup_tokens: NonNegative = 0
+    """Linear from start_lr to optimizer.lr."""
+    decay_tokens: NonNegative = 0
+    """wsd: length of the final decay, which ends at the last token; cosine decays over everything after warm-up."""
+    decay_style: Literal["linear", "cosine", "1-sqrt"] = "1-sqrt"
+    min_lr: NonNegativeFloat = 0.0
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class StageSection:
+    """One stage of the recipe: how many tokens, from where."""
+
+    name: str
+    tokens: Tokens
+    """Rounded up to whole global batches."""
+    languages: dict[str, Share]
+    """language -> share of tokens; sums to 1."""
+    sources: dict[str, dict[str, Share]] = Field(default_factory=dict)
+    """language -> source -> share inside the language; sums to 1 each. Missing language: by tokens present."""
+    topics: dict[str, dict[str, dict[str, Share]]] = Field(default_factory=dict)
+    """language -> source -> topic -> share inside the source. Missing: by tokens present."""
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class DataSection:
+    """What is read."""
+
+    manifests: tuple[UserPath, ...]
+    """manifest.json files (or folders with one) written by `syne data preprocess`."""
+    stages: tuple[StageSection, ...]
+    document_masking: bool = True
+    """Attention and positions restart at each document. The paper does not mask."""
+    eod_mask_loss: bool = False
+    """Leave out the loss at positions whose input is EOS (their target belongs to the next document)."""
+    exhaustion: Literal["repeat", "stop"] = "repeat"
+    """stop: refuse a plan that reads any source more than once."""
+    max_epochs: PositiveFloat = 4.0
+    """A plan that reads any source more often is refused. Ours; repetition beyond four epochs pays little (2305.16264)."""
+    num_workers: NonNegative = 1
+    """Reader processes per rank. The order of the data does not depend on it."""
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class ValidationSection:
+    """Held-out loss per topic."""
+
+    manifests: tuple[UserPath, ...] = ()
+    """Manifests whose sources have role validation. Empty: no validation."""
+    interval_tokens: Tokens | None = None
+    """None: only before the first step and after the last."""
+    micro_batch_size: Positive = 1
+    max_tokens_per_topic: Positive | None = None
+    """Read at most this many tokens of each set (whole documents, as written). None: all."""
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class CheckpointSection:
+    """When training state is written."""
+
+    interval_tokens: Tokens | None = None
+    """None: only at the end and when asked to stop."""
+    keep_last: Positive | None = 2
+    """Complete checkpoints kept; None keeps all."""
+    async_save: bool = True
+    """Write in the background after a snapshot in host memory."""
+    verify_hashes: bool = True
+    """Check the sha256 of every file on resume."""
+    export_hf: bool = False
+    """Write <run.dir>/hf at the end of the run."""
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class LoggingSection:
+    """What is reported."""
+
+    interval_iterations: Positive = 1
+    tensorboard: bool = True
+    wandb: Literal["off", "offline", "online"] = "off"
+    wandb_project: str = "megatron-syne"
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class RunConfig:
+    """A whole run as the user wrote it."""
+
+    run: RunSection
+    training: TrainingSection
+    data: DataSection
+    init: InitSection = Field(default_factory=InitSection)
+    model: ModelSection = Field(default_factory=ModelSection)
+    parallel: ParallelSection = Field(default_factory=ParallelSection)
+    optimizer: OptimizerSection = Field(default_factory=OptimizerSection)
+    lr_schedule: LrScheduleSection = Field(default_factory=LrScheduleSection)
+    validation: ValidationSection = Field(default_factory=ValidationSection)
+    checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
+    logging: LoggingSection = Field(default_factory=LoggingSection)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    preset: Literal["syne_paper", "syne_recommended"] | None = None
+    """Values for everything not written here; the file and the command line win over it."""

@@ -1,0 +1,1 @@
+"""From .bin/.idx files to micro-batches."""

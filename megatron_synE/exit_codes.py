@@ -1,0 +1,27 @@
+"""The exit codes of every command; documented in docs/exit_codes.md."""
+
+from data_mixers.errors import ConfigError, DataError, UserError
+
+FINISHED = 0
+USER_ERROR = 2
+DATA_ERROR = 3
+CHECKPOINT_ERROR = 4
+DIVERGED = 5
+HANG = 6
+NO_PROGRESS = 7
+PREEMPTED = 75  # checkpointed: requeue me (EX_TEMPFAIL of sysexits.h)
+
+
+class CheckpointError(UserError):
+    """A checkpoint or HF folder that is missing, incomplete, damaged, or does not fit the model."""
+
+    exit_code = CHECKPOINT_ERROR
+
+
+class DivergedError(UserError):
+    """Loss or gradient norm is not finite."""
+
+    exit_code = DIVERGED
+
+
+__all__ = ["CheckpointError", "ConfigError", "DataError", "DivergedError", "UserError"]

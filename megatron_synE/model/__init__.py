@@ -1,0 +1,1 @@
+"""The Llama model on megatron-core."""

@@ -1,0 +1,155 @@
+"""The Llama architecture as read from an HF config.json: the only model family here. No torch."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from data_mixers.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """How inverse frequencies are stretched for long contexts (transformers' names)."""
+
+    rope_type: Literal["llama3", "linear"]
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaArchitecture:
+    """Shapes and constants of one Llama model, spelt as megatron-core spells them."""
+
+    num_layers: int
+    hidden_size: int
+    ffn_hidden_size: int
+    num_attention_heads: int
+    num_query_groups: int
+    kv_channels: int
+    """Head dimension; need not be hidden_size / num_attention_heads."""
+    vocab_size: int
+    """Rows of the embedding without padding."""
+    max_position_embeddings: int
+    rotary_base: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    layernorm_epsilon: float = 1e-5
+    tied: bool = False
+    """Embedding and output layer share one matrix."""
+
+    @property
+    def num_parameters(self) -> int:
+        """All weights, the embedding counted once when tied."""
+        attention = self.hidden_size * self.kv_channels * (2 * self.num_attention_heads + 2 * self.num_query_groups)
+        layer = attention + 3 * self.hidden_size * self.ffn_hidden_size + 2 * self.hidden_size
+        embeddings = self.vocab_size * self.hidden_size * (1 if self.tied else 2)
+        return self.num_layers * layer + embeddings + self.hidden_size
+
+    def padded_vocab_size(self, *, divisible_by: int, tensor_model_parallel_size: int) -> int:
+        """Rows of the embedding over all TP ranks; the rows past vocab_size are masked out of the softmax."""
+        multiple = divisible_by * tensor_model_parallel_size
+        return -(-self.vocab_size // multiple) * multiple
+
+
+def _rope_scaling(raw: dict[str, Any], *, where: str) -> RopeScaling | None:
+    kind = raw.get("rope_type", raw.get("type", "default"))
+    if kind == "default":
+        return None
+    if kind not in ("llama3", "linear"):
+        raise ConfigError(f"{where}: rope_scaling type {kind!r} is not supported; use llama3 or linear")
+    known = {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
+    needed = known if kind == "llama3" else {"factor"}
+    missing = sorted(needed - raw.keys())
+    if missing:
+        raise ConfigError(f"{where}: rope_scaling lacks {', '.join(missing)}")
+    values = {name: raw[name] for name in known & raw.keys() if raw[name] is not None}
+    return RopeScaling(rope_type=kind, **values)
+
+
+def architecture_from_hf(config: dict[str, Any], *, where: str) -> LlamaArchitecture:
+    """The architecture that an HF config describes.
+
+    where: the file, for messages. Errors: ConfigError for anything that is not a plain Llama
+    (other model type, biases, another activation, unknown rope scaling) instead of a silent approximation.
+    """
+    if config.get("model_type") != "llama":
+        raise ConfigError(f"{where}: model_type={config.get('model_type')!r}; only 'llama' is supported")
+    for flag in ("attention_bias", "mlp_bias"):
+        if config.get(flag):
+            raise ConfigError(f"{where}: {flag}=true is not a Llama-3 model; biases are not supported")
+    if config.get("hidden_act", "silu") != "silu":
+        raise ConfigError(f"{where}: hidden_act={config['hidden_act']!r}; only silu is supported")
+    required = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+    missing = [name for name in required if name not in config]
+    if missing:
+        raise ConfigError(f"{where}: lacks {', '.join(missing)}")
+    heads = config["num_attention_heads"]
+    groups = config.get("num_key_value_heads") or heads
+    if heads % groups:
+        raise ConfigError(f"{where}: num_attention_heads={heads} is not a multiple of num_key_value_heads={groups}")
+    # transformers 5 writes one dict `rope_parameters`; older versions two keys.
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    base = rope.get("rope_theta", config.get("rope_theta", 10000.0))
+    return LlamaArchitecture(
+        num_layers=config["num_hidden_layers"],
+        hidden_size=config["hidden_size"],
+        ffn_hidden_size=config["intermediate_size"],
+        num_attention_heads=heads,
+        num_query_groups=groups,
+        kv_channels=config.get("head_dim") or config["hidden_size"] // heads,
+        vocab_size=config["vocab_size"],
+        max_position_embeddings=config.get("max_position_embeddings", 2048),
+        rotary_base=float(base),
+        rope_scaling=_rope_scaling(rope, where=where),
+        layernorm_epsilon=config.get("rms_norm_eps", 1e-6),
+        tied=bool(config.get("tie_word_embeddings", False)),
+    )
+
+
+def read_hf_config(path: Path) -> dict[str, Any]:
+    """The config.json at `path` (file or folder). Errors: ConfigError naming the file."""
+    file = path / "config.json" if path.is_dir() else path
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise ConfigError(f"{file}: not valid JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"{file}: expected a JSON object")
+    return config
+
+
+def hf_config_of(architecture: LlamaArchitecture) -> dict[str, Any]:
+    """An HF config for a model that did not come from one (a preset)."""
+    rope: dict[str, Any] = {"rope_theta": architecture.rotary_base, "rope_type": "default"}
+    if architecture.rope_scaling is not None:
+        scaling = architecture.rope_scaling
+        rope |= {"rope_type": scaling.rope_type, "factor": scaling.factor}
+        if scaling.rope_type == "llama3":
+            rope |= {
+                "low_freq_factor": scaling.low_freq_factor,
+                "high_freq_factor": scaling.high_freq_factor,
+                "original_max_position_embeddings": scaling.original_max_position_embeddings,
+            }
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "hidden_size": architecture.hidden_size,
+        "intermediate_size": architecture.ffn_hidden_size,
+        "num_hidden_layers": architecture.num_layers,
+        "num_attention_heads": architecture.num_attention_heads,
+        "num_key_value_heads": architecture.num_query_groups,
+        "head_dim": architecture.kv_channels,
+        "vocab_size": architecture.vocab_size,
+        "max_position_embeddings": architecture.max_position_embeddings,
+        "rms_norm_eps": architecture.layernorm_epsilon,
+        "rope_theta": architecture.rotary_base,
+        "rope_scaling": None if architecture.rope_scaling is None else {k: v for k, v in rope.items() if k != "rope_theta"},
+        "tie_word_embeddings": architecture.tied,
+        "attention_bias": False,
+        "mlp_bias": False,
+    }

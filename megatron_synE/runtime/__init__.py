@@ -1,0 +1,1 @@
+"""Everything that depends on the device, the launcher or the operating system."""

@@ -1,0 +1,1 @@
+"""Offline commands behind `syne`."""
