@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter, load, save
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import create_default_global_save_plan
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -33,6 +34,8 @@ from torch.distributed.checkpoint.planner import (
     WriteItemType,
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from megatron_synE.exit_codes import CheckpointError
 
@@ -171,12 +174,12 @@ class _ChunkLoadPlanner(LoadPlanner):
 
 
 class _SafeReader(FileSystemReader):
-    """FileSystemReader whose `.metadata` (a pickle) can name no class outside torch DCP's own description of tensors."""
+    """FileSystemReader whose `.metadata` (a pickle) can name no class but torch DCP's own description of tensors."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         metadata = read_metadata(Path(self.path))
         # Set by FileSystemReader.read_metadata in torch 2.11-2.13; a missing load id breaks nothing else.
-        if getattr(metadata, "storage_meta", None) is not None:
+        if metadata.storage_meta is not None:
             metadata.storage_meta.load_id = self.load_id
         return metadata
 
@@ -206,7 +209,7 @@ class _MetadataUnpickler(pickle.Unpickler):
 
 
 def read_metadata(path: Path) -> Metadata:
-    """The tensor table of a torch_dist folder. Errors: CheckpointError if missing, damaged, or naming foreign classes."""
+    """The tensor table of a torch_dist folder. Errors: CheckpointError if missing, damaged or naming other classes."""
     file = path / ".metadata"
     try:
         with file.open("rb") as stream:
@@ -244,7 +247,7 @@ def load_chunks(
     try:
         with torch.no_grad():
             load({}, storage_reader=_SafeReader(path), planner=planner, process_group=group, no_dist=alone)
-    except dist.checkpoint.CheckpointException as error:
+    except CheckpointException as error:
         causes = [cause for cause, _ in error.failures.values()]
         raise CheckpointError(f"{path}: {causes[0]}") from error
     except (OSError, RuntimeError) as error:

@@ -1,0 +1,285 @@
+"""Which folder is a checkpoint: names, the manifest that makes it complete, publishing, choosing, pruning. No torch."""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from megatron_synE.exit_codes import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+STATE = "state.json"
+TRACKER = "latest_checkpointed_iteration.txt"
+CHECKPOINTS = "checkpoints"
+"""The folder of a run that holds its iter_* folders."""
+_REQUIRED = (".metadata", STATE)
+_ITERATION_NAME = re.compile(r"iter_(\d{7,})")
+_TEMPORARY_NAME = re.compile(r"\.tmp-iter_(\d{7,})(-.*)?")
+_HASH_BLOCK_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommonState:
+    """state.json: what every rank shares besides tensors (docs/checkpoint.md). JSON values only."""
+
+    iteration: int
+    consumed_samples: int
+    consumed_tokens: int
+    adam_step: int
+    has_optimizer: bool
+    weights_dtype: str
+    """float32, bfloat16, or float16 (imported without a cast)."""
+    tied: bool
+    vocab_size: int
+    schedule: Mapping[str, Any] | None = None
+    schedule_hash: str | None = None
+    tokenizer_digest: str | None = None
+    last_validation: Mapping[str, Any] | None = None
+    wandb_id: str | None = None
+    layout: Mapping[str, int] | None = None
+    """World size and parallel sizes it was written under; information only."""
+
+
+def iteration_name(iteration: int) -> str:
+    return f"iter_{iteration:07d}"
+
+
+def temporary_name(iteration: int, suffix: str) -> str:
+    """Name of the folder that is written before it is published; `suffix` must be the same on all ranks."""
+    return f".tmp-{iteration_name(iteration)}-{suffix}"
+
+
+def iteration_of(folder: Path) -> int:
+    """The iteration in a folder's name. Errors: CheckpointError if it is not an iter_* name."""
+    match = _ITERATION_NAME.fullmatch(folder.name)
+    if match is None:
+        raise CheckpointError(f"{folder}: not a checkpoint folder (expected a name such as {iteration_name(10)})")
+    return int(match[1])
+
+
+def write_state(folder: Path, state: CommonState) -> None:
+    """Write state.json."""
+    write_json(folder / STATE, {"schema_version": SCHEMA_VERSION, **asdict(state)})
+
+
+def read_state(folder: Path) -> CommonState:
+    """state.json of a checkpoint. Errors: CheckpointError for another schema version, unknown or missing fields."""
+    raw = _read_json(folder / STATE)
+    version = raw.pop("schema_version", None)
+    if version != SCHEMA_VERSION:
+        raise CheckpointError(f"{folder / STATE}: schema_version={version!r}, this program reads {SCHEMA_VERSION}")
+    known = {field.name for field in fields(CommonState)}
+    if unknown := sorted(raw.keys() - known):
+        raise CheckpointError(f"{folder / STATE}: unknown field {unknown[0]!r}")
+    try:
+        return CommonState(**raw)
+    except TypeError as error:
+        raise CheckpointError(f"{folder / STATE}: incomplete ({error})") from error
+
+
+def write_manifest(folder: Path, extra: Mapping[str, Any], *, known_sha256: Mapping[str, str] | None = None) -> None:
+    """Write manifest.json: `extra`, and size and sha256 of every other file below `folder`.
+
+    known_sha256: relative path -> hash of files hashed while they were written; the others are read once more.
+    """
+    known = known_sha256 or {}
+    files = {
+        name: {"size_bytes": file.stat().st_size, "sha256": known.get(name) or sha256_of(file)}
+        for name, file in _files_below(folder)
+        if name != MANIFEST
+    }
+    write_json(folder / MANIFEST, {**extra, "schema_version": SCHEMA_VERSION, "files": files})
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """manifest.json of a checkpoint. Errors: CheckpointError if missing, damaged or of another schema version."""
+    file = folder / MANIFEST
+    if not file.is_file():
+        raise CheckpointError(f"{file}: missing; {folder} was not written to its end")
+    manifest = _read_json(file)
+    if manifest.get("schema_version") != SCHEMA_VERSION or not isinstance(manifest.get("files"), dict):
+        raise CheckpointError(
+            f"{file}: schema_version={manifest.get('schema_version')!r}, this program reads {SCHEMA_VERSION}"
+        )
+    return manifest
+
+
+def check_complete(folder: Path, *, verify_hashes: bool) -> None:
+    """Return if every file of the manifest is here as written.
+
+    Errors: CheckpointError naming the first file that is missing, of another size or (verify_hashes) other content.
+    Cost: with verify_hashes every byte is read.
+    """
+    files = read_manifest(folder)["files"]
+    for name in _REQUIRED:
+        if name not in files:
+            raise CheckpointError(f"{folder / MANIFEST}: does not list {name}; not a whole checkpoint")
+    for name, entry in files.items():
+        file = folder / name
+        if not file.is_file():
+            raise CheckpointError(f"{file}: missing; the checkpoint is incomplete")
+        size = file.stat().st_size
+        if size != entry["size_bytes"]:
+            raise CheckpointError(f"{file}: has {size} bytes, the manifest says {entry['size_bytes']}")
+        if verify_hashes and sha256_of(file) != entry["sha256"]:
+            raise CheckpointError(f"{file}: its content differs from the sha256 in {MANIFEST}; the file is damaged")
+
+
+def complete_checkpoints(checkpoints_dir: Path) -> list[Path]:
+    """The complete iter_* folders by ascending iteration (sizes checked); logs a warning for each it passes over."""
+    found = []
+    for folder in _iteration_folders(checkpoints_dir):
+        try:
+            check_complete(folder, verify_hashes=False)
+        except CheckpointError as error:
+            logger.warning("passing over %s: %s", folder.name, error)
+        else:
+            found.append(folder)
+    return found
+
+
+def newest_complete(checkpoints_dir: Path, *, verify_hashes: bool = False) -> Path | None:
+    """The complete checkpoint of the highest iteration, whatever the tracker says; None if there is none.
+
+    Passes over incomplete (verify_hashes: also damaged) ones with a logged warning; temporary folders never count.
+    """
+    for folder in reversed(_iteration_folders(checkpoints_dir)):
+        try:
+            check_complete(folder, verify_hashes=verify_hashes)
+        except CheckpointError as error:
+            logger.warning("passing over %s: %s", folder.name, error)
+            continue
+        tracked = _tracked_iteration(checkpoints_dir)
+        if tracked is not None and tracked != iteration_of(folder):
+            logger.warning("%s names iteration %d; using %s", checkpoints_dir / TRACKER, tracked, folder.name)
+        return folder
+    return None
+
+
+def resolve_checkpoint(path: Path) -> Path:
+    """The checkpoint that a user means: an iter_* folder, or the newest complete one of a run or its checkpoints.
+
+    Errors: CheckpointError if the named folder is incomplete or nothing complete is below it.
+    """
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such folder; give an iter_* folder, or the run that holds checkpoints/")
+    if _ITERATION_NAME.fullmatch(path.name) or (path / MANIFEST).is_file() and (path / STATE).is_file():
+        check_complete(path, verify_hashes=False)
+        return path
+    for folder in (path, path / CHECKPOINTS):
+        newest = newest_complete(folder) if folder.is_dir() else None
+        if newest is not None:
+            return newest
+    raise CheckpointError(f"{path}: holds no complete checkpoint (no iter_* folder with a whole {MANIFEST})")
+
+
+def publish(temporary: Path, final: Path) -> None:
+    """Make a fully written folder visible under its final name, then point the tracker at it.
+
+    Order: fsync of every file and folder, rename, fsync of the parent, tracker. A folder of the same name is replaced.
+    """
+    for _, file in _files_below(temporary):
+        _fsync(file)
+    for folder in [temporary, *(child for child in temporary.rglob("*") if child.is_dir())]:
+        _fsync(folder)
+    if final.exists():
+        replaced = final.parent / f".tmp-{final.name}-replaced-{os.getpid()}"
+        os.rename(final, replaced)
+        os.rename(temporary, final)
+        shutil.rmtree(replaced)
+    else:
+        os.rename(temporary, final)
+    _fsync(final.parent)
+    write_text_atomically(final.parent / TRACKER, f"{iteration_of(final)}\n")
+
+
+def prune(checkpoints_dir: Path, *, keep_last: int | None) -> list[Path]:
+    """Delete complete checkpoints but the newest `keep_last` (None keeps all), and every temporary folder; what went.
+
+    Call it only when no save is under way in `checkpoints_dir`. An incomplete iter_* folder is left for a person.
+    """
+    stale = [folder for folder in checkpoints_dir.iterdir() if _TEMPORARY_NAME.fullmatch(folder.name)]
+    old = [] if keep_last is None else complete_checkpoints(checkpoints_dir)[: -max(keep_last, 1)]
+    for folder in old:
+        # Under a temporary name first: a deletion that is interrupted must not leave half a checkpoint.
+        doomed = checkpoints_dir / f".tmp-{folder.name}-pruned"
+        os.rename(folder, doomed)
+        stale.append(doomed)
+    for folder in stale:
+        shutil.rmtree(folder)
+    return old
+
+
+def sha256_of(file: Path) -> str:
+    """Hash of a file's content. Errors: CheckpointError if it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with file.open("rb", buffering=0) as stream:
+            buffer = memoryview(bytearray(_HASH_BLOCK_BYTES))
+            while count := stream.readinto(buffer):
+                digest.update(buffer[:count])
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from error
+    return digest.hexdigest()
+
+
+def write_json(file: Path, value: Mapping[str, Any]) -> None:
+    """Write readable JSON, atomically."""
+    write_text_atomically(file, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text_atomically(file: Path, text: str) -> None:
+    """Replace `file` by `text`: temporary name, fsync, rename, fsync of the folder."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, file)
+    _fsync(file.parent)
+
+
+def _files_below(folder: Path) -> list[tuple[str, Path]]:
+    return sorted((file.relative_to(folder).as_posix(), file) for file in folder.rglob("*") if file.is_file())
+
+
+def _iteration_folders(checkpoints_dir: Path) -> list[Path]:
+    if not checkpoints_dir.is_dir():
+        return []
+    return sorted((f for f in checkpoints_dir.iterdir() if _ITERATION_NAME.fullmatch(f.name)), key=iteration_of)
+
+
+def _tracked_iteration(checkpoints_dir: Path) -> int | None:
+    try:
+        return int((checkpoints_dir / TRACKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise CheckpointError(f"{file}: not valid JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{file}: expected a JSON object")
+    return value
+
+
+def _fsync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
