@@ -153,7 +153,7 @@ class DataSection:
     exhaustion: Literal["repeat", "stop"] = "repeat"
     """stop: refuse a plan that reads any source more than once."""
     max_epochs: PositiveFloat = 4.0
-    """A plan that reads any source more often is refused. Ours; repetition beyond four epochs pays little (2305.16264)."""
+    """A plan that reads any source more often is refused. Ours: repetition beyond four pays little (2305.16264)."""
     num_workers: NonNegative = 1
     """Reader processes per rank. The order of the data does not depend on it."""
 

@@ -1,0 +1,92 @@
+"""What pydantic found wrong, in the words of the configuration file: key, fault, value, nearest name."""
+
+import dataclasses
+import difflib
+import typing
+from typing import Any
+
+from megatron_synE.config.schema import RunConfig
+
+_LONGEST_VALUE = 60
+
+
+def explain_error(error: dict[str, Any]) -> str:
+    """One line `section.key: what is wrong (value)` for one entry of ValidationError.errors()."""
+    loc: tuple[str | int, ...] = tuple(part for part in error["loc"] if part != "[key]")
+    key = ".".join(map(str, loc)) or "the file"
+    kind = error["type"]
+    value = error.get("input")
+    if kind == "unexpected_keyword_argument":
+        return f"{key}: unknown key; {_suggestion(loc)}"
+    if kind in ("missing", "missing_argument", "missing_keyword_only_argument"):
+        return f"{key}: missing; it has no default"
+    if kind in ("dataclass_type", "dataclass_exact_type"):
+        section = section_at(loc)
+        names = ", ".join(field_names(section)) if section is not None else ""
+        return f"{key}: expected a section with keys such as {names} {_shown(value)}".rstrip()
+    if kind == "int_type" and isinstance(value, float):
+        return f"{key}: must be a whole number {_shown(value)}"
+    if kind == "literal_error":
+        return f"{key}: must be one of {error['ctx']['expected']} {_shown(value)}{_nearest_value(error)}"
+    if kind == "string_pattern_mismatch":
+        return f"{key}: letters, digits, '.', '_' and '-' only, and no leading '.' or '-' {_shown(value)}"
+    message = error["msg"].removeprefix("Input should be ").removeprefix("Input should ")
+    words = (
+        message.replace("valid array", "list, e.g. [a, b]").replace("valid object", "section").replace("a valid ", "a ")
+    )
+    return f"{key}: must be {words} {_shown(value)}"
+
+
+def section_at(loc: tuple[str | int, ...]) -> type | None:
+    """The schema dataclass that describes the value at `loc`, or None where there is none."""
+    current: Any = RunConfig
+    for part in loc:
+        if isinstance(part, int):
+            arguments = typing.get_args(current)
+            current = arguments[0] if arguments else None
+        elif _is_section(current):
+            current = typing.get_type_hints(current).get("source" if part == "from" else part)
+        else:
+            return None
+    return current if _is_section(current) else None
+
+
+def _is_section(hint: Any) -> bool:
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
+
+
+def field_names(section: type) -> list[str]:
+    """The keys of one section as they are written in a file."""
+    names = list(typing.get_type_hints(section))
+    return ["from" if section.__name__ == "InitSection" and name == "source" else name for name in names]
+
+
+def all_keys() -> list[str]:
+    """Every `section.key` of the file, stages without their position."""
+    keys = []
+    for section, hint in typing.get_type_hints(RunConfig).items():
+        keys += [f"{section}.{name}" for name in field_names(hint)] if _is_section(hint) else [section]
+    return keys
+
+
+def _suggestion(loc: tuple[str | int, ...]) -> str:
+    wrong = str(loc[-1])
+    section = section_at(loc[:-1])
+    names = field_names(section) if section is not None else []
+    if near := difflib.get_close_matches(wrong, names, n=1, cutoff=0.6):
+        return f"did you mean {'.'.join(map(str, (*loc[:-1], near[0])))}?"
+    elsewhere = {key.rpartition(".")[2]: key for key in all_keys()}
+    if near := difflib.get_close_matches(wrong, list(elsewhere), n=1, cutoff=0.75):
+        return f"did you mean {elsewhere[near[0]]}?"
+    return f"known here: {', '.join(names)}"
+
+
+def _nearest_value(error: dict[str, Any]) -> str:
+    choices = [choice.strip("'") for choice in error["ctx"]["expected"].replace(" or ", ", ").split(", ")]
+    near = difflib.get_close_matches(str(error.get("input")), choices, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return f"({text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + '...'})"

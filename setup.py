@@ -1,0 +1,2 @@
+from setuptools import setup  # everything that describes the package is in pyproject.toml
+setup()
