@@ -1,0 +1,35 @@
+"""Files appear whole or not at all: temporary name beside the target, fsync, rename."""
+
+import os
+from pathlib import Path
+
+
+def publish(temporary: Path, target: Path) -> None:
+    """Give a finished temporary file its final name, durably. Both lie in one folder."""
+    with temporary.open("rb") as stream:
+        os.fsync(stream.fileno())
+    temporary.replace(target)
+    sync_folder(target.parent)
+
+
+def write_atomic(target: Path, content: bytes) -> None:
+    """Replace `target` by a file with this content; a crash leaves the old one or the new one."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(target.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and removals inside `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

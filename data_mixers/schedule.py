@@ -1,0 +1,191 @@
+"""The blend schedule: seed, sources and a list of phases that is only ever appended to.
+
+Everything that decides which tokens sample i holds is in here, and nothing else: the past is hashed and never edited.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
+
+from data_mixers.errors import ConfigError
+from data_mixers.manifest import SourceEntry
+from data_mixers.ratios import WEIGHT_UNIT
+from data_mixers.strict_json import parse
+
+SCHEMA_VERSION = 1
+Order = Literal["permuted", "as_written"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduledShard:
+    """One token file, as far as sampling needs to know it."""
+
+    num_tokens: int
+    sha256: str
+    """Of the .bin: other tokens under the same name are another past."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduledSource:
+    """A source that may be read; its index in the schedule is its rank in the merge."""
+
+    name: str
+    shards: tuple[ScheduledShard, ...]
+    order: Order = "permuted"
+    """Order of windows inside an epoch: a keyed permutation, or as they lie in the files."""
+
+    def __post_init__(self) -> None:
+        if "@" in self.name:
+            raise ConfigError(f"source {self.name} is held out for validation and can never enter a schedule")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A range of samples blended with one set of weights."""
+
+    name: str
+    start_sample: int
+    num_samples: int
+    weights: tuple[tuple[str, int], ...]
+    """(source name, weight over 2**32), in schedule order, zeros left out; they sum to exactly 2**32."""
+
+    @property
+    def end_sample(self) -> int:
+        return self.start_sample + self.num_samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """What to read, in which order, for the whole run."""
+
+    seed: int
+    seq_length: int
+    sources: tuple[ScheduledSource, ...]
+    phases: tuple[Phase, ...] = ()
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        names = [source.name for source in self.sources]
+        if len(set(names)) != len(names):
+            raise ConfigError(f"schedule: a source occurs twice: {sorted(n for n in set(names) if names.count(n) > 1)}")
+        if self.seq_length < 1:
+            raise ConfigError(f"schedule: seq_length={self.seq_length} must be at least 1")
+        start = 0
+        for index, phase in enumerate(self.phases):
+            _check_phase(phase, names, start=start, where=f"schedule.phases[{index}]")
+            start = phase.end_sample
+
+    @property
+    def num_samples(self) -> int:
+        return self.phases[-1].end_sample if self.phases else 0
+
+    def source_index(self, name: str) -> int:
+        """Errors: ConfigError if the schedule has no such source."""
+        for index, source in enumerate(self.sources):
+            if source.name == name:
+                return index
+        raise ConfigError(f"the schedule has no source {name}; it has {', '.join(s.name for s in self.sources)}")
+
+    def append(self, phase: Phase, *, new_sources: tuple[ScheduledSource, ...] = ()) -> "Schedule":
+        """This schedule with one more phase; samples before it are unchanged.
+
+        new_sources: sources no earlier phase knew; they rank after all others.
+        Errors: ConfigError if the phase does not start where this schedule ends, or its weights do not fit.
+        """
+        return replace(self, sources=self.sources + new_sources, phases=(*self.phases, phase))
+
+    def append_weights(
+        self, name: str, *, num_samples: int, weights: Mapping[str, int], new_sources: tuple[ScheduledSource, ...] = ()
+    ) -> "Schedule":
+        """`append` of a phase that starts where this schedule ends; weights as `ratios.quantise` gives them."""
+        known = [source.name for source in self.sources + new_sources]
+        for source in weights:
+            if source not in known:
+                raise ConfigError(f"phase {name} weighs {source}, which the schedule does not have: {', '.join(known)}")
+        ordered = tuple((source, weights[source]) for source in known if weights.get(source, 0))
+        phase = Phase(name=name, start_sample=self.num_samples, num_samples=num_samples, weights=ordered)
+        return self.append(phase, new_sources=new_sources)
+
+    def to_json(self) -> str:
+        """Canonical: equal schedules give equal text."""
+        return _canonical(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Schedule":
+        """Errors: ConfigError naming the key for anything but what `to_json` writes."""
+        try:
+            content = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"the schedule is not JSON: {error}") from error
+        version = content.get("schema_version") if isinstance(content, dict) else None
+        if version != SCHEMA_VERSION:
+            raise ConfigError(f"schedule.schema_version is {version!r}; this program reads {SCHEMA_VERSION}")
+        return parse(cls, content, where="schedule", fault=ConfigError)
+
+    def digest(self) -> str:
+        """sha256 of the canonical JSON."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def past_digest(self, sample: int) -> str:
+        """sha256 of everything that decides the samples before `sample`, and of nothing else.
+
+        Equal for two schedules exactly when they differ only in what comes later: names of phases, a split of a phase
+        into two with equal weights, later phases and sources that no earlier phase reads leave it unchanged.
+        """
+        segments: list[tuple[int, tuple[tuple[str, int], ...]]] = []
+        for phase in self.phases:
+            end = min(phase.end_sample, sample)
+            if end <= phase.start_sample:
+                continue
+            if segments and segments[-1][1] == phase.weights:
+                segments.pop()
+            segments.append((end, phase.weights))
+        read = {name for _, weights in segments for name, _ in weights}
+        past = {
+            "seed": self.seed,
+            "seq_length": self.seq_length,
+            # the index is the rank in the merge, so it belongs to the past
+            "sources": [(index, asdict(source)) for index, source in enumerate(self.sources) if source.name in read],
+            "segments": segments,
+        }
+        return hashlib.sha256(_canonical(past).encode()).hexdigest()
+
+
+def scheduled_source(entry: SourceEntry, *, order: Order = "permuted") -> ScheduledSource:
+    """A manifest's source as the schedule holds it.
+
+    Errors: ConfigError if it is held out for validation.
+    """
+    if entry.role != "train":
+        raise ConfigError(f"source {entry.name} has role {entry.role}: it is held out and can never enter a schedule")
+    shards = tuple(ScheduledShard(num_tokens=shard.num_tokens, sha256=shard.bin_sha256) for shard in entry.shards)
+    return ScheduledSource(name=entry.name, shards=shards, order=order)
+
+
+def _check_phase(phase: Phase, names: list[str], *, start: int, where: str) -> None:
+    if phase.start_sample != start:
+        raise ConfigError(
+            f"{where} ({phase.name}) starts at sample {phase.start_sample}; the phase before ends at {start}"
+        )
+    if phase.num_samples < 1:
+        raise ConfigError(f"{where} ({phase.name}) has {phase.num_samples} samples; it needs at least one")
+    ranks = []
+    for name, weight in phase.weights:
+        if name not in names:
+            raise ConfigError(
+                f"{where} ({phase.name}) weighs {name}, which is not among its sources: {', '.join(names)}"
+            )
+        if weight < 1:
+            raise ConfigError(f"{where} ({phase.name}): weight {weight} of {name} is not positive; leave it out")
+        ranks.append(names.index(name))
+    if ranks != sorted(set(ranks)):
+        raise ConfigError(f"{where} ({phase.name}): weights must be in the order of the sources, each once")
+    total = sum(weight for _, weight in phase.weights)
+    if total != WEIGHT_UNIT:
+        raise ConfigError(f"{where} ({phase.name}): weights sum to {total}, not 2**32; make them with ratios.quantise")
+
+
+def _canonical(content: object) -> str:
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

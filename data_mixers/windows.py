@@ -1,0 +1,103 @@
+"""Which tokens draw k of a source reads: epoch, shift, permuted window number, shard and offset.
+
+A shard of n tokens holds W = max(1, (n - seq) // seq) windows of seq + 1 tokens with stride seq: neighbours share one
+token, so every token after the first of an epoch is a target once. Each epoch is shifted by less than seq tokens, so
+fewer than two windows at head and tail together are not read in it.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+
+import numpy as np
+import numpy.typing as npt
+
+from data_mixers.errors import ConfigError
+from data_mixers.permutation import Permutation, keyed_hash
+from data_mixers.schedule import ScheduledSource
+
+
+@dataclass(frozen=True)
+class WindowAddress:
+    """Where a window of seq_length + 1 tokens lies inside its source."""
+
+    epoch: int
+    shard_index: int
+    token_offset: int
+
+
+def windows_in_shard(num_tokens: int, *, seq_length: int) -> int:
+    """Windows read per epoch; 0 if the shard does not hold seq_length + 1 tokens."""
+    return max(1, (num_tokens - seq_length) // seq_length) if num_tokens > seq_length else 0
+
+
+class SourceWindows:
+    """The windows of one source under one seed."""
+
+    def __init__(self, source: ScheduledSource, *, seed: int, seq_length: int) -> None:
+        self.name = source.name
+        self._order = source.order
+        self._seed = seed
+        self._seq_length = seq_length
+        self._tokens = [shard.num_tokens for shard in source.shards]
+        self._windows = [windows_in_shard(tokens, seq_length=seq_length) for tokens in self._tokens]
+        self._ends = list(accumulate(self._windows))
+        self.windows_per_epoch = self._ends[-1] if self._ends else 0
+        if self.windows_per_epoch == 0:
+            raise ConfigError(
+                f"source {source.name} is too small: its longest shard has {max(self._tokens, default=0)} tokens, "
+                f"a window needs seq_length + 1 = {seq_length + 1}; give it more text, merge it into another topic, "
+                "or lower training.seq_length"
+            )
+        self._permutation = lru_cache(maxsize=2)(self._make_permutation)
+        self._shift_base = lru_cache(maxsize=2)(self._make_shift_base)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise TypeError("SourceWindows is rebuilt from the schedule, not pickled")
+
+    def address(self, draw: int) -> WindowAddress:
+        """Where the draw'th window of this source lies."""
+        epoch, position = divmod(draw, self.windows_per_epoch)
+        window = position if self._order == "as_written" else self._permutation(epoch)[position]
+        shard_index = bisect_right(self._ends, window)
+        inside = window - (self._ends[shard_index] - self._windows[shard_index])
+        offset = inside * self._seq_length + self.shift(epoch, shard_index)
+        return WindowAddress(epoch=epoch, shard_index=shard_index, token_offset=offset)
+
+    def addresses(
+        self, draws: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """(epoch, shard index, token offset) of many draws, in their order."""
+        epochs, windows = np.divmod(draws, self.windows_per_epoch)
+        shards, offsets = np.zeros_like(draws), np.zeros_like(draws)
+        ends, counts = np.array(self._ends, dtype=np.int64), np.array(self._windows, dtype=np.int64)
+        for epoch in np.unique(epochs).tolist():
+            chosen = np.flatnonzero(epochs == epoch)
+            numbers = windows[chosen]
+            if self._order == "permuted":
+                numbers = self._permutation(epoch).map(numbers)
+            shard = np.searchsorted(ends, numbers, side="right")
+            shifts = np.array([self.shift(epoch, index) for index in range(len(ends))], dtype=np.int64)
+            shards[chosen] = shard
+            offsets[chosen] = (numbers - (ends - counts)[shard]) * self._seq_length + shifts[shard]
+        return epochs, shards, offsets
+
+    def shift(self, epoch: int, shard_index: int) -> int:
+        """Tokens left out at the head of a shard in an epoch; none in epoch 0."""
+        if epoch == 0 or self._windows[shard_index] == 0:
+            return 0
+        spare = self._tokens[shard_index] - 1 - self._windows[shard_index] * self._seq_length
+        return self._shift_base(epoch) % (min(self._seq_length - 1, spare) + 1)
+
+    def _make_permutation(self, epoch: int) -> Permutation:
+        return Permutation(self.windows_per_epoch, self._seed, self.name, epoch)
+
+    def _make_shift_base(self, epoch: int) -> int:
+        return keyed_hash("shift", self._seed, self.name, epoch)
+
+
+def lost_tokens(shard_tokens: Sequence[int], *, seq_length: int) -> int:
+    """Tokens that are no target in one epoch: first, head and tail of each shard, and shards below one window."""
+    return sum(tokens - windows_in_shard(tokens, seq_length=seq_length) * seq_length for tokens in shard_tokens)
