@@ -5,7 +5,7 @@ time; loading fills the tensors of chunks in place from whatever layout the chec
 """
 
 import io
-import pickle
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,29 +15,16 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import create_default_global_save_plan
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import (
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    TensorProperties,
-    TensorStorageMetadata,
-)
-from torch.distributed.checkpoint.planner import (
-    LoadPlan,
-    LoadPlanner,
-    ReadItem,
-    SavePlan,
-    SavePlanner,
-    TensorWriteData,
-    WriteItem,
-    WriteItemType,
-)
-from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
-from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from megatron_synE.checkpoint.chunk_reader import ChunkReader
+from megatron_synE.checkpoint.dcp_metadata import read_metadata
 from megatron_synE.exit_codes import CheckpointError
+
+__all__ = ["Chunk", "ChunkReader", "load_chunks", "read_metadata", "save_chunks", "whole"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +60,56 @@ def whole(key: str, tensor: torch.Tensor) -> Chunk:
     """The chunk that is a whole tensor."""
     shape = tuple(tensor.shape)
     return Chunk(key, shape, (0,) * len(shape), shape, tensor.dtype, tensor)
+
+
+def save_chunks(path: Path, chunks: Sequence[Chunk], *, group: dist.ProcessGroup | None = None) -> None:
+    """Write all ranks' chunks into `path` (files fsynced).
+
+    Collective: every rank of `group`; without an initialised process group, this process alone.
+    Errors: CheckpointError naming the folder, on every rank, if any rank cannot write (a full disk).
+    Cost: lazy chunks are produced one at a time.
+    """
+    writer = FileSystemWriter(path, single_file_per_rank=True, sync_files=True, thread_count=1, overwrite=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+            save(
+                {},
+                storage_writer=writer,
+                planner=_ChunkSavePlanner(chunks),
+                process_group=group,
+                no_dist=not dist.is_initialized(),
+            )
+    except CheckpointException as error:
+        causes = [cause for cause, _ in error.failures.values()]
+        raise CheckpointError(f"{path}: cannot be written ({causes[0]})") from error
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: cannot be written ({error})") from error
+
+
+def load_chunks(
+    path: Path, chunks: Sequence[Chunk], *, group: dist.ProcessGroup | None = None, no_dist: bool = False
+) -> None:
+    """Fill the tensors of `chunks` in place, from whatever rectangles the checkpoint was written in.
+
+    Collective: every rank of `group` unless no_dist; only to agree that all succeeded, each reads for itself.
+    Errors: CheckpointError naming the folder and tensor for what is missing, misshapen or damaged, on every rank.
+    Cost: reads the rows that are asked for and no others.
+    """
+    fault: str | None = None
+    try:
+        reader = ChunkReader(path)
+        for chunk in chunks:
+            if reader.shape(chunk.key) != chunk.global_shape:
+                raise CheckpointError(
+                    f"{path}: {chunk.key} has shape {reader.shape(chunk.key)}, the model needs {chunk.global_shape}"
+                )
+            reader.read_into(chunk.tensor().detach(), chunk.key, chunk.offsets)
+    except CheckpointError as error:
+        fault = str(error)
+    for message in [fault] if no_dist or not dist.is_initialized() else _gathered(fault, group):
+        if message is not None:
+            raise CheckpointError(message)
 
 
 class _ChunkSavePlanner(SavePlanner):
@@ -127,128 +164,7 @@ def _deduplicated(all_plans: list[SavePlan]) -> list[SavePlan]:
     return [SavePlan(items_of_rank) for items_of_rank in kept]
 
 
-class _ChunkLoadPlanner(LoadPlanner):
-    def __init__(self, chunks: Sequence[Chunk], *, path: Path) -> None:
-        self._path = path
-        self._by_key: dict[str, list[Chunk]] = {}
-        for chunk in chunks:
-            self._by_key.setdefault(chunk.key, []).append(chunk)
-        self._targets = {chunk.index: chunk for chunk in chunks}
-
-    def set_up_planner(self, state_dict: Any, metadata: Metadata | None = None, is_coordinator: bool = False) -> None:
-        assert metadata is not None
-        self._metadata = metadata
-
-    def create_local_plan(self) -> LoadPlan:
-        items: list[ReadItem] = []
-        for key, chunks in self._by_key.items():
-            stored = self._metadata.state_dict_metadata.get(key)
-            if not isinstance(stored, TensorStorageMetadata):
-                raise CheckpointError(f"{self._path}: tensor {key!r} is not in this checkpoint")
-            if tuple(stored.size) != chunks[0].global_shape:
-                raise CheckpointError(
-                    f"{self._path}: {key} has shape {tuple(stored.size)}, the model needs {chunks[0].global_shape}"
-                )
-            wanted = [ChunkStorageMetadata(torch.Size(c.offsets), torch.Size(c.sizes)) for c in chunks]
-            items += create_read_items_for_chunk_list(key, stored, wanted)
-        return LoadPlan(items)
-
-    def create_global_plan(self, global_plan: list[LoadPlan]) -> list[LoadPlan]:
-        return global_plan
-
-    def finish_plan(self, central_plan: LoadPlan) -> LoadPlan:
-        return central_plan
-
-    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        raise AssertionError("only tensors are stored through DCP")
-
-    def resolve_tensor(self, read_item: ReadItem) -> torch.Tensor:
-        dest = read_item.dest_index
-        target = self._targets[MetadataIndex(dest.fqn, dest.offset)].tensor().detach()
-        for dim, (start, length) in enumerate(zip(read_item.dest_offsets, read_item.lengths, strict=True)):
-            target = target.narrow(dim, start, length)
-        return target
-
-    def commit_tensor(self, read_item: ReadItem, tensor: torch.Tensor) -> None:
-        pass
-
-
-class _SafeReader(FileSystemReader):
-    """FileSystemReader whose `.metadata` (a pickle) can name no class but torch DCP's own description of tensors."""
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        metadata = read_metadata(Path(self.path))
-        # Set by FileSystemReader.read_metadata in torch 2.11-2.13; a missing load id breaks nothing else.
-        if metadata.storage_meta is not None:
-            metadata.storage_meta.load_id = self.load_id
-        return metadata
-
-
-_ALLOWED = {
-    "torch.distributed.checkpoint.metadata": {
-        "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta",
-        "TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
-    },
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo", "_StoragePrefix"},
-    "torch.serialization": {"_get_layout"},
-    "torch": {
-        "Size", "float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool",
-        "float8_e4m3fn", "float8_e5m2", "contiguous_format", "preserve_format", "strided",
-    },
-    "torch._utils": {"_get_dtype"},
-    "collections": {"OrderedDict"},
-    "pathlib": {"PosixPath", "Path", "PurePosixPath"},
-}  # fmt: skip
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if name not in _ALLOWED.get(module, ()):
-            raise CheckpointError(f".metadata names {module}.{name}, which no torch DCP checkpoint needs; not opened")
-        return super().find_class(module, name)
-
-
-def read_metadata(path: Path) -> Metadata:
-    """The tensor table of a torch_dist folder. Errors: CheckpointError if missing, damaged or naming other classes."""
-    file = path / ".metadata"
-    try:
-        with file.open("rb") as stream:
-            metadata = _MetadataUnpickler(stream).load()
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{file}: missing; {path} is not a complete torch_dist checkpoint") from error
-    except (pickle.UnpicklingError, EOFError, ValueError, AttributeError, IndexError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{file}: damaged ({error})") from error
-    if not isinstance(metadata, Metadata):
-        raise CheckpointError(f"{file}: not a torch DCP table")
-    return metadata
-
-
-def save_chunks(path: Path, chunks: Sequence[Chunk], *, group: dist.ProcessGroup | None = None) -> None:
-    """Write all ranks' chunks into `path` (files fsynced).
-
-    Collective: every rank of `group`; without an initialised process group, this process alone.
-    Cost: lazy chunks are produced one at a time.
-    """
-    writer = FileSystemWriter(path, single_file_per_rank=True, sync_files=True, thread_count=1, overwrite=True)
-    no_dist = not dist.is_initialized()
-    save({}, storage_writer=writer, planner=_ChunkSavePlanner(chunks), process_group=group, no_dist=no_dist)
-
-
-def load_chunks(
-    path: Path, chunks: Sequence[Chunk], *, group: dist.ProcessGroup | None = None, no_dist: bool = False
-) -> None:
-    """Fill the tensors of `chunks` in place.
-
-    Collective: every rank of `group` unless no_dist.
-    Errors: CheckpointError naming the folder and tensor for what is missing, misshapen or damaged.
-    """
-    planner = _ChunkLoadPlanner(chunks, path=path)
-    alone = no_dist or not dist.is_initialized()
-    try:
-        with torch.no_grad():
-            load({}, storage_reader=_SafeReader(path), planner=planner, process_group=group, no_dist=alone)
-    except CheckpointException as error:
-        causes = [cause for cause, _ in error.failures.values()]
-        raise CheckpointError(f"{path}: {causes[0]}") from error
-    except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error})") from error
+def _gathered(fault: str | None, group: dist.ProcessGroup | None) -> list[str | None]:
+    faults: list[str | None] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(faults, fault, group=group)
+    return faults

@@ -11,15 +11,17 @@ from typing import Any
 import torch
 
 from megatron_synE.checkpoint.hf_mapping import EMBEDDING, HEAD, hf_shapes
-from megatron_synE.checkpoint.safetensors_file import DTYPES, StoredTensor, read_header, read_rows_into
+from megatron_synE.checkpoint.safetensors_file import DTYPES, read_header
+from megatron_synE.checkpoint.stored_array import StoredArray, read_into
 from megatron_synE.exit_codes import CheckpointError
 from megatron_synE.model.llama import LlamaArchitecture, architecture_from_hf, read_hf_config
 
 SIDE_FILES = (
     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
+    "README.md", "LICENSE", "LICENSE.txt", "NOTICE", "NOTICE.txt", "USE_POLICY.md",
 )  # fmt: skip
-"""What travels with the weights: the tokenizer's files and the generation defaults."""
+"""What travels with the weights: tokenizer, generation defaults, licence; the card is where the licence is named."""
 
 _OLD_BUFFERS = re.compile(r".*rotary_emb\.inv_freq$")  # written by transformers < 4.32; computed, not weights
 
@@ -48,7 +50,7 @@ class HfFolder:
         self.path = path
         self.config: dict[str, Any] = read_hf_config(path)
         self.architecture: LlamaArchitecture = architecture_from_hf(self.config, where=str(path / "config.json"))
-        self._stored: dict[str, StoredTensor] = {}
+        self._stored: dict[str, StoredArray] = {}
         self._loaded: dict[str, torch.Tensor] = {}
         self.tensors: Mapping[str, HfTensor] = self._open_weights()
         self._check_weights()
@@ -56,7 +58,7 @@ class HfFolder:
     def read_into(self, target: torch.Tensor, name: str, *, first_row: int = 0, first_column: int = 0) -> None:
         """Fill `target` from the rectangle of weight `name` that begins there, casting to target's dtype."""
         if name in self._stored:
-            read_rows_into(target, self._stored[name], first_row=first_row, first_column=first_column)
+            read_into(target, self._stored[name], (first_row, first_column)[: target.dim()])
             return
         block = self._loaded[name][first_row : first_row + target.shape[0]]
         if target.dim() == 2:
@@ -104,7 +106,7 @@ class HfFolder:
                 first = min(name for name, file in weight_map.items() if file == shard)
                 raise CheckpointError(f"{self.path / shard}: missing shard (it holds {first}, says {index.name})")
             held = self._open_file(self.path / shard)
-            listed = {name for name, file in weight_map.items() if file == shard}
+            listed = {name for name, file in weight_map.items() if file == shard and not _OLD_BUFFERS.match(name)}
             if listed != held.keys():
                 name = min(listed ^ held.keys())
                 raise CheckpointError(f"{self.path / shard}: {name} is only in one of this file and {index.name}")
@@ -113,21 +115,15 @@ class HfFolder:
 
     def _open_file(self, file: Path) -> dict[str, HfTensor]:
         if file.suffix == ".safetensors":
-            stored = read_header(file)
-            for name, entry in stored.items():
-                if entry.dtype not in DTYPES and not _OLD_BUFFERS.match(name):
-                    raise CheckpointError(f"{file}: {name} has dtype {entry.dtype}; weights must be F32, F16 or BF16")
-            self._stored |= stored
-            return {
-                name: HfTensor(name=name, dtype=DTYPES.get(e.dtype, torch.float64), shape=e.shape, file=file)
-                for name, e in stored.items()
-            }
+            arrays = {n: entry.array() for n, entry in read_header(file).items() if not _OLD_BUFFERS.match(n)}
+            self._stored |= arrays
+            return {n: HfTensor(name=n, dtype=a.dtype, shape=a.shape, file=file) for n, a in arrays.items()}
         loaded = _load_bin(file)
         for name, tensor in loaded.items():
-            if tensor.dtype not in DTYPES.values() and not _OLD_BUFFERS.match(name):
+            if tensor.dtype not in DTYPES.values():
                 raise CheckpointError(f"{file}: {name} has dtype {tensor.dtype}; weights must be fp32, fp16 or bf16")
         self._loaded |= loaded
-        return {name: HfTensor(name=name, dtype=t.dtype, shape=tuple(t.shape), file=file) for name, t in loaded.items()}
+        return {n: HfTensor(name=n, dtype=t.dtype, shape=tuple(t.shape), file=file) for n, t in loaded.items()}
 
     def _check_weights(self) -> None:
         expected = hf_shapes(self.architecture)
@@ -138,8 +134,6 @@ class HfFolder:
         if has_tied_head:
             expected[HEAD] = expected[EMBEDDING]
         for name, tensor in self.tensors.items():
-            if _OLD_BUFFERS.match(name):
-                continue
             if name not in expected:
                 raise CheckpointError(f"{tensor.file}: weight {name} is unknown to a Llama with this config.json")
             if tensor.shape != expected[name]:
@@ -171,4 +165,4 @@ def _load_bin(file: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{file}: cannot be read with weights_only ({error})") from error
     if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
         raise CheckpointError(f"{file}: not a flat table of tensors")
-    return {str(name): tensor.contiguous() for name, tensor in loaded.items()}
+    return {str(name): tensor for name, tensor in loaded.items() if not _OLD_BUFFERS.match(str(name))}

@@ -172,7 +172,7 @@ def resolve_checkpoint(path: Path) -> Path:
     """
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder; give an iter_* folder, or the run that holds checkpoints/")
-    if _ITERATION_NAME.fullmatch(path.name) or (path / MANIFEST).is_file() and (path / STATE).is_file():
+    if _ITERATION_NAME.fullmatch(path.name) or ((path / MANIFEST).is_file() and (path / STATE).is_file()):
         check_complete(path, verify_hashes=False)
         return path
     for folder in (path, path / CHECKPOINTS):
@@ -193,11 +193,11 @@ def publish(temporary: Path, final: Path) -> None:
         _fsync(folder)
     if final.exists():
         replaced = final.parent / f".tmp-{final.name}-replaced-{os.getpid()}"
-        os.rename(final, replaced)
-        os.rename(temporary, final)
+        final.rename(replaced)
+        temporary.rename(final)
         shutil.rmtree(replaced)
     else:
-        os.rename(temporary, final)
+        temporary.rename(final)
     _fsync(final.parent)
     write_text_atomically(final.parent / TRACKER, f"{iteration_of(final)}\n")
 
@@ -212,7 +212,7 @@ def prune(checkpoints_dir: Path, *, keep_last: int | None) -> list[Path]:
     for folder in old:
         # Under a temporary name first: a deletion that is interrupted must not leave half a checkpoint.
         doomed = checkpoints_dir / f".tmp-{folder.name}-pruned"
-        os.rename(folder, doomed)
+        folder.rename(doomed)
         stale.append(doomed)
     for folder in stale:
         shutil.rmtree(folder)
@@ -244,7 +244,7 @@ def write_text_atomically(file: Path, text: str) -> None:
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
-    os.replace(temporary, file)
+    temporary.replace(file)
     _fsync(file.parent)
 
 

@@ -1,32 +1,28 @@
-"""The safetensors file format: headers read and checked without data, rectangles read straight into tensors.
-
-Plain positioned reads instead of a memory map: pages of a map count as this process's memory, a truncated file
-ends in SIGBUS instead of a message, and rows land in their final place without a second copy.
-"""
+"""The safetensors file format: headers read and checked without data, files written as a stream."""
 
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 
+from megatron_synE.checkpoint.stored_array import StoredArray, byte_view
 from megatron_synE.exit_codes import CheckpointError
 
 DTYPES: dict[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """The only dtypes that weights may have."""
-_ITEM_BITS = {"F64": 64, "I64": 64, "U64": 64, "I32": 32, "U32": 32, "I16": 16, "U16": 16, "I8": 8, "U8": 8, "BOOL": 8}
-_ITEM_BITS |= {"F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
-_BLOCK_BYTES = 16 << 20
-"""Rows are read in blocks of about this size where they must be cast or cut. Ours: fits no cache, costs no memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoredTensor:
-    """Where one tensor lies."""
+class HeaderEntry:
+    """One tensor as the header of a file describes it."""
 
     name: str
     file: Path
@@ -37,8 +33,16 @@ class StoredTensor:
     """Of its first byte, from the start of the file."""
     size_bytes: int
 
+    def array(self) -> StoredArray:
+        """Where its values lie. Errors: CheckpointError if the dtype is not one that weights may have."""
+        if self.dtype not in DTYPES:
+            raise CheckpointError(f"{self.file}: {self.name} has dtype {self.dtype}; weights must be F32, F16 or BF16")
+        return StoredArray(
+            name=self.name, file=self.file, dtype=DTYPES[self.dtype], shape=self.shape, offset=self.offset
+        )
 
-def read_header(file: Path) -> dict[str, StoredTensor]:
+
+def read_header(file: Path) -> dict[str, HeaderEntry]:
     """All tensors of one safetensors file, in the order of their data.
 
     Errors: CheckpointError naming the file (and tensor) when it is missing, not safetensors, or shorter or longer than
@@ -60,73 +64,93 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     if not isinstance(header, dict):
         raise CheckpointError(f"{file}: its header is not a JSON object")
     header.pop("__metadata__", None)
-    tensors = [_stored_tensor(file, name, entry, data_start=8 + header_size) for name, entry in header.items()]
-    tensors.sort(key=lambda tensor: tensor.offset)
+    entries = [_header_entry(file, name, raw, data_start=8 + header_size) for name, raw in header.items()]
+    entries.sort(key=lambda entry: (entry.offset, entry.size_bytes))
     position = 8 + header_size
-    for tensor in tensors:
-        if tensor.offset != position:
-            raise CheckpointError(f"{file}: {tensor.name} begins at byte {tensor.offset}, expected {position}")
-        position += tensor.size_bytes
+    for entry in entries:
+        if entry.offset != position:
+            raise CheckpointError(f"{file}: {entry.name} begins at byte {entry.offset}, expected {position}")
+        position += entry.size_bytes
     if position != file_size:
-        cut = next((t.name for t in tensors if t.offset + t.size_bytes > file_size), None)
+        cut = next((e.name for e in entries if e.offset + e.size_bytes > file_size), None)
         what = f"truncated, {cut} is cut" if cut else "longer than it should be"
         raise CheckpointError(f"{file}: {what}: the header describes {position} bytes, the file has {file_size}")
-    return {tensor.name: tensor for tensor in tensors}
+    return {entry.name: entry for entry in entries}
 
 
-def _stored_tensor(file: Path, name: str, entry: Any, *, data_start: int) -> StoredTensor:
+class SafetensorsWriter:
+    """Writes one file tensor by tensor in the announced order; a tensor may come in several runs of rows.
+
+    Leaving the context without an exception fsyncs the file. Errors: CheckpointError if the disk refuses, or if what
+    was written is not what was announced.
+    """
+
+    def __init__(self, file: Path, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> None:
+        self._file = file
+        self._header = _header_bytes(tensors)
+        self._num_bytes = sum(math.prod(shape) * dtype.itemsize for dtype, shape in tensors.values())
+        self._fd = -1
+        self._written = 0
+
+    def __enter__(self) -> Self:
+        try:
+            self._fd = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+            self._write_exactly(memoryview(self._header))
+        except OSError as error:
+            raise self._refused(error) from error
+        return self
+
+    def append(self, rows: torch.Tensor) -> None:
+        """The next rows in the order of the header."""
+        view = byte_view(rows.contiguous())
+        try:
+            self._write_exactly(view)
+        except OSError as error:
+            raise self._refused(error) from error
+        self._written += len(view)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                if self._written != self._num_bytes:
+                    raise CheckpointError(f"{self._file}: {self._written} of {self._num_bytes} bytes were written")
+                os.fsync(self._fd)
+        except OSError as refused:
+            raise self._refused(refused) from refused
+        finally:
+            os.close(self._fd)
+
+    def _write_exactly(self, view: memoryview) -> None:
+        done = 0
+        while done < len(view):
+            done += os.write(self._fd, view[done:])
+
+    def _refused(self, error: OSError) -> CheckpointError:
+        return CheckpointError(f"{self._file}: cannot be written ({error.strerror})")
+
+
+def _header_entry(file: Path, name: str, raw: Any, *, data_start: int) -> HeaderEntry:
     try:
-        dtype, shape = str(entry["dtype"]), tuple(int(length) for length in entry["shape"])
-        begin, end = (int(offset) for offset in entry["data_offsets"])
+        dtype, shape = str(raw["dtype"]), tuple(int(length) for length in raw["shape"])
+        begin, end = (int(offset) for offset in raw["data_offsets"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: the header entry of {name} is damaged ({error!r})") from error
-    bits = _ITEM_BITS.get(dtype)
-    if begin < 0 or min(shape, default=0) < 0 or (bits and end - begin != math.prod(shape) * bits // 8):
-        raise CheckpointError(f"{file}: {name} is {dtype} {list(shape)} but has {end - begin} bytes of data")
-    return StoredTensor(
-        name=name, file=file, dtype=dtype, shape=shape, offset=data_start + begin, size_bytes=end - begin
-    )
+    size_bytes = end - begin
+    is_wrong_size = dtype in DTYPES and size_bytes != math.prod(shape) * DTYPES[dtype].itemsize
+    if begin < 0 or size_bytes < 0 or min(shape, default=0) < 0 or is_wrong_size:
+        raise CheckpointError(f"{file}: {name} is {dtype} {list(shape)} but has {size_bytes} bytes of data")
+    return HeaderEntry(name=name, file=file, dtype=dtype, shape=shape, offset=data_start + begin, size_bytes=size_bytes)
 
 
-def read_rows_into(target: torch.Tensor, stored: StoredTensor, *, first_row: int, first_column: int = 0) -> None:
-    """Fill `target` ([rows, columns] or [rows]) from the rectangle of `stored` at (first_row, first_column).
-
-    Casts where the dtypes differ (round to nearest even). Cost: whole rows of the same dtype are read in place;
-    otherwise rows pass through a buffer of 16 MiB.
-    """
-    dtype = DTYPES[stored.dtype]
-    row_length = math.prod(stored.shape[1:])
-    row_bytes = row_length * dtype.itemsize
-    num_rows = target.shape[0]
-    is_whole_rows = target.dim() == 1 or target.shape[1] == row_length
-    try:
-        with stored.file.open("rb", buffering=0) as stream:
-            fd = stream.fileno()
-            if is_whole_rows and target.dtype == dtype and target.is_contiguous():
-                return _read_exactly(fd, target, stored, stored.offset + first_row * row_bytes)
-            block_rows = max(1, _BLOCK_BYTES // max(row_bytes, 1))
-            buffer = torch.empty((min(block_rows, num_rows), *stored.shape[1:]), dtype=dtype)
-            for row in range(0, num_rows, block_rows):
-                rows = min(block_rows, num_rows - row)
-                _read_exactly(fd, buffer[:rows], stored, stored.offset + (first_row + row) * row_bytes)
-                block = buffer[:rows]
-                if target.dim() == 2:
-                    block = block[:, first_column : first_column + target.shape[1]]
-                target[row : row + rows].copy_(block)
-    except OSError as error:
-        raise CheckpointError(f"{stored.file}: cannot be read ({error.strerror})") from error
-
-
-def _read_exactly(fd: int, target: torch.Tensor, stored: StoredTensor, offset: int) -> None:
-    view = byte_view(target)
-    done = 0
-    while done < len(view):
-        count = os.preadv(fd, [view[done:]], offset + done)
-        if count == 0:
-            raise CheckpointError(f"{stored.file}: truncated inside {stored.name}")
-        done += count
-
-
-def byte_view(tensor: torch.Tensor) -> memoryview:
-    """The memory of a contiguous CPU tensor as bytes, without a copy."""
-    return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]  # numpy stubs
+def _header_bytes(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> bytes:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name, (dtype, shape) in tensors.items():
+        end = position + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # data must start at a multiple of 8
+    return len(text).to_bytes(8, "little") + text
