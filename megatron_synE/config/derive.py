@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_mixers.errors import ConfigError
+from megatron_synE.checkpoint.layout import resolve_checkpoint
 from megatron_synE.config.schema import RunConfig
 from megatron_synE.model.llama import LlamaArchitecture, architecture_from_hf, hf_config_of, read_hf_config
 from megatron_synE.model.presets import ARCHITECTURES
@@ -134,7 +135,8 @@ def resolve_architecture(config: RunConfig) -> tuple[LlamaArchitecture, dict[str
     """The architecture, and the HF config.json that describes it (as it came, or made from the preset).
 
     Exactly one of model.preset, model.hf_config, or the folder behind init.path says it.
-    Errors: ConfigError for none, two, an unknown preset, or an unreadable or unsupported config.json.
+    Errors: ConfigError for none, two, an unknown preset, or an unreadable or unsupported config.json;
+    CheckpointError if init.path holds no complete checkpoint.
     """
     model, init = config.model, config.init
     named = [key for key, value in (("preset", model.preset), ("hf_config", model.hf_config)) if value is not None]
@@ -158,7 +160,7 @@ def resolve_architecture(config: RunConfig) -> tuple[LlamaArchitecture, dict[str
     if not init.path.exists():
         raise ConfigError(f"init.path={init.path} does not exist")
     if init.source == "checkpoint":
-        return _from_file(_checkpoint_folder(init.path))
+        return _from_file(resolve_checkpoint(init.path))
     return _from_file(init.path)
 
 
@@ -166,17 +168,6 @@ def _from_file(path: Path) -> tuple[LlamaArchitecture, dict[str, Any]]:
     hf_config = read_hf_config(path)
     where = str(path / "config.json" if path.is_dir() else path)
     return architecture_from_hf(hf_config, where=where), hf_config
-
-
-def _checkpoint_folder(path: Path) -> Path:
-    """The iter_* folder that `path` is or holds: the newest complete one, as in docs/checkpoint.md."""
-    if (path / "config.json").is_file():
-        return path
-    for parent in (path, path / "checkpoints"):
-        complete = [folder for folder in parent.glob("iter_*") if (folder / "manifest.json").is_file()]
-        if complete:
-            return max(complete, key=lambda folder: folder.name)
-    raise ConfigError(f"init.path={path} is no iter_* checkpoint and holds no complete one")
 
 
 def _stages(config: RunConfig) -> tuple[StagePlan, ...]:

@@ -1,0 +1,1 @@
+"""Whole runs that read top to bottom."""

@@ -1,0 +1,84 @@
+"""The third gate: one run looked at whole, on a login node, with everything that is wrong with it."""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from data_mixers.errors import ConfigError, UserError
+from data_mixers.manifest import DatasetManifest, read_manifest
+from megatron_synE.config.derive import Device, RunPlan, derive, resolve_architecture
+from megatron_synE.config.schema import RunConfig
+from megatron_synE.config.validate import Fault, validate
+from megatron_synE.model.llama import LlamaArchitecture
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examination:
+    """What is known about a run before it starts; what could not be read is None or left out, and is in `faults`."""
+
+    faults: tuple[Fault, ...]
+    architecture: LlamaArchitecture | None
+    hf_config: dict[str, Any] | None
+    manifests: tuple[DatasetManifest, ...]
+    validation_manifests: tuple[DatasetManifest, ...]
+    plan: RunPlan | None
+    """None where the faults leave nothing to compute."""
+
+
+def examine(
+    config: RunConfig, *, world_size: int, device: Device | None = None, reads_data: bool = True
+) -> Examination:
+    """Architecture, manifests, plan and every fault of `config` on `world_size` ranks.
+
+    reads_data: False leaves the manifests alone (planning before the data is there).
+    """
+    faults: list[Fault] = []
+    found = _or_fault(partial(resolve_architecture, config), "model", faults)
+    architecture, hf_config = found if found is not None else (None, None)
+    manifests = _read(config.data.manifests, "data.manifests", faults) if reads_data else None
+    validation = _read(config.validation.manifests, "validation.manifests", faults) if reads_data else None
+    faults = [
+        *validate(
+            config,
+            world_size=world_size,
+            architecture=architecture,
+            manifests=manifests,
+            validation_manifests=validation,
+        ),
+        *faults,
+    ]
+    # A missing init.path is one fault, not one of the path and one of the architecture behind it.
+    if any(fault.key == "init.path" for fault in faults):
+        faults = [fault for fault in faults if fault.key != "model"]
+    plan: RunPlan | None = None
+    if architecture is not None:
+        with suppress(ConfigError):  # the division that fails here is among the faults already
+            plan = derive(config, architecture, world_size, device=device)
+    return Examination(
+        faults=tuple(faults),
+        architecture=architecture,
+        hf_config=hf_config,
+        manifests=tuple(manifests or ()),
+        validation_manifests=tuple(validation or ()),
+        plan=plan,
+    )
+
+
+def _read(paths: Sequence[Path], key: str, faults: list[Fault]) -> list[DatasetManifest] | None:
+    """All manifests, or None when one cannot be read: what hangs on their sum would then be reported wrongly."""
+    read = [_or_fault(partial(read_manifest, path), key, faults) for path in paths]
+    return [manifest for manifest in read if manifest is not None] if None not in read else None
+
+
+def _or_fault(read: Callable[[], T], key: str, faults: list[Fault]) -> T | None:
+    try:
+        return read()
+    except UserError as error:
+        message, _, cure = str(error).rpartition("; ")
+        faults.append(Fault(key, message or str(error), cure if message else "see the message"))
+        return None
