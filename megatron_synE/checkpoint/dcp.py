@@ -4,9 +4,10 @@ A `Chunk` is one rank's piece of a global tensor. Saving takes chunks whose data
 time; loading fills the tensors of chunks in place from whatever layout the checkpoint was written in.
 """
 
+import contextlib
 import io
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,8 +72,7 @@ def save_chunks(path: Path, chunks: Sequence[Chunk], *, group: dist.ProcessGroup
     """
     writer = FileSystemWriter(path, single_file_per_rank=True, sync_files=True, thread_count=1, overwrite=True)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+        with _without_single_process_warning():
             save(
                 {},
                 storage_writer=writer,
@@ -110,6 +110,16 @@ def load_chunks(
     for message in [fault] if no_dist or not dist.is_initialized() else _gathered(fault, group):
         if message is not None:
             raise CheckpointError(message)
+
+
+@contextlib.contextmanager
+def _without_single_process_warning() -> Iterator[None]:
+    if dist.is_initialized():  # nothing to silence, and a thread must not touch the process's filters
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+        yield
 
 
 class _ChunkSavePlanner(SavePlanner):

@@ -25,6 +25,12 @@ _REQUIRED = (".metadata", STATE)
 _ITERATION_NAME = re.compile(r"iter_(\d{7,})")
 _TEMPORARY_NAME = re.compile(r"\.tmp-iter_(\d{7,})(-.*)?")
 _HASH_BLOCK_BYTES = 8 << 20
+_MEGATRON_BACKENDS = {
+    "sharded_backend": "torch_dist",
+    "sharded_backend_version": 1,
+    "common_backend": "torch",
+    "common_backend_version": 1,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +92,22 @@ def read_state(folder: Path) -> CommonState:
         raise CheckpointError(f"{folder / STATE}: incomplete ({error})") from error
 
 
-def write_manifest(folder: Path, extra: Mapping[str, Any], *, known_sha256: Mapping[str, str] | None = None) -> None:
-    """Write manifest.json: `extra`, and size and sha256 of every other file below `folder`.
+def write_megatron_files(folder: Path, state: CommonState) -> None:
+    """Write metadata.json and common.pt, which megatron-core's own dist_checkpointing asks for to open the folder.
 
+    common.pt holds plain numbers only; nothing here ever reads it.
+    """
+    import torch  # the one thing here that needs it; the rest must serve where torch is not
+
+    write_json(folder / "metadata.json", _MEGATRON_BACKENDS)
+    common = {"iteration": state.iteration, "consumed_train_samples": state.consumed_samples, "checkpoint_version": 3.0}
+    torch.save(common, folder / "common.pt")
+
+
+def write_manifest(folder: Path, extra: Mapping[str, Any], *, known_sha256: Mapping[str, str] | None = None) -> None:
+    """Write manifest.json: `extra`, size and sha256 of every other file below `folder`, and the lineage hash.
+
+    extra: facts of the run; `parent_lineage_hash` among them ties the checkpoint to what it was trained from.
     known_sha256: relative path -> hash of files hashed while they were written; the others are read once more.
     """
     known = known_sha256 or {}
@@ -97,7 +116,10 @@ def write_manifest(folder: Path, extra: Mapping[str, Any], *, known_sha256: Mapp
         for name, file in _files_below(folder)
         if name != MANIFEST
     }
-    write_json(folder / MANIFEST, {**extra, "schema_version": SCHEMA_VERSION, "files": files})
+    lineage = {"parent": extra.get("parent_lineage_hash"), "files": {n: entry["sha256"] for n, entry in files.items()}}
+    lineage_hash = hashlib.sha256(json.dumps(lineage, sort_keys=True).encode()).hexdigest()
+    manifest = {**extra, "schema_version": SCHEMA_VERSION, "lineage_hash": lineage_hash, "files": files}
+    write_json(folder / MANIFEST, manifest)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
