@@ -103,9 +103,8 @@ class IndexedFile:
 
     def _check_sizes(self, num_sequences: int) -> None:
         found = self.bin_path.stat().st_size
-        if num_sequences == 0:
-            described = 0
-        else:
+        described = 0
+        if num_sequences:
             described = int(self._pointers[-1]) + int(self._lengths[-1]) * self.dtype.itemsize
         if found < described:
             raise DataError(

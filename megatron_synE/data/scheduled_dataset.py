@@ -60,7 +60,7 @@ class ScheduledDataset:
             position = int(np.flatnonzero((tokens >= vocab_size) | (tokens < 0))[0])
             raise DataError(
                 f"{file.bin_path}: token id {int(tokens[position])} at token {start + position} is outside the "
-                f"vocabulary of {vocab_size}; the file is damaged or was made with another tokenizer: preprocess it again"
+                f"vocabulary of {vocab_size}; the file is damaged or of another tokenizer: preprocess again"
             )
         inner = file.document_starts_in(start + 1, start + seq_length) - start
         return Sample(tokens, np.concatenate((np.zeros(1, dtype=np.int64), inner)), address.source_index)

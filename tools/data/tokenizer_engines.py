@@ -1,0 +1,233 @@
+"""The three kinds of tokenizer file and how each turns texts into flat ids without ever honouring control spellings.
+
+An engine encodes ordinary text only: no BOS, no truncation, no padding, no control ids. Ids stay in flat arrays:
+Python lists of ids cost more than the tokenising itself.
+"""
+
+import base64
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data_mixers.errors import DataError
+
+Encode = Callable[[Sequence[str]], tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]]
+"""texts -> (ids of all texts in a row, len(texts) + 1 offsets into them)."""
+
+# Spellings that models use for control: <|im_end|>, <s>, </tool_call>, [INST]. Whitespace tokens and the like are text.
+CONTROL_SPELLING = re.compile(r"<[^<>\s]+>|\[/?[A-Z_]+\]")
+
+# Split pattern and control tokens of Llama-3 are not in its tokenizer.model; values of meta-llama/llama-models 0.3.0.
+LLAMA3_PATTERN = "|".join(
+    (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
+        r"[^\r\n\p{L}\p{N}]?\p{L}+",
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    )
+)
+LLAMA3_NUM_RANKS = 128_000
+LLAMA3_NUM_CONTROL = 256
+LLAMA3_NAMED = {"<|begin_of_text|>": 0, "<|end_of_text|>": 1, "<|eom_id|>": 8, "<|eot_id|>": 9, "<|python_tag|>": 10}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedEngine:
+    """A tokenizer file, opened."""
+
+    reference: Encode
+    """The kind's own implementation: HF tokenizers, tiktoken or sentencepiece."""
+    fast: Callable[[], Encode] | None
+    """Opens the same file with fastokens, where it knows the kind; to be trusted only after a check."""
+    token_bytes: dict[int, bytes]
+    """Ordinary tokens: id -> the bytes (byte-level) or the spelling (other kinds) it stands for."""
+    control: dict[str, int]
+    """Control spelling -> id; never made from text."""
+    eos_token: str | None
+    bos_token: str | None
+    eos_id: int | None = None
+    """Where a config file states the id instead of the spelling."""
+
+
+def flatten(rows: Sequence[Sequence[int]]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """Lists of ids as one flat array with offsets."""
+    offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum([len(row) for row in rows], out=offsets[1:])
+    flat = np.fromiter((token for row in rows for token in row), dtype=np.int32, count=int(offsets[-1]))
+    return flat, offsets
+
+
+def open_hf(path: Path) -> LoadedEngine:
+    """A tokenizer.json of Hugging Face tokenizers; eos and bos from the config files beside it."""
+    from tokenizers import Tokenizer
+
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        added = content.get("added_tokens") or []
+        for token in added:
+            # what encode_special_tokens goes by; some tokenizers leave it off control tokens such as <tool_call>
+            token["special"] = bool(token["special"]) or CONTROL_SPELLING.fullmatch(token["content"]) is not None
+        content["truncation"] = content["padding"] = None
+        if isinstance(content["model"], dict) and content["model"].get("dropout"):
+            content["model"]["dropout"] = None
+        text = json.dumps(content, ensure_ascii=False)
+        tokenizer = Tokenizer.from_str(text)
+    except Exception as error:  # the parser in Rust raises plain Exception
+        raise DataError(f"{path} cannot be read as a Hugging Face tokenizer: {error}") from error
+    tokenizer.encode_special_tokens = True
+    control = {token["content"]: int(token["id"]) for token in added if token["special"]}
+    byte_level = '"ByteLevel"' in json.dumps([content.get("pre_tokenizer"), content.get("decoder")])
+    vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
+    plain_added = {token["content"] for token in added}
+    token_bytes = {
+        index: _from_byte_level(spelling) if byte_level and spelling not in plain_added else spelling.encode()
+        for spelling, index in vocabulary.items()
+        if spelling not in control
+    }
+    eos_token, bos_token, eos_id = _hf_roles(path.parent)
+
+    def encode(texts: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        return flatten([item.ids for item in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)])
+
+    return LoadedEngine(
+        reference=encode,
+        fast=lambda: _fastokens_json(text),
+        token_bytes=token_bytes,
+        control=control,
+        eos_token=eos_token,
+        bos_token=bos_token,
+        eos_id=eos_id,
+    )
+
+
+def open_tiktoken(path: Path) -> LoadedEngine:
+    """The tokenizer.model of Llama-3: lines of base64 token and rank."""
+    import tiktoken
+
+    try:
+        pairs = (line.split() for line in path.read_bytes().splitlines() if line.strip())
+        ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
+    except ValueError as error:
+        raise DataError(f"{path} is not a tiktoken file of base64 tokens and ranks: {error}") from error
+    if len(ranks) != LLAMA3_NUM_RANKS:
+        raise DataError(
+            f"{path} has {len(ranks)} tokens; of tiktoken files only Llama-3's with {LLAMA3_NUM_RANKS} is known, "
+            "because the split pattern is not in the file: give the Hugging Face tokenizer.json instead"
+        )
+    named = {place: spelling for spelling, place in LLAMA3_NAMED.items()}
+    control = {
+        named.get(place, f"<|reserved_{place}|>"): LLAMA3_NUM_RANKS + place for place in range(LLAMA3_NUM_CONTROL)
+    }
+    encoding = tiktoken.Encoding("llama3", pat_str=LLAMA3_PATTERN, mergeable_ranks=ranks, special_tokens=control)
+    return LoadedEngine(
+        reference=lambda texts: flatten([encoding.encode_ordinary(text) for text in texts]),
+        fast=lambda: _fastokens_tiktoken(path, control),
+        token_bytes={rank: token for token, rank in ranks.items()},
+        control=control,
+        eos_token="<|end_of_text|>",
+        bos_token="<|begin_of_text|>",
+    )
+
+
+def open_sentencepiece(path: Path) -> LoadedEngine:
+    """A sentencepiece model."""
+    import sentencepiece
+
+    try:
+        processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except Exception as error:  # sentencepiece raises RuntimeError or OSError by version
+        raise DataError(f"{path} cannot be read as a sentencepiece model: {error}") from error
+    spellings = [processor.id_to_piece(index) for index in range(processor.get_piece_size())]
+    control = {
+        spelling: index
+        for index, spelling in enumerate(spellings)
+        if processor.is_control(index)
+        or (not processor.is_byte(index) and not processor.is_unknown(index) and CONTROL_SPELLING.fullmatch(spelling))
+    }
+    eos, bos = processor.eos_id(), processor.bos_id()
+
+    def encode(texts: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        return flatten([processor.encode(text, out_type=int, add_bos=False, add_eos=False) for text in texts])
+
+    return LoadedEngine(
+        reference=encode,
+        fast=None,
+        token_bytes={i: spelling.encode() for i, spelling in enumerate(spellings) if spelling not in control},
+        control=control,
+        eos_token=spellings[eos] if eos >= 0 else None,
+        bos_token=spellings[bos] if bos >= 0 else None,
+    )
+
+
+def _fastokens_json(text: str) -> Encode:
+    import fastokens
+
+    return _flat_encoder(fastokens.Tokenizer.from_json_str(text))
+
+
+def _fastokens_tiktoken(path: Path, control: dict[str, int]) -> Encode:
+    import fastokens
+
+    return _flat_encoder(
+        fastokens.Tokenizer.from_tiktoken(str(path), pattern=LLAMA3_PATTERN, special_tokens=dict(control))
+    )
+
+
+def _flat_encoder(tokenizer: Any) -> Encode:
+    def encode(texts: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        ids, offsets = tokenizer.encode_batch_flat(list(texts), add_special_tokens=False, split_special_tokens=True)
+        return np.frombuffer(ids, dtype=np.uint32).view(np.int32), np.frombuffer(offsets, np.uint64).astype(np.int64)
+
+    return encode
+
+
+def _hf_roles(folder: Path) -> tuple[str | None, str | None, int | None]:
+    """eos and bos spelling as the folder's configs state them, else the eos id of config.json."""
+    roles: dict[str, str] = {}
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        content = _json_object(folder / name)
+        for role in ("eos_token", "bos_token"):
+            value = content.get(role)
+            spelling = value.get("content") if isinstance(value, dict) else value
+            if isinstance(spelling, str):
+                roles.setdefault(role, spelling)
+    eos_id: int | None = None
+    for name in ("config.json", "generation_config.json"):
+        value = _json_object(folder / name).get("eos_token_id")
+        first = value[0] if isinstance(value, list) and value else value
+        if eos_id is None and isinstance(first, int):
+            eos_id = first
+    return roles.get("eos_token"), roles.get("bos_token"), eos_id
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON: {error}") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """Character -> byte of GPT-2's byte-level spelling: printable Latin-1 is itself, the rest begins at U+0100."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+_ALPHABET = _byte_level_alphabet()
+
+
+def _from_byte_level(spelling: str) -> bytes:
+    return bytes(_ALPHABET[c] for c in spelling) if all(c in _ALPHABET for c in spelling) else spelling.encode()

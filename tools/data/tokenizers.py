@@ -1,0 +1,154 @@
+"""One face for HF, tiktoken and sentencepiece tokenizers: ordinary text to ids, and an identity that compares meaning.
+
+Text that spells a control token ("<|end_of_text|>") is always encoded as ordinary text: a web page must not be able to
+end a document.
+"""
+
+import hashlib
+import logging
+import re
+import struct
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from data_mixers.errors import ConfigError, DataError
+from data_mixers.manifest import TokenizerIdentity
+from tools.data.engine_check import choose
+from tools.data.tokenizer_engines import Encode, LoadedEngine, open_hf, open_sentencepiece, open_tiktoken
+
+logger = logging.getLogger(__name__)
+
+# Ids of these are part of the identity: equal vocabularies with other merges or splitting rules differ here.
+PROBE = (
+    "民法典第一千零四十三条规定，家庭应当树立优良家风。求函数 f(x)=x²−2x+3 的最小值。",
+    "It's the 21st century; we'll measure 3.14159 ± 0.00001 mol/L, won't we?  Two  spaces.\n\n\tTab.",
+    "def mean(values: list[float]) -> float:\n    return sum(values) / len(values)  # 平均值\n",
+)
+GUESSED_EOS = ("<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>", "<|im_end|>")
+TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+=* [0-9]+\r?\n")
+
+
+class Tokenizer:
+    """Ordinary text to ids. `load_tokenizer` makes one."""
+
+    def __init__(
+        self, engine: LoadedEngine, encode: Encode, *, engine_name: str, eos_id: int, bos_id: int | None
+    ) -> None:
+        self.engine_name = engine_name
+        """fastokens or reference."""
+        self.eos_id = eos_id
+        self.bos_id = bos_id
+        self.vocab_size = 1 + max((*engine.token_bytes, *engine.control.values()))
+        """Largest id + 1, control tokens included."""
+        self._encode = encode
+        self._token_bytes = engine.token_bytes
+        self._control = engine.control
+        self._is_control = np.zeros(self.vocab_size, dtype=bool)
+        self._is_control[list(engine.control.values())] = True
+
+    def encode_ordinary_batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
+        """The ids of each text, in order: no BOS, no EOS, never a control id."""
+        ids, offsets = self.encode_ordinary_flat(texts)
+        return [ids[start:stop] for start, stop in pairwise(offsets.tolist())]
+
+    def encode_ordinary_flat(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        """The same as one flat array and len(texts) + 1 offsets into it."""
+        ids, offsets = self._encode(texts)
+        if len(ids) and (int(ids.max()) >= self.vocab_size or int(ids.min()) < 0):
+            raise DataError(f"the tokenizer gave id {int(ids.max())}, outside its vocabulary of {self.vocab_size}")
+        found = np.flatnonzero(self._is_control[ids])
+        if not found.size:
+            return ids, offsets
+        # Unigram models hold control spellings among their pieces and honour them: take those spellings apart.
+        rows = [ids[start:stop] for start, stop in pairwise(offsets.tolist())]
+        for row in np.unique(np.searchsorted(offsets, found, side="right") - 1).tolist():
+            rows[row] = self._encode_apart(texts[row])
+        new_offsets = np.zeros_like(offsets)
+        np.cumsum([len(row) for row in rows], out=new_offsets[1:])
+        return np.concatenate(rows), new_offsets
+
+    def identity(self) -> TokenizerIdentity:
+        """What data made with this tokenizer must agree on; equal for two files that give equal ids."""
+        return TokenizerIdentity(
+            digest=self._digest, vocab_size=self.vocab_size, eos_id=self.eos_id, bos_id=self.bos_id
+        )
+
+    @cached_property
+    def _digest(self) -> str:
+        digest = hashlib.sha256()
+        for index in sorted(self._token_bytes):
+            token = self._token_bytes[index]
+            digest.update(struct.pack("<II", index, len(token)) + token)
+        # Ids, not spellings: "reserved_special_token_5" is called otherwise from one release to the next.
+        digest.update(np.flatnonzero(self._is_control).astype("<i8").tobytes())
+        for ids in self.encode_ordinary_batch(PROBE):
+            digest.update(struct.pack("<I", len(ids)) + ids.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def _encode_apart(self, text: str) -> npt.NDArray[np.int32]:
+        """Encode with a cut after the first character of every control spelling."""
+        spellings = sorted(self._control, key=len, reverse=True)
+        pattern = re.compile("|".join(f"(?<={re.escape(s[0])})(?={re.escape(s[1:])})" for s in spellings if len(s) > 1))
+        ids, _ = self._encode([part for part in pattern.split(text) if part])
+        if self._is_control[ids].any():
+            raise DataError(
+                f"the tokenizer makes control id {int(ids[self._is_control[ids]][0])} of ordinary text; "
+                "it cannot be used for web text"
+            )
+        return ids
+
+
+def load_tokenizer(
+    path: Path, *, eos_token: str | None = None, engine: Literal["auto", "reference"] = "auto"
+) -> Tokenizer:
+    """The tokenizer of an HF folder, a tokenizer.json, a Llama-3 tokenizer.model (tiktoken) or a sentencepiece model.
+
+    eos_token: spelling of the token that ends a document, where the folder does not say or says otherwise.
+    engine: auto takes fastokens where it is proven equal; reference is the kind's own implementation.
+    Errors: ConfigError if there is no tokenizer or no EOS; DataError if the file is damaged.
+    """
+    file = _tokenizer_file(path)
+    if file.suffix == ".json":
+        loaded = open_hf(file)
+    else:
+        with file.open("rb") as stream:
+            is_tiktoken = TIKTOKEN_LINE.fullmatch(stream.readline(4096)) is not None
+        loaded = open_tiktoken(file) if is_tiktoken else open_sentencepiece(file)
+    name, encode = ("reference", loaded.reference) if engine == "reference" else choose(loaded, file)
+    eos_id = _eos_id(loaded, file, eos_token)
+    bos_id = loaded.control.get(loaded.bos_token) if loaded.bos_token is not None else None
+    return Tokenizer(loaded, encode, engine_name=name, eos_id=eos_id, bos_id=bos_id)
+
+
+def _tokenizer_file(path: Path) -> Path:
+    candidates = [path / "tokenizer.json", path / "tokenizer.model"] if path.is_dir() else [path]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise ConfigError(
+        f"no tokenizer at {path}: give an HF folder with tokenizer.json or tokenizer.model, or such a file"
+    )
+
+
+def _eos_id(loaded: LoadedEngine, file: Path, asked: str | None) -> int:
+    known = ", ".join(list(loaded.control)[:8]) or "none"
+    spelling = asked or loaded.eos_token
+    if spelling is None and loaded.eos_id is not None:
+        return loaded.eos_id
+    if spelling is None:
+        guessed = [candidate for candidate in GUESSED_EOS if candidate in loaded.control]
+        if not guessed:
+            raise ConfigError(
+                f"{file} does not say which token is EOS; name it with --eos-token (control tokens: {known})"
+            )
+        spelling = guessed[0]
+        logger.warning("%s does not say which token is EOS: taking %s; --eos-token names another", file, spelling)
+    if spelling not in loaded.control:
+        raise ConfigError(f"EOS token {spelling!r} is not a control token of {file} (control tokens: {known})")
+    return loaded.control[spelling]
