@@ -9,7 +9,18 @@ CHECKPOINT_ERROR = 4
 DIVERGED = 5
 HANG = 6
 NO_PROGRESS = 7
-PREEMPTED = 75  # checkpointed: requeue me (EX_TEMPFAIL of sysexits.h)
+PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h
+
+MEANINGS = {
+    FINISHED: "finished",
+    USER_ERROR: "the user's input or configuration",
+    DATA_ERROR: "data",
+    CHECKPOINT_ERROR: "checkpoint or conversion",
+    DIVERGED: "diverged: loss or gradient norm is not finite",
+    HANG: "hang",
+    NO_PROGRESS: "no progress",
+    PREEMPTED: "checkpointed, requeue me",
+}
 
 
 class CheckpointError(UserError):

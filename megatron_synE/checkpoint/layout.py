@@ -209,10 +209,7 @@ def publish(temporary: Path, final: Path) -> None:
 
     Order: fsync of every file and folder, rename, fsync of the parent, tracker. A folder of the same name is replaced.
     """
-    for _, file in _files_below(temporary):
-        _fsync(file)
-    for folder in [temporary, *(child for child in temporary.rglob("*") if child.is_dir())]:
-        _fsync(folder)
+    sync_folder(temporary)
     if final.exists():
         replaced = final.parent / f".tmp-{final.name}-replaced-{os.getpid()}"
         final.rename(replaced)
@@ -222,6 +219,12 @@ def publish(temporary: Path, final: Path) -> None:
         temporary.rename(final)
     _fsync(final.parent)
     write_text_atomically(final.parent / TRACKER, f"{iteration_of(final)}\n")
+
+
+def sync_folder(folder: Path, *, recursive: bool = True) -> None:
+    """fsync a folder, and (recursive) every file and folder below it."""
+    for path in [*folder.rglob("*"), folder] if recursive else [folder]:
+        _fsync(path)
 
 
 def prune(checkpoints_dir: Path, *, keep_last: int | None) -> list[Path]:

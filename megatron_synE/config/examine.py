@@ -9,9 +9,11 @@ from typing import Any, TypeVar
 
 from data_mixers.errors import ConfigError, UserError
 from data_mixers.manifest import DatasetManifest, read_manifest
+from data_mixers.schedule import Schedule
 from megatron_synE.config.derive import Device, RunPlan, derive, resolve_architecture
 from megatron_synE.config.schema import RunConfig
 from megatron_synE.config.validate import Fault, validate
+from megatron_synE.data.build_schedule import build_schedule
 from megatron_synE.model.llama import LlamaArchitecture
 
 T = TypeVar("T")
@@ -26,6 +28,8 @@ class Examination:
     hf_config: dict[str, Any] | None
     manifests: tuple[DatasetManifest, ...]
     validation_manifests: tuple[DatasetManifest, ...]
+    schedule: Schedule | None
+    """What will be read, in which order; None without data or with faults in it."""
     plan: RunPlan | None
     """None where the faults leave nothing to compute."""
 
@@ -52,6 +56,9 @@ def examine(
         ),
         *faults,
     ]
+    schedule: Schedule | None = None
+    if manifests and not any(fault.key.startswith("data.") for fault in faults):
+        schedule = _or_fault(partial(_schedule, config, manifests), "data.stages", faults)
     # A missing init.path is one fault, not one of the path and one of the architecture behind it.
     if any(fault.key == "init.path" for fault in faults):
         faults = [fault for fault in faults if fault.key != "model"]
@@ -65,7 +72,20 @@ def examine(
         hf_config=hf_config,
         manifests=tuple(manifests or ()),
         validation_manifests=tuple(validation or ()),
+        schedule=schedule,
         plan=plan,
+    )
+
+
+def _schedule(config: RunConfig, manifests: Sequence[DatasetManifest]) -> Schedule:
+    return build_schedule(
+        config.data.stages,
+        manifests,
+        config.run.seed,
+        config.training.seq_length,
+        config.training.global_batch_size,
+        max_epochs=config.data.max_epochs,
+        exhaustion=config.data.exhaustion,
     )
 
 

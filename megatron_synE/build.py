@@ -1,0 +1,206 @@
+"""Everything a run computes with, built from the plan: model chunks, DDP, optimizer, forward-backward function."""
+
+import importlib.util
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from data_mixers.errors import ConfigError
+from megatron_synE.config.derive import RunPlan
+from megatron_synE.config.schema import RunConfig
+from megatron_synE.model.gpt import LlamaModel
+from megatron_synE.model.layer_spec import Implementation, block_spec, choose
+from megatron_synE.optim.fused_adam import install_where_needed
+from megatron_synE.runtime.device import Device
+from megatron_synE.runtime.mcore import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    Float16Module,
+    OptimizerConfig,
+    TransformerConfig,
+    finalize_model_grads,
+    get_forward_backward_func,
+    get_megatron_optimizer,
+    get_standard_config_overrides,
+    parallel_state,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Model:
+    """The model chunks of this rank (more than one only under interleaved pipelining), bare and wrapped."""
+
+    config: TransformerConfig
+    chunks: tuple[LlamaModel, ...]
+    ddp: tuple[DistributedDataParallel, ...]
+    forward_backward: Callable[..., Any]
+    implementation: Implementation
+
+
+def transformer_config(config: RunConfig, plan: RunPlan, device: Device) -> TransformerConfig:
+    """megatron-core's configuration of this architecture and layout."""
+    architecture, parallel, training = plan.architecture, config.parallel, config.training
+    dtype = torch.bfloat16 if plan.dtype == "bf16" else torch.float32
+    interleaved = parallel.virtual_pipeline_model_parallel_size is not None
+    recompute: dict[str, Any] = {}
+    if training.recompute == "selective":
+        recompute = {"recompute_granularity": "selective"}
+    elif training.recompute == "full":
+        recompute = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    return TransformerConfig(
+        num_layers=architecture.num_layers,
+        hidden_size=architecture.hidden_size,
+        ffn_hidden_size=architecture.ffn_hidden_size,
+        num_attention_heads=architecture.num_attention_heads,
+        num_query_groups=architecture.num_query_groups,
+        kv_channels=architecture.kv_channels,
+        normalization="RMSNorm",
+        layernorm_epsilon=architecture.layernorm_epsilon,
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        add_bias_linear=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        bf16=plan.dtype == "bf16",
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        perform_initialization=config.init.source == "random",
+        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
+        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
+        sequence_parallel=parallel.sequence_parallel,
+        # The loss is a sum over tokens, divided once by the global number of target tokens (finalize_model_grads).
+        calculate_per_token_loss=True,
+        # Interleaved PP=2 with batched p2p pairs two sends between the same ranks wrongly: silent garbage (trap S1).
+        overlap_p2p_comm=interleaved,
+        batch_p2p_comm=not interleaved,
+        bias_activation_fusion=device.is_cuda,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        apply_rope_fusion=False,
+        persist_layer_norm=False,
+        gradient_accumulation_fusion=importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,
+        **recompute,
+    )
+
+
+def build_model(config: RunConfig, plan: RunPlan, device: Device) -> Model:
+    """The chunks of this rank, wrapped for data parallelism; weights random or not yet loaded.
+
+    Collective: every rank. Weights loaded later go in place, before build_optimizer makes the fp32 masters from them.
+    """
+    implementation = choose(config.model.attention, device)
+    logger.info("layers: %s (%s)", implementation.name, implementation.reason)
+    core_config = transformer_config(config, plan, device)
+    virtual_size = config.parallel.virtual_pipeline_model_parallel_size
+    stages: list[int | None] = [None] if virtual_size is None else list(range(virtual_size))
+    chunks = tuple(_chunk(core_config, config, plan, implementation, device, vp_stage=stage) for stage in stages)
+    wrapped = [Float16Module(core_config, chunk) for chunk in chunks] if plan.dtype == "bf16" else list(chunks)
+    ddp_config = DistributedDataParallelConfig(
+        use_distributed_optimizer=True,
+        grad_reduce_in_fp32=config.training.grad_reduce_in_fp32,
+        overlap_grad_reduce=plan.overlap_grad_reduce,
+        overlap_param_gather=plan.overlap_param_gather,
+        check_for_nan_in_grad=False,  # agreed over ranks on the gradient norm in train_step instead
+    )
+    ddp = tuple(
+        # Later chunks of an interleaved pipeline: one bucket, as their backward passes interleave anyway.
+        DistributedDataParallel(core_config, ddp_config, module, disable_bucketing=index > 0)
+        for index, module in enumerate(wrapped)
+    )
+    core_config.finalize_model_grads_func = finalize_model_grads
+    if plan.overlap_grad_reduce:
+        core_config.no_sync_func = _one_or_list([module.no_sync for module in ddp])
+    if plan.overlap_param_gather:
+        core_config.param_sync_func = _one_or_list([module.start_param_sync for module in ddp])
+    return Model(core_config, chunks, ddp, get_forward_backward_func(), implementation)
+
+
+def build_optimizer(config: RunConfig, plan: RunPlan, model: Model) -> Any:
+    """megatron-core's distributed optimizer over AdamW; its fp32 masters are copies of the weights as they are now.
+
+    Collective: every rank.
+    """
+    logger.info("optimizer: distributed, %s", install_where_needed())
+    section = config.optimizer
+    optimizer_config = OptimizerConfig(
+        optimizer="adam",
+        lr=section.lr,
+        min_lr=0.0,
+        weight_decay=section.weight_decay,
+        adam_beta1=section.adam_beta1,
+        adam_beta2=section.adam_beta2,
+        adam_eps=section.adam_eps,
+        clip_grad=config.training.clip_grad,
+        bf16=plan.dtype == "bf16",
+        params_dtype=model.config.params_dtype,
+        use_distributed_optimizer=True,
+        overlap_param_gather=plan.overlap_param_gather,
+    )
+    optimizer = get_megatron_optimizer(
+        optimizer_config,
+        list(model.ddp),
+        config_overrides=get_standard_config_overrides(optimizer_config),  # no weight decay on 1-D parameters
+        use_gloo_process_groups=False,
+    )
+    # A dense model has one distributed optimizer; megatron-core wraps it in a chain for the sake of experts.
+    (only,) = getattr(optimizer, "chained_optimizers", [optimizer])
+    model.config.grad_scale_func = only.scale_loss
+    return only
+
+
+def sync_parameters(model: Model, plan: RunPlan) -> None:
+    """Make every rank's weights those of the last optimizer step.
+
+    With overlap_param_gather they are gathered only in the next forward pass (trap S5): call before validation,
+    saving and export. Collective: every rank.
+    """
+    if plan.overlap_param_gather:
+        for module in model.ddp:
+            module.start_param_sync(force_sync=True)
+
+
+def _chunk(
+    core_config: TransformerConfig,
+    config: RunConfig,
+    plan: RunPlan,
+    implementation: Implementation,
+    device: Device,
+    *,
+    vp_stage: int | None,
+) -> LlamaModel:
+    where = {} if vp_stage is None else {"ignore_virtual": False, "vp_stage": vp_stage}
+    model = LlamaModel(
+        core_config,
+        plan.architecture,
+        block_spec(core_config, implementation, vp_stage=vp_stage),
+        padded_vocab_size=plan.padded_vocab_size,
+        max_sequence_length=config.training.seq_length,
+        pre_process=parallel_state.is_pipeline_first_stage(**where),
+        post_process=parallel_state.is_pipeline_last_stage(**where),
+        vp_stage=vp_stage,
+    )
+    if plan.padded_vocab_size != plan.architecture.vocab_size:
+        _zero_padded_rows(model, plan)
+    return model.to(device.torch_device)
+
+
+def _zero_padded_rows(model: LlamaModel, plan: RunPlan) -> None:
+    """Padded rows never take part in anything; zero keeps them out of norms and comparisons."""
+    rank = parallel_state.get_tensor_model_parallel_rank()
+    for name, parameter in model.named_parameters():
+        if name in ("embedding.word_embeddings.weight", "output_layer.weight"):
+            kept = min(max(plan.architecture.vocab_size - rank * parameter.shape[0], 0), parameter.shape[0])
+            with torch.no_grad():
+                parameter[kept:] = 0
+
+
+def _one_or_list(items: list[Any]) -> Any:
+    if not items:
+        raise ConfigError("a rank without model chunks")
+    return items[0] if len(items) == 1 else items

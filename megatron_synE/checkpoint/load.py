@@ -1,0 +1,59 @@
+"""Start modes: resume a run, branch from a checkpoint, or take weights alone (from HF or a checkpoint)."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_synE.build import Model
+from megatron_synE.checkpoint import layout
+from megatron_synE.checkpoint.dcp import load_chunks
+from megatron_synE.checkpoint.hf import HfFolder, read_rectangle
+from megatron_synE.checkpoint.training_state import (
+    all_local_parameters,
+    check_masters,
+    optimizer_chunks_to_load,
+    set_adam_step,
+    weight_chunks_to_load,
+)
+from megatron_synE.exit_codes import CheckpointError
+from megatron_synE.model.llama import LlamaArchitecture
+
+logger = logging.getLogger(__name__)
+
+
+def load_weights_from_hf(model: Model, architecture: LlamaArchitecture, folder: Path) -> None:
+    """Fill the weights of this rank; each rank reads only its own slices, nothing is written in between.
+
+    Call before the optimizer is built, so that its masters are copies of these weights.
+    """
+    source = HfFolder(folder)
+    with torch.no_grad():
+        for local in all_local_parameters(model):
+            for chunk in local.chunks(local.key, local.parameter.detach()):
+                values = read_rectangle(source, architecture, chunk.key, chunk.offsets, chunk.sizes, chunk.dtype)
+                chunk.tensor().copy_(values)
+    logger.info("weights from %s", folder)
+
+
+def load_weights_from_checkpoint(model: Model, folder: Path) -> None:
+    """Fill the weights of this rank from an iter_* folder. Collective: every rank. Call before building the optimizer."""
+    load_chunks(folder, weight_chunks_to_load(model))
+    logger.info("weights from %s", folder)
+
+
+def load_training_state(model: Model, optimizer: Any, folder: Path, state: layout.CommonState) -> None:
+    """Weights, masters, moments and Adam's step count, from any layout and either precision.
+
+    Collective: every rank. Errors: CheckpointError if the checkpoint holds weights only.
+    """
+    if not state.has_optimizer:
+        raise CheckpointError(f"{folder}: holds weights only; use init.mode=init")
+    stored_bf16 = state.weights_dtype == "bfloat16"
+    runs_bf16 = model.config.params_dtype == torch.bfloat16
+    load_chunks(folder, weight_chunks_to_load(model, from_masters=stored_bf16 and not runs_bf16))
+    load_chunks(folder, optimizer_chunks_to_load(model, optimizer, stored_bf16=stored_bf16))
+    set_adam_step(optimizer, state.adam_step)
+    check_masters(model, optimizer)
+    logger.info("weights and optimizer state from %s", folder)

@@ -1,0 +1,83 @@
+"""Samples to one packed micro-batch on the device.
+
+Legend: t tokens of the row = number of samples * seq_length.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from megatron_synE.data.scheduled_dataset import Sample
+from megatron_synE.model.packed_row import PackedRow, packed_row
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one forward pass reads."""
+
+    input_ids: torch.Tensor
+    """[1, t] int64."""
+    labels: torch.Tensor
+    """[1, t] int64: the next token of each position."""
+    loss_mask: torch.Tensor
+    """[1, t] fp32: 1 where the label counts."""
+    row: PackedRow
+
+
+def collate(
+    samples: Sequence[Sample], *, document_masking: bool, eod_mask_loss: bool, eos_id: int, device: torch.device
+) -> MicroBatch:
+    """Samples of seq_length + 1 tokens, end to end in one row.
+
+    Without document masking each sample is one segment, so that attention still never crosses samples.
+    """
+    seq_length = len(samples[0].tokens) - 1
+    tokens = torch.from_numpy(np.stack([sample.tokens for sample in samples]))  # [samples, seq_length + 1]
+    inputs = tokens[:, :-1].reshape(1, -1)  # [1, t]
+    labels = tokens[:, 1:].reshape(1, -1)  # [1, t]
+    mask = torch.ones_like(inputs, dtype=torch.float32)
+    if eod_mask_loss:
+        mask[inputs == eos_id] = 0.0
+    bounds: list[int] = []
+    for index, sample in enumerate(samples):
+        starts = sample.document_starts if document_masking else (0,)
+        bounds.extend(index * seq_length + int(start) for start in starts)
+    bounds.append(len(samples) * seq_length)
+    return micro_batch(inputs, labels, mask, tuple(bounds), device=device)
+
+
+def micro_batch(
+    inputs: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor, bounds: tuple[int, ...], *, device: torch.device
+) -> MicroBatch:
+    """Move a row to the device. bounds: segment borders, 0 first and t last."""
+    return MicroBatch(
+        input_ids=inputs.to(device, non_blocking=True),
+        labels=labels.to(device, non_blocking=True),
+        loss_mask=mask.to(device, non_blocking=True),
+        row=packed_row(bounds, max_segments=_padded_segments(len(bounds) - 1), device=device),
+    )
+
+
+def _padded_segments(count: int) -> int:
+    """A power of two ≥ 64: few distinct shapes, and no kernel launched over thousands of empty segments."""
+    return max(64, 1 << (count - 1).bit_length())
+
+
+def sample_indices(
+    *,
+    consumed_samples: int,
+    total_samples: int,
+    global_batch_size: int,
+    micro_batch_size: int,
+    data_parallel_rank: int,
+    data_parallel_size: int,
+) -> Iterator[list[int]]:
+    """Sample numbers of each micro-batch of this rank, in order.
+
+    The set of samples of an iteration depends on consumed_samples alone, never on the layout.
+    """
+    for first in range(consumed_samples, total_samples, global_batch_size):
+        for start in range(data_parallel_rank * micro_batch_size, global_batch_size, micro_batch_size * data_parallel_size):
+            yield list(range(first + start, first + start + micro_batch_size))

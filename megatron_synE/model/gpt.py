@@ -1,0 +1,95 @@
+"""megatron-core's GPTModel as a Llama: rotary angles once per micro-batch, padded vocabulary rows masked.
+
+Legend: t tokens of one packed row, v vocabulary rows on this TP rank (padding included).
+"""
+
+from typing import Any
+
+import torch
+
+from megatron_synE.model.llama import LlamaArchitecture
+from megatron_synE.model.packed_row import PackedRow
+from megatron_synE.model.rope import cos_sin, inverse_frequencies
+from megatron_synE.runtime.mcore import (
+    GPTModel,
+    TransformerBlockSubmodules,
+    TransformerConfig,
+    parallel_state,
+    tensor_parallel,
+)
+
+
+class LlamaModel(GPTModel):  # type: ignore[misc]  # megatron-core is untyped
+    """One pipeline stage (or virtual chunk) of a Llama."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        architecture: LlamaArchitecture,
+        spec: TransformerBlockSubmodules,
+        *,
+        padded_vocab_size: int,
+        max_sequence_length: int,
+        pre_process: bool,
+        post_process: bool,
+        vp_stage: int | None,
+    ) -> None:
+        super().__init__(
+            config,
+            spec,
+            vocab_size=padded_vocab_size,
+            max_sequence_length=max_sequence_length,
+            pre_process=pre_process,
+            post_process=post_process,
+            share_embeddings_and_output_weights=architecture.tied,
+            position_embedding_type="none",
+            vp_stage=vp_stage,
+        )
+        self.architecture = architecture
+        self._dtype = config.params_dtype
+        # Not a buffer: Float16Module casts buffers to bf16, which ruins angles at long positions.
+        self._inverse_frequencies = inverse_frequencies(architecture)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        labels: torch.Tensor | None = None,
+        packed_seq_params: PackedRow | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """input_ids and labels [1, t]. Last stage: NLL per token [1, t] in fp32, or logits [1, t, v] without labels."""
+        assert packed_seq_params is not None
+        if packed_seq_params.rotary_cos is None:
+            positions = packed_seq_params.positions
+            if self._inverse_frequencies.device != positions.device:
+                self._inverse_frequencies = self._inverse_frequencies.to(positions.device)
+            packed_seq_params.rotary_cos, packed_seq_params.rotary_sin = cos_sin(
+                self._inverse_frequencies, positions, self._dtype
+            )
+        return super().forward(  # type: ignore[no-any-return]
+            input_ids, position_ids, attention_mask, labels=labels, packed_seq_params=packed_seq_params, **kwargs
+        )
+
+    def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """labels [1, t], logits [t, 1, v] -> NLL [1, t]."""
+        mask_padded_vocabulary(logits, vocab_size=self.architecture.vocab_size)
+        return super().compute_language_model_loss(labels, logits)  # type: ignore[no-any-return]
+
+    def gather_logits(self, logits: torch.Tensor) -> torch.Tensor:
+        """[1, t, v] on each TP rank -> [1, t, vocab_size] without padding. Collective: the TP group."""
+        whole = tensor_parallel.gather_from_tensor_model_parallel_region(logits)
+        return whole[..., : self.architecture.vocab_size]  # type: ignore[no-any-return]
+
+
+def mask_padded_vocabulary(logits: torch.Tensor, *, vocab_size: int) -> None:
+    """Give rows past vocab_size probability 0, in place; otherwise zero rows take part in the softmax.
+
+    logits [..., v] of this TP rank; their gradient into the padded rows becomes zero.
+    """
+    rows = logits.shape[-1]
+    first = parallel_state.get_tensor_model_parallel_rank() * rows
+    kept = min(max(vocab_size - first, 0), rows)
+    if kept < rows:
+        logits[..., kept:] = torch.finfo(logits.dtype).min

@@ -1,0 +1,73 @@
+"""Process groups: megatron-core's, and the two that its parallel_state does not hold."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron_synE.config.schema import ParallelSection
+from megatron_synE.runtime.device import Device
+from megatron_synE.runtime.environment import Ranks
+from megatron_synE.runtime.mcore import parallel_state, tensor_parallel
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Groups beside parallel_state: control runs on the host, so a decision never waits for the GPU."""
+
+    control: dist.ProcessGroup
+    """gloo over all ranks: stop flags, small decisions."""
+    checkpoint: dist.ProcessGroup
+    """gloo over all ranks: used by the thread that writes checkpoints, so it cannot cross training's collectives."""
+
+
+def initialize(device: Device, ranks: Ranks, parallel: ParallelSection, *, seed: int) -> Groups:
+    """Start torch.distributed and megatron-core's parallel state. Collective: every rank."""
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "0" if ranks.world_size == 1 else "29500")
+    store: dist.Store | None = None
+    if ranks.world_size == 1:
+        store = dist.HashStore()  # a single process needs no port
+    options: dict[str, Any] = {"device_id": device.torch_device} if device.is_cuda else {}
+    dist.init_process_group(
+        device.backend, store=store, rank=ranks.rank, world_size=ranks.world_size,
+        timeout=timedelta(minutes=30), **options,
+    )  # fmt: skip
+    initialize_model_parallel(parallel, seed=seed)
+    return Groups(control=dist.new_group(backend="gloo"), checkpoint=dist.new_group(backend="gloo"))
+
+
+def initialize_model_parallel(parallel: ParallelSection, *, seed: int) -> None:
+    """megatron-core's groups and RNG tracker for one layout. Collective: every rank."""
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
+        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
+        create_gloo_process_groups=False,
+    )
+    tensor_parallel.model_parallel_cuda_manual_seed(
+        seed + 100 * parallel_state.get_pipeline_model_parallel_rank()
+    )
+
+
+def shut_down() -> None:
+    """Leave all groups. Collective: every rank, on the way out of a run that went well."""
+    parallel_state.destroy_model_parallel()
+    dist.destroy_process_group()
+
+
+def sum_over_data_parallel(values: torch.Tensor) -> torch.Tensor:
+    """In-place sum over the ranks that hold the same part of the model. Collective: the data-parallel group."""
+    dist.all_reduce(values, group=parallel_state.get_data_parallel_group())
+    return values
+
+
+def broadcast_from_last_stage(values: torch.Tensor) -> torch.Tensor:
+    """What the last pipeline stage computed, on every stage. Collective: the pipeline group."""
+    if parallel_state.get_pipeline_model_parallel_world_size() > 1:
+        source = parallel_state.get_pipeline_model_parallel_last_rank()
+        dist.broadcast(values, src=source, group=parallel_state.get_pipeline_model_parallel_group())
+    return values

@@ -1,0 +1,35 @@
+"""Who this process is, as launchers tell it through the environment. No torch."""
+
+import os
+from dataclasses import dataclass
+
+from data_mixers.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all of them."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+
+
+def ranks_from_environment() -> Ranks | None:
+    """What torchrun, srun, or our own local launcher says; None when this process was started by hand.
+
+    Errors: ConfigError if srun started several tasks without telling them where rank 0 is.
+    """
+    env = os.environ
+    if "RANK" in env and "WORLD_SIZE" in env:
+        return Ranks(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", "0")))
+    if "SLURM_STEP_ID" in env and int(env.get("SLURM_NTASKS", "1")) > 1:
+        if "MASTER_ADDR" not in env or "MASTER_PORT" not in env:
+            raise ConfigError("under srun, export MASTER_ADDR (first host of the job) and MASTER_PORT in the sbatch script")
+        return Ranks(int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), int(env["SLURM_LOCALID"]))
+    return None
+
+
+def hide_cuda() -> None:
+    """Make this process, and what it starts, see no GPU. Must run before torch is first imported."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""

@@ -1,0 +1,124 @@
+"""The run folder: what lies where, and the manifest that says what the run was."""
+
+import contextlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from data_mixers.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+_SECRET_WORDS = ("key", "token", "secret", "password", "credential", "auth")
+_RECORDED_ENVIRONMENT = ("NCCL_", "CUDA_", "TORCH_", "OMP_", "SLURM_", "NVTE_", "WANDB_", "HF_")
+_PACKAGES = (
+    "megatron-core", "torch", "transformers", "safetensors", "numpy", "transformer-engine", "apex", "flash-attn",
+    "liger-kernel", "fastokens",
+)  # fmt: skip
+
+
+class RunDir:
+    """Paths below run.dir."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.checkpoints = root / "checkpoints"
+        self.metrics = root / "metrics.jsonl"
+        self.tensorboard = root / "tensorboard"
+        self.hf = root / "hf"
+        self.manifest = root / "manifest.json"
+
+    def create(self) -> None:
+        """Make the folders. Errors: ConfigError if they cannot be written."""
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            probe = self.root / f".writable-{os.getpid()}"
+            probe.write_text("")
+            probe.unlink()
+        except OSError as error:
+            raise ConfigError(f"run.dir={self.root}: cannot be written ({error.strerror}); choose another folder") from error
+
+    def write(self, name: str, text: str) -> None:
+        """Write one file of the run atomically."""
+        temporary = self.root / f".{name}.tmp"
+        with temporary.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.rename(self.root / name)
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what decides results; absent packages are left out."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def recorded_environment() -> dict[str, str]:
+    """Environment variables that launchers set for NCCL, CUDA and Slurm; values that look secret are masked."""
+    return {
+        name: "***" if any(word in name.lower() for word in _SECRET_WORDS) else value
+        for name, value in sorted(os.environ.items())
+        if name.startswith(_RECORDED_ENVIRONMENT)
+    }
+
+
+def masked(tree: Any) -> Any:
+    """A copy of a configuration tree whose secret-looking values are masked."""
+    if isinstance(tree, dict):
+        return {
+            key: "***" if isinstance(value, str) and _is_secret(key) else masked(value) for key, value in tree.items()
+        }
+    return [masked(item) for item in tree] if isinstance(tree, list | tuple) else tree
+
+
+def _is_secret(key: str) -> bool:
+    words = key.lower().replace("-", "_").split("_")
+    return any(word in words for word in ("password", "secret", "credential", "apikey")) or key.lower().endswith("api_key")
+
+
+def git_state() -> dict[str, str]:
+    """Commit and cleanliness of the source tree; empty when it is not a git checkout."""
+    source = Path(__file__).resolve().parents[2]
+    state = {}
+    for key, arguments in {"commit": ("rev-parse", "HEAD"), "dirty": ("status", "--porcelain")}.items():
+        try:
+            done = subprocess.run(["git", "-C", str(source), *arguments], capture_output=True, text=True, timeout=20)
+        except (OSError, subprocess.TimeoutExpired):
+            return {}
+        if done.returncode:
+            return {}
+        state[key] = done.stdout.strip() if key == "commit" else str(bool(done.stdout.strip())).lower()
+    return state
+
+
+def write_run_manifest(run_dir: RunDir, **facts: Any) -> None:
+    """Write manifest.json: what ran, from what, on what. Earlier attempts of the run are kept in `attempts`."""
+    attempts: list[Any] = []
+    if run_dir.manifest.exists():
+        try:
+            previous = json.loads(run_dir.manifest.read_text(encoding="utf-8"))
+            attempts = [*previous.get("attempts", []), previous.get("attempt")]
+        except ValueError:
+            logger.warning("%s is damaged; its history is lost", run_dir.manifest)
+    slurm = {name: value for name, value in recorded_environment().items() if name.startswith("SLURM_")}
+    attempt = {
+        "command": sys.argv,
+        "host": platform.node(),
+        "versions": versions(),
+        "git": git_state(),
+        "environment": recorded_environment(),
+        "slurm_job_id": slurm.get("SLURM_JOB_ID"),
+        "slurm_restart_count": slurm.get("SLURM_RESTART_COUNT", "0") if slurm else None,
+    }
+    document = {"schema_version": 1, **facts, "attempt": attempt, "attempts": attempts}
+    run_dir.write("manifest.json", json.dumps(document, indent=1, default=str) + "\n")

@@ -1,0 +1,338 @@
+"""Entry of `syne train`: read and check the configuration, start or join the ranks, build, fit, exit code.
+
+Reading order: this file, trainer.py, build.py, data_mixers/schedule.py.
+"""
+
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_mixers.errors import ConfigError, UserError
+from data_mixers.schedule import Schedule
+from megatron_synE import exit_codes
+from megatron_synE.checkpoint import layout
+from megatron_synE.config.derive import derive
+from megatron_synE.config.examine import Examination, examine
+from megatron_synE.config.load import LoadedConfig, dump_yaml, load_config, resolved_tree
+from megatron_synE.config.schema import RunConfig
+from megatron_synE.config.validate import require
+from megatron_synE.runtime.environment import Ranks, hide_cuda, ranks_from_environment
+from megatron_synE.runtime.launch import default_nproc, launch
+from megatron_synE.runtime.run_dir import RunDir, masked, write_run_manifest
+
+if TYPE_CHECKING:
+    from megatron_synE.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+
+def main(config_path: Path, overrides: Sequence[str] = (), nproc: int | None = None) -> int:
+    """Train as the file says. Returns an exit code; UserError is for the caller to show without a traceback.
+
+    Under torchrun or srun this process is one rank. Alone, it starts its own local ranks: nproc, or one per GPU.
+    """
+    loaded = load_config(config_path, list(overrides))
+    if loaded.resolved.device == "cpu":
+        hide_cuda()
+    ranks = ranks_from_environment()
+    if ranks is None:
+        world_size = nproc or default_nproc(loaded.resolved.device)
+        # Everything that can be wrong is said here once, before any rank starts.
+        require(examine(loaded.resolved, world_size=world_size).faults, where=str(config_path))
+        RunDir(loaded.resolved.run.dir).create()
+        if world_size > 1:
+            return launch(["-m", "megatron_synE.train", str(config_path), *overrides], world_size)
+        ranks = Ranks(rank=0, world_size=1, local_rank=0)
+    return run_rank(loaded, config_path, ranks)
+
+
+def run_rank(loaded: LoadedConfig, config_path: Path, ranks: Ranks) -> int:
+    """One rank of the run, from process groups to exit code. Collective: every rank."""
+    config = loaded.resolved
+    examination = examine(config, world_size=ranks.world_size)
+    require(examination.faults, where=str(config_path))
+    _log_to_stderr(ranks.rank)
+    # Only now torch and megatron-core: what is wrong with a configuration is said in half a second.
+    from megatron_synE.runtime import device as devices
+    from megatron_synE.runtime import distributed
+
+    device = devices.select(config.device, local_rank=ranks.local_rank)
+    groups = distributed.initialize(device, ranks, config.parallel, seed=config.run.seed)
+    run_dir = RunDir(config.run.dir)
+    run_dir.create()
+    trainer = _build(loaded, examination, device, groups, run_dir)
+    code = trainer.fit()
+    trainer.metrics.close()
+    if code == exit_codes.FINISHED and config.checkpoint.export_hf:
+        _export(run_dir, is_writer=ranks.rank == 0)
+    distributed.shut_down()
+    return code
+
+
+def _build(
+    loaded: LoadedConfig, examination: Examination, device: Any, groups: Any, run_dir: RunDir
+) -> "Trainer":
+    """All parts of a run, with its weights and state loaded. Collective: every rank."""
+    import torch.distributed as dist
+
+    from megatron_synE.build import build_model, build_optimizer
+    from megatron_synE.checkpoint.load import load_training_state
+    from megatron_synE.checkpoint.save import Saver, source_files
+    from megatron_synE.checkpoint.training_state import check_masters
+    from megatron_synE.data.scheduled_dataset import ScheduledDataset
+    from megatron_synE.metrics import Metrics, truncate_after
+    from megatron_synE.optim.lr_schedule import LrSchedule
+    from megatron_synE.runtime.control import Agreement, StopRequest
+    from megatron_synE.trainer import Progress, Trainer
+    from megatron_synE.validation import build_validator
+
+    config = loaded.resolved
+    stop_request = StopRequest()
+    assert examination.architecture is not None and examination.hf_config is not None
+    assert examination.schedule is not None
+    plan = derive(config, examination.architecture, dist.get_world_size(), device=device.kind)
+    start = _start_from(config, run_dir)
+    schedule = _schedule(examination.schedule, start)
+
+    model = build_model(config, plan, device)
+    if start.mode == "init":
+        _load_weights(model, config, plan.architecture, start.folder)
+    optimizer = build_optimizer(config, plan, model)
+    if start.folder is not None and start.state is not None and start.mode != "init":
+        load_training_state(model, optimizer, start.folder, start.state)
+    check_masters(model, optimizer)
+
+    progress = Progress()
+    if start.mode != "init" and start.state is not None:
+        state = start.state
+        progress = Progress(
+            iteration=state.iteration if start.mode == "resume" else 0,
+            consumed_samples=state.consumed_samples if start.mode == "resume" else 0,
+            consumed_tokens=state.consumed_tokens,
+            last_validation=dict(state.last_validation) if state.last_validation else None,
+        )
+        if start.mode == "resume" and progress.last_validation is not None:
+            progress.last_validated_iteration = progress.last_validation["iteration"]
+    lr_schedule = LrSchedule(config.lr_schedule, lr=config.optimizer.lr, total_tokens=plan.total_tokens)
+    _announce(plan, start, progress, lr_schedule)
+
+    is_writer = dist.get_rank() == 0
+    if is_writer:
+        truncate_after(run_dir.metrics, progress.iteration)
+        _write_run_files(loaded, run_dir, examination, schedule, start)
+    tokenizer = examination.manifests[0].tokenizer
+    return Trainer(
+        config=config,
+        plan=plan,
+        device=device,
+        model=model,
+        optimizer=optimizer,
+        dataset=ScheduledDataset(schedule, examination.manifests),
+        eos_id=tokenizer.eos_id,
+        validator=build_validator(
+            examination.validation_manifests,
+            seq_length=config.training.seq_length,
+            micro_batch_size=config.validation.micro_batch_size,
+            max_tokens_per_topic=config.validation.max_tokens_per_topic,
+            device=device.torch_device,
+        )
+        if examination.validation_manifests
+        else None,
+        lr_schedule=lr_schedule,
+        progress=progress,
+        saver=Saver(
+            run_dir.checkpoints,
+            groups.checkpoint,
+            keep_last=config.checkpoint.keep_last,
+            source_files=source_files(_tokenizer_folder(config, start)),
+        ),
+        metrics=Metrics(
+            config.logging,
+            path=run_dir.metrics,
+            run_name=config.run.name,
+            enabled=is_writer,
+            wandb_id=start.state.wandb_id if start.mode == "resume" and start.state else None,
+        ),
+        stop_request=stop_request,
+        agreement=Agreement(groups.control),
+        hf_config=examination.hf_config,
+        tokenizer_digest=tokenizer.digest,
+        lineage=_lineage(config, examination, start),
+    )
+
+
+class _Start:
+    """Where the run begins: fresh weights, a branch, or its own newest checkpoint."""
+
+    def __init__(self, mode: str, folder: Path | None, state: layout.CommonState | None) -> None:
+        self.mode = mode
+        self.folder = folder
+        self.state = state
+
+
+def _start_from(config: RunConfig, run_dir: RunDir) -> _Start:
+    """Rank 0 looks, all take its answer: a shared file system may show others an older directory.
+
+    Collective: every rank. Errors: CheckpointError for a damaged or unsuitable checkpoint.
+    """
+    import torch.distributed as dist
+
+    found: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            newest = layout.newest_complete(run_dir.checkpoints, verify_hashes=config.checkpoint.verify_hashes)
+            if newest is not None:
+                found = [_Start("resume", newest, layout.read_state(newest)), None]
+            elif config.init.source == "checkpoint":
+                assert config.init.path is not None
+                folder = layout.resolve_checkpoint(config.init.path)
+                found = [_Start(config.init.mode, folder, layout.read_state(folder)), None]
+            else:
+                found = [_Start("init", None, None), None]
+        except UserError as error:
+            found = [None, error]
+    dist.broadcast_object_list(found, src=0)
+    start, error = found
+    if error is not None:
+        raise error
+    assert isinstance(start, _Start)
+    return start
+
+
+def _schedule(from_config: Schedule, start: _Start) -> Schedule:
+    """The schedule to follow: what is already read must be what the checkpoint says was read.
+
+    Errors: ConfigError if the past differs.
+    """
+    if start.mode != "resume" or start.state is None or start.state.schedule is None:
+        return from_config
+    stored = Schedule.from_json(start.state.schedule["json"])
+    if stored.digest() == from_config.digest():
+        return stored
+    consumed = start.state.consumed_samples
+    if stored.past_digest(consumed) != from_config.past_digest(consumed):
+        raise ConfigError(
+            f"data, run.seed or training.seq_length changed what the first {consumed} samples of this run are; "
+            f"they were read already ({start.folder}). Restore the old values, or start a new run with "
+            "init.from=checkpoint and another run.dir"
+        )
+    logger.info("the future of the schedule was edited; its past (%d samples) is unchanged", consumed)
+    return from_config
+
+
+def _load_weights(model: Any, config: RunConfig, architecture: Any, folder: Path | None) -> None:
+    from megatron_synE.checkpoint.load import load_weights_from_checkpoint, load_weights_from_hf
+
+    if config.init.source == "hf":
+        assert config.init.path is not None
+        load_weights_from_hf(model, architecture, config.init.path)
+    elif config.init.source == "checkpoint":
+        assert folder is not None
+        load_weights_from_checkpoint(model, folder)
+
+
+def _announce(plan: Any, start: _Start, progress: Any, lr_schedule: Any) -> None:
+    described = {"init": "new run", "branch": "branch", "resume": "resume"}[start.mode]
+    logger.info(
+        "%s%s: iteration %d of %d, %d of %d tokens",
+        described, f" from {start.folder}" if start.folder else "", progress.iteration, plan.train_iters,
+        progress.consumed_tokens, plan.total_tokens,
+    )  # fmt: skip
+    rates = [lr_schedule.at(progress.consumed_tokens + step * plan.tokens_per_iteration) for step in range(5)]
+    logger.info("next five learning rates: %s", ", ".join(f"{rate:.4e}" for rate in rates))
+
+
+def _write_run_files(
+    loaded: LoadedConfig, run_dir: RunDir, examination: Examination, schedule: Schedule, start: _Start
+) -> None:
+    run_dir.write("run_config.yaml", dump_yaml(resolved_tree(loaded.resolved)))
+    run_dir.write("schedule.json", schedule.to_json() + "\n")
+    write_run_manifest(
+        run_dir,
+        run=loaded.resolved.run.name,
+        written=masked(loaded.user),
+        resolved=masked(resolved_tree(loaded.resolved)),
+        seed=loaded.resolved.run.seed,
+        schedule_hash=schedule.digest(),
+        data={str(m.folder): {s.name: [shard.bin_sha256 for shard in s.shards] for s in m.sources} for m in examination.manifests},
+        tokenizer_digest=examination.manifests[0].tokenizer.digest,
+        started_from=str(start.folder or loaded.resolved.init.path or "random"),
+        source_hashes=_source_hashes(loaded.resolved),
+    )
+
+
+def _source_hashes(config: RunConfig) -> dict[str, str]:
+    """sha256 of the HF weight files the run starts from."""
+    if config.init.source != "hf" or config.init.path is None:
+        return {}
+    return {file.name: layout.sha256_of(file) for file in sorted(config.init.path.glob("*.safetensors"))}
+
+
+def _lineage(config: RunConfig, examination: Examination, start: _Start) -> dict[str, Any]:
+    """What every checkpoint's manifest says of where it comes from."""
+    from megatron_synE.runtime.run_dir import versions
+
+    assert examination.schedule is not None
+    return {
+        "run": config.run.name,
+        "parent": str(start.folder or config.init.path or "random"),
+        "schedule_hash": examination.schedule.digest(),
+        "versions": versions(),
+        "stages": [{"name": stage.name, "tokens": stage.tokens, "languages": stage.languages} for stage in config.data.stages],
+    }
+
+
+def _tokenizer_folder(config: RunConfig, start: _Start) -> Path:
+    """Where the tokenizer and generation files come from: the HF folder, or what a checkpoint carries along."""
+    if start.folder is not None:
+        return start.folder / "tokenizer"
+    return config.init.path if config.init.source == "hf" and config.init.path is not None else Path(os.devnull)
+
+
+def _export(run_dir: RunDir, *, is_writer: bool) -> None:
+    import torch.distributed as dist
+
+    from megatron_synE.checkpoint.export import export_hf
+
+    if is_writer:
+        export_hf(layout.resolve_checkpoint(run_dir.checkpoints), run_dir.hf)
+        logger.info("exported %s", run_dir.hf)
+    dist.barrier()
+
+
+def _log_to_stderr(rank: int) -> None:
+    """Rank 0 speaks; the others only when something is wrong, and then they name themselves."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter(f"%(asctime)s {'' if rank == 0 else f'[rank {rank}] '}%(message)s", "%H:%M:%S"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    logging.getLogger("megatron.core").setLevel(logging.WARNING)  # at INFO it lists every parameter of every bucket
+
+
+def _as_one_rank() -> int:
+    """Entry of a rank started by launch(), torchrun or srun: messages instead of tracebacks for what users can mend."""
+    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+    try:
+        return main(Path(sys.argv[1]), sys.argv[2:])
+    except UserError as error:
+        # Every rank finds the same fault; one of them saying it is enough.
+        if rank == "0":
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    except Exception:
+        print(f"[rank {rank}]\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+        return 1
+
+
+if __name__ == "__main__":
+    code = _as_one_rank()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # A failed rank must not wait in destructors for peers that are in a collective.
+    os._exit(code)

@@ -1,0 +1,218 @@
+"""Held-out loss per topic: one (document, NLL sum, tokens) row per document, the same at every layout.
+
+Legend: t pairs of one micro-batch = micro_batch_size * seq_length.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data_mixers.errors import ConfigError
+from data_mixers.manifest import DatasetManifest, SourceEntry
+from megatron_synE.build import Model
+from megatron_synE.data.batch import MicroBatch, micro_batch
+from megatron_synE.data.indexed import IndexedFile
+from megatron_synE.data.packing import Row, pack, padding_row
+from megatron_synE.runtime.distributed import broadcast_from_last_stage, sum_over_data_parallel
+from megatron_synE.runtime.mcore import parallel_state
+
+_MICRO_BATCHES_PER_CALL = 8
+"""A stop request is honoured between calls; a multiple of this would keep a pipeline fuller but answer later."""
+
+
+@dataclass(frozen=True)
+class ValidationSet:
+    """The documents of one (language, source, topic)."""
+
+    name: str
+    first_document: int
+    """Index of its first document among those of all sets."""
+    num_documents: int
+    text_bytes: int
+    """UTF-8 bytes of the documents read; turns nats into bits per byte."""
+
+
+@dataclass(frozen=True)
+class SetResult:
+    """Loss of one set. Unit: nats; PPL is exp(nll_sum / tokens) over all tokens after each document's first, EOS included."""
+
+    name: str
+    nll_sum: float
+    tokens: int
+    text_bytes: int
+
+    @property
+    def nll(self) -> float:
+        return self.nll_sum / self.tokens
+
+    @property
+    def ppl(self) -> float:
+        return math.exp(self.nll)
+
+    @property
+    def bits_per_byte(self) -> float:
+        return self.nll_sum / math.log(2) / self.text_bytes
+
+
+@dataclass(frozen=True)
+class DocumentLosses:
+    """NLL sum and number of scored tokens of every held-out document, on every rank alike."""
+
+    nll_sums: torch.Tensor
+    """[documents] fp64."""
+    tokens: torch.Tensor
+    """[documents] int64."""
+
+
+@dataclass(frozen=True)
+class Validator:
+    """All validation sets, packed once; `run` scores them with the current weights."""
+
+    sets: tuple[ValidationSet, ...]
+    rows: tuple[Row, ...]
+    seq_length: int
+    micro_batch_size: int
+    device: torch.device
+    num_documents: int = field(default=0)
+
+    def run(self, model: Model, should_stop: Callable[[], bool]) -> DocumentLosses | None:
+        """Score every document; None if should_stop() turned true between two groups of micro-batches.
+
+        Collective: every rank; should_stop must answer alike on all ranks.
+        """
+        sums = torch.zeros(2, self.num_documents, dtype=torch.float64, device=self.device)
+        for batches in self._groups(len(model.chunks) > 1):
+            if should_stop():
+                return None
+            for owners, nll in _forward(model, batches, self.micro_batch_size * self.seq_length):
+                kept = owners >= 0
+                sums[0].index_add_(0, owners[kept], nll[kept].double())
+                sums[1].index_add_(0, owners[kept], torch.ones_like(nll[kept], dtype=torch.float64))
+        sum_over_data_parallel(sums)
+        broadcast_from_last_stage(sums)
+        sums = sums.cpu()
+        return DocumentLosses(sums[0], sums[1].to(torch.int64))
+
+    def per_set(self, losses: DocumentLosses) -> list[SetResult]:
+        """Sums over the documents of each set."""
+        results = []
+        for entry in self.sets:
+            mine = slice(entry.first_document, entry.first_document + entry.num_documents)
+            tokens = int(losses.tokens[mine].sum())
+            results.append(SetResult(entry.name, float(losses.nll_sums[mine].sum()), tokens, entry.text_bytes))
+        return results
+
+    def _groups(self, interleaved: bool) -> Iterator[list[tuple[torch.Tensor, MicroBatch]]]:
+        """Groups of (document of each pair, micro-batch) for this data-parallel rank; as many groups on every rank."""
+        rank = parallel_state.get_data_parallel_rank()
+        size = parallel_state.get_data_parallel_world_size()
+        pipeline = parallel_state.get_pipeline_model_parallel_world_size()
+        per_call = max(pipeline, _MICRO_BATCHES_PER_CALL // pipeline * pipeline)
+        rows_per_micro_batch = self.micro_batch_size * size
+        count = -(-len(self.rows) // rows_per_micro_batch)
+        if interleaved:
+            count = -(-count // pipeline) * pipeline  # the interleaved schedule wants a multiple of the pipeline size
+        padding = padding_row(self.seq_length)
+        for first in range(0, count, per_call):
+            group = []
+            for index in range(first, min(first + per_call, count)):
+                start = (index * size + rank) * self.micro_batch_size
+                rows = list(self.rows[start : start + self.micro_batch_size])
+                rows += [padding] * (self.micro_batch_size - len(rows))
+                group.append(self._micro_batch(rows))
+            yield group
+
+    def _micro_batch(self, rows: Sequence[Row]) -> tuple[torch.Tensor, MicroBatch]:
+        owners = torch.cat([row.documents for row in rows]).to(self.device)  # [t]
+        bounds = [index * self.seq_length + start for index, row in enumerate(rows) for start in row.starts]
+        batch = micro_batch(
+            torch.cat([row.inputs for row in rows]).unsqueeze(0),  # [1, t]
+            torch.cat([row.labels for row in rows]).unsqueeze(0),  # [1, t]
+            (owners >= 0).float().unsqueeze(0),
+            (*bounds, len(rows) * self.seq_length),
+            device=self.device,
+        )
+        return owners, batch
+
+
+def build_validator(
+    manifests: Sequence[DatasetManifest],
+    *,
+    seq_length: int,
+    micro_batch_size: int,
+    max_tokens_per_topic: int | None,
+    device: torch.device,
+) -> Validator:
+    """Read and pack the validation sources of these manifests.
+
+    Errors: ConfigError if none has role validation, DataError for damaged files.
+    """
+    documents: list[np.ndarray] = []
+    sets = []
+    for manifest in manifests:
+        for source in manifest.sources:
+            if source.role != "validation":
+                continue
+            found, text_bytes = _documents(manifest.folder, source, max_tokens_per_topic)
+            sets.append(ValidationSet(source.name, len(documents), len(found), text_bytes))
+            documents += found
+    if not sets:
+        raise ConfigError("validation.manifests: no source with role validation in them; preprocess with --holdout N")
+    rows = pack(documents, seq_length=seq_length)
+    return Validator(tuple(sets), tuple(rows), seq_length, micro_batch_size, device, len(documents))
+
+
+def _documents(folder: Path, source: SourceEntry, max_tokens: int | None) -> tuple[list[np.ndarray], int]:
+    """The first whole documents up to max_tokens, and the UTF-8 bytes of their texts (a share of the shard's, when cut)."""
+    found: list[np.ndarray] = []
+    taken = 0
+    text_bytes = 0.0
+    for shard in source.shards:
+        file = IndexedFile(folder / shard.prefix)
+        starts = file.document_ranges().tolist()
+        in_shard = 0
+        for start, stop in zip(starts[:-1], starts[1:], strict=True):
+            if max_tokens is not None and found and taken + stop - start > max_tokens:
+                break
+            found.append(np.array(file.tokens(start, stop)))
+            taken += stop - start
+            in_shard += stop - start
+        text_bytes += shard.text_bytes * in_shard / max(1, file.num_tokens)
+    return found, round(text_bytes)
+
+
+def _forward(
+    model: Model, batches: Sequence[tuple[torch.Tensor, MicroBatch]], num_pairs: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(document of each pair [t], NLL [t]) per micro-batch, on the last pipeline stage; nothing elsewhere."""
+
+    def forward_step(iterator: Iterator[tuple[torch.Tensor, MicroBatch]], chunk: Any) -> tuple[Any, Callable[..., Any]]:
+        owners, batch = next(iterator)
+        output = chunk(batch.input_ids, None, None, labels=batch.labels, packed_seq_params=batch.row)
+
+        def loss(nll: torch.Tensor) -> tuple[Any, Any, dict[str, torch.Tensor]]:
+            # The schedule may scale what is returned in place: hand it a zero and keep the losses apart.
+            zero = nll.sum() * 0.0
+            return zero, torch.zeros((), dtype=torch.int32, device=nll.device), {"owners": owners, "nll": nll.view(-1)}
+
+        return output, loss
+
+    iterators = [iter(batches) for _ in model.ddp]
+    single = len(model.ddp) == 1
+    with torch.no_grad():
+        outputs = model.forward_backward(
+            forward_step_func=forward_step,
+            data_iterator=iterators[0] if single else iterators,
+            model=model.ddp[0] if single else list(model.ddp),
+            num_microbatches=len(batches),
+            seq_length=num_pairs,
+            micro_batch_size=1,
+            forward_only=True,
+        )
+    for output in outputs:
+        yield output["owners"], output["nll"]
