@@ -69,7 +69,9 @@ def transformer_config(config: RunConfig, plan: RunPlan, device: Device) -> Tran
         bf16=plan.dtype == "bf16",
         params_dtype=dtype,
         pipeline_dtype=dtype,
-        perform_initialization=config.init.source == "random",
+        # Also when weights are loaded later: without it megatron-core does not mark weights as tensor-parallel, and the
+        # gradient norm, so clipping, silently misses all TP ranks but the first (layers.py, ColumnParallelLinear).
+        perform_initialization=True,
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
@@ -97,9 +99,7 @@ def build_model(config: RunConfig, plan: RunPlan, device: Device) -> Model:
     implementation = choose(config.model.attention, device)
     logger.info("layers: %s (%s)", implementation.name, implementation.reason)
     core_config = transformer_config(config, plan, device)
-    virtual_size = config.parallel.virtual_pipeline_model_parallel_size
-    stages: list[int | None] = [None] if virtual_size is None else list(range(virtual_size))
-    chunks = tuple(_chunk(core_config, config, plan, implementation, device, vp_stage=stage) for stage in stages)
+    chunks = build_chunks(core_config, config, plan, implementation, device)
     wrapped = [Float16Module(core_config, chunk) for chunk in chunks] if plan.dtype == "bf16" else list(chunks)
     ddp_config = DistributedDataParallelConfig(
         use_distributed_optimizer=True,
@@ -163,6 +163,15 @@ def sync_parameters(model: Model, plan: RunPlan) -> None:
     if plan.overlap_param_gather:
         for module in model.ddp:
             module.start_param_sync(force_sync=True)
+
+
+def build_chunks(
+    core_config: TransformerConfig, config: RunConfig, plan: RunPlan, implementation: Implementation, device: Device
+) -> tuple[LlamaModel, ...]:
+    """The bare model chunks of this rank, with random weights. Collective: every rank."""
+    virtual_size = config.parallel.virtual_pipeline_model_parallel_size
+    stages: list[int | None] = [None] if virtual_size is None else list(range(virtual_size))
+    return tuple(_chunk(core_config, config, plan, implementation, device, vp_stage=stage) for stage in stages)
 
 
 def _chunk(
