@@ -1,6 +1,5 @@
 """`syne`: parse, call one function, return its exit code. Nothing heavy is imported before a command runs."""
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,10 +58,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader (head, less) has seen enough; without this Python complains once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     return code if isinstance(code, int) else 0
 
 
@@ -112,9 +107,16 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be run, and stop.")] = False,
 ) -> None:
     """Train, or go on where the run folder stands. Under torchrun or srun a rank; alone it starts its own ranks."""
+    if dry_run:
+        from megatron_synE.runtime.launch import default_nproc
+        from tools.plan import print_plan
+
+        world_size = nproc or default_nproc("auto")
+        print_plan(config, overrides or [], world_size=world_size, device=None, reads_data=True, output_format="text")
+        return
     from megatron_synE.train import main as train_main
 
-    raise typer.Exit(train_main(config, overrides or [], nproc, dry_run))
+    raise typer.Exit(train_main(config, overrides or [], nproc))
 
 
 def _choice(option: str, value: str) -> Literal["text", "json"]:
