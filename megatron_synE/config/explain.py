@@ -32,7 +32,10 @@ def explain_error(error: dict[str, Any]) -> str:
         return f"{key}: letters, digits, '.', '_' and '-' only, and no leading '.' or '-' {_shown(value)}"
     message = error["msg"].removeprefix("Input should be ").removeprefix("Input should ")
     words = (
-        message.replace("valid array", "list, e.g. [a, b]").replace("valid object", "section").replace("a valid ", "a ")
+        message.replace("valid array", "list, e.g. [a, b]")
+        .replace("valid object", "section")
+        .replace("a valid integer", "an integer")
+        .replace("a valid ", "a ")
     )
     return f"{key}: must be {words} {_shown(value)}"
 

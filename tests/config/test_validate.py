@@ -1,0 +1,194 @@
+"""Every rule of a whole run: the refusal, and that its message names the key and a cure."""
+
+from pathlib import Path
+
+import pytest
+
+from megatron_synE.config.examine import examine
+from megatron_synE.config.load import load_config
+from megatron_synE.config.validate import divisors
+from tests.config.tiny_dataset import write_dataset
+
+RUN = """
+run: {{name: a, dir: {folder}/run}}
+training: {{seq_length: 64, global_batch_size: 8}}
+init: {{from: random}}
+model: {{preset: tiny}}
+lr_schedule: {{warmup_tokens: 512}}
+data:
+  manifests: [{folder}/data]
+  stages: [{{name: one, tokens: 4096, languages: {{zh: 0.2, en: 0.8}}}}]
+validation: {{manifests: [{folder}/heldout], interval_tokens: 1024}}
+"""
+SOURCES = {("zh", "web", "law"): 2000, ("en", "web", "law"): 4000, ("en", "code", "python"): 4000}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    write_dataset(tmp_path / "data", SOURCES)
+    write_dataset(tmp_path / "heldout", {("zh", "web", "law"): 200}, role="validation")
+    (tmp_path / "run.yaml").write_text(RUN.format(folder=tmp_path), encoding="utf-8")
+    return tmp_path / "run.yaml"
+
+
+def faults(path: Path, *overrides: str, world_size: int = 4) -> list[str]:
+    return [str(fault) for fault in examine(load_config(path, overrides).resolved, world_size=world_size).faults]
+
+
+def test_a_sound_run_has_no_faults_and_a_schedule(run: Path) -> None:
+    examination = examine(load_config(run).resolved, world_size=4)
+    assert examination.faults == ()
+    assert examination.schedule is not None
+    assert examination.schedule.num_samples == 64  # 4096 tokens / 64
+    assert examination.plan is not None
+    assert examination.plan.total_samples == 64
+
+
+# overrides, what the message must say
+REFUSED = {
+    "world": (
+        ["parallel.tensor_model_parallel_size=2", "parallel.pipeline_model_parallel_size=4"],
+        "parallel: 4 ranks are not a multiple of",
+    ),
+    "tp and heads": (["parallel.tensor_model_parallel_size=3"], "3 does not divide the model's num_attention_heads=8"),
+    "tp and groups": (
+        ["parallel.tensor_model_parallel_size=8"],
+        "8 does not divide the model's num_query_groups=4; use one of 1, 2, 4",
+    ),
+    "pp": (
+        ["parallel.pipeline_model_parallel_size=3"],
+        "3 does not divide the model's num_layers=4; use one of 1, 2, 4",
+    ),
+    "vpp layers": (
+        ["parallel.pipeline_model_parallel_size=2", "parallel.virtual_pipeline_model_parallel_size=3"],
+        "3 does not divide the 2 layers of a pipeline stage; use one of 2",
+    ),
+    "vpp without pp": (["parallel.virtual_pipeline_model_parallel_size=2"], "need a pipeline"),
+    "vpp micro-batches": (
+        [
+            "parallel.pipeline_model_parallel_size=2",
+            "parallel.virtual_pipeline_model_parallel_size=2",
+            "training.global_batch_size=6",
+        ],
+        "training.global_batch_size: 3 micro-batches are not a multiple of pipeline_model_parallel_size=2",
+    ),
+    "sp without tp": (["parallel.sequence_parallel=true"], "tensor_model_parallel_size=1"),
+    "sp length": (
+        ["parallel.sequence_parallel=true", "parallel.tensor_model_parallel_size=4", "training.seq_length=63"],
+        "training.seq_length: seq_length * micro_batch_size = 63 is not a multiple",
+    ),
+    "batch": (
+        ["training.global_batch_size=10"],
+        "training.global_batch_size: 10 is not a multiple of micro_batch_size * data parallel size = 1 * 4 = 4;"
+        " use one of 8, 12",
+    ),
+    "zero 2 and pp": (
+        ["parallel.zero_stage=2", "parallel.pipeline_model_parallel_size=2"],
+        "parallel.zero_stage: 2 (sharded gradients) does not combine",
+    ),
+    "context": (
+        ["training.seq_length=4096"],
+        "training.seq_length: 4096 is more than the model's max_position_embeddings=2048",
+    ),
+    "te on cpu": (
+        ["device=cpu", "model.attention=transformer_engine"],
+        "model.attention: transformer_engine needs a GPU",
+    ),
+    "warm-up": (
+        ["lr_schedule.warmup_tokens=4000", "lr_schedule.decay_tokens=1000"],
+        "lr_schedule.warmup_tokens: warmup_tokens + decay_tokens = 4000 + 1000 is more than the 4096 tokens",
+    ),
+    "decay of cosine": (
+        ["lr_schedule.style=cosine", "lr_schedule.decay_tokens=9"],
+        "9 has no meaning with style=cosine",
+    ),
+    "start lr": (["lr_schedule.start_lr=1e-3"], "lr_schedule.start_lr: 0.001 is above the peak, optimizer.lr=1e-05"),
+    "min lr": (["lr_schedule.min_lr=1e-3"], "lr_schedule.min_lr: 0.001 is above the peak"),
+    "beta": (["optimizer.adam_beta2=1.0"], "optimizer.adam_beta2: 1.0 would never forget"),
+    "random with path": (["init.path=x"], "init.path: x is not read with init.from=random"),
+    "no path": (["init.from=hf", "model.preset=null"], "init.path: missing; init.from=hf reads it"),
+    "path gone": (["init.from=hf", "model.preset=null", "init.path=x"], "init.path: x does not exist"),
+    "branch": (["init.mode=branch"], "init.mode: branch takes the optimizer"),
+    "languages": (["data.stages.0.languages.zh=0.3"], "data.stages.0.languages: the shares sum to 1.1"),
+    "sources": (["data.stages.0.sources={en: {web: 0.5}}"], "data.stages.0.sources.en: the shares sum to 0.5"),
+    "topics": (["data.stages.0.topics={en: {web: {law: 0.5}}}"], "data.stages.0.topics.en.web: the shares sum to 0.5"),
+    "divided without share": (["data.stages.0.sources={fr: {web: 1.0}}"], "fr is divided below, but has no share here"),
+    "no such language": (
+        ["data.stages.0.languages={fr: 1.0}"],
+        "data.stages.0.languages.fr has no data in the manifests",
+    ),
+    "no stages": (["data.stages=[]"], "data.stages: is empty"),
+    "no languages": (["data.stages.0.languages={}"], "data.stages.0.languages: is empty"),
+    "no manifests": (["data.manifests=[]"], "data.manifests: is empty"),
+    "no held-out": (
+        ["validation.manifests=[]"],
+        "validation.interval_tokens: is set, but validation.manifests is empty",
+    ),
+    "manifest gone": (["data.manifests=[nowhere]"], "data.manifests: nowhere"),
+    "preset": (["model.preset=llama9"], "model.preset='llama9' is unknown"),
+    "epochs": (["data.stages.0.tokens=1e6"], "in epochs"),
+    "exhaustion": (["data.exhaustion=stop", "data.stages.0.tokens=20480"], "data.exhaustion is stop"),
+}
+
+
+@pytest.mark.parametrize(("overrides", "message"), REFUSED.values(), ids=REFUSED)
+def test_refusal_names_key_and_cure(run: Path, overrides: list[str], message: str) -> None:
+    found = faults(run, *overrides)
+    assert any(message in fault for fault in found), found
+    assert all("; " in fault for fault in found)
+
+
+def test_all_faults_come_together(run: Path) -> None:
+    found = faults(
+        run, "training.seq_length=4096", "training.global_batch_size=10", "lr_schedule.start_lr=1",
+        "data.stages.0.languages.zh=0.3", "init.mode=branch",
+    )  # fmt: skip
+    keys = [fault.split(":")[0] for fault in found]
+    assert sorted(keys) == [
+        "data.stages.0.languages",
+        "init.mode",
+        "lr_schedule.start_lr",
+        "training.global_batch_size",
+        "training.seq_length",
+    ]
+
+
+def test_duplicate_stage_names_are_refused(run: Path) -> None:
+    stage = "{name: one, tokens: 4096, languages: {zh: 0.2, en: 0.8}}"
+    assert any("two stages are called 'one'" in fault for fault in faults(run, f"data.stages=[{stage}, {stage}]"))
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(run: Path) -> None:
+    write_dataset(run.parent / "data", SOURCES, vocab_size=1001)
+    assert any("tokenizer of 1001 ids, the model has only 1000" in fault for fault in faults(run))
+
+
+def test_data_of_two_tokenizers_is_refused(run: Path) -> None:
+    write_dataset(run.parent / "heldout", {("zh", "web", "law"): 200}, role="validation", digest="b" * 64)
+    assert any("different tokenizers (bbbbbbbbbbbb and aaaaaaaaaaaa)" in fault for fault in faults(run))
+
+
+def test_a_source_in_two_manifests_is_refused(run: Path) -> None:
+    write_dataset(run.parent / "more", {("zh", "web", "law"): 200})
+    found = faults(run, f"data.manifests=[{run.parent}/data, {run.parent}/more]")
+    assert any("source zh/web/law is in" in fault for fault in found)
+
+
+def test_held_out_sets_cannot_be_trained_on(run: Path) -> None:
+    found = faults(run, f"data.manifests=[{run.parent}/heldout]")
+    assert any("holds no source with role train" in fault for fault in found)
+
+
+def test_a_run_folder_that_is_a_file_is_refused(run: Path) -> None:
+    (run.parent / "run").write_text("x", encoding="utf-8")
+    assert any(fault.startswith("run.dir:") and "is a file" in fault for fault in faults(run))
+
+
+def test_without_data_the_manifests_are_not_opened(run: Path) -> None:
+    config = load_config(run, ["data.manifests=[nowhere]"]).resolved
+    assert examine(config, world_size=4, reads_data=False).faults == ()
+
+
+def test_divisors_of_a_square_and_a_prime() -> None:
+    assert divisors(36) == [1, 2, 3, 4, 6, 9, 12, 18, 36]
+    assert divisors(7) == [1, 7]

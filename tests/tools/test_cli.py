@@ -1,0 +1,167 @@
+"""The command line as a shell sees it: exit codes, messages, help, and what help must not import."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import typer
+
+from tools.cli import app, main
+
+ROOT = Path(__file__).parents[2]
+COMMAND = typer.main.get_command(app)
+
+
+def syne(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tools", *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def all_commands() -> list[list[str]]:
+    paths: list[list[str]] = [[]]
+    found = []
+    while paths:
+        path = paths.pop()
+        found.append(path)
+        command = COMMAND
+        for name in path:
+            command = command.commands[name]  # type: ignore[attr-defined]
+        paths += [[*path, name] for name in getattr(command, "commands", {})]
+    return sorted(found)
+
+
+def examples_of(path: list[str], capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
+    assert main([*path, "--help"]) == 0
+    text = capsys.readouterr().out
+    after = text.partition("Example:\n")[2].replace("\\\n", " ")
+    return [shlex.split(line) for line in after.splitlines() if line.strip().startswith(("syne ", "torchrun "))]
+
+
+@pytest.mark.parametrize("path", all_commands(), ids=lambda path: " ".join(path) or "syne")
+def test_every_help_has_an_example_that_parses(path: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    examples = examples_of(path, capsys)
+    assert examples
+    for example in examples:
+        words, command = example[1:], COMMAND
+        while words and words[0] in getattr(command, "commands", {}):
+            command = command.commands[words.pop(0)]  # type: ignore[attr-defined]
+        if words != ["--help"]:
+            command.make_context("syne", words)  # raises a usage error if anything is not understood
+
+
+def test_the_example_of_plan_works_as_pasted(capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = examples_of(["plan"], capsys)
+    result = syne(*example[1:])
+    assert result.returncode == 0, result.stderr
+
+
+def test_doctor_finds_this_machine_ready() -> None:
+    result = syne("doctor")
+    assert result.returncode == 0, result.stdout
+    for subject in ("python", "torch", "megatron-core", "attention", "norm", "optimizer", "tokenizer", "collective"):
+        assert any(line[2:].startswith(subject) for line in result.stdout.splitlines()), subject
+    assert result.stdout.endswith("\nready\n")
+
+
+def test_help_is_quick_and_imports_no_torch() -> None:
+    program = (
+        "import sys; from tools.cli import main; code = main(['--help']); sys.exit(code or 'torch' in sys.modules)"
+    )
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+        seconds.append(time.perf_counter() - start)
+        assert result.returncode == 0, result.stderr
+    assert min(seconds) <= 0.5  # the best of three: the machine may be busy
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["bogus"], ["plan"], ["plan", "--config"], ["plan", "--config", "x", "--nodes", "0"], ["plan", "--confg", "x"]],
+    ids=" ".join,
+)
+def test_a_wrong_command_line_exits_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert "Error: " in capsys.readouterr().err
+
+
+def test_a_users_mistake_is_one_message_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("run: {nam: a}\n", encoding="utf-8")
+    result = syne("plan", "--config", str(tmp_path / "run.yaml"))
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith(f"error: {tmp_path}/run.yaml: ")
+    assert "run.nam: unknown key; did you mean run.name?" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_plan_prints_the_plan_and_then_every_fault(tmp_path: Path) -> None:
+    result = syne(
+        "plan", "--config", "examples/llama3_8b/run_paper.yaml", "--nodes", "16", "--no-data", "init.from=random",
+        "init.path=null", "model.preset=llama3_8b", "parallel.pipeline_model_parallel_size=2", "optimizer.lr=1e-8",
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert "\n  parallel.zero_stage: 2 (sharded gradients)" in result.stderr
+    assert "\n  lr_schedule.start_lr: 1e-07 is above the peak" in result.stderr
+    assert "data_parallel_size: 16" in result.stdout
+
+
+def test_plan_as_json_holds_the_three_views_and_the_faults() -> None:
+    result = syne(
+        "plan", "--config", "examples/llama3_8b/run_recommended.yaml", "--nodes", "16", "--no-data", "--format", "json",
+        "init.from=random", "init.path=null", "model.preset=llama3_8b",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["faults"] == []
+    assert report["user"]["preset"] == "syne_recommended"
+    assert report["resolved"]["lr_schedule"]["decay_tokens"] == 8_000_000_000
+    assert report["derived"]["tokens_per_iteration"] == 512 * 8192
+    assert report["derived"]["num_microbatches"] == 16  # 512 / (128 ranks / TP 4)
+
+
+def test_an_unknown_format_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--config", "x", "--format", "xml"]) == 2
+    assert capsys.readouterr().err == "error: --format=xml: use text or json\n"
+
+
+def test_a_missing_config_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--config", "nowhere.yaml"]) == 2
+    assert capsys.readouterr().err.startswith("error: nowhere.yaml: cannot be read (No such file")
+
+
+def test_an_interrupt_exits_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tools.doctor.run_doctor", interrupted)
+    assert main(["doctor"]) == 130
+
+
+def test_a_closed_pipe_brings_no_traceback() -> None:
+    arguments = shlex.split(
+        f"{sys.executable} -m tools plan --config examples/llama3_8b/run_paper.yaml --nodes 16 --no-data"
+        " init.from=random init.path=null model.preset=llama3_8b"
+    )
+    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.wait(timeout=60)
+
+
+def test_exit_codes_page_names_every_code() -> None:
+    import megatron_synE.exit_codes as codes
+
+    page = (ROOT / "docs/exit_codes.md").read_text(encoding="utf-8")
+    listed = {name: int(code) for code, name in re.findall(r"^\| (\d+) \| `(\w+)` \|", page, flags=re.M)}
+    defined = {name: value for name, value in vars(codes).items() if isinstance(value, int)}
+    assert listed == defined
