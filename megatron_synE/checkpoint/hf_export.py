@@ -1,0 +1,162 @@
+"""A checkpoint as an HF folder that opens in from_pretrained: streamed, checked, then renamed into place."""
+
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from megatron_synE.checkpoint import layout
+from megatron_synE.checkpoint.hf import check_finite
+from megatron_synE.checkpoint.hf_mapping import hf_shapes, hf_tensor_from_global
+from megatron_synE.checkpoint.hf_verify import verify_folder
+from megatron_synE.checkpoint.model_card import CARD, model_card
+from megatron_synE.checkpoint.safetensors_file import SafetensorsWriter
+from megatron_synE.checkpoint.stored_array import BLOCK_BYTES
+from megatron_synE.checkpoint.weights import CheckpointWeights
+from megatron_synE.exit_codes import CheckpointError
+from megatron_synE.model.llama import architecture_from_hf, read_hf_config
+
+DtypeChoice = Literal["keep", "bf16", "fp32"]
+DTYPE_OF_CHOICE: dict[DtypeChoice, torch.dtype | None] = {
+    "keep": None, "bf16": torch.bfloat16, "fp32": torch.float32,
+}  # fmt: skip
+Progress = Callable[[int, int], None]
+"""(bytes done, bytes in all), called about every 16 MiB."""
+MARKER = "syne_export.json"
+"""In every folder written here: what it was made from. A folder with it may be replaced by a new export."""
+SHARD_BYTES = 5_000_000_000
+"""transformers' own default for the largest file."""
+
+
+def write_hf_folder(
+    checkpoint: Path,
+    out: Path,
+    *,
+    dtype: DtypeChoice = "keep",
+    max_shard_size_bytes: int = SHARD_BYTES,
+    verify: bool = True,
+    hf_config: Path | None = None,
+    name: str | None = None,
+    progress: Progress | None = None,
+) -> int:
+    """Write the weights of an iter_* folder (or the newest in a run) to `out`; gives the bytes of weights written.
+
+    hf_config: an HF config.json, for a checkpoint that holds none (Megatron-LM). name: the model's, for its card.
+    Errors: CheckpointError if `out` holds something else, a value is not finite, or (verify) what was written differs.
+    """
+    folder = checkpoint if hf_config is not None else layout.resolve_checkpoint(checkpoint)
+    config = read_hf_config(hf_config or folder)
+    architecture = architecture_from_hf(config, where=str(hf_config or folder / "config.json"))
+    weights = CheckpointWeights(folder, architecture)
+    _check_replaceable(out)
+    temporary = out.parent / f".tmp-{out.name}-{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        size_bytes = _write_weights(temporary, weights, DTYPE_OF_CHOICE[dtype], max_shard_size_bytes, progress)
+        _write_side_files(temporary, folder, config, _stored_dtype(weights, DTYPE_OF_CHOICE[dtype]), name or out.name)
+        if verify:
+            verify_folder(temporary, folder, hf_config=config)
+        layout.sync_folder(temporary)
+        _replace(temporary, out)
+    except OSError as error:
+        raise CheckpointError(f"{out}: cannot be written ({error.strerror})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return size_bytes
+
+
+def _write_weights(
+    folder: Path,
+    weights: CheckpointWeights,
+    dtype: torch.dtype | None,
+    max_shard_size_bytes: int,
+    progress: Progress | None,
+) -> int:
+    architecture = weights.architecture
+    tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
+    for name, shape in hf_shapes(architecture).items():
+        key = hf_tensor_from_global(architecture, name)[0].key
+        tensors[name] = (dtype or weights.dtype(key), shape)
+    shards = _shards({n: math.prod(shape) * d.itemsize for n, (d, shape) in tensors.items()}, max_shard_size_bytes)
+    total = sum(math.prod(shape) * d.itemsize for d, shape in tensors.values())
+    done = 0
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, start=1):
+        file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        weight_map |= dict.fromkeys(names, file)
+        with SafetensorsWriter(folder / file, {name: tensors[name] for name in names}) as writer:
+            for name in names:
+                for rows in _rows(weights, name, tensors[name][0]):
+                    writer.append(rows)
+                    done += rows.numel() * rows.element_size()
+                    if progress is not None:
+                        progress(done, total)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        layout.write_json(folder / "model.safetensors.index.json", index)
+    return total
+
+
+def _rows(weights: CheckpointWeights, name: str, dtype: torch.dtype) -> Iterator[torch.Tensor]:
+    """The rows of one HF weight in order, a block at a time."""
+    for piece in hf_tensor_from_global(weights.architecture, name):
+        columns = piece.sizes[1:]
+        step = max(1, BLOCK_BYTES // (math.prod(columns) * dtype.itemsize))
+        for row in range(0, piece.sizes[0], step):
+            sizes = (min(step, piece.sizes[0] - row), *columns)
+            rows = weights.read(piece.key, (piece.offsets[0] + row, *piece.offsets[1:]), sizes, dtype)
+            check_finite(rows, where=f"{name} (from {piece.key})")
+            yield rows
+
+
+def _shards(sizes: dict[str, int], max_shard_size_bytes: int) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, size in sizes.items():
+        if shards[-1] and filled + size > max_shard_size_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    return shards
+
+
+def _stored_dtype(weights: CheckpointWeights, dtype: torch.dtype | None) -> str:
+    return str(dtype or weights.dtype("embedding.word_embeddings.weight")).removeprefix("torch.")
+
+
+def _write_side_files(folder: Path, checkpoint: Path, config: dict[str, Any], dtype: str, name: str) -> None:
+    field = "torch_dtype" if "torch_dtype" in config or "dtype" not in config else "dtype"
+    layout.write_json(folder / "config.json", {**config, field: dtype})
+    carried = checkpoint / "tokenizer"
+    for file in sorted(carried.iterdir()) if carried.is_dir() else []:
+        if file.is_file() and file.name != CARD:
+            shutil.copyfile(file, folder / file.name)
+    is_ours = (checkpoint / layout.MANIFEST).is_file()
+    manifest = layout.read_manifest(checkpoint) if is_ours else {}
+    state = layout.read_state(checkpoint) if is_ours else None
+    card = model_card(name=name, config=config, state=state, manifest=manifest, carried=carried)
+    (folder / CARD).write_text(card, encoding="utf-8")
+    made_from = {"checkpoint": checkpoint.name, "lineage_hash": manifest.get("lineage_hash"), "dtype": dtype}
+    layout.write_json(folder / MARKER, {"schema_version": layout.SCHEMA_VERSION, **made_from})
+
+
+def _check_replaceable(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MARKER).is_file())):
+        raise CheckpointError(f"{out}: exists and is not an earlier export; choose another folder or remove it")
+
+
+def _replace(temporary: Path, out: Path) -> None:
+    if out.exists():
+        replaced = out.parent / f".tmp-{out.name}-{os.getpid()}-replaced"
+        out.rename(replaced)
+        temporary.rename(out)
+        shutil.rmtree(replaced)
+    else:
+        temporary.rename(out)
+    layout.sync_folder(out.parent, recursive=False)

@@ -1,0 +1,150 @@
+"""HF folder to a weights-only checkpoint, a block of rows at a time: `syne import`."""
+
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from megatron_synE.checkpoint import layout
+from megatron_synE.checkpoint.dcp import Chunk, save_chunks
+from megatron_synE.checkpoint.hf import HfFolder, global_tensors, read_rectangle
+from megatron_synE.checkpoint.hf_export import DTYPE_OF_CHOICE, DtypeChoice, Progress
+from megatron_synE.checkpoint.hf_mapping import GlobalTensor
+from megatron_synE.checkpoint.hf_verify import verify_folder
+from megatron_synE.exit_codes import CheckpointError
+from megatron_synE.runtime.run_dir import versions
+from tools.checkpoint.meter import Cost, Meter
+
+CHUNK_BYTES = 16 << 20
+"""Tensors are stored in runs of rows of about this size. Ours: glibc reuses such blocks without page faults."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportReport:
+    """What was written."""
+
+    checkpoint: Path
+    num_tensors: int
+    dtype: str
+    verified: bool
+    cost: Cost
+
+    def summary(self) -> str:
+        verified = "verified bit for bit" if self.verified else "not verified"
+        return f"{self.checkpoint}: {self.num_tensors} tensors in {self.dtype}, {verified}; {self.cost.summary()}"
+
+
+def import_hf(
+    hf: Path, out: Path, *, dtype: DtypeChoice = "keep", verify: bool = True, progress: Progress | None = None
+) -> ImportReport:
+    """Write the model in folder `hf` as `out`/iter_0000000.
+
+    Errors: CheckpointError naming file and tensor for anything wrong in `hf`, if `out` holds a run's checkpoints, or
+    (verify) if what was written differs. Cost: memory for a few blocks of 16 MiB, whatever the model's size.
+    """
+    meter = Meter()
+    folder = HfFolder(hf)
+    stored_dtype = DTYPE_OF_CHOICE[dtype] or _common_dtype(folder)
+    final = out / layout.iteration_name(0)
+    _check_replaceable(out, final)
+    temporary = out / layout.temporary_name(0, f"import-{os.getpid()}")
+    tensors = global_tensors(folder.architecture)
+    size_bytes = sum(math.prod(tensor.shape) for tensor in tensors) * stored_dtype.itemsize
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        counter = _Counter(size_bytes, progress)
+        save_chunks(temporary, [c for tensor in tensors for c in _chunks(folder, tensor, stored_dtype, counter)])
+        _write_rest(temporary, folder, stored_dtype)
+        if verify:
+            verify_folder(hf, temporary)
+        layout.publish(temporary, final)
+    except OSError as error:
+        raise CheckpointError(f"{final}: cannot be written ({error.strerror})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return ImportReport(
+        checkpoint=final,
+        num_tensors=len(tensors),
+        dtype=str(stored_dtype).removeprefix("torch."),
+        verified=verify,
+        cost=meter.cost(size_bytes=size_bytes),
+    )
+
+
+class _Counter:
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self._done, self._total, self._progress = 0, total, progress
+
+    def add(self, tensor: torch.Tensor) -> None:
+        self._done += tensor.numel() * tensor.element_size()
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+
+def _chunks(folder: HfFolder, tensor: GlobalTensor, dtype: torch.dtype, counter: _Counter) -> Iterator[Chunk]:
+    columns = tensor.shape[1:]
+    step = max(1, CHUNK_BYTES // (math.prod(columns) * dtype.itemsize))
+    for row in range(0, tensor.shape[0], step):
+        offsets = (row, *(0 for _ in columns))
+        sizes = (min(step, tensor.shape[0] - row), *columns)
+        produce = partial(_produce, folder, tensor.key, offsets, sizes, dtype, counter)
+        yield Chunk(tensor.key, tensor.shape, offsets, sizes, dtype, produce)
+
+
+def _produce(
+    folder: HfFolder,
+    key: str,
+    offsets: tuple[int, ...],
+    sizes: tuple[int, ...],
+    dtype: torch.dtype,
+    counter: _Counter,
+) -> torch.Tensor:
+    rectangle = read_rectangle(folder, folder.architecture, key, offsets, sizes, dtype)
+    counter.add(rectangle)
+    return rectangle
+
+
+def _write_rest(temporary: Path, folder: HfFolder, dtype: torch.dtype) -> None:
+    architecture = folder.architecture
+    shutil.copyfile(folder.path / "config.json", temporary / "config.json")
+    if files := folder.side_files():
+        (temporary / "tokenizer").mkdir()
+        for file in files:
+            shutil.copyfile(file, temporary / "tokenizer" / file.name)
+    state = layout.CommonState(
+        iteration=0,
+        consumed_samples=0,
+        consumed_tokens=0,
+        adam_step=0,
+        has_optimizer=False,
+        weights_dtype=str(dtype).removeprefix("torch."),
+        tied=architecture.tied,
+        vocab_size=architecture.vocab_size,
+    )
+    layout.write_state(temporary, state)
+    layout.write_megatron_files(temporary, state)
+    layout.write_manifest(temporary, {"kind": "import", "source": folder.path.name, "versions": versions()})
+
+
+def _common_dtype(folder: HfFolder) -> torch.dtype:
+    tensors = iter(folder.tensors.values())
+    first = next(tensors)
+    for tensor in tensors:
+        if tensor.dtype != first.dtype:
+            raise CheckpointError(
+                f"{folder.path}: {first.name} is {first.dtype}, {tensor.name} is {tensor.dtype}; "
+                "choose one with --dtype bf16 or fp32"
+            )
+    return first.dtype
+
+
+def _check_replaceable(out: Path, final: Path) -> None:
+    others = sorted(folder.name for folder in out.glob("iter_*") if folder != final) if out.is_dir() else []
+    if others:
+        raise CheckpointError(f"{out}: holds {others[0]}, the checkpoints of a run; import into another folder")
