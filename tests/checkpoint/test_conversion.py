@@ -149,12 +149,12 @@ def test_a_config_field_that_differs_is_named_with_both_values(make_hf, tmp_path
     checkpoint = import_hf(hf, tmp_path / "ckpt").checkpoint
     config = json.loads((hf / "config.json").read_text())
     (hf / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-4, "dtype": "bfloat16"}))
-    with pytest.raises(CheckpointError, match="rms_norm_eps: 0.0001 against 1e-06$"):
+    with pytest.raises(CheckpointError, match=r"rms_norm_eps: 0\.0001 against 1e-06$"):
         verify_folder(hf, checkpoint)
 
 
 def test_side_files_travel_both_ways(make_hf, tmp_path):
-    hf, model = make_hf()
+    hf, _ = make_hf()
     (hf / "tokenizer.json").write_text('{"model": "大"}', encoding="utf-8")
     (hf / "tokenizer_config.json").write_text("{}")
     (hf / "LICENSE").write_text("META LLAMA 3 COMMUNITY LICENSE AGREEMENT\n")

@@ -1,0 +1,224 @@
+"""Which folder counts as a checkpoint, and that nothing half-written ever does."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from megatron_synE.checkpoint import layout
+from megatron_synE.checkpoint.layout import CommonState
+from megatron_synE.exit_codes import CheckpointError
+
+STATE = CommonState(
+    iteration=3,
+    consumed_samples=12,
+    consumed_tokens=1200,
+    adam_step=3,
+    has_optimizer=True,
+    weights_dtype="bfloat16",
+    tied=False,
+    vocab_size=131,
+    schedule={"json": "{}"},
+    last_validation={"zh/law": 2.5},
+    layout={"world_size": 2},
+)
+
+
+def fill(folder, iteration):
+    folder.mkdir(parents=True)
+    (folder / ".metadata").write_bytes(b"table")
+    (folder / "__0_0.distcp").write_bytes(bytes(1000))
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "tokenizer.json").write_text("{}")
+    layout.write_state(folder, replace(STATE, iteration=iteration))
+    layout.write_manifest(folder, {"kind": "test"})
+
+
+def save(checkpoints, iteration):
+    temporary = checkpoints / layout.temporary_name(iteration, "x")
+    fill(temporary, iteration)
+    layout.publish(temporary, checkpoints / layout.iteration_name(iteration))
+    return checkpoints / layout.iteration_name(iteration)
+
+
+def test_state_comes_back_as_it_was_written(tmp_path):
+    layout.write_state(tmp_path, STATE)
+    assert layout.read_state(tmp_path) == STATE
+    assert json.loads((tmp_path / "state.json").read_text())["schema_version"] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": 2}, "schema_version=2, this program reads 1"),
+        ({"surprise": 1}, "unknown field 'surprise'"),
+        ({"iteration": None}, "iteration"),
+    ],
+)
+def test_a_state_of_another_schema_is_refused(tmp_path, change, message):
+    layout.write_state(tmp_path, STATE)
+    content = json.loads((tmp_path / "state.json").read_text()) | change
+    content = {key: value for key, value in content.items() if value is not None}
+    (tmp_path / "state.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=message):
+        layout.read_state(tmp_path)
+
+
+def test_publishing_moves_the_folder_and_then_the_tracker(tmp_path):
+    final = save(tmp_path, 3)
+    layout.check_complete(final, verify_hashes=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["iter_0000003", layout.TRACKER]
+    assert (tmp_path / layout.TRACKER).read_text() == "3\n"
+    assert layout.newest_complete(tmp_path) == final
+
+
+def test_publishing_over_an_older_folder_of_the_same_name_replaces_it(tmp_path):
+    final = save(tmp_path, 3)
+    (final / "old").write_text("")
+    assert save(tmp_path, 3) == final
+    assert not (final / "old").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["iter_0000003", layout.TRACKER]
+
+
+@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "state.json", "tokenizer/tokenizer.json"])
+@pytest.mark.parametrize("damage", ["missing", "shorter", "other content"])
+def test_an_incomplete_folder_is_not_taken_for_whole(tmp_path, caplog, name, damage):
+    older, newer = save(tmp_path, 2), save(tmp_path, 3)
+    file = newer / name
+    content = file.read_bytes()
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(content[:-1] if damage == "shorter" else bytes([content[0] ^ 1]) + content[1:])
+    with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
+        layout.check_complete(newer, verify_hashes=True)
+    with caplog.at_level(logging.WARNING):
+        assert layout.newest_complete(tmp_path, verify_hashes=True) == older
+    assert "passing over iter_0000003" in caplog.text
+    if damage != "other content":
+        assert layout.newest_complete(tmp_path) == older
+        assert layout.complete_checkpoints(tmp_path) == [older]
+
+
+def test_a_folder_without_manifest_is_not_taken_for_whole(tmp_path):
+    (save(tmp_path, 3) / "manifest.json").unlink()
+    assert layout.newest_complete(tmp_path) is None
+    with pytest.raises(CheckpointError, match="not written to its end"):
+        layout.resolve_checkpoint(tmp_path / "iter_0000003")
+
+
+def test_a_manifest_that_lists_no_tensor_table_is_refused(tmp_path):
+    folder = tmp_path / "iter_0000001"
+    fill(folder, 1)
+    (folder / ".metadata").unlink()
+    layout.write_manifest(folder, {})
+    with pytest.raises(CheckpointError, match=r"does not list \.metadata"):
+        layout.check_complete(folder, verify_hashes=False)
+
+
+def test_temporary_folders_never_count(tmp_path):
+    fill(tmp_path / layout.temporary_name(9, "x"), 9)
+    assert layout.newest_complete(tmp_path) is None
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
+        layout.resolve_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("tracker", ["7\n", "release\n", ""])
+def test_the_tracker_may_point_anywhere(tmp_path, tracker):
+    final = save(tmp_path, 3)
+    (tmp_path / layout.TRACKER).write_text(tracker)
+    assert layout.newest_complete(tmp_path) == final
+
+
+def test_the_highest_iteration_wins_not_the_last_in_the_alphabet(tmp_path):
+    save(tmp_path, 9_999_999)
+    final = save(tmp_path, 10_000_000)
+    assert layout.newest_complete(tmp_path) == final
+
+
+def test_a_checkpoint_is_found_from_itself_its_parent_or_the_run(tmp_path):
+    final = save(tmp_path / "run" / "checkpoints", 3)
+    for path in (final, final.parent, tmp_path / "run"):
+        assert layout.resolve_checkpoint(path) == final
+    with pytest.raises(CheckpointError, match="no such folder"):
+        layout.resolve_checkpoint(tmp_path / "nowhere")
+
+
+def test_pruning_keeps_the_newest_and_what_is_incomplete(tmp_path):
+    for iteration in (1, 2, 3, 4):
+        save(tmp_path, iteration)
+    (tmp_path / "iter_0000004" / "state.json").unlink()
+    fill(tmp_path / layout.temporary_name(5, "x"), 5)
+    assert [folder.name for folder in layout.prune(tmp_path, keep_last=2)] == ["iter_0000001"]
+    left = {p.name for p in tmp_path.iterdir()}
+    assert left == {"iter_0000002", "iter_0000003", "iter_0000004", layout.TRACKER}
+    assert layout.prune(tmp_path, keep_last=None) == []
+    assert [folder.name for folder in layout.prune(tmp_path, keep_last=1)] == ["iter_0000002"]
+    assert layout.newest_complete(tmp_path) == tmp_path / "iter_0000003"
+
+
+def test_the_lineage_hash_follows_content_and_parent(tmp_path):
+    folder = tmp_path / "iter_0000001"
+    fill(folder, 1)
+
+    def lineage(**extra):
+        layout.write_manifest(folder, extra)
+        return layout.read_manifest(folder)["lineage_hash"]
+
+    first = lineage()
+    assert lineage() == first
+    assert lineage(parent_lineage_hash="abc") != first
+    (folder / "__0_0.distcp").write_bytes(b"other")
+    assert lineage() != first
+
+
+def test_hashes_known_from_writing_are_taken_over(tmp_path):
+    folder = tmp_path / "iter_0000001"
+    fill(folder, 1)
+    digest = layout.sha256_of(folder / "__0_0.distcp")
+    expected = subprocess.run(["sha256sum", folder / "__0_0.distcp"], capture_output=True, text=True, check=True)
+    assert digest == expected.stdout.split()[0]
+    layout.write_manifest(folder, {}, known_sha256={"__0_0.distcp": digest})
+    layout.check_complete(folder, verify_hashes=True)
+
+
+def test_a_publisher_killed_at_any_system_call_leaves_whole_checkpoints_only(tmp_path):
+    """Save iteration 4 beside 3 in a child that dies at its n-th rename, fsync or rmtree, for many n."""
+    script = """
+import os, shutil, sys
+from pathlib import Path
+from megatron_synE.checkpoint import layout
+sys.path.insert(0, sys.argv[3])
+from test_layout import save
+left = int(sys.argv[2])
+def dying(call):
+    def wrapped(*args, **kwargs):
+        global left
+        left -= 1
+        if left < 0:
+            os._exit(9)
+        return call(*args, **kwargs)
+    return wrapped
+os.fsync, os.rename, os.replace = dying(os.fsync), dying(os.rename), dying(os.replace)
+Path.rename, Path.replace, shutil.rmtree = dying(Path.rename), dying(Path.replace), dying(shutil.rmtree)
+checkpoints = Path(sys.argv[1])
+save(checkpoints, 4)
+layout.prune(checkpoints, keep_last=1)
+"""
+    for count in range(0, 60, 4):
+        checkpoints = tmp_path / str(count)
+        save(checkpoints, 3)
+        here = os.path.dirname(__file__)  # noqa: PTH120  handed to a child as text
+        child = subprocess.run([sys.executable, "-c", script, str(checkpoints), str(count), here], check=False)
+        newest = layout.newest_complete(checkpoints, verify_hashes=True)
+        assert newest is not None
+        if child.returncode == 0:
+            assert newest.name == "iter_0000004"
+            break
+        assert child.returncode == 9
+    else:
+        pytest.fail("the child never reached its end")
