@@ -4,10 +4,31 @@ import re
 import unicodedata
 from html.parser import HTMLParser
 
-BLOCKS = frozenset("address article blockquote body dd div dl dt figure li ol p pre section td th tr ul".split())
+BLOCKS = frozenset(
+    (
+        "address",
+        "article",
+        "blockquote",
+        "body",
+        "dd",
+        "div",
+        "dl",
+        "dt",
+        "figure",
+        "li",
+        "ol",
+        "p",
+        "pre",
+        "section",
+        "td",
+        "th",
+        "tr",
+        "ul",
+    )
+)
 HEADINGS = frozenset(f"h{level}" for level in range(1, 7))
-VOID = frozenset("area base br col embed hr img input link meta source track wbr".split())
-SKIPPED_TAGS = frozenset("aside footer head header nav noscript script style table".split())
+VOID = frozenset(("area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"))
+SKIPPED_TAGS = frozenset(("aside", "footer", "head", "header", "nav", "noscript", "script", "style", "table"))
 SKIPPED_CLASSES = frozenset(("MAC", "navfooter", "navheader", "toc"))  # MAC: the other system's key names
 # From the strongest to the weakest: two blank lines (top level of code), one, a line's end, a sentence's end, a blank.
 BORDERS = (r"(?<=\n\n\n)(?=\S)", r"(?<=\n\n)(?=\S)", r"(?<=\n)", r"(?<=[。！？；])", r"(?<=[.!?;] )", r"(?<= )")
@@ -88,19 +109,23 @@ def tidy(text: str) -> str:
 
 
 def without_indents(text: str) -> str:
-    """Paragraphs of a printed book, one a line: leading blanks (also ideographic ones) and blank lines are taken away."""
+    """Paragraphs of a printed book, one a line, without leading blanks (also ideographic ones) and blank lines."""
     return "\n".join(line for line in (line.strip(" \t\u3000") for line in text.splitlines()) if line)
 
 
 def split_text(text: str, *, max_characters: int, min_characters: int) -> list[str]:
     """Cuts `text` at the strongest borders that give pieces of at most max_characters; nothing is lost but white space.
 
-    A last piece shorter than min_characters joins its predecessor, so a piece may reach the sum of both.
+    A piece shorter than min_characters joins a neighbour, so a piece may reach the sum of both.
     """
-    pieces = [piece for piece in (piece.strip("\n ") for piece in _pack(text, max_characters, BORDERS)) if piece]
-    if len(pieces) > 1 and len(pieces[-1]) < min_characters:
-        pieces[-2:] = [f"{pieces[-2]}\n{pieces[-1]}"]
-    return pieces
+    merged: list[str] = []
+    for piece in _pack(text, max_characters, BORDERS):
+        is_short = bool(merged) and min(len(merged[-1].strip()), len(piece.strip())) < min_characters
+        if is_short and len(merged[-1]) + len(piece) <= max_characters + min_characters:
+            merged[-1] += piece
+        else:
+            merged.append(piece)
+    return [piece.strip("\n ") for piece in merged if piece.strip()]
 
 
 def _pack(text: str, max_characters: int, borders: tuple[str, ...]) -> list[str]:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -51,7 +52,7 @@ class SetReport:
     num_documents: int
     num_characters: int
     size_bytes: int
-    num_too_short: int  # pages left out
+    num_too_short: int  # pages and leftover pieces left out
     num_duplicates: int  # documents left out because the same text came before
     num_near_duplicates: int  # validation documents left out because of MAX_OVERLAP
     mean_overlap: float  # share of 13-grams that training text holds too
@@ -71,15 +72,15 @@ class CorpusReport:
         return [entry for entry in self.sets if entry.role == role]
 
 
-def build(assets: Path, out: Path) -> CorpusReport:
+def build(assets: Path, out: Path, sources: tuple[Source, ...] = SOURCES) -> CorpusReport:
     """Writes `<out>/text/<role>/<language>/<source>/<topic>.jsonl` and the report `<out>/text/corpora.json`.
 
     The same assets give the same files, byte for byte; the folder is replaced as a whole.
     Errors: DataError when a package's file is missing or not as expected.
     """
     with step("reading, cleaning and splitting the text"):
-        present = [source for source in SOURCES if not source.is_debian or _has_debian(source, assets)]
-        missing = tuple(source.set_name for source in SOURCES if source not in present)
+        present = [source for source in sources if not source.is_debian or _has_debian(source, assets)]
+        missing = tuple(source.set_name for source in sources if source not in present)
         seen: set[str] = set()
         candidates = [_candidates(source, assets, seen) for source in present]
     with step("looking for near duplicates"):
@@ -131,6 +132,9 @@ def _candidates(source: Source, assets: Path, seen: set[str]) -> _Candidates:
             continue
         for text in _pieces(source, page, held_out=held_out):
             identity = hashlib.sha256(" ".join(text.split()).encode()).hexdigest()[:16]
+            if len(text) < source.min_characters:  # what no neighbour could take in
+                num_too_short += 1
+                continue
             if identity in seen:
                 num_duplicates += 1
                 continue
@@ -154,7 +158,7 @@ def _in_mixed_order(source: Source, assets: Path) -> list[Page]:
     """Pages in the order of their keys' hashes: a share of bytes is then a fair sample of the whole source."""
     try:
         pages = list(source.pages(assets))
-    except (OSError, KeyError, ValueError, StopIteration) as fault:
+    except (OSError, LookupError, ValueError, RuntimeError, sqlite3.Error) as fault:
         raise DataError(
             f"{source.set_name}: cannot be read ({type(fault).__name__}: {fault}); delete {assets} and fetch it again"
         ) from fault

@@ -16,7 +16,19 @@ CRIMINAL_LAW = "刑法"
 LAST_TRAINED_CHAPTER = 112  # of 120
 CODE_NOT_TRAINED = frozenset({"asyncio", "email", "http", "logging", "unittest"})
 CODE_LEFT_OUT = frozenset(  # tests, generated tables, other people's packages, text that another source reads
-    "__phello__ distutils encodings ensurepip idlelib lib2to3 pydoc_data site-packages dist-packages test turtledemo".split()
+    (
+        "__phello__",
+        "distutils",
+        "encodings",
+        "ensurepip",
+        "idlelib",
+        "lib2to3",
+        "pydoc_data",
+        "site-packages",
+        "dist-packages",
+        "test",
+        "turtledemo",
+    )
 )
 MEDICAL_ROOTS = ("ill_health", "body_part", "medicine", "medical_procedure", "symptom", "medical_science", "drug")
 GLOSSES_PER_PAGE = 12
@@ -64,7 +76,7 @@ def _laws(assets: Path, *, criminal: bool) -> Iterator[Page]:
         "SELECT law_name, chapter, article_no, article_text FROM articles "
         f"WHERE status = '现行有效' AND law_department {comparison} ? ORDER BY law_id, id"
     )
-    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
     try:
         name, chapter, lines = "", "", [""]
         for law, new_chapter, number, text in connection.execute(query, (CRIMINAL_LAW,)):

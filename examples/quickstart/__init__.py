@@ -1,0 +1,1 @@
+"""From a fresh machine to an adapted Llama checkpoint: real weights, real text, one command."""
