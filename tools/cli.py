@@ -1,5 +1,6 @@
 """`syne`: parse, call one function, return its exit code. Nothing heavy is imported before a command runs."""
 
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from data_mixers.errors import ConfigError, UserError
+from data_mixers.errors import UserError
+from tools.live_line import live_line
 
 INTERRUPTED = 130  # what a shell reports for SIGINT
 
@@ -84,7 +86,7 @@ def plan(
         int | None, typer.Option(min=1, help="Processes on one machine, in place of nodes and GPUs.")
     ] = None,
     data: Annotated[bool, typer.Option("--data/--no-data", help="Read the manifests.")] = True,
-    output_format: Annotated[str, typer.Option("--format", help="text or json.")] = "text",
+    output_format: Annotated[Literal["text", "json"], typer.Option("--format")] = "text",
 ) -> None:
     """Resolve and check a run without starting it; prints every fault."""
     from tools.plan import print_plan
@@ -95,7 +97,7 @@ def plan(
         world_size=nproc or nodes * gpus_per_node,
         device=None if nproc else "cuda",
         reads_data=data,
-        output_format=_choice("--format", output_format),
+        output_format=output_format,
     )
 
 
@@ -119,9 +121,115 @@ def train(
     raise typer.Exit(train_main(config, overrides or [], nproc))
 
 
-def _choice(option: str, value: str) -> Literal["text", "json"]:
-    match value:
-        case "text" | "json":
-            return value
-        case _:
-            raise ConfigError(f"{option}={value}: use text or json")
+Dtype = Annotated[Literal["keep", "bf16", "fp32"], typer.Option(help="keep: as stored.")]
+HfFolder = Annotated[Path, typer.Option("--hf", help="Folder with config.json and *.safetensors.")]
+Checkpoint = Annotated[
+    Path, typer.Option("--checkpoint", help="An iter_* folder, or a run: its newest complete checkpoint is taken.")
+]
+Verify = Annotated[bool, typer.Option("--verify/--no-verify", help="Compare every weight, bit for bit, afterwards.")]
+
+
+@app.command(
+    "import",
+    epilog=_example("syne import --hf runs/quickstart/hf_start --out runs/imported"),
+)
+def import_command(
+    hf: HfFolder,
+    out: Annotated[Path, typer.Option("--out", help="Folder that will hold iter_0000000.")],
+    dtype: Dtype = "keep",
+    verify: Verify = True,
+) -> None:
+    """Hugging Face folder to a weights-only checkpoint, at any size in little memory."""
+    from tools.checkpoint.importer import import_hf
+
+    report = import_hf(hf, out, dtype=dtype, verify=verify, progress=live_line(f"import {hf}"))
+    typer.echo(report.summary())
+
+
+@app.command(epilog=_example("syne export --checkpoint runs/quickstart --out runs/exported"))
+def export(
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Option("--out", help="The folder to write; from_pretrained opens it as it is.")],
+    dtype: Dtype = "keep",
+    verify: Verify = True,
+    hf_config: Annotated[
+        Path | None,
+        typer.Option(help="config.json for a Megatron-LM checkpoint, which holds none.", show_default=False),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name on its card.", show_default=False)] = None,
+) -> None:
+    """Checkpoint to a Hugging Face folder with tokenizer, generation config and model card."""
+    from tools.checkpoint.exporter import export_hf
+
+    report = export_hf(
+        checkpoint,
+        out,
+        dtype=dtype,
+        verify=verify,
+        hf_config=hf_config,
+        name=name,
+        progress=live_line(f"export {checkpoint}"),
+    )
+    typer.echo(report.summary())
+
+
+@data_app.command(
+    epilog=_example(
+        "syne data preprocess --input 'pages/*.jsonl' --tokenizer models/Meta-Llama-3-8B --out data/stage1",
+        "--language zh --source web --topic-key topic --holdout 200 --workers 2",
+    )
+)
+def preprocess(
+    inputs: Annotated[
+        list[str], typer.Option("--input", help="File or glob, may be repeated: .jsonl, .gz, .zst, .parquet.")
+    ],
+    tokenizer: Annotated[Path, typer.Option(help="HF folder, tokenizer.json, or tokenizer.model.")],
+    out: Annotated[Path, typer.Option(help="Folder; other sources in it stay.")],
+    text_key: Annotated[str, typer.Option(help="Key of the text.")] = "text",
+    language: Annotated[str, typer.Option(help="zh, en, ...; und: undetermined.")] = "und",
+    source: Annotated[str, typer.Option(help="web, book, code, ...")] = "web",
+    topic: Annotated[str | None, typer.Option(help="One topic for all documents.", show_default=False)] = None,
+    topic_key: Annotated[str | None, typer.Option(help="Key of each document's topic.", show_default=False)] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes; the result does not depend on it.")] = 1,
+    holdout: Annotated[int, typer.Option(min=0, help="Documents per topic kept from training.")] = 0,
+    role: Annotated[
+        Literal["train", "validation"], typer.Option(help="validation: everything of this call is held out.")
+    ] = "train",
+    seed: Annotated[int, typer.Option(min=0, help="Of the order of documents.")] = 1234,
+    eos_token: Annotated[
+        str | None, typer.Option(help="Put after each document; default: the tokenizer's own.", show_default=False)
+    ] = None,
+    max_bad_share: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Refuse the input above this share of bad lines.")
+    ] = 0.01,
+    max_bad_lines: Annotated[int, typer.Option(min=0, help="So many bad lines are always accepted.")] = 10,
+) -> None:
+    """Raw text to .bin/.idx per (language, source, topic), manifest.json and quarantine.jsonl."""
+    from tools.data.preprocess import PreprocessOptions
+    from tools.data.preprocess import preprocess as run_preprocess
+
+    _log_to_stderr()
+    report = run_preprocess(
+        PreprocessOptions(
+            inputs=tuple(inputs),
+            tokenizer=tokenizer,
+            out=out,
+            text_key=text_key,
+            language=language,
+            source=source,
+            topic=topic,
+            topic_key=topic_key,
+            workers=workers,
+            holdout=holdout,
+            role=role,
+            seed=seed,
+            eos_token=eos_token,
+            max_bad_share=max_bad_share,
+            max_bad_lines=max_bad_lines,
+        )
+    )
+    typer.echo(str(report.manifest_path))
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)

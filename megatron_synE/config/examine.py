@@ -42,26 +42,25 @@ def examine(
     reads_data: False leaves the manifests alone (planning before the data is there).
     """
     faults: list[Fault] = []
-    found = _or_fault(partial(resolve_architecture, config), "model", faults)
+    reads_init = config.init.source != "random" and config.model.preset is None and config.model.hf_config is None
+    place = "init.path" if reads_init else "model"
+    found = _or_fault(partial(resolve_architecture, config), place, faults)
     architecture, hf_config = found if found is not None else (None, None)
     manifests = _read(config.data.manifests, "data.manifests", faults) if reads_data else None
     validation = _read(config.validation.manifests, "validation.manifests", faults) if reads_data else None
-    faults = [
-        *validate(
-            config,
-            world_size=world_size,
-            architecture=architecture,
-            manifests=manifests,
-            validation_manifests=validation,
-        ),
-        *faults,
-    ]
+    rules = validate(
+        config,
+        world_size=world_size,
+        architecture=architecture,
+        manifests=manifests,
+        validation_manifests=validation,
+    )
+    # A folder that is not there is one fault, not one of init.path and one of the architecture in it.
+    known = {fault.key for fault in rules if fault.key == "init.path"}
+    faults = [*rules, *(fault for fault in faults if fault.key not in known)]
     schedule: Schedule | None = None
     if manifests and not any(fault.key.startswith("data.") for fault in faults):
         schedule = _or_fault(partial(_schedule, config, manifests), "data.stages", faults)
-    # A missing init.path is one fault, not one of the path and one of the architecture behind it.
-    if any(fault.key == "init.path" for fault in faults):
-        faults = [fault for fault in faults if fault.key != "model"]
     plan: RunPlan | None = None
     if architecture is not None:
         with suppress(ConfigError):  # the division that fails here is among the faults already
@@ -100,5 +99,5 @@ def _or_fault(read: Callable[[], T], key: str, faults: list[Fault]) -> T | None:
         return read()
     except UserError as error:
         message, _, cure = str(error).rpartition("; ")
-        faults.append(Fault(key, message or str(error), cure if message else "see the message"))
+        faults.append(Fault(key, message or str(error), cure if message else "name another, or make it again"))
         return None
