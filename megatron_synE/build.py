@@ -150,6 +150,10 @@ def build_optimizer(config: RunConfig, plan: RunPlan, model: Model) -> Any:
     )
     # A dense model has one distributed optimizer; megatron-core wraps it in a chain for the sake of experts.
     (only,) = getattr(optimizer, "chained_optimizers", [optimizer])
+    for group in only.param_groups:
+        # megatron-core leaves wd_mult (0 for 1-D parameters) to its own LR scheduler, which we do not use: without
+        # this line norms decay. The test against torch AdamW sees it.
+        group["weight_decay"] = section.weight_decay * group["wd_mult"]
     model.config.grad_scale_func = only.scale_loss
     return only
 

@@ -297,10 +297,10 @@ def _tokenizer_folder(config: RunConfig, start: _Start) -> Path:
 def _export(run_dir: RunDir, *, is_writer: bool) -> None:
     import torch.distributed as dist
 
-    from megatron_synE.checkpoint.export import export_hf
+    from megatron_synE.checkpoint.hf_export import write_hf_folder
 
     if is_writer:
-        export_hf(layout.resolve_checkpoint(run_dir.checkpoints), run_dir.hf)
+        write_hf_folder(layout.resolve_checkpoint(run_dir.checkpoints), run_dir.hf)
         logger.info("exported %s", run_dir.hf)
     dist.barrier()
 

@@ -1,5 +1,9 @@
-"""Small real things for tests: a random HF Llama, token files with documents, a run configuration."""
+"""Small real things for tests: a random HF Llama, token files with documents, a run configuration, running it."""
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -127,3 +131,32 @@ def prepared(root: Path, **sections: Any) -> Path:
     manifest(root / "train", TWO_LANGUAGES)
     manifest(root / "held", {("zh", "web", "law"): 400, ("en", "web", "computing"): 400}, role="validation", seed=9)
     return write_run(root, run_tree(root, hf=hf, **sections))
+
+
+ROOT = Path(__file__).parents[1]
+
+
+def syne(*arguments: object, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `syne ...` as a user does."""
+    return subprocess.run(
+        [sys.executable, "-m", "tools", *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def train(config: Path, *overrides: str, nproc: int = 1, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """`syne train`, with its exit code asserted."""
+    done = syne("train", "--config", config, "--nproc", nproc, *overrides)
+    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr[-4000:]}"
+    return done
+
+
+def rows(run: Path, kind: str) -> list[dict[str, Any]]:
+    """Rows of one kind of a run's metrics.jsonl."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["kind"] == kind]
