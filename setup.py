@@ -1,2 +1,3 @@
-from setuptools import setup  # everything that describes the package is in pyproject.toml
-setup()
+from setuptools import setup
+
+setup()  # everything that describes the package is in pyproject.toml
