@@ -277,9 +277,7 @@ SOURCES = (
     Source("en", "medical_abstracts", "medicine", medical_abstracts, "source"),
     Source("en", "encyclopaedia", "general", encyclopaedia, "retention"),
     Source("code", "python_stdlib", "python", standard_library),
-    Source("code", "python_stdlib_not_trained", "python", standard_library_not_trained, "retention"),
-    Source(
-        "synthetic", "school_mathematics_qa", "mathematics_zh", mathematics_qa, max_characters=4000, min_characters=40
-    ),
+    Source("code", "python_stdlib_untrained", "python", standard_library_not_trained, "retention"),
+    Source("synthetic", "school_qa", "mathematics_zh", mathematics_qa, max_characters=4000, min_characters=40),
     Source("synthetic", "competition_qa", "mathematics_en", competition_qa, max_characters=6000, min_characters=40),
 )
