@@ -5,7 +5,6 @@ time; loading fills the tensors of chunks in place from whatever layout the chec
 """
 
 import contextlib
-import io
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,13 +15,16 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import create_default_global_save_plan
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemWriter, _StorageInfo
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
 from megatron_synE.checkpoint.chunk_reader import ChunkReader
 from megatron_synE.checkpoint.dcp_metadata import read_metadata
+from megatron_synE.checkpoint.streamed_file import StreamedFile
 from megatron_synE.exit_codes import CheckpointError
 
 __all__ = ["Chunk", "ChunkReader", "load_chunks", "read_metadata", "save_chunks", "whole"]
@@ -63,14 +65,17 @@ def whole(key: str, tensor: torch.Tensor) -> Chunk:
     return Chunk(key, shape, (0,) * len(shape), shape, tensor.dtype, tensor)
 
 
-def save_chunks(path: Path, chunks: Sequence[Chunk], *, group: dist.ProcessGroup | None = None) -> None:
-    """Write all ranks' chunks into `path` (files fsynced).
+def save_chunks(path: Path, chunks: Sequence[Chunk], *, group: dist.ProcessGroup | None = None) -> dict[str, str]:
+    """Write all ranks' chunks into `path` (files fsynced); gives name -> sha256 of the files this rank wrote.
 
     Collective: every rank of `group`; without an initialised process group, this process alone.
     Errors: CheckpointError naming the folder, on every rank, if any rank cannot write (a full disk).
     Cost: lazy chunks are produced one at a time.
     """
-    writer = FileSystemWriter(path, single_file_per_rank=True, sync_files=True, thread_count=1, overwrite=True)
+    writer = _StreamingWriter(path)
+    # The zip CRC-32 of every tensor would be the slowest step; the sha256 of the whole file stands for it.
+    has_crc = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
     try:
         with _without_single_process_warning():
             save(
@@ -85,6 +90,9 @@ def save_chunks(path: Path, chunks: Sequence[Chunk], *, group: dist.ProcessGroup
         raise CheckpointError(f"{path}: cannot be written ({causes[0]})") from error
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"{path}: cannot be written ({error})") from error
+    finally:
+        torch.serialization.set_crc32_options(has_crc)
+    return writer.sha256
 
 
 def load_chunks(
@@ -110,6 +118,40 @@ def load_chunks(
     for message in [fault] if no_dist or not dist.is_initialized() else _gathered(fault, group):
         if message is not None:
             raise CheckpointError(message)
+
+
+class _StreamingWriter(FileSystemWriter):
+    """FileSystemWriter with one streamed file per rank, and without torch's table of all tensors it has written.
+
+    torch 2.13's own writer keeps every tensor alive until the last is on disk: the memory of a whole model.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, single_file_per_rank=True, sync_files=True, overwrite=True)
+        self.sha256: dict[str, str] = {}
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        name = f"{plan.storage_data.prefix}0.distcp"
+        results: list[WriteResult] = []
+        with StreamedFile(Path(self.path) / name, with_hash=True) as stream:
+            for item in plan.items:
+                start = stream.tell()
+                tensor = planner.resolve_data(item)
+                assert isinstance(tensor, torch.Tensor)
+                torch.save(_compact(tensor), stream)  # type: ignore[arg-type]  # any object with write() will do
+                place = _StorageInfo(name, start, stream.tell() - start)
+                results.append(WriteResult(index=item.index, size_in_bytes=place.length, storage_data=place))
+        self.sha256[name] = stream.sha256
+        done: Future[list[WriteResult]] = Future()
+        done.set_result(results)
+        return done
+
+
+def _compact(tensor: torch.Tensor) -> torch.Tensor:
+    """In host memory, row-major, and with no more storage than values: torch.save writes a view's whole storage."""
+    tensor = tensor.detach().cpu().contiguous()
+    is_view = tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
+    return tensor.clone() if is_view else tensor
 
 
 @contextlib.contextmanager
@@ -138,7 +180,7 @@ class _ChunkSavePlanner(SavePlanner):
     def finish_plan(self, new_plan: SavePlan) -> SavePlan:
         return new_plan
 
-    def resolve_data(self, write_item: WriteItem) -> torch.Tensor | io.BytesIO:
+    def resolve_data(self, write_item: WriteItem) -> torch.Tensor:
         index = write_item.index
         # The global plan adds a hint (`index`) to MetadataIndex; equality ignores it, the hash does not need it.
         return self._chunks[MetadataIndex(index.fqn, index.offset)].tensor().detach()

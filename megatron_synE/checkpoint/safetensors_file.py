@@ -12,6 +12,7 @@ from typing import Any, Self
 import torch
 
 from megatron_synE.checkpoint.stored_array import StoredArray, byte_view
+from megatron_synE.checkpoint.streamed_file import StreamedFile
 from megatron_synE.exit_codes import CheckpointError
 
 DTYPES: dict[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -89,43 +90,38 @@ class SafetensorsWriter:
         self._file = file
         self._header = _header_bytes(tensors)
         self._num_bytes = sum(math.prod(shape) * dtype.itemsize for dtype, shape in tensors.values())
-        self._fd = -1
-        self._written = 0
+        self._stream: StreamedFile | None = None
 
     def __enter__(self) -> Self:
         try:
-            self._fd = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-            self._write_exactly(memoryview(self._header))
+            self._stream = StreamedFile(self._file, with_hash=False)
+            self._stream.append(memoryview(self._header))
         except OSError as error:
             raise self._refused(error) from error
         return self
 
     def append(self, rows: torch.Tensor) -> None:
-        """The next rows in the order of the header."""
-        view = byte_view(rows.contiguous())
+        """The next rows in the order of the header; they must not change any more."""
+        assert self._stream is not None
         try:
-            self._write_exactly(view)
+            self._stream.append(byte_view(rows.contiguous()))
         except OSError as error:
             raise self._refused(error) from error
-        self._written += len(view)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        assert self._stream is not None
+        if kind is not None:
+            self._stream.abandon()
+            return
+        written, announced = self._stream.tell() - len(self._header), self._num_bytes
         try:
-            if kind is None:
-                if self._written != self._num_bytes:
-                    raise CheckpointError(f"{self._file}: {self._written} of {self._num_bytes} bytes were written")
-                os.fsync(self._fd)
+            self._stream.close()
         except OSError as refused:
             raise self._refused(refused) from refused
-        finally:
-            os.close(self._fd)
-
-    def _write_exactly(self, view: memoryview) -> None:
-        done = 0
-        while done < len(view):
-            done += os.write(self._fd, view[done:])
+        if written != announced:
+            raise CheckpointError(f"{self._file}: {written} bytes were written, {announced} announced")
 
     def _refused(self, error: OSError) -> CheckpointError:
         return CheckpointError(f"{self._file}: cannot be written ({error.strerror})")

@@ -59,8 +59,8 @@ def import_hf(
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         counter = _Counter(size_bytes, progress)
-        save_chunks(temporary, [c for tensor in tensors for c in _chunks(folder, tensor, stored_dtype, counter)])
-        _write_rest(temporary, folder, stored_dtype)
+        chunks = [c for tensor in tensors for c in _chunks(folder, tensor, stored_dtype, counter)]
+        _write_rest(temporary, folder, stored_dtype, known_sha256=save_chunks(temporary, chunks))
         if verify:
             verify_folder(hf, temporary)
         layout.publish(temporary, final)
@@ -110,7 +110,7 @@ def _produce(
     return rectangle
 
 
-def _write_rest(temporary: Path, folder: HfFolder, dtype: torch.dtype) -> None:
+def _write_rest(temporary: Path, folder: HfFolder, dtype: torch.dtype, *, known_sha256: dict[str, str]) -> None:
     architecture = folder.architecture
     shutil.copyfile(folder.path / "config.json", temporary / "config.json")
     if files := folder.side_files():
@@ -129,7 +129,8 @@ def _write_rest(temporary: Path, folder: HfFolder, dtype: torch.dtype) -> None:
     )
     layout.write_state(temporary, state)
     layout.write_megatron_files(temporary, state)
-    layout.write_manifest(temporary, {"kind": "import", "source": folder.path.name, "versions": versions()})
+    facts = {"kind": "import", "source": folder.path.name, "versions": versions()}
+    layout.write_manifest(temporary, facts, known_sha256=known_sha256)
 
 
 def _common_dtype(folder: HfFolder) -> torch.dtype:
