@@ -86,7 +86,7 @@ def choose(engine: LoadedEngine, path: Path) -> tuple[str, Encode]:
     return "fastokens", fast
 
 
-def check_strings(control: Sequence[str], count: int = NUM_CHECK_STRINGS) -> list[str]:
+def check_strings(control: Sequence[str], count: int) -> list[str]:
     """Fixed pseudo-random strings of Chinese, English, code, white space, rare scripts and control spellings."""
     rng = random.Random(20240726)
     ranges = (
@@ -115,7 +115,7 @@ def check_strings(control: Sequence[str], count: int = NUM_CHECK_STRINGS) -> lis
 
 
 def _agree(reference: Encode, fast: Encode, control: Sequence[str]) -> bool:
-    strings = check_strings(control)
+    strings = check_strings(control, NUM_CHECK_STRINGS)
     for start in range(0, len(strings), CHECK_BATCH):
         batch = strings[start : start + CHECK_BATCH]
         expected, found = reference(batch), fast(batch)

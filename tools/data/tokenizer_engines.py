@@ -85,6 +85,10 @@ def open_hf(path: Path) -> LoadedEngine:
         raise DataError(f"{path} cannot be read as a Hugging Face tokenizer: {error}") from error
     tokenizer.encode_special_tokens = True
     control = {token["content"]: int(token["id"]) for token in added if token["special"]}
+    eos_token, bos_token, eos_id = _hf_roles(path.parent)
+    unknown = _unknown_token(content["model"])
+    if unknown is not None and unknown != eos_token:
+        control.pop(unknown, None)  # stands for characters the vocabulary lacks: text, not control
     byte_level = '"ByteLevel"' in json.dumps([content.get("pre_tokenizer"), content.get("decoder")])
     vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
     plain_added = {token["content"] for token in added}
@@ -93,7 +97,6 @@ def open_hf(path: Path) -> LoadedEngine:
         for spelling, index in vocabulary.items()
         if spelling not in control
     }
-    eos_token, bos_token, eos_id = _hf_roles(path.parent)
 
     def encode(texts: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
         return flatten([item.ids for item in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)])
@@ -166,6 +169,12 @@ def open_sentencepiece(path: Path) -> LoadedEngine:
         eos_token=spellings[eos] if eos >= 0 else None,
         bos_token=spellings[bos] if bos >= 0 else None,
     )
+
+
+def _unknown_token(model: dict[str, Any]) -> str | None:
+    if isinstance(model.get("unk_token"), str):
+        return str(model["unk_token"])
+    return str(model["vocab"][model["unk_id"]][0]) if isinstance(model.get("unk_id"), int) else None
 
 
 def _fastokens_json(text: str) -> Encode:

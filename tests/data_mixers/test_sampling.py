@@ -1,0 +1,203 @@
+"""The data order: shares held at every prefix, each window once an epoch, the past unchanged by the future."""
+
+import random
+import time
+from fractions import Fraction
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from data_mixers.errors import ConfigError
+from data_mixers.merge import Merge
+from data_mixers.permutation import Permutation
+from data_mixers.ratios import quantise
+from data_mixers.sampling import Sampler, address, addresses, epochs_read
+from data_mixers.schedule import Schedule, ScheduledShard, ScheduledSource
+from data_mixers.windows import SourceWindows, windows_in_shard
+
+UNIT = 1 << 32
+_rng = random.Random(31)
+MIXED = [[_rng.random() ** 3 for _ in range(31)] for _ in range(6)]
+
+
+def make_schedule(
+    phases: list[tuple[int, list[float]]],
+    *,
+    shard_tokens: tuple[int, ...] = (40_000_000, 9_000_000),
+    seq_length: int = 512,
+    seed: int = 7,
+    order: str = "permuted",
+) -> Schedule:
+    shards = tuple(ScheduledShard(num_tokens=tokens, sha256="0") for tokens in shard_tokens)
+    names = [f"zh/web/t{index}" for index in range(len(phases[0][1]))]
+    sources = tuple(ScheduledSource(name=name, shards=shards, order=order) for name in names)  # type: ignore[arg-type]
+    schedule = Schedule(seed=seed, seq_length=seq_length, sources=sources)
+    for number, (num_samples, shares) in enumerate(phases):
+        exact = {name: Fraction(share) for name, share in zip(names, shares, strict=True)}
+        schedule = schedule.append_weights(f"phase{number}", num_samples=num_samples, weights=quantise(exact))
+    return schedule
+
+
+def weights_of(schedule: Schedule, phase: int) -> list[int]:
+    weights = dict(schedule.phases[phase].weights)
+    return [weights.get(source.name, 0) for source in schedule.sources]
+
+
+@pytest.mark.parametrize(
+    "phases",
+    [
+        [(4000, [1.0] * 31)],
+        [(4000, [0.5] + [0.0005] * 1000)],
+        [(3000, MIXED[0])],
+        [(997, shares) for shares in MIXED],
+        [(1000, [0.5] + [0.0005] * 1000), (1000, [0.0005] * 1000 + [0.5]), (1500, [0.5] + [0.0005] * 1000)],
+    ],
+    ids=["equal", "half-and-1000-tiny", "mixed", "mixed-6-phases", "tiny-3-phases"],
+)
+def test_every_prefix_holds_the_exact_share_within_two_samples(phases: list[tuple[int, list[float]]]) -> None:
+    schedule = make_schedule(phases)
+    drawn = addresses(schedule, 0, schedule.num_samples).source_index
+    error = np.zeros(len(schedule.sources))
+    for index, phase in enumerate(schedule.phases):
+        one_hot = np.zeros((phase.num_samples, len(schedule.sources)))
+        one_hot[np.arange(phase.num_samples), drawn[phase.start_sample : phase.end_sample]] = 1
+        share = np.array(weights_of(schedule, index)) / UNIT
+        off = error + np.cumsum(one_hot, axis=0) - np.outer(np.arange(1, phase.num_samples + 1), share)
+        assert np.abs(off).max() <= 2.0
+        error = off[-1]
+
+
+def slow_order(weights: list[int], phis: tuple[int, ...], num_samples: int) -> list[int]:
+    """The merge by its definition, in exact fractions rounded down to 2**-20."""
+    events = []
+    for index, (weight, phi) in enumerate(zip(weights, phis, strict=True)):
+        if weight:
+            for count in range(num_samples + 1):
+                moment = Fraction((count << 32) + phi, weight)
+                events.append(((moment * (1 << 20)).__floor__(), index))
+    return [index for _, index in sorted(events)[:num_samples]]
+
+
+@pytest.mark.parametrize("shares", [[1.0] * 7, [0.9, 0.05, 0.05], [0.6, 0.0, 0.3, 0.1], MIXED[1][:9]])
+def test_scalar_and_vector_orders_equal_the_definition_in_fractions(shares: list[float]) -> None:
+    schedule = make_schedule([(60, shares), (50, shares[::-1]), (40, shares)])
+    sampler = Sampler(schedule)
+    vector = addresses(schedule, 0, 150)
+    for index, phase in enumerate(schedule.phases):
+        expected = slow_order(weights_of(schedule, index), sampler._merges[index].phis, phase.num_samples)
+        assert vector.source_index[phase.start_sample : phase.end_sample].tolist() == expected
+    assert [address(schedule, sample) for sample in range(150)] == list(vector)
+
+
+def test_credit_is_conserved_from_phase_to_phase() -> None:
+    schedule = make_schedule([(997, shares) for shares in MIXED])
+    sums = {sum(merge.phis) for merge in Sampler(schedule)._merges}
+    assert len(sums) == 1
+
+
+def test_a_source_with_weight_zero_keeps_its_credit() -> None:
+    merge = Merge((UNIT // 2, 0, UNIT // 2), (5, 77, 9))
+    assert merge.phis_after(1001)[1] == 77
+
+
+def test_splitting_a_phase_changes_nothing() -> None:
+    whole = make_schedule([(3000, MIXED[0])])
+    split = make_schedule([(1234, MIXED[0]), (1766, MIXED[0])])
+    assert list(addresses(whole, 0, 3000)) == list(addresses(split, 0, 3000))
+
+
+def test_a_range_equals_the_samples_asked_for_one_by_one_far_into_a_long_schedule() -> None:
+    schedule = make_schedule(
+        [(6_000_000, MIXED[2]), (6_200_000, MIXED[3])], shard_tokens=(3_000_000_000,), seq_length=8192
+    )
+    start = 5_999_700  # over the border of the phases
+    block = addresses(schedule, start, start + 600)
+    assert list(block) == [address(schedule, sample) for sample in range(start, start + 600)]
+
+
+def test_seeking_at_100_billion_tokens_takes_less_than_a_millisecond_and_no_index() -> None:
+    schedule = make_schedule([(12_200_000, MIXED[4])], shard_tokens=(3_200_000_000,), seq_length=8192)
+    sampler = Sampler(schedule)
+    started = time.perf_counter()
+    for sample in range(12_000_000, 12_000_100):
+        sampler.address(sample)
+    assert (time.perf_counter() - started) / 100 < 1e-3
+    started = time.perf_counter()
+    assert len(sampler.addresses(11_000_000, 11_100_000)) == 100_000
+    assert time.perf_counter() - started < 1.0
+
+
+@pytest.mark.parametrize("order", ["permuted", "as_written"])
+def test_every_window_is_read_exactly_once_in_each_epoch(order: str) -> None:
+    schedule = make_schedule(
+        [(400, [0.7, 0.3])], shard_tokens=(20 * 64 + 5, 64 + 1, 10, 7 * 64), seq_length=64, order=order
+    )
+    block = addresses(schedule, 0, 400)
+    windows = (20 * 64 + 5 - 64) // 64 + 1 + 0 + 6
+    for source in (0, 1):
+        mine = block.source_index == source
+        epochs = block.epoch[mine]
+        assert np.array_equal(epochs, np.arange(mine.sum()) // windows)
+        for epoch in range(int(epochs.max())):  # the whole epochs
+            rows = epochs == epoch
+            places = set(
+                zip(block.shard_index[mine][rows].tolist(), block.token_offset[mine][rows].tolist(), strict=True)
+            )
+            assert len(places) == windows
+            for shard, tokens in ((0, 20 * 64 + 5), (1, 65), (3, 7 * 64)):
+                offsets = sorted(offset for index, offset in places if index == shard)
+                assert offsets[0] >= 0
+                assert offsets[-1] + 64 + 1 <= tokens
+                assert all(after - before == 64 for before, after in pairwise(offsets))
+            assert 2 not in {shard for shard, _ in places}  # ten tokens hold no window
+
+
+def test_as_written_reads_the_first_epoch_from_the_first_token_in_file_order() -> None:
+    block = addresses(make_schedule([(20, [1.0])], shard_tokens=(1000, 500), seq_length=50, order="as_written"), 0, 20)
+    assert block.token_offset.tolist() == [50 * n for n in range(19)] + [0]
+    assert block.shard_index.tolist() == [0] * 19 + [1]
+
+
+def test_epochs_are_shifted_differently_and_ordered_differently() -> None:
+    block = addresses(make_schedule([(600, [1.0])], shard_tokens=(100 * 64 + 63,), seq_length=64), 0, 600)
+    shifts = [int(block.token_offset[block.epoch == epoch].min()) for epoch in range(6)]
+    assert shifts[0] == 0
+    assert len(set(shifts)) > 3
+    first = [(block.token_offset[block.epoch == epoch] - shifts[epoch]).tolist() for epoch in range(6)]
+    assert all(first[0] != other for other in first[1:])
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 16, 17, 1000, 4097])
+def test_the_permutation_is_one_and_both_paths_agree(size: int) -> None:
+    permutation = Permutation(size, 1234, "zh/web/law", 3)
+    mapped = permutation.map(np.arange(size))
+    assert sorted(mapped.tolist()) == list(range(size))
+    assert mapped.tolist() == [permutation[position] for position in range(size)]
+
+
+def test_the_permutation_spreads_neighbours() -> None:
+    mapped = Permutation(10_000, 1, "x", 0).map(np.arange(10_000))
+    # mean distance of two independent uniform numbers below n is n / 3; its standard error here is about 24
+    assert abs(np.abs(np.diff(mapped)).mean() - 10_000 / 3) < 150
+    assert Permutation(10_000, 2, "x", 0).map(np.arange(9)).tolist() != mapped[:9].tolist()
+
+
+def test_windows_in_a_shard_need_one_token_more_than_their_length() -> None:
+    assert [windows_in_shard(n, seq_length=10) for n in (10, 11, 20, 29, 30, 40)] == [0, 1, 1, 1, 2, 3]
+
+
+def test_a_source_without_a_whole_window_is_refused_by_name() -> None:
+    source = ScheduledSource(name="zh/web/tiny", shards=(ScheduledShard(num_tokens=64, sha256="0"),))
+    with pytest.raises(ConfigError, match=r"zh/web/tiny is too small.*64 tokens.*65"):
+        SourceWindows(source, seed=1, seq_length=64)
+
+
+def test_epochs_read_counts_draws_over_windows() -> None:
+    schedule = make_schedule([(100, [0.75, 0.25])], shard_tokens=(26 * 10,), seq_length=10)  # 25 windows
+    assert epochs_read(schedule) == {"zh/web/t0": 3.0, "zh/web/t1": 1.0}
+
+
+def test_a_sample_outside_the_schedule_is_refused() -> None:
+    with pytest.raises(ConfigError, match="sample 100 is outside"):
+        address(make_schedule([(100, [1.0])]), 100)

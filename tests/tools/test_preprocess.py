@@ -1,0 +1,315 @@
+"""Preprocessing: every document in once or accounted for, one order for any workers, nothing half-written."""
+
+import gzip
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zstandard
+
+from data_mixers.errors import ConfigError, DataError
+from data_mixers.manifest import DatasetManifest, read_manifest
+from megatron_synE.data.indexed import IndexedFile
+from tests.tools import corpus
+from tools.data import engine_check, readers, spool
+from tools.data.preprocess import PreprocessOptions, preprocess
+from tools.data.tokenizers import load_tokenizer
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(engine_check, "NUM_CHECK_STRINGS", 200)
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> PreprocessOptions:
+    """60 documents in two topics."""
+    texts = corpus.documents(60)
+    topics = ["law" if number % 3 else "数学" for number in range(60)]
+    corpus.write_jsonl(tmp_path / "a.jsonl", texts, topics=topics)
+    return PreprocessOptions(
+        inputs=(str(tmp_path / "a.jsonl"),),
+        tokenizer=corpus.hf_folder(tmp_path / "hf"),
+        out=tmp_path / "out",
+        language="zh",
+        topic_key="topic",
+    )
+
+
+def texts_of(manifest: DatasetManifest, name: str, tokenizer: Path) -> list[str]:
+    """The documents of a source, decoded by HF; each must end in EOS and hold no other."""
+    from tokenizers import Tokenizer
+
+    decoder = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    entry = next(entry for entry in manifest.sources if entry.name == name)
+    return list(_texts(IndexedFile(manifest.shard_prefix(entry.shards[0])), decoder, manifest.tokenizer.eos_id))
+
+
+def _texts(file: IndexedFile, decoder: object, eos_id: int) -> Iterator[str]:
+    bounds = file.document_ranges()
+    for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        ids = file.tokens(start, stop).tolist()
+        assert ids.index(eos_id) == len(ids) - 1
+        yield decoder.decode(ids[:-1], skip_special_tokens=False)  # type: ignore[attr-defined]
+
+
+def folder_bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_every_document_is_written_once_with_eos_and_counts_that_add_up(options: PreprocessOptions) -> None:
+    report = preprocess(options)
+    manifest = read_manifest(report.manifest_path)
+    expected = corpus.documents(60)
+    assert [entry.name for entry in manifest.sources] == ["zh/web/law", "zh/web/数学"]
+    law = texts_of(manifest, "zh/web/law", options.tokenizer)
+    assert sorted(law) == sorted(text for number, text in enumerate(expected) if number % 3)
+    assert law != [text for number, text in enumerate(expected) if number % 3]  # neighbours are mixed
+    assert manifest.sources[0].text_bytes == sum(len(text.encode()) for text in law)
+    assert manifest.sources[0].num_documents == len(law)
+    assert sum(entry.num_documents for entry in manifest.sources) == report.num_records == 60
+    hf_tokens = sum(
+        len(ids) for ids in load_tokenizer(options.tokenizer, engine="reference").encode_ordinary_batch(law)
+    )
+    assert manifest.sources[0].num_tokens == hf_tokens + len(law)
+    assert manifest.dtype == "uint16"
+    assert manifest.tokenizer == load_tokenizer(options.tokenizer).identity()
+
+
+def test_two_workers_and_small_pieces_write_the_very_same_files(
+    options: PreprocessOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus.write_jsonl(tmp_path / "b.jsonl", corpus.documents(50, seed=9), topics=["law"] * 50)
+    options = replace(options, inputs=(str(tmp_path / "*.jsonl"),), holdout=3)
+    preprocess(replace(options, out=tmp_path / "one"))
+    preprocess(replace(options, out=tmp_path / "two", workers=2))
+    assert folder_bytes(tmp_path / "one") == folder_bytes(tmp_path / "two")
+    # runs of a few documents and a merge in many steps: the external shuffle as it happens with large input
+    monkeypatch.setattr(spool, "BATCH_BYTES", 300)
+    monkeypatch.setattr(spool, "RUN_BYTES", 900)
+    monkeypatch.setattr(spool, "MERGE_TOKENS", 200)
+    preprocess(replace(options, out=tmp_path / "many"))
+    assert folder_bytes(tmp_path / "one") == folder_bytes(tmp_path / "many")
+
+
+def test_another_seed_is_another_order_of_the_same_documents(options: PreprocessOptions, tmp_path: Path) -> None:
+    one = texts_of(read_manifest(preprocess(options).manifest_path), "zh/web/law", options.tokenizer)
+    other = preprocess(replace(options, seed=2, out=tmp_path / "other"))
+    two = texts_of(read_manifest(other.manifest_path), "zh/web/law", options.tokenizer)
+    assert one != two
+    assert sorted(one) == sorted(two)
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 7, 100, 999, 10**6])
+def test_byte_ranges_read_every_line_once_whatever_their_size(tmp_path: Path, chunk_bytes: int) -> None:
+    path = tmp_path / "a.jsonl"
+    texts = corpus.documents(30)
+    path.write_text(
+        "\ufeff" + "\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in texts)
+    )  # no last newline
+    tasks = readers.plan_tasks([path], chunk_bytes=chunk_bytes)
+    assert len(tasks) == -(-path.stat().st_size // chunk_bytes)
+    records = [
+        record
+        for task in tasks
+        for record in readers.read_task(task, text_key="text", topic_key=None, on_bytes=lambda _: None)
+    ]
+    assert [record.text for record in records if isinstance(record, readers.Record)] == texts
+
+
+def test_gz_zst_and_parquet_hold_the_same_documents_as_jsonl(options: PreprocessOptions, tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    texts = corpus.documents(40, seed=4)
+    raw = corpus.write_jsonl(tmp_path / "plain.jsonl", texts).read_bytes()
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(raw[:1000]) + gzip.compress(raw[1000:]))  # two members
+    compressor = zstandard.ZstdCompressor()
+    (tmp_path / "d.jsonl.zst").write_bytes(
+        compressor.compress(raw[:777]) + compressor.compress(raw[777:])
+    )  # two frames
+    pyarrow.parquet.write_table(
+        pyarrow.table({"text": texts, "n": range(40)}), tmp_path / "e.parquet", row_group_size=7
+    )
+    for name in ("plain.jsonl", "c.jsonl.gz", "d.jsonl.zst", "e.parquet"):
+        report = preprocess(
+            replace(options, inputs=(str(tmp_path / name),), out=tmp_path / f"out-{name}", topic_key=None, topic="law")
+        )
+        manifest = read_manifest(report.manifest_path)
+        assert sorted(texts_of(manifest, "zh/web/law", options.tokenizer)) == sorted(texts)
+
+
+BAD_LINES = [
+    (b'{"text": "cut off', "broken JSON"),
+    (b'{"topic": "law"}', "missing key text"),
+    (b'{"text": "no topic"}', "missing key topic"),
+    (b'{"text": 5, "topic": "law"}', "text is not text"),
+    (b'{"text": null, "topic": "law"}', "text is not text"),
+    (b'{"text": " \\n", "topic": "law"}', "text is empty"),
+    (b'{"text": "a\\u0000b", "topic": "law"}', "text holds a NUL character"),
+    (b'{"text": "\xff\xfe", "topic": "law"}', "invalid UTF-8 at byte 10"),
+    (b'["text"]', "not a JSON object"),
+    (b'{"text": "x", "topic": "../up"}', "topic '../up' cannot be part of a source name"),
+]
+
+
+def test_bad_lines_go_to_quarantine_with_file_line_and_reason(
+    options: PreprocessOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = (tmp_path / "a.jsonl").read_bytes()
+    (tmp_path / "b.jsonl").write_bytes(b"\n".join([b"", *(line for line, _ in BAD_LINES), b"", b""]) + good)
+    monkeypatch.setattr(readers.plan_tasks, "__kwdefaults__", {"chunk_bytes": 50})
+    report = preprocess(replace(options, inputs=(str(tmp_path / "b.jsonl"),)))
+    rows = [json.loads(line) for line in (options.out / "quarantine.jsonl").read_text().splitlines()]
+    assert report.num_quarantined == len(rows) == len(BAD_LINES)
+    for number, (row, (_, reason)) in enumerate(zip(rows, BAD_LINES, strict=True)):
+        assert row["file"] == str(tmp_path / "b.jsonl")
+        assert row["line"] == number + 2  # the first line is blank
+        assert row["reason"].startswith(reason)
+    assert report.num_records == 60 + len(BAD_LINES)
+    assert sum(entry.num_documents for entry in report.sources) == 60
+
+
+def test_too_many_bad_lines_are_refused_and_nothing_is_taken_for_whole(
+    options: PreprocessOptions, tmp_path: Path
+) -> None:
+    with (tmp_path / "a.jsonl").open("a") as stream:
+        stream.write('{"txt": "x"}\n' * 11)
+    with pytest.raises(
+        DataError, match=r"11 of 71 lines are bad, more than 1\.0%: missing key text \(11\).*line 61.*--text-key"
+    ):
+        preprocess(options)
+    assert len((options.out / "quarantine.jsonl").read_text().splitlines()) == 11
+    assert not (options.out / "manifest.json").exists()
+    assert not list(options.out.glob("*.bin")) + list(options.out.glob(".spool*"))
+
+
+@pytest.mark.parametrize(("name", "cut"), [("c.jsonl.gz", -9), ("d.jsonl.zst", -9), ("e.parquet", -9)])
+def test_a_damaged_file_is_named(options: PreprocessOptions, tmp_path: Path, name: str, cut: int) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    raw = (tmp_path / "a.jsonl").read_bytes()
+    if name.endswith("parquet"):
+        pyarrow.parquet.write_table(pyarrow.table({"text": ["x"]}), tmp_path / name)
+    else:
+        packed = gzip.compress(raw) if name.endswith("gz") else zstandard.ZstdCompressor().compress(raw)
+        (tmp_path / name).write_bytes(packed)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:cut])
+    with pytest.raises(DataError, match=name):
+        preprocess(replace(options, inputs=(str(tmp_path / name),)))
+    assert not (options.out / "manifest.json").exists()
+
+
+def test_the_holdout_is_the_smallest_hashes_and_its_copies_leave_the_training_data(
+    options: PreprocessOptions, tmp_path: Path
+) -> None:
+    import hashlib
+
+    texts = [*corpus.documents(40), *corpus.documents(40)]  # each one twice
+    topics = ["law"] * 60 + ["数学"] * 20  # the last 20 texts are in both topics
+    corpus.write_jsonl(tmp_path / "a.jsonl", texts, topics=topics)
+    report = preprocess(replace(options, holdout=4))
+    manifest = read_manifest(report.manifest_path)
+    ranked = sorted(set(texts[:60]), key=lambda text: hashlib.blake2b(text.encode(), digest_size=16).digest())
+    law_held = texts_of(manifest, "zh/web/law@holdout", options.tokenizer)
+    math_held = texts_of(manifest, "zh/web/数学@holdout", options.tokenizer)
+    assert sorted(law_held) == sorted(ranked[:4])
+    assert len(math_held) == 4
+    trained = [t for topic in ("law", "数学") for t in texts_of(manifest, f"zh/web/{topic}", options.tokenizer)]
+    assert not set(trained) & {*law_held, *math_held}
+    assert len(trained) + 8 + report.num_duplicates_removed == 80
+    assert report.num_duplicates_removed == 8
+    assert {entry.name: entry.role for entry in manifest.sources} == {
+        "zh/web/law": "train",
+        "zh/web/law@holdout": "validation",
+        "zh/web/数学": "train",
+        "zh/web/数学@holdout": "validation",
+    }
+    held = next(entry for entry in manifest.sources if entry.name == "zh/web/law@holdout")
+    assert held.text_bytes == sum(len(text.encode()) for text in law_held)
+
+
+def test_a_text_held_out_by_an_earlier_call_never_enters_training(options: PreprocessOptions, tmp_path: Path) -> None:
+    held = corpus.documents(60)[:10]
+    corpus.write_jsonl(tmp_path / "held.jsonl", held)
+    validation = replace(
+        options, inputs=(str(tmp_path / "held.jsonl"),), topic_key=None, source="forum", role="validation"
+    )
+    assert [entry.role for entry in preprocess(validation).sources] == ["validation"]
+    report = preprocess(options)
+    assert report.num_duplicates_removed == 10
+    manifest = read_manifest(report.manifest_path)
+    assert sorted(texts_of(manifest, "zh/forum/all@validation", options.tokenizer)) == sorted(held)
+    assert not set(held) & set(texts_of(manifest, "zh/web/law", options.tokenizer))
+
+
+def test_a_holdout_that_would_empty_a_topic_is_refused(options: PreprocessOptions) -> None:
+    with pytest.raises(DataError, match=r"topic 数学 has 20 documents: --holdout 20 would leave none"):
+        preprocess(replace(options, holdout=20))
+
+
+def test_calls_with_other_names_add_and_the_same_name_replaces(options: PreprocessOptions, tmp_path: Path) -> None:
+    preprocess(replace(options, holdout=2))
+    corpus.write_jsonl(tmp_path / "en.jsonl", corpus.documents(20, seed=8))
+    english = replace(options, inputs=(str(tmp_path / "en.jsonl"),), topic_key=None, topic="law", language="en")
+    preprocess(english)
+    preprocess(replace(english, inputs=options.inputs))
+    manifest = read_manifest(options.out)
+    names = ["en/web/law", "zh/web/law", "zh/web/law@holdout", "zh/web/数学", "zh/web/数学@holdout"]
+    assert [entry.name for entry in manifest.sources] == names
+    # the last call read the 60 documents of which the first held out 4
+    assert manifest.sources[0].num_documents == 56
+    preprocess(options)  # now without a holdout: the old one would lie inside the training data
+    manifest = read_manifest(options.out)
+    assert [entry.name for entry in manifest.sources] == ["en/web/law", "zh/web/law", "zh/web/数学"]
+    assert not list(options.out.glob("*@holdout*"))
+
+
+def test_an_interrupted_call_leaves_the_folder_as_it_was(
+    options: PreprocessOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preprocess(options)
+    before = folder_bytes(options.out)
+    monkeypatch.setattr("tools.data.preprocess._merge_job", _interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        preprocess(replace(options, seed=99))
+    assert folder_bytes(options.out) == before
+    assert not list(options.out.glob(".spool*"))
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_another_tokenizer_in_the_same_folder_is_refused(options: PreprocessOptions, tmp_path: Path) -> None:
+    preprocess(options)
+    with pytest.raises(ConfigError, match=r"data of another tokenizer.*choose another --out"):
+        preprocess(replace(options, tokenizer=corpus.hf_folder(tmp_path / "hf2", vocab_size=700)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"topic": "law"}, "--topic and --topic-key exclude"),
+        ({"language": "z/h"}, "--language 'z/h' cannot be part"),
+        ({"source": "a__b"}, "--source 'a__b' cannot be part"),
+        ({"workers": 0}, "--workers 0"),
+        ({"holdout": 3, "role": "validation"}, "--holdout has no meaning"),
+        ({"inputs": ("nowhere/*.jsonl",)}, r"--input nowhere/\*\.jsonl matches no file"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(
+    options: PreprocessOptions, change: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        preprocess(replace(options, **change))  # type: ignore[arg-type]
+
+
+def test_with_eos_puts_one_after_each_text() -> None:
+    ids = np.array([1, 2, 3, 4, 5], dtype=np.int32)
+    assert spool.with_eos(ids, np.array([0, 2, 2, 5]), 9).tolist() == [1, 2, 9, 9, 3, 4, 5, 9]

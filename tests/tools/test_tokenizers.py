@@ -1,0 +1,215 @@
+"""Every kind of tokenizer: ids as its own library gives them, control spellings stay text, identity is meaning."""
+
+import base64
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_mixers.errors import ConfigError, DataError
+from tests.tools import corpus
+from tools.data import engine_check, tokenizer_engines
+from tools.data.tokenizers import load_tokenizer
+
+SPELT = "a<|end_of_text|>b <|im_end|><|begin_of_text|></s><s> 你好<unk>"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(engine_check, "NUM_CHECK_STRINGS", 500)  # the full number takes a second each
+
+
+@pytest.fixture
+def small_llama3_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiktoken file in Llama-3's form with 300 tokens instead of 128,000."""
+    monkeypatch.setattr(tokenizer_engines, "LLAMA3_NUM_RANKS", 300)
+    tokens = [bytes([byte]) for byte in range(256)]
+    for pair in ("th", "he", "in", "an", "re", " t", " a", "的", "法", "on", "er", "or", "en", "<|", "|>"):
+        raw = pair.encode()
+        tokens += [raw[:2], raw][len(raw) == 2 :] if raw[:2] not in tokens else []
+    while len(tokens) < 300:
+        tokens.append(b" a" + bytes([len(tokens) - 200]))
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens)))
+    return path
+
+
+@pytest.fixture(params=["unigram", "bpe"])
+def sentencepiece_file(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    import sentencepiece
+
+    (tmp_path / "text.txt").write_text("\n".join(corpus.documents(300)), encoding="utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "text.txt"), model_prefix=str(tmp_path / "sp"), vocab_size=420, model_type=request.param,
+        byte_fallback=True, user_defined_symbols=["<|im_end|>"], minloglevel=2, num_threads=1, hard_vocab_limit=False,
+    )  # fmt: skip
+    return tmp_path / "sp.model"
+
+
+@pytest.fixture
+def hf_unigram_file(tmp_path: Path) -> Path:
+    """Pieces of a Unigram model hold the control spellings, so the model itself would honour them."""
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+
+    letters = [(chr(c), -5.0) for c in range(32, 127)]
+    tokenizer = Tokenizer(models.Unigram([("<unk>", 0.0), ("</s>", 0.0), *letters], unk_id=0))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.add_special_tokens([AddedToken("</s>"), AddedToken("<unk>")])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    return tmp_path / "tokenizer.json"
+
+
+def test_hf_ids_equal_hf_tokenizers_and_run_on_fastokens(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+
+    folder = corpus.hf_folder(tmp_path / "hf")
+    ours = load_tokenizer(folder)
+    theirs = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    texts = [*corpus.documents(300, seed=5), "", " ", "\n\n 混合 mixed\ttext🎉 e\u0301"]
+    assert [ids.tolist() for ids in ours.encode_ordinary_batch(texts)] == [
+        theirs.encode(text, add_special_tokens=False).ids for text in texts
+    ]
+    assert ours.engine_name == "fastokens"
+    assert ours.vocab_size == theirs.get_vocab_size(with_added_tokens=True)
+    assert ours.eos_id == theirs.token_to_id("<|end_of_text|>")
+    assert ours.bos_id == theirs.token_to_id("<|begin_of_text|>")
+
+
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+def test_hf_never_makes_a_control_id_of_text(tmp_path: Path, engine: str) -> None:
+    from tokenizers import Tokenizer
+
+    folder = corpus.hf_folder(tmp_path / "hf")
+    tokenizer = load_tokenizer(folder, engine=engine)  # type: ignore[arg-type]
+    theirs = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    control = {theirs.token_to_id(token) for token in corpus.CONTROL}
+    assert control & set(theirs.encode(SPELT).ids) == control  # left alone, the library honours all three
+    (ids,) = tokenizer.encode_ordinary_batch([SPELT])
+    assert not control & set(ids.tolist())
+    assert theirs.decode(ids.tolist(), skip_special_tokens=False) == SPELT
+
+
+def test_hf_unigram_never_makes_a_control_id_of_text(hf_unigram_file: Path) -> None:
+    from tokenizers import Tokenizer
+
+    theirs = Tokenizer.from_file(str(hf_unigram_file))
+    theirs.encode_special_tokens = True
+    assert 1 in theirs.encode("ab</s>cd", add_special_tokens=False).ids  # the trap
+    tokenizer = load_tokenizer(hf_unigram_file)
+    plain, spelt = tokenizer.encode_ordinary_batch(["abcd", "ab</s>cd"])
+    assert 1 not in spelt
+    assert [theirs.id_to_token(i) for i in spelt.tolist() if theirs.id_to_token(i) in "</s>"] == list("</s>")
+    assert theirs.encode("abcd", add_special_tokens=False).ids == plain.tolist()
+
+
+def test_tiktoken_ids_equal_tiktoken_and_control_stays_text(small_llama3_file: Path) -> None:
+    tokenizer = load_tokenizer(small_llama3_file)
+    assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id) == (556, 300, 301)
+    tokens = [base64.b64decode(line.split()[0]) for line in small_llama3_file.read_bytes().splitlines()]
+    for text, ids in zip(
+        [SPELT, *corpus.documents(50)], tokenizer.encode_ordinary_batch([SPELT, *corpus.documents(50)]), strict=True
+    ):
+        assert ids.max() < 300
+        assert b"".join(tokens[i] for i in ids.tolist()).decode() == text
+
+
+def test_an_unknown_tiktoken_file_is_refused_with_its_cure(tmp_path: Path) -> None:
+    path = tmp_path / "qwen.tiktoken"
+    path.write_bytes(b"IQ== 0\nIg== 1\n")
+    with pytest.raises(DataError, match=r"qwen\.tiktoken has 2 tokens.*tokenizer\.json instead"):
+        load_tokenizer(path)
+
+
+def test_sentencepiece_ids_equal_sentencepiece_and_control_stays_text(sentencepiece_file: Path) -> None:
+    import sentencepiece
+
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(sentencepiece_file))
+    tokenizer = load_tokenizer(sentencepiece_file)
+    texts = corpus.documents(100, seed=3)
+    assert [ids.tolist() for ids in tokenizer.encode_ordinary_batch(texts)] == theirs.encode(texts)
+    control = {theirs.bos_id(), theirs.eos_id(), theirs.piece_to_id("<|im_end|>")}
+    assert theirs.piece_to_id("<|im_end|>") in theirs.encode(SPELT)  # left alone, a user-defined symbol is honoured
+    (ids,) = tokenizer.encode_ordinary_batch([SPELT])
+    assert not control & set(ids.tolist())
+    assert (tokenizer.eos_id, tokenizer.bos_id) == (theirs.eos_id(), theirs.bos_id())
+
+
+def test_equal_meaning_gives_equal_identity_whatever_the_file_looks_like(tmp_path: Path) -> None:
+    folder = corpus.hf_folder(tmp_path / "hf")
+    identity = load_tokenizer(folder).identity()
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    (folder / "tokenizer.json").write_text(json.dumps(content, indent=7))
+    assert load_tokenizer(folder).identity() == identity
+    assert load_tokenizer(folder, engine="reference").identity() == identity
+
+
+def test_swapped_ids_and_other_merges_change_the_identity(tmp_path: Path) -> None:
+    folder = corpus.hf_folder(tmp_path / "hf")
+    identity = load_tokenizer(folder).identity()
+    original = (folder / "tokenizer.json").read_text()
+    content = json.loads(original)
+    vocabulary = content["model"]["vocab"]
+    vocabulary["A"], vocabulary["B"] = vocabulary["B"], vocabulary["A"]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    swapped = load_tokenizer(folder).identity()
+    assert (swapped.vocab_size, swapped.eos_id) == (identity.vocab_size, identity.eos_id)
+    assert swapped.digest != identity.digest
+    content = json.loads(original)
+    content["model"]["merges"] = content["model"]["merges"][::-1]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    assert load_tokenizer(folder).identity().digest != identity.digest
+
+
+def test_a_fast_engine_with_other_ids_is_not_used_and_said_loudly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = corpus.hf_folder(tmp_path / "hf")
+
+    def honours_control(text: str) -> tokenizer_engines.Encode:
+        from tokenizers import Tokenizer
+
+        plain = Tokenizer.from_str((folder / "tokenizer.json").read_text())
+        return lambda texts: tokenizer_engines.flatten([plain.encode(t, add_special_tokens=False).ids for t in texts])
+
+    monkeypatch.setattr(tokenizer_engines, "_fastokens_json", honours_control)
+    with caplog.at_level(logging.WARNING):
+        tokenizer = load_tokenizer(folder)
+    assert tokenizer.engine_name == "reference"
+    assert "other ids than the reference" in caplog.text
+    assert tokenizer.eos_id not in tokenizer.encode_ordinary_batch([SPELT])[0]
+
+
+def test_the_check_is_made_once_per_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = corpus.hf_folder(tmp_path / "hf")
+    load_tokenizer(folder)
+    records = list((tmp_path / "cache").rglob("*.json"))
+    assert len(records) == 1
+    records[0].write_text('{"equal": false}')
+    assert load_tokenizer(folder).engine_name == "reference"
+
+
+def test_a_tokenizer_without_eos_asks_for_it(tmp_path: Path) -> None:
+    folder = corpus.hf_folder(tmp_path / "hf")
+    (folder / "tokenizer_config.json").unlink()
+    assert load_tokenizer(folder, eos_token="<|im_end|>").eos_id == load_tokenizer(folder).eos_id + 2
+    with pytest.raises(ConfigError, match="'<eod>' is not a control token"):
+        load_tokenizer(folder, eos_token="<eod>")
+
+
+def test_a_missing_or_damaged_tokenizer_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no tokenizer at .*nowhere"):
+        load_tokenizer(tmp_path / "nowhere")
+    (tmp_path / "tokenizer.json").write_text('{"model"')
+    with pytest.raises(DataError, match=r"tokenizer\.json cannot be read"):
+        load_tokenizer(tmp_path)
+
+
+def test_flatten_keeps_rows_apart() -> None:
+    ids, offsets = tokenizer_engines.flatten([[1, 2], [], [3]])
+    assert ids.tolist() == [1, 2, 3]
+    assert offsets.tolist() == [0, 2, 2, 3]
+    assert ids.dtype == np.int32
