@@ -173,6 +173,20 @@ def export(
     typer.echo(report.summary())
 
 
+@app.command(epilog=_example("syne verify --hf runs/quickstart/hf --checkpoint runs/quickstart"))
+def verify(
+    hf: HfFolder,
+    checkpoint: Checkpoint,
+    logits: Annotated[
+        bool, typer.Option("--logits/--no-logits", help="Also compare logits with transformers, at long positions.")
+    ] = True,
+) -> None:
+    """Compare a Hugging Face folder and a checkpoint: tensors, config fields, logits. Exits 4 if they differ."""
+    from tools.checkpoint.verifier import verify as run_verify
+
+    typer.echo(run_verify(hf, checkpoint, logits=logits).summary())
+
+
 @data_app.command(
     epilog=_example(
         "syne data preprocess --input 'pages/*.jsonl' --tokenizer models/Meta-Llama-3-8B --out data/stage1",
