@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_mixers.errors import ConfigError
@@ -204,6 +204,7 @@ trees = st.recursive(
 )
 
 
+@settings(deadline=None)  # the disk may be busy
 @given(tree=st.dictionaries(st.sampled_from(["run", "training", "data", "optimizer", "init", "x"]), trees))
 def test_no_tree_gives_anything_but_a_config_error(
     tmp_path_factory: pytest.TempPathFactory, tree: dict[str, object]
@@ -214,6 +215,7 @@ def test_no_tree_gives_anything_but_a_config_error(
         load_config(path)
 
 
+@settings(deadline=None)  # the disk may be busy
 @given(value=scalars)
 def test_written_yaml_reads_back_as_the_same_value(tmp_path_factory: pytest.TempPathFactory, value: object) -> None:
     path = tmp_path_factory.getbasetemp() / "value.yaml"

@@ -2,10 +2,10 @@
 
 import json
 import re
+import resource
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -70,16 +70,13 @@ def test_doctor_finds_this_machine_ready() -> None:
 
 
 def test_help_is_quick_and_imports_no_torch() -> None:
-    program = (
-        "import sys; from tools.cli import main; code = main(['--help']); sys.exit(code or 'torch' in sys.modules)"
-    )
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
-        seconds.append(time.perf_counter() - start)
-        assert result.returncode == 0, result.stderr
-    assert min(seconds) <= 0.5  # the best of three: the machine may be busy
+    program = "import sys; from tools.cli import main; code = main(['--help']); sys.exit(code or 'torch' in sys.modules)"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert result.returncode == 0, result.stderr
+    # CPU time, which is the wall time of an idle machine: the tests' own machine may be busy.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime <= 0.5
 
 
 @pytest.mark.parametrize(
