@@ -19,7 +19,7 @@ LOGIT_ROWS = 512  # the logits of more rows at once only cost memory: 512 x 49,1
 
 @dataclass(frozen=True)
 class SetScore:
-    """nll_sum: nats over `tokens` targets (each document's tokens after its first). text_bytes: whole documents, UTF-8."""
+    """nll_sum: nats over `tokens` targets (a document's tokens after its first). text_bytes: whole documents, UTF-8."""
 
     name: str
     nll_sum: float

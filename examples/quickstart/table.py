@@ -114,5 +114,6 @@ def _caption(before: Sequence[SetScore]) -> str:
     tokens = sum(score.tokens for score in before)
     return (
         f"{tokens:,} tokens of text that was never trained on. PPL is exp(mean nats per token) and depends on how the "
-        f"tokenizer cuts a language; bits per byte compare across languages.{WHOLE_SOURCE} of this source nothing was trained on."
+        "tokenizer cuts a language; bits per byte compare across languages.\n"
+        f"{WHOLE_SOURCE.strip()} a source of which nothing was trained on."
     )
