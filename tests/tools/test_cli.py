@@ -70,7 +70,9 @@ def test_doctor_finds_this_machine_ready() -> None:
 
 
 def test_help_is_quick_and_imports_no_torch() -> None:
-    program = "import sys; from tools.cli import main; code = main(['--help']); sys.exit(code or 'torch' in sys.modules)"
+    program = (
+        "import sys; from tools.cli import main; code = main(['--help']); sys.exit(code or 'torch' in sys.modules)"
+    )
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
