@@ -94,7 +94,8 @@ def _logits_of_transformers(hf: Path, tokens: torch.Tensor, places: torch.Tensor
     """[s, vocab_size] fp32."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32, trust_remote_code=False).eval()
+    model = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32, trust_remote_code=False)
+    model.train(False)
     row = tokens.unsqueeze(0)
     # Without a mask transformers would take gaps between places for borders of documents.
     out = model(row, position_ids=places.unsqueeze(0), attention_mask=torch.ones_like(row), use_cache=False)
