@@ -187,9 +187,13 @@ def _run_jobs(
 
 
 def _tokenise_job(
-    tokenizer: Tokenizer, report: Callable[[int], None], task: InputTask, index: int, settings: TaskSettings
+    open_tokenizer: Callable[[], Tokenizer],
+    report: Callable[[int], None],
+    task: InputTask,
+    index: int,
+    settings: TaskSettings,
 ) -> TaskResult:
-    return tokenise_task(task, index, tokenizer=tokenizer, settings=settings, on_bytes=report)
+    return tokenise_task(task, index, tokenizer=open_tokenizer(), settings=settings, on_bytes=report)
 
 
 def _quarantine(options: PreprocessOptions, tasks: list[InputTask], results: list[TaskResult]) -> list[Quarantined]:
@@ -276,7 +280,7 @@ def _merge(
 
 
 def _merge_job(
-    tokenizer: Tokenizer,
+    open_tokenizer: Callable[[], Tokenizer],
     report: Callable[[int], None],
     topic: str,
     segments: list[RunSegment],

@@ -9,11 +9,13 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
 from data_mixers.errors import DataError
 
@@ -68,41 +70,38 @@ def flatten(rows: Sequence[Sequence[int]]) -> tuple[npt.NDArray[np.int32], npt.N
 
 def open_hf(path: Path) -> LoadedEngine:
     """A tokenizer.json of Hugging Face tokenizers; eos and bos from the config files beside it."""
-    from tokenizers import Tokenizer
-
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = orjson.loads(path.read_bytes())
         added = content.get("added_tokens") or []
         for token in added:
             # what encode_special_tokens goes by; some tokenizers leave it off control tokens such as <tool_call>
             token["special"] = bool(token["special"]) or CONTROL_SPELLING.fullmatch(token["content"]) is not None
         content["truncation"] = content["padding"] = None
-        if isinstance(content["model"], dict) and content["model"].get("dropout"):
+        if content["model"].get("dropout"):
             content["model"]["dropout"] = None
-        text = json.dumps(content, ensure_ascii=False)
-        tokenizer = Tokenizer.from_str(text)
-    except Exception as error:  # the parser in Rust raises plain Exception
-        raise DataError(f"{path} cannot be read as a Hugging Face tokenizer: {error}") from error
-    tokenizer.encode_special_tokens = True
-    control = {token["content"]: int(token["id"]) for token in added if token["special"]}
+        text = orjson.dumps(content).decode()
+        vocabulary = _hf_vocabulary(content["model"])
+        added_ids = {token["content"]: int(token["id"]) for token in added}
+        control = {token["content"]: int(token["id"]) for token in added if token["special"]}
+        unknown = _unknown_token(content["model"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} cannot be read as a Hugging Face tokenizer: {error!r}") from error
     eos_token, bos_token, eos_id = _hf_roles(path.parent)
-    unknown = _unknown_token(content["model"])
     if unknown is not None and unknown != eos_token:
         control.pop(unknown, None)  # stands for characters the vocabulary lacks: text, not control
-    byte_level = '"ByteLevel"' in json.dumps([content.get("pre_tokenizer"), content.get("decoder")])
-    vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
-    plain_added = {token["content"] for token in added}
+    byte_level = b'"ByteLevel"' in orjson.dumps([content.get("pre_tokenizer"), content.get("decoder")])
     token_bytes = {
-        index: _from_byte_level(spelling) if byte_level and spelling not in plain_added else spelling.encode()
-        for spelling, index in vocabulary.items()
+        index: _from_byte_level(spelling) if byte_level and spelling not in added_ids else spelling.encode()
+        for spelling, index in (vocabulary | added_ids).items()
         if spelling not in control
     }
 
-    def encode(texts: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-        return flatten([item.ids for item in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)])
+    @cache
+    def reference() -> Encode:
+        return _hf_encoder(text, path)
 
     return LoadedEngine(
-        reference=encode,
+        reference=lambda texts: reference()(texts),
         fast=lambda: _fastokens_json(text),
         token_bytes=token_bytes,
         control=control,
@@ -169,6 +168,28 @@ def open_sentencepiece(path: Path) -> LoadedEngine:
         eos_token=spellings[eos] if eos >= 0 else None,
         bos_token=spellings[bos] if bos >= 0 else None,
     )
+
+
+def _hf_encoder(text: str, path: Path) -> Encode:
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_str(text)
+    except Exception as error:  # the parser in Rust raises plain Exception
+        raise DataError(f"{path} cannot be read as a Hugging Face tokenizer: {error}") from error
+    tokenizer.encode_special_tokens = True
+
+    def encode(texts: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        return flatten([item.ids for item in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)])
+
+    return encode
+
+
+def _hf_vocabulary(model: dict[str, Any]) -> dict[str, int]:
+    """Spelling -> id; Unigram models list their pieces in the order of ids."""
+    if isinstance(model["vocab"], dict):
+        return {str(spelling): int(index) for spelling, index in model["vocab"].items()}
+    return {str(piece[0]): index for index, piece in enumerate(model["vocab"])}
 
 
 def _unknown_token(model: dict[str, Any]) -> str | None:

@@ -1,4 +1,4 @@
-"""Runs tasks in this process or in spawned ones, each with its own tokenizer; results come in task order."""
+"""Runs jobs here or in spawned processes, each opening the tokenizer when it needs it; results come in job order."""
 
 import ctypes
 import os
@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -29,7 +30,7 @@ class TokenizerSpec:
 
 @dataclass(frozen=True)
 class Job:
-    """One call: function(tokenizer, report, *arguments), where report(n) adds to the progress."""
+    """One call: function(open_tokenizer, report, *arguments), where report(n) adds to the progress."""
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
@@ -44,7 +45,7 @@ def run_jobs(
     """
     if workers == 1 or len(jobs) < 2:
         for job in jobs:
-            yield job.function(tokenizer, on_progress, *job.arguments)
+            yield job.function(lambda: tokenizer, on_progress, *job.arguments)
         return
     context = get_context("spawn")  # a fork would copy the threads' locks of the Rust tokenizers
     counter = context.Value(ctypes.c_int64, 0)
@@ -76,20 +77,25 @@ def _report(counter: Any, shown: int, on_progress: Callable[[int], None]) -> int
     return value
 
 
-_tokenizer: Tokenizer | None = None
+_spec: TokenizerSpec | None = None
 _counter: Any = None
 
 
 def _initialise(spec: TokenizerSpec, counter: Any) -> None:
-    global _tokenizer, _counter
+    global _spec, _counter
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     os.environ["RAYON_NUM_THREADS"] = "1"
-    _tokenizer = load_tokenizer(spec.path, eos_token=spec.eos_token, engine=spec.engine)
-    _counter = counter
+    _spec, _counter = spec, counter
 
 
 def _call(job: Job) -> Any:
-    return job.function(_tokenizer, _add, *job.arguments)
+    return job.function(_open_tokenizer, _add, *job.arguments)
+
+
+@cache
+def _open_tokenizer() -> Tokenizer:
+    assert _spec is not None  # set by _initialise
+    return load_tokenizer(_spec.path, eos_token=_spec.eos_token, engine=_spec.engine)
 
 
 def _add(amount: int) -> None:
