@@ -20,7 +20,7 @@ LINE_STYLES = ("-", "--", "-.", ":", (0, (1, 1)), (0, (5, 1)), (0, (3, 1, 1, 1, 
 
 
 def plot(metrics_jsonl: Path, out_png: Path) -> None:
-    """Draws `metrics_jsonl` into `out_png`, written whole or not at all. A quantity the rows lack leaves its panel empty.
+    """Draws `metrics_jsonl` into `out_png`, whole or not at all. A quantity that the rows lack leaves its panel empty.
 
     Errors: DataError when the file is missing or holds no row.
     """
@@ -128,6 +128,8 @@ def _bits_per_byte(row: Row) -> float | None:
 def _draw_learning_rate(axis: "Axes", train: list[Row]) -> None:
     tokens, rates = _series(train, "learning_rate")
     axis.set_title("Learning rate")
+    if not tokens:
+        return
     axis.plot(tokens, rates, color="black", linewidth=2)
     axis.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     axis.set_ylim(bottom=0)

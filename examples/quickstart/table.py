@@ -34,9 +34,9 @@ def before_after_rows(
     Errors: DataError when an arm was not scored on the same text.
     """
     by_arm = [{score.name: score for score in scores} for scores in arms.values()]
-    for arm, scores in zip(arms, by_arm, strict=True):
+    for arm, scored in zip(arms, by_arm, strict=True):
         for score in before:
-            same = scores.get(score.name)
+            same = scored.get(score.name)
             if same is None or (same.tokens, same.text_bytes) != (score.tokens, score.text_bytes):
                 raise DataError(
                     f"{arm}: {score.name} was not scored on the same text as before training; score it again"
@@ -49,10 +49,10 @@ def before_after_rows(
     for group, scores in grouped.items():
         for score in scores:
             suffix = WHOLE_SOURCE if held_out[score.name] == "source" else ""
-            after = tuple(arm[score.name] for arm in by_arm)
+            after = tuple(scored[score.name] for scored in by_arm)
             rows.append(Row(group, score.name + suffix, score, after, is_total=False))
         if len(scores) > 1 and group != GROUPS[-1]:
-            after = tuple(pooled(group, [arm[score.name] for score in scores]) for arm in by_arm)
+            after = tuple(pooled(group, [scored[score.name] for score in scores]) for scored in by_arm)
             rows.append(Row(group, f"all {group}", pooled(group, scores), after, is_total=True))
     return rows
 
