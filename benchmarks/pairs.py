@@ -1,0 +1,55 @@
+"""Two things timed in turn: the median ratio of the pairs and its 95 % interval by bootstrap."""
+
+import random
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+_RESAMPLES = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ratio:
+    """Of pairs measured one right after the other, so that what else the machine does falls on both."""
+
+    median: float
+    low: float
+    high: float
+    num_pairs: int
+
+    def against(self, target: float) -> str:
+        """met: the whole interval is at or above the target; missed: it is below; else not resolved."""
+        verdict = "met" if self.low >= target else "missed" if self.high < target else "not resolved"
+        return (
+            f"{self.median:.2f}x [{self.low:.2f}, {self.high:.2f}] over {self.num_pairs} pairs, "
+            f"target {target:.2f}x {verdict}"
+        )
+
+
+def ratio_of(pairs: Sequence[tuple[float, float]]) -> Ratio:
+    """Median of first / second. The interval resamples pairs, 2.5 to 97.5 percent."""
+    ratios = [first / second for first, second in pairs]
+    generator = random.Random(0)
+    medians = sorted(statistics.median(generator.choices(ratios, k=len(ratios))) for _ in range(_RESAMPLES))
+    return Ratio(
+        median=statistics.median(ratios),
+        low=medians[int(0.025 * _RESAMPLES)],
+        high=medians[int(0.975 * _RESAMPLES) - 1],
+        num_pairs=len(ratios),
+    )
+
+
+def interleaved(
+    first: Callable[[], float], second: Callable[[], float], *, num_pairs: int
+) -> list[tuple[float, float]]:
+    """(first, second) num_pairs times; every other pair runs in reverse order. One unmeasured pair warms both up."""
+    first(), second()
+    pairs = []
+    for index in range(num_pairs):
+        if index % 2:
+            late = second()
+            pairs.append((first(), late))
+        else:
+            early = first()
+            pairs.append((early, second()))
+    return pairs
