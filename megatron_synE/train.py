@@ -123,7 +123,8 @@ def _build(
 
     is_writer = dist.get_rank() == 0
     if is_writer:
-        truncate_after(run_dir.metrics, progress.iteration)
+        # A run killed before its first checkpoint begins again: its rows go, also those of iteration 0.
+        truncate_after(run_dir.metrics, progress.iteration if start.mode == "resume" else -1)
         _write_run_files(loaded, run_dir, examination, schedule, start)
     tokenizer = examination.manifests[0].tokenizer
     return Trainer(
@@ -233,7 +234,7 @@ def _load_weights(model: Any, config: RunConfig, architecture: Any, folder: Path
         load_weights_from_hf(model, architecture, config.init.path)
     elif config.init.source == "checkpoint":
         assert folder is not None
-        load_weights_from_checkpoint(model, folder)
+        load_weights_from_checkpoint(model, architecture, folder)
 
 
 def _announce(plan: Any, start: _Start, progress: Any, lr_schedule: Any) -> None:

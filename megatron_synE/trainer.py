@@ -207,13 +207,15 @@ class Trainer:
                 tokens=result.tokens,
                 text_bytes=result.text_bytes,
             )
+        seconds = time.perf_counter() - started
+        self.metrics.row("validation_time", self.progress.iteration, seconds=seconds)
         self.progress.last_validated_iteration = self.progress.iteration
         self.progress.last_validation = {
             "iteration": self.progress.iteration,
             "sets": {result.name: {"nll_sum": result.nll_sum, "tokens": result.tokens} for result in results},
         }
         shown = " | ".join(f"{result.name} {result.ppl:.3f}" for result in results)
-        logger.info("validation PPL at iteration %d (%.1f s): %s", self.progress.iteration, time.perf_counter() - started, shown)
+        logger.info("validation PPL at iteration %d (%.1f s): %s", self.progress.iteration, seconds, shown)
         return True
 
     def _stop_is_agreed(self) -> bool:

@@ -11,12 +11,12 @@ from megatron_synE.checkpoint import layout
 from megatron_synE.checkpoint.dcp import load_chunks
 from megatron_synE.checkpoint.hf import HfFolder, read_rectangle
 from megatron_synE.checkpoint.training_state import (
-    all_local_parameters,
     check_masters,
     optimizer_chunks_to_load,
     set_adam_step,
     weight_chunks_to_load,
 )
+from megatron_synE.checkpoint.weights import CheckpointWeights
 from megatron_synE.exit_codes import CheckpointError
 from megatron_synE.model.llama import LlamaArchitecture
 
@@ -30,16 +30,21 @@ def load_weights_from_hf(model: Model, architecture: LlamaArchitecture, folder: 
     """
     source = HfFolder(folder)
     with torch.no_grad():
-        for local in all_local_parameters(model):
-            for chunk in local.chunks(local.key, local.parameter.detach()):
-                values = read_rectangle(source, architecture, chunk.key, chunk.offsets, chunk.sizes, chunk.dtype)
-                chunk.tensor().copy_(values)
+        for chunk in weight_chunks_to_load(model):
+            values = read_rectangle(source, architecture, chunk.key, chunk.offsets, chunk.sizes, chunk.dtype)
+            chunk.tensor().copy_(values)
     logger.info("weights from %s", folder)
 
 
-def load_weights_from_checkpoint(model: Model, folder: Path) -> None:
-    """Fill the weights of this rank from an iter_* folder. Collective: every rank. Call before building the optimizer."""
-    load_chunks(folder, weight_chunks_to_load(model))
+def load_weights_from_checkpoint(model: Model, architecture: LlamaArchitecture, folder: Path) -> None:
+    """Fill the weights of this rank from an iter_* folder, its own slices only. Call before building the optimizer.
+
+    Errors: CheckpointError for a weight that is missing, unknown, or of another shape.
+    """
+    source = CheckpointWeights(folder, architecture)
+    with torch.no_grad():
+        for chunk in weight_chunks_to_load(model):
+            chunk.tensor().copy_(source.read(chunk.key, chunk.offsets, chunk.sizes, chunk.dtype))
     logger.info("weights from %s", folder)
 
 

@@ -1,0 +1,193 @@
+"""A run that was stopped, killed or moved to another layout is the run that was not."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_synE.checkpoint.chunk_reader import ChunkReader
+from tests import tiny
+
+COMPARED = ("iteration", "consumed_samples", "consumed_tokens", "lm_loss", "loss_tokens", "grad_norm", "learning_rate")
+TP2_SP = ["parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true"]
+PP2 = ["parallel.pipeline_model_parallel_size=2"]
+VPP = [*PP2, "parallel.virtual_pipeline_model_parallel_size=2"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Model and data for a run of ten iterations that saves at every second one."""
+    root = tmp_path_factory.mktemp("resume")
+    tiny.prepared(
+        root,
+        data={"stages": [{"name": "adapt", "tokens": 10 * 256, "languages": {"zh": 0.2, "en": 0.8}}]},
+        checkpoint={"interval_tokens": 512, "keep_last": None, "async_save": True},
+        validation={"manifests": [str(root / "held")], "interval_tokens": 512},
+    )
+    return root
+
+
+def tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint, put together from its rectangles."""
+    reader = ChunkReader(checkpoint)
+    return {key: reader.read(key, (0,) * len(reader.shape(key)), reader.shape(key)) for key in reader.keys}
+
+
+def assert_same_tensors(left: Path, right: Path) -> None:
+    found, expected = tensors(left), tensors(right)
+    assert found.keys() == expected.keys()
+    assert any(key.startswith("optimizer.exp_avg_sq.") for key in found)
+    for key, value in expected.items():
+        assert torch.equal(found[key], value), key
+
+
+def training_rows(run: Path) -> list[dict[str, Any]]:
+    return [{key: row[key] for key in COMPARED} for row in tiny.rows(run, "train")]
+
+
+def validation_rows(run: Path) -> list[tuple[int, str, float]]:
+    return [(row["iteration"], row["set"], row["nll"]) for row in tiny.rows(run, "validation")]
+
+
+@pytest.mark.parametrize(
+    ("nproc", "overrides"),
+    [
+        (2, []),
+        (2, ["training.precision=bf16", "parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true"]),
+        (2, [*TP2_SP, "training.precision=bf16"]),
+        (2, VPP),
+    ],
+    ids=["DP2", "DP2 bf16 overlapped", "TP2 SP bf16", "VPP"],
+)
+def test_stopping_and_resuming_is_bit_equal_to_a_straight_run(
+    root: Path, tmp_path: Path, nproc: int, overrides: list[str]
+) -> None:
+    straight, sliced = tmp_path / "straight", tmp_path / "sliced"
+    tiny.train(root / "run.yaml", f"run.dir={straight}", *overrides, nproc=nproc)
+    for _ in range(3):
+        tiny.train(
+            root / "run.yaml", f"run.dir={sliced}", "training.stop_after_iterations=3", *overrides, nproc=nproc, code=75
+        )
+    tiny.train(root / "run.yaml", f"run.dir={sliced}", *overrides, nproc=nproc)
+    assert training_rows(sliced) == training_rows(straight)
+    assert validation_rows(sliced) == validation_rows(straight)
+    assert_same_tensors(sliced / "checkpoints/iter_0000010", straight / "checkpoints/iter_0000010")
+
+
+def test_a_run_killed_at_any_step_resumes_bit_equal(root: Path, tmp_path: Path) -> None:
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    tiny.train(root / "run.yaml", f"run.dir={straight}", nproc=2)
+    for iteration in (3, 6, 8):  # between saves, and while one may be under way
+        kill_after_iteration(root / "run.yaml", killed, iteration)
+    tiny.train(root / "run.yaml", f"run.dir={killed}", nproc=2)
+    assert training_rows(killed) == training_rows(straight)
+    assert validation_rows(killed) == validation_rows(straight)
+    assert_same_tensors(killed / "checkpoints/iter_0000010", straight / "checkpoints/iter_0000010")
+
+
+def kill_after_iteration(config: Path, run: Path, iteration: int) -> None:
+    """SIGKILL the launcher and all ranks as soon as this iteration is logged."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tools", "train", "--config", str(config), "--nproc", "2", f"run.dir={run}"],
+        cwd=tiny.ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    metrics = run / "metrics.jsonl"
+    while not (metrics.exists() and f'"kind": "train", "iteration": {iteration},' in metrics.read_text()):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_term_saves_and_asks_for_a_requeue(root: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for number, code in ((signal.SIGTERM, 75), (signal.SIGUSR1, 75)):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tools", "train", "--config", str(root / "run.yaml"), "--nproc", "2", f"run.dir={run}",
+             "checkpoint.interval_tokens=null", "data.stages.0.tokens=200000", "data.max_epochs=100"],
+            cwd=tiny.ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        seen = len(tiny.rows(run, "train")) if run.exists() else 0
+        while not (run / "metrics.jsonl").exists() or len(tiny.rows(run, "train")) <= seen:
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(number)
+        assert process.wait(timeout=60) == code
+        last = tiny.rows(run, "train")[-1]["iteration"]
+        assert (run / "checkpoints" / f"iter_{last:07d}" / "manifest.json").exists()
+        assert last > seen
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_another_layout_loads_the_same_weights_and_moments_and_goes_on_alike(
+    root: Path, tmp_path: Path, precision: str
+) -> None:
+    """TP2 SP writes at iteration 4; every layout reads it, writes it again unchanged, and runs five more steps."""
+    source = tmp_path / "source"
+    same = f"training.precision={precision}"
+    tiny.train(
+        root / "run.yaml", f"run.dir={source}", "training.stop_after_iterations=4", same, *TP2_SP, nproc=2, code=75
+    )
+    expected = None
+    layouts: dict[str, tuple[int, list[str]]] = {"TP2": (2, TP2_SP), "DP2": (2, []), "TP1": (1, []), "VPP": (2, VPP)}
+    for name, (nproc, overrides) in layouts.items():
+        run = tmp_path / name
+        (run / "checkpoints").mkdir(parents=True)
+        (run / "checkpoints/iter_0000004").symlink_to(source / "checkpoints/iter_0000004")
+        rewritten = tmp_path / f"{name}-rewritten"
+        worker = [str(Path(__file__).with_name("rewrite_checkpoint.py")), str(root / "run.yaml"), str(rewritten)]
+        done = subprocess.run(
+            [sys.executable, "-c", _LAUNCH, str(nproc), *worker, f"run.dir={run}", same, *overrides],
+            cwd=tiny.ROOT, capture_output=True, text=True, timeout=120, check=False,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert_same_tensors(rewritten, source / "checkpoints/iter_0000004")
+        tiny.train(root / "run.yaml", f"run.dir={run}", same, "training.stop_after_iterations=5", *overrides, nproc=nproc, code=75)
+        found = [row["lm_loss"] for row in tiny.rows(run, "train")]
+        weights = tensors(run / "checkpoints/iter_0000009")
+        if expected is None:
+            expected = (found, weights)
+        tolerance = 1e-5 if precision == "fp32" else 2e-3  # bf16 rounds products of TP shards before they are summed
+        assert found == pytest.approx(expected[0], abs=tolerance)
+        for key, value in expected[1].items():
+            if not key.startswith("optimizer.exp_avg") and precision == "fp32":
+                # 1e-4 as in tests/parity: Adam on gradients near zero.
+                assert (weights[key] - value).abs().max() <= 1e-4, key
+
+
+_LAUNCH = "import sys; from megatron_synE.runtime.launch import launch; sys.exit(launch(sys.argv[2:], int(sys.argv[1])))"
+
+
+def test_a_weights_only_start_keeps_every_weight_through_a_step_at_rate_zero(root: Path, tmp_path: Path) -> None:
+    """bf16 weights, fp32 masters: a master left at its random start would be written back by the first step."""
+    tiny.hf_folder(tmp_path / "hf", dtype=torch.bfloat16)
+    run = tmp_path / "run"
+    tiny.train(
+        root / "run.yaml", f"run.dir={run}", f"init.path={tmp_path / 'hf'}", "training.precision=bf16",
+        "lr_schedule.start_lr=0", "lr_schedule.warmup_tokens=1024", "training.stop_after_iterations=1", nproc=2, code=75,
+    )  # fmt: skip
+    done = tiny.syne("verify", "--hf", tmp_path / "hf", "--checkpoint", run)
+    assert done.returncode == 0, done.stderr
+    stored = tensors(run / "checkpoints/iter_0000001")
+    for key in [key for key in stored if key.startswith("optimizer.master.")]:
+        assert torch.equal(stored[key].bfloat16(), stored[key.removeprefix("optimizer.master.")]), key
+    branch = tmp_path / "branch"
+    tiny.train(
+        root / "run.yaml", f"run.dir={branch}", "init.from=checkpoint", f"init.path={run}", "training.precision=bf16",
+        "lr_schedule.start_lr=0", "lr_schedule.warmup_tokens=1024", "training.stop_after_iterations=1", nproc=2, code=75,
+    )  # fmt: skip
+    assert tiny.syne("verify", "--hf", tmp_path / "hf", "--checkpoint", branch).returncode == 0
