@@ -98,6 +98,11 @@ def build_model(config: RunConfig, plan: RunPlan, device: Device) -> Model:
     """
     implementation = choose(config.model.attention, device)
     logger.info("layers: %s (%s)", implementation.name, implementation.reason)
+    if config.parallel.zero_stage == 2:
+        logger.warning(
+            "parallel.zero_stage=2: gradients are not sharded yet, only optimizer state is (stage 1); results are the "
+            "same, each rank holds up to %d more bytes per parameter", 4 if config.training.grad_reduce_in_fp32 else 2,
+        )  # fmt: skip
     core_config = transformer_config(config, plan, device)
     chunks = build_chunks(core_config, config, plan, implementation, device)
     wrapped = [Float16Module(core_config, chunk) for chunk in chunks] if plan.dtype == "bf16" else list(chunks)
@@ -200,7 +205,8 @@ def _chunk(
     )
     if plan.padded_vocab_size != plan.architecture.vocab_size:
         _zero_padded_rows(model, plan)
-    return model.to(device.torch_device)
+    model.to(device.torch_device)
+    return model
 
 
 def _zero_padded_rows(model: LlamaModel, plan: RunPlan) -> None:

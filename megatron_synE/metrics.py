@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import uuid
 from pathlib import Path
 from typing import Any
@@ -29,13 +28,15 @@ def truncate_after(metrics: Path, iteration: int) -> None:
             kept.append(line if line.endswith("\n") else line + "\n")
     temporary = metrics.with_suffix(".tmp")
     temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, metrics)
+    temporary.replace(metrics)
 
 
 class Metrics:
     """Writes rows on one rank; on the others every method does nothing."""
 
-    def __init__(self, section: LoggingSection, *, path: Path, run_name: str, enabled: bool, wandb_id: str | None) -> None:
+    def __init__(
+        self, section: LoggingSection, *, path: Path, run_name: str, enabled: bool, wandb_id: str | None
+    ) -> None:
         self.wandb_id = wandb_id if section.wandb != "off" else None
         self._stream = self._tensorboard = self._wandb = None
         if not enabled:
@@ -44,7 +45,7 @@ class Metrics:
         if section.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._tensorboard = SummaryWriter(str(path.parent / "tensorboard"))  # type: ignore[no-untyped-call]
+            self._tensorboard = SummaryWriter(str(path.parent / "tensorboard"))
         if section.wandb != "off":
             import wandb
 
@@ -68,7 +69,7 @@ class Metrics:
         numbers = {f"{prefix}/{k}": v for k, v in values.items() if isinstance(v, int | float)}
         if self._tensorboard is not None:
             for name, value in numbers.items():
-                self._tensorboard.add_scalar(name, value, iteration)  # type: ignore[no-untyped-call]
+                self._tensorboard.add_scalar(name, value, iteration)
         if self._wandb is not None:
             self._wandb.log(numbers, step=iteration)
 
@@ -77,7 +78,7 @@ class Metrics:
         if self._stream is not None:
             self._stream.close()
         if self._tensorboard is not None:
-            self._tensorboard.close()  # type: ignore[no-untyped-call]
+            self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish()
 

@@ -3,7 +3,6 @@
 Reading order: this file, trainer.py, build.py, data_mixers/schedule.py.
 """
 
-import json
 import logging
 import os
 import sys
@@ -74,9 +73,7 @@ def run_rank(loaded: LoadedConfig, config_path: Path, ranks: Ranks) -> int:
     return code
 
 
-def _build(
-    loaded: LoadedConfig, examination: Examination, device: Any, groups: Any, run_dir: RunDir
-) -> "Trainer":
+def _build(loaded: LoadedConfig, examination: Examination, device: Any, groups: Any, run_dir: RunDir) -> "Trainer":
     """All parts of a run, with its weights and state loaded. Collective: every rank."""
     import torch.distributed as dist
 
@@ -118,7 +115,9 @@ def _build(
         )
         if start.mode == "resume" and progress.last_validation is not None:
             progress.last_validated_iteration = progress.last_validation["iteration"]
-    lr_schedule = LrSchedule(config.lr_schedule, lr=config.optimizer.lr, total_tokens=plan.total_tokens)
+    # A branch goes on counting its parent's tokens: its own stages begin where the parent stopped.
+    tokens_before = progress.consumed_tokens - progress.consumed_samples * config.training.seq_length
+    lr_schedule = LrSchedule(config.lr_schedule, lr=config.optimizer.lr, total_tokens=tokens_before + plan.total_tokens)
     _announce(plan, start, progress, lr_schedule)
 
     is_writer = dist.get_rank() == 0
@@ -198,9 +197,9 @@ def _start_from(config: RunConfig, run_dir: RunDir) -> _Start:
         except UserError as error:
             found = [None, error]
     dist.broadcast_object_list(found, src=0)
-    start, error = found
-    if error is not None:
-        raise error
+    start, fault = found
+    if fault is not None:
+        raise fault
     assert isinstance(start, _Start)
     return start
 
@@ -260,7 +259,10 @@ def _write_run_files(
         resolved=masked(resolved_tree(loaded.resolved)),
         seed=loaded.resolved.run.seed,
         schedule_hash=schedule.digest(),
-        data={str(m.folder): {s.name: [shard.bin_sha256 for shard in s.shards] for s in m.sources} for m in examination.manifests},
+        data={
+            str(m.folder): {s.name: [shard.bin_sha256 for shard in s.shards] for s in m.sources}
+            for m in examination.manifests
+        },
         tokenizer_digest=examination.manifests[0].tokenizer.digest,
         started_from=str(start.folder or loaded.resolved.init.path or "random"),
         source_hashes=_source_hashes(loaded.resolved),
@@ -284,7 +286,9 @@ def _lineage(config: RunConfig, examination: Examination, start: _Start) -> dict
         "parent": str(start.folder or config.init.path or "random"),
         "schedule_hash": examination.schedule.digest(),
         "versions": versions(),
-        "stages": [{"name": stage.name, "tokens": stage.tokens, "languages": stage.languages} for stage in config.data.stages],
+        "stages": [
+            {"name": stage.name, "tokens": stage.tokens, "languages": stage.languages} for stage in config.data.stages
+        ],
     }
 
 
@@ -309,7 +313,9 @@ def _export(run_dir: RunDir, *, is_writer: bool) -> None:
 def _log_to_stderr(rank: int) -> None:
     """Rank 0 speaks; the others only when something is wrong, and then they name themselves."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter(f"%(asctime)s {'' if rank == 0 else f'[rank {rank}] '}%(message)s", "%H:%M:%S"))
+    handler.setFormatter(
+        logging.Formatter(f"%(asctime)s {'' if rank == 0 else f'[rank {rank}] '}%(message)s", "%H:%M:%S")
+    )
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO if rank == 0 else logging.WARNING)
@@ -324,10 +330,10 @@ def _as_one_rank() -> int:
     except UserError as error:
         # Every rank finds the same fault; one of them saying it is enough.
         if rank == "0":
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            sys.stderr.write(f"error: {error}\n")
         return error.exit_code
-    except Exception:
-        print(f"[rank {rank}]\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+    except Exception:  # noqa: BLE001  # a fault of ours: shown whole, and this rank must die at once
+        sys.stderr.write(f"[rank {rank}]\n{traceback.format_exc()}")
         return 1
 
 

@@ -125,7 +125,7 @@ class Trainer:
         grad_norm = float(self.optimizer.clip_grad_norm(clip) if clip > 0 else self.optimizer.get_grad_norm())
         if not math.isfinite(grad_norm):
             raise DivergedError(
-                f"gradient norm is {grad_norm} at iteration {self.progress.iteration + 1}; the weights were not updated. "
+                f"gradient norm is {grad_norm} at iteration {self.progress.iteration + 1}; the weights are untouched. "
                 "Lower optimizer.lr, look at the samples of this iteration, and start again from the last checkpoint"
             )
         self.optimizer.step_with_ready_grads()

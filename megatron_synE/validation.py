@@ -39,7 +39,7 @@ class ValidationSet:
 
 @dataclass(frozen=True)
 class SetResult:
-    """Loss of one set. Unit: nats; PPL is exp(nll_sum / tokens) over all tokens after each document's first, EOS included."""
+    """Loss of one set. Unit: nats, over all tokens after each document's first, EOS included."""
 
     name: str
     nll_sum: float
@@ -168,7 +168,7 @@ def build_validator(
 
 
 def _documents(folder: Path, source: SourceEntry, max_tokens: int | None) -> tuple[list[np.ndarray], int]:
-    """The first whole documents up to max_tokens, and the UTF-8 bytes of their texts (a share of the shard's, when cut)."""
+    """The first whole documents up to max_tokens, and the UTF-8 bytes of their texts (the shard's share, when cut)."""
     found: list[np.ndarray] = []
     taken = 0
     text_bytes = 0.0

@@ -13,7 +13,14 @@ import torch
 import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from data_mixers.manifest import DatasetManifest, ShardEntry, SourceEntry, TokenizerIdentity, source_name, write_manifest
+from data_mixers.manifest import (
+    DatasetManifest,
+    ShardEntry,
+    SourceEntry,
+    TokenizerIdentity,
+    source_name,
+    write_manifest,
+)
 from megatron_synE.data.indexed import IndexedWriter
 
 EOS = 2
@@ -84,7 +91,9 @@ def manifest(
             idx_size_bytes=written.idx_size_bytes, bin_sha256=written.bin_sha256, idx_sha256=written.idx_sha256,
         )  # fmt: skip
         entries.append(
-            SourceEntry(name=name, language=language, source=source, topic=topic, bucket=None, role=role, shards=(shard,))
+            SourceEntry(
+                name=name, language=language, source=source, topic=topic, bucket=None, role=role, shards=(shard,)
+            )
         )
     identity = TokenizerIdentity(digest="0" * 64, vocab_size=vocab_size, eos_id=EOS, bos_id=1)
     made = DatasetManifest(schema_version=1, folder=folder, tokenizer=identity, dtype="uint16", sources=tuple(entries))

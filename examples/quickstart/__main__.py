@@ -1,6 +1,6 @@
 """The whole line on one CPU machine: real weights and text in, an adapted Llama and a table out.
 
-fetch -> HF folder -> text -> token files -> train two stages as one run (DP2) -> export -> verify -> score -> table, plot
+fetch -> HF folder -> text -> token files -> train two stages as one run (DP2) -> export -> verify -> score -> table
 
 Everything lies below runs/quickstart; a second call goes on where the first stopped.
 """
@@ -83,7 +83,7 @@ def run(arm: Arm, out: Path, tokens: int | None) -> None:
     adapted = out / f"hf_{arm}"
     syne("export", "--checkpoint", run_dir, "--out", adapted)
     syne("verify", "--hf", adapted, "--checkpoint", run_dir)
-    after, _ = timed_scores(adapted, held_out, out / f"scores_{arm}.json")
+    timed_scores(adapted, held_out, out / f"scores_{arm}.json")
 
     arms = {ARMS[a]: load_scores(out / f"scores_{a}.json") for a in ARMS if (out / f"scores_{a}.json").exists()}
     kinds = {

@@ -104,6 +104,7 @@ def _place(
 ) -> LocalParameter:
     rows = parameter.shape[0]
     is_tied_copy = name == "output_layer.weight" and key != name
+    pieces: tuple[Piece, ...]
     if parameter.dim() == 1:
         pieces = (Piece(0, rows, (0, 0)),)
         return LocalParameter(parameter, key, (rows,), pieces, is_written_here=rank == 0)

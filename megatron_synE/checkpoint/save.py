@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from megatron_synE.checkpoint import layout
@@ -84,8 +83,8 @@ class Saver:
         started = time.monotonic()
         try:
             self._write(chunks, state, hf_config, facts)
-        except BaseException as error:
-            self._error = error  # raised again by finish(), on the main thread
+        except BaseException as error:  # noqa: BLE001  # raised again by finish(), on the main thread
+            self._error = error
         self.last_seconds = time.monotonic() - started
 
     def _write(
@@ -104,7 +103,7 @@ class Saver:
             save_chunks(temporary, chunks, group=self._group)
             rank = dist.get_rank(self._group)
             hashes = {file.name: layout.sha256_of(file) for file in temporary.glob(f"__{rank}_*.distcp")}
-        except Exception as error:  # whatever it is, the other ranks must hear of it before anything is published
+        except Exception as error:  # noqa: BLE001  # the other ranks must hear of it before anything is published
             failure = f"{type(error).__name__}: {error}"
         reports: list[tuple[str | None, dict[str, str]]] = [(None, {})] * dist.get_world_size(self._group)
         dist.all_gather_object(reports, (failure, hashes), group=self._group)
@@ -113,7 +112,7 @@ class Saver:
             try:
                 known = {name: digest for _, part in reports for name, digest in part.items()}
                 self._complete(temporary, final, state, hf_config, facts, known)
-            except Exception as error:  # as above
+            except Exception as error:  # noqa: BLE001  # as above
                 outcome[0] = f"{type(error).__name__}: {error}"
         dist.broadcast_object_list(outcome, src=dist.get_global_rank(self._group, 0), group=self._group)
         if outcome[0] is not None:
@@ -150,5 +149,12 @@ def _snapshot(chunk: Chunk) -> Chunk:
 
 def source_files(folder: Path) -> list[Path]:
     """Tokenizer and generation files of an HF folder or of a checkpoint's tokenizer/ folder."""
-    patterns = ("tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt", "generation_config.json", "chat_template*")
+    patterns = (
+        "tokenizer*",
+        "special_tokens_map.json",
+        "vocab.json",
+        "merges.txt",
+        "generation_config.json",
+        "chat_template*",
+    )
     return sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()})

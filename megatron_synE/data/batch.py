@@ -79,5 +79,7 @@ def sample_indices(
     The set of samples of an iteration depends on consumed_samples alone, never on the layout.
     """
     for first in range(consumed_samples, total_samples, global_batch_size):
-        for start in range(data_parallel_rank * micro_batch_size, global_batch_size, micro_batch_size * data_parallel_size):
+        for start in range(
+            data_parallel_rank * micro_batch_size, global_batch_size, micro_batch_size * data_parallel_size
+        ):
             yield list(range(first + start, first + start + micro_batch_size))

@@ -25,9 +25,9 @@ def micro_batches_of_samples(
         data_parallel_rank=data_parallel_rank,
         data_parallel_size=plan.data_parallel_size,
     )
-    loader = DataLoader(
+    loader: DataLoader[list[Sample]] = DataLoader(
         dataset,  # type: ignore[arg-type]  # a map-style dataset needs __getitem__ alone
-        batch_sampler=indices,  # type: ignore[arg-type]  # any iterable of index lists
+        batch_sampler=indices,
         num_workers=config.data.num_workers,
         collate_fn=_as_they_are,
     )

@@ -19,7 +19,7 @@ from megatron_synE.runtime.mcore import (
 )
 
 
-class LlamaModel(GPTModel):  # type: ignore[misc]  # megatron-core is untyped
+class LlamaModel(GPTModel):
     """One pipeline stage (or virtual chunk) of a Llama."""
 
     def __init__(

@@ -44,7 +44,9 @@ def choose(asked: Literal["auto", "native", "transformer_engine"], device: Devic
         return Implementation("native", "model.attention=native")
     if has_engine and device.is_cuda:
         return Implementation("transformer_engine", "installed, and the device is CUDA")
-    return Implementation("native", "Transformer Engine needs CUDA" if has_engine else "Transformer Engine is not installed")
+    return Implementation(
+        "native", "Transformer Engine needs CUDA" if has_engine else "Transformer Engine is not installed"
+    )
 
 
 def block_spec(

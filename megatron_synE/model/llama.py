@@ -148,7 +148,9 @@ def hf_config_of(architecture: LlamaArchitecture) -> dict[str, Any]:
         "max_position_embeddings": architecture.max_position_embeddings,
         "rms_norm_eps": architecture.layernorm_epsilon,
         "rope_theta": architecture.rotary_base,
-        "rope_scaling": None if architecture.rope_scaling is None else {k: v for k, v in rope.items() if k != "rope_theta"},
+        "rope_scaling": None
+        if architecture.rope_scaling is None
+        else {k: v for k, v in rope.items() if k != "rope_theta"},
         "tie_word_embeddings": architecture.tied,
         "attention_bias": False,
         "mlp_bias": False,

@@ -7,7 +7,8 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from torch.nn.attention.varlen import varlen_attn
+from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
 from megatron_synE.model.packed_row import PackedRow
 from megatron_synE.model.rope import rotate
@@ -19,11 +20,6 @@ from megatron_synE.runtime.mcore import (
     TransformerConfig,
     build_module,
 )
-
-try:  # torch >= 2.10 on CUDA; elsewhere the loop over segments below
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:
-    varlen_attn = None
 
 
 class RMSNorm(torch.nn.Module):
@@ -38,10 +34,10 @@ class RMSNorm(torch.nn.Module):
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+        return rms_norm(x, (x.shape[-1],), self.weight, self.eps)
 
 
-class NativeAttention(MegatronModule):  # type: ignore[misc]  # megatron-core is untyped
+class NativeAttention(MegatronModule):
     """Causal attention inside each segment of a packed row, by torch's fused kernels."""
 
     def __init__(
@@ -70,7 +66,7 @@ class NativeAttention(MegatronModule):  # type: ignore[misc]  # megatron-core is
     ) -> torch.Tensor:
         """query [t, np, hn], key and value [t, ng, hn] -> [t, np * hn]."""
         assert packed_seq_params is not None
-        if query.is_cuda and varlen_attn is not None:
+        if query.is_cuda:
             return self._varlen(query, key, value, packed_seq_params)
         return self._by_segment(query, key, value, packed_seq_params.bounds)
 
@@ -79,8 +75,9 @@ class NativeAttention(MegatronModule):  # type: ignore[misc]  # megatron-core is
             k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))  # [t, np, hn]
         out = varlen_attn(
             q, k, v, row.cu_seqlens_q, row.cu_seqlens_kv, row.max_seqlen_q, row.max_seqlen_kv,
-            is_causal=True, scale=self.scale,
+            scale=self.scale, window_size=(-1, 0),
         )  # fmt: skip
+        assert isinstance(out, torch.Tensor)  # a pair only when auxiliary results are asked for
         return out.reshape(out.shape[0], -1)  # [t, np * hn]
 
     def _by_segment(
@@ -89,7 +86,7 @@ class NativeAttention(MegatronModule):  # type: ignore[misc]  # megatron-core is
         q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (query, key, value))  # [1, heads, t, hn], views
         grouped = q.shape[1] != k.shape[1]
         parts = [
-            F.scaled_dot_product_attention(
+            scaled_dot_product_attention(
                 q[:, :, start:stop], k[:, :, start:stop], v[:, :, start:stop],
                 is_causal=True, scale=self.scale, enable_gqa=grouped,
             )
@@ -102,7 +99,7 @@ class NativeAttention(MegatronModule):  # type: ignore[misc]  # megatron-core is
         return {}
 
 
-class RotaryCoreAttention(MegatronModule):  # type: ignore[misc]  # megatron-core is untyped
+class RotaryCoreAttention(MegatronModule):
     """Turns queries and keys by their positions in the document, then calls the core attention it wraps.
 
     megatron-core's own RoPE ignores reset positions; applying it here works alike for native attention and for

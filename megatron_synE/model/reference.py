@@ -59,7 +59,8 @@ def build_reference(architecture: LlamaArchitecture, weights: Path, *, seq_lengt
         for chunk in chunks:
             values = read_rectangle(folder, architecture, chunk.key, chunk.offsets, chunk.sizes, chunk.dtype)
             chunk.tensor().copy_(values)
-    return model.eval()
+    model.eval()
+    return model
 
 
 @torch.no_grad()

@@ -39,7 +39,7 @@ def _llama3(frequencies: torch.Tensor, scaling: RopeScaling) -> torch.Tensor:
 
 
 def cos_sin(inverse: torch.Tensor, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """(cos, sin), each [t, 1, hn], for int64 positions [t]; angles in fp32, cast to `dtype` last, as transformers does."""
+    """(cos, sin), each [t, 1, hn], for int64 positions [t]; angles in fp32, cast last, as transformers does."""
     angles = torch.outer(positions.float(), inverse)  # [t, hn / 2]
     doubled = torch.cat((angles, angles), dim=-1).unsqueeze(1)  # [t, 1, hn]
     return doubled.cos().to(dtype), doubled.sin().to(dtype)

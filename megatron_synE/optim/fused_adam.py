@@ -44,7 +44,7 @@ class FusedAdam(torch.optim.Optimizer):
                     self.state[p] = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
             # The kernel only reads the counters, so all parameters may share one tensor.
             step = torch.tensor(float(group["step"]), device=params[0].device)
-            torch._fused_adamw_(  # type: ignore[attr-defined]
+            torch._fused_adamw_(
                 params,
                 [p.grad for p in params],
                 [self.state[p]["exp_avg"] for p in params],
@@ -64,7 +64,7 @@ class FusedAdam(torch.optim.Optimizer):
 
 
 def install_where_needed() -> str:
-    """Make megatron-core build our FusedAdam unless apex or Transformer Engine brings one. Returns what will be used."""
+    """Make megatron-core build our FusedAdam unless apex or Transformer Engine brings one; what it will use."""
     if not mcore_optimizer.USING_PYTORCH_OPTIMIZER and mcore_optimizer.Adam is not FusedAdam:
         return f"{mcore_optimizer.Adam.__module__}.{mcore_optimizer.Adam.__name__}"
     mcore_optimizer.Adam = FusedAdam

@@ -37,6 +37,7 @@ _FACTORIES = (
     "tensor", "zeros", "ones", "empty", "full", "rand", "randn", "randint", "arange",
     "zeros_like", "ones_like", "empty_like", "full_like", "as_tensor",
 )  # fmt: skip
+_IGNORED = ("set_device", "set_stream", "synchronize", "empty_cache", "_lazy_init", "manual_seed_all")
 _NOISE = (
     # Said by megatron-core at import or every step, known and harmless here; every other warning stays visible.
     (UserWarning, r".*(Apex|Transformer Engine).* (is|are) not installed"),
@@ -135,10 +136,7 @@ class _CudaOnCpu(types.ModuleType):
             FloatTensor=torch.FloatTensor,
             HalfTensor=torch.HalfTensor,
             BFloat16Tensor=torch.BFloat16Tensor,
-            **{
-                name: _nothing
-                for name in ("set_device", "set_stream", "synchronize", "empty_cache", "_lazy_init", "manual_seed_all")
-            },
+            **dict.fromkeys(_IGNORED, _nothing),
         )
 
     def __getattr__(self, name: str) -> Any:

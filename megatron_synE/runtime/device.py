@@ -44,7 +44,9 @@ def select(kind: Literal["auto", "cpu", "cuda"], *, local_rank: int) -> Device:
     """The device of this rank. Errors: ConfigError if a GPU is asked for and none is visible to this rank."""
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if kind == "cuda" and available == 0:
-        raise ConfigError("device=cuda, but torch sees no CUDA device; use device=cpu, or check nvidia-smi and the driver")
+        raise ConfigError(
+            "device=cuda, but torch sees no CUDA device; use device=cpu, or check nvidia-smi and the driver"
+        )
     if kind == "cpu" or available == 0:
         return Device("cpu", torch.device("cpu"), "gloo", "cpu")
     if local_rank >= available:

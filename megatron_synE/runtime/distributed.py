@@ -28,9 +28,8 @@ def initialize(device: Device, ranks: Ranks, parallel: ParallelSection, *, seed:
     """Start torch.distributed and megatron-core's parallel state. Collective: every rank."""
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "0" if ranks.world_size == 1 else "29500")
-    store: dist.Store | None = None
-    if ranks.world_size == 1:
-        store = dist.HashStore()  # a single process needs no port
+    # A single process needs no port.
+    store = torch._C._distributed_c10d.HashStore() if ranks.world_size == 1 else None
     options: dict[str, Any] = {"device_id": device.torch_device} if device.is_cuda else {}
     dist.init_process_group(
         device.backend, store=store, rank=ranks.rank, world_size=ranks.world_size,
@@ -48,9 +47,7 @@ def initialize_model_parallel(parallel: ParallelSection, *, seed: int) -> None:
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
         create_gloo_process_groups=False,
     )
-    tensor_parallel.model_parallel_cuda_manual_seed(
-        seed + 100 * parallel_state.get_pipeline_model_parallel_rank()
-    )
+    tensor_parallel.model_parallel_cuda_manual_seed(seed + 100 * parallel_state.get_pipeline_model_parallel_rank())
 
 
 def shut_down() -> None:

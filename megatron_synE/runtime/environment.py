@@ -25,7 +25,9 @@ def ranks_from_environment() -> Ranks | None:
         return Ranks(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", "0")))
     if "SLURM_STEP_ID" in env and int(env.get("SLURM_NTASKS", "1")) > 1:
         if "MASTER_ADDR" not in env or "MASTER_PORT" not in env:
-            raise ConfigError("under srun, export MASTER_ADDR (first host of the job) and MASTER_PORT in the sbatch script")
+            raise ConfigError(
+                "under srun, export MASTER_ADDR (first host of the job) and MASTER_PORT in the sbatch script"
+            )
         return Ranks(int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), int(env["SLURM_LOCALID"]))
     return None
 

@@ -31,7 +31,8 @@ def launch(arguments: Sequence[str], nproc: int) -> int:
     """Run `python <arguments>` as ranks 0 .. nproc-1 of this machine and wait for all.
 
     TERM, INT, USR1 and USR2 are passed to every rank. Returns 0 if all finished, else the first non-zero exit code;
-    what is left then gets TERM, and KILL after a grace time. torchrun would die of USR1 itself and turn every code into 1.
+    what is left then gets TERM, and KILL after a grace time. torchrun would die of USR1 itself
+    and turns every code into 1.
     """
     port = _free_port()
     threads = str(max(1, (os.cpu_count() or 1) // nproc))

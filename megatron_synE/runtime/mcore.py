@@ -58,6 +58,7 @@ from megatron.core.transformer.transformer_layer import (  # noqa: E402
     TransformerLayer,
     TransformerLayerSubmodules,
 )
+
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add  # noqa: E402  isort: skip
 
 VERSION = _VERSION

@@ -42,7 +42,9 @@ class RunDir:
             probe.write_text("")
             probe.unlink()
         except OSError as error:
-            raise ConfigError(f"run.dir={self.root}: cannot be written ({error.strerror}); choose another folder") from error
+            raise ConfigError(
+                f"run.dir={self.root}: cannot be written ({error.strerror}); choose another folder"
+            ) from error
 
     def write(self, name: str, text: str) -> None:
         """Write one file of the run atomically."""
@@ -83,7 +85,9 @@ def masked(tree: Any) -> Any:
 
 def _is_secret(key: str) -> bool:
     words = key.lower().replace("-", "_").split("_")
-    return any(word in words for word in ("password", "secret", "credential", "apikey")) or key.lower().endswith("api_key")
+    return any(word in words for word in ("password", "secret", "credential", "apikey")) or key.lower().endswith(
+        "api_key"
+    )
 
 
 def git_state() -> dict[str, str]:

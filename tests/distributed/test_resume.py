@@ -114,8 +114,8 @@ def test_term_saves_and_asks_for_a_requeue(root: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     for number, code in ((signal.SIGTERM, 75), (signal.SIGUSR1, 75)):
         process = subprocess.Popen(
-            [sys.executable, "-m", "tools", "train", "--config", str(root / "run.yaml"), "--nproc", "2", f"run.dir={run}",
-             "checkpoint.interval_tokens=null", "data.stages.0.tokens=200000", "data.max_epochs=100"],
+            [sys.executable, "-m", "tools", "train", "--config", str(root / "run.yaml"), "--nproc", "2",
+             f"run.dir={run}", "checkpoint.interval_tokens=null", "data.stages.0.tokens=200000", "data.max_epochs=100"],
             cwd=tiny.ROOT,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             stderr=subprocess.DEVNULL,
@@ -156,7 +156,15 @@ def test_another_layout_loads_the_same_weights_and_moments_and_goes_on_alike(
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
         assert_same_tensors(rewritten, source / "checkpoints/iter_0000004")
-        tiny.train(root / "run.yaml", f"run.dir={run}", same, "training.stop_after_iterations=5", *overrides, nproc=nproc, code=75)
+        tiny.train(
+            root / "run.yaml",
+            f"run.dir={run}",
+            same,
+            "training.stop_after_iterations=5",
+            *overrides,
+            nproc=nproc,
+            code=75,
+        )
         found = [row["lm_loss"] for row in tiny.rows(run, "train")]
         weights = tensors(run / "checkpoints/iter_0000009")
         if expected is None:
@@ -169,7 +177,9 @@ def test_another_layout_loads_the_same_weights_and_moments_and_goes_on_alike(
                 assert (weights[key] - value).abs().max() <= 1e-4, key
 
 
-_LAUNCH = "import sys; from megatron_synE.runtime.launch import launch; sys.exit(launch(sys.argv[2:], int(sys.argv[1])))"
+_LAUNCH = (
+    "import sys; from megatron_synE.runtime.launch import launch; sys.exit(launch(sys.argv[2:], int(sys.argv[1])))"
+)
 
 
 def test_a_weights_only_start_keeps_every_weight_through_a_step_at_rate_zero(root: Path, tmp_path: Path) -> None:
@@ -178,7 +188,8 @@ def test_a_weights_only_start_keeps_every_weight_through_a_step_at_rate_zero(roo
     run = tmp_path / "run"
     tiny.train(
         root / "run.yaml", f"run.dir={run}", f"init.path={tmp_path / 'hf'}", "training.precision=bf16",
-        "lr_schedule.start_lr=0", "lr_schedule.warmup_tokens=1024", "training.stop_after_iterations=1", nproc=2, code=75,
+        "lr_schedule.start_lr=0", "lr_schedule.warmup_tokens=1024", "training.stop_after_iterations=1",
+        nproc=2, code=75,
     )  # fmt: skip
     done = tiny.syne("verify", "--hf", tmp_path / "hf", "--checkpoint", run)
     assert done.returncode == 0, done.stderr
@@ -188,6 +199,7 @@ def test_a_weights_only_start_keeps_every_weight_through_a_step_at_rate_zero(roo
     branch = tmp_path / "branch"
     tiny.train(
         root / "run.yaml", f"run.dir={branch}", "init.from=checkpoint", f"init.path={run}", "training.precision=bf16",
-        "lr_schedule.start_lr=0", "lr_schedule.warmup_tokens=1024", "training.stop_after_iterations=1", nproc=2, code=75,
+        "lr_schedule.start_lr=0", "lr_schedule.warmup_tokens=1024", "training.stop_after_iterations=1",
+        nproc=2, code=75,
     )  # fmt: skip
     assert tiny.syne("verify", "--hf", tmp_path / "hf", "--checkpoint", branch).returncode == 0
