@@ -12,11 +12,12 @@ import zstandard
 
 from data_mixers.errors import ConfigError, DataError
 from data_mixers.manifest import DatasetManifest, read_manifest
+from megatron_synE.data import engine_check
 from megatron_synE.data.indexed import IndexedFile
+from megatron_synE.data.tokenizers import load_tokenizer
 from tests.tools import corpus
-from tools.data import engine_check, readers, spool
+from tools.data import readers, spool
 from tools.data.preprocess import PreprocessOptions, preprocess
-from tools.data.tokenizers import load_tokenizer
 
 
 @pytest.fixture(autouse=True)

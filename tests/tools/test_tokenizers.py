@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from data_mixers.errors import ConfigError, DataError
+from megatron_synE.data import engine_check, tokenizer_engines
+from megatron_synE.data.tokenizers import load_tokenizer
 from tests.tools import corpus
-from tools.data import engine_check, tokenizer_engines
-from tools.data.tokenizers import load_tokenizer
 
 SPELT = "a<|end_of_text|>b <|im_end|><|begin_of_text|></s><s> 你好<unk>"
 

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from data_mixers.errors import ConfigError, DataError
 from data_mixers.manifest import Role, ShardEntry, SourceEntry, source_name
 from megatron_synE.data.indexed import WrittenPair, token_dtype
+from megatron_synE.data.tokenizers import Tokenizer, load_tokenizer
 from tools.data.folder import DataFolder, NewSource, Quarantined
 from tools.data.labels import check_label, file_stem
 from tools.data.progress import LiveProgress
@@ -32,7 +33,6 @@ from tools.data.spool import (
     smallest_digests,
     tokenise_task,
 )
-from tools.data.tokenizers import Tokenizer, load_tokenizer
 from tools.data.workers import Job, TokenizerSpec, run_jobs
 
 logger = logging.getLogger(__name__)

@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from data_mixers.errors import DataError
 from megatron_synE.data.indexed import TOKEN_DTYPES, IndexedWriter, WrittenPair
+from megatron_synE.data.tokenizers import Tokenizer
 from tools.data.labels import is_label
 from tools.data.readers import BadRecord, InputTask, Record, read_task
-from tools.data.tokenizers import Tokenizer
 
 RUN_BYTES = 32 << 20
 BATCH_BYTES = 1 << 20

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from data_mixers.errors import DataError
-from tools.data.tokenizers import Tokenizer, load_tokenizer
+from megatron_synE.data.tokenizers import Tokenizer, load_tokenizer
 
 Result = TypeVar("Result")
 POLL_SECONDS = 0.2

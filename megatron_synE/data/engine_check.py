@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from data_mixers.atomic import write_atomic
-from tools.data.tokenizer_engines import Encode, LoadedEngine
+from megatron_synE.data.tokenizer_engines import Encode, LoadedEngine
 
 logger = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 from data_mixers.errors import ConfigError, DataError
 from data_mixers.manifest import TokenizerIdentity
-from tools.data.engine_check import choose
-from tools.data.tokenizer_engines import Encode, LoadedEngine, open_hf, open_sentencepiece, open_tiktoken
+from megatron_synE.data.engine_check import choose
+from megatron_synE.data.tokenizer_engines import Encode, LoadedEngine, open_hf, open_sentencepiece, open_tiktoken
 
 logger = logging.getLogger(__name__)
 
@@ -76,11 +76,12 @@ class Tokenizer:
     def identity(self) -> TokenizerIdentity:
         """What data made with this tokenizer must agree on; equal for two files that give equal ids."""
         return TokenizerIdentity(
-            digest=self._digest, vocab_size=self.vocab_size, eos_id=self.eos_id, bos_id=self.bos_id
+            digest=self.digest, vocab_size=self.vocab_size, eos_id=self.eos_id, bos_id=self.bos_id
         )
 
     @cached_property
-    def _digest(self) -> str:
+    def digest(self) -> str:
+        """TokenizerIdentity.digest of this tokenizer."""
         digest = hashlib.sha256()
         for index in sorted(self._token_bytes):
             token = self._token_bytes[index]
@@ -113,27 +114,41 @@ def load_tokenizer(
     engine: auto takes fastokens where it is proven equal; reference is the kind's own implementation.
     Errors: ConfigError if there is no tokenizer or no EOS; DataError if the file is damaged.
     """
-    file = _tokenizer_file(path)
-    if file.suffix == ".json":
-        loaded = open_hf(file)
-    else:
-        with file.open("rb") as stream:
-            is_tiktoken = TIKTOKEN_LINE.fullmatch(stream.readline(4096)) is not None
-        loaded = open_tiktoken(file) if is_tiktoken else open_sentencepiece(file)
+    file = _find(path)
+    if file is None:
+        raise ConfigError(
+            f"no tokenizer at {path}: give an HF folder with tokenizer.json or tokenizer.model, or such a file"
+        )
+    loaded = _open(file)
     name, encode = ("reference", loaded.reference) if engine == "reference" else choose(loaded, file)
     eos_id = _eos_id(loaded, file, eos_token)
     bos_id = loaded.control.get(loaded.bos_token) if loaded.bos_token is not None else None
     return Tokenizer(loaded, encode, engine_name=name, eos_id=eos_id, bos_id=bos_id)
 
 
-def _tokenizer_file(path: Path) -> Path:
+def digest_of(folder: Path) -> str | None:
+    """The digest of TokenizerIdentity for the tokenizer in an HF folder; None if it holds none.
+
+    Its EOS is not asked for: whoever made the data may have named another. Errors: DataError if the file is damaged.
+    """
+    file = _find(folder)
+    if file is None:
+        return None
+    loaded = _open(file)
+    return Tokenizer(loaded, loaded.reference, engine_name="reference", eos_id=-1, bos_id=None).digest
+
+
+def _find(path: Path) -> Path | None:
     candidates = [path / "tokenizer.json", path / "tokenizer.model"] if path.is_dir() else [path]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    raise ConfigError(
-        f"no tokenizer at {path}: give an HF folder with tokenizer.json or tokenizer.model, or such a file"
-    )
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+def _open(file: Path) -> LoadedEngine:
+    if file.suffix == ".json":
+        return open_hf(file)
+    with file.open("rb") as stream:
+        is_tiktoken = TIKTOKEN_LINE.fullmatch(stream.readline(4096)) is not None
+    return open_tiktoken(file) if is_tiktoken else open_sentencepiece(file)
 
 
 def _eos_id(loaded: LoadedEngine, file: Path, asked: str | None) -> int:
