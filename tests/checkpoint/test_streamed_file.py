@@ -1,0 +1,95 @@
+"""Files written by background threads hold what was handed over, in order, and errors come out."""
+
+import hashlib
+import os
+import random
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from megatron_synE.checkpoint.safetensors_file import SafetensorsWriter
+from megatron_synE.checkpoint.streamed_file import BLOCK_BYTES, StreamedFile
+from megatron_synE.exit_codes import CheckpointError
+
+
+def test_any_mixture_of_copied_and_handed_over_blocks_comes_out_in_order(tmp_path):
+    generator = random.Random(0)
+    expected = bytearray()
+    with StreamedFile(tmp_path / "file", with_hash=True) as stream:
+        for size in (0, 1, 10_000, BLOCK_BYTES - 3, BLOCK_BYTES, 2 * BLOCK_BYTES + 5, 7, 100_000, BLOCK_BYTES + 1):
+            content = generator.randbytes(size)
+            if generator.random() < 0.6:
+                scratch = bytearray(content)
+                stream.write(scratch)
+                scratch[:] = bytes(size)  # the caller may reuse its buffer at once
+            else:
+                stream.append(memoryview(content))
+            expected += content
+            assert stream.tell() == len(expected)
+    assert (tmp_path / "file").read_bytes() == expected
+    assert stream.sha256 == hashlib.sha256(expected).hexdigest()
+
+
+def test_a_refused_write_is_raised_at_the_latest_on_close(tmp_path):
+    script = """
+import sys
+from pathlib import Path
+from megatron_synE.checkpoint.streamed_file import StreamedFile
+try:
+    with StreamedFile(Path(sys.argv[1]), with_hash=False) as stream:
+        stream.write(bytes(1 << 21))
+except OSError as error:
+    print("refused", error.errno)
+"""
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+
+    child = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "file")],
+        capture_output=True, text=True, preexec_fn=limit, check=False,
+    )  # fmt: skip
+    assert child.stdout.startswith("refused"), child.stderr
+
+
+def test_an_exception_of_the_caller_closes_the_file_as_it_is(tmp_path):
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208  counted, not used as paths
+    stream = StreamedFile(tmp_path / "file", with_hash=True)
+
+    def write_half() -> None:
+        with stream:
+            stream.write(b"half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        write_half()
+    assert stream.closed
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+def test_safetensors_itself_opens_what_is_written_in_pieces(tmp_path):
+    tensors = {"b": torch.randn(7, 3).bfloat16(), "a": torch.randn(5), "empty": torch.zeros(0, 4).half()}
+    announced = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    with SafetensorsWriter(tmp_path / "f.safetensors", announced) as writer:
+        for tensor in tensors.values():
+            for rows in tensor.split(2):
+                writer.append(rows)
+    loaded = load_file(tmp_path / "f.safetensors")
+    assert loaded.keys() == tensors.keys()
+    assert all(
+        torch.equal(loaded[name], tensor) and loaded[name].dtype == tensor.dtype for name, tensor in tensors.items()
+    )
+    assert int.from_bytes((tmp_path / "f.safetensors").read_bytes()[:8], "little") % 8 == 0
+
+
+def test_fewer_rows_than_announced_is_an_error(tmp_path):
+    announced = {"a": (torch.float32, (4, 2))}
+    with (
+        pytest.raises(CheckpointError, match="24 bytes were written, 32 announced"),
+        SafetensorsWriter(tmp_path / "f.safetensors", announced) as writer,
+    ):
+        writer.append(torch.zeros(3, 2))
