@@ -79,7 +79,8 @@ def _build(loaded: LoadedConfig, examination: Examination, device: Any, groups: 
 
     from megatron_synE.build import build_model, build_optimizer
     from megatron_synE.checkpoint.load import load_training_state
-    from megatron_synE.checkpoint.save import Saver, source_files
+    from megatron_synE.checkpoint.hf_folder import side_files
+    from megatron_synE.checkpoint.save import Saver
     from megatron_synE.checkpoint.training_state import check_masters
     from megatron_synE.data.scheduled_dataset import ScheduledDataset
     from megatron_synE.metrics import Metrics, truncate_after
@@ -149,7 +150,7 @@ def _build(loaded: LoadedConfig, examination: Examination, device: Any, groups: 
             run_dir.checkpoints,
             groups.checkpoint,
             keep_last=config.checkpoint.keep_last,
-            source_files=source_files(_tokenizer_folder(config, start)),
+            source_files=side_files(_tokenizer_folder(config, start)),
         ),
         metrics=Metrics(
             config.logging,
@@ -284,6 +285,7 @@ def _lineage(config: RunConfig, examination: Examination, start: _Start) -> dict
     return {
         "run": config.run.name,
         "parent": str(start.folder or config.init.path or "random"),
+        "parent_lineage_hash": layout.read_manifest(start.folder)["lineage_hash"] if start.folder else None,
         "schedule_hash": examination.schedule.digest(),
         "versions": versions(),
         "stages": [

@@ -37,6 +37,8 @@ def unpack_weights(assets: Path, hf_dir: Path) -> Path:
         origin = {"base_model": BASE_MODEL, "licence": LICENCE, "gguf": gguf.name, "gguf_sha256": digest,
                   "num_parameters": num_parameters}  # fmt: skip
         (temporary / STAMP).write_text(json.dumps(origin, indent=1) + "\n")
+        card = f"---\nlicense: {LICENCE.lower()}\n---\n# {BASE_MODEL}\n\nUnpacked from the GGUF file {gguf.name}.\n"
+        (temporary / "README.md").write_text(card)
         for path in temporary.iterdir():
             path.chmod(0o644)  # safetensors writes 0600
             with path.open("rb") as file:

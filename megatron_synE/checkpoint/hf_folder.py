@@ -79,8 +79,8 @@ class HfFolder:
         return target
 
     def side_files(self) -> list[Path]:
-        """Tokenizer files and generation_config.json that are here."""
-        return [self.path / name for name in SIDE_FILES if (self.path / name).is_file()]
+        """Tokenizer, licence and generation files that are here."""
+        return side_files(self.path)
 
     def _open_weights(self) -> dict[str, HfTensor]:
         for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
@@ -153,6 +153,11 @@ class HfFolder:
                     f"{self.tensors[HEAD].file}: {HEAD} differs from {EMBEDDING} but config.json says "
                     "tie_word_embeddings=true; set it to false if the model is untied"
                 )
+
+
+def side_files(folder: Path) -> list[Path]:
+    """What an HF folder, or a checkpoint's tokenizer/ folder, carries along with the weights."""
+    return [folder / name for name in SIDE_FILES if (folder / name).is_file()]
 
 
 def _load_bin(file: Path) -> dict[str, torch.Tensor]:

@@ -100,9 +100,7 @@ class Saver:
         failure: str | None = None
         hashes: dict[str, str] = {}
         try:
-            save_chunks(temporary, chunks, group=self._group)
-            rank = dist.get_rank(self._group)
-            hashes = {file.name: layout.sha256_of(file) for file in temporary.glob(f"__{rank}_*.distcp")}
+            hashes = save_chunks(temporary, chunks, group=self._group)
         except Exception as error:  # noqa: BLE001  # the other ranks must hear of it before anything is published
             failure = f"{type(error).__name__}: {error}"
         reports: list[tuple[str | None, dict[str, str]]] = [(None, {})] * dist.get_world_size(self._group)
@@ -145,16 +143,3 @@ class Saver:
 def _snapshot(chunk: Chunk) -> Chunk:
     """The chunk with its own copy of the values in host memory."""
     return replace(chunk, data=chunk.tensor().detach().to(device="cpu", copy=True))
-
-
-def source_files(folder: Path) -> list[Path]:
-    """Tokenizer and generation files of an HF folder or of a checkpoint's tokenizer/ folder."""
-    patterns = (
-        "tokenizer*",
-        "special_tokens_map.json",
-        "vocab.json",
-        "merges.txt",
-        "generation_config.json",
-        "chat_template*",
-    )
-    return sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()})
