@@ -35,4 +35,12 @@ class DivergedError(UserError):
     exit_code = DIVERGED
 
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "DivergedError", "UserError"]
+class OneRankError(UserError):
+    """A fault that this rank alone can see: it must say so itself, because its peers are in a collective."""
+
+    def __init__(self, fault: UserError) -> None:
+        super().__init__(str(fault))
+        self.exit_code = fault.exit_code
+
+
+__all__ = ["CheckpointError", "ConfigError", "DataError", "DivergedError", "OneRankError", "UserError"]

@@ -6,7 +6,9 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from data_mixers.errors import ConfigError
 from megatron_synE.config.schema import LoggingSection
+from megatron_synE.exit_codes import OneRankError
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +43,7 @@ class Metrics:
         self._stream = self._tensorboard = self._wandb = None
         if not enabled:
             return
+        self._path = path
         self._stream = path.open("a", encoding="utf-8")
         if section.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -63,8 +66,13 @@ class Metrics:
         """One line of metrics.jsonl, flushed; numbers also go to the trackers as `<kind>/<name>`."""
         if self._stream is None:
             return
-        self._stream.write(json.dumps({"kind": kind, "iteration": iteration, **values}) + "\n")
-        self._stream.flush()
+        try:
+            self._stream.write(json.dumps({"kind": kind, "iteration": iteration, **values}) + "\n")
+            self._stream.flush()
+        except OSError as error:
+            raise OneRankError(
+                ConfigError(f"{self._path}: cannot be written ({error.strerror}); make room, and start again to resume")
+            ) from error
         prefix = f"{kind}/{values['set']}" if "set" in values else kind
         numbers = {f"{prefix}/{k}": v for k, v in values.items() if isinstance(v, int | float)}
         if self._tensorboard is not None:

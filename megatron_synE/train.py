@@ -3,11 +3,13 @@
 Reading order: this file, trainer.py, build.py, data_mixers/schedule.py.
 """
 
+import dataclasses
 import logging
 import os
 import sys
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,9 @@ from megatron_synE.config.examine import Examination, examine
 from megatron_synE.config.load import LoadedConfig, dump_yaml, load_config, resolved_tree
 from megatron_synE.config.schema import RunConfig
 from megatron_synE.config.validate import require
-from megatron_synE.runtime.environment import Ranks, hide_cuda, ranks_from_environment
+from megatron_synE.exit_codes import CheckpointError, OneRankError
+from megatron_synE.model.llama import LlamaArchitecture, architecture_from_hf, read_hf_config
+from megatron_synE.runtime.environment import ALONE, Ranks, hide_cuda, ranks_from_environment
 from megatron_synE.runtime.launch import default_nproc, launch
 from megatron_synE.runtime.run_dir import RunDir, masked, write_run_manifest
 
@@ -46,12 +50,28 @@ def main(config_path: Path, overrides: Sequence[str] = (), nproc: int | None = N
         RunDir(loaded.resolved.run.dir).create()
         if world_size > 1:
             return launch(["-m", "megatron_synE.train", str(config_path), *overrides], world_size)
-        ranks = Ranks(rank=0, world_size=1, local_rank=0)
+        ranks = ALONE
     return run_rank(loaded, config_path, ranks)
 
 
 def run_rank(loaded: LoadedConfig, config_path: Path, ranks: Ranks) -> int:
     """One rank of the run, from process groups to exit code. Collective: every rank."""
+    from megatron_synE.runtime import distributed
+
+    trainer = build_trainer(loaded, config_path, ranks)
+    code = trainer.fit()
+    trainer.metrics.close()
+    if code == exit_codes.FINISHED and loaded.resolved.checkpoint.export_hf:
+        _export(RunDir(loaded.resolved.run.dir), is_writer=ranks.rank == 0)
+    distributed.shut_down()
+    return code
+
+
+def build_trainer(loaded: LoadedConfig, config_path: Path, ranks: Ranks = ALONE) -> "Trainer":
+    """Process groups, then all parts of the run with its weights and state loaded. Collective: every rank.
+
+    Errors: UserError for everything that a person can mend.
+    """
     config = loaded.resolved
     examination = examine(config, world_size=ranks.world_size)
     require(examination.faults, where=str(config_path))
@@ -64,28 +84,21 @@ def run_rank(loaded: LoadedConfig, config_path: Path, ranks: Ranks) -> int:
     groups = distributed.initialize(device, ranks, config.parallel, seed=config.run.seed)
     run_dir = RunDir(config.run.dir)
     run_dir.create()
-    trainer = _build(loaded, examination, device, groups, run_dir)
-    code = trainer.fit()
-    trainer.metrics.close()
-    if code == exit_codes.FINISHED and config.checkpoint.export_hf:
-        _export(run_dir, is_writer=ranks.rank == 0)
-    distributed.shut_down()
-    return code
+    return _assemble(loaded, examination, device, groups, run_dir)
 
 
-def _build(loaded: LoadedConfig, examination: Examination, device: Any, groups: Any, run_dir: RunDir) -> "Trainer":
-    """All parts of a run, with its weights and state loaded. Collective: every rank."""
+def _assemble(loaded: LoadedConfig, examination: Examination, device: Any, groups: Any, run_dir: RunDir) -> "Trainer":
     import torch.distributed as dist
 
     from megatron_synE.build import build_model, build_optimizer
-    from megatron_synE.checkpoint.load import load_training_state
     from megatron_synE.checkpoint.hf_folder import side_files
+    from megatron_synE.checkpoint.load import load_training_state
     from megatron_synE.checkpoint.save import Saver
     from megatron_synE.checkpoint.training_state import check_masters
     from megatron_synE.data.scheduled_dataset import ScheduledDataset
     from megatron_synE.metrics import Metrics, truncate_after
     from megatron_synE.optim.lr_schedule import LrSchedule
-    from megatron_synE.runtime.control import Agreement, StopRequest
+    from megatron_synE.runtime.control import Agreement, StopRequest, agreed
     from megatron_synE.trainer import Progress, Trainer
     from megatron_synE.validation import build_validator
 
@@ -95,38 +108,30 @@ def _build(loaded: LoadedConfig, examination: Examination, device: Any, groups: 
     assert examination.schedule is not None
     plan = derive(config, examination.architecture, dist.get_world_size(), device=device.kind)
     start = _start_from(config, run_dir)
+    if start.mode == "resume":
+        _check_resumable(config, plan.architecture, start)
     schedule = _schedule(examination.schedule, start)
 
     model = build_model(config, plan, device)
     if start.mode == "init":
-        _load_weights(model, config, plan.architecture, start.folder)
+        agreed(groups.control, partial(_load_weights, model, config, plan.architecture, start.folder))
     optimizer = build_optimizer(config, plan, model)
     if start.folder is not None and start.state is not None and start.mode != "init":
         load_training_state(model, optimizer, start.folder, start.state)
-    check_masters(model, optimizer)
+    agreed(groups.control, partial(check_masters, model, optimizer))
 
-    progress = Progress()
-    if start.mode != "init" and start.state is not None:
-        state = start.state
-        progress = Progress(
-            iteration=state.iteration if start.mode == "resume" else 0,
-            consumed_samples=state.consumed_samples if start.mode == "resume" else 0,
-            consumed_tokens=state.consumed_tokens,
-            last_validation=dict(state.last_validation) if state.last_validation else None,
-        )
-        if start.mode == "resume" and progress.last_validation is not None:
-            progress.last_validated_iteration = progress.last_validation["iteration"]
+    progress = Progress() if start.mode == "init" or start.state is None else Progress.after(start.state, start.mode)
     # A branch goes on counting its parent's tokens: its own stages begin where the parent stopped.
     tokens_before = progress.consumed_tokens - progress.consumed_samples * config.training.seq_length
     lr_schedule = LrSchedule(config.lr_schedule, lr=config.optimizer.lr, total_tokens=tokens_before + plan.total_tokens)
-    _announce(plan, start, progress, lr_schedule)
+    tokenizer = examination.manifests[0].tokenizer
+    _announce(plan, start, progress, lr_schedule, data_vocab_size=tokenizer.vocab_size)
 
     is_writer = dist.get_rank() == 0
     if is_writer:
         # A run killed before its first checkpoint begins again: its rows go, also those of iteration 0.
         truncate_after(run_dir.metrics, progress.iteration if start.mode == "resume" else -1)
         _write_run_files(loaded, run_dir, examination, schedule, start)
-    tokenizer = examination.manifests[0].tokenizer
     return Trainer(
         config=config,
         plan=plan,
@@ -226,6 +231,29 @@ def _schedule(from_config: Schedule, start: _Start) -> Schedule:
     return from_config
 
 
+def _check_resumable(config: RunConfig, architecture: LlamaArchitecture, start: _Start) -> None:
+    """A run goes on with the model and the batch it has; weights of the same shape would hide another RoPE or eps.
+
+    Errors: CheckpointError for another architecture, ConfigError for another global batch size.
+    """
+    assert start.folder is not None and start.state is not None
+    stored = architecture_from_hf(read_hf_config(start.folder), where=str(start.folder / "config.json"))
+    for field in dataclasses.fields(architecture):
+        was, now = getattr(stored, field.name), getattr(architecture, field.name)
+        if was != now:
+            raise CheckpointError(
+                f"{start.folder} is of another architecture: {field.name} is {was} there, {now} in {config.init.path}; "
+                "restore init.path, or start a new run with another run.dir"
+            )
+    batch = config.training.global_batch_size
+    if start.state.consumed_samples != start.state.iteration * batch:
+        raise ConfigError(
+            f"training.global_batch_size={batch} is not what {start.folder} was trained with "
+            f"({start.state.consumed_samples} samples in {start.state.iteration} iterations); restore it, or start a "
+            "new run with init.from=checkpoint, init.mode=branch and another run.dir"
+        )
+
+
 def _load_weights(model: Any, config: RunConfig, architecture: Any, folder: Path | None) -> None:
     from megatron_synE.checkpoint.load import load_weights_from_checkpoint, load_weights_from_hf
 
@@ -237,13 +265,18 @@ def _load_weights(model: Any, config: RunConfig, architecture: Any, folder: Path
         load_weights_from_checkpoint(model, architecture, folder)
 
 
-def _announce(plan: Any, start: _Start, progress: Any, lr_schedule: Any) -> None:
+def _announce(plan: Any, start: _Start, progress: Any, lr_schedule: Any, *, data_vocab_size: int) -> None:
     described = {"init": "new run", "branch": "branch", "resume": "resume"}[start.mode]
     logger.info(
         "%s%s: iteration %d of %d, %d of %d tokens",
         described, f" from {start.folder}" if start.folder else "", progress.iteration, plan.train_iters,
         progress.consumed_tokens, plan.total_tokens,
     )  # fmt: skip
+    if plan.architecture.vocab_size > data_vocab_size:
+        logger.info(
+            "the model's vocabulary has %d rows, the data's tokenizer %d ids: the other %d rows are never trained on",
+            plan.architecture.vocab_size, data_vocab_size, plan.architecture.vocab_size - data_vocab_size,
+        )  # fmt: skip
     rates = [lr_schedule.at(progress.consumed_tokens + step * plan.tokens_per_iteration) for step in range(5)]
     logger.info("next five learning rates: %s", ", ".join(f"{rate:.4e}" for rate in rates))
 
@@ -324,18 +357,25 @@ def _log_to_stderr(rank: int) -> None:
     logging.getLogger("megatron.core").setLevel(logging.WARNING)  # at INFO it lists every parameter of every bucket
 
 
+# What gloo says in a collective whose other end has died (gloo/transport/tcp/pair.cc).
+_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+
+
 def _as_one_rank() -> int:
     """Entry of a rank started by launch(), torchrun or srun: messages instead of tracebacks for what users can mend."""
     rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
     try:
         return main(Path(sys.argv[1]), sys.argv[2:])
     except UserError as error:
-        # Every rank finds the same fault; one of them saying it is enough.
-        if rank == "0":
+        # Every rank finds, or has heard of, the same fault: one saying it is enough, unless only this one knows.
+        if rank == "0" or isinstance(error, OneRankError):
             sys.stderr.write(f"error: {error}\n")
         return error.exit_code
-    except Exception:  # noqa: BLE001  # a fault of ours: shown whole, and this rank must die at once
-        sys.stderr.write(f"[rank {rank}]\n{traceback.format_exc()}")
+    except Exception as error:  # noqa: BLE001  # a fault of ours: shown whole, and this rank must die at once
+        if any(sign in str(error) for sign in _LOST_PEER):
+            sys.stderr.write(f"[rank {rank}] another rank has gone; its own message says why\n")
+        else:
+            sys.stderr.write(f"[rank {rank}]\n{traceback.format_exc()}")
         return 1
 
 

@@ -45,6 +45,20 @@ class Progress:
     last_validated_iteration: int | None = None
     last_validation: dict[str, Any] | None = None
 
+    @classmethod
+    def after(cls, state: CommonState, mode: str) -> "Progress":
+        """Where a run stands that resumes `state`, or branches from it: a branch counts its own samples from zero."""
+        if mode == "branch":
+            return cls(consumed_tokens=state.consumed_tokens)
+        validation = dict(state.last_validation) if state.last_validation else None
+        return cls(
+            iteration=state.iteration,
+            consumed_samples=state.consumed_samples,
+            consumed_tokens=state.consumed_tokens,
+            last_validated_iteration=None if validation is None else validation["iteration"],
+            last_validation=validation,
+        )
+
 
 @dataclass
 class StepResult:
@@ -82,22 +96,13 @@ class Trainer:
 
     def fit(self) -> int:
         """Train to the end of the schedule or until asked to stop. Returns an exit code. Collective: every rank."""
-        samples = self._samples()
+        samples = self.samples()
         first_iteration = self.progress.iteration
         self._saved_iteration = self.progress.iteration if self.progress.iteration else None
         if self._validation_is_due() and not self._validate():
             return self._leave(exit_codes.PREEMPTED)
         while self.progress.iteration < self.plan.train_iters:
-            started = time.perf_counter()
-            self.agreement.begin(
-                stop=self.stop_request.received is not None,
-                save_failed=self.saver.has_failed,
-                save_running=self.saver.is_running,
-            )
-            result = self.train_step(samples)
-            self._advance()
-            decision = self.agreement.result()
-            self._log(result, time.perf_counter() - started)
+            decision = self.iterate(samples)
             stopping = decision.stop or self._slice_is_over(first_iteration)
             if self._validation_is_due() and not stopping:
                 stopping = not self._validate()
@@ -108,6 +113,20 @@ class Trainer:
             return self._leave(exit_codes.PREEMPTED)
         return self._leave(exit_codes.FINISHED)
 
+    def iterate(self, samples: Iterator[list[Sample]]) -> Decision:
+        """One iteration, counted and logged, and what all ranks agreed on meanwhile. Collective: every rank."""
+        started = time.perf_counter()
+        self.agreement.begin(
+            stop=self.stop_request.received is not None,
+            save_failed=self.saver.has_failed,
+            save_running=self.saver.is_running,
+        )
+        result = self.train_step(samples)
+        self._advance()
+        decision = self.agreement.result()
+        self._log(result, time.perf_counter() - started)
+        return decision
+
     def train_step(self, samples: Iterator[list[Sample]]) -> StepResult:
         """Forward and backward over one global batch, clipped AdamW step at the rate of the tokens consumed so far.
 
@@ -116,7 +135,7 @@ class Trainer:
         for module in self.model.ddp:
             module.zero_grad_buffer()
         self.optimizer.zero_grad()
-        batches = [self._collate(next(samples)) for _ in range(self.plan.num_microbatches)]
+        batches = [self.collate(next(samples)) for _ in range(self.plan.num_microbatches)]
         losses = self._forward_backward(batches)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr_schedule.at(self.progress.consumed_tokens)
@@ -139,7 +158,7 @@ class Trainer:
         iterators = [iter(batches) for _ in self.model.ddp]
         single = len(self.model.ddp) == 1
         return self.model.forward_backward(  # type: ignore[no-any-return]
-            forward_step_func=_forward_step,
+            forward_step_func=forward_step,
             data_iterator=iterators[0] if single else iterators,
             model=self.model.ddp[0] if single else list(self.model.ddp),
             num_microbatches=self.plan.num_microbatches,
@@ -149,7 +168,8 @@ class Trainer:
             forward_only=False,
         )
 
-    def _samples(self) -> Iterator[list[Sample]]:
+    def samples(self) -> Iterator[list[Sample]]:
+        """This rank's micro-batches of samples from where the run stands to its end."""
         return micro_batches_of_samples(
             self.dataset,
             self.config,
@@ -158,7 +178,8 @@ class Trainer:
             data_parallel_rank=parallel_state.get_data_parallel_rank(),
         )
 
-    def _collate(self, samples: list[Sample]) -> MicroBatch:
+    def collate(self, samples: list[Sample]) -> MicroBatch:
+        """One packed micro-batch on the device."""
         return collate(
             samples,
             document_masking=self.config.data.document_masking,
@@ -326,7 +347,7 @@ class Trainer:
         )
 
 
-def _forward_step(iterator: Iterator[MicroBatch], chunk: Any) -> tuple[torch.Tensor, Callable[..., Any]]:
+def forward_step(iterator: Iterator[MicroBatch], chunk: Any) -> tuple[torch.Tensor, Callable[..., Any]]:
     """megatron-core's forward_step_func: run one model chunk on the next micro-batch."""
     batch = next(iterator)
     output = chunk(batch.input_ids, None, None, labels=batch.labels, packed_seq_params=batch.row)

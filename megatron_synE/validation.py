@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_mixers.errors import ConfigError
+from data_mixers.errors import ConfigError, DataError
 from data_mixers.manifest import DatasetManifest, SourceEntry
 from megatron_synE.build import Model
 from megatron_synE.data.batch import MicroBatch, micro_batch
@@ -158,7 +158,9 @@ def build_validator(
         for source in manifest.sources:
             if source.role != "validation":
                 continue
-            found, text_bytes = _documents(manifest.folder, source, max_tokens_per_topic)
+            found, text_bytes = _documents(
+                manifest.folder, source, max_tokens_per_topic, vocab_size=manifest.tokenizer.vocab_size
+            )
             sets.append(ValidationSet(source.name, len(documents), len(found), text_bytes))
             documents += found
     if not sets:
@@ -167,13 +169,26 @@ def build_validator(
     return Validator(tuple(sets), tuple(rows), seq_length, micro_batch_size, device, len(documents))
 
 
-def _documents(folder: Path, source: SourceEntry, max_tokens: int | None) -> tuple[list[np.ndarray], int]:
+def _check_ids(file: IndexedFile, vocab_size: int) -> None:
+    """Held-out files are small: looked at whole, once. Padded rows of the embedding would take a wrong id silently."""
+    tokens = file.tokens(0, file.num_tokens)
+    if file.num_tokens and (int(tokens.max()) >= vocab_size or int(tokens.min()) < 0):
+        raise DataError(
+            f"{file.bin_path}: token ids from {int(tokens.min())} to {int(tokens.max())}, outside the vocabulary of "
+            f"{vocab_size}; the file is damaged or of another tokenizer: preprocess again"
+        )
+
+
+def _documents(
+    folder: Path, source: SourceEntry, max_tokens: int | None, *, vocab_size: int
+) -> tuple[list[np.ndarray], int]:
     """The first whole documents up to max_tokens, and the UTF-8 bytes of their texts (the shard's share, when cut)."""
     found: list[np.ndarray] = []
     taken = 0
     text_bytes = 0.0
     for shard in source.shards:
         file = IndexedFile(folder / shard.prefix)
+        _check_ids(file, vocab_size)
         starts = file.document_ranges().tolist()
         in_shard = 0
         for start, stop in zip(starts[:-1], starts[1:], strict=True):

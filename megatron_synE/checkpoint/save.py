@@ -93,10 +93,16 @@ class Saver:
         is_writer = dist.get_rank(self._group) == 0
         temporary = self._checkpoints / layout.temporary_name(state.iteration, "saving")
         final = self._checkpoints / layout.iteration_name(state.iteration)
+        opened: list[str | None] = [None]
         if is_writer:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-        dist.barrier(self._group)
+            try:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+            except OSError as error:
+                opened[0] = f"{temporary}: {error.strerror}"
+        dist.broadcast_object_list(opened, src=dist.get_global_rank(self._group, 0), group=self._group)
+        if opened[0] is not None:
+            raise CheckpointError(f"{final}: not written; {opened[0]}. Earlier checkpoints are untouched")
         failure: str | None = None
         hashes: dict[str, str] = {}
         try:

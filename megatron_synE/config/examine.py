@@ -10,10 +10,12 @@ from typing import Any, TypeVar
 from data_mixers.errors import ConfigError, UserError
 from data_mixers.manifest import DatasetManifest, read_manifest
 from data_mixers.schedule import Schedule
+from megatron_synE.checkpoint.layout import read_state, resolve_checkpoint
 from megatron_synE.config.derive import Device, RunPlan, derive, resolve_architecture
 from megatron_synE.config.schema import RunConfig
 from megatron_synE.config.validate import Fault, validate
 from megatron_synE.data.build_schedule import build_schedule
+from megatron_synE.data.tokenizers import digest_of
 from megatron_synE.model.llama import LlamaArchitecture
 
 T = TypeVar("T")
@@ -58,6 +60,8 @@ def examine(
     # A folder that is not there is one fault, not one of init.path and one of the architecture in it.
     known = {fault.key for fault in rules if fault.key == "init.path"}
     faults = [*rules, *(fault for fault in faults if fault.key not in known)]
+    if manifests and not known:
+        faults += _model_tokenizer(config, manifests[0])
     schedule: Schedule | None = None
     if manifests and not any(fault.key.startswith("data.") for fault in faults):
         schedule = _or_fault(partial(_schedule, config, manifests), "data.stages", faults)
@@ -74,6 +78,29 @@ def examine(
         schedule=schedule,
         plan=plan,
     )
+
+
+def _model_tokenizer(config: RunConfig, manifest: DatasetManifest) -> list[Fault]:
+    """A model whose own tokenizer gives other ids than the data's would train without complaint, and learn nonsense."""
+    if config.init.source == "random" or config.init.path is None:
+        return []
+    faults: list[Fault] = []
+    folder = config.init.path
+    if config.init.source == "checkpoint":
+        checkpoint = _or_fault(partial(resolve_checkpoint, folder), "init.path", faults)
+        if checkpoint is None:
+            return faults
+        folder = checkpoint / "tokenizer"
+    digest = _or_fault(partial(digest_of, folder), "init.path", faults)
+    if digest is None and not faults and config.init.source == "checkpoint":
+        digest = read_state(folder.parent).tokenizer_digest
+    if digest is not None and digest != manifest.tokenizer.digest:
+        message = (
+            f"the tokenizer in {folder} ({digest[:12]}) gives other ids than the one that {manifest.folder} was made"
+            f" with ({manifest.tokenizer.digest[:12]})"
+        )
+        faults.append(Fault("data.manifests", message, f"preprocess the data again with --tokenizer {folder}"))
+    return faults
 
 
 def _schedule(config: RunConfig, manifests: Sequence[DatasetManifest]) -> Schedule:
@@ -99,5 +126,7 @@ def _or_fault(read: Callable[[], T], key: str, faults: list[Fault]) -> T | None:
         return read()
     except UserError as error:
         message, _, cure = str(error).rpartition("; ")
-        faults.append(Fault(key, message or str(error), cure if message else "name another, or make it again"))
+        faults.append(
+            Fault(key, message or str(error), cure if message else "name another, or make it again", error.exit_code)
+        )
         return None

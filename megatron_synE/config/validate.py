@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_mixers.errors import ConfigError
+from data_mixers.errors import ConfigError, DataError, UserError
 from data_mixers.manifest import DatasetManifest
 from data_mixers.ratios import SUM_TOLERANCE, stage_weights
 from megatron_synE.config.schema import RunConfig, StageSection
+from megatron_synE.exit_codes import CheckpointError
 from megatron_synE.model.llama import LlamaArchitecture
 
 
@@ -23,6 +24,8 @@ class Fault:
     message: str
     """What is wrong, with the values."""
     cure: str
+    exit_code: int = ConfigError.exit_code
+    """What the run ends with if all its faults are of this kind (docs/exit_codes.md)."""
 
     def __str__(self) -> str:
         return f"{self.key}: {self.message}; {self.cure}"
@@ -58,10 +61,15 @@ def validate(
 
 
 def require(faults: Sequence[Fault], *, where: str) -> None:
-    """Errors: one ConfigError with a line for every fault."""
+    """Errors: one with a line for every fault: DataError or CheckpointError if all are such, else ConfigError."""
     if faults:
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-        raise ConfigError("\n  ".join([f"{where}: {count}", *map(str, faults)]))
+        codes = {fault.exit_code for fault in faults}
+        kind = _ERRORS[codes.pop()] if len(codes) == 1 else ConfigError
+        raise kind("\n  ".join([f"{where}: {count}", *map(str, faults)]))
+
+
+_ERRORS: dict[int, type[UserError]] = {kind.exit_code: kind for kind in (ConfigError, DataError, CheckpointError)}
 
 
 def divisors(number: int) -> list[int]:

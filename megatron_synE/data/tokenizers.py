@@ -75,9 +75,7 @@ class Tokenizer:
 
     def identity(self) -> TokenizerIdentity:
         """What data made with this tokenizer must agree on; equal for two files that give equal ids."""
-        return TokenizerIdentity(
-            digest=self.digest, vocab_size=self.vocab_size, eos_id=self.eos_id, bos_id=self.bos_id
-        )
+        return TokenizerIdentity(digest=self.digest, vocab_size=self.vocab_size, eos_id=self.eos_id, bos_id=self.bos_id)
 
     @cached_property
     def digest(self) -> str:

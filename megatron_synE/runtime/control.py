@@ -6,14 +6,40 @@ decision is taken on values reduced over all ranks, on the host, and the reducti
 
 import logging
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
+from data_mixers.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+T = TypeVar("T")
+
+
+def agreed(group: dist.ProcessGroup, act: Callable[[], T]) -> T:
+    """What `act`, which must not use collectives, returns on this rank, once it went well on all.
+
+    Without this a rank whose slice of the weights is damaged leaves its peers in a collective, and its reason unsaid.
+    Collective: every rank of `group`. Errors: the first rank's UserError, on every rank.
+    """
+    result: list[T] = []
+    fault: UserError | None = None
+    try:
+        result.append(act())
+    except UserError as error:
+        fault = error
+    faults: list[UserError | None] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(faults, fault, group=group)
+    for found in faults:
+        if found is not None:
+            raise found
+    return result[0]
 
 
 class StopRequest:

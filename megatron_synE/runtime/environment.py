@@ -15,6 +15,10 @@ class Ranks:
     local_rank: int
 
 
+ALONE = Ranks(rank=0, world_size=1, local_rank=0)
+"""A process without peers."""
+
+
 def ranks_from_environment() -> Ranks | None:
     """What torchrun, srun, or our own local launcher says; None when this process was started by hand.
 
