@@ -29,8 +29,11 @@ def truncate_after(metrics: Path, iteration: int) -> None:
         if row["iteration"] <= iteration:
             kept.append(line if line.endswith("\n") else line + "\n")
     temporary = metrics.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    temporary.replace(metrics)
+    try:
+        temporary.write_text("".join(kept), encoding="utf-8")
+        temporary.replace(metrics)
+    except OSError as error:
+        raise ConfigError(f"{metrics}: cannot be written ({error.strerror}); make room") from error
 
 
 class Metrics:

@@ -128,10 +128,14 @@ def _assemble(loaded: LoadedConfig, examination: Examination, device: Any, group
     _announce(plan, start, progress, lr_schedule, data_vocab_size=tokenizer.vocab_size)
 
     is_writer = dist.get_rank() == 0
-    if is_writer:
-        # A run killed before its first checkpoint begins again: its rows go, also those of iteration 0.
-        truncate_after(run_dir.metrics, progress.iteration if start.mode == "resume" else -1)
-        _write_run_files(loaded, run_dir, examination, schedule, start)
+
+    def write_run_files() -> None:
+        if is_writer:
+            # A run killed before its first checkpoint begins again: its rows go, also those of iteration 0.
+            truncate_after(run_dir.metrics, progress.iteration if start.mode == "resume" else -1)
+            _write_run_files(loaded, run_dir, examination, schedule, start)
+
+    agreed(groups.control, write_run_files)
     return Trainer(
         config=config,
         plan=plan,

@@ -47,13 +47,17 @@ class RunDir:
             ) from error
 
     def write(self, name: str, text: str) -> None:
-        """Write one file of the run atomically."""
+        """Write one file of the run atomically. Errors: ConfigError if the disk refuses."""
         temporary = self.root / f".{name}.tmp"
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.rename(self.root / name)
+        try:
+            with temporary.open("w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.rename(self.root / name)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise ConfigError(f"{self.root / name}: cannot be written ({error.strerror}); make room") from error
 
 
 def versions() -> dict[str, str]:
