@@ -50,8 +50,8 @@ class Reference:
 
 
 def document_nll(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """Summed NLL of tokens[1:] by transformers, one document alone."""
-    logits = model(tokens[:-1].unsqueeze(0)).logits.squeeze(0).float()
+    """Summed NLL of tokens[1:] by transformers, one document alone, in the model's precision."""
+    logits = model(tokens[:-1].unsqueeze(0)).logits.squeeze(0)
     return torch.nn.functional.cross_entropy(logits, tokens[1:], reduction="sum")
 
 
