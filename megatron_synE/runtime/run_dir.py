@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,8 @@ from data_mixers.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-_SECRET_WORDS = ("key", "token", "secret", "password", "credential", "auth")
+_SECRET_WORDS = ("key", "token", "secret", "password", "passwd", "credential", "auth", "jwt", "cookie")
+_LOGIN_IN_URL = re.compile(r"://[^/@\s]+@")
 _RECORDED_ENVIRONMENT = ("NCCL_", "CUDA_", "TORCH_", "OMP_", "SLURM_", "NVTE_", "WANDB_", "HF_")
 _PACKAGES = (
     "megatron-core", "torch", "transformers", "safetensors", "numpy", "transformer-engine", "apex", "flash-attn",
@@ -70,9 +72,9 @@ def versions() -> dict[str, str]:
 
 
 def recorded_environment() -> dict[str, str]:
-    """Environment variables that launchers set for NCCL, CUDA and Slurm; values that look secret are masked."""
+    """Environment variables that launchers set for NCCL, CUDA and Slurm; secrets, also logins in URLs, are masked."""
     return {
-        name: "***" if any(word in name.lower() for word in _SECRET_WORDS) else value
+        name: "***" if any(word in name.lower() for word in _SECRET_WORDS) else _LOGIN_IN_URL.sub("://***@", value)
         for name, value in sorted(os.environ.items())
         if name.startswith(_RECORDED_ENVIRONMENT)
     }
