@@ -3,7 +3,6 @@
 Reading order: this file, trainer.py, build.py, data_mixers/schedule.py.
 """
 
-import dataclasses
 import logging
 import os
 import sys
@@ -13,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_mixers.errors import ConfigError, UserError
+from data_mixers.errors import UserError
 from data_mixers.schedule import Schedule
 from megatron_synE import exit_codes
 from megatron_synE.checkpoint import layout
@@ -22,13 +21,13 @@ from megatron_synE.config.examine import Examination, examine
 from megatron_synE.config.load import LoadedConfig, dump_yaml, load_config, resolved_tree
 from megatron_synE.config.schema import RunConfig
 from megatron_synE.config.validate import require
-from megatron_synE.exit_codes import CheckpointError, OneRankError
-from megatron_synE.model.llama import LlamaArchitecture, architecture_from_hf, read_hf_config
+from megatron_synE.exit_codes import OneRankError
 from megatron_synE.runtime.environment import ALONE, Ranks, hide_cuda, ranks_from_environment
 from megatron_synE.runtime.launch import default_nproc, launch
 from megatron_synE.runtime.run_dir import RunDir, masked, write_run_manifest
 
 if TYPE_CHECKING:
+    from megatron_synE.start import Start
     from megatron_synE.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -99,6 +98,7 @@ def _assemble(loaded: LoadedConfig, examination: Examination, device: Any, group
     from megatron_synE.metrics import Metrics, truncate_after
     from megatron_synE.optim.lr_schedule import LrSchedule
     from megatron_synE.runtime.control import Agreement, StopRequest, agreed
+    from megatron_synE.start import check_resumable, find_start, schedule_to_follow
     from megatron_synE.trainer import Progress, Trainer
     from megatron_synE.validation import build_validator
 
@@ -107,10 +107,10 @@ def _assemble(loaded: LoadedConfig, examination: Examination, device: Any, group
     assert examination.architecture is not None and examination.hf_config is not None
     assert examination.schedule is not None
     plan = derive(config, examination.architecture, dist.get_world_size(), device=device.kind)
-    start = _start_from(config, run_dir)
+    start = find_start(config, run_dir)
     if start.mode == "resume":
-        _check_resumable(config, plan.architecture, start)
-    schedule = _schedule(examination.schedule, start)
+        check_resumable(config, plan.architecture, start)
+    schedule = schedule_to_follow(examination.schedule, start)
 
     model = build_model(config, plan, device)
     if start.mode == "init":
@@ -176,88 +176,6 @@ def _assemble(loaded: LoadedConfig, examination: Examination, device: Any, group
     )
 
 
-class _Start:
-    """Where the run begins: fresh weights, a branch, or its own newest checkpoint."""
-
-    def __init__(self, mode: str, folder: Path | None, state: layout.CommonState | None) -> None:
-        self.mode = mode
-        self.folder = folder
-        self.state = state
-
-
-def _start_from(config: RunConfig, run_dir: RunDir) -> _Start:
-    """Rank 0 looks, all take its answer: a shared file system may show others an older directory.
-
-    Collective: every rank. Errors: CheckpointError for a damaged or unsuitable checkpoint.
-    """
-    import torch.distributed as dist
-
-    found: list[Any] = [None, None]
-    if dist.get_rank() == 0:
-        try:
-            newest = layout.newest_complete(run_dir.checkpoints, verify_hashes=config.checkpoint.verify_hashes)
-            if newest is not None:
-                found = [_Start("resume", newest, layout.read_state(newest)), None]
-            elif config.init.source == "checkpoint":
-                assert config.init.path is not None
-                folder = layout.resolve_checkpoint(config.init.path)
-                found = [_Start(config.init.mode, folder, layout.read_state(folder)), None]
-            else:
-                found = [_Start("init", None, None), None]
-        except UserError as error:
-            found = [None, error]
-    dist.broadcast_object_list(found, src=0)
-    start, fault = found
-    if fault is not None:
-        raise fault
-    assert isinstance(start, _Start)
-    return start
-
-
-def _schedule(from_config: Schedule, start: _Start) -> Schedule:
-    """The schedule to follow: what is already read must be what the checkpoint says was read.
-
-    Errors: ConfigError if the past differs.
-    """
-    if start.mode != "resume" or start.state is None or start.state.schedule is None:
-        return from_config
-    stored = Schedule.from_json(start.state.schedule["json"])
-    if stored.digest() == from_config.digest():
-        return stored
-    consumed = start.state.consumed_samples
-    if stored.past_digest(consumed) != from_config.past_digest(consumed):
-        raise ConfigError(
-            f"data, run.seed or training.seq_length changed what the first {consumed} samples of this run are; "
-            f"they were read already ({start.folder}). Restore the old values, or start a new run with "
-            "init.from=checkpoint and another run.dir"
-        )
-    logger.info("the future of the schedule was edited; its past (%d samples) is unchanged", consumed)
-    return from_config
-
-
-def _check_resumable(config: RunConfig, architecture: LlamaArchitecture, start: _Start) -> None:
-    """A run goes on with the model and the batch it has; weights of the same shape would hide another RoPE or eps.
-
-    Errors: CheckpointError for another architecture, ConfigError for another global batch size.
-    """
-    assert start.folder is not None and start.state is not None
-    stored = architecture_from_hf(read_hf_config(start.folder), where=str(start.folder / "config.json"))
-    for field in dataclasses.fields(architecture):
-        was, now = getattr(stored, field.name), getattr(architecture, field.name)
-        if was != now:
-            raise CheckpointError(
-                f"{start.folder} is of another architecture: {field.name} is {was} there, {now} in {config.init.path}; "
-                "restore init.path, or start a new run with another run.dir"
-            )
-    batch = config.training.global_batch_size
-    if start.state.consumed_samples != start.state.iteration * batch:
-        raise ConfigError(
-            f"training.global_batch_size={batch} is not what {start.folder} was trained with "
-            f"({start.state.consumed_samples} samples in {start.state.iteration} iterations); restore it, or start a "
-            "new run with init.from=checkpoint, init.mode=branch and another run.dir"
-        )
-
-
 def _load_weights(model: Any, config: RunConfig, architecture: Any, folder: Path | None) -> None:
     from megatron_synE.checkpoint.load import load_weights_from_checkpoint, load_weights_from_hf
 
@@ -269,7 +187,7 @@ def _load_weights(model: Any, config: RunConfig, architecture: Any, folder: Path
         load_weights_from_checkpoint(model, architecture, folder)
 
 
-def _announce(plan: Any, start: _Start, progress: Any, lr_schedule: Any, *, data_vocab_size: int) -> None:
+def _announce(plan: Any, start: "Start", progress: Any, lr_schedule: Any, *, data_vocab_size: int) -> None:
     described = {"init": "new run", "branch": "branch", "resume": "resume"}[start.mode]
     logger.info(
         "%s%s: iteration %d of %d, %d of %d tokens",
@@ -286,7 +204,7 @@ def _announce(plan: Any, start: _Start, progress: Any, lr_schedule: Any, *, data
 
 
 def _write_run_files(
-    loaded: LoadedConfig, run_dir: RunDir, examination: Examination, schedule: Schedule, start: _Start
+    loaded: LoadedConfig, run_dir: RunDir, examination: Examination, schedule: Schedule, start: "Start"
 ) -> None:
     run_dir.write("run_config.yaml", dump_yaml(resolved_tree(loaded.resolved)))
     run_dir.write("schedule.json", schedule.to_json() + "\n")
@@ -314,7 +232,7 @@ def _source_hashes(config: RunConfig) -> dict[str, str]:
     return {file.name: layout.sha256_of(file) for file in sorted(config.init.path.glob("*.safetensors"))}
 
 
-def _lineage(config: RunConfig, examination: Examination, start: _Start) -> dict[str, Any]:
+def _lineage(config: RunConfig, examination: Examination, start: "Start") -> dict[str, Any]:
     """What every checkpoint's manifest says of where it comes from."""
     from megatron_synE.runtime.run_dir import versions
 
@@ -331,7 +249,7 @@ def _lineage(config: RunConfig, examination: Examination, start: _Start) -> dict
     }
 
 
-def _tokenizer_folder(config: RunConfig, start: _Start) -> Path:
+def _tokenizer_folder(config: RunConfig, start: "Start") -> Path:
     """Where the tokenizer and generation files come from: the HF folder, or what a checkpoint carries along."""
     if start.folder is not None:
         return start.folder / "tokenizer"

@@ -1,0 +1,99 @@
+"""Where a run begins: fresh weights, a branch, or its own newest checkpoint, and what it must then leave as it is."""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+import torch.distributed as dist
+
+from data_mixers.errors import ConfigError, UserError
+from data_mixers.schedule import Schedule
+from megatron_synE.checkpoint import layout
+from megatron_synE.config.schema import RunConfig
+from megatron_synE.exit_codes import CheckpointError
+from megatron_synE.model.llama import LlamaArchitecture, architecture_from_hf, read_hf_config
+from megatron_synE.runtime.run_dir import RunDir
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What the ranks agreed to begin from."""
+
+    mode: Literal["init", "branch", "resume"]
+    folder: Path | None
+    """The checkpoint; None when weights come from an HF folder or are random."""
+    state: layout.CommonState | None
+
+
+def find_start(config: RunConfig, run_dir: RunDir) -> Start:
+    """Rank 0 looks, all take its answer: a shared file system may show others an older directory.
+
+    Collective: every rank. Errors: CheckpointError for a damaged or unsuitable checkpoint.
+    """
+    found: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            newest = layout.newest_complete(run_dir.checkpoints, verify_hashes=config.checkpoint.verify_hashes)
+            if newest is not None:
+                found = [Start("resume", newest, layout.read_state(newest)), None]
+            elif config.init.source == "checkpoint":
+                assert config.init.path is not None
+                folder = layout.resolve_checkpoint(config.init.path)
+                found = [Start(config.init.mode, folder, layout.read_state(folder)), None]
+            else:
+                found = [Start("init", None, None), None]
+        except UserError as error:
+            found = [None, error]
+    dist.broadcast_object_list(found, src=0)
+    start, fault = found
+    if fault is not None:
+        raise fault
+    assert isinstance(start, Start)
+    return start
+
+
+def schedule_to_follow(from_config: Schedule, start: Start) -> Schedule:
+    """The schedule to follow: what is already read must be what the checkpoint says was read.
+
+    Errors: ConfigError if the past differs.
+    """
+    if start.mode != "resume" or start.state is None or start.state.schedule is None:
+        return from_config
+    stored = Schedule.from_json(start.state.schedule["json"])
+    if stored.digest() == from_config.digest():
+        return stored
+    consumed = start.state.consumed_samples
+    if stored.past_digest(consumed) != from_config.past_digest(consumed):
+        raise ConfigError(
+            f"data, run.seed or training.seq_length changed what the first {consumed} samples of this run are; "
+            f"they were read already ({start.folder}). Restore the old values, or start a new run with "
+            "init.from=checkpoint and another run.dir"
+        )
+    logger.info("the future of the schedule was edited; its past (%d samples) is unchanged", consumed)
+    return from_config
+
+
+def check_resumable(config: RunConfig, architecture: LlamaArchitecture, start: Start) -> None:
+    """A run goes on with the model and the batch it has; weights of the same shape would hide another RoPE or eps.
+
+    Errors: CheckpointError for another architecture, ConfigError for another global batch size.
+    """
+    assert start.folder is not None and start.state is not None
+    stored = architecture_from_hf(read_hf_config(start.folder), where=str(start.folder / "config.json"))
+    for field in dataclasses.fields(architecture):
+        was, now = getattr(stored, field.name), getattr(architecture, field.name)
+        if was != now:
+            raise CheckpointError(
+                f"{start.folder} is of another architecture: {field.name} is {was} there, {now} in {config.init.path}; "
+                "restore init.path, or start a new run with another run.dir"
+            )
+    batch = config.training.global_batch_size
+    if start.state.consumed_samples != start.state.iteration * batch:
+        raise ConfigError(
+            f"training.global_batch_size={batch} is not what {start.folder} was trained with "
+            f"({start.state.consumed_samples} samples in {start.state.iteration} iterations); restore it, or start a "
+            "new run with init.from=checkpoint, init.mode=branch and another run.dir"
+        )
