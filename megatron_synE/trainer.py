@@ -229,7 +229,12 @@ class Trainer:
                 text_bytes=result.text_bytes,
             )
         seconds = time.perf_counter() - started
-        self.metrics.row("validation_time", self.progress.iteration, seconds=seconds)
+        self.metrics.row(
+            "validation_time",
+            self.progress.iteration,
+            consumed_tokens=self.progress.consumed_tokens,
+            seconds=seconds,
+        )
         self.progress.last_validated_iteration = self.progress.iteration
         self.progress.last_validation = {
             "iteration": self.progress.iteration,

@@ -89,7 +89,9 @@ def run(arm: Arm, out: Path, tokens: int | None) -> None:
     kinds = {
         set_name(out / "text" / entry.path): entry.held_out or "documents" for entry in report.of_role("validation")
     }
-    Console().print(before_after_table(before, arms, kinds))
+    # Narrower, and set names break over lines.
+    console = Console(width=max(Console().width, 90 + 22 * len(arms)))
+    console.print(before_after_table(before, arms, kinds))
     (out / "table.md").write_text(before_after_markdown(before, arms, kinds), encoding="utf-8")
     plot(run_dir / "metrics.jsonl", out / f"{arm}.png")
     say_english_loss(before, arms, kinds)
