@@ -216,8 +216,10 @@ def say_english_loss(before: list[SetScore], arms: dict[str, list[SetScore]], ki
         print(f"English from sources never trained on, {arm}: {change:+.4f} bits per byte")
     if len(changes) == len(ARMS):
         bilingual, chinese = changes[ARMS["bilingual"]], changes[ARMS["chinese_only"]]
-        verdict = "forgets less English than" if bilingual < chinese else "does NOT forget less English than"
-        print(f"{ARMS['bilingual']} {verdict} {ARMS['chinese_only']} ({bilingual:+.4f} against {chinese:+.4f})")
+        order = "keeps English better than" if bilingual < chinese else "does NOT keep English better than"
+        print(f"{ARMS['bilingual']} {order} {ARMS['chinese_only']} ({bilingual:+.4f} against {chinese:+.4f})")
+        if max(bilingual, chinese) <= 0:
+            print("no arm forgot English: both predict it better than the base does")
 
 
 def say_where(out: Path, arm: Arm, run_dir: Path, adapted: Path, seconds: float) -> None:
