@@ -31,3 +31,5 @@ folder = newest_complete(config.run.dir / "checkpoints")
 assert folder is not None
 load_training_state(model, optimizer, folder, read_state(folder))
 save_chunks(Path(sys.argv[2]), chunks_to_save(model, optimizer))
+
+distributed.shut_down()

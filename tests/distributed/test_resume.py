@@ -1,5 +1,6 @@
 """A run that was stopped, killed or moved to another layout is the run that was not."""
 
+import json
 import os
 import signal
 import subprocess
@@ -182,24 +183,49 @@ _LAUNCH = (
 )
 
 
-def test_a_weights_only_start_keeps_every_weight_through_a_step_at_rate_zero(root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("nproc", "overrides", "changes"),
+    [
+        (2, [], {}),
+        (4, ["parallel.tensor_model_parallel_size=2", *PP2], {"tie_word_embeddings": True, "vocab_size": 257}),
+    ],
+    ids=["DP2", "TP2 PP2 tied, padded vocabulary"],
+)
+def test_a_weights_only_start_keeps_every_weight_through_a_step_at_rate_zero(
+    root: Path, tmp_path: Path, nproc: int, overrides: list[str], changes: dict[str, Any]
+) -> None:
     """bf16 weights, fp32 masters: a master left at its random start would be written back by the first step."""
-    tiny.hf_folder(tmp_path / "hf", dtype=torch.bfloat16)
+    tiny.hf_folder(tmp_path / "hf", dtype=torch.bfloat16, **changes)
     run = tmp_path / "run"
+    first_step = ["training.precision=bf16", "lr_schedule.start_lr=0", "lr_schedule.warmup_tokens=1024"]
+    first_step += ["training.stop_after_iterations=1"]
     tiny.train(
-        root / "run.yaml", f"run.dir={run}", f"init.path={tmp_path / 'hf'}", "training.precision=bf16",
-        "lr_schedule.start_lr=0", "lr_schedule.warmup_tokens=1024", "training.stop_after_iterations=1",
-        nproc=2, code=75,
+        root / "run.yaml", f"run.dir={run}", f"init.path={tmp_path / 'hf'}", *first_step, *overrides,
+        nproc=nproc, code=75,
     )  # fmt: skip
     done = tiny.syne("verify", "--hf", tmp_path / "hf", "--checkpoint", run)
     assert done.returncode == 0, done.stderr
     stored = tensors(run / "checkpoints/iter_0000001")
     for key in [key for key in stored if key.startswith("optimizer.master.")]:
         assert torch.equal(stored[key].bfloat16(), stored[key.removeprefix("optimizer.master.")]), key
-    branch = tmp_path / "branch"
+    weights_only = tmp_path / "weights-only"
     tiny.train(
-        root / "run.yaml", f"run.dir={branch}", "init.from=checkpoint", f"init.path={run}", "training.precision=bf16",
-        "lr_schedule.start_lr=0", "lr_schedule.warmup_tokens=1024", "training.stop_after_iterations=1",
-        nproc=2, code=75,
+        root / "run.yaml", f"run.dir={weights_only}", "init.from=checkpoint", f"init.path={run}", *first_step,
+        nproc=1, code=75,
     )  # fmt: skip
-    assert tiny.syne("verify", "--hf", tmp_path / "hf", "--checkpoint", branch).returncode == 0
+    assert tiny.syne("verify", "--hf", tmp_path / "hf", "--checkpoint", weights_only).returncode == 0
+
+
+def test_a_branch_goes_on_with_moments_tokens_and_rate(root: Path, tmp_path: Path) -> None:
+    parent, branch = tmp_path / "parent", tmp_path / "branch"
+    tiny.train(root / "run.yaml", f"run.dir={parent}", "training.stop_after_iterations=4", nproc=2, code=75)
+    tiny.train(
+        root / "run.yaml", f"run.dir={branch}", "init.from=checkpoint", f"init.path={parent}", "init.mode=branch",
+        "data.stages.0.tokens=768", "lr_schedule.decay_tokens=512", "lr_schedule.decay_style=linear",
+    )  # fmt: skip
+    found = tiny.rows(branch, "train")
+    assert [row["consumed_tokens"] for row in found] == [1280, 1536, 1792]
+    # 4 iterations of 256 tokens came before; 768 more make 1792; the decay is its last 512, by hand:
+    assert [row["learning_rate"] for row in found] == pytest.approx([1e-3, 1e-3, 5e-4])
+    state = json.loads((branch / "checkpoints/iter_0000003/state.json").read_text())
+    assert state["adam_step"] == 7
