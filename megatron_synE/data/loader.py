@@ -1,5 +1,6 @@
 """Micro-batches of samples in schedule order, read ahead by worker processes."""
 
+import os
 from collections.abc import Iterator, Sequence
 
 from torch.utils.data import DataLoader
@@ -33,6 +34,7 @@ def micro_batches_of_samples(
         batch_sampler=indices,
         num_workers=config.data.num_workers,
         collate_fn=_as_they_are,
+        worker_init_fn=_leave_the_process_group,
     )
     return _raised(iter(loader))
 
@@ -65,3 +67,11 @@ def _raised(batches: Iterator[list[Sample | UserError]]) -> Iterator[list[Sample
 
 def _as_they_are(samples: Sequence[Sample | UserError]) -> list[Sample | UserError]:
     return list(samples)
+
+
+def _leave_the_process_group(_: int) -> None:
+    """`timeout`, Ctrl-C and some schedulers signal whole groups: a reader that died of it would end the run unsaved.
+
+    The signals cannot be ignored instead: at its exit the rank ends readers by TERM, and waits for them.
+    """
+    os.setpgrp()

@@ -1,6 +1,8 @@
 """The order of the data through the real DataLoader: the same for any number of workers and any layout."""
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,31 @@ def test_the_order_does_not_depend_on_the_layout(
 ) -> None:
     found = read(config, f"training.micro_batch_size={micro_batch_size}", "data.num_workers=1", world_size=world_size)
     assert in_order(found) == straight
+
+
+def test_readers_outlive_a_signal_to_the_process_group(config: Path) -> None:
+    """Slurm and `timeout` signal whole groups; the rank alone decides what a signal means."""
+    script = """
+import os, signal, sys
+from pathlib import Path
+from tests.data.test_loader import read
+os.setpgrp()
+signal.signal(signal.SIGTERM, lambda *_: None)
+import megatron_synE.data.loader as loader
+shipped = loader._raised
+def signalled(batches):
+    for number, batch in enumerate(shipped(batches)):
+        if number == 1:
+            os.killpg(0, signal.SIGTERM)
+        yield batch
+loader._raised = signalled
+print(sum(len(batch) for batch in read(Path(sys.argv[1]), "data.num_workers=2")[0]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(config)], cwd=tiny.ROOT, capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert done.stdout == "40\n", done.stderr[-3000:]
 
 
 def test_going_on_gives_the_rest(config: Path, straight: list[list[int]]) -> None:
