@@ -39,6 +39,11 @@ def find_start(config: RunConfig, run_dir: RunDir) -> Start:
             newest = layout.newest_complete(run_dir.checkpoints, verify_hashes=config.checkpoint.verify_hashes)
             if newest is not None:
                 found = [Start("resume", newest, layout.read_state(newest)), None]
+            elif damaged := layout.iteration_folders(run_dir.checkpoints):
+                raise CheckpointError(
+                    f"{run_dir.checkpoints}: none of {', '.join(folder.name for folder in damaged)} is whole, and a new"
+                    " run would begin at its first token; restore one of them, or choose another run.dir"
+                )
             elif config.init.source == "checkpoint":
                 assert config.init.path is not None
                 folder = layout.resolve_checkpoint(config.init.path)

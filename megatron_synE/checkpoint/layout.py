@@ -159,7 +159,7 @@ def check_complete(folder: Path, *, verify_hashes: bool) -> None:
 def complete_checkpoints(checkpoints_dir: Path) -> list[Path]:
     """The complete iter_* folders by ascending iteration (sizes checked); logs a warning for each it passes over."""
     found = []
-    for folder in _iteration_folders(checkpoints_dir):
+    for folder in iteration_folders(checkpoints_dir):
         try:
             check_complete(folder, verify_hashes=False)
         except CheckpointError as error:
@@ -174,7 +174,7 @@ def newest_complete(checkpoints_dir: Path, *, verify_hashes: bool = False) -> Pa
 
     Passes over incomplete (verify_hashes: also damaged) ones with a logged warning; temporary folders never count.
     """
-    for folder in reversed(_iteration_folders(checkpoints_dir)):
+    for folder in reversed(iteration_folders(checkpoints_dir)):
         try:
             check_complete(folder, verify_hashes=verify_hashes)
         except CheckpointError as error:
@@ -227,13 +227,17 @@ def sync_folder(folder: Path, *, recursive: bool = True) -> None:
         _fsync(path)
 
 
-def prune(checkpoints_dir: Path, *, keep_last: int | None) -> list[Path]:
+def prune(checkpoints_dir: Path, *, keep_last: int | None, written: Path | None = None) -> list[Path]:
     """Delete complete checkpoints but the newest `keep_last` (None keeps all), and every temporary folder; what went.
 
+    written: the one just written, after which none counts: the run passed over those, because their content is damaged.
     Call it only when no save is under way in `checkpoints_dir`. An incomplete iter_* folder is left for a person.
     """
     stale = [folder for folder in checkpoints_dir.iterdir() if _TEMPORARY_NAME.fullmatch(folder.name)]
-    old = [] if keep_last is None else complete_checkpoints(checkpoints_dir)[: -max(keep_last, 1)]
+    counted = complete_checkpoints(checkpoints_dir)
+    if written is not None:
+        counted = [folder for folder in counted if iteration_of(folder) <= iteration_of(written)]
+    old = [] if keep_last is None else counted[: -max(keep_last, 1)]
     for folder in old:
         # Under a temporary name first: a deletion that is interrupted must not leave half a checkpoint.
         doomed = checkpoints_dir / f".tmp-{folder.name}-pruned"
@@ -277,7 +281,8 @@ def _files_below(folder: Path) -> list[tuple[str, Path]]:
     return sorted((file.relative_to(folder).as_posix(), file) for file in folder.rglob("*") if file.is_file())
 
 
-def _iteration_folders(checkpoints_dir: Path) -> list[Path]:
+def iteration_folders(checkpoints_dir: Path) -> list[Path]:
+    """The iter_* folders by ascending iteration, whole or not."""
     if not checkpoints_dir.is_dir():
         return []
     return sorted((f for f in checkpoints_dir.iterdir() if _ITERATION_NAME.fullmatch(f.name)), key=iteration_of)

@@ -142,8 +142,11 @@ class Saver:
         layout.write_megatron_files(temporary, state)
         layout.write_manifest(temporary, facts, known_sha256=known_sha256)
         layout.publish(temporary, final)
-        layout.prune(self._checkpoints, keep_last=self._keep_last)
         logger.info("saved %s", final)
+        try:
+            layout.prune(self._checkpoints, keep_last=self._keep_last, written=final)
+        except OSError as error:  # the checkpoint is whole; network file systems refuse to delete files still in use
+            logger.warning("an older checkpoint in %s could not be deleted: %s", self._checkpoints, error)
 
 
 def _snapshot(chunk: Chunk) -> Chunk:

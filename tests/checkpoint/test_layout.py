@@ -161,6 +161,16 @@ def test_pruning_keeps_the_newest_and_what_is_incomplete(tmp_path):
     assert layout.newest_complete(tmp_path) == tmp_path / "iter_0000003"
 
 
+def test_pruning_never_counts_what_the_run_passed_over(tmp_path):
+    """10 and 15 are damaged in their content, so the run went on from 5; sizes alone do not tell."""
+    for iteration in (5, 10, 15):
+        save(tmp_path, iteration)
+    written = save(tmp_path, 7)
+    layout.prune(tmp_path, keep_last=1, written=written)
+    left = {folder.name for folder in layout.iteration_folders(tmp_path)}
+    assert left == {"iter_0000007", "iter_0000010", "iter_0000015"}
+
+
 def test_the_lineage_hash_follows_content_and_parent(tmp_path):
     folder = tmp_path / "iter_0000001"
     fill(folder, 1)
