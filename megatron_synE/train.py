@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from data_mixers.errors import UserError
 from data_mixers.schedule import Schedule
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from megatron_synE.trainer import Trainer
 
 logger = logging.getLogger(__name__)
+
+INTERRUPTED = 130  # what a shell reports for SIGINT
 
 
 def main(config_path: Path, overrides: Sequence[str] = (), nproc: int | None = None) -> int:
@@ -192,7 +194,7 @@ def _announce(plan: Any, start: "Start", progress: Any, lr_schedule: Any, *, dat
     logger.info(
         "%s%s: iteration %d of %d, %d of %d tokens",
         described, f" from {start.folder}" if start.folder else "", progress.iteration, plan.train_iters,
-        progress.consumed_tokens, plan.total_tokens,
+        progress.consumed_tokens, lr_schedule.total_tokens,
     )  # fmt: skip
     if plan.architecture.vocab_size > data_vocab_size:
         logger.info(
@@ -283,11 +285,22 @@ def _log_to_stderr(rank: int) -> None:
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
 
-def _as_one_rank() -> int:
-    """Entry of a rank started by launch(), torchrun or srun: messages instead of tracebacks for what users can mend."""
+def end_as_one_rank(config_path: Path, overrides: Sequence[str] = ()) -> NoReturn:
+    """`main` as the whole life of a rank started by launch(), torchrun or srun."""
+    code = _as_one_rank(config_path, overrides)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # A failed rank must not wait in destructors for peers that are in a collective.
+    os._exit(code)
+
+
+def _as_one_rank(config_path: Path, overrides: Sequence[str]) -> int:
+    """The exit code; messages instead of tracebacks for what users can mend."""
     rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
     try:
-        return main(Path(sys.argv[1]), sys.argv[2:])
+        return main(config_path, overrides)
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except UserError as error:
         # Every rank finds, or has heard of, the same fault: one saying it is enough, unless only this one knows.
         if rank == "0" or isinstance(error, OneRankError):
@@ -302,8 +315,4 @@ def _as_one_rank() -> int:
 
 
 if __name__ == "__main__":
-    code = _as_one_rank()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # A failed rank must not wait in destructors for peers that are in a collective.
-    os._exit(code)
+    end_as_one_rank(Path(sys.argv[1]), sys.argv[2:])

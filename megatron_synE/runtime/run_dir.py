@@ -42,7 +42,7 @@ class RunDir:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             probe = self.root / f".writable-{os.getpid()}"
             probe.write_text("")
-            probe.unlink()
+            probe.unlink(missing_ok=True)  # ranks in containers on other nodes may have the same process id
         except OSError as error:
             raise ConfigError(
                 f"run.dir={self.root}: cannot be written ({error.strerror}); choose another folder"
