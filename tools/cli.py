@@ -101,7 +101,7 @@ def plan(
     )
 
 
-@app.command(epilog=_example("syne train --config examples/llama3_8b/run_recommended.yaml --dry-run"))
+@app.command(epilog=_example("syne train --config runs/quickstart/bilingual.yaml --dry-run"))
 def train(
     config: Config,
     overrides: Overrides = None,
@@ -116,8 +116,12 @@ def train(
         world_size = nproc or default_nproc("auto")
         print_plan(config, overrides or [], world_size=world_size, device=None, reads_data=True, output_format="text")
         return
+    from megatron_synE.runtime.environment import ranks_from_environment
+    from megatron_synE.train import end_as_one_rank
     from megatron_synE.train import main as train_main
 
+    if ranks_from_environment() is not None:
+        end_as_one_rank(config, overrides or [])
     raise typer.Exit(train_main(config, overrides or [], nproc))
 
 
@@ -131,7 +135,7 @@ Verify = Annotated[bool, typer.Option("--verify/--no-verify", help="Compare ever
 
 @app.command(
     "import",
-    epilog=_example("syne import --hf runs/quickstart/hf_start --out runs/imported"),
+    epilog=_example("syne import --hf runs/quickstart/hf_base --out runs/imported"),
 )
 def import_command(
     hf: HfFolder,
@@ -146,7 +150,7 @@ def import_command(
     typer.echo(report.summary())
 
 
-@app.command(epilog=_example("syne export --checkpoint runs/quickstart --out runs/exported"))
+@app.command(epilog=_example("syne export --checkpoint runs/quickstart/bilingual --out runs/exported"))
 def export(
     checkpoint: Checkpoint,
     out: Annotated[Path, typer.Option("--out", help="The folder to write; from_pretrained opens it as it is.")],
@@ -173,7 +177,7 @@ def export(
     typer.echo(report.summary())
 
 
-@app.command(epilog=_example("syne verify --hf runs/quickstart/hf --checkpoint runs/quickstart"))
+@app.command(epilog=_example("syne verify --hf runs/quickstart/hf_bilingual --checkpoint runs/quickstart/bilingual"))
 def verify(
     hf: HfFolder,
     checkpoint: Checkpoint,
