@@ -216,6 +216,11 @@ class Trainer:
             logger.info("validation interrupted; it will be redone after the restart")
             return False
         results = self.validator.per_set(losses)
+        if broken := [result.name for result in results if not math.isfinite(result.nll_sum)]:
+            raise DivergedError(
+                f"the validation loss of {', '.join(broken)} is not finite at iteration {self.progress.iteration}; "
+                "lower optimizer.lr, and start again from the last checkpoint"
+            )
         for result in results:
             self.metrics.row(
                 "validation",

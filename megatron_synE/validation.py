@@ -161,6 +161,11 @@ def build_validator(
             found, text_bytes = _documents(
                 manifest.folder, source, max_tokens_per_topic, vocab_size=manifest.tokenizer.vocab_size
             )
+            if all(len(document) < 2 for document in found):
+                raise DataError(
+                    f"{manifest.folder}: {source.name} has no document of two tokens, so nothing can be scored; "
+                    "preprocess it again with more text, or leave it out"
+                )
             sets.append(ValidationSet(source.name, len(documents), len(found), text_bytes))
             documents += found
     if not sets:

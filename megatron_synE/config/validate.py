@@ -126,6 +126,13 @@ def _batch(config: RunConfig, world_size: int) -> Iterator[Fault]:
             f" tensor_model_parallel_size={tp}, which sequence_parallel needs",
             f"make it a multiple of {tp}",
         )
+    elif parallel.sequence_parallel and training.seq_length * config.validation.micro_batch_size % tp:
+        yield Fault(
+            "validation.micro_batch_size",
+            f"seq_length * micro_batch_size = {training.seq_length * config.validation.micro_batch_size} is not a"
+            f" multiple of tensor_model_parallel_size={tp}, which sequence_parallel needs",
+            f"use {tp}",
+        )
     if world_size % (tp * pp):
         return
     data_parallel_size = world_size // (tp * pp)
