@@ -73,12 +73,15 @@ def run(arm: Arm, out: Path, tokens: int | None) -> None:
     before, seconds = timed_scores(base, held_out, out / "scores_base.json")
     config = out / f"{arm}.yaml"
     run_dir = out / arm
-    if not (run_dir / "checkpoints").exists():
-        write_config(config, arm, out, base, tokens or MOST_TOKENS)
-        syne("train", "--config", config, "--nproc", NPROC, f"training.stop_after_iterations={CALIBRATION_ITERATIONS}",
-             allowed=(0, 75))  # fmt: skip
+    if not config.exists():
+        # Under another name: a call interrupted here must not leave a configuration that was never fitted to the time.
+        calibration = out / f"{arm}.calibration.yaml"
+        write_config(calibration, arm, out, base, tokens or MOST_TOKENS)
+        syne("train", "--config", calibration, "--nproc", NPROC,
+             f"training.stop_after_iterations={CALIBRATION_ITERATIONS}", allowed=(0, 75))  # fmt: skip
         fitted = tokens or fitted_tokens(run_dir, left=BUDGET_SECONDS - (time.monotonic() - started) - seconds)
         write_config(config, arm, out, base, fitted)
+        calibration.unlink()
     syne("train", "--config", config, "--nproc", NPROC)
     adapted = out / f"hf_{arm}"
     syne("export", "--checkpoint", run_dir, "--out", adapted)
