@@ -40,8 +40,16 @@ class Metrics:
     """Writes rows on one rank; on the others every method does nothing."""
 
     def __init__(
-        self, section: LoggingSection, *, path: Path, run_name: str, enabled: bool, wandb_id: str | None
+        self,
+        section: LoggingSection,
+        *,
+        path: Path,
+        run_name: str,
+        enabled: bool,
+        wandb_id: str | None,
+        iteration: int,
     ) -> None:
+        """iteration: where the run stands; what trackers hold beyond it came from steps that were lost."""
         self.wandb_id = wandb_id if section.wandb != "off" else None
         self._stream = self._tensorboard = self._wandb = None
         if not enabled:
@@ -51,7 +59,7 @@ class Metrics:
         if section.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._tensorboard = SummaryWriter(str(path.parent / "tensorboard"))
+            self._tensorboard = SummaryWriter(str(path.parent / "tensorboard"), purge_step=iteration + 1)
         if section.wandb != "off":
             import wandb
 

@@ -65,6 +65,12 @@ def schedule_to_follow(from_config: Schedule, start: Start) -> Schedule:
 
     Errors: ConfigError if the past differs.
     """
+    if start.mode == "branch" and start.state is not None:
+        logger.warning(
+            "a branch reads its sources from their beginning: the %d tokens that %s consumed may be read again. "
+            "One run over all stages goes on reading instead; another run.seed gives another order",
+            start.state.consumed_tokens, start.folder,
+        )  # fmt: skip
     if start.mode != "resume" or start.state is None or start.state.schedule is None:
         return from_config
     stored = Schedule.from_json(start.state.schedule["json"])

@@ -109,6 +109,7 @@ def _assemble(loaded: LoadedConfig, examination: Examination, device: Any, group
     assert examination.architecture is not None and examination.hf_config is not None
     assert examination.schedule is not None
     plan = derive(config, examination.architecture, dist.get_world_size(), device=device.kind)
+    agreed(groups.control, lambda: run_dir.lock() if dist.get_rank() == 0 else None)
     start = find_start(config, run_dir)
     if start.mode == "resume":
         check_resumable(config, plan.architecture, start)
@@ -169,6 +170,7 @@ def _assemble(loaded: LoadedConfig, examination: Examination, device: Any, group
             run_name=config.run.name,
             enabled=is_writer,
             wandb_id=start.state.wandb_id if start.mode == "resume" and start.state else None,
+            iteration=progress.iteration,
         ),
         stop_request=stop_request,
         agreement=Agreement(groups.control),
@@ -223,7 +225,7 @@ def _write_run_files(
         },
         tokenizer_digest=examination.manifests[0].tokenizer.digest,
         started_from=str(start.folder or loaded.resolved.init.path or "random"),
-        source_hashes=_source_hashes(loaded.resolved),
+        source_hashes=_source_hashes(loaded.resolved) if start.mode == "init" else {},
     )
 
 
@@ -264,7 +266,7 @@ def _export(run_dir: RunDir, *, is_writer: bool) -> None:
     from megatron_synE.checkpoint.hf_export import write_hf_folder
 
     if is_writer:
-        write_hf_folder(layout.resolve_checkpoint(run_dir.checkpoints), run_dir.hf)
+        write_hf_folder(layout.resolve_checkpoint(run_dir.checkpoints, verify_hashes=False), run_dir.hf)
         logger.info("exported %s", run_dir.hf)
     dist.barrier()
 

@@ -94,6 +94,9 @@ class Trainer:
     """Facts copied into every checkpoint's manifest."""
     _saved_iteration: int | None = None
 
+    def __post_init__(self) -> None:
+        self._sampler = Sampler(self.dataset.schedule)
+
     def fit(self) -> int:
         """Train to the end of the schedule or until asked to stop. Returns an exit code. Collective: every rank."""
         samples = self.samples()
@@ -304,7 +307,7 @@ class Trainer:
     def _samples_by_source(self) -> dict[str, int]:
         """Samples read from each source since the start of the run: arithmetic on the schedule, not a counter."""
         schedule = self.dataset.schedule
-        counts = Sampler(schedule).cursors(self.progress.consumed_samples)
+        counts = self._sampler.cursors(self.progress.consumed_samples)
         return {source.name: int(count) for source, count in zip(schedule.sources, counts, strict=True)}
 
     def _save_if_due(self, decision: Decision) -> None:

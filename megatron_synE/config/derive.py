@@ -160,7 +160,7 @@ def resolve_architecture(config: RunConfig) -> tuple[LlamaArchitecture, dict[str
     if not init.path.exists():
         raise ConfigError(f"init.path={init.path} does not exist")
     if init.source == "checkpoint":
-        return _from_file(resolve_checkpoint(init.path))
+        return _from_file(resolve_checkpoint(init.path, verify_hashes=False))
     return _from_file(init.path)
 
 

@@ -195,7 +195,9 @@ def _lr_schedule(config: RunConfig) -> Iterator[Fault]:
     schedule, optimizer = config.lr_schedule, config.optimizer
     total = sum(stage.tokens for stage in config.data.stages)
     decay = schedule.decay_tokens if schedule.style == "wsd" else 0
-    if total and schedule.warmup_tokens + decay > total:
+    # A branch goes on after its parent's tokens, which only its checkpoint knows: its warm-up may long be over.
+    is_branch = config.init.source == "checkpoint" and config.init.mode == "branch"
+    if total and not is_branch and schedule.warmup_tokens + decay > total:
         yield Fault(
             "lr_schedule.warmup_tokens",
             f"warmup_tokens + decay_tokens = {schedule.warmup_tokens} + {decay} is more than the {total} tokens of"

@@ -1,6 +1,7 @@
 """Starting the ranks of one machine by hand: what torchrun does, but with our exit codes and signals passed on."""
 
 import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -49,7 +50,7 @@ def launch(arguments: Sequence[str], nproc: int) -> int:
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
             "PYTHONPATH": path,
         }
-        processes.append(subprocess.Popen([sys.executable, *arguments], env=environment))
+        processes.append(subprocess.Popen([sys.executable, *arguments], env=environment, preexec_fn=_die_with_parent))
 
     def forward(number: int, frame: object) -> None:
         for process in processes:
@@ -66,6 +67,12 @@ def launch(arguments: Sequence[str], nproc: int) -> int:
         for process in processes:
             if process.poll() is None:
                 process.kill()
+
+
+def _die_with_parent() -> None:
+    """Linux: a rank gets KILL when its launcher dies, so that no orphan writes beside a restarted run."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def _wait(processes: Sequence["subprocess.Popen[bytes]"]) -> int:

@@ -1,6 +1,7 @@
 """The run folder: what lies where, and the manifest that says what the run was."""
 
 import contextlib
+import fcntl
 import importlib.metadata
 import json
 import logging
@@ -9,6 +10,7 @@ import platform
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from data_mixers.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
+_LOCK_SECONDS = 10.0
+"""A rank that was just killed needs a moment to go."""
 _SECRET_WORDS = ("key", "token", "secret", "password", "passwd", "credential", "auth", "jwt", "cookie")
 _LOGIN_IN_URL = re.compile(r"://[^/@\s]+@")
 _RECORDED_ENVIRONMENT = ("NCCL_", "CUDA_", "TORCH_", "OMP_", "SLURM_", "NVTE_", "WANDB_", "HF_")
@@ -47,6 +51,24 @@ class RunDir:
             raise ConfigError(
                 f"run.dir={self.root}: cannot be written ({error.strerror}); choose another folder"
             ) from error
+
+    def lock(self) -> None:
+        """Hold the run folder until this process ends. Errors: ConfigError if another process of any host holds it.
+
+        A lock of the file system (flock): it goes with its holder, however that dies.
+        """
+        self._lock = (self.root / ".lock").open("w")
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise ConfigError(
+                        f"run.dir={self.root}: another run is writing there; stop it, or choose another folder"
+                    ) from error
+                time.sleep(0.1)
 
     def write(self, name: str, text: str) -> None:
         """Write one file of the run atomically. Errors: ConfigError if the disk refuses."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -84,7 +85,9 @@ def test_stopping_and_resuming_is_bit_equal_to_a_straight_run(
 def test_a_run_killed_at_any_step_resumes_bit_equal(root: Path, tmp_path: Path) -> None:
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     tiny.train(root / "run.yaml", f"run.dir={straight}", nproc=2)
-    for iteration in (3, 6):  # between two saves, and while one may be under way
+    iterations = sorted(random.sample(range(1, 9), 2))
+    print(f"killed after iterations {iterations}")
+    for iteration in iterations:
         kill_after_iteration(root / "run.yaml", killed, iteration)
     tiny.train(root / "run.yaml", f"run.dir={killed}", nproc=2)
     assert training_rows(killed) == training_rows(straight)
@@ -143,7 +146,9 @@ def test_another_layout_loads_the_same_weights_and_moments_and_goes_on_alike(
         root / "run.yaml", f"run.dir={source}", "training.stop_after_iterations=4", same, *TP2_SP, nproc=2, code=75
     )
     expected = None
-    layouts: dict[str, tuple[int, list[str]]] = {"TP2": (2, TP2_SP), "DP2": (2, []), "TP1": (1, []), "VPP": (2, VPP)}
+    layouts: dict[str, tuple[int, list[str]]] = {"DP2": (2, []), "VPP": (2, VPP)}
+    if precision == "fp32":
+        layouts |= {"TP2": (2, TP2_SP), "TP1": (1, [])}
     for name, (nproc, overrides) in layouts.items():
         run = tmp_path / name
         (run / "checkpoints").mkdir(parents=True)

@@ -26,6 +26,15 @@ LAYOUTS: dict[str, tuple[int, list[str]]] = {
     ),
     "PP2": (2, ["parallel.pipeline_model_parallel_size=2"]),
     "VPP": (2, ["parallel.pipeline_model_parallel_size=2", "parallel.virtual_pipeline_model_parallel_size=2"]),
+    "VPP DP2 overlapped": (
+        4,
+        [
+            "parallel.pipeline_model_parallel_size=2",
+            "parallel.virtual_pipeline_model_parallel_size=2",
+            "parallel.overlap_grad_reduce=true",
+            "parallel.overlap_param_gather=true",
+        ],
+    ),
     "TP2 PP2 SP": (
         4,
         [
@@ -34,6 +43,22 @@ LAYOUTS: dict[str, tuple[int, list[str]]] = {
             "parallel.sequence_parallel=true",
         ],
     ),
+}
+
+
+# Trained from a tied model whose vocabulary of 257 is padded, without document masking, as the paper's preset does.
+UNMASKED = ["data.document_masking=false", "model.make_vocab_size_divisible_by=64"]
+TIED_LAYOUTS: dict[str, tuple[int, list[str]]] = {
+    "PP2 DP2 overlapped": (
+        4,
+        [
+            "parallel.pipeline_model_parallel_size=2",
+            "parallel.overlap_grad_reduce=true",
+            "parallel.overlap_param_gather=true",
+            "training.micro_batch_size=1",
+        ],
+    ),
+    "TP2 PP2 SP": LAYOUTS["TP2 PP2 SP"],
 }
 
 
@@ -63,6 +88,10 @@ def sample_nll(model: torch.nn.Module, sample: Sample) -> torch.Tensor:
     return torch.stack(parts).sum()
 
 
+def whole_nll(model: torch.nn.Module, sample: Sample) -> torch.Tensor:
+    return document_nll(model, torch.from_numpy(sample.tokens))
+
+
 def expected_rate(consumed_tokens: int) -> float:
     """The schedule of tiny.run_tree by hand: 512 tokens of warm-up, 1-sqrt over the last 512 of 1280."""
     if consumed_tokens < 512:
@@ -70,8 +99,12 @@ def expected_rate(consumed_tokens: int) -> float:
     return 1e-3 if consumed_tokens <= 768 else 1e-3 * (1 - math.sqrt((consumed_tokens - 768) / 512))
 
 
-def train_with_transformers(root: Path, config: Path) -> Reference:
-    """One process, torch AdamW, decay on matrices only, samples of the run's own schedule."""
+def train_with_transformers(root: Path, config: Path, *, masked: bool = True) -> Reference:
+    """One process, torch AdamW, decay on matrices only, samples of the run's own schedule.
+
+    masked: documents apart; else each sample is one text.
+    """
+    nll = sample_nll if masked else whole_nll
     model = AutoModelForCausalLM.from_pretrained(root / "hf", dtype=torch.float32).train()
     start = {name: value.clone() for name, value in model.state_dict().items()}
     matrices = [p for p in model.parameters() if p.dim() > 1]
@@ -84,7 +117,7 @@ def train_with_transformers(root: Path, config: Path) -> Reference:
     losses, norms = [], []
     for iteration in range(5):
         optimizer.zero_grad()
-        total = torch.stack([sample_nll(model, dataset[8 * iteration + index]) for index in range(8)]).sum()
+        total = torch.stack([nll(model, dataset[8 * iteration + index]) for index in range(8)]).sum()
         (total / (8 * 32)).backward()
         losses.append(float(total) / (8 * 32))
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)))
@@ -124,6 +157,27 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_five_steps_equal_transformers_and_torch_adamw(reference: Reference, tmp_path: Path, layout: str) -> None:
     nproc, overrides = LAYOUTS[layout]
+    assert_equals_transformers(reference, tmp_path, nproc, overrides)
+
+
+@pytest.fixture(scope="module")
+def tied_unmasked(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    root = tmp_path_factory.mktemp("tied")
+    config = tiny.prepared(root)
+    tiny.hf_folder(root / "hf", tie_word_embeddings=True, vocab_size=257)
+    return train_with_transformers(root, config, masked=False)
+
+
+@pytest.mark.parametrize("layout", TIED_LAYOUTS)
+def test_tied_padded_and_unmasked_equals_transformers_too(
+    tied_unmasked: Reference, tmp_path: Path, layout: str
+) -> None:
+    nproc, overrides = TIED_LAYOUTS[layout]
+    assert_equals_transformers(tied_unmasked, tmp_path, nproc, [*overrides, *UNMASKED])
+
+
+def assert_equals_transformers(reference: Reference, tmp_path: Path, nproc: int, overrides: list[str]) -> None:
+    """Losses, gradient norms, rates, held-out losses and weights of a run against the reference."""
     run = tmp_path / "run"
     tiny.train(reference.config, f"run.dir={run}", *overrides, nproc=nproc)
     found = tiny.rows(run, "train")
