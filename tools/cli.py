@@ -131,6 +131,9 @@ Checkpoint = Annotated[
     Path, typer.Option("--checkpoint", help="An iter_* folder, or a run: its newest complete checkpoint is taken.")
 ]
 Verify = Annotated[bool, typer.Option("--verify/--no-verify", help="Compare every weight, bit for bit, afterwards.")]
+Logits = Annotated[
+    bool, typer.Option("--logits/--no-logits", help="Also compare logits with transformers, at long positions.")
+]
 
 
 @app.command(
@@ -142,12 +145,15 @@ def import_command(
     out: Annotated[Path, typer.Option("--out", help="Folder that will hold iter_0000000.")],
     dtype: Dtype = "keep",
     verify: Verify = True,
+    logits: Logits = True,
 ) -> None:
     """Hugging Face folder to a weights-only checkpoint, at any size in little memory."""
     from tools.checkpoint.importer import import_hf
 
     report = import_hf(hf, out, dtype=dtype, verify=verify, progress=live_line(f"import {hf}"))
     typer.echo(report.summary())
+    if verify and logits:
+        _compare_logits(hf, report.checkpoint, dtype)
 
 
 @app.command(epilog=_example("syne export --checkpoint runs/quickstart/bilingual --out runs/exported"))
@@ -156,6 +162,7 @@ def export(
     out: Annotated[Path, typer.Option("--out", help="The folder to write; from_pretrained opens it as it is.")],
     dtype: Dtype = "keep",
     verify: Verify = True,
+    logits: Logits = True,
     hf_config: Annotated[
         Path | None,
         typer.Option(help="config.json for a Megatron-LM checkpoint, which holds none.", show_default=False),
@@ -175,15 +182,25 @@ def export(
         progress=live_line(f"export {checkpoint}"),
     )
     typer.echo(report.summary())
+    if verify and logits and hf_config is None:
+        _compare_logits(out, checkpoint, dtype)
+
+
+def _compare_logits(hf: Path, checkpoint: Path, dtype: str) -> None:
+    """What was just converted, computed by both implementations; a cast changes logits, so only `keep` is compared."""
+    if dtype != "keep":
+        typer.echo(f"logits not compared (weights were cast to {dtype})")
+        return
+    from tools.checkpoint.verifier import verify as run_verify
+
+    typer.echo(run_verify(hf, checkpoint, tensors=False).logits_summary())
 
 
 @app.command(epilog=_example("syne verify --hf runs/quickstart/hf_bilingual --checkpoint runs/quickstart/bilingual"))
 def verify(
     hf: HfFolder,
     checkpoint: Checkpoint,
-    logits: Annotated[
-        bool, typer.Option("--logits/--no-logits", help="Also compare logits with transformers, at long positions.")
-    ] = True,
+    logits: Logits = True,
 ) -> None:
     """Compare a Hugging Face folder and a checkpoint: tensors, config fields, logits. Exits 4 if they differ."""
     from tools.checkpoint.verifier import verify as run_verify

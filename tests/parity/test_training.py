@@ -187,7 +187,7 @@ def assert_equals_transformers(reference: Reference, tmp_path: Path, nproc: int,
     assert [row["learning_rate"] for row in found] == pytest.approx([expected_rate(256 * i) for i in range(5)])
     last = {row["set"]: row["nll"] for row in tiny.rows(run, "validation") if row["iteration"] == 5}
     assert last == pytest.approx(reference.nll_per_set, abs=1e-4)
-    done = tiny.syne("export", "--checkpoint", run, "--out", tmp_path / "hf")
+    done = tiny.syne("export", "--checkpoint", run, "--out", tmp_path / "hf", "--no-logits")
     assert done.returncode == 0, done.stderr
     weights = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32).state_dict()
     assert weights.keys() == reference.weights.keys()

@@ -27,7 +27,9 @@ def hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_import_export_verify_is_a_circle(hf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["import", "--hf", str(hf), "--out", str(tmp_path / "ckpt")]) == 0
-    assert "verified bit for bit" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "verified bit for bit" in printed
+    assert "logits within" in printed
     assert main(["export", "--checkpoint", str(tmp_path / "ckpt"), "--out", str(tmp_path / "back")]) == 0
     before, after = (load_file(folder / "model.safetensors") for folder in (hf, tmp_path / "back"))
     assert before.keys() == after.keys()

@@ -31,19 +31,26 @@ class VerifyReport:
     why_no_logits: str | None
     seconds: float
 
+    def logits_summary(self) -> str:
+        if not self.num_positions:
+            return f"logits not compared ({self.why_no_logits})"
+        return (
+            f"logits within {self.max_logit_difference:.1e} of transformers' at {self.num_positions} positions "
+            f"up to {self.last_position}"
+        )
+
     def summary(self) -> str:
-        logits = f"logits not compared ({self.why_no_logits})"
-        if self.num_positions:
-            logits = (
-                f"logits within {self.max_logit_difference:.1e} of transformers' at {self.num_positions} positions "
-                f"up to {self.last_position}"
-            )
-        return f"{self.num_tensors} tensors equal bit for bit, config equal, {logits}; {self.seconds:.1f} s"
+        return (
+            f"{self.num_tensors} tensors equal bit for bit, config equal, {self.logits_summary()}; {self.seconds:.1f} s"
+        )
 
 
-def verify(hf: Path, checkpoint: Path, *, logits: bool = True, positions: int = NUM_POSITIONS) -> VerifyReport:
+def verify(
+    hf: Path, checkpoint: Path, *, tensors: bool = True, logits: bool = True, positions: int = NUM_POSITIONS
+) -> VerifyReport:
     """Compare an HF folder with an iter_* folder (or the newest in a run).
 
+    tensors: False where they were just compared while converting.
     logits: also run transformers on the folder and our own model on the checkpoint, in fp32, one after the other.
     positions: tokens in that run, spread evenly over the model's whole context.
     Errors: CheckpointError listing the first tensors or fields that differ, or the largest difference of logits.
@@ -51,7 +58,7 @@ def verify(hf: Path, checkpoint: Path, *, logits: bool = True, positions: int = 
     """
     started = time.perf_counter()
     folder = layout.resolve_checkpoint(checkpoint)
-    num_tensors = verify_folder(hf, folder)
+    num_tensors = verify_folder(hf, folder) if tensors else 0
     architecture = architecture_from_hf(read_hf_config(folder), where=str(folder / "config.json"))
     why_no_logits = _memory_shortage(architecture, positions) if logits else "not asked for"
     difference, last = 0.0, 0
