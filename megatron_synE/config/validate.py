@@ -301,15 +301,16 @@ def _manifests(
     ):
         if not any(entry.role == role for entry in manifest.sources):
             yield Fault(key, f"{manifest.folder} holds no source with role {role}", "remove it from this list")
-    owners: dict[str, Path] = {}
-    for manifest in manifests:
-        for entry in manifest.sources:
-            if entry.name in owners and owners[entry.name] != manifest.folder:
-                yield Fault(
-                    "data.manifests", f"source {entry.name} is in {owners[entry.name]} and in {manifest.folder}",
-                    "keep one, or preprocess one of them under another source or topic name",
-                )  # fmt: skip
-            owners[entry.name] = manifest.folder
+    for key, group in (("data.manifests", manifests), ("validation.manifests", validation_manifests)):
+        owners: dict[str, Path] = {}
+        for manifest in group:
+            for entry in manifest.sources:
+                if entry.name in owners and owners[entry.name] != manifest.folder:
+                    yield Fault(
+                        key, f"source {entry.name} is in {owners[entry.name]} and in {manifest.folder}",
+                        "keep one, or preprocess one of them under another source or topic name",
+                    )  # fmt: skip
+                owners[entry.name] = manifest.folder
 
 
 def _tokenizers(manifests: Sequence[DatasetManifest], architecture: LlamaArchitecture | None) -> Iterator[Fault]:

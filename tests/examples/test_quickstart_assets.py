@@ -239,6 +239,18 @@ def test_the_unpacked_weights_speak_english(assets: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+def test_real_weights_convert_bit_exact_and_give_the_logits_of_transformers(assets: Path, tmp_path: Path) -> None:
+    from tools.checkpoint.importer import import_hf
+    from tools.checkpoint.verifier import verify
+
+    folder = unpack_weights(assets, tmp_path / "hf_base")
+    report = verify(folder, import_hf(folder, tmp_path / "imported").checkpoint)
+    assert report.num_tensors == 272
+    assert report.last_position >= 4095
+    assert report.max_logit_difference <= 1e-4
+
+
+@pytest.mark.slow
 def test_the_tokenizer_splits_digits_as_the_model_was_trained(assets: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
