@@ -59,11 +59,18 @@ def run_rank(loaded: LoadedConfig, config_path: Path, ranks: Ranks) -> int:
     """One rank of the run, from process groups to exit code. Collective: every rank."""
     from megatron_synE.runtime import distributed
 
-    trainer = build_trainer(loaded, config_path, ranks)
-    code = trainer.fit()
-    trainer.metrics.close()
-    if code == exit_codes.FINISHED and loaded.resolved.checkpoint.export_hf:
-        _export(RunDir(loaded.resolved.run.dir), is_writer=ranks.rank == 0)
+    try:
+        trainer = build_trainer(loaded, config_path, ranks)
+        code = trainer.fit()
+        trainer.metrics.close()
+        if code == exit_codes.FINISHED and loaded.resolved.checkpoint.export_hf:
+            _export(RunDir(loaded.resolved.run.dir), is_writer=ranks.rank == 0)
+    except BaseException:
+        # An interpreter that leaves with gloo's threads running may abort and lose the exit code. With peers one
+        # must not wait for them: such a rank ends in end_as_one_rank.
+        if ranks.world_size == 1:
+            distributed.shut_down()
+        raise
     distributed.shut_down()
     return code
 

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from data_mixers.manifest import (
     write_manifest,
 )
 from megatron_synE.data.indexed import IndexedWriter
+from tests import warm
 
 EOS = 2
 
@@ -146,16 +146,23 @@ ROOT = Path(__file__).parents[1]
 
 
 def syne(*arguments: object, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run `syne ...` as a user does."""
-    return subprocess.run(
-        [sys.executable, "-m", "tools", *map(str, arguments)],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+    """Run `syne ...` in a process of its own, its imports made before."""
+    return python("-m", "tools", *arguments, timeout=timeout, **environment)
+
+
+def python(*arguments: object, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`python <arguments>` in a process of its own, with one thread, its imports made before."""
+    env = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    return warm.run([*map(str, arguments)], env=env, cwd=ROOT, timeout=timeout)
+
+
+def launched(nproc: int, script: Path, *arguments: object, **environment: str) -> None:
+    """The script as ranks 0 .. nproc-1. It must exit with 0."""
+    done = python("-c", LAUNCH, nproc, script, *arguments, **environment)
+    assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}\n{done.stderr[-4000:]}"
+
+
+LAUNCH = "import sys; from megatron_synE.runtime.launch import launch; sys.exit(launch(sys.argv[2:], int(sys.argv[1])))"
 
 
 def train(config: Path, *overrides: str, nproc: int = 1, code: int = 0) -> subprocess.CompletedProcess[str]:

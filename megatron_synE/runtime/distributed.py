@@ -51,9 +51,10 @@ def initialize_model_parallel(parallel: ParallelSection, *, seed: int) -> None:
 
 
 def shut_down() -> None:
-    """Leave all groups. Collective: every rank, on the way out of a run that went well."""
-    parallel_state.destroy_model_parallel()
-    dist.destroy_process_group()
+    """Leave all groups, if there are any yet. Collective: every rank, on the way out of a run that went well."""
+    if dist.is_initialized():
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
 
 
 def sum_over_data_parallel(values: torch.Tensor) -> torch.Tensor:

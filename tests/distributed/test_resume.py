@@ -154,13 +154,8 @@ def test_another_layout_loads_the_same_weights_and_moments_and_goes_on_alike(
         (run / "checkpoints").mkdir(parents=True)
         (run / "checkpoints/iter_0000004").symlink_to(source / "checkpoints/iter_0000004")
         rewritten = tmp_path / f"{name}-rewritten"
-        worker = [str(Path(__file__).with_name("rewrite_checkpoint.py")), str(root / "run.yaml"), str(rewritten)]
-        done = subprocess.run(
-            [sys.executable, "-c", _LAUNCH, str(nproc), *worker, f"run.dir={run}", same, *overrides],
-            cwd=tiny.ROOT, capture_output=True, text=True, timeout=120, check=False,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
+        script = Path(__file__).with_name("rewrite_checkpoint.py")
+        tiny.launched(nproc, script, root / "run.yaml", rewritten, f"run.dir={run}", same, *overrides)
         assert_same_tensors(rewritten, source / "checkpoints/iter_0000004")
         tiny.train(
             root / "run.yaml",
@@ -181,11 +176,6 @@ def test_another_layout_loads_the_same_weights_and_moments_and_goes_on_alike(
             if not key.startswith("optimizer.exp_avg") and precision == "fp32":
                 # 1e-4 as in tests/parity: Adam on gradients near zero.
                 assert (weights[key] - value).abs().max() <= 1e-4, key
-
-
-_LAUNCH = (
-    "import sys; from megatron_synE.runtime.launch import launch; sys.exit(launch(sys.argv[2:], int(sys.argv[1])))"
-)
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,6 @@ traps leave the losses alone. One that does not show here any more is one whose 
 """
 
 import ast
-import os
-import subprocess
-import sys
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +19,6 @@ from tests import tiny
 
 WEIGHTS = 1e-4
 NORMS = 1e-4
-LAUNCH = "import sys; from megatron_synE.runtime.launch import launch; sys.exit(launch(sys.argv[2:], int(sys.argv[1])))"
 LAYOUTS: dict[str, tuple[int, list[str]]] = {
     "one process": (1, []),
     "padded": (1, ["model.make_vocab_size_divisible_by=384"]),
@@ -73,13 +69,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
             return known[trap, layout]
         nproc, overrides = LAYOUTS[layout]
         folder = root / f"{trap}-{layout}".replace(" ", "-")
-        worker = [str(Path(__file__).with_name("sprung_run.py")), trap, str(config), f"run.dir={folder}", *overrides]
-        command = [sys.executable, *worker] if nproc == 1 else [sys.executable, "-c", LAUNCH, str(nproc), *worker]
-        done = subprocess.run(
-            command, cwd=tiny.ROOT, capture_output=True, text=True, timeout=180, check=False,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tiny.ROOT)},
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
+        script = Path(__file__).with_name("sprung_run.py")
+        tiny.launched(nproc, script, trap, config, f"run.dir={folder}", *overrides)
         rows = tiny.rows(folder, "train")
         known[trap, layout] = Outcome(
             [row["lm_loss"] for row in rows],
