@@ -1,111 +1,154 @@
-"""Which source sample i of a phase comes from: a merge of virtual times, in integers only.
+"""Which source sample i of a phase comes from: a tree of two-way splits, in integers only.
 
-Draw k of source j happens at virtual time (k + phi_j) / w_j; samples are the draws of all sources in order of time.
-With weights over 2**32 that sum to 2**32, time advances by one per sample on average. Times are kept as
-T_j(k) = floor(2**20 * ((k << 32) + phi_j) / w_j); equal times go to the smaller source index. Floats would repeat or
-skip draws after a few million samples.
-phi carries a source's credit from phase to phase: after n samples phi' = (count << 32) + phi - n * w, whose sum over
-sources never changes. Splitting a phase in two therefore changes nothing.
+Sources are the leaves of the Huffman tree of their weights. A node of weight W whose left child has weight w sends
+floor((n * w + offset) / W) of its first n samples to the left, so its counts are never further than half a sample from
+the exact share of its own count. The half samples of all nodes above a source add up with factors weight / W; in a
+Huffman tree a node weighs at least as much as its last two descendants together, so the factors are at most
+1, 1, 1/2, 1/3, 1/5, ... (Fibonacci), whose sum is 3.36: inside a phase no source is ever further than 1.68 samples from
+its share, for any weights and any number of sources. (A merge of virtual times (k + phi) / weight has no such bound:
+0.5 beside 1,000 unequal tiny weights puts it 18 samples off.) Floats would repeat or skip draws.
+
+From phase to phase each source carries its credit, count minus exact share. The offsets of a new phase are chosen so
+that each source begins where its credit says, as far as half a sample a node allows, heavy sources before light ones.
+No law that does not know later weights can bound the credit by a constant over arbitrary phases: always giving all
+weight to the sources that are behind drives one of m sources up to about log(m) behind (the cup game). Fifty random
+mixtures of 2 to 100 sources stay within 1.8.
 """
 
+import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-TIME_BITS = 20
 WEIGHT_BITS = 32
+ONE = 1 << WEIGHT_BITS
+"""One sample of credit."""
+_STIFFNESS_BITS = 64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class _Split:
+    """A node: the first n of its samples hold (n * left_weight + offset) // weight of the left child; offset < weight.
+
+    Children below the number of sources are sources, others are `splits[child - number of sources]`.
+    """
+
+    left: int
+    right: int
+    left_weight: int
+    weight: int
+    offset: int
+
+
 class Merge:
-    """The merge of one phase; sources with weight 0 are never drawn."""
+    """The order of sources in one phase; sources with weight 0 are never drawn."""
 
-    weights: tuple[int, ...]
-    phis: tuple[int, ...]
-    """Credit at the start of the phase, in units of 2**-32 draws; may be negative."""
+    def __init__(self, weights: Sequence[int], credits: Sequence[int]) -> None:
+        """weights: over 2**32, at least one positive. credits: count minus exact share before the phase, in 2**-32."""
+        self.weights = tuple(weights)
+        self.credits = tuple(credits)
+        self._splits, self._root = _huffman(self.weights, self.credits)
 
     def counts(self, num_samples: int) -> tuple[int, ...]:
         """Draws of each source among the first `num_samples` samples."""
-        if num_samples == 0:
-            return (0,) * len(self.weights)
-        time = self._time_of(num_samples - 1)
-        counts = [self._draws_until(j, time - 1) for j in range(len(self.weights))]
-        left = num_samples - sum(counts)
-        for j in range(len(counts)):
-            if left and self._draws_until(j, time) > counts[j]:
-                counts[j] += 1
-                left -= 1
-        return tuple(counts)
+        counts = [0] * (len(self.weights) + len(self._splits))
+        counts[self._root] = num_samples
+        for number in range(len(self._splits) - 1, -1, -1):  # parents come after their children
+            split = self._splits[number]
+            count = counts[len(self.weights) + number]
+            counts[split.left] = (count * split.left_weight + split.offset) // split.weight
+            counts[split.right] = count - counts[split.left]
+        return tuple(counts[: len(self.weights)])
 
     def draw(self, sample: int) -> tuple[int, int]:
         """(source index, draws of that source before it) of the sample'th sample of the phase."""
-        time = self._time_of(sample)
-        before = [self._draws_until(j, time - 1) for j in range(len(self.weights))]
-        left = sample - sum(before)
-        for j, count in enumerate(before):
-            if self._draws_until(j, time) > count:
-                if left == 0:
-                    return j, count
-                left -= 1
-        raise AssertionError("the merge lost a draw")
+        node = self._root
+        while node >= len(self.weights):
+            split = self._splits[node - len(self.weights)]
+            left, rest = divmod(sample * split.left_weight + split.offset, split.weight)
+            if rest + split.left_weight >= split.weight:  # the next quotient is one more: this sample goes left
+                node, sample = split.left, left
+            else:
+                node, sample = split.right, sample - left
+        return node, sample
 
     def draws(self, start: int, stop: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """(source index, draws of that source before) of samples start..stop-1 of the phase.
 
-        Exact while stop - start < 2**30: times are taken relative to the first one, so int64 cannot overflow.
+        Exact while stop - start < 2**31: counts are taken from `start` on, so int64 cannot overflow.
         """
-        first, last = self.counts(start), self.counts(stop)
-        active = [j for j in range(len(self.weights)) if last[j] > first[j]]
-        starts = {j: divmod((first[j] << WEIGHT_BITS) + self.phis[j], self.weights[j]) for j in active}
-        base = min((whole for whole, _ in starts.values()), default=0)
-        times, indices, numbers = [], [], []
-        for j in active:
-            whole, rest = starts[j]
-            steps = np.arange(last[j] - first[j], dtype=np.int64)
-            quotient, remainder = np.divmod((steps << WEIGHT_BITS) + rest, self.weights[j])
-            times.append(((quotient + (whole - base)) << TIME_BITS) + (remainder << TIME_BITS) // self.weights[j])
-            indices.append(np.full(len(steps), j, dtype=np.int64))
-            numbers.append(steps + first[j])
-        if not active:
-            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-        order = np.argsort(np.concatenate(times), kind="stable")  # stable: ties stay in source order
-        return np.concatenate(indices)[order], np.concatenate(numbers)[order]
+        sources, numbers = (np.zeros(stop - start, dtype=np.int64) for _ in range(2))
+        waiting = [(self._root, start, np.arange(stop - start))]
+        while waiting:
+            node, first, rows = waiting.pop()
+            if not rows.size:
+                continue
+            if node < len(self.weights):
+                sources[rows] = node
+                numbers[rows] = np.arange(first, first + rows.size)
+                continue
+            split = self._splits[node - len(self.weights)]
+            left, rest = divmod(first * split.left_weight + split.offset, split.weight)
+            remainders = (np.arange(rows.size, dtype=np.int64) * split.left_weight + rest) % split.weight
+            goes_left = remainders + split.left_weight >= split.weight
+            waiting.append((split.right, first - left, rows[~goes_left]))
+            waiting.append((split.left, left, rows[goes_left]))
+        return sources, numbers
 
-    def phis_after(self, num_samples: int) -> tuple[int, ...]:
+    def credits_after(self, num_samples: int) -> tuple[int, ...]:
         """The credit to start the next phase with; a source with weight 0 keeps its own."""
         return tuple(
-            (count << WEIGHT_BITS) + phi - num_samples * weight
-            for count, phi, weight in zip(self.counts(num_samples), self.phis, self.weights, strict=True)
+            credit + (count << WEIGHT_BITS) - num_samples * weight
+            for count, credit, weight in zip(self.counts(num_samples), self.credits, self.weights, strict=True)
         )
 
-    def _time_of(self, sample: int) -> int:
-        """The smallest time at which more than `sample` draws have happened."""
-        step = 1 << TIME_BITS
-        high = (sample + 1) << TIME_BITS
-        while self._total_until(high) <= sample:
-            high += step
-            step <<= 1
-        step = 1 << TIME_BITS
-        low = high - step
-        while self._total_until(low) > sample:
-            low -= step
-            step <<= 1
-        while high - low > 1:
-            middle = (low + high) >> 1
-            if self._total_until(middle) > sample:
-                high = middle
-            else:
-                low = middle
-        return high
 
-    def _total_until(self, time: int) -> int:
-        return sum(self._draws_until(j, time) for j in range(len(self.weights)))
+def _huffman(weights: Sequence[int], credits: Sequence[int]) -> tuple[list[_Split], int]:
+    """The splits, children before parents, and the root. Equal weights: the smaller node number first."""
+    heap = [(weight, index) for index, weight in enumerate(weights) if weight]
+    heapq.heapify(heap)
+    pairs: list[tuple[int, int]] = []
+    weight_of = list(weights)
+    while len(heap) > 1:
+        (lighter, right), (heavier, left) = heapq.heappop(heap), heapq.heappop(heap)
+        heapq.heappush(heap, (lighter + heavier, len(weight_of)))
+        weight_of.append(lighter + heavier)
+        pairs.append((left, right))
+    root = heap[0][1]
+    offsets = _offsets(pairs, weight_of, credits)
+    splits = [
+        _Split(left=left, right=right, left_weight=weight_of[left], weight=weight_of[left] + weight_of[right], offset=o)
+        for (left, right), o in zip(pairs, offsets, strict=True)
+    ]
+    return splits, root
 
-    def _draws_until(self, j: int, time: int) -> int:
-        """Draws of source j with T_j(k) <= time: T_j(k) <= t is the same as 2**20 * ((k << 32) + phi) < (t + 1) * w."""
-        weight = self.weights[j]
-        if weight == 0:
-            return 0
-        largest = ((time + 1) * weight - 1) >> TIME_BITS
-        return max(0, ((largest - self.phis[j]) >> WEIGHT_BITS) + 1)
+
+def _offsets(pairs: Sequence[tuple[int, int]], weight_of: Sequence[int], credits: Sequence[int]) -> list[int]:
+    """Each node's offset: its half sample either way spent on starting every source at its credit.
+
+    wanted: the credit below a node. stiffness: by how much (sum of squares) the sources below are moved off theirs
+    when the node is; one heavy source is stiff, a thousand light ones share the move and are soft. Between two children
+    whose wishes do not add up to what their parent got, the stiffer one moves less (least squares).
+    """
+    num_sources = len(weight_of) - len(pairs)
+    wanted = list(credits)
+    stiffness = [1 << _STIFFNESS_BITS] * num_sources
+    for left, right in pairs:
+        wanted.append(wanted[left] + wanted[right])
+        weight = weight_of[left] + weight_of[right]
+        squares = stiffness[left] * weight_of[left] ** 2 + stiffness[right] * weight_of[right] ** 2
+        stiffness.append(max(1, squares // weight**2))
+    got = [0] * len(weight_of)  # the root gets 0: the samples of a phase are all its own
+    offsets = [0] * len(pairs)
+    for number in range(len(pairs) - 1, -1, -1):
+        (left, right), node = pairs[number], num_sources + number
+        excess = got[node] - wanted[node]
+        wish = wanted[left] + excess * stiffness[right] // (stiffness[left] + stiffness[right])
+        share = got[node] * weight_of[left] // weight_of[node]
+        lead = min(max(wish - share, -ONE // 2), ONE // 2)
+        got[left] = share + lead
+        got[right] = got[node] - got[left]
+        offsets[number] = min(max(0, (ONE // 2 - lead) * weight_of[node] >> WEIGHT_BITS), weight_of[node] - 1)
+    return offsets

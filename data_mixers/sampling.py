@@ -12,12 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from data_mixers.errors import ConfigError
-from data_mixers.merge import WEIGHT_BITS, Merge
-from data_mixers.permutation import keyed_hash
+from data_mixers.merge import Merge
 from data_mixers.schedule import Schedule
 from data_mixers.windows import SourceWindows
-
-GOLDEN = 0x9E3779B9  # 2**32 / golden ratio: multiples modulo 2**32 are spread as evenly as any number of points can be
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,23 +62,18 @@ class Sampler:
             else None
             for source in schedule.sources
         ]
-        index_of = {source.name: index for index, source in enumerate(schedule.sources)}
-        offset = keyed_hash("phi", schedule.seed)
-        phis = tuple((offset + rank * GOLDEN) % (1 << WEIGHT_BITS) for rank in range(len(schedule.sources)))
-        cursors = (0,) * len(schedule.sources)
+        self._starts: list[int] = []
         self._merges: list[Merge] = []
-        self._cursors: list[tuple[int, ...]] = [cursors]
-        for phase in schedule.phases:
-            weights = [0] * len(schedule.sources)
-            for name, weight in phase.weights:
-                weights[index_of[name]] = weight
-            merge = Merge(tuple(weights), phis)
-            counts = merge.counts(phase.num_samples)
-            phis = merge.phis_after(phase.num_samples)
-            cursors = tuple(cursor + count for cursor, count in zip(cursors, counts, strict=True))
+        self._cursors: list[tuple[int, ...]] = []
+        cursors = credits = (0,) * len(schedule.sources)
+        for start, num_samples, weights in _blends(schedule):
+            merge = Merge(weights, credits)
+            self._starts.append(start)
             self._merges.append(merge)
             self._cursors.append(cursors)
-        self._starts = [phase.start_sample for phase in schedule.phases]
+            cursors = _added(cursors, merge.counts(num_samples))
+            credits = merge.credits_after(num_samples)
+        self._cursors.append(cursors)
 
     def address(self, sample: int) -> SampleAddress:
         """Errors: ConfigError if the schedule does not reach that sample."""
@@ -97,7 +89,7 @@ class Sampler:
         first, last = self._phase_of(start), self._phase_of(stop - 1)
         sources, draws = [], []
         for phase in range(first, last + 1):
-            begin, end = self._starts[phase], self.schedule.phases[phase].end_sample
+            begin, end = self._starts[phase], (*self._starts[1:], self.schedule.num_samples)[phase]
             indices, counts = self._merges[phase].draws(max(start, begin) - begin, min(stop, end) - begin)
             sources.append(indices)
             draws.append(counts + np.array(self._cursors[phase], dtype=np.int64)[indices])
@@ -115,7 +107,7 @@ class Sampler:
             return self._cursors[-1]
         phase = self._phase_of(sample)
         counts = self._merges[phase].counts(sample - self._starts[phase])
-        return tuple(base + count for base, count in zip(self._cursors[phase], counts, strict=True))
+        return _added(self._cursors[phase], counts)
 
     def epochs_read(self) -> dict[str, float]:
         """How often the whole schedule reads each source that it weighs, in epochs."""
@@ -134,6 +126,29 @@ class Sampler:
         windows = self._windows[index]
         assert windows is not None  # only weighed sources are drawn
         return windows
+
+
+def _blends(schedule: Schedule) -> list[tuple[int, int, tuple[int, ...]]]:
+    """(start, samples, weights by source index): phases, one for neighbours of equal weights.
+
+    So that splitting a phase in two changes nothing.
+    """
+    index_of = {source.name: index for index, source in enumerate(schedule.sources)}
+    blends: list[tuple[int, int, tuple[int, ...]]] = []
+    for phase in schedule.phases:
+        weights = [0] * len(schedule.sources)
+        for name, weight in phase.weights:
+            weights[index_of[name]] = weight
+        if blends and blends[-1][2] == tuple(weights):
+            start = blends.pop()[0]
+            blends.append((start, phase.end_sample - start, tuple(weights)))
+        else:
+            blends.append((phase.start_sample, phase.num_samples, tuple(weights)))
+    return blends
+
+
+def _added(left: tuple[int, ...], right: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(a + b for a, b in zip(left, right, strict=True))
 
 
 @lru_cache(maxsize=4)

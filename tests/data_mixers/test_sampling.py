@@ -3,7 +3,7 @@
 import random
 import time
 from fractions import Fraction
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import numpy as np
 import pytest
@@ -68,37 +68,107 @@ def test_every_prefix_holds_the_exact_share_within_two_samples(phases: list[tupl
         error = off[-1]
 
 
-def slow_order(weights: list[int], phis: tuple[int, ...], num_samples: int) -> list[int]:
-    """The merge by its definition, in exact fractions rounded down to 2**-20."""
-    events = []
-    for index, (weight, phi) in enumerate(zip(weights, phis, strict=True)):
-        if weight:
-            for count in range(num_samples + 1):
-                moment = Fraction((count << 32) + phi, weight)
-                events.append(((moment * (1 << 20)).__floor__(), index))
-    return [index for _, index in sorted(events)[:num_samples]]
-
-
 @pytest.mark.parametrize("shares", [[1.0] * 7, [0.9, 0.05, 0.05], [0.6, 0.0, 0.3, 0.1], MIXED[1][:9]])
-def test_scalar_and_vector_orders_equal_the_definition_in_fractions(shares: list[float]) -> None:
+def test_one_sample_a_range_and_the_counts_agree(shares: list[float]) -> None:
     schedule = make_schedule([(60, shares), (50, shares[::-1]), (40, shares)])
     sampler = Sampler(schedule)
     vector = addresses(schedule, 0, 150)
-    for index, phase in enumerate(schedule.phases):
-        expected = slow_order(weights_of(schedule, index), sampler._merges[index].phis, phase.num_samples)
-        assert vector.source_index[phase.start_sample : phase.end_sample].tolist() == expected
     assert [address(schedule, sample) for sample in range(150)] == list(vector)
+    for sample in range(151):
+        counted = np.bincount(vector.source_index[:sample], minlength=len(shares))
+        assert sampler.cursors(sample) == tuple(counted.tolist())
 
 
-def test_credit_is_conserved_from_phase_to_phase() -> None:
-    schedule = make_schedule([(997, shares) for shares in MIXED])
-    sums = {sum(merge.phis) for merge in Sampler(schedule)._merges}
-    assert len(sums) == 1
+def test_two_sources_follow_the_rounded_share() -> None:
+    # three quarters: after n samples round(3n/4) of the first, halves up
+    assert Merge((3 * UNIT // 4, UNIT // 4), (0, 0)).draws(0, 8)[0].tolist() == [0, 0, 1, 0, 0, 0, 1, 0]
+
+
+def test_credits_are_count_minus_exact_share_and_sum_to_zero() -> None:
+    merge = Merge((UNIT // 2, UNIT // 8, 3 * UNIT // 8), (0, 0, 0))
+    counts = merge.counts(1003)
+    assert merge.credits_after(1003) == tuple(
+        int((count - Fraction(1003 * weight, UNIT)) * UNIT) for count, weight in zip(counts, merge.weights, strict=True)
+    )
+    assert sum(merge.credits_after(1003)) == 0
 
 
 def test_a_source_with_weight_zero_keeps_its_credit() -> None:
     merge = Merge((UNIT // 2, 0, UNIT // 2), (5, 77, 9))
-    assert merge.phis_after(1001)[1] == 77
+    assert merge.credits_after(1001)[1] == 77
+
+
+def deviation(schedule: Schedule) -> float:
+    """Largest |count - exact share| of any source after any sample."""
+    drawn = addresses(schedule, 0, schedule.num_samples).source_index
+    error, worst = np.zeros(len(schedule.sources)), 0.0
+    for index, phase in enumerate(schedule.phases):
+        share = np.array(weights_of(schedule, index)) / UNIT
+        for start in range(phase.start_sample, phase.end_sample, 2000):
+            rows = drawn[start : min(start + 2000, phase.end_sample)]
+            one_hot = np.zeros((len(rows), len(share)))
+            one_hot[np.arange(len(rows)), rows] = 1
+            off = error + np.cumsum(one_hot, axis=0) - np.outer(np.arange(1, len(rows) + 1), share)
+            worst, error = max(worst, float(np.abs(off).max())), off[-1]
+    return worst
+
+
+@pytest.mark.parametrize("num_sources", [1, 2, 3, 31, 1000, 10_000])
+def test_one_phase_of_any_weights_stays_within_the_sum_of_the_fibonacci_reciprocals(num_sources: int) -> None:
+    rng = random.Random(num_sources)
+    shares = [0.5] + [rng.random() ** 4 + 1e-9 for _ in range(num_sources - 1)]
+    shares = [shares[0]] + [share / max(1e-9, 2 * sum(shares[1:])) for share in shares[1:]]
+    schedule = make_schedule([(4000 if num_sources < 10_000 else 1500, shares)])
+    assert deviation(schedule) <= 3.36 / 2  # merge.py derives it; the issue asks for 2
+
+
+def test_weights_from_a_billionth_to_one() -> None:
+    schedule = make_schedule([(50_000, [1.0, 1e-9, 1e-6, 1e-3])])
+    assert deviation(schedule) <= 3.36 / 2
+    assert Sampler(schedule).cursors(50_000)[1] <= 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_fifty_phases_together_hold_the_exact_share_within_two_samples(seed: int) -> None:
+    rng = random.Random(seed)
+    num_sources = rng.choice([2, 5, 22, 31, 100])
+    base = [rng.random() ** 3 + 1e-3 for _ in range(num_sources)]
+    phases = []
+    for _ in range(50):
+        base = [b * rng.uniform(0.8, 1.2) if seed % 2 else rng.random() ** 3 + 1e-3 for b in base]
+        phases.append((rng.randrange(1, 400), [b / sum(base) for b in base]))
+    assert deviation(make_schedule(phases)) <= 2.0
+
+
+def test_a_source_of_weight_0_002_gets_its_20_over_50_phases_of_200_samples() -> None:
+    rng = random.Random(3)
+    phases = []
+    for _ in range(50):
+        rest = [rng.random() + 0.05 for _ in range(21)]
+        phases.append((200, [0.002, *(0.998 * share / sum(rest) for share in rest)]))
+    assert abs(Sampler(make_schedule(phases)).cursors(10_000)[0] - 20) <= 2
+
+
+def recipe_shares() -> dict[str, float]:
+    """The 31 sources of stage 1 (RECIPE.md): 2:8, shares inside a language, web pages in 11 topics each."""
+    zh = {"encyclopedia": 0.05, "book": 0.20, "qa_forum": 0.05}
+    en = {"encyclopedia": 0.05, "book": 0.15, "qa_forum": 0.05, "paper": 0.10, "math": 0.10, "code": 0.15}
+    shares = {f"zh/{name}": 0.2 * share for name, share in zh.items()}
+    shares |= {f"en/{name}": 0.8 * share for name, share in en.items()}
+    shares |= {f"zh/web/{topic}": 0.2 * 0.70 / 11 for topic in range(11)}
+    return shares | {f"en/web/{topic}": 0.8 * 0.40 / 11 for topic in range(11)}
+
+
+def test_the_recipe_is_read_without_runs() -> None:
+    shares = dict(sorted(recipe_shares().items()))
+    assert len(shares) == 31
+    schedule = make_schedule([(20_000, list(shares.values()))])
+    assert deviation(schedule) <= 3.36 / 2
+    drawn = addresses(schedule, 0, 20_000).source_index.tolist()
+    assert max(len(list(run)) for _, run in groupby(drawn)) == 1
+    groups = [list(shares)[source][:6] for source in drawn]
+    # share 0.32: one at a time is possible, two allowed; a plain phi = 1/2 gave 11
+    assert max(len(list(run)) for group, run in groupby(groups) if group == "en/web") <= 2
 
 
 def test_splitting_a_phase_changes_nothing() -> None:
