@@ -1,6 +1,6 @@
 """Sample number -> source and tokens: a pure function of the schedule, the same at any parallel layout.
 
-schedule ─ phase of i ─ merge (which source, its how-many-eth draw) ─ windows (epoch, shard, offset) ─> SampleAddress
+schedule ─ phase of i, skips ─ merge (source, its how-many-eth draw) ─ windows (epoch, shard, offset) ─> SampleAddress
 """
 
 from bisect import bisect_right
@@ -50,8 +50,20 @@ class SampleAddresses:
         return (SampleAddress(*row) for row in zip(*(column.tolist() for column in columns), strict=True))
 
 
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """Samples from `start` on that follow one merge without a break; a skip begins another."""
+
+    start: int
+    drawn: int
+    """Samples of the merge drawn or skipped before `start`."""
+    merge: Merge
+    cursors: tuple[int, ...]
+    """Draws of each source before the merge."""
+
+
 class Sampler:
-    """A schedule prepared for look-ups. Cost: one bisection per phase; memory: a few numbers per phase and source."""
+    """A schedule prepared for look-ups. Cost: one tree per change of weights; memory: a few numbers per source."""
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
@@ -62,37 +74,41 @@ class Sampler:
             else None
             for source in schedule.sources
         ]
-        self._starts: list[int] = []
-        self._merges: list[Merge] = []
-        self._cursors: list[tuple[int, ...]] = []
+        self._stretches: list[_Stretch] = []
         cursors = credits = (0,) * len(schedule.sources)
-        for start, num_samples, weights in _blends(schedule):
+        for start, end, weights in _blends(schedule):
             merge = Merge(weights, credits)
-            self._starts.append(start)
-            self._merges.append(merge)
-            self._cursors.append(cursors)
-            cursors = _added(cursors, merge.counts(num_samples))
-            credits = merge.credits_after(num_samples)
-        self._cursors.append(cursors)
+            skips = [(skip.at_sample, skip.num_samples) for skip in schedule.skips if start <= skip.at_sample < end]
+            skipped = 0
+            for at, num_samples in [(start, 0), *skips]:
+                skipped += num_samples
+                self._stretches.append(_Stretch(at, at - start + skipped, merge, cursors))
+            drawn = end - start + skipped
+            cursors = _added(cursors, merge.counts(drawn))
+            credits = merge.credits_after(drawn)
+        self._end_cursors = cursors
+        self._starts = [stretch.start for stretch in self._stretches]
 
     def address(self, sample: int) -> SampleAddress:
         """Errors: ConfigError if the schedule does not reach that sample."""
-        phase = self._phase_of(sample)
-        source, count = self._merges[phase].draw(sample - self._starts[phase])
-        window = self._source(source).address(self._cursors[phase][source] + count)
+        stretch = self._stretches[self._stretch_of(sample)]
+        source, count = stretch.merge.draw(sample - stretch.start + stretch.drawn)
+        window = self._source(source).address(stretch.cursors[source] + count)
         return SampleAddress(source, window.epoch, window.shard_index, window.token_offset)
 
     def addresses(self, start: int, stop: int) -> SampleAddresses:
         """The addresses of samples start..stop-1."""
         if stop <= start:
             return SampleAddresses(start, *(np.zeros(0, dtype=np.int64) for _ in range(4)))
-        first, last = self._phase_of(start), self._phase_of(stop - 1)
+        first, last = self._stretch_of(start), self._stretch_of(stop - 1)
         sources, draws = [], []
-        for phase in range(first, last + 1):
-            begin, end = self._starts[phase], (*self._starts[1:], self.schedule.num_samples)[phase]
-            indices, counts = self._merges[phase].draws(max(start, begin) - begin, min(stop, end) - begin)
+        for number in range(first, last + 1):
+            stretch = self._stretches[number]
+            end = self._starts[number + 1] if number < last else stop
+            moved = stretch.drawn - stretch.start
+            indices, counts = stretch.merge.draws(max(start, stretch.start) + moved, end + moved)
             sources.append(indices)
-            draws.append(counts + np.array(self._cursors[phase], dtype=np.int64)[indices])
+            draws.append(counts + np.array(stretch.cursors, dtype=np.int64)[indices])
         source_index, draw = np.concatenate(sources), np.concatenate(draws)
         epoch, shard, offset = (np.zeros_like(draw) for _ in range(3))
         order = np.argsort(source_index, kind="stable")
@@ -102,22 +118,21 @@ class Sampler:
         return SampleAddresses(start, source_index, epoch, shard, offset)
 
     def cursors(self, sample: int) -> tuple[int, ...]:
-        """How many samples of each source come before `sample`: the per-source cursors of a checkpoint."""
+        """Samples of each source read or skipped before `sample` is: the per-source cursors of a checkpoint."""
         if sample == self.schedule.num_samples:
-            return self._cursors[-1]
-        phase = self._phase_of(sample)
-        counts = self._merges[phase].counts(sample - self._starts[phase])
-        return _added(self._cursors[phase], counts)
+            return self._end_cursors
+        stretch = self._stretches[self._stretch_of(sample)]
+        return _added(stretch.cursors, stretch.merge.counts(sample - stretch.start + stretch.drawn))
 
     def epochs_read(self) -> dict[str, float]:
         """How often the whole schedule reads each source that it weighs, in epochs."""
         return {
             source.name: cursor / windows.windows_per_epoch
-            for source, cursor, windows in zip(self.schedule.sources, self._cursors[-1], self._windows, strict=True)
+            for source, cursor, windows in zip(self.schedule.sources, self._end_cursors, self._windows, strict=True)
             if windows is not None
         }
 
-    def _phase_of(self, sample: int) -> int:
+    def _stretch_of(self, sample: int) -> int:
         if not 0 <= sample < self.schedule.num_samples:
             raise ConfigError(f"sample {sample} is outside the schedule, which has {self.schedule.num_samples} samples")
         return bisect_right(self._starts, sample) - 1
@@ -129,7 +144,7 @@ class Sampler:
 
 
 def _blends(schedule: Schedule) -> list[tuple[int, int, tuple[int, ...]]]:
-    """(start, samples, weights by source index): phases, one for neighbours of equal weights.
+    """(start, end, weights by source index): phases, one for neighbours of equal weights.
 
     So that splitting a phase in two changes nothing.
     """
@@ -141,9 +156,9 @@ def _blends(schedule: Schedule) -> list[tuple[int, int, tuple[int, ...]]]:
             weights[index_of[name]] = weight
         if blends and blends[-1][2] == tuple(weights):
             start = blends.pop()[0]
-            blends.append((start, phase.end_sample - start, tuple(weights)))
+            blends.append((start, phase.end_sample, tuple(weights)))
         else:
-            blends.append((phase.start_sample, phase.num_samples, tuple(weights)))
+            blends.append((phase.start_sample, phase.end_sample, tuple(weights)))
     return blends
 
 

@@ -14,8 +14,9 @@ from data_mixers.manifest import SourceEntry
 from data_mixers.ratios import WEIGHT_UNIT
 from data_mixers.strict_json import parse
 
-SCHEMA_VERSION = 1
-Order = Literal["permuted", "as_written"]
+SCHEMA_VERSION = 2
+Order = Literal["permuted", "as_written", "reversed", "prefix_permuted"]
+PhaseKind = Literal["stage", "reweight", "guard", "exhaustion"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +35,24 @@ class ScheduledSource:
     name: str
     shards: tuple[ScheduledShard, ...]
     order: Order = "permuted"
-    """Order of windows inside an epoch: a keyed permutation, or as they lie in the files."""
+    """Order of windows inside an epoch: a keyed permutation, as they lie in the files, that backwards, or the first
+    `prefix` of them as they lie and the rest permuted (warm-up, then random)."""
+    prefix: float = 0.0
+    """Share of an epoch's windows, in (0, 1), for prefix_permuted alone."""
+    windows_planned: int | None = None
+    """Windows an epoch is expected to read, at most all: those are spread evenly over the files, so that a source in
+    order of difficulty reaches its hard end; the others follow in the same epoch if it goes on. None: all."""
 
     def __post_init__(self) -> None:
+        where = f"source {self.name}"
+        if self.order == "prefix_permuted" and not 0 < self.prefix < 1:
+            raise ConfigError(f"{where}: prefix={self.prefix} must lie between 0 and 1 with order=prefix_permuted")
+        if self.order != "prefix_permuted" and self.prefix != 0:
+            raise ConfigError(f"{where}: prefix={self.prefix} has no meaning with order={self.order}; leave it out")
+        if self.windows_planned is not None and self.windows_planned < 1:
+            raise ConfigError(
+                f"{where}: windows_planned={self.windows_planned} must be at least 1; leave it out for all"
+            )
         if "@" in self.name:
             raise ConfigError(f"source {self.name} is held out for validation and can never enter a schedule")
 
@@ -50,10 +66,23 @@ class Phase:
     num_samples: int
     weights: tuple[tuple[str, int], ...]
     """(source name, weight over 2**32), in schedule order, zeros left out; they sum to exactly 2**32."""
+    kind: PhaseKind = "stage"
+    """Why the phase begins; decides no sample."""
 
     @property
     def end_sample(self) -> int:
         return self.start_sample + self.num_samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skip:
+    """Data left out after a loss spike: the phase's order goes on `num_samples` later from `at_sample` on.
+
+    Phases keep their sample numbers; only what is read from `at_sample` on moves up.
+    """
+
+    at_sample: int
+    num_samples: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +93,8 @@ class Schedule:
     seq_length: int
     sources: tuple[ScheduledSource, ...]
     phases: tuple[Phase, ...] = ()
+    skips: tuple[Skip, ...] = ()
+    """In order of at_sample."""
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -76,6 +107,13 @@ class Schedule:
         for index, phase in enumerate(self.phases):
             _check_phase(phase, names, start=start, where=f"schedule.phases[{index}]")
             start = phase.end_sample
+        for index, skip in enumerate(self.skips):
+            if skip.num_samples < 1 or not 0 <= skip.at_sample < start:
+                raise ConfigError(f"schedule.skips[{index}]={skip} is empty or outside the {start} samples")
+            if index and skip.at_sample < self.skips[index - 1].at_sample:
+                raise ConfigError(
+                    f"schedule.skips[{index}] at {skip.at_sample} is before the one at its left; sort them"
+                )
 
     @property
     def num_samples(self) -> int:
@@ -97,7 +135,13 @@ class Schedule:
         return replace(self, sources=self.sources + new_sources, phases=(*self.phases, phase))
 
     def append_weights(
-        self, name: str, *, num_samples: int, weights: Mapping[str, int], new_sources: tuple[ScheduledSource, ...] = ()
+        self,
+        name: str,
+        *,
+        num_samples: int,
+        weights: Mapping[str, int],
+        new_sources: tuple[ScheduledSource, ...] = (),
+        kind: PhaseKind = "stage",
     ) -> "Schedule":
         """`append` of a phase that starts where this schedule ends; weights as `ratios.quantise` gives them."""
         known = [source.name for source in self.sources + new_sources]
@@ -105,8 +149,32 @@ class Schedule:
             if source not in known:
                 raise ConfigError(f"phase {name} weighs {source}, which the schedule does not have: {', '.join(known)}")
         ordered = tuple((source, weights[source]) for source in known if weights.get(source, 0))
-        phase = Phase(name=name, start_sample=self.num_samples, num_samples=num_samples, weights=ordered)
+        phase = Phase(name=name, start_sample=self.num_samples, num_samples=num_samples, weights=ordered, kind=kind)
         return self.append(phase, new_sources=new_sources)
+
+    def skip(self, start: int, stop: int, *, consumed_samples: int) -> "Schedule":
+        """This schedule without the data of samples start..stop-1: from `start` on it reads what came from `stop` on.
+
+        Sample numbers are those of this schedule, so earlier skips are counted already. A later phase starts where it
+        did; a source's cursor counts what was skipped.
+        Errors: ConfigError if the range is empty, starts before what is consumed or before an
+        earlier skip, or crosses a change of weights.
+        """
+        if not consumed_samples <= start < stop <= self.num_samples:
+            raise ConfigError(
+                f"skip {start}:{stop} must be a range of samples that are not read yet, inside {consumed_samples}:"
+                f"{self.num_samples}; what is consumed can not be left out"
+            )
+        if self.skips and start < self.skips[-1].at_sample:
+            raise ConfigError(f"skip {start}:{stop} begins before the last one, at sample {self.skips[-1].at_sample}")
+        crossed = [phase for phase in self.phases if phase.start_sample < stop and phase.end_sample > start]
+        for phase in crossed[1:]:
+            if phase.weights != crossed[0].weights:
+                raise ConfigError(
+                    f"skip {start}:{stop} crosses the change of weights at sample {phase.start_sample} ({phase.name}); "
+                    f"skip {start}:{phase.start_sample}, or another range after it"
+                )
+        return replace(self, skips=(*self.skips, Skip(at_sample=start, num_samples=stop - start)))
 
     def to_json(self) -> str:
         """Canonical: equal schedules give equal text."""
@@ -132,7 +200,7 @@ class Schedule:
         """sha256 of everything that decides the samples before `sample`, and of nothing else.
 
         Equal for two schedules exactly when they differ only in what comes later: names of phases, a split of a phase
-        into two with equal weights, later phases and sources that no earlier phase reads leave it unchanged.
+        into two with equal weights, later phases and skips and sources that no earlier phase reads leave it unchanged.
         """
         segments: list[tuple[int, tuple[tuple[str, int], ...]]] = []
         for phase in self.phases:
@@ -143,12 +211,17 @@ class Schedule:
                 segments.pop()
             segments.append((end, phase.weights))
         read = {name for _, weights in segments for name, _ in weights}
+        skipped: dict[int, int] = {}
+        for skip in self.skips:
+            if skip.at_sample < sample:
+                skipped[skip.at_sample] = skipped.get(skip.at_sample, 0) + skip.num_samples
         past = {
             "seed": self.seed,
             "seq_length": self.seq_length,
             # the index is the rank in the merge, so it belongs to the past
             "sources": [(index, asdict(source)) for index, source in enumerate(self.sources) if source.name in read],
             "segments": segments,
+            "skipped": sorted(skipped.items()),
         }
         return hashlib.sha256(_canonical(past).encode()).hexdigest()
 

@@ -1,0 +1,154 @@
+"""Orders of windows inside an epoch, thinning, and skipped ranges: each a bijection or a recorded gap."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_mixers.errors import ConfigError
+from data_mixers.permutation import Permutation
+from data_mixers.ratios import quantise
+from data_mixers.sampling import Sampler, address, addresses
+from data_mixers.schedule import Order, Schedule, ScheduledShard, ScheduledSource
+from data_mixers.windows import SourceWindows
+
+
+def windows_of(num_windows: int, order: Order, *, prefix: float = 0.0, planned: int | None = None) -> SourceWindows:
+    shard = ScheduledShard(num_tokens=(num_windows + 1) * 10, sha256="0")
+    source = ScheduledSource(name="zh/web/law", shards=(shard,), order=order, prefix=prefix, windows_planned=planned)
+    return SourceWindows(source, seed=3, seq_length=10)
+
+
+def read(source: SourceWindows, num_draws: int) -> list[int]:
+    """Window numbers of the first draws, of the first epoch."""
+    return [int(offset) // 10 for offset in source.addresses(np.arange(num_draws))[2]]
+
+
+@given(
+    num_windows=st.integers(1, 300),
+    order=st.sampled_from(["permuted", "as_written", "reversed", "prefix_permuted"]),
+    planned=st.none() | st.integers(1, 300),
+)
+@settings(max_examples=150, deadline=None)
+def test_every_order_reads_each_window_once_and_one_by_one_as_in_a_range(
+    num_windows: int, order: Order, planned: int | None
+) -> None:
+    planned = None if planned is None else min(planned, num_windows)
+    source = windows_of(num_windows, order, prefix=0.25 if order == "prefix_permuted" else 0.0, planned=planned)
+    assert sorted(read(source, num_windows)) == list(range(num_windows))
+    draws = np.arange(2 * num_windows)
+    epochs, shards, offsets = (column.tolist() for column in source.addresses(draws))
+    for draw in draws.tolist():
+        one = source.address(draw)
+        assert (one.epoch, one.shard_index, one.token_offset) == (epochs[draw], shards[draw], offsets[draw])
+
+
+def test_reversed_reads_from_the_last_window_to_the_first() -> None:
+    assert read(windows_of(7, "reversed"), 7) == [6, 5, 4, 3, 2, 1, 0]
+
+
+def test_prefix_permuted_warms_up_in_order_and_then_is_random() -> None:
+    order = read(windows_of(1000, "prefix_permuted", prefix=0.2), 1000)
+    assert order[:200] == list(range(200))
+    assert sorted(order[200:]) == list(range(200, 1000))
+    # mean distance of neighbours in a random order of 800 is 800 / 3; its standard error is about 7
+    assert abs(np.abs(np.diff(order[200:])).mean() - 800 / 3) < 40
+
+
+def test_thinning_is_spread_evenly_and_reaches_the_hard_end() -> None:
+    order = read(windows_of(10, "as_written", planned=4), 10)
+    assert order == [0, 2, 5, 7, 1, 3, 4, 6, 8, 9]  # floor(10 k / 4), then what is left out
+    long = read(windows_of(10_007, "as_written", planned=313), 313)
+    assert long == [k * 10_007 // 313 for k in range(313)]
+    assert min(np.diff(long)) >= 10_007 // 313
+    assert long[-1] >= 10_007 - 33
+
+
+def test_thinning_and_prefix_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"zh/web/law: windows_planned=11 is more than the 10 windows"):
+        windows_of(10, "as_written", planned=11)
+    with pytest.raises(ConfigError, match="windows_planned=0"):
+        windows_of(10, "as_written", planned=0)
+    with pytest.raises(ConfigError, match=r"prefix=0\.0 must lie between 0 and 1"):
+        windows_of(10, "prefix_permuted")
+    with pytest.raises(ConfigError, match=r"prefix=0\.5 has no meaning with order=permuted"):
+        windows_of(10, "permuted", prefix=0.5)
+
+
+def test_the_permutation_is_one_for_every_size_up_to_10_000() -> None:
+    seen = np.zeros(10_001, dtype=np.int64)
+    for size in range(1, 10_001):
+        mapped = Permutation(size, 5, "zh/web/law", 0).map(np.arange(size))
+        seen[:size] = 0
+        seen[mapped] = 1  # an index outside would be out of range or leave another at 0
+        assert mapped.max() < size
+        assert seen[:size].all()
+
+
+def test_neighbouring_windows_are_as_uncorrelated_as_after_numpys_shuffle() -> None:
+    size, keys, lags = 10_000, 60, (1, 2, 3, 10)
+    ours, numpys = [], []
+    for key in range(keys):
+        mapped = Permutation(size, key, "x", 0).map(np.arange(size))
+        shuffled = np.random.default_rng(key).permutation(size)
+        for lag in lags:
+            ours.append(np.corrcoef(mapped[:-lag], mapped[lag:])[0, 1])
+            numpys.append(np.corrcoef(shuffled[:-lag], shuffled[lag:])[0, 1])
+    # each correlation has standard deviation 1 / sqrt(size) = 0.01; the mean of 240 has 0.00065, the spread 0.0005
+    assert abs(np.mean(ours)) < 4 * 0.01 / len(ours) ** 0.5
+    assert abs(np.std(ours) - np.std(numpys)) < 0.003
+    assert np.max(np.abs(ours)) < 0.045
+
+
+def schedule_of(phases: list[tuple[int, list[int]]], *, tokens: int = 5000) -> Schedule:
+    names = [f"zh/web/t{index}" for index in range(len(phases[0][1]))]
+    shard = ScheduledShard(num_tokens=tokens, sha256="0")
+    sources = tuple(ScheduledSource(name=name, shards=(shard,)) for name in names)
+    schedule = Schedule(seed=7, seq_length=10, sources=sources)
+    for number, (num_samples, parts) in enumerate(phases):
+        exact = {name: Fraction(part) for name, part in zip(names, parts, strict=True)}
+        schedule = schedule.append_weights(f"phase{number}", num_samples=num_samples, weights=quantise(exact))
+    return schedule
+
+
+def test_after_a_skip_training_goes_on_with_the_data_behind_the_range() -> None:
+    plain = schedule_of([(400, [3, 1])])
+    skipped = plain.skip(100, 130, consumed_samples=100)
+    assert list(addresses(skipped, 0, 100)) == list(addresses(plain, 0, 100))
+    assert list(addresses(skipped, 100, 370)) == list(addresses(plain, 130, 400))
+    assert skipped.num_samples == 400
+    assert [address(skipped, sample) for sample in range(90, 110)] == list(addresses(skipped, 90, 110))
+    twice = skipped.skip(200, 205, consumed_samples=150).skip(200, 201, consumed_samples=150)
+    assert list(addresses(twice, 200, 364)) == list(addresses(plain, 236, 400))
+
+
+def test_a_skip_leaves_the_past_as_it_was_and_belongs_to_it_afterwards() -> None:
+    plain = schedule_of([(300, [3, 1]), (100, [1, 1])])
+    skipped = plain.skip(100, 130, consumed_samples=90)
+    assert skipped.past_digest(100) == plain.past_digest(100)
+    assert skipped.past_digest(101) != plain.past_digest(101)
+    assert Schedule.from_json(skipped.to_json()) == skipped
+
+
+def test_cursors_count_what_was_skipped_so_that_no_later_phase_reads_it() -> None:
+    plain = schedule_of([(300, [3, 1]), (100, [1, 1])])
+    skipped = plain.skip(100, 130, consumed_samples=90)
+    assert sum(Sampler(skipped).cursors(400)) == 430
+    left_out = {(a.source_index, a.epoch, a.token_offset) for a in addresses(plain, 100, 130)}
+    read_ = [(a.source_index, a.epoch, a.token_offset) for a in addresses(skipped, 0, 400)]
+    assert not left_out & set(read_)
+    assert len(set(read_)) == 400
+
+
+def test_a_skip_that_changes_the_past_or_crosses_a_change_of_weights_is_refused() -> None:
+    plain = schedule_of([(300, [3, 1]), (100, [1, 1])])
+    with pytest.raises(ConfigError, match=r"skip 100:130 must be a range of samples that are not read yet"):
+        plain.skip(100, 130, consumed_samples=101)
+    with pytest.raises(ConfigError, match=r"crosses the change of weights at sample 300 \(phase1\); skip 290:300"):
+        plain.skip(290, 310, consumed_samples=0)
+    with pytest.raises(ConfigError, match="skip 5:5"):
+        plain.skip(5, 5, consumed_samples=0)
+    with pytest.raises(ConfigError, match="begins before the last one, at sample 100"):
+        plain.skip(100, 130, consumed_samples=0).skip(50, 60, consumed_samples=0)
