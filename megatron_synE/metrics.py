@@ -64,14 +64,21 @@ class Metrics:
             import wandb
 
             self.wandb_id = wandb_id or uuid.uuid4().hex[:12]
-            self._wandb = wandb.init(
-                project=section.wandb_project,
-                name=run_name,
-                id=self.wandb_id,
-                resume="allow",
-                mode=section.wandb,
-                dir=str(path.parent),
-            )
+            try:
+                self._wandb = wandb.init(
+                    project=section.wandb_project,
+                    name=run_name,
+                    id=self.wandb_id,
+                    resume="allow",
+                    mode=section.wandb,
+                    dir=str(path.parent),
+                )
+            except (wandb.Error, OSError) as error:
+                raise OneRankError(
+                    ConfigError(
+                        f"logging.wandb: {section.wandb}, but wandb does not start: {error}; mend it, or use off"
+                    )
+                ) from error
 
     def row(self, kind: str, iteration: int, **values: Any) -> None:
         """One line of metrics.jsonl, flushed; numbers also go to the trackers as `<kind>/<name>`."""

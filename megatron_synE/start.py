@@ -2,17 +2,20 @@
 
 import dataclasses
 import logging
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch.distributed as dist
 
-from data_mixers.errors import ConfigError, UserError
+from data_mixers.errors import ConfigError
 from data_mixers.schedule import Schedule
 from megatron_synE.checkpoint import layout
 from megatron_synE.config.schema import RunConfig
 from megatron_synE.exit_codes import CheckpointError
+from megatron_synE.mixing import Mixture
 from megatron_synE.model.llama import LlamaArchitecture, architecture_from_hf, read_hf_config
+from megatron_synE.runtime.control import from_rank_zero
 from megatron_synE.runtime.run_dir import RunDir
 
 logger = logging.getLogger(__name__)
@@ -28,40 +31,32 @@ class Start:
     state: layout.CommonState | None
 
 
-def find_start(config: RunConfig, run_dir: RunDir) -> Start:
+def find_start(config: RunConfig, run_dir: RunDir, group: dist.ProcessGroup) -> Start:
     """Rank 0 looks, all take its answer: a shared file system may show others an older directory.
 
     Collective: every rank. Errors: CheckpointError for a damaged or unsuitable checkpoint.
     """
-    found: list[Any] = [None, None]
-    if dist.get_rank() == 0:
-        try:
-            newest = layout.newest_complete(run_dir.checkpoints, verify_hashes=config.checkpoint.verify_hashes)
-            if newest is not None:
-                found = [Start("resume", newest, layout.read_state(newest)), None]
-            elif damaged := layout.iteration_folders(run_dir.checkpoints):
-                raise CheckpointError(
-                    f"{run_dir.checkpoints}: none of {', '.join(folder.name for folder in damaged)} is whole, and a new"
-                    " run would begin at its first token; restore one of them, or choose another run.dir"
-                )
-            elif config.init.source == "checkpoint":
-                assert config.init.path is not None
-                folder = layout.resolve_checkpoint(config.init.path)
-                found = [Start(config.init.mode, folder, layout.read_state(folder)), None]
-            else:
-                found = [Start("init", None, None), None]
-        except UserError as error:
-            found = [None, error]
-    dist.broadcast_object_list(found, src=0)
-    start, fault = found
-    if fault is not None:
-        raise fault
-    assert isinstance(start, Start)
-    return start
+    return from_rank_zero(group, partial(_found, config, run_dir))
 
 
-def schedule_to_follow(from_config: Schedule, start: Start) -> Schedule:
-    """The schedule to follow: what is already read must be what the checkpoint says was read.
+def _found(config: RunConfig, run_dir: RunDir) -> Start:
+    newest = layout.newest_complete(run_dir.checkpoints, verify_hashes=config.checkpoint.verify_hashes)
+    if newest is not None:
+        return Start("resume", newest, layout.read_state(newest))
+    if damaged := layout.iteration_folders(run_dir.checkpoints):
+        raise CheckpointError(
+            f"{run_dir.checkpoints}: none of {', '.join(folder.name for folder in damaged)} is whole, and a new"
+            " run would begin at its first token; restore one of them, or choose another run.dir"
+        )
+    if config.init.source == "checkpoint":
+        assert config.init.path is not None
+        folder = layout.resolve_checkpoint(config.init.path)
+        return Start(config.init.mode, folder, layout.read_state(folder))
+    return Start("init", None, None)
+
+
+def mixture_to_follow(from_config: Mixture, start: Start) -> Mixture:
+    """The plan of the configuration with the decisions of the checkpoint; what was read must stay what it was.
 
     Errors: ConfigError if the past differs.
     """
@@ -74,17 +69,19 @@ def schedule_to_follow(from_config: Schedule, start: Start) -> Schedule:
     if start.mode != "resume" or start.state is None or start.state.schedule is None:
         return from_config
     stored = Schedule.from_json(start.state.schedule["json"])
-    if stored.digest() == from_config.digest():
-        return stored
+    mixture = from_config.restored(start.state.schedule["mixture"])
+    followed = mixture.schedule
+    if stored.digest() == followed.digest():
+        return mixture
     consumed = start.state.consumed_samples
-    if stored.past_digest(consumed) != from_config.past_digest(consumed):
+    if stored.past_digest(consumed) != followed.past_digest(consumed):
         raise ConfigError(
             f"data, run.seed or training.seq_length changed what the first {consumed} samples of this run are; "
             f"they were read already ({start.folder}). Restore the old values, or start a new run with "
             "init.from=checkpoint and another run.dir"
         )
     logger.info("the future of the schedule was edited; its past (%d samples) is unchanged", consumed)
-    return from_config
+    return mixture
 
 
 def check_resumable(config: RunConfig, architecture: LlamaArchitecture, start: Start) -> None:

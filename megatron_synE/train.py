@@ -105,9 +105,10 @@ def _assemble(loaded: LoadedConfig, examination: Examination, device: Any, group
     from megatron_synE.checkpoint.training_state import check_masters
     from megatron_synE.data.scheduled_dataset import ScheduledDataset
     from megatron_synE.metrics import Metrics, truncate_after
+    from megatron_synE.mixing import mixture_of
     from megatron_synE.optim.lr_schedule import LrSchedule
     from megatron_synE.runtime.control import Agreement, StopRequest, agreed
-    from megatron_synE.start import check_resumable, find_start, schedule_to_follow
+    from megatron_synE.start import check_resumable, find_start, mixture_to_follow
     from megatron_synE.trainer import Progress, Trainer
     from megatron_synE.validation import build_validator
 
@@ -117,10 +118,11 @@ def _assemble(loaded: LoadedConfig, examination: Examination, device: Any, group
     assert examination.schedule is not None
     plan = derive(config, examination.architecture, dist.get_world_size(), device=device.kind)
     agreed(groups.control, lambda: run_dir.lock() if dist.get_rank() == 0 else None)
-    start = find_start(config, run_dir)
+    start = find_start(config, run_dir, groups.control)
     if start.mode == "resume":
         check_resumable(config, plan.architecture, start)
-    schedule = schedule_to_follow(examination.schedule, start)
+    mixture = mixture_to_follow(mixture_of(config, examination.manifests), start)
+    schedule = mixture.schedule
 
     model = build_model(config, plan, device)
     if start.mode == "init":
@@ -152,6 +154,9 @@ def _assemble(loaded: LoadedConfig, examination: Examination, device: Any, group
         device=device,
         model=model,
         optimizer=optimizer,
+        mixture=mixture,
+        run_dir=run_dir,
+        control_group=groups.control,
         dataset=ScheduledDataset(schedule, examination.manifests),
         eos_id=tokenizer.eos_id,
         validator=build_validator(

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -24,13 +24,15 @@ from megatron_synE.data.loader import micro_batches_of_samples
 from megatron_synE.data.scheduled_dataset import Sample, ScheduledDataset
 from megatron_synE.exit_codes import DivergedError
 from megatron_synE.metrics import Metrics, console_line
+from megatron_synE.mixing import Mixture, lines_of, rows_of
 from megatron_synE.model.flops import peak_tflops, training_flops_per_token
 from megatron_synE.optim.lr_schedule import LrSchedule
-from megatron_synE.runtime.control import Agreement, Decision, StopRequest
+from megatron_synE.runtime.control import Agreement, Decision, StopRequest, from_rank_zero
 from megatron_synE.runtime.device import Device
 from megatron_synE.runtime.distributed import broadcast_from_last_stage, sum_over_data_parallel
 from megatron_synE.runtime.mcore import parallel_state
-from megatron_synE.validation import Validator
+from megatron_synE.runtime.run_dir import RunDir
+from megatron_synE.validation import DocumentLosses, ValidationSet, Validator
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +81,9 @@ class Trainer:
     device: Device
     model: Model
     optimizer: Any
+    mixture: Mixture
+    run_dir: RunDir
+    control_group: dist.ProcessGroup
     dataset: ScheduledDataset
     eos_id: int
     validator: Validator | None
@@ -99,16 +104,18 @@ class Trainer:
 
     def fit(self) -> int:
         """Train to the end of the schedule or until asked to stop. Returns an exit code. Collective: every rank."""
-        samples = self.samples()
         first_iteration = self.progress.iteration
         self._saved_iteration = self.progress.iteration if self.progress.iteration else None
         if self._validation_is_due() and not self._validate():
             return self._leave(exit_codes.PREEMPTED)
+        samples, followed = self.samples(), self.dataset.schedule
         while self.progress.iteration < self.plan.train_iters:
             decision = self.iterate(samples)
             stopping = decision.stop or self._slice_is_over(first_iteration)
             if self._validation_is_due() and not stopping:
                 stopping = not self._validate()
+                if self.dataset.schedule is not followed:
+                    samples, followed = self.samples(), self.dataset.schedule  # readers start again from here
             if stopping and self.progress.iteration < self.plan.train_iters:
                 return self._leave(exit_codes.PREEMPTED)
             self._save_if_due(decision)
@@ -224,25 +231,11 @@ class Trainer:
                 f"the validation loss of {', '.join(broken)} is not finite at iteration {self.progress.iteration}; "
                 "lower optimizer.lr, and start again from the last checkpoint"
             )
-        for result in results:
-            self.metrics.row(
-                "validation",
-                self.progress.iteration,
-                consumed_tokens=self.progress.consumed_tokens,
-                set=result.name,
-                nll=result.nll,
-                ppl=result.ppl,
-                bits_per_byte=result.bits_per_byte,
-                tokens=result.tokens,
-                text_bytes=result.text_bytes,
-            )
         seconds = time.perf_counter() - started
-        self.metrics.row(
-            "validation_time",
-            self.progress.iteration,
-            consumed_tokens=self.progress.consumed_tokens,
-            seconds=seconds,
-        )
+        iteration, consumed = self.progress.iteration, self.progress.consumed_tokens
+        for result in results:
+            self.metrics.row("validation", iteration, consumed_tokens=consumed, **result.row)
+        self.metrics.row("validation_time", iteration, consumed_tokens=consumed, seconds=seconds)
         self.progress.last_validated_iteration = self.progress.iteration
         self.progress.last_validation = {
             "iteration": self.progress.iteration,
@@ -250,7 +243,31 @@ class Trainer:
         }
         shown = " | ".join(f"{result.name} {result.ppl:.3f}" for result in results)
         logger.info("validation PPL at iteration %d (%.1f s): %s", self.progress.iteration, seconds, shown)
+        if self._reweight_is_due():
+            self._reweight(self.validator.sets, losses)
         return True
+
+    def _reweight_is_due(self) -> bool:
+        """At the first validation of a run, which only gives the controller its start, and at each interval."""
+        interval = self.plan.reweight_interval_iterations
+        return interval is not None and self.progress.iteration % interval == 0
+
+    def _reweight(self, sets: Sequence[ValidationSet], losses: DocumentLosses) -> None:
+        """Let the controller answer to a validation; the schedule changes LEAD_ITERATIONS later. Collective."""
+        consumed = self.progress.consumed_samples
+        decisions = from_rank_zero(
+            self.control_group, lambda: self.mixture.decide(sets, losses, consumed_samples=consumed)
+        )
+        self.mixture = self.mixture.after(decisions)
+        for kind, values in rows_of(decisions):
+            self.metrics.row(kind, self.progress.iteration, **values)
+        for line in lines_of(decisions):
+            logger.info("%s", line)
+        if any(decision.reweight is not None for decision in decisions.values()):
+            self.dataset = self.dataset.with_schedule(self.mixture.schedule)
+            self._sampler = Sampler(self.dataset.schedule)
+            if dist.get_rank() == 0:
+                self.run_dir.write("schedule.json", self.dataset.schedule.to_json() + "\n")
 
     def _stop_is_agreed(self) -> bool:
         self.agreement.begin(stop=self.stop_request.received is not None, save_failed=False, save_running=False)
@@ -347,7 +364,7 @@ class Trainer:
             weights_dtype="bfloat16" if self.plan.dtype == "bf16" else "float32",
             tied=self.plan.architecture.tied,
             vocab_size=self.plan.architecture.vocab_size,
-            schedule={"json": schedule.to_json()},
+            schedule={"json": schedule.to_json(), "mixture": self.mixture.to_dict()},
             schedule_hash=schedule.digest(),
             tokenizer_digest=self.tokenizer_digest,
             last_validation=self.progress.last_validation,

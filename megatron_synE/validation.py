@@ -30,6 +30,9 @@ class ValidationSet:
     """The documents of one (language, source, topic)."""
 
     name: str
+    language: str
+    source: str
+    topic: str
     first_document: int
     """Index of its first document among those of all sets."""
     num_documents: int
@@ -57,6 +60,18 @@ class SetResult:
     @property
     def bits_per_byte(self) -> float:
         return self.nll_sum / math.log(2) / self.text_bytes
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """For metrics.jsonl."""
+        return {
+            "set": self.name,
+            "nll": self.nll,
+            "ppl": self.ppl,
+            "bits_per_byte": self.bits_per_byte,
+            "tokens": self.tokens,
+            "text_bytes": self.text_bytes,
+        }
 
 
 @dataclass(frozen=True)
@@ -166,7 +181,17 @@ def build_validator(
                     f"{manifest.folder}: {source.name} has no document of two tokens, so nothing can be scored; "
                     "preprocess it again with more text, or leave it out"
                 )
-            sets.append(ValidationSet(source.name, len(documents), len(found), text_bytes))
+            sets.append(
+                ValidationSet(
+                    name=source.name,
+                    language=source.language,
+                    source=source.source,
+                    topic=source.topic,
+                    first_document=len(documents),
+                    num_documents=len(found),
+                    text_bytes=text_bytes,
+                )
+            )
             documents += found
     if not sets:
         raise ConfigError("validation.manifests: no source with role validation in them; preprocess with --holdout N")

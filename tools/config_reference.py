@@ -40,6 +40,7 @@ def render_reference() -> str:
             parts.append(_section(field.name, section))
             if field.name == "data":
                 parts.append(_section("data.stages[i]", classes["StageSection"]))
+                parts.append(_section("data.stages[i].curriculum", classes["CurriculumSection"]))
     parts.append("## Top level\n\n" + _table(top_level))
     return "\n".join(parts)
 

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from data_mixers.controllers import ControllerSettings
 from data_mixers.errors import ConfigError
 from megatron_synE.checkpoint.layout import resolve_checkpoint
-from megatron_synE.config.schema import RunConfig
+from megatron_synE.config.schema import MixtureSection, RunConfig
 from megatron_synE.model.llama import LlamaArchitecture, architecture_from_hf, hf_config_of, read_hf_config
 from megatron_synE.model.presets import ARCHITECTURES
 from megatron_synE.runtime.cpu_features import cpu_has_bf16
@@ -49,6 +50,8 @@ class RunPlan:
     decay_start_tokens: int
     validation_interval_iterations: int | None
     """None: before the first step and after the last only."""
+    reweight_interval_iterations: int | None
+    """None: topics keep their planned shares."""
     checkpoint_interval_iterations: int | None
     """None: at the end and when asked to stop only."""
     device: Device
@@ -109,6 +112,9 @@ def derive(
         decay_tokens=decay_tokens,
         decay_start_tokens=total_tokens - decay_tokens,
         validation_interval_iterations=_iterations(config.validation.interval_tokens, tokens_per_iteration),
+        reweight_interval_iterations=None
+        if config.mixture.controller == "static"
+        else _iterations(config.mixture.reweight_interval_tokens, tokens_per_iteration),
         checkpoint_interval_iterations=_iterations(config.checkpoint.interval_tokens, tokens_per_iteration),
         device=device,
         dtype=resolve_dtype(training.precision, device),
@@ -193,6 +199,15 @@ def _decay_tokens(config: RunConfig, *, total_tokens: int) -> int:
             return max(0, total_tokens - schedule.warmup_tokens)
         case "constant":
             return 0
+
+
+def controller_settings(section: MixtureSection) -> ControllerSettings:
+    """Errors: ConfigError naming the key of mixture.settings."""
+    known = ControllerSettings.__dataclass_fields__.keys() - {"name"}
+    if unknown := sorted(section.settings.keys() - known):
+        raise ConfigError(f"mixture.settings has no {unknown[0]}; it has {', '.join(sorted(known))}")
+    settings: dict[str, Any] = dict(section.settings)
+    return ControllerSettings(name=section.controller, **settings)
 
 
 def _iterations(interval_tokens: int | None, tokens_per_iteration: int) -> int | None:

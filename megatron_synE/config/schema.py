@@ -125,6 +125,17 @@ class LrScheduleSection:
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
+class CurriculumSection:
+    """Difficulty buckets of `syne data sort` read in an order, by the tokens their language has consumed."""
+
+    pacing: Literal["low_to_high", "high_to_low", "random", "warmup_then_random"] = "low_to_high"
+    """warmup_then_random: first the easiest `warmup_share` in ascending order, then everything else at random."""
+    languages: tuple[str, ...] = ("zh",)
+    """Languages that are paced; their sources without buckets, and all other languages, are read as they are."""
+    warmup_share: Share = 0.1
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class StageSection:
     """One stage of the recipe: how many tokens, from where."""
 
@@ -137,6 +148,8 @@ class StageSection:
     """language -> source -> share inside the language; sums to 1 each. Missing language: by tokens present."""
     topics: dict[str, dict[str, dict[str, Share]]] = Field(default_factory=dict)
     """language -> source -> topic -> share inside the source. Missing: by tokens present."""
+    curriculum: CurriculumSection | None = None
+    """None: every source in random order."""
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -156,6 +169,22 @@ class DataSection:
     """A plan that reads any source more often is refused. Ours: repetition beyond four pays little (2305.16264)."""
     num_workers: NonNegative = 1
     """Reader processes per rank. The order of the data does not depend on it."""
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class MixtureSection:
+    """The closed loop: topics trade their tokens inside a language's source, by their held-out PPL."""
+
+    controller: Literal["static", "stratified", "syne_paper", "syne", "exponentiated_gradient", "ado", "velocitune"] = (
+        "static"
+    )
+    """static: shares stay as planned. syne_paper: the published rule; syne: with guards."""
+    sources: tuple[str, ...] = ("web",)
+    """Sources whose topics trade, each inside its own language; the recipe moves web pages only."""
+    reweight_interval_tokens: Tokens | None = None
+    """Needed by every controller but static; a multiple of validation.interval_tokens. Ours: 4e9 at 100 B tokens."""
+    settings: dict[str, float | int | str | dict[str, float]] = Field(default_factory=dict)
+    """Of the controller: alpha, normaliser, importance, floor, ceiling, max_shift, ema, noise_level (docs/mixer.md)."""
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -209,6 +238,7 @@ class RunConfig:
     parallel: ParallelSection = Field(default_factory=ParallelSection)
     optimizer: OptimizerSection = Field(default_factory=OptimizerSection)
     lr_schedule: LrScheduleSection = Field(default_factory=LrScheduleSection)
+    mixture: MixtureSection = Field(default_factory=MixtureSection)
     validation: ValidationSection = Field(default_factory=ValidationSection)
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
     logging: LoggingSection = Field(default_factory=LoggingSection)

@@ -10,6 +10,7 @@ from pathlib import Path
 from data_mixers.errors import ConfigError, DataError, UserError
 from data_mixers.manifest import DatasetManifest
 from data_mixers.ratios import SUM_TOLERANCE, stage_weights
+from megatron_synE.config.derive import controller_settings
 from megatron_synE.config.schema import RunConfig, StageSection
 from megatron_synE.exit_codes import CheckpointError
 from megatron_synE.model.llama import LlamaArchitecture
@@ -45,6 +46,7 @@ def validate(
     manifests: None where the data is not looked at.
     """
     faults = [*_world(config, world_size), *_batch(config, world_size), *_lr_schedule(config), *_start(config)]
+    faults += _controller(config)
     if architecture is not None:
         faults += _model(config, architecture)
     for index, stage in enumerate(config.data.stages):
@@ -219,6 +221,39 @@ def _lr_schedule(config: RunConfig) -> Iterator[Fault]:
     for name in ("adam_beta1", "adam_beta2"):
         if getattr(optimizer, name) >= 1.0:
             yield Fault(f"optimizer.{name}", "1.0 would never forget a gradient", "use a value below 1, e.g. 0.95")
+
+
+def _controller(config: RunConfig) -> Iterator[Fault]:
+    """The closed loop needs held-out losses, and settings that fit together."""
+    section = config.mixture
+    try:
+        controller_settings(section)
+    except ConfigError as error:
+        yield Fault("mixture.settings", str(error), "see docs/mixer.md")
+    if section.controller == "static":
+        return
+    if section.reweight_interval_tokens is None:
+        yield Fault(
+            "mixture.reweight_interval_tokens",
+            f"controller={section.controller} moves topics, but nothing says how often",
+            "set it (ours: 4e9 of 100e9 tokens), or controller=static",
+        )
+    elif (
+        config.validation.interval_tokens is None
+        or section.reweight_interval_tokens % config.validation.interval_tokens
+    ):
+        yield Fault(
+            "mixture.reweight_interval_tokens",
+            f"{section.reweight_interval_tokens} is not a multiple of validation.interval_tokens="
+            f"{config.validation.interval_tokens}: a decision needs the losses of its own iteration",
+            "make it one",
+        )
+    if not config.validation.manifests:
+        yield Fault(
+            "validation.manifests",
+            f"empty, but controller={section.controller} decides by held-out losses",
+            "preprocess with --holdout N and name the manifest",
+        )
 
 
 def _start(config: RunConfig) -> Iterator[Fault]:

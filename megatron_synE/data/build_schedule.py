@@ -1,14 +1,17 @@
 """The stages of a config and the manifests, turned into the schedule of a whole run."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
 from typing import Literal
 
+from data_mixers.curriculum import Curriculum, bucket_shares, buckets_of, paced, steps
 from data_mixers.errors import ConfigError, DataError
 from data_mixers.manifest import DatasetManifest, SourceEntry
-from data_mixers.ratios import quantise, stage_weights
+from data_mixers.mixture import PlannedPhase, compose
+from data_mixers.ratios import stage_weights
 from data_mixers.sampling import epochs_read
-from data_mixers.schedule import Schedule, scheduled_source
+from data_mixers.schedule import Schedule
 from megatron_synE.config.schema import StageSection
 
 DEFAULT_MAX_EPOCHS = 4.0  # the default of data.max_epochs, where the reason stands
@@ -24,37 +27,70 @@ def build_schedule(
     max_epochs: float = DEFAULT_MAX_EPOCHS,
     exhaustion: Literal["repeat", "stop"] = "repeat",
 ) -> Schedule:
-    """One phase per stage, each a whole number of global batches.
+    """The plan without any decision; each stage is a whole number of global batches.
 
     Order: sources rank by the stage that first reads them, then by name; so a stage added at the end, or a manifest
     that earlier stages do not read, leaves earlier samples unchanged.
     Errors: ConfigError for shares that do not fit the data, a source that is too small, or one read more than
     `max_epochs` times (once, with exhaustion="stop"); DataError if manifests differ in tokenizer or share a name.
     """
-    if not stages:
-        raise ConfigError("data.stages is empty; a run needs at least one stage")
-    entries = _all_entries(manifests)
-    schedule = Schedule(seed=seed, seq_length=seq_length, sources=())
-    known: set[str] = set()
-    for index, stage in enumerate(stages):
-        shares = stage_weights(
-            stage.languages, stage.sources, stage.topics, list(entries.values()), where=f"data.stages[{index}]"
-        )
-        weights = {name: weight for name, weight in quantise(shares).items() if weight}
-        new = sorted(weights.keys() - known)
-        known.update(new)
-        batches = math.ceil(stage.tokens / (seq_length * global_batch_size))
-        schedule = schedule.append_weights(
-            stage.name,
-            num_samples=batches * global_batch_size,
-            weights=weights,
-            new_sources=tuple(scheduled_source(entries[name]) for name in new),
-        )
+    entries = all_entries(manifests)
+    planned = planned_phases(stages, manifests, seq_length=seq_length, global_batch_size=global_batch_size)
+    schedule = compose(planned, (), entries, seed=seed, seq_length=seq_length)
     _check_epochs(schedule, max_epochs=max_epochs, exhaustion=exhaustion)
     return schedule
 
 
-def _all_entries(manifests: Sequence[DatasetManifest]) -> dict[str, SourceEntry]:
+def planned_phases(
+    stages: Sequence[StageSection], manifests: Sequence[DatasetManifest], *, seq_length: int, global_batch_size: int
+) -> list[PlannedPhase]:
+    """What the configuration plans: one phase per stage, or one per step of a stage's curriculum.
+
+    Errors: as build_schedule, but for epochs.
+    """
+    if not stages:
+        raise ConfigError("data.stages is empty; a run needs at least one stage")
+    entries = all_entries(manifests)
+    planned: list[PlannedPhase] = []
+    for index, stage in enumerate(stages):
+        where = f"data.stages[{index}]"
+        weights = stage_weights(stage.languages, stage.sources, stage.topics, list(entries.values()), where=where)
+        samples = math.ceil(stage.tokens / (seq_length * global_batch_size)) * global_batch_size
+        written = frozenset(f"{language}/{source}" for language in stage.topics for source in stage.topics[language])
+        for name, count, shares in _stretches(stage, weights, samples, entries, where=where):
+            planned.append(
+                PlannedPhase(name=name, stage=stage.name, num_samples=count, weights=shares, written_groups=written)
+            )
+    return planned
+
+
+def _stretches(
+    stage: StageSection,
+    weights: Mapping[str, Fraction],
+    samples: int,
+    entries: Mapping[str, SourceEntry],
+    *,
+    where: str,
+) -> Iterator[tuple[str, int, Mapping[str, Fraction]]]:
+    """(name, samples, weights) of the stage, cut where its curriculum turns to other buckets."""
+    if stage.curriculum is None:
+        yield stage.name, samples, weights
+        return
+    section = stage.curriculum
+    curriculum = Curriculum(pacing=section.pacing, languages=section.languages, warmup_share=section.warmup_share)
+    num_buckets = buckets_of(curriculum, list(entries.values()), where=f"{where}.curriculum")
+    # The language's share is the same in the whole stage, so its progress is that of the samples.
+    begin, done = Fraction(0), 0
+    for number, end in enumerate(steps(curriculum, num_buckets), start=1):
+        upto = round(end * samples)
+        if upto > done:
+            shares = bucket_shares(curriculum, num_buckets, begin, end)
+            yield f"{stage.name}, step {number}", upto - done, paced(curriculum, weights, shares, entries)
+        begin, done = end, upto
+
+
+def all_entries(manifests: Sequence[DatasetManifest]) -> dict[str, SourceEntry]:
+    """Every source by name. Errors: DataError if manifests differ in tokenizer or share a name."""
     if not manifests:
         raise ConfigError("data.manifests is empty; name at least one manifest.json written by `syne data preprocess`")
     entries: dict[str, SourceEntry] = {}

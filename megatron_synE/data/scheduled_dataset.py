@@ -1,5 +1,6 @@
 """Sample i of a run: seq_length + 1 tokens and the document starts in them, read straight from the memory maps."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,14 @@ class ScheduledDataset:
             self._vocab_sizes.append(manifest.tokenizer.vocab_size)
         self._sampler: Sampler | None = None
         self._files: dict[tuple[int, int], IndexedFile] = {}
+
+    def with_schedule(self, schedule: Schedule) -> "ScheduledDataset":
+        """The same files in another order. Errors: ConfigError if the schedule has other sources."""
+        if schedule.sources != self.schedule.sources:
+            raise ConfigError("another schedule of this dataset must have the same sources")
+        other = copy.copy(self)
+        other.schedule, other._sampler = schedule, None
+        return other
 
     def __len__(self) -> int:
         return self.schedule.num_samples

@@ -8,7 +8,7 @@ import logging
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -40,6 +40,21 @@ def agreed(group: dist.ProcessGroup, act: Callable[[], T]) -> T:
         if found is not None:
             raise found
     return result[0]
+
+
+def from_rank_zero(group: dist.ProcessGroup, act: Callable[[], T]) -> T:
+    """Rank 0 acts, every rank gets its result, or its fault. Collective: every rank of `group`, which starts at 0."""
+    found: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            found = [act(), None]
+        except UserError as error:
+            found = [None, error]
+    dist.broadcast_object_list(found, src=0, group=group)
+    result, fault = found
+    if fault is not None:
+        raise fault
+    return result  # type: ignore[no-any-return]
 
 
 class StopRequest:

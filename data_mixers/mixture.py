@@ -1,0 +1,142 @@
+"""The plan of a run (stages, curriculum) and the controller's decisions, composed into one schedule.
+
+    planned phases (what the configuration says) + reweights (what a controller decided so far) = Schedule
+
+Composing is a pure function, so a resumed run loads its decisions and never recomputes them, and a later stage can be
+edited while the decisions taken stay.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from data_mixers.errors import ConfigError
+from data_mixers.manifest import SourceEntry
+from data_mixers.ratios import quantise
+from data_mixers.schedule import Schedule, scheduled_source
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedPhase:
+    """A stage, or a stretch of one, as the configuration plans it."""
+
+    name: str
+    stage: str
+    num_samples: int
+    weights: Mapping[str, Fraction]
+    """Source name -> share of tokens; they sum to 1."""
+    written_groups: frozenset[str] = frozenset()
+    """Groups whose topics this stage's configuration names: decisions of earlier stages end here for them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reweight:
+    """A decision: from `start_sample` on, the topics of `group` share its tokens by `ratios`."""
+
+    start_sample: int
+    group: str
+    """"<language>/<source>": topics trade inside it alone, so neither the language's share nor the source's moves."""
+    ratios: Mapping[str, float]
+    """Topic -> share inside the group; they sum to 1."""
+
+
+def group_of(entry: SourceEntry) -> str:
+    """The group a source's topic trades in."""
+    return f"{entry.language}/{entry.source}"
+
+
+def compose(
+    planned: Sequence[PlannedPhase],
+    reweights: Sequence[Reweight],
+    entries: Mapping[str, SourceEntry],
+    *,
+    seed: int,
+    seq_length: int,
+) -> Schedule:
+    """The schedule of the plan under these decisions. entries: every train source by name.
+
+    Decisions only scale topics the plan reads already, so sources rank alike under any of them: a later decision never
+    changes an earlier sample.
+    Errors: ConfigError if a decision names a group or topic that the plan does not read there.
+    """
+    schedule = Schedule(seed=seed, seq_length=seq_length, sources=())
+    known: set[str] = set()
+    stages = _stage_spans(planned)
+    begin = 0
+    for phase in planned:
+        end = begin + phase.num_samples
+        cuts = sorted({begin, end, *(r.start_sample for r in reweights if begin < r.start_sample < end)})
+        for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
+            active = _active(phase, reweights, start, stages)
+            weights = quantise(_reweighted(phase.weights, active, entries))
+            positive = {name: weight for name, weight in weights.items() if weight}
+            new = sorted(positive.keys() - known)
+            known.update(new)
+            schedule = schedule.append_weights(
+                phase.name,
+                num_samples=stop - start,
+                weights=positive,
+                new_sources=tuple(scheduled_source(entries[name]) for name in new),
+            )
+        begin = end
+    return schedule
+
+
+def topic_ratios(
+    weights: Mapping[str, Fraction | int], group: str, entries: Mapping[str, SourceEntry]
+) -> dict[str, float]:
+    """Topic -> share inside the group under these weights; empty if they do not read it."""
+    topics: dict[str, Fraction] = {}
+    for name, weight in weights.items():
+        if weight and group_of(entries[name]) == group:
+            topics[entries[name].topic] = topics.get(entries[name].topic, Fraction(0)) + weight
+    total = sum(topics.values(), Fraction(0))
+    return {topic: float(weight / total) for topic, weight in topics.items()}
+
+
+def _stage_spans(planned: Sequence[PlannedPhase]) -> dict[str, tuple[int, int]]:
+    spans: dict[str, tuple[int, int]] = {}
+    begin = 0
+    for phase in planned:
+        end = begin + phase.num_samples
+        spans[phase.stage] = (spans.get(phase.stage, (begin, end))[0], end)
+        begin = end
+    return spans
+
+
+def _active(
+    phase: PlannedPhase, reweights: Sequence[Reweight], start: int, stages: Mapping[str, tuple[int, int]]
+) -> dict[str, Mapping[str, float]]:
+    """The last decision of each group that holds at sample `start`."""
+    first = stages[phase.stage][0]
+    active: dict[str, Mapping[str, float]] = {}
+    for reweight in sorted(reweights, key=lambda r: r.start_sample):
+        is_of_earlier_stage = reweight.start_sample < first
+        if reweight.start_sample <= start and not (is_of_earlier_stage and reweight.group in phase.written_groups):
+            active[reweight.group] = reweight.ratios
+    return active
+
+
+def _reweighted(
+    weights: Mapping[str, Fraction], active: Mapping[str, Mapping[str, float]], entries: Mapping[str, SourceEntry]
+) -> dict[str, Fraction]:
+    """`weights` with the topics of each decided group scaled to its ratios; inside a topic nothing moves."""
+    changed = dict(weights)
+    for group, ratios in active.items():
+        members = [name for name, weight in weights.items() if weight and group_of(entries[name]) == group]
+        if not members:
+            continue  # a stage that does not read this group at all
+        topics: dict[str, Fraction] = {}
+        for name in members:
+            topics[entries[name].topic] = topics.get(entries[name].topic, Fraction(0)) + weights[name]
+        exact = {topic: Fraction(ratios[topic]) for topic in topics if topic in ratios}
+        if missing := sorted(topics.keys() - exact.keys()):
+            raise ConfigError(
+                f"the controller's decisions for {group} know nothing of {', '.join(missing)}; give that stage its own "
+                "topics, or start a new run"
+            )
+        group_weight, total = sum(topics.values(), Fraction(0)), sum(exact.values(), Fraction(0))
+        for name in members:
+            topic = entries[name].topic
+            changed[name] = weights[name] / topics[topic] * group_weight * exact[topic] / total
+    return changed

@@ -1,0 +1,186 @@
+"""The closed loop's side of the trainer: held-out losses per topic in, decisions of the controller out.
+
+Rank 0 decides, the others receive; what was decided is part of every checkpoint and is loaded, never recomputed.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from data_mixers.controllers import ControllerSettings, ControllerState, Observation, TopicLosses, decide
+from data_mixers.errors import ConfigError
+from data_mixers.manifest import SourceEntry
+from data_mixers.mixture import PlannedPhase, Reweight, compose, group_of, topic_ratios
+from data_mixers.sampling import Sampler
+from data_mixers.schedule import Schedule
+from data_mixers.strict_json import parse
+from megatron_synE.config.derive import controller_settings
+from megatron_synE.config.schema import RunConfig
+from megatron_synE.data.build_schedule import all_entries, planned_phases
+
+if TYPE_CHECKING:
+    from megatron_synE.validation import DocumentLosses, ValidationSet
+
+LEAD_ITERATIONS = 2
+"""A decision holds from so many iterations on: a checkpoint in between carries it as pending."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupDecision:
+    """What one group of topics saw and decided at one validation."""
+
+    observation: Observation
+    before: Mapping[str, float]
+    state: ControllerState
+    reweight: Reweight | None
+    """None at the first observation, and where nothing is left to reweight."""
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """The plan, the controller, and what it has decided so far."""
+
+    planned: tuple[PlannedPhase, ...]
+    entries: Mapping[str, SourceEntry]
+    seed: int
+    seq_length: int
+    samples_per_iteration: int
+    settings: ControllerSettings
+    groups: tuple[str, ...]
+    """Groups of topics that trade: those of `mixture.sources` with more than one topic."""
+    reweights: tuple[Reweight, ...] = ()
+    states: Mapping[str, ControllerState] = field(default_factory=dict)
+
+    @property
+    def schedule(self) -> Schedule:
+        """The plan under the decisions so far."""
+        return compose(self.planned, self.reweights, self.entries, seed=self.seed, seq_length=self.seq_length)
+
+    def decide(
+        self, sets: Sequence["ValidationSet"], losses: "DocumentLosses", *, consumed_samples: int
+    ) -> dict[str, GroupDecision]:
+        """The controller's answer to one validation, per group. No collective: rank 0 asks, and tells the others."""
+        schedule = self.schedule
+        start = consumed_samples + LEAD_ITERATIONS * self.samples_per_iteration
+        if start >= schedule.num_samples:
+            return {}
+        read = Sampler(schedule).cursors(consumed_samples)
+        tokens = {source.name: count * self.seq_length for source, count in zip(schedule.sources, read, strict=True)}
+        weights = next(dict(phase.weights) for phase in schedule.phases if phase.end_sample > start)
+        decisions = {}
+        for group in self.groups:
+            ratios = topic_ratios(weights, group, self.entries)
+            if len(ratios) < 2:
+                continue  # the stage does not read it
+            observation = Observation(
+                consumed_tokens=consumed_samples * self.seq_length,
+                losses=_losses_by_topic(group, ratios, sets, losses),
+                tokens_by_topic={
+                    topic: sum(
+                        count
+                        for name, count in tokens.items()
+                        if group_of(self.entries[name]) == group and self.entries[name].topic == topic
+                    )
+                    for topic in ratios
+                },
+            )
+            state = self.states.get(group)
+            decision = decide(self.settings, ratios, state, observation)
+            reweight = None
+            if state is not None and decision.ratios != ratios:
+                reweight = Reweight(start_sample=start, group=group, ratios=decision.ratios)
+            decisions[group] = GroupDecision(
+                observation=observation, before=ratios, state=decision.state, reweight=reweight, notes=decision.notes
+            )
+        return decisions
+
+    def after(self, decisions: Mapping[str, GroupDecision]) -> "Mixture":
+        """This mixture with decisions taken."""
+        return replace(
+            self,
+            reweights=(*self.reweights, *(d.reweight for d in decisions.values() if d.reweight is not None)),
+            states={**self.states, **{group: decision.state for group, decision in decisions.items()}},
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
+        return {
+            "reweights": [asdict(reweight) for reweight in self.reweights],
+            "states": {group: state.to_dict() for group, state in self.states.items()},
+        }
+
+    def restored(self, content: Mapping[str, Any]) -> "Mixture":
+        """This plan with the decisions of a checkpoint. Errors: ConfigError for anything `to_dict` does not write."""
+        return replace(
+            self,
+            reweights=tuple(
+                parse(Reweight, item, where="schedule.mixture.reweights", fault=ConfigError)
+                for item in content["reweights"]
+            ),
+            states={group: ControllerState.from_dict(state) for group, state in content["states"].items()},
+        )
+
+
+def rows_of(decisions: Mapping[str, GroupDecision]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(kind, values) for metrics.jsonl: everything that `syne mix replay` needs to decide again."""
+    for group, decision in decisions.items():
+        yield "observation", {"group": group, **asdict(decision.observation)}
+        if decision.reweight is not None:
+            yield "reweight", {**asdict(decision.reweight), "notes": decision.notes}
+            for topic, share in decision.reweight.ratios.items():
+                yield "topic_share", {"set": f"{group}/{topic}", "share": share}
+
+
+def lines_of(decisions: Mapping[str, GroupDecision]) -> Iterator[str]:
+    """What a person wants to read of it in the log."""
+    for group, decision in decisions.items():
+        yield from (f"{group}: {note}" for note in decision.notes)
+        if decision.reweight is not None:
+            moves = " | ".join(
+                f"{topic} {decision.before[topic]:.4f} -> {share:.4f}"
+                for topic, share in decision.reweight.ratios.items()
+            )
+            yield f"{group} from sample {decision.reweight.start_sample} on: {moves}"
+
+
+def mixture_of(config: RunConfig, manifests: Sequence[Any]) -> Mixture:
+    """The mixture of a run before any decision."""
+    training = config.training
+    planned = planned_phases(
+        config.data.stages, manifests, seq_length=training.seq_length, global_batch_size=training.global_batch_size
+    )
+    entries = all_entries(manifests)
+    topics: dict[str, set[str]] = {}
+    for phase in planned:
+        for name, weight in phase.weights.items():
+            if weight and entries[name].source in config.mixture.sources:
+                topics.setdefault(group_of(entries[name]), set()).add(entries[name].topic)
+    return Mixture(
+        planned=tuple(planned),
+        entries=entries,
+        seed=config.run.seed,
+        seq_length=training.seq_length,
+        samples_per_iteration=training.global_batch_size,
+        settings=controller_settings(config.mixture),
+        groups=tuple(sorted(group for group, found in topics.items() if len(found) > 1)),
+    )
+
+
+def _losses_by_topic(
+    group: str, topics: Mapping[str, float], sets: Sequence["ValidationSet"], losses: "DocumentLosses"
+) -> dict[str, TopicLosses]:
+    """Documents of each topic: of the group's own source where there are any, else of the whole language."""
+    language, source = group.split("/", 1)
+    found = {}
+    for topic in topics:
+        of_topic = [s for s in sets if s.language == language and s.topic == topic]
+        chosen = [s for s in of_topic if s.source == source] or of_topic
+        rows = [row for s in chosen for row in range(s.first_document, s.first_document + s.num_documents)]
+        rows = [row for row in rows if int(losses.tokens[row]) > 0]
+        if rows:
+            found[topic] = TopicLosses(
+                nll_sums=tuple(round(float(losses.nll_sums[row]), 6) for row in rows),
+                tokens=tuple(int(losses.tokens[row]) for row in rows),
+            )
+    return found

@@ -1,0 +1,75 @@
+"""What TensorBoard and W&B show is what metrics.jsonl says, also over a restart; read back with their own readers."""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from wandb.proto import wandb_internal_pb2
+
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five iterations in two jobs: the first leaves after three."""
+    root = tmp_path_factory.mktemp("trackers")
+    config = tiny.prepared(root, logging={"tensorboard": True, "wandb": "offline"})
+    tiny.train(config, "training.stop_after_iterations=3", code=75)
+    tiny.train(config)
+    return root / "run"
+
+
+def test_tensorboard_holds_the_rows_of_metrics(run: Path) -> None:
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    shown = {event.step: event.value for event in events.Scalars("train/lm_loss")}
+    assert shown == {row["iteration"]: pytest.approx(row["lm_loss"], rel=1e-6) for row in tiny.rows(run, "train")}
+    assert sorted(shown) == [1, 2, 3, 4, 5]
+    held_out = {event.step: event.value for event in events.Scalars("validation/zh/web/law@holdout/ppl")}
+    rows = [row for row in tiny.rows(run, "validation") if row["set"] == "zh/web/law@holdout"]
+    assert held_out == {row["iteration"]: pytest.approx(row["ppl"], rel=1e-6) for row in rows}
+
+
+def test_wandb_goes_on_under_the_same_id(run: Path) -> None:
+    folders = sorted((run / "wandb").glob("offline-run-*"))
+    assert len(folders) == 2
+    assert len({folder.name.rsplit("-", 1)[1] for folder in folders}) == 1
+    shown: dict[int, float] = {}
+    for folder in folders:
+        for row in history(next(folder.glob("*.wandb"))):
+            if "train/lm_loss" in row:
+                assert row["_step"] not in shown
+                shown[row["_step"]] = row["train/lm_loss"]
+    assert shown == {row["iteration"]: pytest.approx(row["lm_loss"]) for row in tiny.rows(run, "train")}
+
+
+def history(file: Path) -> list[dict[str, Any]]:
+    """What was logged, from W&B's own record file: LevelDB's log format behind a header of 7 bytes."""
+    data, found, position, record = file.read_bytes(), [], 7, b""
+    while position + 7 <= len(data):
+        if 32768 - position % 32768 < 7:  # no record header is split over two blocks
+            position += 32768 - position % 32768
+            continue
+        length, kind = struct.unpack_from("<HB", data, position + 4)
+        record += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            parsed = wandb_internal_pb2.Record()
+            parsed.ParseFromString(record)
+            record = b""
+            if parsed.WhichOneof("record_type") == "history":
+                row = {".".join(i.nested_key) or i.key: json.loads(i.value_json) for i in parsed.history.item}
+                found.append({"_step": parsed.history.step.num} | row)
+    return found
+
+
+def test_wandb_that_does_not_start_is_said_without_a_traceback(run: Path, tmp_path: Path) -> None:
+    done = tiny.syne(
+        "train", "--config", run.parent / "run.yaml", f"run.dir={tmp_path / 'run'}", "logging.wandb_project=a/b"
+    )
+    assert done.returncode == 2, done.stderr
+    assert "logging.wandb" in done.stderr
+    assert "Traceback" not in done.stderr
