@@ -36,8 +36,8 @@ class Reweight:
     start_sample: int
     group: str
     """"<language>/<source>": topics trade inside it alone, so neither the language's share nor the source's moves."""
-    ratios: Mapping[str, float]
-    """Topic -> share inside the group; they sum to 1."""
+    ratios: tuple[tuple[str, float], ...]
+    """(topic, share inside the group); they sum to 1."""
 
 
 def group_of(entry: SourceEntry) -> str:
@@ -113,7 +113,7 @@ def _active(
     for reweight in sorted(reweights, key=lambda r: r.start_sample):
         is_of_earlier_stage = reweight.start_sample < first
         if reweight.start_sample <= start and not (is_of_earlier_stage and reweight.group in phase.written_groups):
-            active[reweight.group] = reweight.ratios
+            active[reweight.group] = dict(reweight.ratios)
     return active
 
 

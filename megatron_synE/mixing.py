@@ -89,7 +89,7 @@ class Mixture:
             decision = decide(self.settings, ratios, state, observation)
             reweight = None
             if state is not None and decision.ratios != ratios:
-                reweight = Reweight(start_sample=start, group=group, ratios=decision.ratios)
+                reweight = Reweight(start_sample=start, group=group, ratios=tuple(decision.ratios.items()))
             decisions[group] = GroupDecision(
                 observation=observation, before=ratios, state=decision.state, reweight=reweight, notes=decision.notes
             )
@@ -127,8 +127,11 @@ def rows_of(decisions: Mapping[str, GroupDecision]) -> Iterator[tuple[str, dict[
     for group, decision in decisions.items():
         yield "observation", {"group": group, **asdict(decision.observation)}
         if decision.reweight is not None:
-            yield "reweight", {**asdict(decision.reweight), "notes": decision.notes}
-            for topic, share in decision.reweight.ratios.items():
+            yield (
+                "reweight",
+                {**asdict(decision.reweight), "ratios": dict(decision.reweight.ratios), "notes": decision.notes},
+            )
+            for topic, share in decision.reweight.ratios:
                 yield "topic_share", {"set": f"{group}/{topic}", "share": share}
 
 
@@ -138,8 +141,7 @@ def lines_of(decisions: Mapping[str, GroupDecision]) -> Iterator[str]:
         yield from (f"{group}: {note}" for note in decision.notes)
         if decision.reweight is not None:
             moves = " | ".join(
-                f"{topic} {decision.before[topic]:.4f} -> {share:.4f}"
-                for topic, share in decision.reweight.ratios.items()
+                f"{topic} {decision.before[topic]:.4f} -> {share:.4f}" for topic, share in decision.reweight.ratios
             )
             yield f"{group} from sample {decision.reweight.start_sample} on: {moves}"
 

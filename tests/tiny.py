@@ -54,14 +54,20 @@ def hf_folder(folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32
     return folder
 
 
-def documents(*, num_tokens: int, vocab_size: int, seed: int, longest: int = 60) -> list[np.ndarray]:
-    """Learnable documents ending in EOS: each token is often the one before plus a per-document step."""
+def documents(
+    *, num_tokens: int, vocab_size: int, seed: int, longest: int = 60, ids: range | None = None
+) -> list[np.ndarray]:
+    """Learnable documents ending in EOS: each token is often the one before plus a per-document step.
+
+    ids: of the tokens; None: all but the control tokens.
+    """
+    ids = ids or range(3, vocab_size)
     random = np.random.default_rng(seed)
     made, total = [], 0
     while total < num_tokens:
         length = int(random.integers(3, longest))
         step, start = int(random.integers(1, 4)), int(random.integers(0, vocab_size))
-        body = (start + step * np.arange(length) + (random.random(length) < 0.1)) % (vocab_size - 3) + 3
+        body = (start + step * np.arange(length) + (random.random(length) < 0.1)) % len(ids) + ids.start
         made.append(np.append(body, EOS).astype(np.int64))
         total += length + 1
     return made
@@ -74,6 +80,7 @@ def manifest(
     vocab_size: int = 256,
     role: str = "train",
     seed: int = 0,
+    ids: range | None = None,
 ) -> DatasetManifest:
     """Token files for {(language, source, topic): tokens}, with their manifest."""
     entries = []
@@ -81,7 +88,7 @@ def manifest(
         name = source_name(language=language, source=source, topic=topic, suffix=None if role == "train" else "holdout")
         prefix = name.replace("/", "-").replace("@", "-") + "_text_document"
         with IndexedWriter(folder / prefix, dtype="uint16") as writer:
-            for document in documents(num_tokens=num_tokens, vocab_size=vocab_size, seed=1000 * seed + index):
+            for document in documents(num_tokens=num_tokens, vocab_size=vocab_size, seed=1000 * seed + index, ids=ids):
                 writer.add_document(document)
         written = writer.written
         assert written is not None
@@ -156,10 +163,10 @@ def python(*arguments: object, timeout: float = 240, **environment: str) -> subp
     return warm.run([*map(str, arguments)], env=env, cwd=ROOT, timeout=timeout)
 
 
-def launched(nproc: int, script: Path, *arguments: object, **environment: str) -> None:
-    """The script as ranks 0 .. nproc-1. It must exit with 0."""
+def launched(nproc: int, script: Path, *arguments: object, code: int = 0, **environment: str) -> None:
+    """The script as ranks 0 .. nproc-1, with its exit code asserted."""
     done = python("-c", LAUNCH, nproc, script, *arguments, **environment)
-    assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}\n{done.stderr[-4000:]}"
+    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr[-4000:]}"
 
 
 LAUNCH = "import sys; from megatron_synE.runtime.launch import launch; sys.exit(launch(sys.argv[2:], int(sys.argv[1])))"

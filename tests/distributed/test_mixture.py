@@ -1,0 +1,132 @@
+"""The closed loop: a topic that gets worse gains share, and a run that is stopped anywhere goes on bit for bit."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_mixers.sampling import Sampler
+from data_mixers.schedule import Schedule
+from tests import tiny
+from tests.distributed.test_resume import assert_same_tensors, training_rows, validation_rows
+
+TOPICS = {("zh", "web", "law"): 9000, ("zh", "web", "food"): 9000, ("zh", "web", "music"): 9000}
+BOOKS = {("zh", "book", "novel"): 6000, ("en", "web", "computing"): 9000}
+DECISIONS = [4, 8, 12]  # iterations; each holds from two iterations later on
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen iterations; held-out law has words that no text to train on has, so that training makes it worse."""
+    root = tmp_path_factory.mktemp("mixture")
+    hf = tiny.hf_folder(root / "hf")
+    common, rare = range(3, 128), range(128, 256)
+    tiny.manifest(root / "train", TOPICS | BOOKS, ids=common)
+    held = {("zh", "web", "food"): 2000, ("zh", "web", "music"): 2000, ("en", "web", "computing"): 500}
+    tiny.manifest(root / "held", held, role="validation", seed=9, ids=common)
+    tiny.manifest(root / "held_law", {("zh", "web", "law"): 2000}, role="validation", seed=10, ids=rare)
+    tree = tiny.run_tree(
+        root,
+        hf=hf,
+        optimizer={"lr": 3e-3},
+        data={
+            "stages": [
+                {
+                    "name": "adapt",
+                    "tokens": 16 * 256,
+                    "languages": {"zh": 0.8, "en": 0.2},
+                    "sources": {"zh": {"web": 0.75, "book": 0.25}},
+                }
+            ],
+            "num_workers": 1,
+        },
+        mixture={"controller": "syne", "reweight_interval_tokens": 4 * 256, "settings": {"ema": 1.0}},
+        validation={"manifests": [str(root / "held"), str(root / "held_law")], "interval_tokens": 2 * 256},
+    )
+    tiny.write_run(root, tree)
+    return root
+
+
+@pytest.fixture(scope="module")
+def straight(root: Path) -> Path:
+    run = root / "straight"
+    tiny.train(root / "run.yaml", f"run.dir={run}", nproc=2)
+    return run
+
+
+def law_after(run: Path) -> list[float]:
+    return [row["ratios"]["law"] for row in tiny.rows(run, "reweight") if row["group"] == "zh/web"]
+
+
+def test_a_topic_that_gets_worse_gains_share_within_two_intervals(straight: Path) -> None:
+    ppl = [row["ppl"] for row in tiny.rows(straight, "validation") if row["set"] == "zh/web/law@holdout"]
+    assert ppl[-1] > ppl[0]  # it did get worse
+    reweights = tiny.rows(straight, "reweight")
+    assert [(row["iteration"], row["start_sample"]) for row in reweights] == [(i, (i + 2) * 8) for i in DECISIONS]
+    assert {row["group"] for row in reweights} == {"zh/web"}  # en/web has one topic, books do not trade
+    assert law_after(straight)[1] > 1 / 3 + 0.01
+
+
+def test_the_samples_follow_the_decisions_and_leave_the_language_alone(straight: Path) -> None:
+    schedule = Schedule.from_json((straight / "schedule.json").read_text())
+    assert [phase.end_sample for phase in schedule.phases] == [6 * 8, 10 * 8, 14 * 8, 16 * 8]
+    for phase, row in zip(schedule.phases[1:], tiny.rows(straight, "reweight"), strict=True):
+        weights = {name: weight / 2**32 for name, weight in phase.weights}
+        assert weights["en/web/computing"] == pytest.approx(0.2, abs=1e-9)
+        assert weights["zh/book/novel"] == pytest.approx(0.2, abs=1e-9)
+        for topic, share in row["ratios"].items():
+            assert weights[f"zh/web/{topic}"] == pytest.approx(0.6 * share, abs=1e-9)
+    counts = tiny.rows(straight, "train")[-1]["samples_by_source"]
+    expected = Sampler(schedule).cursors(schedule.num_samples)
+    assert counts == {source.name: count for source, count in zip(schedule.sources, expected, strict=True)}
+    assert sum(counts.values()) == 128
+
+
+def test_stopped_in_a_validation_and_before_a_decision_holds_it_goes_on_bit_for_bit(
+    root: Path, straight: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "sliced"
+    overrides = [f"run.dir={run}"]
+    # validations at 0, 2, 4: the third, whose losses decide, is interrupted after its first micro-batches
+    script = Path(__file__).with_name("stop_in_validation.py")
+    tiny.launched(2, script, 3, root / "run.yaml", *overrides, code=75)
+    assert not tiny.rows(run, "reweight")
+    # resumed at 4, it stops at 9: what was decided at 8 holds from 10 on
+    tiny.train(root / "run.yaml", *overrides, "training.stop_after_iterations=5", nproc=2, code=75)
+    assert tiny.rows(run, "reweight")[-1]["start_sample"] == 80
+    # stops at 12, where a validation is due: not begun, but redone after the restart
+    tiny.train(root / "run.yaml", *overrides, "training.stop_after_iterations=3", nproc=2, code=75)
+    tiny.train(root / "run.yaml", *overrides, nproc=2)
+    assert training_rows(run) == training_rows(straight)
+    assert validation_rows(run) == validation_rows(straight)
+    for kind in ("observation", "reweight", "topic_share"):
+        assert tiny.rows(run, kind) == tiny.rows(straight, kind)
+    assert (run / "schedule.json").read_text() == (straight / "schedule.json").read_text()
+    assert_same_tensors(run / "checkpoints/iter_0000016", straight / "checkpoints/iter_0000016")
+
+
+def test_another_layout_follows_the_decisions_it_finds(root: Path, straight: Path, tmp_path: Path) -> None:
+    """Decided on two ranks, read on one: the order of the data is that of the stored decisions."""
+    run = tmp_path / "one"
+    overrides = [f"run.dir={run}"]
+    tiny.train(root / "run.yaml", *overrides, "training.stop_after_iterations=11", nproc=2, code=75)
+    tiny.train(root / "run.yaml", *overrides, "training.stop_after_iterations=1", nproc=1, code=75)
+    stored, full = (Schedule.from_json((folder / "schedule.json").read_text()) for folder in (run, straight))
+    assert stored.past_digest(14 * 8) == full.past_digest(14 * 8)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["mixture.reweight_interval_tokens=null"], "mixture.reweight_interval_tokens"),
+        (["mixture.reweight_interval_tokens=768"], "multiple of validation.interval_tokens"),
+        (["validation.manifests=[]"], "validation.manifests"),
+        (["mixture.settings.alpha=1.5"], "alpha"),
+        (["mixture.settings.alfa=0.1"], "alfa"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(root: Path, tmp_path: Path, overrides: list[str], named: str) -> None:
+    done: Any = tiny.syne("train", "--config", root / "run.yaml", f"run.dir={tmp_path}", *overrides)
+    assert done.returncode == 2
+    assert named in done.stderr
+    assert "Traceback" not in done.stderr
