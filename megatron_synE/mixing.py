@@ -57,6 +57,12 @@ class Mixture:
         """The plan under the decisions so far."""
         return compose(self.planned, self.reweights, self.entries, seed=self.seed, seq_length=self.seq_length)
 
+    def ratios_next(self, group: str, *, consumed_samples: int) -> dict[str, float]:
+        """The shares of a group's topics that the next decision will replace; empty if nothing is left or read."""
+        start = consumed_samples + LEAD_ITERATIONS * self.samples_per_iteration
+        weights = next((dict(phase.weights) for phase in self.schedule.phases if phase.end_sample > start), {})
+        return topic_ratios(weights, group, self.entries)
+
     def decide(
         self, sets: Sequence["ValidationSet"], losses: "DocumentLosses", *, consumed_samples: int
     ) -> dict[str, GroupDecision]:
@@ -67,10 +73,9 @@ class Mixture:
             return {}
         read = Sampler(schedule).cursors(consumed_samples)
         tokens = {source.name: count * self.seq_length for source, count in zip(schedule.sources, read, strict=True)}
-        weights = next(dict(phase.weights) for phase in schedule.phases if phase.end_sample > start)
         decisions = {}
         for group in self.groups:
-            ratios = topic_ratios(weights, group, self.entries)
+            ratios = self.ratios_next(group, consumed_samples=consumed_samples)
             if len(ratios) < 2:
                 continue  # the stage does not read it
             observation = Observation(

@@ -36,6 +36,13 @@ data_app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(data_app, name="data")
+mix_app = typer.Typer(
+    help="Look at what a run reads: its plan, its decisions, what two schedules differ in.",
+    epilog=_example("syne mix plan --config examples/llama3_8b/run_recommended.yaml"),
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(mix_app, name="mix")
 
 Config = Annotated[Path, typer.Option("--config", help="The run's YAML file.")]
 Overrides = Annotated[
@@ -264,6 +271,44 @@ def preprocess(
         )
     )
     typer.echo(str(report.manifest_path))
+
+
+@mix_app.command("plan", epilog=_example("syne mix plan --config runs/quickstart/bilingual.yaml"))
+def mix_plan(config: Config, overrides: Overrides = None) -> None:
+    """Tokens, share, epochs and PPL quantiles per phase and source, and what is left unread, by topic."""
+    from tools.mix import planned_reads, print_reads
+
+    print_reads(*planned_reads(config, overrides or []))
+
+
+@mix_app.command("diff", epilog=_example("syne mix diff runs/a runs/b/schedule.json"))
+def mix_diff(
+    a: Annotated[Path, typer.Argument(help="A run folder or a schedule.json.")],
+    b: Annotated[Path, typer.Argument(help="Another.")],
+) -> None:
+    """Say in words what two schedules differ in, and from which sample on. Exits 3 if they differ."""
+    from data_mixers.schedule_diff import diff
+    from tools.mix import read_schedule
+
+    lines = diff(read_schedule(a), read_schedule(b))
+    typer.echo("\n".join(lines) or "equal")
+    if lines:
+        raise typer.Exit(3)
+
+
+@mix_app.command("replay", epilog=_example("syne mix replay runs/quickstart/bilingual"))
+def mix_replay(
+    run: Annotated[Path, typer.Argument(help="The folder of a run with a controller.")],
+    overrides: Overrides = None,
+) -> None:
+    """Take a run's decisions again from the losses it recorded, and compare. Exits 3 if any differs.
+
+    With KEY=VALUE, e.g. mixture.controller=ado: what other settings would have decided at these losses.
+    """
+    from tools.mix import print_replayed, replay
+
+    if not print_replayed(replay(run, overrides or [])):
+        raise typer.Exit(3)
 
 
 def _log_to_stderr() -> None:

@@ -130,3 +130,26 @@ def test_settings_that_do_not_fit_are_refused(root: Path, tmp_path: Path, overri
     assert done.returncode == 2
     assert named in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_mix_replays_a_run_plans_it_and_tells_it_from_its_plan(root: Path, straight: Path, tmp_path: Path) -> None:
+    done = tiny.syne("mix", "replay", straight)
+    assert done.returncode == 0, done.stderr
+    assert "3 of 3 decisions as recorded" in done.stdout
+    other = tiny.syne("mix", "replay", straight, "mixture.settings.max_shift=0.01")
+    assert other.returncode == 3
+    assert "0 of 3 decisions as recorded" in other.stdout
+    planned = tiny.syne("mix", "plan", "--config", root / "run.yaml")
+    assert planned.returncode == 0, planned.stderr
+    # 128 samples of which 0.8 * 0.75 / 3 are law: 25 or 26 of 32 tokens
+    law = next(line for line in planned.stdout.splitlines() if "zh/web/law" in line)
+    assert "800" in law or "832" in law
+    assert tiny.syne("mix", "diff", straight, straight / "schedule.json").stdout == "equal\n"
+    stopped = tmp_path / "stopped"
+    tiny.train(root / "run.yaml", f"run.dir={stopped}", "training.stop_after_iterations=1", code=75)
+    differs = tiny.syne("mix", "diff", stopped, straight)
+    assert differs.returncode == 3
+    assert "48" in differs.stdout.splitlines()[0]  # the first decision holds from sample 48 on
+    missing = tiny.syne("mix", "replay", tmp_path / "nowhere")
+    assert missing.returncode == 3
+    assert "Traceback" not in missing.stderr

@@ -1,0 +1,207 @@
+"""`syne mix`: what a run will read, what two schedules differ in, and a run's decisions taken again."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from data_mixers.controllers import Observation, TopicLosses, decide
+from data_mixers.errors import ConfigError, DataError
+from data_mixers.mixture import Reweight
+from data_mixers.sampling import Sampler
+from data_mixers.schedule import Schedule
+from data_mixers.windows import windows_in_shard
+from megatron_synE.config.examine import examine
+from megatron_synE.config.load import load_config
+from megatron_synE.config.validate import require
+from megatron_synE.mixing import Mixture, mixture_of
+
+SCHEDULE = "schedule.json"
+SAME_SHARE = 1e-9  # decisions are written in full; this only forgives another libm
+
+
+@dataclass(frozen=True)
+class ReadPart:
+    """What one phase reads of one source."""
+
+    phase: str
+    start_sample: int
+    source: str
+    share: float
+    tokens: int
+    epochs: float
+    """Read of this source at the end of the phase, since the start of the run."""
+    quantiles: str
+    """Range of PPL quantiles of the source's topic that its bucket holds; "" without buckets."""
+
+
+def read_schedule(path: Path) -> Schedule:
+    """A schedule.json, or the one of a run folder. Errors: DataError naming the file."""
+    file = path / SCHEDULE if path.is_dir() else path
+    try:
+        return Schedule.from_json(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read: {error}; name a run folder or its {SCHEDULE}") from error
+    except ConfigError as error:
+        raise DataError(f"{file}: {error}") from error
+
+
+def planned_reads(config: Path, overrides: Sequence[str]) -> tuple[list[ReadPart], dict[str, tuple[int, int]]]:
+    """(what each phase reads, source -> (tokens read, tokens there)) of the plan, before any decision.
+
+    Errors: ConfigError with every fault of the data and its shares.
+    """
+    loaded = load_config(config, overrides)
+    examination = examine(loaded.resolved, world_size=1)
+    require([fault for fault in examination.faults if fault.key.startswith("data.")], where=str(config))
+    mixture = mixture_of(loaded.resolved, examination.manifests)
+    return reads(mixture)
+
+
+def reads(mixture: Mixture) -> tuple[list[ReadPart], dict[str, tuple[int, int]]]:
+    """The same for a plan with its decisions."""
+    schedule = mixture.schedule
+    sampler = Sampler(schedule)
+    windows = {
+        source.name: sum(windows_in_shard(s.num_tokens, seq_length=schedule.seq_length) for s in source.shards)
+        for source in schedule.sources
+    }
+    buckets = _bucket_numbers(mixture)
+    parts: list[ReadPart] = []
+    before = sampler.cursors(0)
+    for phase in schedule.phases:
+        after = sampler.cursors(phase.end_sample)
+        for source, old, new in zip(schedule.sources, before, after, strict=True):
+            if new > old:
+                number, count = buckets.get(source.name, (0, 0))
+                parts.append(
+                    ReadPart(
+                        phase=phase.name,
+                        start_sample=phase.start_sample,
+                        source=source.name,
+                        share=(new - old) / phase.num_samples,
+                        tokens=(new - old) * schedule.seq_length,
+                        epochs=new / windows[source.name],
+                        quantiles=f"{number / count:.2f}-{(number + 1) / count:.2f}" if count else "",
+                    )
+                )
+        before = after
+    read = {s.name: count * schedule.seq_length for s, count in zip(schedule.sources, before, strict=True)}
+    return parts, {
+        name: (read.get(name, 0), entry.num_tokens) for name, entry in mixture.entries.items() if entry.role == "train"
+    }
+
+
+def _bucket_numbers(mixture: Mixture) -> dict[str, tuple[int, int]]:
+    """Source -> (number of its bucket, buckets of its topic)."""
+    topics: dict[tuple[str, str, str], list[str]] = {}
+    for entry in mixture.entries.values():
+        if entry.bucket is not None and entry.role == "train":
+            topics.setdefault((entry.language, entry.source, entry.topic), []).append(entry.bucket)
+    return {
+        name: (sorted(buckets).index(entry.bucket), len(buckets))
+        for name, entry in mixture.entries.items()
+        if entry.bucket is not None and (buckets := topics.get((entry.language, entry.source, entry.topic), []))
+    }
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """One decision of a run, and the same taken again from what the run saw."""
+
+    iteration: int
+    group: str
+    recorded: dict[str, float]
+    again: dict[str, float]
+
+    @property
+    def is_equal(self) -> bool:
+        return self.recorded.keys() == self.again.keys() and all(
+            abs(self.recorded[topic] - self.again[topic]) <= SAME_SHARE for topic in self.recorded
+        )
+
+
+def replay(run: Path, overrides: Sequence[str] = ()) -> list[Replayed]:
+    """Take every decision of a run again, from the losses it recorded, under its own settings or changed ones.
+
+    overrides: e.g. mixture.controller=ado: what another controller would have decided at the losses this run saw.
+    Errors: DataError naming the file if the run has no record.
+    """
+    metrics = run / "metrics.jsonl"
+    try:
+        rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{metrics} cannot be read: {error}; name the folder of a run") from error
+    loaded = load_config(run / "run_config.yaml", overrides)
+    examination = examine(loaded.resolved, world_size=1)
+    require([fault for fault in examination.faults if fault.key.startswith("data.")], where=str(run))
+    mixture = mixture_of(loaded.resolved, examination.manifests)
+    recorded = {(r["iteration"], r["group"]): r for r in rows if r["kind"] == "reweight"}
+    states: dict[str, Any] = {}
+    replayed = []
+    for row in (row for row in rows if row["kind"] == "observation"):
+        iteration, group = row["iteration"], row["group"]
+        taken = recorded.get((iteration, group))
+        # What the run had in force then: under changed settings too, since its losses came from it.
+        before = mixture.ratios_next(group, consumed_samples=row["consumed_tokens"] // mixture.seq_length)
+        decision = decide(mixture.settings, before, states.get(group), _observation(row))
+        states[group] = decision.state
+        if taken is not None:
+            ratios = tuple(taken["ratios"].items())
+            kept = Reweight(start_sample=taken["start_sample"], group=group, ratios=ratios)
+            mixture = replace(mixture, reweights=(*mixture.reweights, kept))
+        if iteration > 0:
+            replayed.append(Replayed(iteration, group, taken["ratios"] if taken else before, decision.ratios))
+    return replayed
+
+
+def _observation(row: dict[str, Any]) -> Observation:
+    return Observation(
+        consumed_tokens=row["consumed_tokens"],
+        losses={
+            topic: TopicLosses(nll_sums=tuple(losses["nll_sums"]), tokens=tuple(losses["tokens"]))
+            for topic, losses in row["losses"].items()
+        },
+        tokens_by_topic=row["tokens_by_topic"],
+    )
+
+
+def print_reads(parts: Sequence[ReadPart], totals: dict[str, tuple[int, int]]) -> None:
+    """Two tables on stdout."""
+    console = Console(width=max(Console().width, 130), highlight=False)
+    table = Table("phase", "from sample", "source", "share", "tokens", "epochs so far", "PPL quantiles")
+    for part in parts:
+        table.add_row(
+            part.phase, f"{part.start_sample:,}", part.source, f"{part.share:.4f}", f"{part.tokens:,}",
+            f"{part.epochs:.3f}", part.quantiles,
+        )  # fmt: skip
+    console.print(table)
+    unread = Table("source", "tokens read", "tokens there", "left unread")
+    for name, (read, there) in sorted(totals.items()):
+        unread.add_row(name, f"{read:,}", f"{there:,}", f"{max(0, there - read):,}")
+    console.print(unread)
+
+
+def print_replayed(replayed: Sequence[Replayed]) -> bool:
+    """A table on stdout; whether every decision came out as recorded."""
+    console = Console(width=max(Console().width, 130), highlight=False)
+    if not replayed:
+        console.print("this run has taken no decision")
+        return True
+    table = Table("iteration", "group", "topic", "recorded", "again", "")
+    for decision in replayed:
+        for topic, share in decision.recorded.items():
+            again = decision.again.get(topic)
+            differs = again is None or abs(again - share) > SAME_SHARE
+            shown = "missing" if again is None else f"{again:.6f}"
+            table.add_row(
+                str(decision.iteration), decision.group, topic, f"{share:.6f}", shown, "differs" if differs else ""
+            )
+    console.print(table)
+    equal = sum(decision.is_equal for decision in replayed)
+    console.print(f"{equal} of {len(replayed)} decisions as recorded")
+    return equal == len(replayed)
