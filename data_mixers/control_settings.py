@@ -76,15 +76,6 @@ class ControllerSettings:
         if self.name == "syne_paper":
             self._check_guards_are_not_asked_for()
 
-    @classmethod
-    def from_config(cls, name: str, settings: Mapping[str, object]) -> "ControllerSettings":
-        """From a configuration's mapping. Errors: ConfigError for an unknown key as well."""
-        known = [item.name for item in fields(cls) if item.name != "name"]
-        for key in settings:
-            if key not in known:
-                raise ConfigError(f"controller.{key} is unknown; known: {', '.join(known)}")
-        return cls(name=name, **settings)  # type: ignore[arg-type]  # __post_init__ checks types and values
-
     def in_force(self) -> "ControllerSettings":
         """These settings with the guards off that this controller does not have.
 
