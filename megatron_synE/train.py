@@ -164,6 +164,7 @@ def _assemble(loaded: LoadedConfig, examination: Examination, device: Any, group
             seq_length=config.training.seq_length,
             micro_batch_size=config.validation.micro_batch_size,
             max_tokens_per_topic=config.validation.max_tokens_per_topic,
+            max_tokens=_validation_tokens(config),
             device=device.torch_device,
         )
         if examination.validation_manifests
@@ -190,6 +191,12 @@ def _assemble(loaded: LoadedConfig, examination: Examination, device: Any, group
         tokenizer_digest=tokenizer.digest,
         lineage=_lineage(config, examination, start),
     )
+
+
+def _validation_tokens(config: RunConfig) -> int | None:
+    """How many tokens a validation pass may read; None without an interval."""
+    interval = config.validation.interval_tokens
+    return None if interval is None else int(config.validation.max_training_share * interval)
 
 
 def _load_weights(model: Any, config: RunConfig, architecture: Any, folder: Path | None) -> None:

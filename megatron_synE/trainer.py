@@ -101,6 +101,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self._sampler = Sampler(self.dataset.schedule)
+        self._began, self._validation_seconds = time.perf_counter(), 0.0
 
     def fit(self) -> int:
         """Train to the end of the schedule or until asked to stop. Returns an exit code. Collective: every rank."""
@@ -235,7 +236,11 @@ class Trainer:
         iteration, consumed = self.progress.iteration, self.progress.consumed_tokens
         for result in results:
             self.metrics.row("validation", iteration, consumed_tokens=consumed, **result.row)
-        self.metrics.row("validation_time", iteration, consumed_tokens=consumed, seconds=seconds)
+        self._validation_seconds += seconds
+        share = self._validation_seconds / (time.perf_counter() - self._began)
+        self.metrics.row(
+            "validation_time", iteration, consumed_tokens=consumed, seconds=seconds, share_of_job_time=share
+        )
         self.progress.last_validated_iteration = self.progress.iteration
         self.progress.last_validation = {
             "iteration": self.progress.iteration,

@@ -21,6 +21,8 @@ from megatron_synE.data.packing import Row, pack, padding_row
 from megatron_synE.runtime.distributed import broadcast_from_last_stage, sum_over_data_parallel
 from megatron_synE.runtime.mcore import parallel_state
 
+MIN_DOCUMENTS = 8
+"""Of each set, whatever a pass may cost: below, the noise gate of a controller has next to nothing to look at."""
 _MICRO_BATCHES_PER_CALL = 8
 """A stop request is honoured between calls; a multiple of this would keep a pipeline fuller but answer later."""
 
@@ -161,20 +163,32 @@ def build_validator(
     seq_length: int,
     micro_batch_size: int,
     max_tokens_per_topic: int | None,
+    max_tokens: int | None = None,
     device: torch.device,
 ) -> Validator:
     """Read and pack the validation sources of these manifests.
+
+    max_tokens: of a whole pass, divided evenly over the sets, each of which keeps MIN_DOCUMENTS documents; it counts
+    where max_tokens_per_topic does not say otherwise.
 
     Errors: ConfigError if none has role validation, DataError for damaged files.
     """
     documents: list[np.ndarray] = []
     sets = []
+    limit, min_documents = max_tokens_per_topic, 1
+    if limit is None and max_tokens is not None:
+        count = sum(source.role == "validation" for manifest in manifests for source in manifest.sources)
+        limit, min_documents = max_tokens // max(1, count), MIN_DOCUMENTS
     for manifest in manifests:
         for source in manifest.sources:
             if source.role != "validation":
                 continue
             found, text_bytes = _documents(
-                manifest.folder, source, max_tokens_per_topic, vocab_size=manifest.tokenizer.vocab_size
+                manifest.folder,
+                source,
+                limit,
+                min_documents=min_documents,
+                vocab_size=manifest.tokenizer.vocab_size,
             )
             if all(len(document) < 2 for document in found):
                 raise DataError(
@@ -210,7 +224,7 @@ def _check_ids(file: IndexedFile, vocab_size: int) -> None:
 
 
 def _documents(
-    folder: Path, source: SourceEntry, max_tokens: int | None, *, vocab_size: int
+    folder: Path, source: SourceEntry, max_tokens: int | None, *, min_documents: int, vocab_size: int
 ) -> tuple[list[np.ndarray], int]:
     """The first whole documents up to max_tokens, and the UTF-8 bytes of their texts (the shard's share, when cut)."""
     found: list[np.ndarray] = []
@@ -222,7 +236,7 @@ def _documents(
         starts = file.document_ranges().tolist()
         in_shard = 0
         for start, stop in zip(starts[:-1], starts[1:], strict=True):
-            if max_tokens is not None and found and taken + stop - start > max_tokens:
+            if max_tokens is not None and len(found) >= min_documents and taken + stop - start > max_tokens:
                 break
             found.append(np.array(file.tokens(start, stop)))
             taken += stop - start

@@ -197,7 +197,9 @@ class ValidationSection:
     """None: only before the first step and after the last."""
     micro_batch_size: Positive = 1
     max_tokens_per_topic: Positive | None = None
-    """Read at most this many tokens of each set (whole documents, as written). None: all."""
+    """Read at most this many tokens of each set (whole documents, as written). None: as max_training_share says."""
+    max_training_share: Share = 0.02
+    """With interval_tokens: passes read at most this share of the tokens trained on, but 8 documents of each set."""
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
