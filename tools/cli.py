@@ -311,5 +311,26 @@ def mix_replay(
         raise typer.Exit(3)
 
 
+@mix_app.command("simulate", epilog=_example("syne mix simulate --worlds 20 --plot simulated.png"))
+def mix_simulate(
+    worlds: Annotated[int, typer.Option(min=2, help="Sets of random learning curves.")] = 20,
+    tokens: Annotated[float, typer.Option(min=1e6, help="Of one language's web pages.")] = 100e9,
+    interval: Annotated[float, typer.Option(min=1e5, help="Tokens between two decisions.")] = 4e9,
+    transfer: Annotated[float, typer.Option(min=0.0, max=0.5, help="Worth of a token to another topic.")] = 0.1,
+    label_noise: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of pages with a wrong topic.")] = 0.1,
+    plot: Annotated[Path | None, typer.Option(help="Write the shares of the first world as PNG.")] = None,
+) -> None:
+    """Every controller on the same simulated learning curves, beside equal shares. No measurement of any model."""
+    from tools import mix_simulate as simulation
+
+    found = simulation.simulate(
+        worlds=worlds, tokens=tokens, interval=interval, transfer=transfer, label_noise=label_noise
+    )
+    typer.echo(simulation.report(found))
+    if plot is not None:
+        simulation.plot(found, plot, interval=interval)
+        typer.echo(f"\nplot: {plot}")
+
+
 def _log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)

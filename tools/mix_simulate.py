@@ -1,0 +1,172 @@
+"""`syne mix simulate`: every controller on the same simulated learning curves, beside equal shares.
+
+A world is drawn from a seed: per topic a power law of held-out loss in effective tokens, a transfer matrix (what a
+token of one topic is worth to another) and a classifier that mislabels some pages. These are no measurements of any
+model: they show how a controller behaves (does it chase noise, does it settle), not what it will gain.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+
+from data_mixers.controllers import CONTROLLERS, ControllerSettings, Observation, TopicLosses, decide
+
+Array = NDArray[np.float64]
+TOPICS = 11  # of one language, as in the recipe
+DOCUMENTS = 100  # held-out documents of a topic
+DOCUMENT_TOKENS = 500
+DOCUMENT_SPREAD = 0.4  # nats: how much documents of a topic differ; held-out scores of small models show 0.3 to 0.5
+STEP_NOISE = 0.01  # nats per document: what one document's loss moves by chance between two checkpoints
+BASELINE = "stratified"
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class World:
+    """Curves of TOPICS topics: loss_i(n) = floor_i + reducible_i * (1 + n_i / scale_i) ** -exponent_i, in nats."""
+
+    floor: Array
+    reducible: Array
+    exponent: Array
+    scale: Array
+    """Effective tokens."""
+    worth: Array
+    """[topics, topics]: effective tokens of topic i per labelled token of topic j: transfer and mislabelling."""
+    planned: Array
+
+    def loss(self, tokens: Array) -> Array:
+        """Held-out loss of each topic after these labelled tokens of each topic."""
+        return self.floor + self.reducible * (1 + self.worth @ tokens / self.scale) ** -self.exponent
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One controller in one world."""
+
+    ratios: Array
+    """[decisions + 1, topics]."""
+    final_loss: float
+    """Mean over topics, each counted alike, nats per token."""
+    plan_loss: float
+    """Mean over topics by their planned shares."""
+    moved: float
+    """Mean half of sum |change of share| per decision."""
+
+
+def draw_world(seed: int, *, transfer: float, label_noise: float, tokens: float) -> World:
+    """transfer: worth of a token to the average other topic; label_noise: share of pages with a wrong label."""
+    random = np.random.default_rng(seed)
+    similar = random.uniform(0.0, 2.0 * transfer, (TOPICS, TOPICS))
+    np.fill_diagonal(similar, 1.0)
+    labels = np.full((TOPICS, TOPICS), label_noise / (TOPICS - 1))
+    np.fill_diagonal(labels, 1.0 - label_noise)
+    planned = random.dirichlet(np.full(TOPICS, 3.0))
+    return World(
+        floor=random.uniform(1.6, 2.4, TOPICS),
+        reducible=random.uniform(0.2, 1.0, TOPICS),
+        exponent=random.uniform(0.2, 0.6, TOPICS),
+        scale=np.exp(random.uniform(math.log(0.01), math.log(1.0), TOPICS)) * tokens / TOPICS,
+        worth=similar @ labels,
+        planned=planned,
+    )
+
+
+def follow(world: World, settings: ControllerSettings, *, tokens: float, interval: float, seed: int) -> Trace:
+    """Let a controller steer one language's web pages for `tokens`, deciding every `interval`."""
+    random = np.random.default_rng((seed, 1))  # the same documents and noise for every controller
+    names = [f"topic{index:02d}" for index in range(TOPICS)]
+    offsets = random.normal(0.0, DOCUMENT_SPREAD, (TOPICS, DOCUMENTS))
+    ratios = dict(zip(names, (world.planned / world.planned.sum()).tolist(), strict=True))
+    read = np.zeros(TOPICS)
+    state, history = None, [np.array(list(ratios.values()))]
+    for number in range(round(tokens / interval)):
+        noise = random.normal(0.0, STEP_NOISE, (TOPICS, DOCUMENTS))
+        per_document = (world.loss(read)[:, None] + offsets + noise) * DOCUMENT_TOKENS
+        observation = Observation(
+            consumed_tokens=round(number * interval),
+            losses={
+                name: TopicLosses(nll_sums=tuple(row), tokens=(DOCUMENT_TOKENS,) * DOCUMENTS)
+                for name, row in zip(names, per_document.tolist(), strict=True)
+            },
+            tokens_by_topic={name: round(count) for name, count in zip(names, read.tolist(), strict=True)},
+        )
+        decision = decide(settings, ratios, state, observation)
+        ratios, state = decision.ratios, decision.state
+        history.append(np.array([ratios[name] for name in names]))
+        read = read + interval * history[-1]
+    shares = np.array(history)
+    return Trace(
+        ratios=shares,
+        final_loss=float(world.loss(read).mean()),
+        plan_loss=float(world.loss(read) @ world.planned),
+        moved=float(0.5 * np.abs(np.diff(shares, axis=0)).sum(axis=1).mean()),
+    )
+
+
+def simulate(
+    *, worlds: int, tokens: float, interval: float, transfer: float, label_noise: float
+) -> dict[str, list[Trace]]:
+    """Controller -> its path in each world; all controllers meet the same worlds and the same noise."""
+    found: dict[str, list[Trace]] = {name: [] for name in CONTROLLERS}
+    for seed in track(range(worlds), "simulating", console=Console(stderr=True), transient=True):
+        world = draw_world(seed, transfer=transfer, label_noise=label_noise, tokens=tokens)
+        for name, traces in found.items():
+            traces.append(follow(world, ControllerSettings(name=name), tokens=tokens, interval=interval, seed=seed))
+    return found
+
+
+def difference(losses: Sequence[float], baseline: Sequence[float]) -> tuple[float, float, float]:
+    """(mean, low, high): loss less the baseline's in the same world; 95 % bootstrap interval over worlds."""
+    values = np.array(losses) - np.array(baseline)
+    random = np.random.default_rng(0)
+    means = values[random.integers(0, len(values), (RESAMPLES, len(values)))].mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(values.mean()), float(low), float(high)
+
+
+def report(found: dict[str, list[Trace]]) -> str:
+    """A table in Markdown: every controller against equal shares, with intervals."""
+    lines = [
+        "Simulated curves, not measurements of a model. Loss after the last token, nats per token: the mean over topics",
+        f"with each counted alike, and weighted by the plan; both less {BASELINE} in the same world [95 %].",
+        "",
+        "| controller | each alike | by the plan | moved per decision |",
+        "|---|---:|---:|---:|",
+    ]
+    for name, traces in found.items():
+        cells = []
+        for field in ("final_loss", "plan_loss"):
+            losses, baseline = ([getattr(t, field) for t in of] for of in (traces, found[BASELINE]))
+            mean = sum(losses) / len(losses)
+            change, low, high = difference(losses, baseline)
+            cells.append(f"{mean:.4f}" + ("" if name == BASELINE else f" ({change:+.4f} [{low:+.4f}, {high:+.4f}])"))
+        moved = sum(trace.moved for trace in traces) / len(traces)
+        lines.append(f"| {name} | {cells[0]} | {cells[1]} | {moved:.4f} |")
+    return "\n".join(lines)
+
+
+def plot(found: dict[str, list[Trace]], file: Path, *, interval: float) -> None:
+    """Shares of the first world's topics over tokens, a panel per controller."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(2, 4, figsize=(16, 7), sharex=True, sharey=True)
+    for axis, (name, paths) in zip(axes.flat, found.items(), strict=False):
+        shares = paths[0].ratios
+        axis.plot(np.arange(len(shares)) * interval / 1e9, shares)
+        axis.set_title(f"{name}: loss {paths[0].final_loss:.4f}")
+    for axis in axes.flat[len(found) :]:
+        axis.axis("off")
+    figure.supxlabel("tokens, billions")
+    figure.supylabel("share of topic (simulated, first world)")
+    figure.tight_layout()
+    figure.savefig(file, dpi=120)
+    pyplot.close(figure)
