@@ -133,7 +133,7 @@ def difference(losses: Sequence[float], baseline: Sequence[float]) -> tuple[floa
 def report(found: dict[str, list[Trace]]) -> str:
     """A table in Markdown: every controller against equal shares, with intervals."""
     lines = [
-        "Simulated curves, not measurements of a model. Loss after the last token, nats per token: the mean over topics",
+        "Simulated curves, not measurements of a model. Loss after the last token, in nats: the mean over topics,",
         f"with each counted alike, and weighted by the plan; both less {BASELINE} in the same world [95 %].",
         "",
         "| controller | each alike | by the plan | moved per decision |",
