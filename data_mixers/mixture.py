@@ -6,14 +6,19 @@ Composing is a pure function, so a resumed run loads its decisions and never rec
 edited while the decisions taken stay.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 from data_mixers.errors import ConfigError
+from data_mixers.exhaustion import first_exhausted, without
 from data_mixers.manifest import SourceEntry
 from data_mixers.ratios import quantise
-from data_mixers.schedule import Schedule, scheduled_source
+from data_mixers.schedule import PhaseKind, Schedule, scheduled_source
+
+Weights = dict[str, Fraction]
+Decided = Mapping[str, Mapping[str, float]]
+"""Group -> topic -> share."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,15 +57,19 @@ def compose(
     *,
     seed: int,
     seq_length: int,
+    limits: Mapping[str, int] | None = None,
 ) -> Schedule:
     """The schedule of the plan under these decisions. entries: every train source by name.
+
+    limits: windows that may be read of each source (exhaustion.window_limits); a source that has reached its own gives
+    its share to its kin from that sample on. None: sources are read again and again.
 
     Decisions only scale topics the plan reads already, so sources rank alike under any of them: a later decision never
     changes an earlier sample.
     Errors: ConfigError if a decision names a group or topic that the plan does not read there.
     """
     schedule = Schedule(seed=seed, seq_length=seq_length, sources=())
-    known: set[str] = set()
+    gone: frozenset[str] = frozenset()
     stages = _stage_spans(planned)
     begin = 0
     for phase in planned:
@@ -68,18 +77,43 @@ def compose(
         cuts = sorted({begin, end, *(r.start_sample for r in reweights if begin < r.start_sample < end)})
         for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
             active = _active(phase, reweights, start, stages)
-            weights = quantise(_reweighted(phase.weights, active, entries))
-            positive = {name: weight for name, weight in weights.items() if weight}
-            new = sorted(positive.keys() - known)
-            known.update(new)
-            schedule = schedule.append_weights(
-                phase.name,
-                num_samples=stop - start,
-                weights=positive,
-                new_sources=tuple(scheduled_source(entries[name]) for name in new),
-            )
+
+            def weights_without(
+                sources: frozenset[str], active: Decided = active, phase: PlannedPhase = phase
+            ) -> Weights:
+                return _reweighted(without(phase.weights, sources, entries), active, entries)
+
+            schedule, gone = _appended(schedule, phase.name, stop - start, weights_without, gone, entries, limits)
         begin = end
     return schedule
+
+
+def _appended(
+    schedule: Schedule,
+    name: str,
+    num_samples: int,
+    weights_without: Callable[[frozenset[str]], Weights],
+    gone: frozenset[str],
+    entries: Mapping[str, SourceEntry],
+    limits: Mapping[str, int] | None,
+) -> tuple[Schedule, frozenset[str]]:
+    """The schedule with this stretch, cut where a source ends, and all sources that have ended by then."""
+    kind: PhaseKind = "stage"
+    while True:
+        weights = {n: w for n, w in quantise(weights_without(gone)).items() if w}
+        known = {source.name for source in schedule.sources}
+        new = tuple(scheduled_source(entries[n]) for n in sorted(weights.keys() - known))
+        longer = schedule.append_weights(name, num_samples=num_samples, weights=weights, new_sources=new, kind=kind)
+        ended = None if limits is None else first_exhausted(longer, limits)
+        if ended is None:
+            return longer, gone
+        sample, sources = ended
+        if sample > schedule.num_samples:
+            num_samples -= sample - schedule.num_samples
+            schedule = schedule.append_weights(
+                name, num_samples=sample - schedule.num_samples, weights=weights, new_sources=new, kind=kind
+            )
+        gone, kind = gone | sources, "exhaustion"
 
 
 def topic_ratios(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_mixers.controllers import ControllerSettings, ControllerState, Observation, TopicLosses, decide
 from data_mixers.errors import ConfigError
+from data_mixers.exhaustion import window_limits
 from data_mixers.manifest import SourceEntry
 from data_mixers.mixture import PlannedPhase, Reweight, compose, group_of, topic_ratios
 from data_mixers.sampling import Sampler
@@ -46,6 +47,8 @@ class Mixture:
     seed: int
     seq_length: int
     samples_per_iteration: int
+    limits: Mapping[str, int] | None
+    """Windows that may be read of each source; None: as often as it comes."""
     settings: ControllerSettings
     groups: tuple[str, ...]
     """Groups of topics that trade: those of `mixture.sources` with more than one topic."""
@@ -55,7 +58,9 @@ class Mixture:
     @property
     def schedule(self) -> Schedule:
         """The plan under the decisions so far."""
-        return compose(self.planned, self.reweights, self.entries, seed=self.seed, seq_length=self.seq_length)
+        return compose(
+            self.planned, self.reweights, self.entries, seed=self.seed, seq_length=self.seq_length, limits=self.limits
+        )
 
     def ratios_next(self, group: str, *, consumed_samples: int) -> dict[str, float]:
         """The shares of a group's topics that the next decision will replace; empty if nothing is left or read."""
@@ -169,6 +174,9 @@ def mixture_of(config: RunConfig, manifests: Sequence[Any]) -> Mixture:
         seed=config.run.seed,
         seq_length=training.seq_length,
         samples_per_iteration=training.global_batch_size,
+        limits=window_limits(entries, seq_length=training.seq_length, max_epochs=config.data.max_epochs)
+        if config.data.exhaustion == "renormalize"
+        else None,
         settings=controller_settings(config.mixture),
         groups=tuple(sorted(group for group, found in topics.items() if len(found) > 1)),
     )

@@ -163,8 +163,9 @@ class DataSection:
     """Attention and positions restart at each document. The paper does not mask."""
     eod_mask_loss: bool = False
     """Leave out the loss at positions whose input is EOS (their target belongs to the next document)."""
-    exhaustion: Literal["repeat", "stop"] = "repeat"
-    """stop: refuse a plan that reads any source more than once."""
+    exhaustion: Literal["repeat", "stop", "renormalize"] = "repeat"
+    """repeat: read again, up to max_epochs. stop: refuse a plan that reads any source more than once. renormalize: a
+    source read max_epochs times gives its share to its kin: its topic's buckets, its source, its language."""
     max_epochs: PositiveFloat = 4.0
     """A plan that reads any source more often is refused. Ours: repetition beyond four pays little (2305.16264)."""
     num_workers: NonNegative = 1

@@ -7,6 +7,7 @@ from typing import Literal
 
 from data_mixers.curriculum import Curriculum, bucket_shares, buckets_of, paced, steps
 from data_mixers.errors import ConfigError, DataError
+from data_mixers.exhaustion import window_limits
 from data_mixers.manifest import DatasetManifest, SourceEntry
 from data_mixers.mixture import PlannedPhase, compose
 from data_mixers.ratios import stage_weights
@@ -25,17 +26,21 @@ def build_schedule(
     global_batch_size: int,
     *,
     max_epochs: float = DEFAULT_MAX_EPOCHS,
-    exhaustion: Literal["repeat", "stop"] = "repeat",
+    exhaustion: Literal["repeat", "stop", "renormalize"] = "repeat",
 ) -> Schedule:
     """The plan without any decision; each stage is a whole number of global batches.
 
     Order: sources rank by the stage that first reads them, then by name; so a stage added at the end, or a manifest
     that earlier stages do not read, leaves earlier samples unchanged.
     Errors: ConfigError for shares that do not fit the data, a source that is too small, or one read more than
-    `max_epochs` times (once, with exhaustion="stop"); DataError if manifests differ in tokenizer or share a name.
+    `max_epochs` times (once, with exhaustion="stop"; with "renormalize" only a language with nothing left);
+    DataError if manifests differ in tokenizer or share a name.
     """
     entries = all_entries(manifests)
     planned = planned_phases(stages, manifests, seq_length=seq_length, global_batch_size=global_batch_size)
+    if exhaustion == "renormalize":
+        limits = window_limits(entries, seq_length=seq_length, max_epochs=max_epochs)
+        return compose(planned, (), entries, seed=seed, seq_length=seq_length, limits=limits)
     schedule = compose(planned, (), entries, seed=seed, seq_length=seq_length)
     _check_epochs(schedule, max_epochs=max_epochs, exhaustion=exhaustion)
     return schedule
