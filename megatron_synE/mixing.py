@@ -47,6 +47,8 @@ class Mixture:
     seed: int
     seq_length: int
     samples_per_iteration: int
+    skips: tuple[tuple[int, int], ...]
+    """Ranges of samples to leave out, in order."""
     limits: Mapping[str, int] | None
     """Windows that may be read of each source; None: as often as it comes."""
     settings: ControllerSettings
@@ -58,9 +60,13 @@ class Mixture:
     @property
     def schedule(self) -> Schedule:
         """The plan under the decisions so far."""
-        return compose(
+        schedule = compose(
             self.planned, self.reweights, self.entries, seed=self.seed, seq_length=self.seq_length, limits=self.limits
         )
+        for start, stop in self.skips:
+            # Whether a skip touches what is read already is for the digest of the past to say, when a run resumes.
+            schedule = schedule.skip(start, stop, consumed_samples=0)
+        return schedule
 
     def ratios_next(self, group: str, *, consumed_samples: int) -> dict[str, float]:
         """The shares of a group's topics that the next decision will replace; empty if nothing is left or read."""
@@ -174,6 +180,7 @@ def mixture_of(config: RunConfig, manifests: Sequence[Any]) -> Mixture:
         seed=config.run.seed,
         seq_length=training.seq_length,
         samples_per_iteration=training.global_batch_size,
+        skips=tuple((int(a), int(b)) for a, b in (text.split(":") for text in config.data.skip_samples)),
         limits=window_limits(entries, seq_length=training.seq_length, max_epochs=config.data.max_epochs)
         if config.data.exhaustion == "renormalize"
         else None,

@@ -1,6 +1,7 @@
 """`syne`: parse, call one function, return its exit code. Nothing heavy is imported before a command runs."""
 
 import logging
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -294,6 +295,19 @@ def mix_diff(
     typer.echo("\n".join(lines) or "equal")
     if lines:
         raise typer.Exit(3)
+
+
+@mix_app.command("append", epilog=_example("syne mix append runs/quickstart/bilingual --skip 1200:1264"))
+def mix_append(
+    run: Annotated[Path, typer.Argument(help="The folder of a run that is to go on.")],
+    skip: Annotated[str, typer.Option(help="Samples to leave out, start:stop, not read yet by the newest checkpoint.")],
+) -> None:
+    """Check an entry for the future of a run's schedule, and print the override to resume with. Changes nothing."""
+    from tools.mix import checked_skip
+
+    override, lines = checked_skip(run, skip)
+    typer.echo("\n".join(lines))
+    typer.echo(f"resume with: syne train --config {run / 'run_config.yaml'} {shlex.quote(override)}")
 
 
 @mix_app.command("replay", epilog=_example("syne mix replay runs/quickstart/bilingual"))

@@ -14,7 +14,9 @@ from data_mixers.errors import ConfigError, DataError
 from data_mixers.mixture import Reweight
 from data_mixers.sampling import Sampler
 from data_mixers.schedule import Schedule
+from data_mixers.schedule_diff import diff
 from data_mixers.windows import windows_in_shard
+from megatron_synE.checkpoint.layout import CHECKPOINTS, newest_complete, read_state
 from megatron_synE.config.examine import examine
 from megatron_synE.config.load import load_config
 from megatron_synE.config.validate import require
@@ -107,6 +109,23 @@ def _bucket_numbers(mixture: Mixture) -> dict[str, tuple[int, int]]:
         for name, entry in mixture.entries.items()
         if entry.bucket is not None and (buckets := topics.get((entry.language, entry.source, entry.topic), []))
     }
+
+
+def checked_skip(run: Path, text: str) -> tuple[str, list[str]]:
+    """(the override that skips this range when the run goes on, what the schedule then differs in).
+
+    Errors: ConfigError if the range is read already or crosses a change of weights, DataError if there is no run.
+    """
+    loaded = load_config(run / "run_config.yaml", [])
+    schedule = read_schedule(run)
+    newest = newest_complete(loaded.resolved.run.dir / CHECKPOINTS, verify_hashes=False)
+    consumed = 0 if newest is None else read_state(newest).consumed_samples
+    start, _, stop = text.partition(":")
+    if not (start.isdigit() and stop.isdigit()):
+        raise ConfigError(f"--skip {text} is not a range of samples; write start:stop, e.g. 1200:1264")
+    changed = schedule.skip(int(start), int(stop), consumed_samples=consumed)
+    ranges = [*loaded.resolved.data.skip_samples, text]
+    return "data.skip_samples=" + json.dumps(ranges, separators=(",", ":")), diff(schedule, changed)
 
 
 @dataclass(frozen=True)

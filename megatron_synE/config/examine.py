@@ -104,7 +104,7 @@ def _model_tokenizer(config: RunConfig, manifest: DatasetManifest) -> list[Fault
 
 
 def _schedule(config: RunConfig, manifests: Sequence[DatasetManifest]) -> Schedule:
-    return build_schedule(
+    schedule = build_schedule(
         config.data.stages,
         manifests,
         config.run.seed,
@@ -113,6 +113,10 @@ def _schedule(config: RunConfig, manifests: Sequence[DatasetManifest]) -> Schedu
         max_epochs=config.data.max_epochs,
         exhaustion=config.data.exhaustion,
     )
+    for text in config.data.skip_samples:
+        start, stop = map(int, text.split(":"))
+        schedule = schedule.skip(start, stop, consumed_samples=0)
+    return schedule
 
 
 def _read(paths: Sequence[Path], key: str, faults: list[Fault]) -> list[DatasetManifest] | None:

@@ -168,6 +168,9 @@ class DataSection:
     source read max_epochs times gives its share to its kin: its topic's buckets, its source, its language."""
     max_epochs: PositiveFloat = 4.0
     """A plan that reads any source more often is refused. Ours: repetition beyond four pays little (2305.16264)."""
+    skip_samples: tuple[Annotated[str, Field(pattern=r"^\d+:\d+$")], ...] = ()
+    """Ranges "start:stop" of samples to leave out, e.g. after a loss spike; `syne mix append RUN --skip start:stop`
+    checks one. From `start` on the run reads what came from `stop` on."""
     num_workers: NonNegative = 1
     """Reader processes per rank. The order of the data does not depend on it."""
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from data_mixers.errors import DataError
+from megatron_synE.data import indexed
 from megatron_synE.data.indexed import IndexedFile, IndexedWriter, token_dtype
 
 DOCUMENTS = [[5, 6, 7], [8], [9, 10, 11, 12, 2], [3, 2]]
@@ -153,4 +154,23 @@ def test_a_missing_half_is_named(tmp_path: Path) -> None:
     write(tmp_path / "a")
     (tmp_path / "a.bin").unlink()
     with pytest.raises(DataError, match=r"a\.bin is missing"):
+        IndexedFile(tmp_path / "a")
+
+
+@pytest.mark.parametrize("sequence", [1, 250, 499])
+def test_a_seam_in_a_checked_run_of_a_large_file_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sequence: int
+) -> None:
+    """500 sequences, of which nine runs of 50 are looked at."""
+    monkeypatch.setattr(indexed, "CONTIGUITY_CHECKED", 499)
+    monkeypatch.setattr(indexed, "_RUN", 50)
+    with IndexedWriter(tmp_path / "a", dtype="uint16") as writer:
+        for length in range(1, 501):
+            writer.add_document(np.arange(length))
+    assert IndexedFile(tmp_path / "a").num_documents == 500
+    path = tmp_path / "a.idx"
+    raw = bytearray(path.read_bytes())
+    raw[34 + 4 * 500 + 8 * sequence] ^= 2
+    path.write_bytes(raw)
+    with pytest.raises(DataError, match=r"do not lie end to end|describes"):
         IndexedFile(tmp_path / "a")

@@ -153,3 +153,26 @@ def test_mix_replays_a_run_plans_it_and_tells_it_from_its_plan(root: Path, strai
     missing = tiny.syne("mix", "replay", tmp_path / "nowhere")
     assert missing.returncode == 3
     assert "Traceback" not in missing.stderr
+
+
+def test_a_skipped_range_is_recorded_and_its_samples_are_never_read(root: Path, tmp_path: Path) -> None:
+    run = tmp_path / "spiked"
+    overrides = [f"run.dir={run}", "mixture.controller=static"]
+    tiny.train(root / "run.yaml", *overrides, "training.stop_after_iterations=5", code=75)
+    before = Schedule.from_json((run / "schedule.json").read_text())
+    read_already = tiny.syne("mix", "append", run, "--skip", "39:60")
+    assert read_already.returncode == 2
+    assert "40" in read_already.stderr
+    checked = tiny.syne("mix", "append", run, "--skip", "48:64")
+    assert checked.returncode == 0, checked.stderr
+    override = checked.stdout.splitlines()[-1].rpartition(" ")[2].strip("'")
+    assert override == 'data.skip_samples=["48:64"]'
+    tiny.train(root / "run.yaml", *overrides, override, "training.stop_after_iterations=5", code=75)
+    after = Schedule.from_json((run / "schedule.json").read_text())
+    old, new = list(Sampler(before).addresses(0, 128)), list(Sampler(after).addresses(0, 112))
+    assert new == old[:48] + old[64:]
+    tiny.train(root / "run.yaml", *overrides, override)
+    # Forgetting the skip would change what was read: refused.
+    done: Any = tiny.syne("train", "--config", root / "run.yaml", "--nproc", 1, *overrides)
+    assert done.returncode == 2
+    assert "were read already" in done.stderr
