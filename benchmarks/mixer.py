@@ -25,6 +25,7 @@ from benchmarks.pairs import interleaved, ratio_of
 from data_mixers.manifest import (
     IDX_HEADER,
     IDX_MAGIC,
+    SCHEMA_VERSION,
     DatasetManifest,
     ShardEntry,
     SourceEntry,
@@ -70,7 +71,9 @@ def manifest(folder: Path, prefixes: dict[str, int]) -> DatasetManifest:
         for name, tokens in prefixes.items()
     )  # fmt: skip
     identity = TokenizerIdentity(digest="0", vocab_size=VOCAB, eos_id=2, bos_id=1)
-    return DatasetManifest(schema_version=1, folder=folder, tokenizer=identity, dtype="int32", sources=sources)
+    return DatasetManifest(
+        schema_version=SCHEMA_VERSION, folder=folder, tokenizer=identity, dtype="int32", sources=sources
+    )
 
 
 def anonymous_mb() -> float:

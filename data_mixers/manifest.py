@@ -13,7 +13,7 @@ from data_mixers.atomic import write_atomic
 from data_mixers.errors import DataError
 from data_mixers.strict_json import parse
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 TOKEN_BYTES = {"uint16": 2, "int32": 4}
 Role = Literal["train", "validation"]
@@ -54,6 +54,10 @@ class SourceEntry:
     role: Role
     """validation can never enter a schedule."""
     shards: tuple[ShardEntry, ...]
+    sorted_by: str | None = None
+    """What `syne data sort` ordered the documents by, easiest first; None: a seeded shuffle."""
+    packed_seq_length: int | None = None
+    """Documents are packed whole into windows of so many tokens, so it can be read with that seq_length alone."""
 
     @property
     def num_tokens(self) -> int:

@@ -13,6 +13,7 @@ import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from data_mixers.manifest import (
+    SCHEMA_VERSION,
     DatasetManifest,
     ShardEntry,
     SourceEntry,
@@ -103,7 +104,9 @@ def manifest(
             )
         )
     identity = TokenizerIdentity(digest="0" * 64, vocab_size=vocab_size, eos_id=EOS, bos_id=1)
-    made = DatasetManifest(schema_version=1, folder=folder, tokenizer=identity, dtype="uint16", sources=tuple(entries))
+    made = DatasetManifest(
+        schema_version=SCHEMA_VERSION, folder=folder, tokenizer=identity, dtype="uint16", sources=tuple(entries)
+    )
     write_manifest(made)
     return made
 

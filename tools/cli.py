@@ -1,6 +1,5 @@
 """`syne`: parse, call one function, return its exit code. Nothing heavy is imported before a command runs."""
 
-import logging
 import shlex
 import sys
 from collections.abc import Sequence
@@ -10,36 +9,27 @@ from typing import Annotated, Literal
 import typer
 
 from data_mixers.errors import UserError
+from tools.cli_example import example
+from tools.data.commands import data_app
 from tools.live_line import live_line
 
 INTERRUPTED = 130  # what a shell reports for SIGINT
 
 
-def _example(*lines: str) -> str:
-    # \b keeps the lines as they are, so that they can be pasted.
-    return "\b\nExample:\n  " + " \\\n    ".join(lines)
-
-
 app = typer.Typer(
     name="syne",
     help="Continual pre-training of Llama-3 on Megatron-Core: from raw pages and an HF checkpoint to an adapted one.",
-    epilog=_example("syne doctor"),
+    epilog=example("syne doctor"),
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(
-    help="Turn raw text into tokenised, described data.",
-    epilog=_example("syne data preprocess --help"),
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
 app.add_typer(data_app, name="data")
 mix_app = typer.Typer(
     help="Look at what a run reads: its plan, its decisions, what two schedules differ in.",
-    epilog=_example("syne mix plan --config examples/llama3_8b/run_recommended.yaml"),
+    epilog=example("syne mix plan --config examples/llama3_8b/run_recommended.yaml"),
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -71,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
-@app.command(epilog=_example("syne doctor"))
+@app.command(epilog=example("syne doctor"))
 def doctor() -> None:
     """What is installed, which implementations will be used and why, and whether a collective works."""
     from tools.doctor import run_doctor
@@ -80,7 +70,7 @@ def doctor() -> None:
 
 
 @app.command(
-    epilog=_example(
+    epilog=example(
         "syne plan --config examples/llama3_8b/run_paper.yaml --nodes 16 --no-data",
         "init.from=random init.path=null model.preset=llama3_8b",
     )
@@ -109,7 +99,7 @@ def plan(
     )
 
 
-@app.command(epilog=_example("syne train --config runs/quickstart/bilingual.yaml --dry-run"))
+@app.command(epilog=example("syne train --config runs/quickstart/bilingual.yaml --dry-run"))
 def train(
     config: Config,
     overrides: Overrides = None,
@@ -146,7 +136,7 @@ Logits = Annotated[
 
 @app.command(
     "import",
-    epilog=_example("syne import --hf runs/quickstart/hf_base --out runs/imported"),
+    epilog=example("syne import --hf runs/quickstart/hf_base --out runs/imported"),
 )
 def import_command(
     hf: HfFolder,
@@ -164,7 +154,7 @@ def import_command(
         _compare_logits(hf, report.checkpoint, dtype)
 
 
-@app.command(epilog=_example("syne export --checkpoint runs/quickstart/bilingual --out runs/exported"))
+@app.command(epilog=example("syne export --checkpoint runs/quickstart/bilingual --out runs/exported"))
 def export(
     checkpoint: Checkpoint,
     out: Annotated[Path, typer.Option("--out", help="The folder to write; from_pretrained opens it as it is.")],
@@ -204,7 +194,7 @@ def _compare_logits(hf: Path, checkpoint: Path, dtype: str) -> None:
     typer.echo(run_verify(hf, checkpoint, tensors=False).logits_summary())
 
 
-@app.command(epilog=_example("syne verify --hf runs/quickstart/hf_bilingual --checkpoint runs/quickstart/bilingual"))
+@app.command(epilog=example("syne verify --hf runs/quickstart/hf_bilingual --checkpoint runs/quickstart/bilingual"))
 def verify(
     hf: HfFolder,
     checkpoint: Checkpoint,
@@ -216,65 +206,7 @@ def verify(
     typer.echo(run_verify(hf, checkpoint, logits=logits).summary())
 
 
-@data_app.command(
-    epilog=_example(
-        "syne data preprocess --input 'pages/*.jsonl' --tokenizer models/Meta-Llama-3-8B --out data/stage1",
-        "--language zh --source web --topic-key topic --holdout 200 --workers 2",
-    )
-)
-def preprocess(
-    inputs: Annotated[
-        list[str], typer.Option("--input", help="File or glob, may be repeated: .jsonl, .gz, .zst, .parquet.")
-    ],
-    tokenizer: Annotated[Path, typer.Option(help="HF folder, tokenizer.json, or tokenizer.model.")],
-    out: Annotated[Path, typer.Option(help="Folder; other sources in it stay.")],
-    text_key: Annotated[str, typer.Option(help="Key of the text.")] = "text",
-    language: Annotated[str, typer.Option(help="zh, en, ...; und: undetermined.")] = "und",
-    source: Annotated[str, typer.Option(help="web, book, code, ...")] = "web",
-    topic: Annotated[str | None, typer.Option(help="One topic for all documents.", show_default=False)] = None,
-    topic_key: Annotated[str | None, typer.Option(help="Key of each document's topic.", show_default=False)] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes; the result does not depend on it.")] = 1,
-    holdout: Annotated[int, typer.Option(min=0, help="Documents per topic kept from training.")] = 0,
-    role: Annotated[
-        Literal["train", "validation"], typer.Option(help="validation: everything of this call is held out.")
-    ] = "train",
-    seed: Annotated[int, typer.Option(min=0, help="Of the order of documents.")] = 1234,
-    eos_token: Annotated[
-        str | None, typer.Option(help="Put after each document; default: the tokenizer's own.", show_default=False)
-    ] = None,
-    max_bad_share: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Refuse the input above this share of bad lines.")
-    ] = 0.01,
-    max_bad_lines: Annotated[int, typer.Option(min=0, help="So many bad lines are always accepted.")] = 10,
-) -> None:
-    """Raw text to .bin/.idx per (language, source, topic), manifest.json and quarantine.jsonl."""
-    from tools.data.preprocess import PreprocessOptions
-    from tools.data.preprocess import preprocess as run_preprocess
-
-    _log_to_stderr()
-    report = run_preprocess(
-        PreprocessOptions(
-            inputs=tuple(inputs),
-            tokenizer=tokenizer,
-            out=out,
-            text_key=text_key,
-            language=language,
-            source=source,
-            topic=topic,
-            topic_key=topic_key,
-            workers=workers,
-            holdout=holdout,
-            role=role,
-            seed=seed,
-            eos_token=eos_token,
-            max_bad_share=max_bad_share,
-            max_bad_lines=max_bad_lines,
-        )
-    )
-    typer.echo(str(report.manifest_path))
-
-
-@mix_app.command("plan", epilog=_example("syne mix plan --config runs/quickstart/bilingual.yaml"))
+@mix_app.command("plan", epilog=example("syne mix plan --config runs/quickstart/bilingual.yaml"))
 def mix_plan(config: Config, overrides: Overrides = None) -> None:
     """Tokens, share, epochs and PPL quantiles per phase and source, and what is left unread, by topic."""
     from tools.mix import planned_reads, print_reads
@@ -282,7 +214,7 @@ def mix_plan(config: Config, overrides: Overrides = None) -> None:
     print_reads(*planned_reads(config, overrides or []))
 
 
-@mix_app.command("diff", epilog=_example("syne mix diff runs/a runs/b/schedule.json"))
+@mix_app.command("diff", epilog=example("syne mix diff runs/a runs/b/schedule.json"))
 def mix_diff(
     a: Annotated[Path, typer.Argument(help="A run folder or a schedule.json.")],
     b: Annotated[Path, typer.Argument(help="Another.")],
@@ -297,7 +229,7 @@ def mix_diff(
         raise typer.Exit(3)
 
 
-@mix_app.command("append", epilog=_example("syne mix append runs/quickstart/bilingual --skip 1200:1264"))
+@mix_app.command("append", epilog=example("syne mix append runs/quickstart/bilingual --skip 1200:1264"))
 def mix_append(
     run: Annotated[Path, typer.Argument(help="The folder of a run that is to go on.")],
     skip: Annotated[str, typer.Option(help="Samples to leave out, start:stop, not read yet by the newest checkpoint.")],
@@ -310,7 +242,7 @@ def mix_append(
     typer.echo(f"resume with: syne train --config {run / 'run_config.yaml'} {shlex.quote(override)}")
 
 
-@mix_app.command("replay", epilog=_example("syne mix replay runs/quickstart/bilingual"))
+@mix_app.command("replay", epilog=example("syne mix replay runs/quickstart/bilingual"))
 def mix_replay(
     run: Annotated[Path, typer.Argument(help="The folder of a run with a controller.")],
     overrides: Overrides = None,
@@ -325,7 +257,7 @@ def mix_replay(
         raise typer.Exit(3)
 
 
-@mix_app.command("simulate", epilog=_example("syne mix simulate --worlds 20 --plot simulated.png"))
+@mix_app.command("simulate", epilog=example("syne mix simulate --worlds 20 --plot simulated.png"))
 def mix_simulate(
     worlds: Annotated[int, typer.Option(min=2, help="Sets of random learning curves.")] = 20,
     tokens: Annotated[float, typer.Option(min=1e6, help="Of one language's web pages.")] = 100e9,
@@ -344,7 +276,3 @@ def mix_simulate(
     if plot is not None:
         simulation.plot(found, plot, interval=interval)
         typer.echo(f"\nplot: {plot}")
-
-
-def _log_to_stderr() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)

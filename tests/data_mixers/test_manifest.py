@@ -69,7 +69,7 @@ def test_a_folder_can_be_moved(manifest: DatasetManifest, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('"schema_version": 1', '"schema_version": 2', r"manifest\.json: schema_version is 2"),
+        ('"schema_version": 2', '"schema_version": 1', r"manifest\.json: schema_version is 1"),
         ('"dtype"', '"type"', r"unknown key .*manifest\.json\.type; missing key .*\.dtype"),
         ('"topic": "law"', '"topic": 5', r"sources\[0\]\.topic is 5"),
         ('"role": "train"', '"role": "test"', r"sources\[0\]\.role is 'test'; it must be one of"),

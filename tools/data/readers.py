@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 import orjson
 
@@ -38,9 +38,13 @@ class Record:
 
     line: int
     """Counted from 1 inside the task: line, or row of a parquet file."""
+    place: int
+    """Where it begins in its file: byte of a plain file, else line or row counted from 1."""
     text: str
     topic: str | None
     """The value of the topic key, if one is asked for."""
+    fields: dict[str, Any]
+    """All keys of the line, or the columns that were asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,20 +93,28 @@ def plan_tasks(paths: list[Path], *, chunk_bytes: int = CHUNK_BYTES) -> list[Inp
 
 
 def read_task(
-    task: InputTask, *, text_key: str, topic_key: str | None, on_bytes: Callable[[int], None]
+    task: InputTask,
+    *,
+    text_key: str,
+    topic_key: str | None,
+    on_bytes: Callable[[int], None],
+    all_columns: bool = False,
 ) -> Iterator[Record | BadRecord | None]:
     """Every line of a task, as a document or with the reason why it is none; None for a blank line.
 
     on_bytes: told how many bytes of the input have been read since the last call.
+    all_columns: of a parquet file, not only text and topic; other files hold whole lines anyway.
     Errors: DataError naming the file if it is damaged as a whole (cut off, not the format its name says).
     """
     if task.kind == "parquet":
-        yield from _read_parquet(task, text_key=text_key, topic_key=topic_key, on_bytes=on_bytes)
+        yield from _read_parquet(
+            task, text_key=text_key, topic_key=topic_key, on_bytes=on_bytes, all_columns=all_columns
+        )
         return
     try:
-        for number, line in enumerate(_lines(task, on_bytes), start=1):
+        for number, (place, line) in enumerate(_lines(task, on_bytes), start=1):
             blank = not line or line.isspace()
-            yield None if blank else _parse(line, number, text_key=text_key, topic_key=topic_key)
+            yield None if blank else _parse(line, number, place, text_key=text_key, topic_key=topic_key)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{task.path} is damaged ({error}); compress or copy it again") from error
 
@@ -116,22 +128,21 @@ def _kind(path: Path) -> Kind:
     return kinds[path.suffix]
 
 
-def _lines(task: InputTask, on_bytes: Callable[[int], None]) -> Iterator[bytes]:
-    """The lines that begin inside the task, whole; a line belongs to the task its first byte lies in."""
+def _lines(task: InputTask, on_bytes: Callable[[int], None]) -> Iterator[tuple[int, bytes]]:
+    """(place, line) of the lines that begin inside the task, whole; a line belongs to the task of its first byte."""
     with task.path.open("rb") as raw:
         if task.kind == "jsonl":
             yield from _byte_range(raw, task, on_bytes)
             return
-        before, first = 0, True
-        for line in _decompressed(raw, task):
-            yield line.removeprefix(UTF8_BOM) if first else line
-            first = False
+        before = 0
+        for number, line in enumerate(_decompressed(raw, task), start=1):
+            yield number, line.removeprefix(UTF8_BOM) if number == 1 else line
             if raw.tell() != before:
                 on_bytes(raw.tell() - before)
                 before = raw.tell()
 
 
-def _byte_range(raw: BufferedReader, task: InputTask, on_bytes: Callable[[int], None]) -> Iterator[bytes]:
+def _byte_range(raw: BufferedReader, task: InputTask, on_bytes: Callable[[int], None]) -> Iterator[tuple[int, bytes]]:
     position = task.start
     if task.start:
         raw.seek(task.start - 1)
@@ -141,7 +152,7 @@ def _byte_range(raw: BufferedReader, task: InputTask, on_bytes: Callable[[int], 
         line = raw.readline()
         if not line:
             break
-        yield line.removeprefix(UTF8_BOM) if position == 0 else line
+        yield position, line.removeprefix(UTF8_BOM) if position == 0 else line
         position += len(line)
         pending += len(line)
         if pending >= 1 << 20:
@@ -173,7 +184,7 @@ def _split_lines(reader: IO[bytes]) -> Iterator[bytes]:
         yield rest
 
 
-def _parse(line: bytes, number: int, *, text_key: str, topic_key: str | None) -> Record | BadRecord:
+def _parse(line: bytes, number: int, place: int, *, text_key: str, topic_key: str | None) -> Record | BadRecord:
     try:
         content = orjson.loads(line)
     except orjson.JSONDecodeError as error:
@@ -188,10 +199,13 @@ def _parse(line: bytes, number: int, *, text_key: str, topic_key: str | None) ->
         return BadRecord(number, f"missing key {text_key}")
     if topic_key is not None and topic_key not in content:
         return BadRecord(number, f"missing key {topic_key}")
-    return _check(content[text_key], content[topic_key] if topic_key is not None else None, number, text_key, topic_key)
+    return _check(content, number, place, text_key, topic_key)
 
 
-def _check(text: object, topic: object, number: int, text_key: str, topic_key: str | None) -> Record | BadRecord:
+def _check(
+    content: dict[str, Any], number: int, place: int, text_key: str, topic_key: str | None
+) -> Record | BadRecord:
+    text, topic = content[text_key], content[topic_key] if topic_key is not None else None
     if not isinstance(text, str):
         return BadRecord(number, f"{text_key} is not text")
     if not text or text.isspace():
@@ -202,32 +216,28 @@ def _check(text: object, topic: object, number: int, text_key: str, topic_key: s
         return BadRecord(number, f"{topic_key} is not text")
     if topic_key is not None and topic is None:
         return BadRecord(number, f"{topic_key} is empty")
-    return Record(number, text, topic)
+    return Record(number, place, text, topic, content)
 
 
 def _read_parquet(
-    task: InputTask, *, text_key: str, topic_key: str | None, on_bytes: Callable[[int], None]
+    task: InputTask, *, text_key: str, topic_key: str | None, on_bytes: Callable[[int], None], all_columns: bool
 ) -> Iterator[Record | BadRecord]:
     import pyarrow
     import pyarrow.parquet
 
     file = pyarrow.parquet.ParquetFile(task.path)
-    columns = [text_key] if topic_key is None else [text_key, topic_key]
-    for column in columns:
+    needed = [text_key] if topic_key is None else [text_key, topic_key]
+    for column in needed:
         if column not in file.schema_arrow.names:
             raise DataError(f"{task.path} has no column {column}; it has {', '.join(file.schema_arrow.names)}")
+    first_row = sum(file.metadata.row_group(group).num_rows for group in range(task.start))
     number = 0
     try:
+        columns = None if all_columns else needed
         for batch in file.iter_batches(batch_size=1024, row_groups=[task.start], columns=columns):
-            texts = batch.column(batch.schema.get_field_index(text_key)).to_pylist()
-            topics = (
-                [None] * len(texts)
-                if topic_key is None
-                else batch.column(batch.schema.get_field_index(topic_key)).to_pylist()
-            )
-            for text, topic in zip(texts, topics, strict=True):
+            for content in batch.to_pylist():
                 number += 1
-                yield _check(text, topic, number, text_key, topic_key)
+                yield _check(content, number, first_row + number, text_key, topic_key)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{task.path} is damaged in row group {task.start}: {error}") from error
     on_bytes(task.size_bytes)

@@ -1,0 +1,91 @@
+"""A stage does every task once, keeps what is done, and does not mix results of different options."""
+
+import json
+import multiprocessing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_mixers.errors import ConfigError, DataError
+from tools.data.stage import Report, Stage, only_one, results, run_stage, run_tasks
+
+
+def _square(folder: Path, broken: int | None, task: int, report: Report) -> dict[str, Any]:
+    if task == broken:
+        raise DataError(f"task {task} is broken")
+    with (folder / "calls").open("a") as stream:
+        stream.write(f"{task}\n")
+    report(1)
+    return {"square": task * task}
+
+
+def _stage(folder: Path, *, fingerprint: str = "a", broken: int | None = None) -> Stage:
+    return Stage(
+        name="square",
+        work=folder / ".work",
+        fingerprint=fingerprint,
+        sizes=(1,) * 5,
+        do=partial(_square, folder, broken),
+    )
+
+
+def _calls(folder: Path) -> list[int]:
+    return sorted(int(line) for line in (folder / "calls").read_text().split())
+
+
+SQUARES = [{"square": n} for n in (0, 1, 4, 9, 16)]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_results_come_in_the_order_of_tasks_for_any_number_of_workers(tmp_path: Path, workers: int) -> None:
+    assert run_stage(_stage(tmp_path), workers=workers) == SQUARES
+    assert _calls(tmp_path) == [0, 1, 2, 3, 4]
+
+
+def test_what_was_done_before_a_failure_is_not_done_again(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="task 3 is broken"):
+        run_stage(_stage(tmp_path, broken=3), workers=1)
+    assert run_stage(_stage(tmp_path), workers=1) == SQUARES
+    assert _calls(tmp_path) == [0, 1, 2, 3, 4]
+
+
+def test_results_of_other_options_are_done_again(tmp_path: Path) -> None:
+    run_stage(_stage(tmp_path), workers=1)
+    run_stage(_stage(tmp_path, fingerprint="b"), workers=1)
+    assert _calls(tmp_path) == sorted([0, 1, 2, 3, 4] * 2)
+
+
+def test_ranks_of_an_array_share_the_tasks_and_a_missing_one_is_named(tmp_path: Path) -> None:
+    run_tasks(_stage(tmp_path), 0, 2)
+    with pytest.raises(DataError, match="task 1 of 5 is not done"):
+        results(_stage(tmp_path))
+    run_tasks(_stage(tmp_path), 1, 2)
+    assert results(_stage(tmp_path)) == SQUARES
+    assert _calls(tmp_path) == [0, 1, 2, 3, 4]
+
+
+def test_a_damaged_result_is_named(tmp_path: Path) -> None:
+    run_stage(_stage(tmp_path), workers=1)
+    (tmp_path / ".work" / "0000002.json").write_text(json.dumps({"square": 4})[:-3])
+    with pytest.raises(DataError, match=r"0000002\.json"):
+        results(_stage(tmp_path))
+
+
+def _try_to_enter(folder: Path, answers: Any) -> None:
+    try:
+        with only_one(folder):
+            answers.put("entered")
+    except ConfigError as error:
+        answers.put(str(error))
+
+
+def test_a_second_call_into_one_folder_is_refused(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    with only_one(tmp_path):
+        process = context.Process(target=_try_to_enter, args=(tmp_path, answers))
+        process.start()
+        assert "another call is writing" in answers.get(timeout=60)
+        process.join()

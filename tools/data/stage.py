@@ -1,0 +1,162 @@
+"""A stage: many independent tasks whose results are kept, so that a call that was killed goes on where it stood.
+
+    Stage ─ run_tasks(stage, rank, world_size) on any machine ─> <work>/<task>.json ─ results(stage) ─> the call's end
+Every task's result depends on the stage's fingerprint and its number alone, never on rank, world size or workers.
+"""
+
+import ctypes
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from data_mixers.atomic import write_atomic
+from data_mixers.errors import ConfigError, DataError
+from tools.data.progress import LiveProgress
+
+POLL_SECONDS = 0.2
+
+Report = Callable[[int], None]
+"""report(n) adds n units to the progress."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What to do. Can be pickled, so that any process can take a part of it."""
+
+    name: str
+    """On the live line."""
+    work: Path
+    """Folder of the tasks' results, beside or inside the output."""
+    fingerprint: str
+    """Hash of all that decides a result (options, inputs with size and time): other results are not taken over."""
+    sizes: tuple[int, ...]
+    """Of each task, in units of the progress (bytes of input)."""
+    do: Callable[[int, Report], Any]
+    """do(task, report) writes the task's files atomically and returns what later steps need, as JSON. A module's
+    function or a functools.partial of one."""
+
+
+def run_stage(stage: Stage, *, workers: int, unit: str = "MB") -> list[Any]:
+    """All results in the order of the tasks; only those that are missing are computed, in `workers` processes.
+
+    Errors: what a task raises; DataError if a worker process dies.
+    """
+    stage.work.mkdir(parents=True, exist_ok=True)
+    missing = _missing(stage, range(len(stage.sizes)))
+    with LiveProgress(stage.name, total=sum(stage.sizes), unit=unit) as progress:
+        progress.advance(sum(stage.sizes) - sum(stage.sizes[task] for task in missing))
+        if workers == 1 or len(missing) < 2:
+            for task in missing:
+                _do(stage, task, progress.advance)
+        else:
+            _in_processes(stage, missing, workers, progress.advance)
+    return results(stage)
+
+
+def run_tasks(stage: Stage, rank: int, world_size: int) -> None:
+    """The missing ones of the tasks rank, rank + world_size, ...: one process of a job array."""
+    stage.work.mkdir(parents=True, exist_ok=True)
+    for task in _missing(stage, range(rank, len(stage.sizes), world_size)):
+        _do(stage, task, lambda amount: None)
+
+
+def results(stage: Stage) -> list[Any]:
+    """The results of all tasks. Errors: DataError naming the first that has none."""
+    found = []
+    for task in range(len(stage.sizes)):
+        kept = _kept(stage, task)
+        if kept is None:
+            raise DataError(f"{stage.name}: task {task} of {len(stage.sizes)} is not done; run the same command again")
+        found.append(kept["result"])
+    return found
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Nobody else on this machine may work into `folder` meanwhile. Errors: ConfigError if somebody does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".in_use").open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"another call is writing into {folder}; wait for it, or choose another --out") from error
+        yield
+
+
+def _missing(stage: Stage, tasks: range) -> list[int]:
+    return [task for task in tasks if _kept(stage, task) is None]
+
+
+def _path(stage: Stage, task: int) -> Path:
+    return stage.work / f"{task:07d}.json"
+
+
+def _kept(stage: Stage, task: int) -> dict[str, Any] | None:
+    try:
+        kept = json.loads(_path(stage, task).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{_path(stage, task)} cannot be read ({error}); remove it and run again") from error
+    return kept if kept["fingerprint"] == stage.fingerprint else None
+
+
+def _do(stage: Stage, task: int, report: Report) -> None:
+    result = stage.do(task, report)
+    content = json.dumps({"fingerprint": stage.fingerprint, "result": result}, ensure_ascii=False)
+    write_atomic(_path(stage, task), content.encode())
+
+
+def _in_processes(stage: Stage, tasks: list[int], workers: int, on_progress: Report) -> None:
+    context = get_context("spawn")  # a fork would copy the threads' locks of the Rust tokenizers
+    counter = context.Value(ctypes.c_int64, 0)
+    with ProcessPoolExecutor(
+        min(workers, len(tasks)), mp_context=context, initializer=_initialise, initargs=(counter,)
+    ) as pool:
+        futures: list[Future[None]] = [pool.submit(_do, stage, task, _add) for task in tasks]
+        shown = 0
+        try:
+            for future in futures:
+                while not future.done():
+                    time.sleep(POLL_SECONDS)
+                    shown = _show(counter, shown, on_progress)
+                future.result()
+            _show(counter, shown, on_progress)
+        except BrokenProcessPool as error:
+            raise DataError(
+                "a worker process died, most likely for want of memory; run again with fewer --workers"
+            ) from error
+        finally:
+            for future in futures:
+                future.cancel()
+
+
+def _show(counter: Any, shown: int, on_progress: Report) -> int:
+    value = int(counter.value)
+    if value > shown:
+        on_progress(value - shown)
+    return value
+
+
+_counter: Any = None
+
+
+def _initialise(counter: Any) -> None:
+    global _counter
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    os.environ["RAYON_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
+    _counter = counter
+
+
+def _add(amount: int) -> None:
+    with _counter.get_lock():
+        _counter.value += amount
