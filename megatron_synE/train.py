@@ -252,7 +252,12 @@ def _source_hashes(config: RunConfig) -> dict[str, str]:
     """sha256 of the HF weight files the run starts from."""
     if config.init.source != "hf" or config.init.path is None:
         return {}
-    return {file.name: layout.sha256_of(file) for file in sorted(config.init.path.glob("*.safetensors"))}
+    hashes = {}
+    for file in sorted(config.init.path.glob("*.safetensors")):
+        if file.stat().st_size > 1 << 30:  # seconds at least: say what takes them
+            logger.info("hashing %s for the run's manifest", file.name)
+        hashes[file.name] = layout.sha256_of(file)
+    return hashes
 
 
 def _lineage(config: RunConfig, examination: Examination, start: "Start") -> dict[str, Any]:

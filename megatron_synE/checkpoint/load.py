@@ -1,6 +1,8 @@
 """Start modes: resume a run, branch from a checkpoint, or take weights alone (from HF or a checkpoint)."""
 
 import logging
+import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from megatron_synE.model.llama import LlamaArchitecture
 
 logger = logging.getLogger(__name__)
 
+SECONDS_BETWEEN_LINES = 10.0
+
 
 def load_weights_from_hf(model: Model, architecture: LlamaArchitecture, folder: Path) -> None:
     """Fill the weights of this rank; each rank reads only its own slices, nothing is written in between.
@@ -29,10 +33,17 @@ def load_weights_from_hf(model: Model, architecture: LlamaArchitecture, folder: 
     Call before the optimizer is built, so that its masters are copies of these weights.
     """
     source = HfFolder(folder)
+    chunks = weight_chunks_to_load(model)
+    total = sum(math.prod(chunk.sizes) * chunk.dtype.itemsize for chunk in chunks)
+    done, spoken = 0, time.monotonic()
     with torch.no_grad():
-        for chunk in weight_chunks_to_load(model):
+        for chunk in chunks:
             values = read_rectangle(source, architecture, chunk.key, chunk.offsets, chunk.sizes, chunk.dtype)
             chunk.tensor().copy_(values)
+            done += math.prod(chunk.sizes) * chunk.dtype.itemsize
+            if time.monotonic() - spoken >= SECONDS_BETWEEN_LINES:
+                spoken = time.monotonic()
+                logger.info("reading weights: %.1f of %.1f GB of this rank", done / 1e9, total / 1e9)
     logger.info("weights from %s", folder)
 
 
