@@ -18,8 +18,8 @@ from data_mixers.schedule_diff import diff
 from data_mixers.windows import windows_in_shard
 from megatron_synE.checkpoint.layout import CHECKPOINTS, newest_complete, read_state
 from megatron_synE.config.examine import examine
+from megatron_synE.config.fault import require
 from megatron_synE.config.load import load_config
-from megatron_synE.config.validate import require
 from megatron_synE.mixing import Mixture, mixture_of
 
 SCHEDULE = "schedule.json"
