@@ -304,6 +304,16 @@ def mixture_of(config: RunConfig, manifests: Sequence[Any]) -> Mixture:
     )
 
 
+def check_past(stored: Schedule, followed: Schedule, *, consumed_samples: int, where: str) -> None:
+    """What was read must stay what it was. where: of the stored schedule. Errors: ConfigError if it did not."""
+    if stored.past_digest(consumed_samples) != followed.past_digest(consumed_samples):
+        raise ConfigError(
+            f"data, run.seed or training.seq_length changed what the first {consumed_samples} samples of this run are; "
+            f"they were read already ({where}). Restore the old values, or start a new run with init.from=checkpoint "
+            "and another run.dir; data that only a new stage reads belongs into that stage's own manifests"
+        )
+
+
 def _losses_by_topic(
     group: str, topics: Mapping[str, float], sets: Sequence["ValidationSet"], losses: "DocumentLosses"
 ) -> dict[str, TopicLosses]:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from data_mixers.errors import UserError
+from data_mixers.errors import ConfigError, UserError
 from tools.live_line import live_line
 
 INTERRUPTED = 130  # what a shell reports for SIGINT
@@ -274,6 +274,25 @@ def preprocess(
     typer.echo(str(report.manifest_path))
 
 
+@data_app.command(
+    epilog=_example("syne data probe --items probe.jsonl --tokenizer models/Meta-Llama-3-8B --out data/probe.json")
+)
+def probe(
+    items: Annotated[Path, typer.Option(help='JSON lines: {"context": "...", "choices": [" a", " b"], "answer": 0}.')],
+    tokenizer: Annotated[Path, typer.Option(help="HF folder, tokenizer.json, or tokenizer.model.")],
+    out: Annotated[Path, typer.Option(help="The file to write, for mixture.guard.probe.")],
+    language: Annotated[str, typer.Option(help="Of the items: the one that the guard watches.")] = "en",
+    eos_token: Annotated[
+        str | None, typer.Option(help="Put after each choice; default: the tokenizer's own.", show_default=False)
+    ] = None,
+) -> None:
+    """Multiple-choice items to the token ids that the forgetting guard scores at every validation."""
+    from tools.data.probe import make_probe
+
+    made = make_probe(items, out, tokenizer_path=tokenizer, language=language, eos_token=eos_token)
+    typer.echo(f"{out}: {len(made.items)} items, {made.num_documents} choices of at most {made.longest} tokens")
+
+
 @mix_app.command("plan", epilog=_example("syne mix plan --config runs/quickstart/bilingual.yaml"))
 def mix_plan(config: Config, overrides: Overrides = None) -> None:
     """Tokens, share, epochs and PPL quantiles per phase and source, and what is left unread, by topic."""
@@ -300,14 +319,22 @@ def mix_diff(
 @mix_app.command("append", epilog=_example("syne mix append runs/quickstart/bilingual --skip 1200:1264"))
 def mix_append(
     run: Annotated[Path, typer.Argument(help="The folder of a run that is to go on.")],
-    skip: Annotated[str, typer.Option(help="Samples to leave out, start:stop, not read yet by the newest checkpoint.")],
+    skip: Annotated[
+        str | None, typer.Option(help="Samples to leave out, start:stop, not read yet.", show_default=False)
+    ] = None,
+    stage: Annotated[
+        Path | None,
+        typer.Option(help="YAML file of one more stage; new data under its `manifests`.", show_default=False),
+    ] = None,
 ) -> None:
     """Check an entry for the future of a run's schedule, and print the override to resume with. Changes nothing."""
-    from tools.mix import checked_skip
+    from tools.mix_append import checked_skip, checked_stage
 
-    override, lines = checked_skip(run, skip)
-    typer.echo("\n".join(lines))
-    typer.echo(f"resume with: syne train --config {run / 'run_config.yaml'} {shlex.quote(override)}")
+    if (skip is None) == (stage is None):
+        raise ConfigError("syne mix append: give either --skip start:stop or --stage FILE.yaml")
+    checked = checked_stage(run, stage) if stage is not None else checked_skip(run, skip or "")
+    typer.echo("\n".join(checked.lines))
+    typer.echo(f"resume with: syne train --config {run / 'run_config.yaml'} {shlex.quote(checked.override)}")
 
 
 @mix_app.command("replay", epilog=_example("syne mix replay runs/quickstart/bilingual"))
