@@ -253,7 +253,7 @@ class Trainer:
 
     def _answer(self, validator: Validator, losses: DocumentLosses) -> None:
         """Let controller and guard answer; the schedule changes LEAD_ITERATIONS later. Collective: every rank."""
-        # The first validation of a run, at iteration 0, only gives the controller its start.
+        # The first validation of a run only gives them their start.
         interval = self.plan.reweight_interval_iterations
         reweights = interval is not None and self.progress.iteration % interval == 0
         answer = from_rank_zero(

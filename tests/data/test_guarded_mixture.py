@@ -9,8 +9,9 @@ from data_mixers.mixture import PlannedPhase
 from megatron_synE.mixing import Answer, GuardAnswer, Mixture
 from tests.data_mixers.test_curriculum import entry
 
-LOSSES = TopicLosses(nll_sums=(30.0, 40.0, 50.0), tokens=(10, 13, 17))
-WORSE = TopicLosses(nll_sums=(36.0, 47.0, 60.5), tokens=(10, 13, 17))
+SUMS = (30.0, 40.0, 50.0, 36.0, 33.0, 28.0, 47.0, 31.0)
+LOSSES = TopicLosses(nll_sums=SUMS, tokens=(10,) * 8)
+WORSE = TopicLosses(nll_sums=tuple(nll + 5 + number % 2 for number, nll in enumerate(SUMS)), tokens=(10,) * 8)
 
 
 def mixture(english_windows: int) -> Mixture:

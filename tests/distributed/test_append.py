@@ -78,21 +78,12 @@ def test_a_finished_run_goes_on_and_an_edited_past_is_refused(root: Path, tmp_pa
     # The decay was over, and is not any more: what the rate jumps to is said.
     assert "learning rate of the next iteration: 0.0000e+00 -> 1.0000e-03" in done.stdout
     override = appended(run, root / "stage.yaml")
-    edited = tiny.syne(
-        "train",
-        "--config",
-        run / "run_config.yaml",
-        "--nproc",
-        1,
-        override,
-        "data.stages.0.languages={zh: 0.3, en: 0.7}",
-    )
+    go_on = ("train", "--config", run / "run_config.yaml", "--nproc", 1)
+    edited = tiny.syne(*go_on, override, "data.stages.0.languages={zh: 0.3, en: 0.7}")
     assert edited.returncode == 2
     assert "were read already" in edited.stderr
     # As data of the whole run the new topic would have been in the first stage too.
-    early = tiny.syne(
-        "train", "--config", run / "run_config.yaml", "--nproc", 1, f"data.manifests=[{root}/train, {root}/joins]"
-    )
+    early = tiny.syne(*go_on, f"data.manifests=[{root}/train, {root}/joins]")
     assert early.returncode == 2
     assert "that stage's own manifests" in early.stderr
     tiny.train(run / "run_config.yaml", override)

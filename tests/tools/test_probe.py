@@ -77,7 +77,7 @@ def read_identity(vocab_size: int = 9) -> Any:
 )
 def test_a_bad_item_is_refused_with_its_line(tokenizer: Path, tmp_path: Path, row: Any, named: str) -> None:
     items, out = written(tmp_path / "items.jsonl", [ITEMS[0], row]), tmp_path / "probe.json"
-    with pytest.raises(DataError, match="items.jsonl line 2") as refused:
+    with pytest.raises(DataError, match=r"items\.jsonl line 2") as refused:
         make_probe(items, out, tokenizer_path=tokenizer)
     assert named in str(refused.value)
     assert not out.exists()
