@@ -50,6 +50,16 @@ class GuardSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProbeAnswers:
+    """What the model answered to a probe."""
+
+    probe: str
+    """Digest of the items: answers to others can not be compared."""
+    correct: tuple[int, ...]
+    """1 or 0 per item."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class GuardObservation:
     """What one validation saw of the language."""
 
@@ -57,8 +67,8 @@ class GuardObservation:
     """Of the whole run; it seeds the bootstrap."""
     losses: TopicLosses | None
     """Of all held-out documents of the language; None: there are none."""
-    correct: tuple[int, ...] | None
-    """1 or 0 per item of the probe; None: no probe."""
+    answers: ProbeAnswers | None
+    """None: no probe."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +80,7 @@ class GuardState:
     """As decided last."""
     losses: TopicLosses | None
     """At the first validation: what later ones are compared with."""
-    correct: tuple[int, ...] | None
+    answers: ProbeAnswers | None
 
     def to_dict(self) -> dict[str, object]:
         """For JSON; `from_dict(json.loads(json.dumps(...)))` is equal to the bit."""
@@ -100,14 +110,14 @@ def decide(
 ) -> GuardDecision:
     """The language's rise after one validation: towards max_rise while it is worse, towards 0 while it is not.
 
-    The first validation is the reference of all later ones, and moves nothing. So that many of them in a row look at
-    the same reference, about one in 40 of a language that never changes is a false alarm at level 0.95.
+    The first validation is the reference of all later ones, and moves nothing. Other documents, or items of another
+    probe, are not compared: they take the reference's place.
     can_move: whether the schedule lets the share move at all where this decision would hold.
     """
     notes: list[str] = []
     if state is None or state.language != settings.language:
         rise = 0.0 if state is None else state.rise
-        state = GuardState(language=settings.language, rise=rise, losses=None, correct=None)
+        state = GuardState(language=settings.language, rise=rise, losses=None, answers=None)
         notes.append(f"guard: this validation is what {settings.language} is compared with from now on")
     elif not _comparable(state, seen):
         notes.append(f"guard: the held-out documents or the probe of {settings.language} changed: compared from now on")
@@ -124,7 +134,7 @@ def decide(
         worse.append("probe")
         notes.append(f"guard: the probe lost {lost} of its right answers and won {won}, more than chance explains")
     rise = state.rise
-    has_looked = change is not None or (state.correct is not None and seen.correct is not None)
+    has_looked = change is not None or _same_items(state, seen)
     if settings.action == "raise" and can_move and has_looked:
         rise = _towards(settings, rise, settings.max_rise if worse else 0.0)
         if worse and rise == state.rise:
@@ -133,7 +143,7 @@ def decide(
         state,
         rise=rise,
         losses=state.losses if change is not None or seen.losses is None else seen.losses,
-        correct=state.correct if _same_items(state, seen) or seen.correct is None else seen.correct,
+        answers=state.answers if _same_items(state, seen) or seen.answers is None else seen.answers,
     )
     return GuardDecision(state=after, change=change, worse=tuple(worse), notes=tuple(notes))
 
@@ -151,11 +161,11 @@ def _towards(settings: GuardSettings, rise: float, target: float) -> float:
 
 def _comparable(state: GuardState, seen: GuardObservation) -> bool:
     same_documents = seen.losses is None or (state.losses is not None and state.losses.tokens == seen.losses.tokens)
-    return same_documents and (seen.correct is None or _same_items(state, seen))
+    return same_documents and (seen.answers is None or _same_items(state, seen))
 
 
 def _same_items(state: GuardState, seen: GuardObservation) -> bool:
-    return state.correct is not None and seen.correct is not None and len(state.correct) == len(seen.correct)
+    return state.answers is not None and seen.answers is not None and state.answers.probe == seen.answers.probe
 
 
 def _change(state: GuardState, seen: GuardObservation) -> float | None:
@@ -179,7 +189,7 @@ def _is_noise(settings: GuardSettings, state: GuardState, seen: GuardObservation
 
 def _answers(state: GuardState, seen: GuardObservation) -> tuple[int, int]:
     """(items right at first and wrong now, the other way round)."""
-    if not _same_items(state, seen):
+    if state.answers is None or seen.answers is None or not _same_items(state, seen):
         return 0, 0
-    pairs = list(zip(state.correct or (), seen.correct or (), strict=True))
+    pairs = list(zip(state.answers.correct, seen.answers.correct, strict=True))
     return pairs.count((1, 0)), pairs.count((0, 1))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from data_mixers.controllers import ControllerSettings, ControllerState, Observation, TopicLosses, decide
 from data_mixers.errors import ConfigError
 from data_mixers.exhaustion import window_limits
-from data_mixers.guard import GuardDecision, GuardObservation, GuardSettings, GuardState
+from data_mixers.guard import GuardDecision, GuardObservation, GuardSettings, GuardState, ProbeAnswers
 from data_mixers.guard import decide as decide_guard
 from data_mixers.manifest import SourceEntry
 from data_mixers.mixture import GuardShift, PlannedPhase, Reweight, compose, group_of, topic_ratios
@@ -115,21 +115,21 @@ class Mixture:
         self,
         sets: Sequence["ValidationSet"],
         losses: "DocumentLosses",
-        correct: tuple[int, ...] | None,
+        answers: ProbeAnswers | None,
         *,
         consumed_samples: int,
         reweights: bool,
     ) -> Answer:
         """What follows from one validation. No collective: rank 0 asks, and tells the others.
 
-        correct: the probe's items. reweights: whether the controller is asked too; the guard always is.
+        answers: to the probe. reweights: whether the controller is asked too; the guard always is.
         """
         groups = self._decide(sets, losses, consumed_samples=consumed_samples) if reweights else {}
         of_language = _losses_of((s for s in sets if s.language == self.guard_settings.language), losses)
-        if of_language is None and correct is None:
+        if of_language is None and answers is None:
             return Answer(groups=groups, guard=None)
         observation = GuardObservation(
-            consumed_tokens=consumed_samples * self.seq_length, losses=of_language, correct=correct
+            consumed_tokens=consumed_samples * self.seq_length, losses=of_language, answers=answers
         )
         return Answer(groups=groups, guard=self.after(Answer(groups=groups, guard=None)).guarded(observation))
 
@@ -242,12 +242,13 @@ def rows_of(answer: Answer) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield "topic_share", {"set": f"{group}/{topic}", "share": share}
     if answer.guard is not None:
         seen, decided, shift = answer.guard.observation, answer.guard.decision, answer.guard.shift
+        right = None if seen.answers is None else seen.answers.correct
         yield (
             "guard",
             {
                 "set": decided.state.language,
                 **asdict(seen),
-                "probe_accuracy": None if seen.correct is None else sum(seen.correct) / len(seen.correct),
+                "probe_accuracy": None if right is None else sum(right) / len(right),
                 "change": decided.change,
                 "worse": decided.worse,
                 "rise": decided.state.rise,
@@ -268,8 +269,9 @@ def lines_of(answer: Answer) -> Iterator[tuple[int, str]]:
             yield logging.INFO, f"{group} from sample {decision.reweight.start_sample} on: {moves}"
     if answer.guard is not None:
         seen, decided, shift = answer.guard.observation, answer.guard.decision, answer.guard.shift
-        if seen.correct is not None:
-            yield logging.INFO, f"probe: {sum(seen.correct)} of {len(seen.correct)} items right"
+        right = None if seen.answers is None else seen.answers.correct
+        if right is not None:
+            yield logging.INFO, f"probe: {sum(right)} of {len(right)} items right"
         yield from ((logging.WARNING if decided.worse else logging.INFO, note) for note in decided.notes)
         if shift is not None:
             where = f"guard: from sample {shift.start_sample} on"

@@ -261,7 +261,7 @@ class Trainer:
             lambda: self.mixture.answer(
                 validator.sets,
                 losses,
-                validator.correct(losses),
+                validator.answers(losses),
                 consumed_samples=self.progress.consumed_samples,
                 reweights=reweights,
             ),

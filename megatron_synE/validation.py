@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from data_mixers.errors import ConfigError, DataError
+from data_mixers.guard import ProbeAnswers
 from data_mixers.manifest import DatasetManifest, SourceEntry
 from megatron_synE.build import Model
 from megatron_synE.data.batch import MicroBatch, micro_batch
@@ -127,11 +128,11 @@ class Validator:
             results.append(SetResult(entry.name, float(losses.nll_sums[mine].sum()), tokens, entry.text_bytes))
         return results
 
-    def correct(self, losses: DocumentLosses) -> tuple[int, ...] | None:
-        """1 or 0 per item of the probe; None without one."""
+    def answers(self, losses: DocumentLosses) -> ProbeAnswers | None:
+        """To the probe; None without one."""
         if self.probe is None:
             return None
-        return self.probe.correct(losses.nll_sums[self.num_documents - self.probe.num_documents :].tolist())
+        return self.probe.answers(losses.nll_sums[self.num_documents - self.probe.num_documents :].tolist())
 
     def _groups(self, interleaved: bool) -> Iterator[list[tuple[torch.Tensor, MicroBatch]]]:
         """Groups of (document of each pair, micro-batch) for this data-parallel rank; as many groups on every rank."""

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from data_mixers.controllers import Observation, TopicLosses, decide
 from data_mixers.errors import ConfigError, DataError
-from data_mixers.guard import GuardObservation
+from data_mixers.guard import GuardObservation, ProbeAnswers
 from data_mixers.mixture import GuardShift, Reweight
 from data_mixers.sampling import Sampler
 from data_mixers.schedule import Schedule
@@ -178,7 +178,7 @@ def _guarded(mixture: Mixture, row: dict[str, Any]) -> tuple[Mixture, Replayed |
         GuardObservation(
             consumed_tokens=row["consumed_tokens"],
             losses=None if row["losses"] is None else _losses(row["losses"]),
-            correct=None if row["correct"] is None else tuple(row["correct"]),
+            answers=_answers(row["answers"]),
         )
     )
     mixture = replace(mixture, guard=replace(answer.decision.state, rise=row["rise"]))
@@ -197,6 +197,10 @@ def _observation(row: dict[str, Any]) -> Observation:
         losses={topic: _losses(losses) for topic, losses in row["losses"].items()},
         tokens_by_topic=row["tokens_by_topic"],
     )
+
+
+def _answers(row: dict[str, Any] | None) -> ProbeAnswers | None:
+    return None if row is None else ProbeAnswers(probe=row["probe"], correct=tuple(row["correct"]))
 
 
 def _losses(row: dict[str, Any]) -> TopicLosses:

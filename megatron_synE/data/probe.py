@@ -6,12 +6,14 @@ log-likelihood of the whole document is the one with the largest log-likelihood 
 the choice's length, and EOS counts.
 """
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import DataError
+from data_mixers.guard import ProbeAnswers
 from data_mixers.manifest import TokenizerIdentity
 from data_mixers.strict_json import parse
 
@@ -62,19 +64,20 @@ class Probe:
         """Tokens of the longest document; all but its first are scored."""
         return max(len(choice) for item in self.items for choice in item.choices)
 
-    def correct(self, nll_sums: list[float]) -> tuple[int, ...]:
-        """1 or 0 per item. nll_sums: of each document, item after item; of equal ones the first is the answer."""
+    def answers(self, nll_sums: list[float]) -> ProbeAnswers:
+        """Which items are right. nll_sums: one per document, item after item; of equal ones the first counts."""
         found, at = [], 0
         for item in self.items:
             sums = nll_sums[at : at + len(item.choices)]
             found.append(int(sums.index(min(sums)) == item.answer))
             at += len(item.choices)
-        return tuple(found)
+        digest = hashlib.sha256(_json(self).encode()).hexdigest()[:16]
+        return ProbeAnswers(probe=digest, correct=tuple(found))
 
 
 def write_probe(probe: Probe, path: Path) -> None:
     """Write atomically."""
-    write_atomic(path, (json.dumps(asdict(probe), separators=(",", ":")) + "\n").encode())
+    write_atomic(path, (_json(probe) + "\n").encode())
 
 
 def read_probe(path: Path) -> Probe:
@@ -90,3 +93,7 @@ def read_probe(path: Path) -> Probe:
         return parse(Probe, content, where=str(path), fault=DataError)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
+
+
+def _json(probe: Probe) -> str:
+    return json.dumps(asdict(probe), separators=(",", ":"))

@@ -34,9 +34,9 @@ def mixture(english_windows: int) -> Mixture:
 
 
 def second_answer(mixture: Mixture) -> GuardAnswer:
-    first = mixture.guarded(GuardObservation(consumed_tokens=0, losses=LOSSES, correct=None))
+    first = mixture.guarded(GuardObservation(consumed_tokens=0, losses=LOSSES, answers=None))
     later = mixture.after(Answer(groups={}, guard=first))
-    return later.guarded(GuardObservation(consumed_tokens=64 * 8, losses=WORSE, correct=None))
+    return later.guarded(GuardObservation(consumed_tokens=64 * 8, losses=WORSE, answers=None))
 
 
 def test_a_rise_that_the_text_does_not_last_for_is_not_taken() -> None:

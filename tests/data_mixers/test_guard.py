@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from data_mixers.controllers import TopicLosses
 from data_mixers.errors import ConfigError
 from data_mixers.exhaustion import window_limits
-from data_mixers.guard import GuardObservation, GuardSettings, GuardState, decide, sign_test
+from data_mixers.guard import GuardObservation, GuardSettings, GuardState, ProbeAnswers, decide, sign_test
 from data_mixers.mixture import GuardShift, PlannedPhase, Reweight, compose, topic_ratios
 from data_mixers.sampling import Sampler
 from data_mixers.schedule import Schedule
@@ -29,7 +29,9 @@ def seen(shift: float, *, consumed: int, correct: tuple[int, ...] | None = None,
     base = 3 + np.random.default_rng(99).standard_normal(40)
     sums = tokens * (base + (noise + shift if consumed else 0))
     return GuardObservation(
-        consumed_tokens=consumed, losses=TopicLosses(nll_sums=tuple(sums), tokens=TOKENS), correct=correct
+        consumed_tokens=consumed,
+        losses=TopicLosses(nll_sums=tuple(sums), tokens=TOKENS),
+        answers=None if correct is None else ProbeAnswers(probe="p", correct=correct),
     )
 
 
@@ -48,9 +50,9 @@ def test_worse_raises_by_a_step_up_to_the_bound_and_recovery_takes_it_back_step_
 
 def test_a_change_inside_its_noise_and_a_better_loss_move_nothing() -> None:
     assert rises([0.0005, -0.1, -0.1]) == [0.0] * 4
-    one = GuardObservation(consumed_tokens=0, losses=TopicLosses(nll_sums=(9.0,), tokens=(3,)), correct=None)
+    one = GuardObservation(consumed_tokens=0, losses=TopicLosses(nll_sums=(9.0,), tokens=(3,)), answers=None)
     state = decide(RAISE, None, one).state
-    lost = GuardObservation(consumed_tokens=1, losses=TopicLosses(nll_sums=(90.0,), tokens=(3,)), correct=None)
+    lost = GuardObservation(consumed_tokens=1, losses=TopicLosses(nll_sums=(90.0,), tokens=(3,)), answers=None)
     assert decide(RAISE, state, lost).worse == ()  # one document has no noise to compare with
 
 
@@ -70,19 +72,25 @@ def test_the_probe_alone_can_raise_and_its_test_is_the_binomial_one() -> None:
     assert sign_test(8, 2) == (45 + 10 + 1) / 1024
     assert sign_test(0, 0) == 1.0
     before = (1,) * 20
-    first = GuardObservation(consumed_tokens=0, losses=None, correct=before)
+    first = GuardObservation(consumed_tokens=0, losses=None, answers=ProbeAnswers(probe="p", correct=before))
     state = decide(RAISE, None, first).state
     # 1/32 is above, 1/64 below the 2.5 % of one side
-    five = GuardObservation(consumed_tokens=1, losses=None, correct=(0,) * 5 + (1,) * 15)
-    six = GuardObservation(consumed_tokens=1, losses=None, correct=(0,) * 6 + (1,) * 14)
+    five = GuardObservation(
+        consumed_tokens=1, losses=None, answers=ProbeAnswers(probe="p", correct=(0,) * 5 + (1,) * 15)
+    )
+    six = GuardObservation(
+        consumed_tokens=1, losses=None, answers=ProbeAnswers(probe="p", correct=(0,) * 6 + (1,) * 14)
+    )
     assert decide(RAISE, state, five).worse == ()
     assert (decide(RAISE, state, six).worse, decide(RAISE, state, six).state.rise) == (("probe",), 0.02)
+    other = GuardObservation(consumed_tokens=1, losses=None, answers=ProbeAnswers(probe="q", correct=(0,) * 20))
+    assert decide(RAISE, state, other).worse == ()  # other items: nothing to compare with
 
 
 def test_other_documents_are_a_new_reference_and_move_nothing() -> None:
     state = decide(RAISE, None, seen(0.0, consumed=0)).state
     other = GuardObservation(
-        consumed_tokens=1, losses=TopicLosses(nll_sums=(900.0, 800.0), tokens=(3, 4)), correct=None
+        consumed_tokens=1, losses=TopicLosses(nll_sums=(900.0, 800.0), tokens=(3, 4)), answers=None
     )
     decision = decide(RAISE, state, other)
     assert (decision.change, decision.state.rise, decision.state.losses) == (None, 0.0, other.losses)

@@ -113,7 +113,7 @@ def test_the_probe_is_answered_as_transformers_answers_it(root: Path, straight: 
             scores.append(float(logits.gather(1, targets[:, None])[common - 1 :].sum()))
         right.append(int(max(range(len(scores)), key=scores.__getitem__) == item.answer))
     assert 0 < sum(right) < NUM_ITEMS
-    assert tiny.rows(straight, "guard")[0]["correct"] == right
+    assert tiny.rows(straight, "guard")[0]["answers"]["correct"] == right
 
 
 def test_stopped_before_a_decision_holds_it_goes_on_bit_for_bit(root: Path, straight: Path, tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_a_warning_moves_nothing(root: Path, straight: Path, tmp_path: Path) -> 
     assert {row["rise"] for row in rows} == {0.0}
     assert "above the first validation's, more than its noise" in done.stderr
     assert len(Schedule.from_json((run / "schedule.json").read_text()).phases) == 1
-    assert rows[0]["correct"] == tiny.rows(straight, "guard")[0]["correct"]
+    assert rows[0]["answers"]["correct"] == tiny.rows(straight, "guard")[0]["answers"]["correct"]
     replayed = tiny.syne("mix", "replay", run)
     assert (replayed.returncode, "no decision" in replayed.stdout) == (0, True)
 

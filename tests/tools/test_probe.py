@@ -51,7 +51,7 @@ def test_the_least_loss_is_the_answer_and_of_equal_ones_the_first() -> None:
     items = tuple(ProbeItem(choices=((3, 4), (3, 5)), answer=answer) for answer in (0, 1, 0, 1))
     identity = read_identity()
     probe = Probe(schema_version=1, language="en", tokenizer=identity, items=items)
-    assert probe.correct([1.0, 2.0, 1.0, 2.0, 5.0, 5.0, 5.0, 5.0]) == (1, 0, 1, 0)
+    assert probe.answers([1.0, 2.0, 1.0, 2.0, 5.0, 5.0, 5.0, 5.0]).correct == (1, 0, 1, 0)
     with pytest.raises(DataError, match="outside 5"):
         Probe(schema_version=1, language="en", tokenizer=read_identity(vocab_size=5), items=items)
 
