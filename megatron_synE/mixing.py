@@ -77,8 +77,11 @@ class Mixture:
     samples_per_iteration: int
     skips: tuple[tuple[int, int], ...]
     """Ranges of samples to leave out, in order."""
-    limits: Mapping[str, int] | None
-    """Windows that may be read of each source; None: as often as it comes."""
+    limits: Mapping[str, int]
+    """Windows that may be read of each source in the whole run."""
+    renormalizes: bool
+    """Whether a source at its limit gives its share to its kin. If not, the plan is refused before the run
+    (build_schedule), the guard keeps to it, and topics trade without looking at it."""
     settings: ControllerSettings
     groups: tuple[str, ...]
     """Groups of topics that trade: those of `mixture.sources` with more than one topic."""
@@ -97,7 +100,7 @@ class Mixture:
             self.entries,
             seed=self.seed,
             seq_length=self.seq_length,
-            limits=self.limits,
+            limits=self.limits if self.renormalizes else None,
             shifts=self.shifts,
         )
         for start, stop in self.skips:
@@ -142,12 +145,19 @@ class Mixture:
             return GuardAnswer(observation=seen, decision=decision, shift=None)
         shift = GuardShift(start_sample=start, language=self.guard_settings.language, rise=decision.state.rise)
         try:
-            _ = replace(self, shifts=(*self.shifts, shift)).schedule
+            self._check_limits(replace(self, shifts=(*self.shifts, shift)).schedule)
         except ConfigError as error:  # the language has been read as often as it may: training goes on as it is
             kept = replace(decision, state=replace(decision.state, rise=before))
             kept = replace(kept, notes=(*kept.notes, f"guard: the share cannot be moved: {error}"))
             return GuardAnswer(observation=seen, decision=kept, shift=None)
         return GuardAnswer(observation=seen, decision=decision, shift=shift)
+
+    def _check_limits(self, changed: Schedule) -> None:
+        """Errors: ConfigError if `changed` reads a source more often than it may be, and than it is read now."""
+        before, after = (Sampler(s).cursors(s.num_samples) for s in (self.schedule, changed))
+        for source, now, then in zip(changed.sources, before, after, strict=True):
+            if then > max(now, self.limits[source.name]):
+                raise ConfigError(f"{source.name} would be read more often than data.max_epochs or exhaustion allow")
 
     def _can_shift(self, start: int) -> bool:
         """Whether at sample `start` the guarded language is read, beside others."""
@@ -297,9 +307,12 @@ def mixture_of(config: RunConfig, manifests: Sequence[Any]) -> Mixture:
         seq_length=training.seq_length,
         samples_per_iteration=training.global_batch_size,
         skips=tuple((int(a), int(b)) for a, b in (text.split(":") for text in config.data.skip_samples)),
-        limits=window_limits(entries, seq_length=training.seq_length, max_epochs=config.data.max_epochs)
-        if config.data.exhaustion == "renormalize"
-        else None,
+        limits=window_limits(
+            entries,
+            seq_length=training.seq_length,
+            max_epochs=1.0 if config.data.exhaustion == "stop" else config.data.max_epochs,
+        ),
+        renormalizes=config.data.exhaustion == "renormalize",
         settings=controller_settings(config.mixture),
         guard_settings=guard_settings(config.mixture.guard),
         groups=tuple(sorted(group for group, found in topics.items() if len(found) > 1)),

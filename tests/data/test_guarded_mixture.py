@@ -2,6 +2,8 @@
 
 from fractions import Fraction
 
+import pytest
+
 from data_mixers.controllers import ControllerSettings, TopicLosses
 from data_mixers.exhaustion import window_limits
 from data_mixers.guard import GuardObservation, GuardSettings
@@ -14,7 +16,7 @@ LOSSES = TopicLosses(nll_sums=SUMS, tokens=(10,) * 8)
 WORSE = TopicLosses(nll_sums=tuple(nll + 5 + number % 2 for number, nll in enumerate(SUMS)), tokens=(10,) * 8)
 
 
-def mixture(english_windows: int) -> Mixture:
+def mixture(english_windows: int, *, renormalizes: bool) -> Mixture:
     """400 samples, of which 96 are English."""
     sources = [entry("law", None), entry("news", None, language="en", tokens=64 * english_windows + 1)]
     entries = {source.name: source for source in sources}
@@ -27,6 +29,7 @@ def mixture(english_windows: int) -> Mixture:
         samples_per_iteration=8,
         skips=(),
         limits=window_limits(entries, seq_length=64, max_epochs=1.0),
+        renormalizes=renormalizes,
         settings=ControllerSettings(),
         groups=(),
         guard_settings=GuardSettings(action="raise", step=0.02),
@@ -39,12 +42,13 @@ def second_answer(mixture: Mixture) -> GuardAnswer:
     return later.guarded(GuardObservation(consumed_tokens=64 * 8, losses=WORSE, answers=None))
 
 
-def test_a_rise_that_the_text_does_not_last_for_is_not_taken() -> None:
-    plenty = second_answer(mixture(200))
+@pytest.mark.parametrize("renormalizes", [True, False])
+def test_a_rise_that_the_text_does_not_last_for_is_not_taken(renormalizes: bool) -> None:
+    plenty = second_answer(mixture(200, renormalizes=renormalizes))
     assert plenty.decision.worse == ("loss",)
     assert plenty.shift is not None
     assert (plenty.shift.start_sample, plenty.shift.rise) == (24, 0.02)  # decided at 8, two iterations of 8 later
-    short = second_answer(mixture(100))  # 24 * 0.24 + 376 * 0.26 = 103.5
+    short = second_answer(mixture(100, renormalizes=renormalizes))  # 24 * 0.24 + 376 * 0.26 = 103.5
     assert short.decision.worse == ("loss",)
     assert (short.shift, short.decision.state.rise) == (None, 0.0)
     assert "data.max_epochs" in short.decision.notes[-1]
