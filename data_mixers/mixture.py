@@ -1,6 +1,6 @@
-"""The plan of a run (stages, curriculum) and the controller's decisions, composed into one schedule.
+"""The plan of a run (stages, curriculum) and the decisions taken, composed into one schedule.
 
-    planned phases (what the configuration says) + reweights (what a controller decided so far) = Schedule
+    planned phases (what the configuration says) + reweights (of a controller) + shifts (of the guard) = Schedule
 
 Composing is a pure function, so a resumed run loads its decisions and never recomputes them, and a later stage can be
 edited while the decisions taken stay.
@@ -45,6 +45,17 @@ class Reweight:
     """(topic, share inside the group); they sum to 1."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class GuardShift:
+    """A decision: from `start_sample` on `language` has `rise` more than its planned share of tokens."""
+
+    start_sample: int
+    language: str
+    rise: float
+    """Taken from the other languages in proportion; inside every language nothing moves. A phase that does not read the
+    language, or nothing else, stays as it is planned."""
+
+
 def group_of(entry: SourceEntry) -> str:
     """The group a source's topic trades in."""
     return f"{entry.language}/{entry.source}"
@@ -58,15 +69,17 @@ def compose(
     seed: int,
     seq_length: int,
     limits: Mapping[str, int] | None = None,
+    shifts: Sequence[GuardShift] = (),
 ) -> Schedule:
     """The schedule of the plan under these decisions. entries: every train source by name.
 
     limits: windows that may be read of each source (exhaustion.window_limits); a source that has reached its own gives
     its share to its kin from that sample on. None: sources are read again and again.
 
-    Decisions only scale topics the plan reads already, so sources rank alike under any of them: a later decision never
+    Decisions only scale what the plan reads already, so sources rank alike under any of them: a later decision never
     changes an earlier sample.
-    Errors: ConfigError if a decision names a group or topic that the plan does not read there.
+    Errors: ConfigError if a decision names a group or topic that the plan does not read there, or a rise leaves the
+    other languages nothing.
     """
     schedule = Schedule(seed=seed, seq_length=seq_length, sources=())
     gone: frozenset[str] = frozenset()
@@ -74,16 +87,25 @@ def compose(
     begin = 0
     for phase in planned:
         end = begin + phase.num_samples
-        cuts = sorted({begin, end, *(r.start_sample for r in reweights if begin < r.start_sample < end)})
+        decided = {r.start_sample for r in reweights} | {s.start_sample for s in shifts}
+        cuts = sorted({begin, end, *(sample for sample in decided if begin < sample < end)})
         for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
             active = _active(phase, reweights, start, stages)
+            shift = max((s for s in shifts if s.start_sample <= start), key=lambda s: s.start_sample, default=None)
 
             def weights_without(
-                sources: frozenset[str], active: Decided = active, phase: PlannedPhase = phase
+                sources: frozenset[str],
+                active: Decided = active,
+                phase: PlannedPhase = phase,
+                shift: GuardShift | None = shift,
             ) -> Weights:
-                return _reweighted(without(phase.weights, sources, entries), active, entries)
+                weights = _reweighted(without(phase.weights, sources, entries), active, entries)
+                return weights if shift is None else _raised(weights, shift, entries, phase.name)
 
-            schedule, gone = _appended(schedule, phase.name, stop - start, weights_without, gone, entries, limits)
+            kind: PhaseKind = "stage"
+            if start > begin:
+                kind = "guard" if shift is not None and shift.start_sample == start else "reweight"
+            schedule, gone = _appended(schedule, phase.name, kind, stop - start, weights_without, gone, entries, limits)
         begin = end
     return schedule
 
@@ -91,6 +113,7 @@ def compose(
 def _appended(
     schedule: Schedule,
     name: str,
+    kind: PhaseKind,
     num_samples: int,
     weights_without: Callable[[frozenset[str]], Weights],
     gone: frozenset[str],
@@ -98,7 +121,6 @@ def _appended(
     limits: Mapping[str, int] | None,
 ) -> tuple[Schedule, frozenset[str]]:
     """The schedule with this stretch, cut where a source ends, and all sources that have ended by then."""
-    kind: PhaseKind = "stage"
     while True:
         weights = {n: w for n, w in quantise(weights_without(gone)).items() if w}
         known = {source.name for source in schedule.sources}
@@ -174,3 +196,21 @@ def _reweighted(
             topic = entries[name].topic
             changed[name] = weights[name] / topics[topic] * group_weight * exact[topic] / total
     return changed
+
+
+def _raised(
+    weights: Mapping[str, Fraction], shift: GuardShift, entries: Mapping[str, SourceEntry], phase: str
+) -> dict[str, Fraction]:
+    """`weights` with the language's share raised and the others' lowered, each in proportion."""
+    share = sum((w for name, w in weights.items() if entries[name].language == shift.language), Fraction(0))
+    total = sum(weights.values(), Fraction(0))
+    if not 0 < share < total:
+        return dict(weights)
+    raised = share + Fraction(shift.rise) * total
+    if raised >= total:
+        raise ConfigError(
+            f"phase {phase} gives {shift.language} {float(share / total):.4f} of its tokens, and the guard has raised "
+            f"that by {shift.rise:g}: nothing is left for the other languages; lower the planned share"
+        )
+    factor, rest = raised / share, (total - raised) / (total - share)
+    return {name: w * (factor if entries[name].language == shift.language else rest) for name, w in weights.items()}

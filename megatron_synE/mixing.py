@@ -1,21 +1,24 @@
-"""The closed loop's side of the trainer: held-out losses per topic in, decisions of the controller out.
+"""The closed loop's side of the trainer: held-out losses in, decisions of the controller and of the guard out.
 
 Rank 0 decides, the others receive; what was decided is part of every checkpoint and is loaded, never recomputed.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from data_mixers.controllers import ControllerSettings, ControllerState, Observation, TopicLosses, decide
 from data_mixers.errors import ConfigError
 from data_mixers.exhaustion import window_limits
+from data_mixers.guard import GuardDecision, GuardObservation, GuardSettings, GuardState, ProbeAnswers
+from data_mixers.guard import decide as decide_guard
 from data_mixers.manifest import SourceEntry
-from data_mixers.mixture import PlannedPhase, Reweight, compose, group_of, topic_ratios
+from data_mixers.mixture import GuardShift, PlannedPhase, Reweight, compose, group_of, topic_ratios
 from data_mixers.sampling import Sampler
 from data_mixers.schedule import Schedule
 from data_mixers.strict_json import parse
-from megatron_synE.config.derive import controller_settings
+from megatron_synE.config.derive import controller_settings, guard_settings
 from megatron_synE.config.schema import RunConfig
 from megatron_synE.data.build_schedule import all_entries, planned_phases
 
@@ -39,8 +42,33 @@ class GroupDecision:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GuardAnswer:
+    """What the guard saw and decided at one validation."""
+
+    observation: GuardObservation
+    decision: GuardDecision
+    shift: GuardShift | None
+    """None where the share stays."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """Everything that follows from one validation."""
+
+    groups: Mapping[str, GroupDecision]
+    guard: GuardAnswer | None
+    """None where nothing of the guarded language is held out."""
+
+    @property
+    def changes_schedule(self) -> bool:
+        """Whether other samples are read from LEAD_ITERATIONS later on."""
+        has_shift = self.guard is not None and self.guard.shift is not None
+        return has_shift or any(decision.reweight is not None for decision in self.groups.values())
+
+
+@dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """The plan, the controller, and what it has decided so far."""
+    """The plan, the controller, the guard, and what they have decided so far."""
 
     planned: tuple[PlannedPhase, ...]
     entries: Mapping[str, SourceEntry]
@@ -49,19 +77,31 @@ class Mixture:
     samples_per_iteration: int
     skips: tuple[tuple[int, int], ...]
     """Ranges of samples to leave out, in order."""
-    limits: Mapping[str, int] | None
-    """Windows that may be read of each source; None: as often as it comes."""
+    limits: Mapping[str, int]
+    """Windows that may be read of each source in the whole run."""
+    renormalizes: bool
+    """Whether a source at its limit gives its share to its kin. If not, the plan is refused before the run
+    (build_schedule), the guard keeps to it, and topics trade without looking at it."""
     settings: ControllerSettings
     groups: tuple[str, ...]
     """Groups of topics that trade: those of `mixture.sources` with more than one topic."""
+    guard_settings: GuardSettings
     reweights: tuple[Reweight, ...] = ()
     states: Mapping[str, ControllerState] = field(default_factory=dict)
+    shifts: tuple[GuardShift, ...] = ()
+    guard: GuardState | None = None
 
     @property
     def schedule(self) -> Schedule:
         """The plan under the decisions so far."""
         schedule = compose(
-            self.planned, self.reweights, self.entries, seed=self.seed, seq_length=self.seq_length, limits=self.limits
+            self.planned,
+            self.reweights,
+            self.entries,
+            seed=self.seed,
+            seq_length=self.seq_length,
+            limits=self.limits if self.renormalizes else None,
+            shifts=self.shifts,
         )
         for start, stop in self.skips:
             # Whether a skip touches what is read already is for the digest of the past to say, when a run resumes.
@@ -74,10 +114,61 @@ class Mixture:
         weights = next((dict(phase.weights) for phase in self.schedule.phases if phase.end_sample > start), {})
         return topic_ratios(weights, group, self.entries)
 
-    def decide(
+    def answer(
+        self,
+        sets: Sequence["ValidationSet"],
+        losses: "DocumentLosses",
+        answers: ProbeAnswers | None,
+        *,
+        consumed_samples: int,
+        reweights: bool,
+    ) -> Answer:
+        """What follows from one validation. No collective: rank 0 asks, and tells the others.
+
+        answers: to the probe. reweights: whether the controller is asked too; the guard always is.
+        """
+        groups = self._decide(sets, losses, consumed_samples=consumed_samples) if reweights else {}
+        of_language = _losses_of((s for s in sets if s.language == self.guard_settings.language), losses)
+        if of_language is None and answers is None:
+            return Answer(groups=groups, guard=None)
+        observation = GuardObservation(
+            consumed_tokens=consumed_samples * self.seq_length, losses=of_language, answers=answers
+        )
+        return Answer(groups=groups, guard=self.after(Answer(groups=groups, guard=None)).guarded(observation))
+
+    def guarded(self, seen: GuardObservation) -> GuardAnswer:
+        """The guard's answer to what a validation saw of its language."""
+        start = seen.consumed_tokens // self.seq_length + LEAD_ITERATIONS * self.samples_per_iteration
+        decision = decide_guard(self.guard_settings, self.guard, seen, can_move=self._can_shift(start))
+        before = 0.0 if self.guard is None else self.guard.rise
+        if decision.state.rise == before:
+            return GuardAnswer(observation=seen, decision=decision, shift=None)
+        shift = GuardShift(start_sample=start, language=self.guard_settings.language, rise=decision.state.rise)
+        try:
+            self._check_limits(replace(self, shifts=(*self.shifts, shift)).schedule)
+        except ConfigError as error:  # the language has been read as often as it may: training goes on as it is
+            kept = replace(decision, state=replace(decision.state, rise=before))
+            kept = replace(kept, notes=(*kept.notes, f"guard: the share cannot be moved: {error}"))
+            return GuardAnswer(observation=seen, decision=kept, shift=None)
+        return GuardAnswer(observation=seen, decision=decision, shift=shift)
+
+    def _check_limits(self, changed: Schedule) -> None:
+        """Errors: ConfigError if `changed` reads a source more often than it may be, and than it is read now."""
+        before, after = (Sampler(s).cursors(s.num_samples) for s in (self.schedule, changed))
+        for source, now, then in zip(changed.sources, before, after, strict=True):
+            if then > max(now, self.limits[source.name]):
+                raise ConfigError(f"{source.name} would be read more often than data.max_epochs or exhaustion allow")
+
+    def _can_shift(self, start: int) -> bool:
+        """Whether at sample `start` the guarded language is read, beside others."""
+        weights = next((dict(phase.weights) for phase in self.schedule.phases if phase.end_sample > start), {})
+        languages = {self.entries[name].language for name in weights}
+        return self.guard_settings.language in languages and len(languages) > 1
+
+    def _decide(
         self, sets: Sequence["ValidationSet"], losses: "DocumentLosses", *, consumed_samples: int
     ) -> dict[str, GroupDecision]:
-        """The controller's answer to one validation, per group. No collective: rank 0 asks, and tells the others."""
+        """The controller's answer, per group."""
         schedule = self.schedule
         start = consumed_samples + LEAD_ITERATIONS * self.samples_per_iteration
         if start >= schedule.num_samples:
@@ -111,12 +202,15 @@ class Mixture:
             )
         return decisions
 
-    def after(self, decisions: Mapping[str, GroupDecision]) -> "Mixture":
+    def after(self, answer: Answer) -> "Mixture":
         """This mixture with decisions taken."""
+        groups, guard = answer.groups, answer.guard
         return replace(
             self,
-            reweights=(*self.reweights, *(d.reweight for d in decisions.values() if d.reweight is not None)),
-            states={**self.states, **{group: decision.state for group, decision in decisions.items()}},
+            reweights=(*self.reweights, *(d.reweight for d in groups.values() if d.reweight is not None)),
+            states={**self.states, **{group: decision.state for group, decision in groups.items()}},
+            shifts=self.shifts if guard is None or guard.shift is None else (*self.shifts, guard.shift),
+            guard=self.guard if guard is None else guard.decision.state,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -124,6 +218,8 @@ class Mixture:
         return {
             "reweights": [asdict(reweight) for reweight in self.reweights],
             "states": {group: state.to_dict() for group, state in self.states.items()},
+            "shifts": [asdict(shift) for shift in self.shifts],
+            "guard": None if self.guard is None else self.guard.to_dict(),
         }
 
     def restored(self, content: Mapping[str, Any]) -> "Mixture":
@@ -135,12 +231,17 @@ class Mixture:
                 for item in content["reweights"]
             ),
             states={group: ControllerState.from_dict(state) for group, state in content["states"].items()},
+            shifts=tuple(
+                parse(GuardShift, item, where="schedule.mixture.shifts", fault=ConfigError)
+                for item in content.get("shifts", [])  # a checkpoint from before the guard has none
+            ),
+            guard=None if content.get("guard") is None else GuardState.from_dict(content["guard"]),
         )
 
 
-def rows_of(decisions: Mapping[str, GroupDecision]) -> Iterator[tuple[str, dict[str, Any]]]:
+def rows_of(answer: Answer) -> Iterator[tuple[str, dict[str, Any]]]:
     """(kind, values) for metrics.jsonl: everything that `syne mix replay` needs to decide again."""
-    for group, decision in decisions.items():
+    for group, decision in answer.groups.items():
         yield "observation", {"group": group, **asdict(decision.observation)}
         if decision.reweight is not None:
             yield (
@@ -149,17 +250,42 @@ def rows_of(decisions: Mapping[str, GroupDecision]) -> Iterator[tuple[str, dict[
             )
             for topic, share in decision.reweight.ratios:
                 yield "topic_share", {"set": f"{group}/{topic}", "share": share}
+    if answer.guard is not None:
+        seen, decided, shift = answer.guard.observation, answer.guard.decision, answer.guard.shift
+        right = None if seen.answers is None else seen.answers.correct
+        yield (
+            "guard",
+            {
+                "set": decided.state.language,
+                **asdict(seen),
+                "probe_accuracy": None if right is None else sum(right) / len(right),
+                "change": decided.change,
+                "worse": decided.worse,
+                "rise": decided.state.rise,
+                "start_sample": None if shift is None else shift.start_sample,
+                "notes": decided.notes,
+            },
+        )
 
 
-def lines_of(decisions: Mapping[str, GroupDecision]) -> Iterator[str]:
-    """What a person wants to read of it in the log."""
-    for group, decision in decisions.items():
-        yield from (f"{group}: {note}" for note in decision.notes)
+def lines_of(answer: Answer) -> Iterator[tuple[int, str]]:
+    """(level, line) of what a person wants to read of it in the log."""
+    for group, decision in answer.groups.items():
+        yield from ((logging.INFO, f"{group}: {note}") for note in decision.notes)
         if decision.reweight is not None:
             moves = " | ".join(
                 f"{topic} {decision.before[topic]:.4f} -> {share:.4f}" for topic, share in decision.reweight.ratios
             )
-            yield f"{group} from sample {decision.reweight.start_sample} on: {moves}"
+            yield logging.INFO, f"{group} from sample {decision.reweight.start_sample} on: {moves}"
+    if answer.guard is not None:
+        seen, decided, shift = answer.guard.observation, answer.guard.decision, answer.guard.shift
+        right = None if seen.answers is None else seen.answers.correct
+        if right is not None:
+            yield logging.INFO, f"probe: {sum(right)} of {len(right)} items right"
+        yield from ((logging.WARNING if decided.worse else logging.INFO, note) for note in decided.notes)
+        if shift is not None:
+            where = f"guard: from sample {shift.start_sample} on"
+            yield logging.INFO, f"{where} {shift.language} has {shift.rise:g} above its planned share"
 
 
 def mixture_of(config: RunConfig, manifests: Sequence[Any]) -> Mixture:
@@ -181,12 +307,26 @@ def mixture_of(config: RunConfig, manifests: Sequence[Any]) -> Mixture:
         seq_length=training.seq_length,
         samples_per_iteration=training.global_batch_size,
         skips=tuple((int(a), int(b)) for a, b in (text.split(":") for text in config.data.skip_samples)),
-        limits=window_limits(entries, seq_length=training.seq_length, max_epochs=config.data.max_epochs)
-        if config.data.exhaustion == "renormalize"
-        else None,
+        limits=window_limits(
+            entries,
+            seq_length=training.seq_length,
+            max_epochs=1.0 if config.data.exhaustion == "stop" else config.data.max_epochs,
+        ),
+        renormalizes=config.data.exhaustion == "renormalize",
         settings=controller_settings(config.mixture),
+        guard_settings=guard_settings(config.mixture.guard),
         groups=tuple(sorted(group for group, found in topics.items() if len(found) > 1)),
     )
+
+
+def check_past(stored: Schedule, followed: Schedule, *, consumed_samples: int, where: str) -> None:
+    """What was read must stay what it was. where: of the stored schedule. Errors: ConfigError if it did not."""
+    if stored.past_digest(consumed_samples) != followed.past_digest(consumed_samples):
+        raise ConfigError(
+            f"data, run.seed or training.seq_length changed what the first {consumed_samples} samples of this run are; "
+            f"they were read already ({where}). Restore the old values, or start a new run with init.from=checkpoint "
+            "and another run.dir; data that only a new stage reads belongs into that stage's own manifests"
+        )
 
 
 def _losses_by_topic(
@@ -198,11 +338,18 @@ def _losses_by_topic(
     for topic in topics:
         of_topic = [s for s in sets if s.language == language and s.topic == topic]
         chosen = [s for s in of_topic if s.source == source] or of_topic
-        rows = [row for s in chosen for row in range(s.first_document, s.first_document + s.num_documents)]
-        rows = [row for row in rows if int(losses.tokens[row]) > 0]
-        if rows:
-            found[topic] = TopicLosses(
-                nll_sums=tuple(round(float(losses.nll_sums[row]), 6) for row in rows),
-                tokens=tuple(int(losses.tokens[row]) for row in rows),
-            )
+        if (of_chosen := _losses_of(chosen, losses)) is not None:
+            found[topic] = of_chosen
     return found
+
+
+def _losses_of(sets: Iterable["ValidationSet"], losses: "DocumentLosses") -> TopicLosses | None:
+    """The documents of these sets that have something to score; None if there are none."""
+    rows = [row for s in sets for row in range(s.first_document, s.first_document + s.num_documents)]
+    rows = [row for row in rows if int(losses.tokens[row]) > 0]
+    if not rows:
+        return None
+    return TopicLosses(
+        nll_sums=tuple(round(float(losses.nll_sums[row]), 6) for row in rows),
+        tokens=tuple(int(losses.tokens[row]) for row in rows),
+    )

@@ -13,7 +13,7 @@ from data_mixers.schedule import Schedule
 from megatron_synE.checkpoint import layout
 from megatron_synE.config.schema import RunConfig
 from megatron_synE.exit_codes import CheckpointError
-from megatron_synE.mixing import Mixture
+from megatron_synE.mixing import Mixture, check_past
 from megatron_synE.model.llama import LlamaArchitecture, architecture_from_hf, read_hf_config
 from megatron_synE.runtime.control import from_rank_zero
 from megatron_synE.runtime.run_dir import RunDir
@@ -74,12 +74,7 @@ def mixture_to_follow(from_config: Mixture, start: Start) -> Mixture:
     if stored.digest() == followed.digest():
         return mixture
     consumed = start.state.consumed_samples
-    if stored.past_digest(consumed) != followed.past_digest(consumed):
-        raise ConfigError(
-            f"data, run.seed or training.seq_length changed what the first {consumed} samples of this run are; "
-            f"they were read already ({start.folder}). Restore the old values, or start a new run with "
-            "init.from=checkpoint and another run.dir"
-        )
+    check_past(stored, followed, consumed_samples=consumed, where=str(start.folder))
     logger.info("the future of the schedule was edited; its past (%d samples) is unchanged", consumed)
     return mixture
 

@@ -18,9 +18,9 @@ from megatron_synE import exit_codes
 from megatron_synE.checkpoint import layout
 from megatron_synE.config.derive import derive
 from megatron_synE.config.examine import Examination, examine
+from megatron_synE.config.fault import require
 from megatron_synE.config.load import LoadedConfig, dump_yaml, load_config, resolved_tree
 from megatron_synE.config.schema import RunConfig
-from megatron_synE.config.validate import require
 from megatron_synE.exit_codes import OneRankError
 from megatron_synE.runtime.environment import ALONE, Ranks, hide_cuda, ranks_from_environment
 from megatron_synE.runtime.launch import default_nproc, launch
@@ -166,6 +166,7 @@ def _assemble(loaded: LoadedConfig, examination: Examination, device: Any, group
             max_tokens_per_topic=config.validation.max_tokens_per_topic,
             max_tokens=_validation_tokens(config),
             device=device.torch_device,
+            probe=examination.probe,
         )
         if examination.validation_manifests
         else None,

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -32,7 +32,7 @@ from megatron_synE.runtime.device import Device
 from megatron_synE.runtime.distributed import broadcast_from_last_stage, sum_over_data_parallel
 from megatron_synE.runtime.mcore import parallel_state
 from megatron_synE.runtime.run_dir import RunDir
-from megatron_synE.validation import DocumentLosses, ValidationSet, Validator
+from megatron_synE.validation import DocumentLosses, Validator
 
 logger = logging.getLogger(__name__)
 
@@ -248,27 +248,31 @@ class Trainer:
         }
         shown = " | ".join(f"{result.name} {result.ppl:.3f}" for result in results)
         logger.info("validation PPL at iteration %d (%.1f s): %s", self.progress.iteration, seconds, shown)
-        if self._reweight_is_due():
-            self._reweight(self.validator.sets, losses)
+        self._answer(self.validator, losses)
         return True
 
-    def _reweight_is_due(self) -> bool:
-        """At the first validation of a run, which only gives the controller its start, and at each interval."""
+    def _answer(self, validator: Validator, losses: DocumentLosses) -> None:
+        """Let controller and guard answer; the schedule changes LEAD_ITERATIONS later. Collective: every rank."""
+        # The first validation of a run only gives them their start.
         interval = self.plan.reweight_interval_iterations
-        return interval is not None and self.progress.iteration % interval == 0
-
-    def _reweight(self, sets: Sequence[ValidationSet], losses: DocumentLosses) -> None:
-        """Let the controller answer to a validation; the schedule changes LEAD_ITERATIONS later. Collective."""
-        consumed = self.progress.consumed_samples
-        decisions = from_rank_zero(
-            self.control_group, lambda: self.mixture.decide(sets, losses, consumed_samples=consumed)
+        reweights = interval is not None and self.progress.iteration % interval == 0
+        answer = from_rank_zero(
+            self.control_group,
+            lambda: self.mixture.answer(
+                validator.sets,
+                losses,
+                validator.answers(losses),
+                consumed_samples=self.progress.consumed_samples,
+                reweights=reweights,
+            ),
         )
-        self.mixture = self.mixture.after(decisions)
-        for kind, values in rows_of(decisions):
+        self.mixture = self.mixture.after(answer)
+        for kind, values in rows_of(answer):
             self.metrics.row(kind, self.progress.iteration, **values)
-        for line in lines_of(decisions):
-            logger.info("%s", line)
-        if any(decision.reweight is not None for decision in decisions.values()):
+        if dist.get_rank() == 0:
+            for level, line in lines_of(answer):
+                logger.log(level, "%s", line)
+        if answer.changes_schedule:
             self.dataset = self.dataset.with_schedule(self.mixture.schedule)
             self._sampler = Sampler(self.dataset.schedule)
             if dist.get_rank() == 0:

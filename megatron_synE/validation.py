@@ -13,11 +13,13 @@ import numpy as np
 import torch
 
 from data_mixers.errors import ConfigError, DataError
+from data_mixers.guard import ProbeAnswers
 from data_mixers.manifest import DatasetManifest, SourceEntry
 from megatron_synE.build import Model
 from megatron_synE.data.batch import MicroBatch, micro_batch
 from megatron_synE.data.indexed import IndexedFile
 from megatron_synE.data.packing import Row, pack, padding_row
+from megatron_synE.data.probe import Probe
 from megatron_synE.runtime.distributed import broadcast_from_last_stage, sum_over_data_parallel
 from megatron_synE.runtime.mcore import parallel_state
 
@@ -96,6 +98,8 @@ class Validator:
     micro_batch_size: int
     device: torch.device
     num_documents: int = field(default=0)
+    probe: Probe | None = None
+    """Its documents are the last ones."""
 
     def run(self, model: Model, should_stop: Callable[[], bool]) -> DocumentLosses | None:
         """Score every document; None if should_stop() turned true between two groups of micro-batches.
@@ -123,6 +127,12 @@ class Validator:
             tokens = int(losses.tokens[mine].sum())
             results.append(SetResult(entry.name, float(losses.nll_sums[mine].sum()), tokens, entry.text_bytes))
         return results
+
+    def answers(self, losses: DocumentLosses) -> ProbeAnswers | None:
+        """To the probe; None without one."""
+        if self.probe is None:
+            return None
+        return self.probe.answers(losses.nll_sums[self.num_documents - self.probe.num_documents :].tolist())
 
     def _groups(self, interleaved: bool) -> Iterator[list[tuple[torch.Tensor, MicroBatch]]]:
         """Groups of (document of each pair, micro-batch) for this data-parallel rank; as many groups on every rank."""
@@ -165,8 +175,9 @@ def build_validator(
     max_tokens_per_topic: int | None,
     max_tokens: int | None = None,
     device: torch.device,
+    probe: Probe | None = None,
 ) -> Validator:
-    """Read and pack the validation sources of these manifests.
+    """Read and pack the validation sources of these manifests, and the probe, whole.
 
     max_tokens: of a whole pass, divided evenly over the sets, each of which keeps MIN_DOCUMENTS documents; it counts
     where max_tokens_per_topic does not say otherwise.
@@ -209,8 +220,10 @@ def build_validator(
             documents += found
     if not sets:
         raise ConfigError("validation.manifests: no source with role validation in them; preprocess with --holdout N")
+    if probe is not None:
+        documents += [np.array(choice) for item in probe.items for choice in item.choices]
     rows = pack(documents, seq_length=seq_length)
-    return Validator(tuple(sets), tuple(rows), seq_length, micro_batch_size, device, len(documents))
+    return Validator(tuple(sets), tuple(rows), seq_length, micro_batch_size, device, len(documents), probe)
 
 
 def _check_ids(file: IndexedFile, vocab_size: int) -> None:

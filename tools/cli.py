@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from data_mixers.errors import UserError
+from data_mixers.errors import ConfigError, UserError
 from tools.cli_example import example
 from tools.data.commands import data_app
 from tools.live_line import live_line
@@ -232,14 +232,22 @@ def mix_diff(
 @mix_app.command("append", epilog=example("syne mix append runs/quickstart/bilingual --skip 1200:1264"))
 def mix_append(
     run: Annotated[Path, typer.Argument(help="The folder of a run that is to go on.")],
-    skip: Annotated[str, typer.Option(help="Samples to leave out, start:stop, not read yet by the newest checkpoint.")],
+    skip: Annotated[
+        str | None, typer.Option(help="Samples to leave out, start:stop, not read yet.", show_default=False)
+    ] = None,
+    stage: Annotated[
+        Path | None,
+        typer.Option(help="YAML file of one more stage; new data under its `manifests`.", show_default=False),
+    ] = None,
 ) -> None:
     """Check an entry for the future of a run's schedule, and print the override to resume with. Changes nothing."""
-    from tools.mix import checked_skip
+    from tools.mix_append import checked_skip, checked_stage
 
-    override, lines = checked_skip(run, skip)
-    typer.echo("\n".join(lines))
-    typer.echo(f"resume with: syne train --config {run / 'run_config.yaml'} {shlex.quote(override)}")
+    if (skip is None) == (stage is None):
+        raise ConfigError("syne mix append: give either --skip start:stop or --stage FILE.yaml")
+    checked = checked_stage(run, stage) if stage is not None else checked_skip(run, skip or "")
+    typer.echo("\n".join(checked.lines))
+    typer.echo(f"resume with: syne train --config {run / 'run_config.yaml'} {shlex.quote(checked.override)}")
 
 
 @mix_app.command("replay", epilog=example("syne mix replay runs/quickstart/bilingual"))

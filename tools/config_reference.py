@@ -38,6 +38,8 @@ def render_reference() -> str:
             top_level.append(field)
         else:
             parts.append(_section(field.name, section))
+            if field.name == "mixture":
+                parts.append(_section("mixture.guard", classes["GuardSection"]))
             if field.name == "data":
                 parts.append(_section("data.stages[i]", classes["StageSection"]))
                 parts.append(_section("data.stages[i].curriculum", classes["CurriculumSection"]))
@@ -86,7 +88,7 @@ class _Field:
             return "required"
         text = ast.unparse(self.node.value)
         return {"None": "null", "True": "true", "False": "false", "()": "[]"}.get(
-            text, "{}" if "default_factory=dict" in text else text.strip("'")
+            text, "{}" if "default_factory" in text else text.strip("'")
         )
 
 
@@ -99,6 +101,7 @@ _PLAIN = {
     "Share": "number 0..1",
     "UserPath": "path",
     "StageSection": "stage",
+    "GuardSection": "section",
     "None": "null",
 }
 

@@ -11,15 +11,14 @@ from rich.table import Table
 
 from data_mixers.controllers import Observation, TopicLosses, decide
 from data_mixers.errors import ConfigError, DataError
-from data_mixers.mixture import Reweight
+from data_mixers.guard import GuardObservation, ProbeAnswers
+from data_mixers.mixture import GuardShift, Reweight
 from data_mixers.sampling import Sampler
 from data_mixers.schedule import Schedule
-from data_mixers.schedule_diff import diff
 from data_mixers.windows import windows_in_shard
-from megatron_synE.checkpoint.layout import CHECKPOINTS, newest_complete, read_state
 from megatron_synE.config.examine import examine
+from megatron_synE.config.fault import require
 from megatron_synE.config.load import load_config
-from megatron_synE.config.validate import require
 from megatron_synE.mixing import Mixture, mixture_of
 
 SCHEDULE = "schedule.json"
@@ -111,29 +110,13 @@ def _bucket_numbers(mixture: Mixture) -> dict[str, tuple[int, int]]:
     }
 
 
-def checked_skip(run: Path, text: str) -> tuple[str, list[str]]:
-    """(the override that skips this range when the run goes on, what the schedule then differs in).
-
-    Errors: ConfigError if the range is read already or crosses a change of weights, DataError if there is no run.
-    """
-    loaded = load_config(run / "run_config.yaml", [])
-    schedule = read_schedule(run)
-    newest = newest_complete(loaded.resolved.run.dir / CHECKPOINTS, verify_hashes=False)
-    consumed = 0 if newest is None else read_state(newest).consumed_samples
-    start, _, stop = text.partition(":")
-    if not (start.isdigit() and stop.isdigit()):
-        raise ConfigError(f"--skip {text} is not a range of samples; write start:stop, e.g. 1200:1264")
-    changed = schedule.skip(int(start), int(stop), consumed_samples=consumed)
-    ranges = [*loaded.resolved.data.skip_samples, text]
-    return "data.skip_samples=" + json.dumps(ranges, separators=(",", ":")), diff(schedule, changed)
-
-
 @dataclass(frozen=True)
 class Replayed:
     """One decision of a run, and the same taken again from what the run saw."""
 
     iteration: int
     group: str
+    """A controller's, or "guard": its language and that one's rise stand for topic and share."""
     recorded: dict[str, float]
     again: dict[str, float]
 
@@ -160,33 +143,68 @@ def replay(run: Path, overrides: Sequence[str] = ()) -> list[Replayed]:
     require([fault for fault in examination.faults if fault.key.startswith("data.")], where=str(run))
     mixture = mixture_of(loaded.resolved, examination.manifests)
     recorded = {(r["iteration"], r["group"]): r for r in rows if r["kind"] == "reweight"}
-    states: dict[str, Any] = {}
     replayed = []
-    for row in (row for row in rows if row["kind"] == "observation"):
-        iteration, group = row["iteration"], row["group"]
-        taken = recorded.get((iteration, group))
-        # What the run had in force then: under changed settings too, since its losses came from it.
-        before = mixture.ratios_next(group, consumed_samples=row["consumed_tokens"] // mixture.seq_length)
-        decision = decide(mixture.settings, before, states.get(group), _observation(row))
-        states[group] = decision.state
-        if taken is not None:
-            ratios = tuple(taken["ratios"].items())
-            kept = Reweight(start_sample=taken["start_sample"], group=group, ratios=ratios)
-            mixture = replace(mixture, reweights=(*mixture.reweights, kept))
-        if iteration > 0:
-            replayed.append(Replayed(iteration, group, taken["ratios"] if taken else before, decision.ratios))
+    for row in rows:
+        if row["kind"] == "observation":
+            mixture, again = _reweighted(mixture, row, recorded.get((row["iteration"], row["group"])))
+        elif row["kind"] == "guard" and row["set"] == mixture.guard_settings.language:
+            mixture, again = _guarded(mixture, row)
+        else:
+            continue
+        if again is not None:
+            replayed.append(again)
     return replayed
+
+
+def _reweighted(mixture: Mixture, row: dict[str, Any], taken: dict[str, Any] | None) -> tuple[Mixture, Replayed | None]:
+    """(the mixture after what the run decided, the decision taken again); None at the first validation."""
+    group = row["group"]
+    # What the run had in force then: under changed settings too, since its losses came from it.
+    before = mixture.ratios_next(group, consumed_samples=row["consumed_tokens"] // mixture.seq_length)
+    decision = decide(mixture.settings, before, mixture.states.get(group), _observation(row))
+    mixture = replace(mixture, states={**mixture.states, group: decision.state})
+    if taken is not None:
+        kept = Reweight(start_sample=taken["start_sample"], group=group, ratios=tuple(taken["ratios"].items()))
+        mixture = replace(mixture, reweights=(*mixture.reweights, kept))
+    if row["iteration"] == 0:
+        return mixture, None
+    return mixture, Replayed(row["iteration"], group, taken["ratios"] if taken else before, decision.ratios)
+
+
+def _guarded(mixture: Mixture, row: dict[str, Any]) -> tuple[Mixture, Replayed | None]:
+    """The same of the guard; None at the first validation, and for a guard that only warns."""
+    is_first = mixture.guard is None
+    answer = mixture.guarded(
+        GuardObservation(
+            consumed_tokens=row["consumed_tokens"],
+            losses=None if row["losses"] is None else _losses(row["losses"]),
+            answers=_answers(row["answers"]),
+        )
+    )
+    mixture = replace(mixture, guard=replace(answer.decision.state, rise=row["rise"]))
+    if row["start_sample"] is not None:
+        kept = GuardShift(start_sample=row["start_sample"], language=row["set"], rise=row["rise"])
+        mixture = replace(mixture, shifts=(*mixture.shifts, kept))
+    if is_first or mixture.guard_settings.action == "warn":
+        return mixture, None
+    again = Replayed(row["iteration"], "guard", {row["set"]: row["rise"]}, {row["set"]: answer.decision.state.rise})
+    return mixture, again
 
 
 def _observation(row: dict[str, Any]) -> Observation:
     return Observation(
         consumed_tokens=row["consumed_tokens"],
-        losses={
-            topic: TopicLosses(nll_sums=tuple(losses["nll_sums"]), tokens=tuple(losses["tokens"]))
-            for topic, losses in row["losses"].items()
-        },
+        losses={topic: _losses(losses) for topic, losses in row["losses"].items()},
         tokens_by_topic=row["tokens_by_topic"],
     )
+
+
+def _answers(row: dict[str, Any] | None) -> ProbeAnswers | None:
+    return None if row is None else ProbeAnswers(probe=row["probe"], correct=tuple(row["correct"]))
+
+
+def _losses(row: dict[str, Any]) -> TopicLosses:
+    return TopicLosses(nll_sums=tuple(row["nll_sums"]), tokens=tuple(row["tokens"]))
 
 
 def print_reads(parts: Sequence[ReadPart], totals: dict[str, tuple[int, int]]) -> None:
@@ -211,7 +229,7 @@ def print_replayed(replayed: Sequence[Replayed]) -> bool:
     if not replayed:
         console.print("this run has taken no decision")
         return True
-    table = Table("iteration", "group", "topic", "recorded", "again", "")
+    table = Table("iteration", "group", "topic or language", "recorded", "again", "")
     for decision in replayed:
         for topic, share in decision.recorded.items():
             again = decision.again.get(topic)

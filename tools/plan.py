@@ -10,8 +10,8 @@ from typing import Any, Literal
 from data_mixers.sampling import epochs_read
 from megatron_synE.config.derive import Device, RunPlan
 from megatron_synE.config.examine import Examination, examine
+from megatron_synE.config.fault import require
 from megatron_synE.config.load import LoadedConfig, Tree, dump_yaml, load_config, resolved_tree
-from megatron_synE.config.validate import require
 
 
 def print_plan(

@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 from data_mixers.controllers import ControllerSettings
 from data_mixers.errors import ConfigError
+from data_mixers.guard import GuardSettings
 from megatron_synE.checkpoint.layout import resolve_checkpoint
-from megatron_synE.config.schema import MixtureSection, RunConfig
+from megatron_synE.config.schema import GuardSection, MixtureSection, RunConfig
 from megatron_synE.model.llama import LlamaArchitecture, architecture_from_hf, hf_config_of, read_hf_config
 from megatron_synE.model.presets import ARCHITECTURES
 from megatron_synE.runtime.cpu_features import cpu_has_bf16
@@ -208,6 +209,17 @@ def controller_settings(section: MixtureSection) -> ControllerSettings:
         raise ConfigError(f"mixture.settings has no {unknown[0]}; it has {', '.join(sorted(known))}")
     settings: dict[str, Any] = dict(section.settings)
     return ControllerSettings(name=section.controller, **settings)
+
+
+def guard_settings(section: GuardSection) -> GuardSettings:
+    """Errors: ConfigError naming the key of mixture.guard."""
+    return GuardSettings(
+        language=section.language,
+        action=section.action,
+        step=section.step,
+        max_rise=section.max_rise,
+        noise_level=section.noise_level,
+    )
 
 
 def _iterations(interval_tokens: int | None, tokens_per_iteration: int) -> int | None:

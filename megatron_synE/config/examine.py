@@ -12,9 +12,11 @@ from data_mixers.manifest import DatasetManifest, read_manifest
 from data_mixers.schedule import Schedule
 from megatron_synE.checkpoint.layout import read_state, resolve_checkpoint
 from megatron_synE.config.derive import Device, RunPlan, derive, resolve_architecture
+from megatron_synE.config.fault import Fault
 from megatron_synE.config.schema import RunConfig
-from megatron_synE.config.validate import Fault, validate
+from megatron_synE.config.validate import validate
 from megatron_synE.data.build_schedule import build_schedule
+from megatron_synE.data.probe import Probe, read_probe
 from megatron_synE.data.tokenizers import digest_of
 from megatron_synE.model.llama import LlamaArchitecture
 
@@ -30,6 +32,7 @@ class Examination:
     hf_config: dict[str, Any] | None
     manifests: tuple[DatasetManifest, ...]
     validation_manifests: tuple[DatasetManifest, ...]
+    probe: Probe | None
     schedule: Schedule | None
     """What will be read, in which order; None without data or with faults in it."""
     plan: RunPlan | None
@@ -48,14 +51,18 @@ def examine(
     place = "init.path" if reads_init else "model"
     found = _or_fault(partial(resolve_architecture, config), place, faults)
     architecture, hf_config = found if found is not None else (None, None)
-    manifests = _read(config.data.manifests, "data.manifests", faults) if reads_data else None
+    manifests = _read(manifest_paths(config), "data.manifests", faults) if reads_data else None
     validation = _read(config.validation.manifests, "validation.manifests", faults) if reads_data else None
+    probe: Probe | None = None
+    if reads_data and config.mixture.guard.probe is not None:
+        probe = _or_fault(partial(read_probe, config.mixture.guard.probe), "mixture.guard.probe", faults)
     rules = validate(
         config,
         world_size=world_size,
         architecture=architecture,
         manifests=manifests,
         validation_manifests=validation,
+        probe=probe,
     )
     # A folder that is not there is one fault, not one of init.path and one of the architecture in it.
     known = {fault.key for fault in rules if fault.key == "init.path"}
@@ -75,9 +82,15 @@ def examine(
         hf_config=hf_config,
         manifests=tuple(manifests or ()),
         validation_manifests=tuple(validation or ()),
+        probe=probe,
         schedule=schedule,
         plan=plan,
     )
+
+
+def manifest_paths(config: RunConfig) -> list[Path]:
+    """data.manifests, then those that join with each stage."""
+    return [*config.data.manifests, *(path for stage in config.data.stages for path in stage.manifests)]
 
 
 def _model_tokenizer(config: RunConfig, manifest: DatasetManifest) -> list[Fault]:

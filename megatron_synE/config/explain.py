@@ -66,10 +66,16 @@ def field_names(section: type) -> list[str]:
 
 def all_keys() -> list[str]:
     """Every `section.key` of the file, stages without their position."""
-    keys = []
-    for section, hint in typing.get_type_hints(RunConfig).items():
-        keys += [f"{section}.{name}" for name in field_names(hint)] if _is_section(hint) else [section]
-    return keys
+    return [key for name, hint in typing.get_type_hints(RunConfig).items() for key in _keys(name, hint)]
+
+
+def _keys(key: str, hint: Any) -> list[str]:
+    if not _is_section(hint):
+        return [key]
+    inner = typing.get_type_hints(hint)
+    # written names: init.from stands for the field `source`
+    named = zip(field_names(hint), inner.values(), strict=True)
+    return [found for name, below in named for found in _keys(f"{key}.{name}", below)]
 
 
 def _suggestion(loc: tuple[str | int, ...]) -> str:

@@ -33,13 +33,14 @@ class LoadedConfig:
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
-    """The run that `path` describes, with `key.sub=value` overrides (value is YAML; data.stages.0.tokens=1e6 works).
+    """The run that `path` describes, with `key.sub=value` overrides (value is YAML; data.stages.0.tokens=1e6 works, and
+    data.stages.1={...} adds a stage where there is one).
 
     Order: override, file, preset, default; the first that says something wins. Dicts merge, lists replace.
     Errors: one ConfigError with a line for every fault.
     """
     faults: list[str] = []
-    written = _read_yaml(path)
+    written = read_yaml(path)
     _check_plain(written, (), faults, ())
     assignments = [a for text in overrides if (a := _parse_override(text, faults)) is not None]
     preset = _preset_of(written, assignments)
@@ -114,7 +115,8 @@ def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
 _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 
 
-def _read_yaml(path: Path) -> Tree:
+def read_yaml(path: Path) -> Tree:
+    """A YAML file as plain types. Errors: ConfigError naming file and place."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -212,6 +214,8 @@ def _assign(tree: Tree, below: Any, keys: tuple[str, ...], value: Any, faults: l
     for depth, key in enumerate(keys):
         is_last = depth == len(keys) - 1
         if isinstance(node, list):
+            if is_last and key == str(len(node)):
+                node.append(None)  # one position past the end adds to the list
             if not key.isdecimal() or int(key) >= len(node):
                 faults.append(f"{name}: {key!r} is not a position in a list of {len(node)}")
                 return

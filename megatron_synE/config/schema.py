@@ -150,6 +150,8 @@ class StageSection:
     """language -> source -> topic -> share inside the source. Missing: by tokens present."""
     curriculum: CurriculumSection | None = None
     """None: every source in random order."""
+    manifests: tuple[UserPath, ...] = ()
+    """Data that joins with this stage: earlier ones do not know it, so a stage appended to a run leaves them alone."""
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -176,6 +178,24 @@ class DataSection:
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
+class GuardSection:
+    """The forgetting guard: at every validation, is a language worse than at the first one, beyond its noise?"""
+
+    language: str = "en"
+    """Watched where validation.manifests hold a set of it."""
+    action: Literal["warn", "raise"] = "warn"
+    """warn: say it, move nothing. raise: also give the language more than its planned share."""
+    step: Share = 0.02
+    """Largest change of its share of all tokens by one decision."""
+    max_rise: Share = 0.1
+    """Largest share above the planned one."""
+    noise_level: Share = 0.95
+    """Level of the interval that a change must leave to count."""
+    probe: UserPath | None = None
+    """File of `syne data probe`: its accuracy is watched too. It is scored whole, beside validation's budget."""
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class MixtureSection:
     """The closed loop: topics trade their tokens inside a language's source, by their held-out PPL."""
 
@@ -189,6 +209,8 @@ class MixtureSection:
     """Needed by every controller but static; a multiple of validation.interval_tokens. Ours: 4e9 at 100 B tokens."""
     settings: dict[str, float | int | str | dict[str, float]] = Field(default_factory=dict)
     """Of the controller: alpha, normaliser, importance, floor, ceiling, max_shift, ema, noise_level (docs/mixer.md)."""
+    guard: GuardSection = Field(default_factory=GuardSection)
+    """See mixture.guard."""
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)

@@ -4,32 +4,15 @@ import importlib.util
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from data_mixers.errors import ConfigError, DataError, UserError
 from data_mixers.manifest import DatasetManifest
-from data_mixers.ratios import SUM_TOLERANCE, stage_weights
-from megatron_synE.config.derive import controller_settings
+from data_mixers.ratios import SUM_TOLERANCE
+from megatron_synE.config.fault import Fault
+from megatron_synE.config.mixture_rules import controller_rules, guard_rules, share_rules
 from megatron_synE.config.schema import RunConfig, StageSection
-from megatron_synE.exit_codes import CheckpointError
+from megatron_synE.data.probe import Probe
 from megatron_synE.model.llama import LlamaArchitecture
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One thing that stops the run."""
-
-    key: str
-    """section.key of the configuration."""
-    message: str
-    """What is wrong, with the values."""
-    cure: str
-    exit_code: int = ConfigError.exit_code
-    """What the run ends with if all its faults are of this kind (docs/exit_codes.md)."""
-
-    def __str__(self) -> str:
-        return f"{self.key}: {self.message}; {self.cure}"
 
 
 def validate(
@@ -39,6 +22,7 @@ def validate(
     architecture: LlamaArchitecture | None,
     manifests: Sequence[DatasetManifest] | None = None,
     validation_manifests: Sequence[DatasetManifest] | None = None,
+    probe: Probe | None = None,
 ) -> list[Fault]:
     """All faults of `config` on `world_size` ranks; empty when the run can start.
 
@@ -46,7 +30,7 @@ def validate(
     manifests: None where the data is not looked at.
     """
     faults = [*_world(config, world_size), *_batch(config, world_size), *_lr_schedule(config), *_start(config)]
-    faults += _controller(config)
+    faults += [*controller_rules(config), *guard_rules(config, validation_manifests, probe)]
     if architecture is not None:
         faults += _model(config, architecture)
     for index, stage in enumerate(config.data.stages):
@@ -58,20 +42,8 @@ def validate(
         faults += _manifests(config, manifests, validation_manifests or ())
         faults += _tokenizers(both, architecture)
         if shares_are_right:
-            faults += _mixture(config, manifests)
+            faults += share_rules(config, manifests)
     return faults
-
-
-def require(faults: Sequence[Fault], *, where: str) -> None:
-    """Errors: one with a line for every fault: DataError or CheckpointError if all are such, else ConfigError."""
-    if faults:
-        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-        codes = {fault.exit_code for fault in faults}
-        kind = _ERRORS[codes.pop()] if len(codes) == 1 else ConfigError
-        raise kind("\n  ".join([f"{where}: {count}", *map(str, faults)]))
-
-
-_ERRORS: dict[int, type[UserError]] = {kind.exit_code: kind for kind in (ConfigError, DataError, CheckpointError)}
 
 
 def divisors(number: int) -> list[int]:
@@ -223,39 +195,6 @@ def _lr_schedule(config: RunConfig) -> Iterator[Fault]:
             yield Fault(f"optimizer.{name}", "1.0 would never forget a gradient", "use a value below 1, e.g. 0.95")
 
 
-def _controller(config: RunConfig) -> Iterator[Fault]:
-    """The closed loop needs held-out losses, and settings that fit together."""
-    section = config.mixture
-    try:
-        controller_settings(section)
-    except ConfigError as error:
-        yield Fault("mixture.settings", str(error), "see docs/mixer.md")
-    if section.controller == "static":
-        return
-    if section.reweight_interval_tokens is None:
-        yield Fault(
-            "mixture.reweight_interval_tokens",
-            f"controller={section.controller} moves topics, but nothing says how often",
-            "set it (ours: 4e9 of 100e9 tokens), or controller=static",
-        )
-    elif (
-        config.validation.interval_tokens is None
-        or section.reweight_interval_tokens % config.validation.interval_tokens
-    ):
-        yield Fault(
-            "mixture.reweight_interval_tokens",
-            f"{section.reweight_interval_tokens} is not a multiple of validation.interval_tokens="
-            f"{config.validation.interval_tokens}: a decision needs the losses of its own iteration",
-            "make it one",
-        )
-    if not config.validation.manifests:
-        yield Fault(
-            "validation.manifests",
-            f"empty, but controller={section.controller} decides by held-out losses",
-            "preprocess with --holdout N and name the manifest",
-        )
-
-
 def _start(config: RunConfig) -> Iterator[Fault]:
     init = config.init
     if init.source == "random" and init.path is not None:
@@ -366,13 +305,3 @@ def _tokenizers(manifests: Sequence[DatasetManifest], architecture: LlamaArchite
                 f" ({manifest.tokenizer.digest[:12]} and {first.tokenizer.digest[:12]})",
                 "preprocess all of them with the model's own tokenizer",
             )
-
-
-def _mixture(config: RunConfig, manifests: Sequence[DatasetManifest]) -> Iterator[Fault]:
-    entries = [entry for manifest in manifests for entry in manifest.sources]
-    for index, stage in enumerate(config.data.stages):
-        where = f"data.stages.{index}"
-        try:
-            stage_weights(stage.languages, stage.sources, stage.topics, entries, where=where)
-        except ConfigError as error:
-            yield Fault(where, str(error), "name data that the manifests hold")

@@ -30,8 +30,9 @@ def build_schedule(
 ) -> Schedule:
     """The plan without any decision; each stage is a whole number of global batches.
 
-    Order: sources rank by the stage that first reads them, then by name; so a stage added at the end, or a manifest
-    that earlier stages do not read, leaves earlier samples unchanged.
+    manifests: those of data.manifests, then those of each stage in turn (`config.examine.manifest_paths`).
+    Order: sources rank by the stage that first reads them, then by name; so a stage added at the end, with its own
+    manifests, leaves earlier samples unchanged.
     Errors: ConfigError for shares that do not fit the data, a source that is too small, or one read more than
     `max_epochs` times (once, with exhaustion="stop"; with "renormalize" only a language with nothing left);
     DataError if manifests differ in tokenizer or share a name.
@@ -55,10 +56,11 @@ def planned_phases(
     """
     if not stages:
         raise ConfigError("data.stages is empty; a run needs at least one stage")
-    entries = all_entries(manifests)
+    all_entries(manifests)
     planned: list[PlannedPhase] = []
     for index, stage in enumerate(stages):
         where = f"data.stages[{index}]"
+        entries = all_entries(known_at(stages, index, manifests))
         weights = stage_weights(stage.languages, stage.sources, stage.topics, list(entries.values()), where=where)
         samples = math.ceil(stage.tokens / (seq_length * global_batch_size)) * global_batch_size
         written = frozenset(f"{language}/{source}" for language in stage.topics for source in stage.topics[language])
@@ -67,6 +69,13 @@ def planned_phases(
                 PlannedPhase(name=name, stage=stage.name, num_samples=count, weights=shares, written_groups=written)
             )
     return planned
+
+
+def known_at(
+    stages: Sequence[StageSection], index: int, manifests: Sequence[DatasetManifest]
+) -> Sequence[DatasetManifest]:
+    """The manifests that stage `index` may read: all but those that join with a later one."""
+    return manifests[: len(manifests) - sum(len(stage.manifests) for stage in stages[index + 1 :])]
 
 
 def _stretches(

@@ -153,6 +153,8 @@ def test_a_key_written_twice_is_refused(tmp_path: Path) -> None:
         ("optimizer.lr", "an override is written key.sub=value"),
         ("=3", "an override is written key.sub=value"),
         ("data.stages.7.tokens=3", "'7' is not a position in a list of 1"),
+        ("data.stages.1.tokens=3", "'1' is not a position in a list of 1"),
+        ("data.stages.2={name: b}", "'2' is not a position in a list of 1"),
         ("run.name.x=3", "run.name is a value, not a section"),
         ("optimizer.lr=[1", "not valid YAML after '='"),
         ("preset=syne", "must be one of 'syne_paper' or 'syne_recommended'"),

@@ -75,5 +75,24 @@ def preprocess(
     typer.echo(str(report.manifest_path))
 
 
+@data_app.command(
+    epilog=example("syne data probe --items probe.jsonl --tokenizer models/Meta-Llama-3-8B --out data/probe.json")
+)
+def probe(
+    items: Annotated[Path, typer.Option(help='JSON lines: {"context": "...", "choices": [" a", " b"], "answer": 0}.')],
+    tokenizer: Annotated[Path, typer.Option(help="HF folder, tokenizer.json, or tokenizer.model.")],
+    out: Annotated[Path, typer.Option(help="The file to write, for mixture.guard.probe.")],
+    language: Annotated[str, typer.Option(help="Of the items: the one that the guard watches.")] = "en",
+    eos_token: Annotated[
+        str | None, typer.Option(help="Put after each choice; default: the tokenizer's own.", show_default=False)
+    ] = None,
+) -> None:
+    """Multiple-choice items to the token ids that the forgetting guard scores at every validation."""
+    from tools.data.probe import make_probe
+
+    made = make_probe(items, out, tokenizer_path=tokenizer, language=language, eos_token=eos_token)
+    typer.echo(f"{out}: {len(made.items)} items, {made.num_documents} choices of at most {made.longest} tokens")
+
+
 def _log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
