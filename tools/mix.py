@@ -13,7 +13,7 @@ from data_mixers.controllers import Observation, TopicLosses, decide
 from data_mixers.errors import ConfigError, DataError
 from data_mixers.mixture import Reweight
 from data_mixers.sampling import Sampler
-from data_mixers.schedule import Schedule
+from data_mixers.schedule import read_schedule
 from data_mixers.schedule_diff import diff
 from data_mixers.windows import windows_in_shard
 from megatron_synE.checkpoint.layout import CHECKPOINTS, newest_complete, read_state
@@ -22,7 +22,6 @@ from megatron_synE.config.load import load_config
 from megatron_synE.config.validate import require
 from megatron_synE.mixing import Mixture, mixture_of
 
-SCHEDULE = "schedule.json"
 SAME_SHARE = 1e-9  # decisions are written in full; this only forgives another libm
 
 
@@ -39,17 +38,6 @@ class ReadPart:
     """Read of this source at the end of the phase, since the start of the run."""
     quantiles: str
     """Range of PPL quantiles of the source's topic that its bucket holds; "" without buckets."""
-
-
-def read_schedule(path: Path) -> Schedule:
-    """A schedule.json, or the one of a run folder. Errors: DataError naming the file."""
-    file = path / SCHEDULE if path.is_dir() else path
-    try:
-        return Schedule.from_json(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read: {error}; name a run folder or its {SCHEDULE}") from error
-    except ConfigError as error:
-        raise DataError(f"{file}: {error}") from error
 
 
 def planned_reads(config: Path, overrides: Sequence[str]) -> tuple[list[ReadPart], dict[str, tuple[int, int]]]:
