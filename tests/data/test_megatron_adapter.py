@@ -206,8 +206,14 @@ def test_a_run_that_does_not_fit_the_schedule_is_refused(
 
 
 def test_a_run_of_ours_can_be_named_too(tmp_path: Path) -> None:
-    """A YAML file stands for its plan."""
+    """A YAML file stands for its plan, a run folder for the schedule it has come to."""
     config = tiny.prepared(tmp_path)
-    schedule, manifests = schedule_and_manifests(config)
-    assert schedule.num_samples == 40 and schedule.seq_length == 32
+    plan, manifests = schedule_and_manifests(config)
+    assert plan.num_samples == 40 and plan.seq_length == 32
     assert [manifest.folder for manifest in manifests] == [tmp_path / "train"]
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run_config.yaml").write_bytes(config.read_bytes())
+    decided = plan.skip(8, 16, consumed_samples=8)
+    (run / "schedule.json").write_text(decided.to_json())
+    assert schedule_and_manifests(run) == (decided, manifests)
