@@ -7,14 +7,16 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Literal
 
-from data_mixers.errors import ConfigError
+from data_mixers.errors import ConfigError, DataError
 from data_mixers.manifest import SourceEntry
 from data_mixers.ratios import WEIGHT_UNIT
 from data_mixers.strict_json import parse
 
 SCHEMA_VERSION = 2
+SCHEDULE_NAME = "schedule.json"
 Order = Literal["permuted", "as_written", "reversed", "prefix_permuted"]
 PhaseKind = Literal["stage", "reweight", "guard", "exhaustion"]
 
@@ -152,6 +154,22 @@ class Schedule:
         phase = Phase(name=name, start_sample=self.num_samples, num_samples=num_samples, weights=ordered, kind=kind)
         return self.append(phase, new_sources=new_sources)
 
+    def until(self, sample: int) -> "Schedule":
+        """The first `sample` samples of this schedule, to append another future to.
+
+        Errors: ConfigError if it has fewer.
+        """
+        if not 0 <= sample <= self.num_samples:
+            raise ConfigError(f"sample {sample} is outside the schedule, which has {self.num_samples} samples")
+        kept = [phase for phase in self.phases if phase.start_sample < sample]
+        return replace(
+            self,
+            phases=tuple(
+                replace(phase, num_samples=min(phase.end_sample, sample) - phase.start_sample) for phase in kept
+            ),
+            skips=tuple(skip for skip in self.skips if skip.at_sample < sample),
+        )
+
     def skip(self, start: int, stop: int, *, consumed_samples: int) -> "Schedule":
         """This schedule without the data of samples start..stop-1: from `start` on it reads what came from `stop` on.
 
@@ -224,6 +242,17 @@ class Schedule:
             "skipped": sorted(skipped.items()),
         }
         return hashlib.sha256(_canonical(past).encode()).hexdigest()
+
+
+def read_schedule(path: Path) -> Schedule:
+    """A schedule.json, or the one of a run folder. Errors: DataError naming the file."""
+    file = path / SCHEDULE_NAME if path.is_dir() else path
+    try:
+        return Schedule.from_json(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read: {error}; name a run folder or its {SCHEDULE_NAME}") from error
+    except ConfigError as error:
+        raise DataError(f"{file}: {error}") from error
 
 
 def scheduled_source(entry: SourceEntry, *, order: Order = "permuted") -> ScheduledSource:

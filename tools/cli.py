@@ -1,6 +1,5 @@
 """`syne`: parse, call one function, return its exit code. Nothing heavy is imported before a command runs."""
 
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,10 +7,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from data_mixers.errors import ConfigError, UserError
-from tools.cli_example import example
+from data_mixers.errors import UserError
+from tools.cli_options import Config, Overrides, example
 from tools.data.commands import data_app
 from tools.live_line import live_line
+from tools.mix_commands import mix_app
 
 INTERRUPTED = 130  # what a shell reports for SIGINT
 
@@ -27,21 +27,8 @@ app = typer.Typer(
     context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data_app, name="data")
-mix_app = typer.Typer(
-    help="Look at what a run reads: its plan, its decisions, what two schedules differ in.",
-    epilog=example("syne mix plan --config examples/llama3_8b/run_recommended.yaml"),
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
 app.add_typer(mix_app, name="mix")
 
-Config = Annotated[Path, typer.Option("--config", help="The run's YAML file.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE]...", help="Values that win over the file, e.g. optimizer.lr=1e-4", show_default=False
-    ),
-]
 Processes = Annotated[
     int | None, typer.Option(min=1, help="Local processes; default: one per GPU, or one.", show_default=False)
 ]
@@ -204,83 +191,3 @@ def verify(
     from tools.checkpoint.verifier import verify as run_verify
 
     typer.echo(run_verify(hf, checkpoint, logits=logits).summary())
-
-
-@mix_app.command("plan", epilog=example("syne mix plan --config runs/quickstart/bilingual.yaml"))
-def mix_plan(config: Config, overrides: Overrides = None) -> None:
-    """Tokens, share, epochs and PPL quantiles per phase and source, and what is left unread, by topic."""
-    from tools.mix import planned_reads, print_reads
-
-    print_reads(*planned_reads(config, overrides or []))
-
-
-@mix_app.command("diff", epilog=example("syne mix diff runs/a runs/b/schedule.json"))
-def mix_diff(
-    a: Annotated[Path, typer.Argument(help="A run folder or a schedule.json.")],
-    b: Annotated[Path, typer.Argument(help="Another.")],
-) -> None:
-    """Say in words what two schedules differ in, and from which sample on. Exits 3 if they differ."""
-    from data_mixers.schedule_diff import diff
-    from tools.mix import read_schedule
-
-    lines = diff(read_schedule(a), read_schedule(b))
-    typer.echo("\n".join(lines) or "equal")
-    if lines:
-        raise typer.Exit(3)
-
-
-@mix_app.command("append", epilog=example("syne mix append runs/quickstart/bilingual --skip 1200:1264"))
-def mix_append(
-    run: Annotated[Path, typer.Argument(help="The folder of a run that is to go on.")],
-    skip: Annotated[
-        str | None, typer.Option(help="Samples to leave out, start:stop, not read yet.", show_default=False)
-    ] = None,
-    stage: Annotated[
-        Path | None,
-        typer.Option(help="YAML file of one more stage; new data under its `manifests`.", show_default=False),
-    ] = None,
-) -> None:
-    """Check an entry for the future of a run's schedule, and print the override to resume with. Changes nothing."""
-    from tools.mix_append import checked_skip, checked_stage
-
-    if (skip is None) == (stage is None):
-        raise ConfigError("syne mix append: give either --skip start:stop or --stage FILE.yaml")
-    checked = checked_stage(run, stage) if stage is not None else checked_skip(run, skip or "")
-    typer.echo("\n".join(checked.lines))
-    typer.echo(f"resume with: syne train --config {run / 'run_config.yaml'} {shlex.quote(checked.override)}")
-
-
-@mix_app.command("replay", epilog=example("syne mix replay runs/quickstart/bilingual"))
-def mix_replay(
-    run: Annotated[Path, typer.Argument(help="The folder of a run with a controller.")],
-    overrides: Overrides = None,
-) -> None:
-    """Take a run's decisions again from the losses it recorded, and compare. Exits 3 if any differs.
-
-    With KEY=VALUE, e.g. mixture.controller=ado: what other settings would have decided at these losses.
-    """
-    from tools.mix import print_replayed, replay
-
-    if not print_replayed(replay(run, overrides or [])):
-        raise typer.Exit(3)
-
-
-@mix_app.command("simulate", epilog=example("syne mix simulate --worlds 20 --plot simulated.png"))
-def mix_simulate(
-    worlds: Annotated[int, typer.Option(min=2, help="Sets of random learning curves.")] = 20,
-    tokens: Annotated[float, typer.Option(min=1e6, help="Of one language's web pages.")] = 100e9,
-    interval: Annotated[float, typer.Option(min=1e5, help="Tokens between two decisions.")] = 4e9,
-    transfer: Annotated[float, typer.Option(min=0.0, max=0.5, help="Worth of a token to another topic.")] = 0.1,
-    label_noise: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of pages with a wrong topic.")] = 0.1,
-    plot: Annotated[Path | None, typer.Option(help="Write the shares of the first world as PNG.")] = None,
-) -> None:
-    """Every controller on the same simulated learning curves, beside equal shares. No measurement of any model."""
-    from tools import mix_simulate as simulation
-
-    found = simulation.simulate(
-        worlds=worlds, tokens=tokens, interval=interval, transfer=transfer, label_noise=label_noise
-    )
-    typer.echo(simulation.report(found))
-    if plot is not None:
-        simulation.plot(found, plot, interval=interval)
-        typer.echo(f"\nplot: {plot}")

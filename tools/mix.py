@@ -10,18 +10,16 @@ from rich.console import Console
 from rich.table import Table
 
 from data_mixers.controllers import Observation, TopicLosses, decide
-from data_mixers.errors import ConfigError, DataError
+from data_mixers.errors import DataError
 from data_mixers.guard import GuardObservation, ProbeAnswers
 from data_mixers.mixture import GuardShift, Reweight
 from data_mixers.sampling import Sampler
-from data_mixers.schedule import Schedule
 from data_mixers.windows import windows_in_shard
 from megatron_synE.config.examine import examine
 from megatron_synE.config.fault import require
 from megatron_synE.config.load import load_config
 from megatron_synE.mixing import Mixture, mixture_of
 
-SCHEDULE = "schedule.json"
 SAME_SHARE = 1e-9  # decisions are written in full; this only forgives another libm
 
 
@@ -38,17 +36,6 @@ class ReadPart:
     """Read of this source at the end of the phase, since the start of the run."""
     quantiles: str
     """Range of PPL quantiles of the source's topic that its bucket holds; "" without buckets."""
-
-
-def read_schedule(path: Path) -> Schedule:
-    """A schedule.json, or the one of a run folder. Errors: DataError naming the file."""
-    file = path / SCHEDULE if path.is_dir() else path
-    try:
-        return Schedule.from_json(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read: {error}; name a run folder or its {SCHEDULE}") from error
-    except ConfigError as error:
-        raise DataError(f"{file}: {error}") from error
 
 
 def planned_reads(config: Path, overrides: Sequence[str]) -> tuple[list[ReadPart], dict[str, tuple[int, int]]]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_mixers.errors import ConfigError
-from data_mixers.schedule import Schedule
+from data_mixers.schedule import Schedule, read_schedule
 from data_mixers.schedule_diff import diff
 from megatron_synE.checkpoint.layout import CHECKPOINTS, CommonState, newest_complete, read_state
 from megatron_synE.config.examine import examine
@@ -14,7 +14,6 @@ from megatron_synE.config.load import load_config, read_yaml
 from megatron_synE.config.schema import RunConfig
 from megatron_synE.mixing import check_past, mixture_of
 from megatron_synE.optim.lr_schedule import LrSchedule
-from tools.mix import read_schedule
 
 RUN_CONFIG = "run_config.yaml"
 

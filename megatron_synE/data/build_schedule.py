@@ -43,7 +43,11 @@ def build_schedule(
         limits = window_limits(entries, seq_length=seq_length, max_epochs=max_epochs)
         return compose(planned, (), entries, seed=seed, seq_length=seq_length, limits=limits)
     schedule = compose(planned, (), entries, seed=seed, seq_length=seq_length)
-    _check_epochs(schedule, max_epochs=max_epochs, exhaustion=exhaustion)
+    if exhaustion == "stop":
+        check_epochs(schedule, limit=1.0, key="data.exhaustion is stop", cure="set data.exhaustion=repeat")
+    else:
+        cure = "raise data.max_epochs if you mean it"
+        check_epochs(schedule, limit=max_epochs, key=f"data.max_epochs={max_epochs:g}", cure=cure)
     return schedule
 
 
@@ -123,13 +127,11 @@ def all_entries(manifests: Sequence[DatasetManifest]) -> dict[str, SourceEntry]:
     return entries
 
 
-def _check_epochs(schedule: Schedule, *, max_epochs: float, exhaustion: Literal["repeat", "stop"]) -> None:
-    limit = 1.0 if exhaustion == "stop" else max_epochs
+def check_epochs(schedule: Schedule, *, limit: float, key: str, cure: str) -> None:
+    """Errors: ConfigError naming every source that the whole schedule reads more than `limit` times, and `key`."""
     beyond = {name: epochs for name, epochs in epochs_read(schedule).items() if epochs > limit}
     if beyond:
         listed = ", ".join(f"{name} {epochs:.2f}" for name, epochs in sorted(beyond.items(), key=lambda item: -item[1]))
-        key = "data.exhaustion is stop" if exhaustion == "stop" else f"data.max_epochs={max_epochs:g}"
-        cure = "set data.exhaustion=repeat" if exhaustion == "stop" else "raise data.max_epochs if you mean it"
         raise ConfigError(
             f"the plan reads sources more often than allowed ({key}), in epochs: {listed}; lower their "
             f"share or the stage's tokens, add data, or {cure}"

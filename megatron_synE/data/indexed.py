@@ -41,10 +41,12 @@ class IndexedFile:
 
     Errors: DataError naming the file if it is missing, is not Megatron's format, is shorter or longer than its index
     says, or if its pieces are not contiguous.
-    Cost of opening: two maps and a check of at most 2**20 sequences; nothing is copied.
+    Cost of opening: two maps and a check of at most CONTIGUITY_CHECKED sequences; nothing is copied.
+    checks_all: look at every sequence, for files that nobody has looked at yet.
     """
 
-    def __init__(self, prefix: Path) -> None:
+    def __init__(self, prefix: Path, *, checks_all: bool = False) -> None:
+        self._checks_all = checks_all
         self.bin_path, self.idx_path = Path(f"{prefix}.bin"), Path(f"{prefix}.idx")
         for path in (self.bin_path, self.idx_path):
             if not path.is_file():
@@ -124,12 +126,14 @@ class IndexedFile:
                 "copy it again or preprocess the data again"
             )
         contiguous = num_sequences == 0 or (
-            int(self._pointers[0]) == 0 and found == described and all(map(self._lie_end_to_end, _runs(num_sequences)))
+            int(self._pointers[0]) == 0
+            and found == described
+            and all(map(self._lie_end_to_end, _runs(num_sequences, checks_all=self._checks_all)))
         )
         if not contiguous:
             raise DataError(
                 f"{self.bin_path}: the sequences in {self.idx_path.name} do not lie end to end and fill it; "
-                "windows read across them, so write the pair again with `syne data preprocess`"
+                "windows read across them, so write the pair again, with `syne data preprocess` or Megatron's own tool"
             )
         bounds = self._boundaries
         if len(bounds) and (int(bounds[0]) != 0 or int(bounds[-1]) != num_sequences):
@@ -138,8 +142,10 @@ class IndexedFile:
             )
 
 
-def _runs(num_sequences: int) -> list[slice]:
+def _runs(num_sequences: int, *, checks_all: bool) -> list[slice]:
     """All sequences, or evenly spread runs of them, the last one included."""
+    if checks_all:
+        return [slice(first, first + CONTIGUITY_CHECKED) for first in range(0, num_sequences, CONTIGUITY_CHECKED)]
     if num_sequences <= CONTIGUITY_CHECKED:
         return [slice(0, num_sequences)]
     count = CONTIGUITY_CHECKED // _RUN

@@ -110,6 +110,7 @@ REFUSED = {
     "path gone": (["init.from=hf", "model.preset=null", "init.path=x"], "init.path: x does not exist"),
     "branch": (["init.mode=branch"], "init.mode: branch takes the optimizer"),
     "languages": (["data.stages.0.languages.zh=0.3"], "data.stages.0.languages: the shares sum to 1.1"),
+    "all-zero shares": (["data.stages.0.languages={zh: 0.0, en: 0.0}"], "data.stages.0.languages: the shares sum to 0"),
     "sources": (["data.stages.0.sources={en: {web: 0.5}}"], "data.stages.0.sources.en: the shares sum to 0.5"),
     "topics": (["data.stages.0.topics={en: {web: {law: 0.5}}}"], "data.stages.0.topics.en.web: the shares sum to 0.5"),
     "divided without share": (["data.stages.0.sources={fr: {web: 1.0}}"], "fr is divided below, but has no share here"),

@@ -52,7 +52,7 @@ def straight(config: Path) -> list[list[int]]:
     return found
 
 
-@pytest.mark.parametrize("num_workers", [1, 3])
+@pytest.mark.parametrize("num_workers", [1, 2, 3, 4])
 def test_the_order_does_not_depend_on_the_number_of_workers(
     config: Path, straight: list[list[int]], num_workers: int
 ) -> None:

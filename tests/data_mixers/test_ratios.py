@@ -1,5 +1,6 @@
 """Shares to weights: nested, in tokens, exact, and refused by key."""
 
+import math
 from fractions import Fraction
 
 import pytest
@@ -79,6 +80,10 @@ def test_every_level_that_is_written_is_obeyed() -> None:
         ),
         ({"zh": 1.0}, {}, {"zh": {"wiki": {"law": 1.0}}}, r"data\.stages\[1\]\.topics\.zh\.wiki divides"),
         ({"zh": 1.5, "en": -0.5}, {}, {}, r"languages\.en=-0\.5 is not a share"),
+        ({"zh": math.nan, "en": 1.0}, {}, {}, r"languages\.zh=nan is not a share"),
+        ({"zh": math.inf, "en": 1.0}, {}, {}, r"languages\.zh=inf is not a share"),
+        ({"zh": 0.0, "en": 0.0}, {}, {}, r"languages sum to 0, not 1"),
+        ({"zh": 1.0}, {"zh": {"web": 0.0}}, {}, r"sources\.zh sum to 0, not 1"),
     ],
 )
 def test_a_share_that_fits_no_data_is_refused_by_key(
@@ -89,6 +94,12 @@ def test_a_share_that_fits_no_data_is_refused_by_key(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         stage_weights(languages, sources, topics, ENTRIES, where="data.stages[1]")
+
+
+@pytest.mark.parametrize("weights", [[1, -1, 1], [0, 0, 0]])
+def test_weights_below_zero_or_all_zero_are_refused(weights: list[int]) -> None:
+    with pytest.raises(ConfigError, match="at least 0 and not all 0"):
+        quantise({str(index): Fraction(weight) for index, weight in enumerate(weights)})
 
 
 @given(st.lists(st.floats(min_value=0, max_value=1), min_size=1, max_size=200).filter(lambda shares: sum(shares) > 0))

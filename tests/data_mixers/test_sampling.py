@@ -171,6 +171,20 @@ def test_the_recipe_is_read_without_runs() -> None:
     assert max(len(list(run)) for group, run in groupby(groups) if group == "en/web") <= 2
 
 
+@pytest.mark.parametrize("kind", ["equal", "half-and-1000-tiny", "recipe"])
+@pytest.mark.parametrize("change", [0.03, 0.5])
+def test_the_hard_cases_hold_over_fifty_phases_too(kind: str, change: float) -> None:
+    """Fifty reweights of 200 samples, each moving every share by up to `change` of itself."""
+    shares = {
+        "equal": [1.0] * 31,
+        "half-and-1000-tiny": [0.5] + [0.0005] * 1000,
+        "recipe": list(dict(sorted(recipe_shares().items())).values()),
+    }[kind]
+    rng = random.Random(4)
+    phases = [(200, [share * rng.uniform(1 - change, 1 + change) for share in shares]) for _ in range(50)]
+    assert deviation(make_schedule(phases)) <= 2.0
+
+
 def test_splitting_a_phase_changes_nothing() -> None:
     whole = make_schedule([(3000, MIXED[0])])
     split = make_schedule([(1234, MIXED[0]), (1766, MIXED[0])])

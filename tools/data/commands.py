@@ -1,13 +1,11 @@
 """`syne data`: the commands' options. Nothing heavy is imported before a command runs."""
 
-import logging
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from tools.cli_example import example
+from tools.cli_options import example, log_to_stderr
 
 data_app = typer.Typer(
     help="Turn raw text into tokenised, described data.",
@@ -52,7 +50,7 @@ def preprocess(
     from tools.data.preprocess import PreprocessOptions
     from tools.data.preprocess import preprocess as run_preprocess
 
-    _log_to_stderr()
+    log_to_stderr()
     report = run_preprocess(
         PreprocessOptions(
             inputs=tuple(inputs),
@@ -92,7 +90,3 @@ def probe(
 
     made = make_probe(items, out, tokenizer_path=tokenizer, language=language, eos_token=eos_token)
     typer.echo(f"{out}: {len(made.items)} items, {made.num_documents} choices of at most {made.longest} tokens")
-
-
-def _log_to_stderr() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
