@@ -22,7 +22,6 @@ from types import TracebackType
 INSTALL = "apt-get install --no-install-recommends slurm-wlm munge iproute2 procps"
 NODES = ("node1", "node2")
 CPUS, MEMORY_MB, GPUS = 8, 16_000, 8  # of a node; what this machine has does not matter
-NODE_TIMEOUT_SECONDS = 10
 PORT = 16817
 DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")
 # pid 1 of a node must reap what is left over by others; so it is a shell that waits.
@@ -339,6 +338,8 @@ PreemptMode=REQUEUE
 # Believe the nodes' CPUs and memory as written here.
 SlurmdParameters=config_overrides
 ReturnToService=2
+# With the two below, a crashed node is down after about 17 s.
+MessageTimeout=4
 SlurmdTimeout=10
 KillWait=3
 MinJobAge=600

@@ -65,6 +65,7 @@ class _Share:
     errors: Path
 
     def __call__(self, data: Any, rank: int, world_size: int) -> None:
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)  # into the element's log
         kept = self.errors / f"{rank:05d}"
         kept.unlink(missing_ok=True)
         try:
@@ -120,7 +121,7 @@ def _submit(stage: Stage, array: SlurmArray, name: str, logs: Path, missing: lis
         job_name=name,
         qos=None,
         env_command=_environment(array.cpus),
-        sbatch_args=array.sbatch_args,
+        sbatch_args={"open-mode": "append"} | array.sbatch_args,  # else a requeued element drops its first log
         srun_args={"cpus-per-task": array.cpus},  # since Slurm 22.05 a step does not inherit it
         max_array_size=-1,
         logging_dir=str(logs),
@@ -141,7 +142,8 @@ def _wait(stage: Stage, name: str, job: str, progress: LiveProgress, missing: li
         while True:
             elements = _queued(name, answer_needed=False)  # before the results: what has ended has written its own
             left = missing_tasks(stage, missing)
-            progress.advance(sum(stage.sizes[task] for task in missing) - sum(stage.sizes[task] for task in left))
+            if len(left) < len(missing):
+                progress.advance(sum(stage.sizes[task] for task in set(missing) - set(left)))
             missing = left
             if not missing or elements == []:
                 return missing
@@ -205,14 +207,10 @@ def _names(stage: Stage) -> tuple[str, Path]:
 
 
 def _environment(cpus: int) -> str:
-    """Shell lines that make an element run in this interpreter's environment, on its own CPUs."""
+    """A shell line that makes an element run in this interpreter's environment, on its own CPUs."""
     parallel = "true" if cpus > 1 else "false"
-    return "\n".join(
-        (
-            f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH",
-            f"export OMP_NUM_THREADS={cpus} RAYON_NUM_THREADS={cpus} TOKENIZERS_PARALLELISM={parallel}",
-        )
-    )
+    threads = f"OMP_NUM_THREADS={cpus} RAYON_NUM_THREADS={cpus} TOKENIZERS_PARALLELISM={parallel}"
+    return f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH {threads}"
 
 
 def _job_id(output: str) -> str:
