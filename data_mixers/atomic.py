@@ -4,6 +4,11 @@ import os
 from pathlib import Path
 
 
+def temporary_path(target: Path) -> Path:
+    """A name beside `target` that no other process writes to, on any machine that shares the file system."""
+    return target.with_name(f".{target.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+
+
 def publish(temporary: Path, target: Path) -> None:
     """Give a finished temporary file its final name, durably. Both lie in one folder."""
     with temporary.open("rb") as stream:
@@ -14,7 +19,7 @@ def publish(temporary: Path, target: Path) -> None:
 
 def write_atomic(target: Path, content: bytes) -> None:
     """Replace `target` by a file with this content; a crash leaves the old one or the new one."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = temporary_path(target)
     try:
         with temporary.open("wb") as stream:
             stream.write(content)

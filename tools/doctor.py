@@ -4,6 +4,7 @@ import importlib.metadata
 import importlib.util
 import json
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -47,7 +48,7 @@ class Finding:
 def run_doctor() -> int:
     """Print every finding; 2 when one of them would stop a run."""
     faults = 0
-    for examine in (_versions, _pair, _tools_is_ours, _device, _implementations, _collective):
+    for examine in (_versions, _pair, _tools_is_ours, _slurm, _device, _implementations, _collective):
         if faults and examine in (_device, _implementations, _collective):
             break  # they import what may be missing
         for finding in examine():
@@ -110,6 +111,12 @@ def ownership_finding(ours: Path, working_folder: Path) -> Finding:
     if other.is_dir() and other.resolve() != ours:
         return Finding("tools", "note", f"{other} hides our tools for `python -m tools` in this folder; use `syne`")
     return Finding("tools", "ok", f"ours ({ours})")
+
+
+def _slurm() -> list[Finding]:
+    sbatch, datatrove = shutil.which("sbatch"), installed_version("datatrove")
+    text = f"sbatch {sbatch or 'not found'}, datatrove {datatrove or 'not installed'}: --slurm-tasks of `syne data`"
+    return [Finding("job arrays", "ok" if sbatch and datatrove else "note", text)]
 
 
 def _device() -> list[Finding]:

@@ -7,7 +7,6 @@ Boundaries come from here, never from scanning for EOS.
 """
 
 import hashlib
-import os
 from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import BinaryIO, Literal
 import numpy as np
 import numpy.typing as npt
 
-from data_mixers.atomic import publish
+from data_mixers.atomic import publish, temporary_path
 from data_mixers.errors import DataError
 from data_mixers.manifest import IDX_HEADER, IDX_MAGIC
 
@@ -175,8 +174,8 @@ class IndexedWriter:
         self.bin_path, self.idx_path = Path(f"{prefix}.bin"), Path(f"{prefix}.idx")
         self._dtype = np.dtype(TOKEN_DTYPES[dtype])
         self._lengths: list[npt.NDArray[np.int32]] = []
-        self._bin_temporary = self.bin_path.with_name(f".{self.bin_path.name}.{os.getpid()}.tmp")
-        self._idx_temporary = self.idx_path.with_name(f".{self.idx_path.name}.{os.getpid()}.tmp")
+        self._bin_temporary = temporary_path(self.bin_path)
+        self._idx_temporary = temporary_path(self.idx_path)
         self._bin_hash = hashlib.sha256()
         self._bin_size = 0
         self._bin: BinaryIO | None = None

@@ -19,6 +19,7 @@ class LiveProgress:
         self._title, self._total, self._unit, self._scale = title, max(1, total), unit, scale
         self._started = self._spoken = time.monotonic()
         self._done = 0
+        self._note = ""
         console = Console(stderr=True)
         self._bar: Progress | None = None
         if console.is_terminal:
@@ -47,3 +48,13 @@ class LiveProgress:
         elif now - self._spoken >= SECONDS_BETWEEN_LINES:
             self._spoken = now
             logger.info("%s: %.0f %% (%s)", self._title, 100 * self._done / self._total, speed)
+
+    def note(self, text: str) -> None:
+        """What it is waiting for, shown beside the title; as a log line only when it changes."""
+        if text == self._note:
+            return
+        self._note = text
+        if self._bar is not None:
+            self._bar.update(self._task, description=f"{self._title} ({text})")
+        else:
+            logger.info("%s: %s", self._title, text)

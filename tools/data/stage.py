@@ -9,7 +9,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -21,6 +21,7 @@ from typing import Any
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
 from tools.data.progress import LiveProgress
+from tools.data.slurm_options import SlurmArray
 
 POLL_SECONDS = 0.2
 
@@ -45,16 +46,21 @@ class Stage:
     function or a functools.partial of one."""
 
 
-def run_stage(stage: Stage, *, workers: int, unit: str = "MB") -> list[Any]:
-    """All results in the order of the tasks; only those that are missing are computed, in `workers` processes.
+def run_stage(stage: Stage, *, workers: int, unit: str = "MB", array: SlurmArray | None = None) -> list[Any]:
+    """All results in the order of the tasks; only those that are missing are computed, in `workers` processes here.
 
-    Errors: what a task raises; DataError if a worker process dies.
+    array: compute them on the elements of a SLURM job array, and wait for it.
+    Errors: what a task raises; DataError if a worker process dies, or if the array ends with tasks undone.
     """
     stage.work.mkdir(parents=True, exist_ok=True)
-    missing = _missing(stage, range(len(stage.sizes)))
+    missing = missing_tasks(stage, range(len(stage.sizes)))
     with LiveProgress(stage.name, total=sum(stage.sizes), unit=unit) as progress:
         progress.advance(sum(stage.sizes) - sum(stage.sizes[task] for task in missing))
-        if workers == 1 or len(missing) < 2:
+        if array is not None and missing:
+            from tools.data.slurm_array import run_array
+
+            run_array(stage, array, progress, missing)
+        elif workers == 1 or len(missing) < 2:
             for task in missing:
                 _do(stage, task, progress.advance)
         else:
@@ -65,8 +71,14 @@ def run_stage(stage: Stage, *, workers: int, unit: str = "MB") -> list[Any]:
 def run_tasks(stage: Stage, rank: int, world_size: int) -> None:
     """The missing ones of the tasks rank, rank + world_size, ...: one process of a job array."""
     stage.work.mkdir(parents=True, exist_ok=True)
-    for task in _missing(stage, range(rank, len(stage.sizes), world_size)):
+    for task in missing_tasks(stage, range(rank, len(stage.sizes), world_size)):
         _do(stage, task, lambda amount: None)
+
+
+def missing_tasks(stage: Stage, tasks: Sequence[int]) -> list[int]:
+    """Those of `tasks` that have no result yet."""
+    there = {entry.name for entry in os.scandir(stage.work)}  # also makes NFS look again for what another node wrote
+    return [task for task in tasks if _path(stage, task).name not in there or _kept(stage, task) is None]
 
 
 def results(stage: Stage) -> list[Any]:
@@ -90,10 +102,6 @@ def only_one(folder: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise ConfigError(f"another call is writing into {folder}; wait for it, or choose another --out") from error
         yield
-
-
-def _missing(stage: Stage, tasks: range) -> list[int]:
-    return [task for task in tasks if _kept(stage, task) is None]
 
 
 def _path(stage: Stage, task: int) -> Path:

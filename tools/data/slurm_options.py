@@ -1,0 +1,113 @@
+"""The options of a SLURM job array, the same for every `syne data` command that runs a stage."""
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from data_mixers.errors import ConfigError
+
+TASK_MEMORY_GB = 4  # ours: every stage's working set is below 1 GB a process; the rest is for page cache and models
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlurmArray:
+    """A job array to run a stage on; what is None or missing is left to the cluster's defaults."""
+
+    tasks: int
+    """Elements of the array, each with a part of the stage's tasks; the result does not depend on it."""
+    partition: str | None = None
+    time: str | None = None
+    """Limit of an element, as sbatch writes it."""
+    cpus: int = 1
+    """Of an element."""
+    mem_gb: int = TASK_MEMORY_GB
+    """Of an element."""
+    gpus: int = 0
+    """Of an element."""
+    sbatch_args: dict[str, str] = field(default_factory=dict)
+    """More options of sbatch; an empty value: a flag."""
+
+
+OWN = {
+    "array": "--slurm-tasks",
+    "partition": "--slurm-partition",
+    "time": "--slurm-time",
+    "cpus-per-task": "--slurm-cpus",
+    "mem": "--slurm-mem-gb",
+    "mem-per-cpu": "--slurm-mem-gb",
+    "gpus": "--slurm-gpus",
+}
+FIXED = ("job-name", "nodes", "ntasks", "output", "error", "export", "chdir", "wrap")  # the stage relies on them
+
+
+def with_slurm_options(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that also has the --slurm-... options; its parameter `array: SlurmArray | None` receives them.
+
+    typer reads a function's signature; it gets one in which the parameters of `_slurm_array` stand for `array`.
+    """
+    options = inspect.signature(_slurm_array).parameters
+
+    @wraps(command)
+    def with_options(**given: Any) -> None:
+        array = _slurm_array(**{name: given.pop(name) for name in options})
+        command(**given, array=array)
+
+    signature = inspect.signature(command)
+    own = [parameter for name, parameter in signature.parameters.items() if name != "array"]
+    with_options.__signature__ = signature.replace(parameters=[*own, *options.values()])  # type: ignore[attr-defined]
+    hints = get_type_hints(command, include_extras=True) | get_type_hints(_slurm_array, include_extras=True)
+    with_options.__annotations__ = {name: hint for name, hint in hints.items() if name not in ("array", "return")}
+    return with_options
+
+
+def _slurm_array(
+    slurm_tasks: Annotated[
+        int | None, typer.Option(min=1, help="Run as a SLURM job array of so many elements, not here.")
+    ] = None,
+    slurm_partition: Annotated[str | None, typer.Option(help="Default: the cluster's.", show_default=False)] = None,
+    slurm_time: Annotated[str | None, typer.Option(help="Limit of an element, 4:00:00.", show_default=False)] = None,
+    slurm_cpus: Annotated[int | None, typer.Option(min=1, help="Of an element; default 1.", show_default=False)] = None,
+    slurm_mem_gb: Annotated[
+        int | None, typer.Option(min=1, help=f"Of an element; default {TASK_MEMORY_GB}.", show_default=False)
+    ] = None,
+    slurm_gpus: Annotated[int | None, typer.Option(min=0, help="Of an element; default 0.", show_default=False)] = None,
+    slurm_args: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="More for sbatch, e.g. account=lab; may be repeated."),
+    ] = None,
+) -> SlurmArray | None:
+    given = {
+        "partition": slurm_partition,
+        "time": slurm_time,
+        "cpus": slurm_cpus,
+        "mem_gb": slurm_mem_gb,
+        "gpus": slurm_gpus,
+        "sbatch_args": _sbatch_args(slurm_args) if slurm_args else None,
+    }
+    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if slurm_tasks is None:
+        if chosen:
+            raise ConfigError("the --slurm-... options have no effect without --slurm-tasks N")
+        return None
+    return SlurmArray(tasks=slurm_tasks, **chosen)
+
+
+def _sbatch_args(texts: list[str]) -> dict[str, str]:
+    arguments = {}
+    for text in texts:
+        key, _, value = text.partition("=")
+        if not re.fullmatch(r"[a-z][a-z-]*", key) or "\n" in value:
+            raise ConfigError(
+                f"--slurm-args {text!r}: give a long option of sbatch without its dashes, e.g. account=lab"
+            )
+        if key in OWN:
+            raise ConfigError(f"--slurm-args {text!r}: use {OWN[key]}")
+        if key in FIXED:
+            raise ConfigError(f"--slurm-args {text!r}: {key} is set by the stage itself")
+        arguments[key] = value
+    return arguments
