@@ -105,9 +105,9 @@ class Schedule:
             raise ConfigError(f"schedule: a source occurs twice: {sorted(n for n in set(names) if names.count(n) > 1)}")
         if self.seq_length < 1:
             raise ConfigError(f"schedule: seq_length={self.seq_length} must be at least 1")
-        start = 0
+        start, rank_of = 0, {name: rank for rank, name in enumerate(names)}
         for index, phase in enumerate(self.phases):
-            _check_phase(phase, names, start=start, where=f"schedule.phases[{index}]")
+            _check_phase(phase, rank_of, start=start, where=f"schedule.phases[{index}]")
             start = phase.end_sample
         for index, skip in enumerate(self.skips):
             if skip.num_samples < 1 or not 0 <= skip.at_sample < start:
@@ -146,7 +146,7 @@ class Schedule:
         kind: PhaseKind = "stage",
     ) -> "Schedule":
         """`append` of a phase that starts where this schedule ends; weights as `ratios.quantise` gives them."""
-        known = [source.name for source in self.sources + new_sources]
+        known = dict.fromkeys(source.name for source in self.sources + new_sources)
         for source in weights:
             if source not in known:
                 raise ConfigError(f"phase {name} weighs {source}, which the schedule does not have: {', '.join(known)}")
@@ -266,7 +266,7 @@ def scheduled_source(entry: SourceEntry, *, order: Order = "permuted") -> Schedu
     return ScheduledSource(name=entry.name, shards=shards, order=order)
 
 
-def _check_phase(phase: Phase, names: list[str], *, start: int, where: str) -> None:
+def _check_phase(phase: Phase, rank_of: Mapping[str, int], *, start: int, where: str) -> None:
     if phase.start_sample != start:
         raise ConfigError(
             f"{where} ({phase.name}) starts at sample {phase.start_sample}; the phase before ends at {start}"
@@ -275,13 +275,13 @@ def _check_phase(phase: Phase, names: list[str], *, start: int, where: str) -> N
         raise ConfigError(f"{where} ({phase.name}) has {phase.num_samples} samples; it needs at least one")
     ranks = []
     for name, weight in phase.weights:
-        if name not in names:
+        if name not in rank_of:
             raise ConfigError(
-                f"{where} ({phase.name}) weighs {name}, which is not among its sources: {', '.join(names)}"
+                f"{where} ({phase.name}) weighs {name}, which is not among its sources: {', '.join(rank_of)}"
             )
         if weight < 1:
             raise ConfigError(f"{where} ({phase.name}): weight {weight} of {name} is not positive; leave it out")
-        ranks.append(names.index(name))
+        ranks.append(rank_of[name])
     if ranks != sorted(set(ranks)):
         raise ConfigError(f"{where} ({phase.name}): weights must be in the order of the sources, each once")
     total = sum(weight for _, weight in phase.weights)

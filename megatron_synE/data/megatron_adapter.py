@@ -127,7 +127,7 @@ def _check(schedule: Schedule, manifests: Sequence[DatasetManifest], config: GPT
         )
     if not config.add_extra_token_to_sequence:
         raise ConfigError("a schedule's windows have one token more than --seq-length; leave that token on")
-    # From megatron-core 0.17 on; its samples then hold other keys.
+    # In megatron-core 0.19; samples then hold other keys.
     if getattr(config, "inter_document_masking", False):
         raise ConfigError(
             "--dataloader-inter-document-masking is not built for schedules; use --reset-position-ids and "

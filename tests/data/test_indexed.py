@@ -174,3 +174,20 @@ def test_a_seam_in_a_checked_run_of_a_large_file_is_found(
     path.write_bytes(raw)
     with pytest.raises(DataError, match=r"do not lie end to end|describes"):
         IndexedFile(tmp_path / "a")
+
+
+def test_a_seam_between_the_checked_runs_is_found_where_every_sequence_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexed, "CONTIGUITY_CHECKED", 499)
+    monkeypatch.setattr(indexed, "_RUN", 50)
+    with IndexedWriter(tmp_path / "a", dtype="uint16") as writer:
+        for length in range(1, 501):
+            writer.add_document(np.arange(length))
+    path = tmp_path / "a.idx"
+    raw = bytearray(path.read_bytes())
+    raw[34 + 4 * 500 + 8 * 53] ^= 2  # the runs look at 0..50 and 56..106
+    path.write_bytes(raw)
+    assert IndexedFile(tmp_path / "a").num_documents == 500
+    with pytest.raises(DataError, match="do not lie end to end"):
+        IndexedFile(tmp_path / "a", checks_all=True)
