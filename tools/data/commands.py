@@ -75,5 +75,58 @@ def preprocess(
     typer.echo(str(report.manifest_path))
 
 
+@data_app.command(
+    epilog=example(
+        "syne data clean --input 'pages/*.parquet' --out cleaned --language zh --workers 2",
+    )
+)
+def clean(
+    inputs: Annotated[
+        list[str], typer.Option("--input", help="File or glob, may be repeated: .jsonl, .gz, .zst, .parquet.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of this call alone; the same call goes on where it was killed.")],
+    rules: Annotated[
+        Path | None, typer.Option(help="Rules; default: tools/data/clean_rules.yaml.", show_default=False)
+    ] = None,
+    language: Annotated[
+        list[str] | None, typer.Option(help="Keep this language (zh, en, ...), may be repeated.", show_default=False)
+    ] = None,
+    text_key: Annotated[str, typer.Option(help="Key of the text.")] = "text",
+    source_key: Annotated[
+        str | None, typer.Option(help="Key to count by; default: the file's folder.", show_default=False)
+    ] = None,
+    near_duplicates: Annotated[bool, typer.Option(help="MinHash; exact duplicates always go.")] = True,
+    report_only: Annotated[bool, typer.Option("--report-only", help="Count, write no documents.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Processes; the result does not depend on it.")] = 1,
+    max_bad_share: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Refuse the input above this share of bad lines.")
+    ] = 0.01,
+    max_bad_lines: Annotated[int, typer.Option(min=0, help="So many bad lines are always accepted.")] = 10,
+) -> None:
+    """Drop repetitive, too short or long, foreign and duplicate documents; each is kept with its reason."""
+    from tools.data.clean import CleanOptions
+    from tools.data.clean import clean as run_clean
+    from tools.data.rules import DEFAULT_RULES
+    from tools.data.selection import table
+
+    _log_to_stderr()
+    report = run_clean(
+        CleanOptions(
+            inputs=tuple(inputs),
+            out=out,
+            rules=rules or DEFAULT_RULES,
+            languages=tuple(language or ()),
+            text_key=text_key,
+            source_key=source_key,
+            near_duplicates=near_duplicates,
+            report_only=report_only,
+            max_bad_share=max_bad_share,
+            max_bad_lines=max_bad_lines,
+            workers=workers,
+        )
+    )
+    typer.echo(table(report))
+
+
 def _log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
