@@ -14,7 +14,7 @@ from typing import Any
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
 from tools.data.readers import InputTask
-from tools.data.selection import SelectionReport, report_from_json
+from tools.data.selection import SelectionReport
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +38,8 @@ class Call:
     def work(self) -> Path:
         return self.out / ".work"
 
-    def take(self, *, writes: bool) -> SelectionReport | None:
-        """Take the folder; the report if this call has been made to its end already.
+    def take(self, *, writes: bool) -> dict[str, Any] | None:
+        """Take the folder; the content of report.json if this call has been made to its end already.
 
         writes: documents are asked for, not only the report.
         Errors: ConfigError if the folder holds the result, or a part of it, of another call.
@@ -53,7 +53,7 @@ class Call:
                 )
         if finished is not None and (finished["writes"] or not writes):
             logger.info("%s is finished already", self.out)
-            return report_from_json(finished)
+            return finished
         self.work.mkdir(parents=True, exist_ok=True)
         write_atomic(self.work / "call.json", json.dumps({"fingerprint": self.fingerprint}).encode())
         return None
@@ -66,8 +66,8 @@ class Call:
                 "right --text-key, mend the input, or allow more with --max-bad-share"
             )
 
-    def finish(self, report: SelectionReport, *, writes: bool) -> None:
-        """Write quarantine.jsonl and report.json."""
+    def finish(self, report: SelectionReport, *, writes: bool, extra: dict[str, Any] | None = None) -> None:
+        """Write quarantine.jsonl and report.json, which gets the keys of `extra` too."""
         lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in report.quarantine)
         write_atomic(self.out / QUARANTINE_NAME, lines.encode())
         content = {
@@ -77,6 +77,7 @@ class Call:
             "options": self.options,
             "inputs": [{"file": file, "size_bytes": size} for file, size, _ in self.inputs],
             **report.as_json(),
+            **(extra or {}),
         }
         write_atomic(self.out / REPORT_NAME, json.dumps(content, ensure_ascii=False, indent=1, default=str).encode())
 

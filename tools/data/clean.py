@@ -10,7 +10,7 @@ Of duplicates the first in input order stays. Only documents that pass the rules
 import json
 import shutil
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from tools.data.measures import Measured
 from tools.data.minhash import cluster, match_band, node, similarity, write_signatures
 from tools.data.readers import BadRecord, InputTask, find_inputs, plan_tasks
 from tools.data.rules import DEFAULT_RULES, Rules, judge, judge_language, load_rules
-from tools.data.selection import SelectionReport, SelectionTask, Verdict, gather, select
+from tools.data.selection import SelectionReport, SelectionTask, Verdict, gather, report_from_json, select
 from tools.data.stage import Report, Stage, only_one, run_stage
 
 
@@ -67,7 +67,7 @@ def clean(options: CleanOptions) -> SelectionReport:
     call = begin(options.out, command="clean", options=_deciding(options, rules), tasks=tasks)
     with only_one(options.out):
         if (done := call.take(writes=not options.report_only)) is not None:
-            return done
+            return report_from_json(done)
         items = [
             SelectionTask(
                 task=task,
@@ -228,6 +228,7 @@ def _write_stage(call: Call, work: _Work, items: list[SelectionTask], examined: 
 def _write(
     work: _Work, items: list[SelectionTask], counts: list[tuple[int, int]], index: int, report: Report
 ) -> dict[str, Any]:
+    _mapped.cache_clear()
     verdicts = _verdicts(work, items, index)
     result = select(items[index], lambda number, document: verdicts.get(number), report)
     if (result["num_documents"], len(result["bad"])) != counts[index]:
@@ -261,13 +262,16 @@ def _of_task(path: Path, index: int) -> dict[int, int]:
 
 
 def _sketch(work: _Work, task: int, number: int) -> npt.NDArray[np.uint8]:
-    path = work.of_task(task, "sketches")
-    num_documents = work.of_task(task, "places").stat().st_size // 8
-    return np.array(np.memmap(path, dtype=np.uint8, mode="r").reshape(num_documents, -1)[number])
+    num_documents = len(_mapped(work.of_task(task, "places"), "<u8"))
+    return np.array(_mapped(work.of_task(task, "sketches"), "|u1").reshape(num_documents, -1)[number])
 
 
 def _place(work: _Work, items: list[SelectionTask], kept: int) -> str:
     """Where a document lies, as the ids of documents without their own say it, with the whole path."""
     task, number = divmod(kept, 1 << 32)
-    place = int(np.memmap(work.of_task(task, "places"), dtype="<u8", mode="r")[number])
-    return f"{items[task].task.path}:{place}"
+    return f"{items[task].task.path}:{int(_mapped(work.of_task(task, 'places'), '<u8')[number])}"
+
+
+@lru_cache(maxsize=256)  # maps held open: duplicates point anywhere, mostly near
+def _mapped(path: Path, dtype: str) -> npt.NDArray[np.integer]:
+    return np.memmap(path, dtype=dtype, mode="r")

@@ -128,5 +128,63 @@ def clean(
     typer.echo(table(report))
 
 
+@data_app.command(
+    epilog=example(
+        "syne data decontaminate --input 'cleaned/*.jsonl.zst' --benchmarks 'benchmarks/*.jsonl' --out decontaminated",
+        "--remove --workers 2",
+    )
+)
+def decontaminate(
+    inputs: Annotated[
+        list[str], typer.Option("--input", help="File or glob, may be repeated: .jsonl, .gz, .zst, .parquet.")
+    ],
+    benchmarks: Annotated[
+        list[str], typer.Option(help="File or glob, may be repeated: .jsonl, .json, .gz, .zst, .parquet.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of this call alone; the same call goes on where it was killed.")],
+    remove: Annotated[bool, typer.Option("--remove", help="Write the documents, the contaminated apart.")] = False,
+    ngram: Annotated[int, typer.Option(min=2, help="Of words, or characters of Chinese.")] = 13,
+    max_share: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Contaminated above this share of its n-grams; 0: any one.")
+    ] = 0.0,
+    benchmark_key: Annotated[
+        list[str] | None,
+        typer.Option(help="Key of the benchmarks' texts, may be repeated; default: known ones.", show_default=False),
+    ] = None,
+    text_key: Annotated[str, typer.Option(help="Key of the text.")] = "text",
+    source_key: Annotated[
+        str | None, typer.Option(help="Key to count by; default: the file's folder.", show_default=False)
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes; the result does not depend on it.")] = 1,
+    max_bad_share: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Refuse the input above this share of bad lines.")
+    ] = 0.01,
+    max_bad_lines: Annotated[int, typer.Option(min=0, help="So many bad lines are always accepted.")] = 10,
+) -> None:
+    """Report the documents that share n-grams with benchmarks; with --remove, write the others."""
+    from tools.data.decontaminate import DecontaminateOptions, benchmark_table
+    from tools.data.decontaminate import decontaminate as run_decontaminate
+    from tools.data.selection import table
+
+    _log_to_stderr()
+    report, found = run_decontaminate(
+        DecontaminateOptions(
+            inputs=tuple(inputs),
+            benchmarks=tuple(benchmarks),
+            out=out,
+            ngram=ngram,
+            max_share=max_share,
+            benchmark_keys=tuple(benchmark_key or ()),
+            remove=remove,
+            text_key=text_key,
+            source_key=source_key,
+            max_bad_share=max_bad_share,
+            max_bad_lines=max_bad_lines,
+            workers=workers,
+        )
+    )
+    typer.echo(f"{table(report)}\n{benchmark_table(found)}")
+
+
 def _log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
