@@ -186,5 +186,49 @@ def decontaminate(
     typer.echo(f"{table(report)}\n{benchmark_table(found)}")
 
 
+@data_app.command(epilog=example("syne data fetch llama-3-syne --slice cn_web --max-files 2 --out pages"))
+def fetch(
+    name: Annotated[str, typer.Argument(help="llama-3-syne, dolma, c4 or c4-multilingual.")],
+    out: Annotated[Path, typer.Option(help="Folder; sources.json in it tells where every file is from.")],
+    slices: Annotated[
+        list[str] | None,
+        typer.Option("--slice", help="Bucket, version or language, may be repeated.", show_default=False),
+    ] = None,
+    match: Annotated[str, typer.Option(help="Only files whose path fits this glob.")] = "*",
+    max_files: Annotated[int | None, typer.Option(min=1, help="The first so many.", show_default=False)] = None,
+    revision: Annotated[str, typer.Option(help="Of the repository.")] = "main",
+    endpoint: Annotated[
+        str | None, typer.Option(help="A mirror of the hub; default: HF_ENDPOINT, else the hub.", show_default=False)
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Only look whether the files are there.")] = False,
+    list_only: Annotated[bool, typer.Option("--list", help="Show files and sizes, fetch none.")] = False,
+    connections: Annotated[int, typer.Option(min=1, max=8, help="Files at a time.")] = 2,
+    retry_seconds: Annotated[float, typer.Option(min=0.0, help="First pause before another attempt.")] = 1.0,
+) -> None:
+    """Bring published data here; a call that was cut goes on where it stood."""
+    from tools.data.fetch import FetchOptions, list_files
+    from tools.data.fetch import fetch as run_fetch
+
+    _log_to_stderr()
+    options = FetchOptions(
+        name=name,
+        out=out,
+        slices=tuple(slices or ()),
+        match=match,
+        max_files=max_files,
+        revision=revision,
+        endpoint=endpoint,
+        offline=offline,
+        connections=connections,
+        pause_seconds=retry_seconds,
+    )
+    if list_only:
+        for remote in list_files(options):
+            typer.echo(f"{'?' if remote.size_bytes is None else remote.size_bytes:>15}  {remote.path}")
+        return
+    for path in run_fetch(options):
+        typer.echo(str(path))
+
+
 def _log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
