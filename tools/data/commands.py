@@ -230,5 +230,79 @@ def fetch(
         typer.echo(str(path))
 
 
+@data_app.command(epilog=example("syne data stats --data data/stage1 --plot stage1.png"))
+def stats(
+    data: Annotated[Path, typer.Option(help="Folder of token files, with or without a manifest.")],
+    plot: Annotated[Path | None, typer.Option(help="Draw it into this .png file.", show_default=False)] = None,
+    format: Annotated[Literal["text", "json"], typer.Option(help="Of the output.")] = "text",
+    scores: Annotated[
+        str | None, typer.Option(help="A second model's scores, by their name.", show_default=False)
+    ] = None,
+) -> None:
+    """Tokens, documents, lengths and PPL per source; what is missing for it is said."""
+    import json
+    from dataclasses import asdict
+
+    from tools.data.stats import stats as run_stats
+    from tools.data.stats import table
+
+    found = run_stats(data, scores_name=scores)
+    if plot is not None:
+        from tools.data.stats_figure import draw
+
+        draw(found, plot)
+    typer.echo(table(found) if format == "text" else json.dumps([asdict(entry) for entry in found], ensure_ascii=False))
+
+
+@data_app.command(
+    epilog=example(
+        "syne data sample --data data/stage1 --tokenizer models/Meta-Llama-3-8B --source 'zh/web/*' --percentile 90"
+    )
+)
+def sample(
+    data: Annotated[Path | None, typer.Option(help="Folder of token files.", show_default=False)] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="HF folder, tokenizer.json, or tokenizer.model.", show_default=False)
+    ] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", help="Instead of --data: files of documents, may be repeated.", show_default=False),
+    ] = None,
+    source: Annotated[str, typer.Option(help="Glob over sources: zh/web/*.")] = "*",
+    topic: Annotated[str | None, typer.Option(help="Only this topic.", show_default=False)] = None,
+    percentile: Annotated[
+        float | None, typer.Option(min=0.0, max=100.0, help="Of PPL, in each source.", show_default=False)
+    ] = None,
+    num: Annotated[int, typer.Option(min=1, help="Documents per source.")] = 5,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice.")] = 1234,
+    scores: Annotated[
+        str | None, typer.Option(help="A second model's scores, by their name.", show_default=False)
+    ] = None,
+    text_key: Annotated[str, typer.Option(help="Key of the text in --input.")] = "text",
+    max_characters: Annotated[int, typer.Option(min=1, help="Shown of each text.")] = 1000,
+) -> None:
+    """Show documents by source, topic and PPL percentile, with their ids and places."""
+    from data_mixers.errors import ConfigError
+    from tools.data.sample import sample as run_sample
+    from tools.data.sample import sample_files, shown
+
+    if inputs and data is None and percentile is None:
+        found = sample_files(tuple(inputs), text_key=text_key, topic=topic, num=num, seed=seed)
+    elif data is not None and tokenizer is not None and not inputs:
+        found = run_sample(
+            data,
+            tokenizer,
+            source=source,
+            topic=topic,
+            percentile=percentile,
+            num=num,
+            seed=seed,
+            scores_name=scores,
+        )
+    else:
+        raise ConfigError("give --data with --tokenizer, or --input without --percentile")
+    typer.echo("\n\n".join(shown(entry, max_characters=max_characters) for entry in found))
+
+
 def _log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)

@@ -87,7 +87,7 @@ class Web:
             reason = str(getattr(error, "reason", error)) or type(error).__name__
         if attempt >= ATTEMPTS or self._is_hopeless(error):
             raise UnreachableError(
-                f"{url} cannot be reached ({reason}); run the same command again to go on, or name a mirror (--endpoint)"
+                f"{url} cannot be reached ({reason}); run the same command again, or name a mirror (--endpoint)"
             ) from error
         pause = min(LONGEST_PAUSE_SECONDS, self.pause_seconds * 2 ** (attempt - 1)) * random.uniform(0.5, 1.5)
         time.sleep(max(pause, _asked_pause(error)))

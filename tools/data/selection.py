@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_mixers.errors import DataError
+from tools.data.columns import aligned
 from tools.data.documents import Document, DocumentWriter, document_of
 from tools.data.readers import BadRecord, InputTask, read_task
 
@@ -246,11 +247,4 @@ def table(report: SelectionReport) -> str:
     for reason in reasons:
         row(reason, [report.dropped.get(source, {}).get(reason, 0) for source in sources])
     row("quarantined", [report.quarantined.get(source, 0) for source in sources])
-    widths = [max(len(line[column]) for line in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in rows
-    )
+    return aligned(rows, num_left=1)
