@@ -11,6 +11,7 @@ from tools.data.stats import PPL_EDGES, SourceStats
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
 # Told apart also in grey and by colour-blind readers (Okabe and Ito's palette).
 COLOURS = {"train": "#0072B2", "validation": "#D55E00", "unknown": "#7f7f7f"}
@@ -32,6 +33,8 @@ def draw(found: list[SourceStats], out_png: Path) -> None:
         _draw_ppl(figure, ppl, found)
         tokens.set_yticks(range(len(found)), [entry.name for entry in found])
         tokens.set_ylim(len(found) - 0.5, -0.5)
+        roles = dict.fromkeys(entry.role for entry in found)
+        figure.legend(handles=[_patch(role) for role in roles], loc="outside lower left", ncols=len(roles))
         temporary = out_png.with_name(f".{out_png.name}.partial.png")
         figure.savefig(temporary, dpi=110)
     publish(temporary, out_png)
@@ -50,11 +53,9 @@ def _draw_tokens(axes: "Axes", found: list[SourceStats]) -> None:
                       va="center", fontsize=8, color="#444444")  # fmt: skip
     axes.set(title="Tokens", xlabel=f"tokens, {name}")
     axes.margins(x=0.35)
-    roles = dict.fromkeys(entry.role for entry in found)
-    axes.legend(handles=[_patch(role) for role in roles], loc="lower right")
 
 
-def _patch(role: str) -> "object":
+def _patch(role: str) -> "Patch":
     from matplotlib.patches import Patch
 
     return Patch(color=COLOURS[role], label=role)
@@ -85,9 +86,9 @@ def _draw_ppl(figure: "Figure", axes: "Axes", found: list[SourceStats]) -> None:
     for row, entry in enumerate(found):
         if entry.num_scored and entry.ppl_histogram is not None:
             shares[row] = np.array(entry.ppl_histogram) / entry.num_scored
-    shares[shares == 0] = np.nan  # white: no document at all
+    shares[shares == 0] = np.nan  # left out: no document at all
     filled = np.flatnonzero(~np.isnan(shares).all(axis=0))
-    mesh = axes.pcolormesh(PPL_EDGES, np.arange(len(found) + 1) - 0.5, 100 * shares, cmap="viridis_r", vmin=0)
+    mesh = axes.pcolormesh(PPL_EDGES, np.arange(len(found) + 1) - 0.5, 100 * shares, cmap="Blues", vmin=0)
     for row, entry in enumerate(found):
         if entry.ppl_quantiles is not None:
             axes.plot(entry.ppl_quantiles[2], row, "o", color="white", markeredgecolor="black", markersize=6)
