@@ -73,6 +73,15 @@ class Tokenizer:
         np.cumsum([len(row) for row in rows], out=new_offsets[1:])
         return np.concatenate(rows), new_offsets
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text for a person to look at: control tokens are spelled out, bytes that are no UTF-8 become U+FFFD."""
+        spelled = {index: spelling.encode() for spelling, index in self._control.items()}
+        raw = b"".join(self._token_bytes.get(index) or spelled.get(index, b"") for index in ids)
+        if b" " in self._token_bytes.values():  # byte-level: every byte is a token
+            return raw.decode("utf-8", "replace")
+        raw = re.sub(rb"<0x([0-9A-F]{2})>", lambda found: bytes.fromhex(found[1].decode()), raw)
+        return raw.decode("utf-8", "replace").replace("\u2581", " ")  # sentencepiece's mark of a blank
+
     def identity(self) -> TokenizerIdentity:
         """What data made with this tokenizer must agree on; equal for two files that give equal ids."""
         return TokenizerIdentity(digest=self.digest, vocab_size=self.vocab_size, eos_id=self.eos_id, bos_id=self.bos_id)

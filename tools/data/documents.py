@@ -4,6 +4,7 @@ A document is a JSON object with its text under one key; every other key is kept
 has one, else the place in its file, and goes with it through all stages into the token files' sidecar.
 """
 
+import base64
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,9 +16,10 @@ import orjson
 import zstandard
 
 from data_mixers.atomic import sync_folder
-from tools.data.readers import BadRecord, InputTask, read_task
+from tools.data.readers import BadRecord, InputTask, Record, read_task
 
 ID_KEY = "id"
+MAX_DEPTH = 200  # orjson reads 1,024 levels and writes 254
 COMPRESSION_LEVEL = 3  # of zstd: one core writes some 300 MB/s of text with it
 
 
@@ -31,6 +33,8 @@ class Document:
     text: str
     fields: dict[str, Any]
     """All keys, text and id included."""
+    place: int
+    """As in readers.Record."""
 
 
 def document_id(fields: dict[str, Any], path: Path, place: int) -> str:
@@ -44,13 +48,33 @@ def read_documents(
 ) -> Iterator[Document | BadRecord]:
     """The documents of a task in their order, and the lines that are none; blank lines are passed over."""
     for record in read_task(task, text_key=text_key, topic_key=None, on_bytes=on_bytes, all_columns=True):
-        if record is None:
-            continue
-        if isinstance(record, BadRecord):
-            yield record
-        else:
-            name = document_id(record.fields, task.path, record.place)
-            yield Document(name, record.line, record.text, record.fields | {ID_KEY: name})
+        if record is not None:
+            yield document_of(record, task)
+
+
+def document_of(record: Record | BadRecord, task: InputTask) -> Document | BadRecord:
+    """A record of the task with its id, or why it cannot be kept whole."""
+    if isinstance(record, BadRecord):
+        return record
+    if _is_deeper(record.fields, MAX_DEPTH):
+        return BadRecord(record.line, f"nested deeper than {MAX_DEPTH}")
+    name = document_id(record.fields, task.path, record.place)
+    return Document(name, record.line, record.text, record.fields | {ID_KEY: name}, record.place)
+
+
+def _is_deeper(value: Any, limit: int) -> bool:
+    layer = [value]
+    for _ in range(limit):
+        children = [child for item in layer for child in (item.values() if isinstance(item, dict) else item)]
+        layer = [child for child in children if isinstance(child, dict | list | tuple)]
+        if not layer:
+            return False
+    return True
+
+
+def _plain(value: object) -> str:
+    """What parquet knows and JSON does not: decimals, bytes, spans of time."""
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
 class DocumentWriter:
@@ -68,7 +92,7 @@ class DocumentWriter:
 
     def write(self, fields: dict[str, Any]) -> None:
         """Append one document."""
-        self._stream.write(orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE))
+        self._stream.write(orjson.dumps(fields, default=_plain, option=orjson.OPT_APPEND_NEWLINE))
         self.num_documents += 1
 
     def __exit__(

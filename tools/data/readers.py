@@ -55,14 +55,14 @@ class BadRecord:
     reason: str
 
 
-def find_inputs(patterns: tuple[str, ...]) -> list[Path]:
+def find_inputs(patterns: tuple[str, ...], *, option: str = "--input") -> list[Path]:
     """The files behind names and globs, sorted, each once. Errors: ConfigError for a pattern without a file."""
     found: set[Path] = set()
     for pattern in patterns:
         matches = [Path(name) for name in glob.glob(pattern, recursive=True)]  # noqa: PTH207  # absolute patterns
         files = [path for path in matches if path.is_file()]
         if not files:
-            raise ConfigError(f"--input {pattern} matches no file")
+            raise ConfigError(f"{option} {pattern} matches no file")
         found.update(files)
     return sorted(found)
 

@@ -1,0 +1,293 @@
+"""`syne data clean`: nothing is lost, reasons are right, the first of duplicates stays, a kill changes nothing."""
+
+import json
+import os
+import random
+import signal
+import string
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+import zstandard
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from data_mixers.errors import ConfigError, DataError
+from tools.data.clean import CleanOptions, clean
+from tools.data.rules import DEFAULT_RULES, identify_language, load_rules
+from tools.data.stage import only_one
+from tools.data.units import units_of
+
+HAN = [chr(code) for code in range(0x4E00, 0x4E00 + 3000)]
+
+
+def _english(seed: int, words: int = 120) -> str:
+    rng = random.Random(seed)
+    return " ".join("".join(rng.choices(string.ascii_lowercase, k=rng.randint(2, 8))) for _ in range(words))
+
+
+def _chinese(seed: int, characters: int = 120) -> str:
+    return "".join(random.Random(seed).choices(HAN, k=characters))
+
+
+def _write(path: Path, rows: list[Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def _read(folder: Path) -> list[dict[str, Any]]:
+    rows = []
+    for path in sorted(folder.glob("*.jsonl.zst")):
+        raw = zstandard.ZstdDecompressor().stream_reader(path.read_bytes(), read_across_frames=True).read()
+        rows += [json.loads(line) for line in raw.splitlines()]
+    return rows
+
+
+def _bytes(folder: Path) -> dict[str, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".in_use"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def _clean(tmp_path: Path, texts: list[str], **options: Any) -> dict[str, str]:
+    """id -> reason of what was dropped."""
+    _write(tmp_path / "in/a.jsonl", [{"id": str(n), "text": text} for n, text in enumerate(texts)])
+    clean(CleanOptions(inputs=(str(tmp_path / "in/*"),), out=tmp_path / "out", **options))
+    return {row["id"]: row["reason"] for row in _read(tmp_path / "out/dropped")}
+
+
+def test_each_rule_drops_what_it_is_about_and_nothing_else(tmp_path: Path) -> None:
+    lines = [_english(seed, 12) for seed in range(10)]
+    long_line = _english(50, 60)
+    texts = {
+        "kept": _english(1),
+        "kept_zh": _chinese(1),
+        "too_short": _english(2, 49),
+        "long_words": " ".join(word * 4 for word in _english(3, 60).split()),
+        "duplicate_lines": "\n".join([*lines, *["short"] * 6]),  # 5 of 16 lines
+        "duplicate_line_characters": "\n".join([*lines, long_line, long_line]),
+        "duplicate_paragraphs": "\n\n".join(["p\nq", "p\nq", "p\nr", "p\nr", _english(4)]),
+        "top_2_gram": " ".join(f"{word} spam ham" for word in _english(5, 60).split()),
+        "duplicate_5_grams": f"{_english(6, 60)} {_english(7, 40)} {_english(7, 40)}",
+        "duplicate_8_grams_han": _chinese(8) + _chinese(9, 40) + _chinese(9, 40),
+    }
+    reasons = _clean(tmp_path, list(texts.values()))
+    expected = {str(n): name for n, name in enumerate(texts) if not name.startswith("kept")}
+    expected["6"] = "duplicate_lines"  # paragraphs that repeat repeat their lines first
+    assert reasons == expected
+
+
+def test_a_dropped_document_is_whole_with_reason_value_and_limit(tmp_path: Path) -> None:
+    row = {"text": "much too short", "reason": "mine", "nested": {"a": [1, {"b": None}]}, "id": 7}
+    _write(tmp_path / "in/a.jsonl", [row])
+    clean(CleanOptions(inputs=(str(tmp_path / "in/a.jsonl"),), out=tmp_path / "out"))
+    marks = {"reason": "too_short", "value": 3, "limit": 50, "matched": None}
+    assert _read(tmp_path / "out/dropped") == [row | marks | {"id": "7", "own": {"reason": "mine"}}]
+
+
+def test_of_equal_texts_the_first_in_input_order_stays(tmp_path: Path) -> None:
+    text = _english(1)
+    _write(tmp_path / "in/b.jsonl", [{"text": _english(2)}, {"text": text.replace(" ", "\n", 30)}])
+    _write(tmp_path / "in/a.jsonl", [{"text": _english(3)}, {"text": text}, {"text": text}])
+    for near in (True, False):
+        out = tmp_path / f"out-{near}"
+        clean(CleanOptions(inputs=(str(tmp_path / "in/*"),), out=out, near_duplicates=near))
+        assert [row["id"] for row in _read(out)] == ["a.jsonl:0", f"a.jsonl:{len(_english(3)) + 13}", "b.jsonl:0"]
+        dropped = _read(out / "dropped")
+        assert {row["reason"] for row in dropped} == {"exact_duplicate"}
+        assert {row["matched"] for row in dropped} == {f"{tmp_path}/in/a.jsonl:{len(_english(3)) + 13}"}
+
+
+def _jaccard(a: str, b: str) -> float:
+    grams = [{tuple(units[i : i + 5]) for i in range(len(units) - 4)} for units in (units_of(a), units_of(b))]
+    return len(grams[0] & grams[1]) / len(grams[0] | grams[1])
+
+
+@pytest.mark.parametrize("make", [_english, _chinese])
+def test_near_duplicates_go_and_their_similarity_is_told(tmp_path: Path, make: Any) -> None:
+    joint = " " if make is _english else ""
+    texts = [make(seed, 400) for seed in range(30)]
+    near = [text + joint + make(1000 + n, 12) for n, text in enumerate(texts)]  # 12 more units: Jaccard 0.96
+    far = [text + joint + make(2000 + n, 900) for n, text in enumerate(texts)]  # Jaccard 0.3
+    reasons = _clean(tmp_path, texts + near + far)
+    assert reasons == {str(30 + n): "near_duplicate" for n in range(30)}
+    for row in _read(tmp_path / "out/dropped"):
+        n = int(row["id"]) - 30
+        assert abs(row["value"] - _jaccard(texts[n], near[n])) < 0.12  # 2.4 standard errors of 112 hashes at most
+    assert _jaccard(texts[0], far[0]) == pytest.approx(396 / 1296, abs=0.01)
+
+
+def test_a_chain_of_near_duplicates_keeps_its_first_whatever_the_order_of_files(tmp_path: Path) -> None:
+    words = _english(1, 2000).split()
+    chain = [" ".join(words[start : start + 1000]) for start in range(0, 200, 20)]  # neighbours 0.96, ends 0.7
+    order = [4, 1, 9, 0, 7, 3, 8, 2, 6, 5]
+    reasons = _clean(tmp_path, [chain[place] for place in order])
+    assert reasons == {str(n): "near_duplicate" for n in range(1, 10)}
+
+
+def test_documents_that_the_rules_drop_do_not_make_others_duplicates(tmp_path: Path) -> None:
+    german = "Der Hund läuft durch den Garten und sucht seinen Ball, während die Katze auf dem Dach schläft. " * 1
+    text = german + _english(1, 60)
+    assert _clean(tmp_path, [text, text], languages=("fr",)) == {"0": "language", "1": "language"}
+
+
+def test_language_of_real_sentences() -> None:
+    sentences = {
+        "zh": "民法典规定，家庭成员应当敬老爱幼，互相帮助，维护平等、和睦、文明的婚姻家庭关系。",
+        "en": "Romance of the Three Kingdoms is a historical novel attributed to Luo Guanzhong.",
+        "de": "Das Wetter ist heute schön, deshalb gehen wir am Nachmittag im Wald spazieren.",
+        "ja": "日本国民は、正当に選挙された国会における代表者を通じて行動する。",
+    }
+    for language, sentence in sentences.items():
+        found, score = identify_language(sentence)
+        assert (found, score > 0.65) == (language, True)
+
+
+def _sources(folder: Path) -> None:
+    rng = random.Random(0)
+    texts = [_english(seed) if seed % 2 else _chinese(seed) for seed in range(60)]
+    for number in range(6):
+        rows: list[Any] = [{"text": rng.choice(texts), "n": n} for n in range(30)]
+        rows += ['{"text": "cut', {"other": 1}, "", {"text": "short"}]
+        _write(folder / f"s{number % 2}" / f"{number}.jsonl", rows)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, bytes]]:
+    folder = tmp_path_factory.mktemp("clean")
+    _sources(folder / "in")
+    pattern = str(folder / "in/*/*")
+    clean(CleanOptions(inputs=(pattern,), out=folder / "out", max_bad_share=0.1))
+    return pattern, _bytes(folder / "out")
+
+
+def test_everything_read_is_kept_dropped_or_quarantined(undisturbed: tuple[str, dict[str, bytes]]) -> None:
+    report = json.loads(undisturbed[1]["report.json"])
+    assert report["documents"]["read"] == 6 * 33
+    assert report["documents"]["quarantined"] == 12
+    assert sum(report["documents"].values()) == 2 * 6 * 33
+    for source in ("s0", "s1"):
+        found = report["sources"][source]
+        assert found["kept"] + sum(found["dropped"].values()) + found["quarantined"] == 3 * 33
+        assert found["dropped"]["too_short"] == 3
+    quarantine = [json.loads(line) for line in undisturbed[1]["quarantine.jsonl"].splitlines()]
+    assert [(line["line"], line["reason"].split(":")[0]) for line in quarantine[:2]] == [
+        (31, "broken JSON"),
+        (32, "missing key text"),
+    ]
+    assert report["examples"]["exact_duplicate"][0]["matched"].count(".jsonl:") == 1
+
+
+def test_workers_do_not_change_a_byte(tmp_path: Path, undisturbed: tuple[str, dict[str, bytes]]) -> None:
+    clean(CleanOptions(inputs=(undisturbed[0],), out=tmp_path / "out", max_bad_share=0.1, workers=2))
+    assert _bytes(tmp_path / "out") == undisturbed[1]
+
+
+@pytest.mark.parametrize(
+    "moment", ["examine/0000002.json", "exact/0000000.json", "bands/0000005.json", "write/0000003.json"]
+)
+def test_killed_and_run_again_gives_the_same_bytes(
+    tmp_path: Path, undisturbed: tuple[str, dict[str, bytes]], moment: str
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["--input", undisturbed[0], "--out", str(out), "--max-bad-share", "0.1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tools", "data", "clean", *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while process.poll() is None and not (out / ".work" / moment).exists():
+        os.sched_yield()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    clean(CleanOptions(inputs=(undisturbed[0],), out=out, max_bad_share=0.1))
+    assert _bytes(out) == undisturbed[1]
+
+
+def test_a_finished_call_is_not_done_again_and_another_one_is_refused(tmp_path: Path) -> None:
+    _sources(tmp_path / "in")
+    options = CleanOptions(inputs=(str(tmp_path / "in/*/*"),), out=tmp_path / "out", max_bad_share=0.1)
+    report = clean(options)
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.zst")}
+    assert clean(options).as_json() == report.as_json()
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.zst")} == times
+    with pytest.raises(ConfigError, match="another call"):
+        clean(CleanOptions(inputs=options.inputs, out=options.out, max_bad_share=0.2))
+    with only_one(tmp_path / "new"), pytest.raises(ConfigError, match="another call is writing"):
+        clean(CleanOptions(inputs=options.inputs, out=tmp_path / "new"))
+
+
+def test_report_only_counts_the_same_and_writes_no_document(
+    tmp_path: Path, undisturbed: tuple[str, dict[str, bytes]]
+) -> None:
+    out = tmp_path / "out"
+    options = {"inputs": (undisturbed[0],), "out": out, "max_bad_share": 0.1}
+    clean(CleanOptions(**options, report_only=True))
+    assert sorted(_bytes(out)) == ["quarantine.jsonl", "report.json"]
+    expected = json.loads(undisturbed[1]["report.json"])
+    found = json.loads((out / "report.json").read_text())
+    assert (found["documents"], found["sources"]) == (expected["documents"], expected["sources"])
+    clean(CleanOptions(**options))  # and then for good, into the same folder
+    assert _bytes(out) == undisturbed[1]
+
+
+def test_too_many_bad_lines_stop_the_call(tmp_path: Path) -> None:
+    _write(tmp_path / "in/a.jsonl", [{"text": _english(1)}, *["{"] * 11])
+    with pytest.raises(DataError, match="11 of 12 lines are no documents"):
+        clean(CleanOptions(inputs=(str(tmp_path / "in/*"),), out=tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n": 3}, "n belongs to"),
+        ({"measure": "num_unit"}, "measure"),
+        ({"min": None}, "needs min or max"),
+        ({"name": "language"}, "name language is taken"),
+        ({"minimum": 3}, "minimum"),
+    ],
+)
+def test_a_wrong_rule_is_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    content = yaml.safe_load(DEFAULT_RULES.read_text())
+    content["rules"][0] |= change
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match=message):
+        load_rules(tmp_path / "rules.yaml")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+ROWS = st.dictionaries(st.sampled_from(["text", "id", "reason", "own", "x"]), JSON, max_size=5)
+TEXT_ROWS = st.builds(lambda row, text: row | {"text": text}, ROWS, st.text(max_size=60))
+DEEP = st.integers(190, 1200).map(lambda depth: '{"text": "deep", "x": ' + "[" * depth + "]" * depth + "}")
+LINES = st.lists(
+    ROWS | TEXT_ROWS | DEEP | st.binary(max_size=20).map(lambda raw: raw.decode("latin-1")), min_size=5, max_size=40
+)
+
+
+# Without shrinking: each example is a whole call with its syncs to disk.
+@settings(
+    max_examples=15,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+)
+@given(LINES)
+def test_any_lines_are_kept_dropped_or_quarantined(tmp_path_factory: pytest.TempPathFactory, lines: list[Any]) -> None:
+    folder = tmp_path_factory.mktemp("fuzz")
+    path = _write(folder / "in/a.jsonl", [{"text": _english(1)}, *lines])
+    num_lines = sum(1 for line in path.read_bytes().split(b"\n") if line and not line.isspace())
+    clean(CleanOptions(inputs=(str(path),), out=folder / "out", max_bad_share=1.0, near_duplicates=False))
+    kept, dropped = _read(folder / "out"), _read(folder / "out/dropped")
+    quarantine = (folder / "out/quarantine.jsonl").read_text().splitlines()
+    assert len(kept) + len(dropped) + len(quarantine) == num_lines
+    assert kept[0]["text"] == _english(1)

@@ -1,0 +1,225 @@
+"""`syne data stats` and `sample` on folders with, without and with part of what lies beside token files."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+from typer.testing import CliRunner
+
+from data_mixers.errors import ConfigError, DataError
+from data_mixers.manifest import MANIFEST_NAME, read_manifest
+from megatron_synE.data.indexed import IndexedFile
+from megatron_synE.data.tokenizers import load_tokenizer
+from tests.tools import corpus
+from tools.cli import app
+from tools.data.preprocess import PreprocessOptions, preprocess
+from tools.data.sample import sample, sample_files, shown
+from tools.data.stats import PPL_EDGES, stats
+
+TEXTS = {
+    "law": corpus.documents(60, seed=1, kinds=(corpus.ZH,)),
+    "computing": corpus.documents(40, seed=2, kinds=(corpus.CODE, corpus.EN)),
+}
+
+
+def _texts_in_file_order(prefix: Path, tokenizer_path: Path) -> list[str]:
+    """Each document's text, found by its ids, so that rows beside it can be told apart."""
+    tokenizer = load_tokenizer(tokenizer_path)
+    known = {
+        tuple(ids.tolist()): text
+        for texts in TEXTS.values()
+        for ids, text in zip(tokenizer.encode_ordinary_batch(texts), texts, strict=True)
+    }
+    file = IndexedFile(prefix)
+    ranges = file.document_ranges()
+    return [known[tuple(file.tokens(a, b - 1).tolist())] for a, b in zip(ranges[:-1], ranges[1:], strict=True)]
+
+
+def _nll(text: str) -> float:
+    """A made-up score that is different for every text: nats per token rise with the document's number."""
+    return 1.0 + int(text.partition(".")[0]) / 20
+
+
+def _describe(folder: Path, tokenizer_path: Path, *, scores: bool) -> None:
+    """Documents and scores as docs/data.md has them, written by nothing of what reads them."""
+    for entry in read_manifest(folder).sources:
+        prefix = folder / entry.shards[0].prefix
+        texts = _texts_in_file_order(prefix, tokenizer_path)
+        lengths = np.diff(IndexedFile(prefix).document_ranges())
+        rows = {
+            "id": [f"{entry.topic}-{text.partition('.')[0]}" for text in texts],
+            "file": [f"{entry.topic}.jsonl"] * len(texts),
+            "place": [int(text.partition(".")[0]) * 100 for text in texts],
+            "topic": [entry.topic] * len(texts),
+            "topic_confidence": [0.9] * len(texts),
+            "num_tokens": lengths,
+            "text_bytes": [len(text.encode()) for text in texts],
+        }
+        pyarrow.parquet.write_table(pyarrow.table(rows), f"{prefix}.documents.parquet")
+        if scores:
+            scored = {
+                "nll_sum": [_nll(text) * (n - 1) for text, n in zip(texts, lengths, strict=True)],
+                "nll_tokens": lengths - 1,
+                "compression_ratio": [2.0] * len(texts),
+                "lexical_diversity": [0.5] * len(texts),
+                "characters_per_token": [1.5] * len(texts),
+            }
+            pyarrow.parquet.write_table(pyarrow.table(scored), f"{prefix}.scores.parquet")
+
+
+@pytest.fixture(scope="module")
+def tokenizer_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return corpus.hf_folder(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tokenizer_path: Path) -> Path:
+    for topic, texts in TEXTS.items():
+        corpus.write_jsonl(tmp_path / f"{topic}.jsonl", texts)
+        preprocess(
+            PreprocessOptions(
+                inputs=(str(tmp_path / f"{topic}.jsonl"),),
+                tokenizer=tokenizer_path,
+                out=tmp_path / "data",
+                language="zh" if topic == "law" else "en",
+                topic=topic,
+            )
+        )
+    for path in (tmp_path / "data").glob("*.documents.parquet"):
+        path.unlink()  # each test writes what it needs
+    return tmp_path / "data"
+
+
+def test_numbers_are_those_of_the_texts(folder: Path, tokenizer_path: Path) -> None:
+    _describe(folder, tokenizer_path, scores=True)
+    found = {entry.topic: entry for entry in stats(folder)}
+    tokenizer = load_tokenizer(tokenizer_path)
+    for topic, texts in TEXTS.items():
+        lengths = np.array([len(ids) + 1 for ids in tokenizer.encode_ordinary_batch(texts)])
+        entry = found[topic]
+        assert (entry.num_documents, entry.num_tokens) == (len(texts), lengths.sum())
+        assert entry.text_bytes == sum(len(text.encode()) for text in texts)
+        assert entry.longest == lengths.max()
+        assert entry.length_quantiles == pytest.approx(np.quantile(lengths, [0.05, 0.25, 0.5, 0.75, 0.95]))
+        nll = np.array([_nll(text) for text in texts])
+        assert entry.ppl_quantiles == pytest.approx(np.quantile(np.exp(nll), [0.05, 0.25, 0.5, 0.75, 0.95]))
+        total = float((nll * (lengths - 1)).sum())
+        assert entry.ppl == pytest.approx(math.exp(total / (lengths - 1).sum()))
+        assert entry.bits_per_byte == pytest.approx(total / math.log(2) / entry.text_bytes)
+        assert entry.ppl_histogram is not None and sum(entry.ppl_histogram) == len(texts)
+        first = next(n for n, edge in enumerate(PPL_EDGES) if edge > math.exp(nll[0])) - 1
+        assert entry.ppl_histogram[first] >= 1 and not any(entry.ppl_histogram[:first])
+        assert entry.missing == ()
+
+
+@pytest.mark.parametrize("has_manifest", [True, False])
+def test_folders_without_companions_or_manifest_are_counted_and_the_gaps_named(
+    folder: Path, has_manifest: bool
+) -> None:
+    if not has_manifest:
+        (folder / MANIFEST_NAME).unlink()
+    found = stats(folder)
+    assert [entry.num_documents for entry in found] == [40, 60]
+    assert all(entry.ppl is None and entry.text_bytes is None for entry in found)
+    output = CliRunner().invoke(app, ["data", "stats", "--data", str(folder)]).output
+    assert "no .documents.parquet" in output and "no scores" in output
+
+
+def test_companions_of_another_writing_are_refused(folder: Path, tokenizer_path: Path) -> None:
+    _describe(folder, tokenizer_path, scores=True)
+    path = next(folder.glob("*law*.scores.parquet"))
+    table = pyarrow.parquet.read_table(path)
+    pyarrow.parquet.write_table(table.slice(1), path)
+    with pytest.raises(DataError, match=r"has 59 rows, .* has 60 documents"):
+        stats(folder)
+    pyarrow.parquet.write_table(table.drop_columns(["nll_tokens"]), path)
+    with pytest.raises(DataError, match="nll_tokens"):
+        stats(folder)
+    path.write_bytes(b"PAR1")
+    with pytest.raises(DataError, match="cannot be read as parquet"):
+        stats(folder)
+
+
+@pytest.mark.parametrize("scores", [True, False])
+def test_text_json_and_figure_come_from_one_command(folder: Path, tokenizer_path: Path, scores: bool) -> None:
+    _describe(folder, tokenizer_path, scores=scores)
+    figure = folder.parent / "stats.png"
+    arguments = ["data", "stats", "--data", str(folder), "--plot", str(figure), "--format", "json"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    entries: list[dict[str, Any]] = json.loads(result.output)
+    assert [entry["name"] for entry in entries] == ["en/web/computing", "zh/web/law"]
+    assert (entries[0]["ppl"] is None) != scores
+    assert figure.read_bytes().startswith(b"\x89PNG") and figure.stat().st_size > 20_000
+
+
+def test_a_percentile_shows_documents_round_it(folder: Path, tokenizer_path: Path) -> None:
+    _describe(folder, tokenizer_path, scores=True)
+    for percentile in (0, 50, 100):
+        found = sample(folder, tokenizer_path, topic="law", percentile=percentile, num=3)
+        numbers = [int(entry.text.partition(".")[0]) for entry in found]
+        assert len(set(numbers)) == 3
+        assert all(abs(number - percentile / 100 * 59) <= 3 for number in numbers)
+        for entry, number in zip(found, numbers, strict=True):
+            assert entry.text == TEXTS["law"][number]
+            assert (entry.id, entry.file, entry.place) == (f"law-{number}", "law.jsonl", number * 100)
+            assert entry.ppl == pytest.approx(math.exp(_nll(entry.text)))
+            assert entry.percentile == pytest.approx(100 * number / 59)
+
+
+def test_the_same_seed_shows_the_same_documents(folder: Path, tokenizer_path: Path) -> None:
+    one, again, other = (sample(folder, tokenizer_path, seed=seed) for seed in (1, 1, 2))
+    assert one == again != other
+    assert [entry.source for entry in one] == ["en/web/computing"] * 5 + ["zh/web/law"] * 5
+    assert all(entry.text in TEXTS[entry.topic or ""] and entry.id is None for entry in one)
+
+
+def test_what_does_not_fit_is_told(folder: Path, tokenizer_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"scores\.parquet is missing.*score-ppl"):
+        sample(folder, tokenizer_path, percentile=50)
+    with pytest.raises(ConfigError, match=r"no source fits --source fr/.*there are en/web/computing, zh/web/law"):
+        sample(folder, tokenizer_path, source="fr/*")
+    other = corpus.hf_folder(tmp_path / "other", vocab_size=500)
+    with pytest.raises(ConfigError, match="another tokenizer"):
+        sample(folder, other)
+    result = CliRunner().invoke(app, ["data", "sample", "--data", str(folder)])
+    assert result.exit_code != 0
+
+
+def test_raw_files_are_sampled_too(tmp_path: Path) -> None:
+    path = corpus.write_jsonl(tmp_path / "a.jsonl", TEXTS["law"], topics=["law", "Others"] * 30)
+    found = sample_files((str(path),), topic="law", num=4, seed=3)
+    assert len(found) == 4 and found == sample_files((str(path),), topic="law", num=4, seed=3)
+    raw = path.read_bytes()
+    for entry in found:
+        assert entry.place is not None
+        line = json.loads(raw[entry.place :].split(b"\n")[0])
+        assert (line["text"], line["topic"]) == (entry.text, "law")
+    assert "more characters" in shown(found[0], max_characters=5)
+
+
+def test_decoding_gives_the_text_back_for_every_kind_of_tokenizer(tokenizer_path: Path) -> None:
+    tokenizer = load_tokenizer(tokenizer_path)
+    text = "话说天下 it's  a fine\n\tday é 🙂"
+    (ids,) = tokenizer.encode_ordinary_batch([text])
+    assert tokenizer.decode([*ids.tolist(), tokenizer.eos_id]) == f"{text}<|end_of_text|>"
+
+
+def test_decoding_undoes_sentencepiece_marks_and_byte_pieces(tmp_path: Path) -> None:
+    import sentencepiece
+
+    model = tmp_path / "tokenizer.model"
+    with model.open("wb") as stream:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(corpus.documents(100)), model_writer=stream, vocab_size=400,
+            byte_fallback=True, character_coverage=0.99, model_type="bpe",
+        )  # fmt: skip
+    tokenizer = load_tokenizer(model)
+    text = "let x be 🙂 話"
+    (ids,) = tokenizer.encode_ordinary_batch([text])
+    assert tokenizer.decode(ids.tolist()).strip() == text

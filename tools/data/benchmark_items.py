@@ -1,0 +1,123 @@
+"""Benchmark files as items of text: .jsonl, .json (a list of items, alone or under one key), .gz, .zst, .parquet."""
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+from pydantic.dataclasses import dataclass as checked
+
+from data_mixers.errors import ConfigError, DataError
+from tools.data.yaml_file import STRICT, read_yaml
+
+KEYS_FILE = Path(__file__).with_name("benchmark_keys.yaml")
+
+
+@checked(frozen=True, kw_only=True, config=STRICT)
+class BenchmarkKeys:
+    question: list[str]
+    choices: list[str]
+    answer: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One question of a benchmark."""
+
+    line: int
+    """Counted from 1 in its file."""
+    text: str
+    """The texts under its keys, joined by line ends."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    path: Path
+    keys: tuple[str, ...]
+    """Which keys hold its text."""
+    items: tuple[Item, ...]
+
+    @property
+    def name(self) -> str:
+        """Its file with the folder, which often carries the set's name."""
+        return f"{self.path.resolve().parent.name}/{self.path.name}"
+
+
+def read_benchmark(path: Path, keys: tuple[str, ...] = ()) -> Benchmark:
+    """keys: of the texts, in order; none: those of benchmark_keys.yaml that the file has.
+
+    Errors: ConfigError if the file has none of the keys; DataError if it cannot be read.
+    """
+    rows = [row for row in _rows(path) if isinstance(row, dict)]
+    if not rows:
+        raise DataError(f"{path} holds no JSON objects")
+    present = dict.fromkeys(key for row in rows for key in row)
+    known = read_yaml(KEYS_FILE, BenchmarkKeys)
+    wanted = keys or (*known.question, *known.choices, *known.answer)
+    found = tuple(key for key in wanted if key in present)
+    missing = [key for key in keys if key not in present]
+    if missing or not found:
+        raise ConfigError(
+            f"{path} has no key {', '.join(missing) or 'that is known to hold a question or an answer'}; it has "
+            f"{', '.join(present)}: name those with text by --benchmark-key"
+        )
+    texts = ("\n".join(text for key in found for text in _texts(row.get(key))) for row in rows)
+    return Benchmark(
+        path=path,
+        keys=found,
+        items=tuple(Item(line=line, text=text) for line, text in enumerate(texts, start=1) if text.strip()),
+    )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All strings inside: choices are lists, or dicts of lists, in many sets."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from _texts(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)
+
+
+def _rows(path: Path) -> list[Any]:
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow.parquet
+
+            rows: list[Any] = pyarrow.parquet.read_table(path).to_pylist()
+            return rows
+        raw = _decompressed(path)
+        if path.suffix == ".json":
+            try:
+                return _list_in(orjson.loads(raw))
+            except orjson.JSONDecodeError:
+                pass  # lines under another name
+        return [orjson.loads(line) for line in raw.splitlines() if line.strip()]
+    except (OSError, EOFError, zlib.error, ValueError) as error:  # pyarrow's and orjson's are ValueErrors
+        raise DataError(f"{path} cannot be read as a benchmark: {error}") from error
+
+
+def _decompressed(path: Path) -> bytes:
+    raw = path.read_bytes()
+    if path.suffix == ".gz":
+        return gzip.decompress(raw)
+    if path.suffix == ".zst":
+        import zstandard
+
+        try:
+            return bytes(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True).read())
+        except zstandard.ZstdError as error:
+            raise DataError(f"{path} is damaged: {error}") from error
+    return raw
+
+
+def _list_in(content: Any) -> list[Any]:
+    """The longest list of objects: the content itself, or what one of its keys holds."""
+    lists = [content] if isinstance(content, list) else list(content.values()) if isinstance(content, dict) else []
+    found = [inner for inner in lists if isinstance(inner, list) and any(isinstance(item, dict) for item in inner)]
+    return max(found, key=len, default=[content])

@@ -1,0 +1,277 @@
+"""`syne data clean`: rules, exact duplicates and near-duplicates; every dropped document is kept with its reason.
+
+    examine (a task a piece of input) ─ verdicts of the rules, content hashes, MinHash bands
+        ├─ exact (a task a range of hashes)
+        ├─ bands (a task a band) ─ clusters
+    write (a task a piece of input) ─> kept · dropped · quarantine.jsonl · report.json
+Of duplicates the first in input order stays. Only documents that pass the rules are compared.
+"""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data_mixers.atomic import write_atomic
+from data_mixers.errors import DataError
+from tools.data.calls import Call, begin
+from tools.data.documents import read_documents
+from tools.data.exact_duplicates import content_hash, duplicates_in_range, num_ranges, write_hashes
+from tools.data.measures import Measured
+from tools.data.minhash import cluster, match_band, node, similarity, write_signatures
+from tools.data.readers import BadRecord, InputTask, find_inputs, plan_tasks
+from tools.data.rules import DEFAULT_RULES, Rules, judge, judge_language, load_rules
+from tools.data.selection import SelectionReport, SelectionTask, Verdict, gather, report_from_json, select
+from tools.data.stage import Report, Stage, only_one, run_stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanOptions:
+    """What `syne data clean` is asked for."""
+
+    inputs: tuple[str, ...]
+    """File names or globs."""
+    out: Path
+    rules: Path = DEFAULT_RULES
+    languages: tuple[str, ...] = ()
+    """ISO 639 codes that are kept; empty: languages are not looked at."""
+    text_key: str = "text"
+    source_key: str | None = None
+    """Key of a document's source, for the counts; None: the folder of its file."""
+    near_duplicates: bool = True
+    report_only: bool = False
+    """Count and show, write no documents."""
+    max_bad_share: float = 0.01
+    max_bad_lines: int = 10
+    workers: int = 1
+
+
+def clean(options: CleanOptions) -> SelectionReport:
+    """Write the kept and the dropped documents and the report into `options.out`.
+
+    The result depends neither on the number of workers nor on interruptions: a killed call goes on when run again.
+    Errors: ConfigError for rules that do not fit, or a folder in use or with another call's result; DataError for
+    damaged input or too many bad lines.
+    Memory: of a worker, its piece of input (32 MB of plain text, or one whole .gz/.zst: 1 kB a document); of the whole,
+    100 bytes a pair of near-duplicates. Disk meanwhile: 0.7 kB a document.
+    """
+    rules = load_rules(options.rules)
+    tasks = plan_tasks(find_inputs(options.inputs))
+    if not tasks:
+        raise DataError(f"there is no document in {', '.join(options.inputs)}")
+    call = begin(options.out, command="clean", options=_deciding(options, rules), tasks=tasks)
+    with only_one(options.out):
+        if (done := call.take(writes=not options.report_only)) is not None:
+            return report_from_json(done)
+        items = [
+            SelectionTask(
+                task=task,
+                index=index,
+                text_key=options.text_key,
+                source_key=options.source_key,
+                out=None if options.report_only else options.out,
+            )
+            for index, task in enumerate(tasks)
+        ]
+        work = _Work(call.work)
+        examined = run_stage(_examine_stage(call, work, tasks, options, rules), workers=options.workers)
+        num_documents, num_bad = (sum(result[key] for result in examined) for key in ("num_documents", "num_bad"))
+        call.check_bad_share(num_bad, num_documents, max_share=options.max_bad_share, max_lines=options.max_bad_lines)
+        _find_exact(call, work, tasks, num_documents, options.workers)
+        _find_near(call, work, tasks, rules, options)
+        written = run_stage(_write_stage(call, work, items, examined), workers=options.workers)
+        report = gather(items, written)
+        call.finish(report, writes=not options.report_only)
+        shutil.rmtree(call.work)
+    return report
+
+
+def _deciding(options: CleanOptions, rules: Rules) -> dict[str, Any]:
+    """All that decides the result besides the input."""
+    left_out = ("inputs", "out", "rules", "workers", "report_only")
+    return {key: value for key, value in asdict(options).items() if key not in left_out} | {"rules": asdict(rules)}
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Where intermediate results lie."""
+
+    folder: Path
+
+    @property
+    def signatures(self) -> Path:
+        return self.folder / "signatures"
+
+    @property
+    def pairs(self) -> Path:
+        return self.folder / "pairs"
+
+    def of_task(self, task: int, kind: str) -> Path:
+        return self.folder / "examined" / f"{task:07d}.{kind}"
+
+    def duplicates(self, kind: str) -> Path:
+        return self.folder / f"{kind}.duplicates"
+
+
+def _examine_stage(call: Call, work: _Work, tasks: list[InputTask], options: CleanOptions, rules: Rules) -> Stage:
+    return Stage(
+        name="examine",
+        work=call.work / "examine",
+        fingerprint=call.fingerprint,
+        sizes=tuple(task.size_bytes for task in tasks),
+        do=partial(_examine, work, tasks, options, rules),
+    )
+
+
+def _examine(
+    work: _Work, tasks: list[InputTask], options: CleanOptions, rules: Rules, index: int, report: Report
+) -> dict[str, Any]:
+    work.of_task(index, "").parent.mkdir(parents=True, exist_ok=True)
+    verdicts: list[list[Any]] = []
+    hashes: list[tuple[int, bytes]] = []
+    places: list[int] = []
+    num_bad = 0
+
+    def documents() -> Any:
+        nonlocal num_bad
+        for document in read_documents(tasks[index], text_key=options.text_key, on_bytes=report):
+            if isinstance(document, BadRecord):
+                num_bad += 1
+                continue
+            number = len(places)
+            places.append(document.place)
+            measured = Measured(document.text)
+            verdict = judge(measured, rules)
+            if verdict is None and options.languages:
+                verdict = judge_language(document.text, options.languages, rules.language)
+            if verdict is not None:
+                verdicts.append([number, verdict.reason, verdict.value, verdict.limit])
+                yield None
+                continue
+            hashes.append((number, content_hash(document.text)))
+            yield measured.hashes
+
+    if options.near_duplicates:
+        sketches = write_signatures(documents(), work.signatures, index, rules.near_duplicates)
+        write_atomic(work.of_task(index, "sketches"), sketches.tobytes())
+    else:
+        for _ in documents():
+            pass
+    write_atomic(work.of_task(index, "verdicts"), json.dumps(verdicts, ensure_ascii=False).encode())
+    write_atomic(work.of_task(index, "places"), np.array(places, dtype="<u8").tobytes())
+    write_hashes(hashes, work.of_task(index, "hashes"))
+    return {"num_documents": len(places), "num_bad": num_bad}
+
+
+def _find_exact(call: Call, work: _Work, tasks: list[InputTask], num_documents: int, workers: int) -> None:
+    count = num_ranges(num_documents)
+    stage = Stage(
+        name="exact duplicates",
+        work=call.work / "exact",
+        fingerprint=call.fingerprint,
+        sizes=(max(1, num_documents // count),) * count,
+        do=partial(_exact_range, work, len(tasks), count),
+    )
+    run_stage(stage, workers=workers, unit="M documents")
+    _join(sorted((call.work / "exact").glob("*.part")), work.duplicates("exact"))
+
+
+def _exact_range(work: _Work, num_tasks: int, count: int, index: int, report: Report) -> None:
+    paths = [work.of_task(task, "hashes") for task in range(num_tasks)]
+    found = duplicates_in_range(paths, index, count)
+    write_atomic(work.folder / "exact" / f"{index:05d}.part", found.astype("<i8").tobytes())
+
+
+def _find_near(call: Call, work: _Work, tasks: list[InputTask], rules: Rules, options: CleanOptions) -> None:
+    if not options.near_duplicates:
+        write_atomic(work.duplicates("near"), b"")
+        return
+    settings = rules.near_duplicates
+    stage = Stage(
+        name="near-duplicates",
+        work=call.work / "bands",
+        fingerprint=call.fingerprint,
+        sizes=(1,) * settings.num_bands,
+        do=partial(_match, work, len(tasks), rules),
+    )
+    run_stage(stage, workers=options.workers, unit="bands")
+    write_atomic(work.duplicates("near"), cluster(work.pairs).astype("<i8").tobytes())
+
+
+def _match(work: _Work, num_tasks: int, rules: Rules, band: int, report: Report) -> None:
+    match_band(work.signatures, work.pairs, band, num_tasks, rules.near_duplicates)
+    report(1)
+
+
+def _join(parts: list[Path], target: Path) -> None:
+    pairs = np.concatenate([np.fromfile(path, dtype="<i8").reshape(-1, 2) for path in parts])
+    write_atomic(target, pairs[np.argsort(pairs[:, 0])].tobytes())
+
+
+def _write_stage(call: Call, work: _Work, items: list[SelectionTask], examined: list[dict[str, Any]]) -> Stage:
+    counts = [(result["num_documents"], result["num_bad"]) for result in examined]
+    name = "count" if items[0].out is None else "write"
+    return Stage(
+        name=name,
+        work=call.work / name,
+        fingerprint=call.fingerprint,
+        sizes=tuple(item.task.size_bytes for item in items),
+        do=partial(_write, work, items, counts),
+    )
+
+
+def _write(
+    work: _Work, items: list[SelectionTask], counts: list[tuple[int, int]], index: int, report: Report
+) -> dict[str, Any]:
+    _mapped.cache_clear()
+    verdicts = _verdicts(work, items, index)
+    result = select(items[index], lambda number, document: verdicts.get(number), report)
+    if (result["num_documents"], len(result["bad"])) != counts[index]:
+        raise DataError(f"{items[index].task.path} has changed since this call began; remove --out and start again")
+    return result
+
+
+def _verdicts(work: _Work, items: list[SelectionTask], index: int) -> dict[int, Verdict]:
+    """By document number; whatever is not in it is kept."""
+    listed = json.loads(work.of_task(index, "verdicts").read_bytes())
+    verdicts = {number: Verdict(reason=reason, value=value, limit=limit) for number, reason, value, limit in listed}
+    exact, near = (_of_task(work.duplicates(kind), index) for kind in ("exact", "near"))
+    for document, first in near.items():
+        value = round(similarity(_sketch(work, index, document), _sketch(work, *divmod(first, 1 << 32))), 4)
+        verdicts[document] = Verdict(
+            reason="near_duplicate", value=value, limit=None, matched=_place(work, items, first)
+        )
+    for document, first in exact.items():
+        kept = near.get(document, first)  # the same text lies in the same cluster, whose first one is kept
+        verdicts[document] = Verdict(reason="exact_duplicate", value=1.0, limit=None, matched=_place(work, items, kept))
+    return verdicts
+
+
+def _of_task(path: Path, index: int) -> dict[int, int]:
+    """Document number -> node of the one that is kept."""
+    if not path.stat().st_size:
+        return {}
+    pairs = np.memmap(path, dtype="<i8", mode="r").reshape(-1, 2)
+    start, stop = np.searchsorted(pairs[:, 0], [node(index, 0), node(index + 1, 0)])
+    return {int(document) - node(index, 0): int(first) for document, first in pairs[start:stop]}
+
+
+def _sketch(work: _Work, task: int, number: int) -> npt.NDArray[np.uint8]:
+    num_documents = len(_mapped(work.of_task(task, "places"), "<u8"))
+    return np.array(_mapped(work.of_task(task, "sketches"), "|u1").reshape(num_documents, -1)[number])
+
+
+def _place(work: _Work, items: list[SelectionTask], kept: int) -> str:
+    """Where a document lies, as the ids of documents without their own say it, with the whole path."""
+    task, number = divmod(kept, 1 << 32)
+    return f"{items[task].task.path}:{int(_mapped(work.of_task(task, 'places'), '<u8')[number])}"
+
+
+@lru_cache(maxsize=256)  # maps held open: duplicates point anywhere, mostly near
+def _mapped(path: Path, dtype: str) -> npt.NDArray[np.integer]:
+    return np.memmap(path, dtype=dtype, mode="r")

@@ -1,0 +1,114 @@
+"""How much of a text is in benchmarks, by n-grams of units (tools/data/units.py).
+
+datatrove's own n-gram blocks are not used: their indexer wants lighteval for every benchmark, their words of Chinese
+want spaCy, and their filter knows any hit alone, neither shares nor which item was hit. Here a page's n-grams are
+looked up as one array in a sorted one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tools.data.benchmark_items import Benchmark
+from tools.data.units import Hashes, hashes_of, ngram_hashes, units_of
+
+SHORTEST_ITEM = 8  # units: the shortest n-gram of the contamination studies of GPT-3 (arXiv 2005.14165, appendix C)
+FILTER_BITS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contamination:
+    """What a text shares with the benchmarks."""
+
+    share: float
+    """Of its n-grams, counted at every place, those in a benchmark; 1 if a whole short item is in it and no n-gram is
+    counted, i.e. the text is shorter than n."""
+    ngram: str
+    """The first one that matches, normalised."""
+    items: tuple[int, ...]
+    """Numbers of the items that own a matching n-gram; an n-gram belongs to the first item that has it. The first is
+    the owner of `ngram`."""
+
+
+class NgramIndex:
+    """All n-grams of the benchmarks' items.
+
+    An item of 8 to n - 1 units is sought as a whole; a shorter one cannot be found and is counted.
+    Memory: 12 bytes an n-gram of the benchmarks and 1 MB a length.
+    """
+
+    def __init__(self, benchmarks: Sequence[Benchmark], n: int) -> None:
+        self.n = n
+        self.benchmarks = tuple(benchmarks)
+        self.owners: list[tuple[int, int]] = []
+        """Item number -> (benchmark, line)."""
+        self.num_too_short = [0] * len(benchmarks)
+        grams: dict[int, list[tuple[Hashes, int]]] = {}
+        for number, benchmark in enumerate(benchmarks):
+            for item in benchmark.items:
+                hashes = hashes_of(units_of(item.text))
+                length = min(n, len(hashes))
+                if length < min(n, SHORTEST_ITEM):
+                    self.num_too_short[number] += 1
+                grams.setdefault(length, []).append((ngram_hashes(hashes, length), len(self.owners)))
+                self.owners.append((number, item.line))
+        self._tables = {
+            length: _Table(found) for length, found in sorted(grams.items()) if length >= min(n, SHORTEST_ITEM)
+        }
+
+    def look_up(self, text: str) -> Contamination | None:
+        """None if the text shares nothing."""
+        units = units_of(text)
+        hashes = hashes_of(units)
+        items: set[int] = set()
+        first: tuple[int, int, int] | None = None  # place, length, owner
+        num_hits = 0
+        for length, table in self._tables.items():
+            places, owners = table.find(ngram_hashes(hashes, length))
+            if not len(places):
+                continue
+            items.update(owners.tolist())
+            first = min(first or (len(units), 0, 0), (int(places[0]), length, int(owners[0])))
+            num_hits += len(places) if length == self.n else 0
+        if first is None:
+            return None
+        count = len(hashes) - self.n + 1
+        share = num_hits / count if count > 0 else 1.0
+        return Contamination(
+            share=share,
+            ngram=_shown(units[first[0] : first[0] + first[1]]),
+            items=(first[2], *sorted(items - {first[2]})),
+        )
+
+
+class _Table:
+    """Sorted hashes behind a filter by their leading bits, which nearly all n-grams of clean text fail."""
+
+    def __init__(self, grams: list[tuple[Hashes, int]]) -> None:
+        hashes = np.concatenate([found for found, _ in grams])
+        owners = np.repeat(np.array([owner for _, owner in grams], dtype=np.int32), [len(found) for found, _ in grams])
+        self._hashes, first = np.unique(hashes, return_index=True)
+        self._owners = owners[first]
+        self._filter = np.zeros(1 << FILTER_BITS, dtype=bool)
+        self._filter[self._leading(self._hashes)] = True
+
+    def find(self, hashes: Hashes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+        """(places of the hashes that are in the table, their owners)."""
+        candidates = np.flatnonzero(self._filter[self._leading(hashes)])
+        slots = np.searchsorted(self._hashes, hashes[candidates])
+        slots[slots == len(self._hashes)] = 0
+        hits = self._hashes[slots] == hashes[candidates]
+        return candidates[hits], self._owners[slots[hits]]
+
+    def _leading(self, hashes: Hashes) -> npt.NDArray[np.int64]:
+        return (hashes >> np.uint64(64 - FILTER_BITS)).astype(np.int64)
+
+
+def _shown(units: Sequence[str]) -> str:
+    """Units as a person reads them: no blanks between single characters."""
+    text = ""
+    for unit in units:
+        text += unit if not text or (len(unit) == 1 and ord(unit) > 0x2E7F) else f" {unit}"
+    return text

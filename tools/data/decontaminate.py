@@ -1,0 +1,176 @@
+"""`syne data decontaminate`: which documents hold n-grams of benchmarks; a report first, removal on request."""
+
+import hashlib
+import shutil
+from collections import Counter
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+from data_mixers.errors import DataError
+from tools.data.benchmark_items import read_benchmark
+from tools.data.calls import Call, begin
+from tools.data.contamination import NgramIndex
+from tools.data.documents import Document
+from tools.data.readers import find_inputs, plan_tasks
+from tools.data.selection import SelectionReport, SelectionTask, Verdict, gather, report_from_json, select
+from tools.data.stage import Report, Stage, only_one, run_stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecontaminateOptions:
+    """What `syne data decontaminate` is asked for."""
+
+    inputs: tuple[str, ...]
+    benchmarks: tuple[str, ...]
+    """File names or globs."""
+    out: Path
+    ngram: int = 13
+    """Of units: words, or characters of Chinese. 13 words are GPT-3's (arXiv 2005.14165, appendix C)."""
+    max_share: float = 0.0
+    """A document is contaminated if a larger share of its n-grams is in a benchmark; 0: one n-gram is enough."""
+    benchmark_keys: tuple[str, ...] = ()
+    """Keys of the benchmarks' texts; empty: those known."""
+    remove: bool = False
+    """Write the documents, the contaminated ones apart."""
+    text_key: str = "text"
+    source_key: str | None = None
+    max_bad_share: float = 0.01
+    max_bad_lines: int = 10
+    workers: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkReport:
+    """One benchmark."""
+
+    name: str
+    keys: tuple[str, ...]
+    num_items: int
+    num_too_short: int
+    """Items under 8 units: they cannot be found."""
+    num_items_hit: int
+    """Items that some contaminated document shares an n-gram with."""
+    documents: dict[str, int]
+    """source -> contaminated documents that share an n-gram with it."""
+
+
+def decontaminate(options: DecontaminateOptions) -> tuple[SelectionReport, tuple[BenchmarkReport, ...]]:
+    """Report which documents are contaminated and, with `remove`, write them apart from the others.
+
+    Deterministic and resumable as `clean`. Errors: ConfigError for a benchmark without known keys, or a folder in use;
+    DataError for damaged input. Memory: 12 bytes an n-gram of the benchmarks, per worker.
+    """
+    tasks = plan_tasks(find_inputs(options.inputs))
+    if not tasks:
+        raise DataError(f"there is no document in {', '.join(options.inputs)}")
+    paths = tuple(find_inputs(options.benchmarks, option="--benchmarks"))
+    index = _index(paths, options.benchmark_keys, options.ngram)  # a fault in them is told before anything is read
+    call = begin(options.out, command="decontaminate", options=_deciding(options, paths), tasks=tasks)
+    with only_one(options.out):
+        if (done := call.take(writes=options.remove)) is not None:
+            return report_from_json(done), tuple(BenchmarkReport(**entry) for entry in done["benchmarks"])
+        items = [
+            SelectionTask(
+                task=task,
+                index=number,
+                text_key=options.text_key,
+                source_key=options.source_key,
+                out=options.out if options.remove else None,
+            )
+            for number, task in enumerate(tasks)
+        ]
+        results = run_stage(_stage(call, items, paths, options), workers=options.workers)
+        report = gather(items, results)
+        call.check_bad_share(
+            report.num_quarantined,
+            report.num_read - report.num_quarantined,
+            max_share=options.max_bad_share,
+            max_lines=options.max_bad_lines,
+        )
+        benchmarks = _benchmark_reports(index, paths, options, results)
+        extra = {"benchmarks": [asdict(benchmark) for benchmark in benchmarks]}
+        call.finish(report, writes=options.remove, extra=extra)
+        shutil.rmtree(call.work)
+    return report, benchmarks
+
+
+def benchmark_table(benchmarks: tuple[BenchmarkReport, ...]) -> str:
+    """One line a benchmark."""
+    lines = []
+    for entry in benchmarks:
+        found = ", ".join(f"{source}: {count:,}" for source, count in entry.documents.items()) or "none"
+        short = f", {entry.num_too_short} too short to find" if entry.num_too_short else ""
+        lines.append(
+            f"{entry.name} ({', '.join(entry.keys)}): {entry.num_items_hit} of {entry.num_items} items{short}; "
+            f"documents {found}"
+        )
+    return "\n".join(lines)
+
+
+def _deciding(options: DecontaminateOptions, paths: tuple[Path, ...]) -> dict[str, Any]:
+    """All that decides the result besides the input: the benchmarks by content."""
+    left_out = ("inputs", "out", "workers", "remove", "benchmarks")
+    hashes = {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    return {key: value for key, value in asdict(options).items() if key not in left_out} | {"benchmarks": hashes}
+
+
+@lru_cache(maxsize=1)  # once a process
+def _index(paths: tuple[Path, ...], keys: tuple[str, ...], n: int) -> NgramIndex:
+    return NgramIndex([read_benchmark(path, keys) for path in paths], n)
+
+
+def _stage(call: Call, items: list[SelectionTask], paths: tuple[Path, ...], options: DecontaminateOptions) -> Stage:
+    name = "decontaminate" if options.remove else "look for benchmarks"
+    return Stage(
+        name=name,
+        work=call.work / ("write" if options.remove else "count"),
+        fingerprint=call.fingerprint,
+        sizes=tuple(item.task.size_bytes for item in items),
+        do=partial(_task, items, paths, options),
+    )
+
+
+def _task(
+    items: list[SelectionTask], paths: tuple[Path, ...], options: DecontaminateOptions, number: int, report: Report
+) -> dict[str, Any]:
+    index = _index(paths, options.benchmark_keys, options.ngram)
+    item = items[number]
+    documents: Counter[tuple[int, str]] = Counter()
+    hit: set[int] = set()
+
+    def judge(_: int, document: Document) -> Verdict | None:
+        found = index.look_up(document.text)
+        if found is None or 0 < options.max_share >= found.share:
+            return None
+        hit.update(found.items)
+        documents.update(
+            (benchmark, item.source_of(document)) for benchmark in {index.owners[number][0] for number in found.items}
+        )
+        benchmark, line = index.owners[found.items[0]]
+        matched = {"benchmark": f"{paths[benchmark]}:{line}", "ngram": found.ngram}
+        return Verdict(reason="contaminated", value=round(found.share, 6), limit=options.max_share, matched=matched)
+
+    result = select(item, judge, report)
+    return result | {"hit": sorted(hit), "hit_documents": [[*key, count] for key, count in sorted(documents.items())]}
+
+
+def _benchmark_reports(
+    index: NgramIndex, paths: tuple[Path, ...], options: DecontaminateOptions, results: list[dict[str, Any]]
+) -> tuple[BenchmarkReport, ...]:
+    hit = Counter(index.owners[item][0] for item in {item for result in results for item in result["hit"]})
+    documents: dict[int, Counter[str]] = {}
+    for benchmark, source, count in (entry for result in results for entry in result["hit_documents"]):
+        documents.setdefault(benchmark, Counter())[source] += count
+    return tuple(
+        BenchmarkReport(
+            name=str(path),
+            keys=index.benchmarks[number].keys,
+            num_items=len(index.benchmarks[number].items),
+            num_too_short=index.num_too_short[number],
+            num_items_hit=hit[number],
+            documents=dict(sorted(documents.get(number, Counter()).items())),
+        )
+        for number, path in enumerate(paths)
+    )

@@ -1,0 +1,146 @@
+"""Token files with what lies beside them: lengths from the index, documents and scores from their parquet files.
+
+Both may be missing: older folders have neither, and Megatron's own have no manifest either.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data_mixers.errors import DataError
+from data_mixers.manifest import MANIFEST_NAME, TokenizerIdentity, read_manifest
+from megatron_synE.data.indexed import IndexedFile
+
+DOCUMENT_COLUMNS = ("id", "file", "place", "topic", "topic_confidence", "num_tokens", "text_bytes")
+Numbers = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class DescribedShard:
+    """One .bin/.idx pair and its companions."""
+
+    prefix: Path
+    scores_name: str | None
+    """Of a second model's scores; None: the first one's."""
+
+    @property
+    def documents_path(self) -> Path:
+        return Path(f"{self.prefix}.documents.parquet")
+
+    @property
+    def scores_path(self) -> Path:
+        return Path(f"{self.prefix}.scores{'' if self.scores_name is None else '-' + self.scores_name}.parquet")
+
+    @cached_property
+    def tokens(self) -> IndexedFile:
+        return IndexedFile(self.prefix)
+
+    @cached_property
+    def starts(self) -> npt.NDArray[np.int64]:
+        """Of each document, closed by the number of tokens."""
+        return self.tokens.document_ranges()
+
+    @property
+    def num_documents(self) -> int:
+        return int(self.tokens.num_documents)
+
+    @cached_property
+    def nll(self) -> tuple[Numbers, Numbers] | None:
+        """(NLL sum in nats, tokens it is of) per document; None without scores."""
+        if not self.scores_path.is_file():
+            return None
+        found = self._columns(self.scores_path, ("nll_sum", "nll_tokens"))
+        return np.asarray(found["nll_sum"], dtype=np.float64), np.asarray(found["nll_tokens"], dtype=np.float64)
+
+    @cached_property
+    def ppl(self) -> Numbers | None:
+        """PPL per document, NaN where no token was scored; None without scores."""
+        if self.nll is None:
+            return None
+        nll_sum, nll_tokens = self.nll
+        mean = np.divide(nll_sum, nll_tokens, out=np.full(len(nll_sum), math.nan), where=nll_tokens > 0)
+        ppl: Numbers = np.exp(np.minimum(mean, 700.0))  # e**700 is still a number
+        return ppl
+
+    @cached_property
+    def text_bytes(self) -> Numbers | None:
+        """UTF-8 bytes per document; None without the documents' file."""
+        if not self.documents_path.is_file():
+            return None
+        return np.asarray(self._columns(self.documents_path, ("text_bytes",))["text_bytes"], dtype=np.float64)
+
+    def document(self, number: int) -> dict[str, Any]:
+        """What is known of a document: the columns of its row; empty without the documents' file."""
+        if not self.documents_path.is_file():
+            return {}
+        return {name: values[number] for name, values in self._documents.items()}
+
+    @cached_property
+    def _documents(self) -> dict[str, Any]:
+        return self._columns(self.documents_path, DOCUMENT_COLUMNS[:5])
+
+    def _columns(self, path: Path, names: Sequence[str]) -> dict[str, Any]:
+        import pyarrow
+        import pyarrow.parquet
+
+        try:
+            table = pyarrow.parquet.read_table(path, columns=list(names))
+        except (pyarrow.ArrowException, OSError) as error:
+            raise DataError(f"{path} cannot be read as parquet: {error}") from error
+        missing = [name for name in names if name not in table.column_names]
+        if missing:
+            raise DataError(f"{path} has no column {', '.join(missing)}; write it again with this version's command")
+        if table.num_rows != self.num_documents:
+            raise DataError(
+                f"{path} has {table.num_rows} rows, {self.tokens.idx_path.name} has {self.num_documents} documents: "
+                "they are not of one writing; make it again"
+            )
+        return {name: table[name].to_pylist() for name in names}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DescribedSource:
+    """One source: an ordered list of shards."""
+
+    name: str
+    topic: str | None
+    role: str
+    """train, validation; "unknown" without a manifest."""
+    shards: tuple[DescribedShard, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DescribedFolder:
+    sources: tuple[DescribedSource, ...]
+    tokenizer: TokenizerIdentity | None
+    """None without a manifest."""
+
+
+def describe(folder: Path, *, scores_name: str | None = None) -> DescribedFolder:
+    """What lies in the folder. Errors: DataError if it holds neither a manifest nor token files."""
+    if (folder / MANIFEST_NAME).is_file():
+        manifest = read_manifest(folder)
+        sources = tuple(
+            DescribedSource(
+                name=entry.name,
+                topic=entry.topic,
+                role=entry.role,
+                shards=tuple(DescribedShard(manifest.shard_prefix(shard), scores_name) for shard in entry.shards),
+            )
+            for entry in manifest.sources
+        )
+        return DescribedFolder(sources=sources, tokenizer=manifest.tokenizer)
+    prefixes = sorted(path.with_suffix("") for path in folder.glob("*.bin") if path.with_suffix(".idx").is_file())
+    if not prefixes:
+        raise DataError(f"{folder} holds neither {MANIFEST_NAME} nor pairs of .bin and .idx files")
+    sources = tuple(
+        DescribedSource(name=prefix.name, topic=None, role="unknown", shards=(DescribedShard(prefix, scores_name),))
+        for prefix in prefixes
+    )
+    return DescribedFolder(sources=sources, tokenizer=None)

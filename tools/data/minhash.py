@@ -1,0 +1,161 @@
+"""MinHash through datatrove's blocks: its signatures and its external match of bands; grams and clusters are ours.
+
+Ours, because datatrove cuts Chinese into words with spaCy and hashes each gram in Python (tools/data/units.py gives the
+grams of a page as one array), and because its clusters keep the member that happened to grow the largest set, where we
+keep the first in input order.
+"""
+
+import os
+import resource
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data_mixers.errors import ConfigError, DataError
+from tools.data.rules import NearDuplicates
+from tools.data.units import Hashes, ngram_hashes
+
+BLOCK = 8192  # grams hashed at once: 15 MB of numbers, however long the text is
+
+Sketch = npt.NDArray[np.uint8]
+"""One byte of every hash of a document's signature, [num_bands * hashes_per_band]."""
+
+
+def write_signatures(
+    documents: Iterable[Hashes | None], folder: Path, task: int, settings: NearDuplicates
+) -> npt.NDArray[np.uint8]:
+    """Write the task's bands of sorted signatures into `folder`; returns a sketch per document.
+
+    documents: hashes of each document's units in order; None, or fewer units than a gram has: no signature.
+    """
+    step = _signature_step(folder, settings)
+    sketches: list[Sketch] = []
+
+    def numbered() -> Iterator[SimpleNamespace]:
+        for hashes in documents:
+            step.sketch = np.zeros(settings.num_bands * settings.hashes_per_band, dtype=np.uint8)
+            yield SimpleNamespace(text=hashes)
+            sketches.append(step.sketch)
+
+    step.run(numbered(), rank=task)
+    for band in range(settings.num_bands):
+        with (folder / f"bucket_{band:03d}" / f"{task:05d}.minhash.sig").open("rb") as stream:
+            os.fsync(stream.fileno())
+    return np.array(sketches, dtype=np.uint8).reshape(-1, settings.num_bands * settings.hashes_per_band)
+
+
+def match_band(folder: Path, out: Path, band: int, num_tasks: int, settings: NearDuplicates) -> None:
+    """Write the pairs of documents that agree in all hashes of a band: <out>/<band>_00.dups."""
+    from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets
+
+    _allow_open_files(num_tasks + 64)
+    step = MinhashDedupBuckets(str(folder), str(out), config=_config(settings), lines_to_buffer=1024)
+    step.run(None, rank=band, world_size=settings.num_bands)
+
+
+def cluster(folder: Path) -> npt.NDArray[np.int64]:
+    """(document, first document of its cluster) of all but the first ones, [n, 2], sorted; node numbers as `node`.
+
+    Memory: about 100 bytes a pair of near-duplicates.
+    """
+    pairs = [np.fromfile(path, dtype="<u4").reshape(-1, 4) for path in sorted(folder.glob("*.dups"))]
+    rows = np.unique(np.concatenate(pairs), axis=0).astype(np.int64) if pairs else np.zeros((0, 4), dtype=np.int64)
+    ends = np.stack([node(rows[:, 0], rows[:, 1]), node(rows[:, 2], rows[:, 3])], axis=1)
+    nodes, places = np.unique(ends, return_inverse=True)
+    firsts = _smallest_of_component(places.reshape(-1, 2), len(nodes))
+    later = firsts != np.arange(len(nodes))
+    return np.stack([nodes[later], nodes[firsts[later]]], axis=1)
+
+
+def node(task: npt.NDArray[np.int64] | int, number: npt.NDArray[np.int64] | int) -> Any:
+    """One number for document `number` of `task`; they are ordered as the input is."""
+    return task * (1 << 32) + number
+
+
+def similarity(a: Sketch, b: Sketch) -> float:
+    """The Jaccard similarity of two documents' grams that their sketches suggest, standard error at most 0.05.
+
+    Source: b-bit minwise hashing, arXiv 0910.3349: of 8 bits, 1/256 agree by chance.
+    """
+    agree = float(np.mean(a == b))
+    return max(0.0, (agree - 1 / 256) / (1 - 1 / 256))
+
+
+def _smallest_of_component(pairs: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+    """The smallest member of each member's component, by labels that only fall."""
+    labels = np.arange(count)
+    while True:
+        before = labels.copy()
+        low = np.minimum(labels[pairs[:, 0]], labels[pairs[:, 1]])
+        for side in (0, 1):
+            np.minimum.at(labels, labels[pairs[:, side]], low)  # the root falls, not only the member
+            np.minimum.at(labels, pairs[:, side], low)
+        labels = labels[labels]
+        if np.array_equal(labels, before):
+            return labels
+
+
+def _config(settings: NearDuplicates) -> Any:
+    try:
+        from datatrove.pipeline.dedup.minhash import MinhashConfig
+        from datatrove.utils.hashing import HashConfig
+        from datatrove.utils.logging import logger
+    except ImportError as error:
+        raise ConfigError(
+            "near-duplicates need datatrove: pip install 'megatron-synE[data]', or pass --no-near-duplicates"
+        ) from error
+    logger.disable("datatrove")  # it reports every band of every task
+    return MinhashConfig(
+        n_grams=settings.ngram,
+        num_buckets=settings.num_bands,
+        hashes_per_bucket=settings.hashes_per_band,
+        seed=settings.seed,
+        hash_config=HashConfig(precision=32),
+    )
+
+
+def _signature_step(folder: Path, settings: NearDuplicates) -> Any:
+    config = _config(settings)
+    from datatrove.pipeline.dedup.minhash import MinhashDedupSignature
+    from datatrove.utils.word_tokenizers import WordTokenizer
+
+    class NoWords(WordTokenizer):
+        """datatrove asks for one; the units are there already."""
+
+        def word_tokenize(self, text: str) -> list[str]:
+            raise NotImplementedError
+
+        def sent_tokenize(self, text: str) -> list[str]:
+            raise NotImplementedError
+
+        def span_tokenize(self, text: str) -> list[tuple[int, int]]:
+            raise NotImplementedError
+
+    class UnitSignature(MinhashDedupSignature):
+        sketch: Sketch
+
+        def get_shingles(self, text: Hashes | None) -> Hashes:
+            return ngram_hashes(np.zeros(0, dtype=np.uint64) if text is None else text, settings.ngram).reshape(-1, 1)
+
+        def get_signature(self, shingles: Hashes) -> list[list[int]]:
+            compute: Callable[[Hashes], list[list[int]]] = super().get_signature
+            blocks = [compute(shingles[start : start + BLOCK]) for start in range(0, len(shingles), BLOCK)]
+            smallest = np.min(np.array(blocks, dtype=np.uint32), axis=0)  # [num_bands, hashes_per_band]
+            self.sketch = (smallest & 0xFF).astype(np.uint8).reshape(-1)
+            signature: list[list[int]] = smallest.tolist()
+            return signature
+
+    return UnitSignature(str(folder), config=config, language=NoWords())
+
+
+def _allow_open_files(count: int) -> None:
+    """datatrove opens a band of every task at once."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < count:
+        if hard != resource.RLIM_INFINITY and hard < count:
+            raise DataError(f"{count} files must be open at once and the limit is {hard}: raise it with ulimit -Hn")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))

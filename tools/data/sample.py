@@ -1,0 +1,195 @@
+"""`syne data sample`: a few documents to look at, by source, topic and PPL percentile."""
+
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_mixers.errors import ConfigError, DataError
+from megatron_synE.data.tokenizers import Tokenizer, load_tokenizer
+from tools.data.described import DescribedShard, DescribedSource, Numbers, describe
+from tools.data.documents import Document, read_documents
+from tools.data.readers import BadRecord, find_inputs, plan_tasks
+
+WINDOW = 0.01  # of the scored documents, on each side of a percentile
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One document to look at."""
+
+    source: str
+    topic: str | None
+    id: str | None
+    """None where no .documents.parquet says it; likewise file and place."""
+    file: str | None
+    place: int | None
+    num_tokens: int | None
+    ppl: float | None
+    percentile: float | None
+    """Share of its source's scored documents, in percent, that have a lower PPL."""
+    text: str
+
+
+def sample(
+    folder: Path,
+    tokenizer_path: Path,
+    *,
+    source: str = "*",
+    topic: str | None = None,
+    percentile: float | None = None,
+    num: int = 5,
+    seed: int = 1234,
+    scores_name: str | None = None,
+) -> list[Sample]:
+    """`num` documents of each source that fits, in the order of their PPL, or of the file where none is known.
+
+    percentile: chosen among the 2 % of a source's documents round it; None: among all.
+    Errors: ConfigError if nothing fits or the tokenizer is another one; DataError if a percentile is asked of a source
+    without scores.
+    """
+    found = describe(folder, scores_name=scores_name)
+    tokenizer = load_tokenizer(tokenizer_path)
+    if found.tokenizer is not None and found.tokenizer.digest != tokenizer.digest:
+        raise ConfigError(f"{folder} was made with another tokenizer than {tokenizer_path}; name the right --tokenizer")
+    chosen = [
+        entry
+        for entry in found.sources
+        if fnmatchcase(entry.name, source) and (topic is None or entry.topic in (topic, None))
+    ]
+    if not chosen:
+        known = ", ".join(entry.name for entry in found.sources)
+        raise ConfigError(f"no source fits --source {source}{f' --topic {topic}' if topic else ''}; there are {known}")
+    return [
+        taken for entry in chosen for taken in _of_source(entry, tokenizer, percentile=percentile, num=num, seed=seed)
+    ]
+
+
+def _of_source(
+    source: DescribedSource, tokenizer: Tokenizer, *, percentile: float | None, num: int, seed: int
+) -> Iterator[Sample]:
+    ppl = _ppl(source)
+    if percentile is not None and ppl is None:
+        name = next(shard.scores_path for shard in source.shards if not shard.scores_path.is_file())
+        raise DataError(f"{name} is missing, so --percentile cannot be told: run `syne data score-ppl` first")
+    counts = [shard.num_documents for shard in source.shards]
+    order = np.arange(sum(counts))
+    if ppl is not None:
+        order = np.argsort(ppl, kind="stable")
+        order = order[~np.isnan(ppl[order])] if percentile is not None else order
+    ranks = _ranks(len(order), percentile, num, random.Random(f"{seed}:{source.name}"))
+    num_scored = 0 if ppl is None else int(np.count_nonzero(~np.isnan(ppl)))
+    for rank in ranks:
+        number = int(order[rank])
+        shard_index = int(np.searchsorted(np.cumsum(counts), number, side="right"))
+        shard = source.shards[shard_index]
+        value = math.nan if ppl is None else float(ppl[number])
+        yield _sample(
+            source,
+            shard,
+            number - sum(counts[:shard_index]),
+            tokenizer,
+            ppl=None if math.isnan(value) else value,
+            percentile=None if math.isnan(value) else 100 * rank / max(1, num_scored - 1),
+        )
+
+
+def _ppl(source: DescribedSource) -> Numbers | None:
+    found = [shard.ppl for shard in source.shards]
+    known = [ppl for ppl in found if ppl is not None]
+    return np.concatenate(known) if len(known) == len(found) else None
+
+
+def _ranks(count: int, percentile: float | None, num: int, rng: random.Random) -> list[int]:
+    """Ranks to look at, ascending."""
+    if percentile is None:
+        return sorted(rng.sample(range(count), min(num, count)))
+    centre = round(percentile / 100 * (count - 1))
+    reach = max(math.ceil(WINDOW * count), num // 2 + 1)
+    window = range(max(0, centre - reach), min(count, centre + reach + 1))
+    return sorted(rng.sample(window, min(num, len(window))))
+
+
+def _sample(
+    source: DescribedSource,
+    shard: DescribedShard,
+    number: int,
+    tokenizer: Tokenizer,
+    *,
+    ppl: float | None,
+    percentile: float | None,
+) -> Sample:
+    start, stop = (int(place) for place in shard.starts[number : number + 2])
+    ids = shard.tokens.tokens(start, stop).tolist()
+    row: dict[str, Any] = shard.document(number)
+    return Sample(
+        source=source.name,
+        topic=row.get("topic") or source.topic,
+        id=row.get("id"),
+        file=row.get("file"),
+        place=row.get("place"),
+        num_tokens=stop - start,
+        ppl=ppl,
+        percentile=percentile,
+        text=tokenizer.decode(ids[:-1] if ids and ids[-1] == tokenizer.eos_id else ids),
+    )
+
+
+def sample_files(
+    patterns: tuple[str, ...], *, text_key: str = "text", topic: str | None = None, num: int = 5, seed: int = 1234
+) -> list[Sample]:
+    """`num` documents of raw files, each equally likely; all files are read once."""
+    rng = random.Random(seed)
+    kept: list[tuple[Path, Document]] = []
+    seen = 0
+    for task in plan_tasks(find_inputs(patterns)):
+        for document in read_documents(task, text_key=text_key, on_bytes=lambda amount: None):
+            if isinstance(document, BadRecord) or (topic is not None and document.fields.get("topic") != topic):
+                continue
+            seen += 1
+            place = rng.randrange(seen)
+            if len(kept) < num:
+                kept.append((task.path, document))
+            elif place < num:
+                kept[place] = (task.path, document)
+    if not kept:
+        raise ConfigError(f"no document fits in {', '.join(patterns)}")
+    return [_of_document(path, document) for path, document in kept]
+
+
+def _of_document(path: Path, document: Document) -> Sample:
+    topic = document.fields.get("topic")
+    return Sample(
+        source=path.resolve().parent.name,
+        topic=topic if isinstance(topic, str) else None,
+        id=document.id,
+        file=str(path),
+        place=document.place,
+        num_tokens=None,
+        ppl=None,
+        percentile=None,
+        text=document.text,
+    )
+
+
+def shown(entry: Sample, *, max_characters: int) -> str:
+    """A document as a person reads it: a line of facts, then the text."""
+    facts = [entry.source]
+    if entry.topic is not None:
+        facts.append(f"topic {entry.topic}")
+    if entry.id is not None:
+        facts.append(f"id {entry.id}")
+    if entry.file is not None:
+        facts.append(f"{entry.file}:{entry.place}")
+    if entry.num_tokens is not None:
+        facts.append(f"{entry.num_tokens:,} tokens")
+    if entry.ppl is not None:
+        facts.append(f"PPL {entry.ppl:,.2f} (percentile {entry.percentile:.1f})")
+    rest = len(entry.text) - max_characters
+    text = entry.text if rest <= 0 else f"{entry.text[:max_characters]}\n... {rest:,} more characters"
+    return f"== {' · '.join(facts)}\n{text}"

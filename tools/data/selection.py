@@ -1,0 +1,250 @@
+"""Documents in, kept and dropped documents out: every one of an input task is in exactly one place, with its reason.
+
+<out>/<task>-<folder>.jsonl.zst            kept, unchanged, in input order
+<out>/dropped/<task>-<folder>.jsonl.zst    dropped, unchanged, with reason, value and limit
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_mixers.errors import DataError
+from tools.data.columns import aligned
+from tools.data.documents import Document, DocumentWriter, document_of
+from tools.data.readers import BadRecord, InputTask, read_task
+
+EXAMPLES_PER_REASON = 3
+EXCERPT_CHARACTERS = 200
+VERDICT_KEYS = ("reason", "value", "limit", "matched")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Why a document is dropped."""
+
+    reason: str
+    value: Any
+    """What was measured."""
+    limit: float | None
+    """What would have been kept."""
+    matched: Any = None
+    """The document or the text it agrees with."""
+
+    def marks(self) -> dict[str, Any]:
+        """The keys that go onto the document and into the report."""
+        return {"reason": self.reason, "value": self.value, "limit": self.limit, "matched": self.matched}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionTask:
+    """One input task with the place of its output."""
+
+    task: InputTask
+    index: int
+    text_key: str
+    source_key: str | None
+    """Key of the document's source; None: the folder of its file."""
+    out: Path | None
+    """None: nothing is written, everything is counted."""
+
+    @property
+    def folder_name(self) -> str:
+        """The name of the input file's folder: a source, as published data sets lay them out."""
+        return self.task.path.resolve().parent.name or "root"
+
+    def file_name(self) -> str:
+        """Of its outputs; begins with the task's number, so that names sort in input order."""
+        return f"{self.index:07d}-{self.folder_name[:60]}.jsonl.zst"
+
+    def source_of(self, document: Document) -> str:
+        value = None if self.source_key is None else document.fields.get(self.source_key)
+        return self.folder_name if value is None else str(value)
+
+
+def select(
+    item: SelectionTask, judge: Callable[[int, Document], Verdict | None], report: Callable[[int], None]
+) -> dict[str, Any]:
+    """Judge every document of the task (by its number and content) and write it where it belongs.
+
+    Returns counts per source and reason, examples and bad lines, as JSON: see `SelectionReport`.
+    """
+    counts: Counter[tuple[str, str]] = Counter()
+    text_bytes: Counter[str] = Counter()
+    examples: dict[str, list[dict[str, Any]]] = {}
+    bad: list[tuple[int, str]] = []
+    number = num_lines = 0
+    with ExitStack() as stack:
+        writers = _writers(item, stack)
+        for record in read_task(item.task, text_key=item.text_key, topic_key=None, on_bytes=report, all_columns=True):
+            num_lines += 1
+            if record is None:
+                continue
+            document = document_of(record, item.task)
+            if isinstance(document, BadRecord):
+                bad.append((document.line, document.reason))
+                continue
+            source, verdict = item.source_of(document), judge(number, document)
+            number += 1
+            counts[source, verdict.reason if verdict else ""] += 1
+            if verdict is None:
+                text_bytes[source] += len(document.text.encode())
+            else:
+                _keep_example(examples, source, document, verdict)
+            if writers is not None:
+                writers[verdict is not None].write(document.fields if verdict is None else dropped(document, verdict))
+    return {
+        "num_documents": number,
+        "counts": [[source, reason, count] for (source, reason), count in sorted(counts.items())],
+        "text_bytes": dict(sorted(text_bytes.items())),
+        "examples": examples,
+        "bad": bad,
+        "num_lines": num_lines,
+    }
+
+
+def dropped(document: Document, verdict: Verdict) -> dict[str, Any]:
+    """The document with the verdict's keys; what it held under these names itself moves into `own`."""
+    own = {key: document.fields[key] for key in (*VERDICT_KEYS, "own") if key in document.fields}
+    return document.fields | verdict.marks() | ({"own": own} if own else {})
+
+
+def _writers(item: SelectionTask, stack: ExitStack) -> tuple[DocumentWriter, DocumentWriter] | None:
+    if item.out is None:
+        return None
+    kept, lost = item.out / item.file_name(), item.out / "dropped" / item.file_name()
+    lost.parent.mkdir(parents=True, exist_ok=True)
+    return stack.enter_context(DocumentWriter(kept)), stack.enter_context(DocumentWriter(lost))
+
+
+def _keep_example(examples: dict[str, list[dict[str, Any]]], source: str, document: Document, verdict: Verdict) -> None:
+    found = examples.setdefault(verdict.reason, [])
+    if len(found) < EXAMPLES_PER_REASON:
+        excerpt = document.text[:EXCERPT_CHARACTERS]
+        found.append({"id": document.id, "source": source} | verdict.marks() | {"text": excerpt})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionReport:
+    """The results of all tasks together."""
+
+    num_read: int
+    """Lines that are not blank."""
+    kept: dict[str, int]
+    """Documents per source, likewise below."""
+    dropped: dict[str, dict[str, int]]
+    """source -> reason -> documents."""
+    quarantined: dict[str, int]
+    kept_text_bytes: dict[str, int]
+    examples: dict[str, list[dict[str, Any]]]
+    """reason -> the first ones in input order."""
+    quarantine: list[dict[str, Any]]
+    """file, line, reason of every line that is no document; empty in a report that was read back."""
+
+    @property
+    def num_kept(self) -> int:
+        return sum(self.kept.values())
+
+    @property
+    def num_dropped(self) -> int:
+        return sum(sum(reasons.values()) for reasons in self.dropped.values())
+
+    @property
+    def num_quarantined(self) -> int:
+        return sum(self.quarantined.values())
+
+    def as_json(self) -> dict[str, Any]:
+        """For report.json."""
+        documents = {
+            "read": self.num_read,
+            "kept": self.num_kept,
+            "dropped": self.num_dropped,
+            "quarantined": self.num_quarantined,
+        }
+        sources = {
+            source: {
+                "kept": self.kept.get(source, 0),
+                "kept_text_bytes": self.kept_text_bytes.get(source, 0),
+                "dropped": self.dropped.get(source, {}),
+                "quarantined": self.quarantined.get(source, 0),
+            }
+            for source in sorted({*self.kept, *self.dropped, *self.quarantined})
+        }
+        return {"documents": documents, "sources": sources, "examples": self.examples}
+
+
+def gather(items: list[SelectionTask], results: list[dict[str, Any]]) -> SelectionReport:
+    """The report over all tasks. Errors: DataError if a document was lost or counted twice."""
+    kept: Counter[str] = Counter()
+    lost: dict[str, Counter[str]] = {}
+    quarantined: Counter[str] = Counter()
+    text_bytes: Counter[str] = Counter()
+    examples: dict[str, list[dict[str, Any]]] = {}
+    for item, result in zip(items, results, strict=True):
+        for source, reason, count in result["counts"]:
+            if reason:
+                lost.setdefault(source, Counter())[reason] += count
+            else:
+                kept[source] += count
+        text_bytes.update(result["text_bytes"])
+        quarantined[item.folder_name] += len(result["bad"])
+        for reason, found in result["examples"].items():
+            examples[reason] = (examples.get(reason, []) + found)[:EXAMPLES_PER_REASON]
+    report = SelectionReport(
+        num_read=sum(result["num_documents"] + len(result["bad"]) for result in results),
+        kept=dict(kept),
+        dropped={source: dict(sorted(reasons.items())) for source, reasons in lost.items()},
+        quarantined={source: count for source, count in quarantined.items() if count},
+        kept_text_bytes=dict(text_bytes),
+        examples=dict(sorted(examples.items())),
+        quarantine=quarantine_of(items, results),
+    )
+    if report.num_read != report.num_kept + report.num_dropped + report.num_quarantined:
+        raise DataError(f"{report.num_read} documents were read, but {report.as_json()['documents']} are accounted for")
+    return report
+
+
+def report_from_json(content: dict[str, Any]) -> SelectionReport:
+    """What `as_json` gave."""
+    sources = content["sources"]
+    return SelectionReport(
+        num_read=content["documents"]["read"],
+        kept={name: found["kept"] for name, found in sources.items() if found["kept"]},
+        dropped={name: found["dropped"] for name, found in sources.items() if found["dropped"]},
+        quarantined={name: found["quarantined"] for name, found in sources.items() if found["quarantined"]},
+        kept_text_bytes={name: found["kept_text_bytes"] for name, found in sources.items()},
+        examples=content["examples"],
+        quarantine=[],
+    )
+
+
+def quarantine_of(items: list[SelectionTask], results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every bad line with its line number in its file (a row for parquet)."""
+    found, lines_before, previous = [], 0, -1
+    for item, result in zip(items, results, strict=True):
+        lines_before = lines_before if item.task.file_index == previous else 0
+        previous = item.task.file_index
+        found += [
+            {"file": str(item.task.path), "line": lines_before + line, "reason": reason}
+            for line, reason in result["bad"]
+        ]
+        lines_before += result["num_lines"]
+    return found
+
+
+def table(report: SelectionReport) -> str:
+    """Documents per source and reason as text."""
+    reasons = sorted({reason for found in report.dropped.values() for reason in found})
+    sources = sorted({*report.kept, *report.dropped, *report.quarantined})
+    rows = [["source", *sources]] if len(sources) == 1 else [["source", *sources, "all"]]
+
+    def row(title: str, values: list[int]) -> None:
+        rows.append([title, *(f"{value:,}" for value in values), *([f"{sum(values):,}"] if len(sources) > 1 else [])])
+
+    row("kept", [report.kept.get(source, 0) for source in sources])
+    for reason in reasons:
+        row(reason, [report.dropped.get(source, {}).get(reason, 0) for source in sources])
+    row("quarantined", [report.quarantined.get(source, 0) for source in sources])
+    return aligned(rows, num_left=1)

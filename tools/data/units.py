@@ -1,0 +1,68 @@
+"""Text as units that n-grams are made of: one Han or Kana character, or one word of any other script.
+
+So a 5-gram is five characters of Chinese and five words of English, in one pass over a page that holds both: Chinese
+has no blanks between words, and cutting it into words needs a dictionary whose cuts move with their context.
+Normalised: NFKC, case folded; punctuation, symbols and white space only separate.
+"""
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+HAN_AND_KANA = "\u3005\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_UNIT = re.compile(f"[{HAN_AND_KANA}]|[^\\W_{HAN_AND_KANA}]+")
+_HAN = re.compile(f"[{HAN_AND_KANA}]")
+_BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no bit of an earlier unit is shifted out for good
+_MIX = np.uint64(0xBF58476D1CE4E5B9)
+_KEPT_HASHES = 1 << 19  # of units, some 100 MB; a page's own words come again, so a table begun anew soon serves
+
+Hashes = npt.NDArray[np.uint64]
+
+
+def units_of(text: str) -> list[str]:
+    """The units of a text in their order."""
+    return _UNIT.findall(unicodedata.normalize("NFKC", text).casefold())
+
+
+def is_han(unit: str) -> bool:
+    """Whether a unit is one Han or Kana character."""
+    return len(unit) == 1 and _HAN.match(unit) is not None
+
+
+def hashes_of(units: Sequence[str]) -> Hashes:
+    """64 bits per unit, the same on every machine."""
+    if len(_table) > _KEPT_HASHES:
+        _table.clear()
+    return np.fromiter(map(_table.__getitem__, units), dtype=np.uint64, count=len(units))
+
+
+def ngram_hashes(hashes: Hashes, n: int) -> Hashes:
+    """64 bits per n-gram, in the order of their first units; empty if there are fewer than n units.
+
+    Of M known n-grams and N looked up, N · M / 2**64 agree by chance.
+    """
+    count = len(hashes) - n + 1
+    if count < 1:
+        return np.zeros(0, dtype=np.uint64)
+    total = hashes[:count].copy()
+    for offset in range(1, n):
+        total *= _BASE
+        total += hashes[offset : offset + count]
+    total ^= total >> np.uint64(31)  # MinHash and tables by leading bits need every bit to depend on every unit
+    total *= _MIX
+    total ^= total >> np.uint64(29)
+    return total
+
+
+class _Table(dict[str, int]):
+    def __missing__(self, unit: str) -> int:
+        value = int.from_bytes(hashlib.blake2b(unit.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+        self[unit] = value
+        return value
+
+
+_table = _Table()

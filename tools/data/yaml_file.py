@@ -1,0 +1,35 @@
+"""Data files in YAML, read into strict dataclasses: rules, catalogues, key lists."""
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from data_mixers.errors import ConfigError
+
+STRICT = ConfigDict(extra="forbid", strict=True)
+
+T = TypeVar("T")
+
+
+def read_yaml(path: Path, kind: type[T]) -> T:
+    """An instance of `kind`, a pydantic dataclass or a type of them.
+
+    Errors: ConfigError with a line for every fault.
+    """
+    try:
+        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(content, default=str))
+    except ValidationError as error:
+        faults = [
+            f"{'.'.join(map(str, fault['loc'])) or 'the file'}: {fault['msg']}"
+            for fault in error.errors(include_url=False)
+        ]
+        raise ConfigError("\n  ".join([f"{path} does not fit:", *faults])) from error
