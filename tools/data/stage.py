@@ -45,15 +45,16 @@ class Stage:
     function or a functools.partial of one."""
 
 
-def run_stage(stage: Stage, *, workers: int, unit: str = "MB") -> list[Any]:
+def run_stage(stage: Stage, *, workers: int, unit: str = "MB", scale: float = 1e6) -> list[Any]:
     """All results in the order of the tasks; only those that are missing are computed, in `workers` processes.
 
+    unit, scale: of the live line: Stage.sizes are counted in 1 / scale units.
     Errors: what a task raises; DataError if a worker process dies.
     """
     stage.work.mkdir(parents=True, exist_ok=True)
     missing = _missing(stage, range(len(stage.sizes)))
-    with LiveProgress(stage.name, total=sum(stage.sizes), unit=unit) as progress:
-        progress.advance(sum(stage.sizes) - sum(stage.sizes[task] for task in missing))
+    with LiveProgress(stage.name, total=sum(stage.sizes), unit=unit, scale=scale) as progress:
+        progress.skip(sum(stage.sizes) - sum(stage.sizes[task] for task in missing))
         if workers == 1 or len(missing) < 2:
             for task in missing:
                 _do(stage, task, progress.advance)
@@ -62,11 +63,22 @@ def run_stage(stage: Stage, *, workers: int, unit: str = "MB") -> list[Any]:
     return results(stage)
 
 
-def run_tasks(stage: Stage, rank: int, world_size: int) -> None:
+def run_tasks(stage: Stage, rank: int, world_size: int, *, unit: str = "MB", scale: float = 1e6) -> None:
     """The missing ones of the tasks rank, rank + world_size, ...: one process of a job array."""
     stage.work.mkdir(parents=True, exist_ok=True)
-    for task in _missing(stage, range(rank, len(stage.sizes), world_size)):
-        _do(stage, task, lambda amount: None)
+    mine = range(rank, len(stage.sizes), world_size)
+    missing = _missing(stage, mine)
+    total = sum(stage.sizes[task] for task in mine)
+    title = f"{stage.name} {rank + 1}/{world_size}"
+    with LiveProgress(title, total=total, unit=unit, scale=scale) as progress:
+        progress.skip(total - sum(stage.sizes[task] for task in missing))
+        for task in missing:
+            _do(stage, task, progress.advance)
+
+
+def is_done(stage: Stage, task: int) -> bool:
+    """Whether the task's result is kept, whoever computed it."""
+    return _kept(stage, task) is not None
 
 
 def results(stage: Stage) -> list[Any]:
