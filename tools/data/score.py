@@ -14,7 +14,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from io import BytesIO
 from multiprocessing import current_process
 from pathlib import Path
@@ -387,7 +387,7 @@ def _score_chunk(
 
 
 def _documents(file: _ScoredFile, chunk: int, settings: _Settings) -> list[npt.NDArray[np.integer]]:
-    indexed, starts = _open(file.prefix)
+    indexed, starts = _open(file.prefix, file.shard.bin_sha256)
     first, stop = np.searchsorted(starts[:-1], [chunk * file.chunk_tokens, (chunk + 1) * file.chunk_tokens]).tolist()
     if chunk == file.num_chunks - 1:
         stop = indexed.num_documents
@@ -401,8 +401,8 @@ def _documents(file: _ScoredFile, chunk: int, settings: _Settings) -> list[npt.N
     return np.split(tokens, starts[first + 1 : stop] - begin) if stop > first else []
 
 
-@cache
-def _open(prefix: Path) -> tuple[IndexedFile, npt.NDArray[np.int64]]:
+@lru_cache(maxsize=1)
+def _open(prefix: Path, bin_sha256: str) -> tuple[IndexedFile, npt.NDArray[np.int64]]:
     file = IndexedFile(prefix)
     return file, file.document_ranges()
 
