@@ -95,5 +95,73 @@ def preprocess(
     typer.echo(str(report.manifest_path))
 
 
+@data_app.command(
+    "score-ppl",
+    epilog=example(
+        "syne data score-ppl --data data/stage1 --hf models/Meta-Llama-3-8B --tokenizer models/Meta-Llama-3-8B"
+    ),
+)
+def score_ppl(
+    data: Annotated[Path, typer.Option(help="Folder of token files with manifest.json.")],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="An iter_* folder, or a run: its newest.", show_default=False)
+    ] = None,
+    hf: Annotated[Path | None, typer.Option(help="Folder with config.json and weights.", show_default=False)] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Gives the cheap signals; left out, they are null.", show_default=False)
+    ] = None,
+    signals_only: Annotated[bool, typer.Option("--signals-only", help="No model: the cheap signals alone.")] = False,
+    sources: Annotated[str, typer.Option(help="Glob over source names.")] = "*",
+    name: Annotated[str, typer.Option(help="Of this set of scores, beside a first one.")] = "default",
+    seq_length: Annotated[
+        int | None, typer.Option(min=1, help="Default: the model's context, at most 4096.", show_default=False)
+    ] = None,
+    overlap: Annotated[
+        int | None,
+        typer.Option(min=0, help="Context of a long document's later windows; default: 1/16.", show_default=False),
+    ] = None,
+    micro_batch_size: Annotated[int, typer.Option(min=1, help="seq_lengths of tokens in a forward pass.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes, each with the whole model (one per GPU).")] = 1,
+    precision: Annotated[
+        Literal["auto", "bf16", "fp32"], typer.Option(help="auto: bf16 where the hardware multiplies it.")
+    ] = "auto",
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: a GPU where there is one.")] = "auto",
+) -> None:
+    """NLL, compression ratio, lexical diversity and characters per token of every document.
+
+    Under torchrun, srun or a SLURM array every process takes its part; run the same command again to go on.
+    """
+    if device == "cpu":
+        from megatron_synE.runtime.environment import hide_cuda
+
+        hide_cuda()
+    from data_mixers.errors import ConfigError
+    from tools.data.score import ScoreOptions
+    from tools.data.score import score_ppl as run_score_ppl
+
+    if signals_only and (checkpoint is not None or hf is not None):
+        raise ConfigError("--signals-only needs no model; leave --checkpoint and --hf out, or --signals-only")
+    if not signals_only and checkpoint is None and hf is None:
+        raise ConfigError("give the model with --checkpoint or --hf, or ask for --signals-only")
+    _log_to_stderr()
+    report = run_score_ppl(
+        ScoreOptions(
+            data=data,
+            checkpoint=checkpoint,
+            hf=hf,
+            tokenizer=tokenizer,
+            sources=sources,
+            name=name,
+            seq_length=seq_length,
+            overlap=overlap,
+            micro_batch_size=micro_batch_size,
+            workers=workers,
+            precision=precision,
+            device=device,
+        )
+    )
+    typer.echo(f"{report.num_complete} of {report.num_files} token files are scored")
+
+
 def _log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
