@@ -25,6 +25,7 @@ from tools.data import score
 from tools.data.score import ScoreOptions, score_ppl
 from tools.data.scores_file import open_scores, read_origin, scores_path
 from tools.data.signals import signals_of
+from tools.data.slurm_options import SlurmArray
 from tools.data.stage import only_one
 
 SOURCES = {("zh", "web", "law"): 900, ("en", "web", "computing"): 700}
@@ -263,3 +264,8 @@ score._documents = documents
 score.score_ppl(score.ScoreOptions(data=Path(sys.argv[1]), hf=Path(sys.argv[2]), precision="fp32", device="cpu",
                                    seq_length=128))
 """
+
+
+def test_the_precision_of_nodes_that_cannot_be_seen_must_be_given(data: Path, hf: Path) -> None:
+    with pytest.raises(ConfigError, match="--slurm-tasks needs --precision bf16 or fp32"):
+        score_ppl(options(data, hf, precision="auto", array=SlurmArray(tasks=1)))

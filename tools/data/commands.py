@@ -9,6 +9,7 @@ import typer
 
 from data_mixers.errors import ConfigError
 from tools.cli_example import example
+from tools.data.slurm_options import SlurmArray, with_slurm_options
 
 data_app = typer.Typer(
     help="Turn raw text into tokenised, described data.",
@@ -24,6 +25,7 @@ data_app = typer.Typer(
         "--language zh --source web --topic-key topic --holdout 200 --workers 2",
     )
 )
+@with_slurm_options
 def preprocess(
     inputs: Annotated[
         list[str],
@@ -61,6 +63,7 @@ def preprocess(
         float, typer.Option(min=0.0, max=1.0, help="Refuse the input above this share of bad lines.")
     ] = 0.01,
     max_bad_lines: Annotated[int, typer.Option(min=0, help="So many bad lines are always accepted.")] = 10,
+    array: SlurmArray | None = None,
 ) -> None:
     """Raw text to .bin/.idx per (language, source, topic), manifest.json, quarantine.jsonl; resumable."""
     from tools.data.preprocess import PreprocessOptions
@@ -90,6 +93,7 @@ def preprocess(
             max_document_bytes=max_document_bytes,
             max_bad_share=max_bad_share,
             max_bad_lines=max_bad_lines,
+            array=array,
         )
     )
     typer.echo(str(report.manifest_path))
@@ -101,6 +105,7 @@ def preprocess(
         "syne data score-ppl --data data/stage1 --hf models/Meta-Llama-3-8B --tokenizer models/Meta-Llama-3-8B"
     ),
 )
+@with_slurm_options
 def score_ppl(
     data: Annotated[Path, typer.Option(help="Folder of token files with manifest.json.")],
     checkpoint: Annotated[
@@ -126,6 +131,7 @@ def score_ppl(
         Literal["auto", "bf16", "fp32"], typer.Option(help="auto: bf16 where the hardware multiplies it.")
     ] = "auto",
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: a GPU where there is one.")] = "auto",
+    array: SlurmArray | None = None,
 ) -> None:
     """NLL, compression ratio, lexical diversity and characters per token of every document.
 
@@ -158,6 +164,7 @@ def score_ppl(
             workers=workers,
             precision=precision,
             device=device,
+            array=array,
         )
     )
     typer.echo(f"{report.num_complete} of {report.num_files} token files are scored")

@@ -41,6 +41,7 @@ from tools.data.merge import (
 from tools.data.near_copies import NearCopies
 from tools.data.quarantine import quarantined, too_many
 from tools.data.readers import MAX_DOCUMENT_BYTES, find_inputs, plan_tasks
+from tools.data.slurm_options import SlurmArray
 from tools.data.spool import RunSegment, TaskResult, TaskSettings, open_tokenizer, tokenise_task
 from tools.data.stage import Report, Stage, only_one, run_stage
 
@@ -71,6 +72,8 @@ class PreprocessOptions:
     topic_confidence_key: str = "topic_confidence"
     """The key that holds how sure the topic is, where a document has it; goes into the sidecar."""
     workers: int = 1
+    array: SlurmArray | None = None
+    """Run on a cluster, not in `workers` processes here."""
     holdout: int | Literal["auto"] = 0
     """Documents per topic kept from training, those with the smallest content hashes; auto: see holdout.choose."""
     role: Role = "train"
@@ -228,7 +231,14 @@ class _Call:
             sizes=tuple(task.size_bytes for task in self.tasks),
             do=partial(tokenise_task, self.tasks, settings),
         )
-        return [TaskResult.from_json(result) for result in run_stage(stage, workers=options.workers)]
+        return [
+            TaskResult.from_json(result) for result in run_stage(stage, workers=options.workers, array=options.array)
+        ]
+
+    def shards(self, stage: Stage) -> list[MergedShard]:
+        options = self.options
+        results = run_stage(stage, workers=options.workers, unit="M tokens", array=options.array)
+        return [MergedShard.from_json(result) for result in results]
 
     def check_bad_share(self, results: Sequence[TaskResult], num_records: int) -> None:
         options, num_bad = self.options, sum(result.num_bad for result in results)
@@ -263,7 +273,7 @@ class _Call:
         settings = self.merge_settings(segments, held_out=None, keep_digests=True, window=None)
         digests = tuple(chosen[topic].digests for topic in topics)
         stage = self.stage("hold out", tasks, partial(write_held_out, tasks, settings, digests), digests)
-        shards = map(MergedShard.from_json, run_stage(stage, workers=self.options.workers, unit="M tokens"))
+        shards = self.shards(stage)
         return list(zip(tasks, shards, strict=True))
 
     def held_out_table(self, digests: set[int], prefixes: Sequence[Path]) -> Path | None:
@@ -292,7 +302,7 @@ class _Call:
         for path in sorted(self.held_out.iterdir()) if held_out is not None else ():
             table.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
         stage = self.stage("write", tuple(tasks), partial(write_shard, tuple(tasks), settings), table.hexdigest())
-        shards = map(MergedShard.from_json, run_stage(stage, workers=self.options.workers, unit="M tokens"))
+        shards = self.shards(stage)
         return list(zip(tasks, shards, strict=True))
 
     def new_sources(
@@ -411,7 +421,7 @@ class _Call:
 def _fingerprint(options: PreprocessOptions, inputs: Sequence[Path], tokenizer: TokenizerIdentity) -> str:
     """Hash of all that decides the result; thresholds and workers do not."""
     decided = asdict(options)
-    for name in ("inputs", "tokenizer", "out", "workers", "max_bad_share", "max_bad_lines"):
+    for name in ("inputs", "tokenizer", "out", "workers", "array", "max_bad_share", "max_bad_lines"):
         del decided[name]
     stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in inputs]
     return hashlib.sha256(json.dumps([FORMAT, decided, stats, asdict(tokenizer)]).encode()).hexdigest()

@@ -42,6 +42,7 @@ from tools.data.scores_file import (
     scores_path,
 )
 from tools.data.signals import signals_of
+from tools.data.slurm_options import SlurmArray
 from tools.data.stage import Report, Stage, is_done, only_one, run_stage, run_tasks
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ class ScoreOptions:
     """None: a sixteenth of seq_length."""
     micro_batch_size: int = 1
     workers: int = 1
+    array: SlurmArray | None = None
+    """Run on a cluster, not in `workers` processes here."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
@@ -139,11 +142,11 @@ def score_ppl(options: ScoreOptions) -> ScoreReport:
     ranks = independent_ranks()
     if ranks is None:
         with only_one(stage.work):
-            _run(stage, files, options.workers, None)
+            _run(stage, files, options, None)
         if all(file.is_current for file in files):
             shutil.rmtree(stage.work)
     else:
-        _run(stage, files, 1, ranks)
+        _run(stage, files, options, ranks)
     complete = sum(file.is_current for file in files)
     report = ScoreReport(
         num_files=len(files),
@@ -227,6 +230,8 @@ def _precision(options: ScoreOptions) -> Literal["bf16", "fp32"]:
 
     if options.precision != "auto":
         return options.precision
+    if options.array is not None:
+        raise ConfigError("--slurm-tasks needs --precision bf16 or fp32: what the nodes have cannot be seen from here")
     return "bf16" if devices.select(options.device, local_rank=0).has_bf16 else "fp32"
 
 
@@ -298,10 +303,10 @@ def _stage(options: ScoreOptions, settings: _Settings, files: Sequence[_ScoredFi
     )
 
 
-def _run(stage: Stage, files: Sequence[_ScoredFile], workers: int, ranks: Ranks | None) -> None:
+def _run(stage: Stage, files: Sequence[_ScoredFile], options: ScoreOptions, ranks: Ranks | None) -> None:
     _forget_lost(stage, files)
     if ranks is None:
-        run_stage(stage, workers=workers, unit="tokens", scale=1.0)
+        run_stage(stage, workers=options.workers, unit="tokens", scale=1.0, array=options.array)
     else:
         run_tasks(stage, ranks.rank, ranks.world_size, unit="tokens", scale=1.0)
     for file in files:
