@@ -75,7 +75,7 @@ class Cluster:
         cwd: Path | None = None,
         env: dict[str, str] | None = None,
         code: int | None = 0,
-        timeout: float = 120,
+        timeout: float = 240,
     ) -> subprocess.CompletedProcess[str]:
         """Run a client on the controller and give its output; `code`: the exit code it must have (None: any)."""
         done = subprocess.run(
@@ -151,7 +151,7 @@ class Cluster:
             self.on(node, "slurmd", *rebooted, "-N", node, "-f", self.conf)
             self._crashed.discard(node)
 
-    def wait(self, what: str, holds: Callable[[], object], seconds: float = 30) -> None:
+    def wait(self, what: str, holds: Callable[[], object], seconds: float = 60) -> None:
         """Until `holds()` is true; AssertionError with the daemons' logs when that takes too long."""
         end = time.monotonic() + seconds
         while not holds():

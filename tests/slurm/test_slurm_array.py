@@ -27,7 +27,7 @@ def started(cluster: Cluster, out: Path, num_tasks: int, *options: object) -> "s
 
 
 def finished(process: "subprocess.Popen[str]", code: int = 0) -> str:
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=240)
     assert process.returncode == code, said
     return said
 
