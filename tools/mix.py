@@ -69,7 +69,12 @@ def reads(mixture: Mixture) -> tuple[list[ReadPart], dict[str, tuple[int, int]]]
     schedule = mixture.schedule
     sampler = Sampler(schedule)
     windows = {
-        source.name: sum(windows_in_shard(s.num_tokens, seq_length=schedule.seq_length) for s in source.shards)
+        source.name: sum(
+            windows_in_shard(
+                s.num_tokens, seq_length=schedule.seq_length, is_packed=source.packed_seq_length is not None
+            )
+            for s in source.shards
+        )
         for source in schedule.sources
     }
     buckets = _bucket_numbers(mixture)

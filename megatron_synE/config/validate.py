@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_mixers.errors import ConfigError, DataError, UserError
-from data_mixers.manifest import DatasetManifest
+from data_mixers.manifest import DatasetManifest, SourceEntry
 from data_mixers.ratios import SUM_TOLERANCE, stage_weights
 from megatron_synE.config.derive import controller_settings
 from megatron_synE.config.schema import RunConfig, StageSection
@@ -373,6 +373,20 @@ def _mixture(config: RunConfig, manifests: Sequence[DatasetManifest]) -> Iterato
     for index, stage in enumerate(config.data.stages):
         where = f"data.stages.{index}"
         try:
-            stage_weights(stage.languages, stage.sources, stage.topics, entries, where=where)
+            weights = stage_weights(stage.languages, stage.sources, stage.topics, entries, where=where)
         except ConfigError as error:
             yield Fault(where, str(error), "name data that the manifests hold")
+            continue
+        yield from _packed(config, [entry for entry in entries if weights.get(entry.name)])
+
+
+def _packed(config: RunConfig, entries: Sequence[SourceEntry]) -> Iterator[Fault]:
+    for entry in entries:
+        if entry.packed_seq_length not in (None, config.training.seq_length):
+            yield Fault(
+                "training.seq_length",
+                f"{config.training.seq_length}, but the documents of {entry.name} are packed whole into windows of"
+                f" {entry.packed_seq_length}",
+                f"set it to {entry.packed_seq_length}, or preprocess {entry.name} again with --seq-length"
+                f" {config.training.seq_length}",
+            )

@@ -21,7 +21,7 @@ from tools.data.sidecar import SidecarWriter
 from tools.data.spool import META, Meta, RunSegment, Tokens
 from tools.data.whole_documents import Windows, fill_windows
 
-MERGE_TOKENS = 8 << 20  # in memory at once while merging: about 100 MB with the copies
+MERGE_TOKENS = 4 << 20  # in memory at once while merging: about 50 MB with the copies
 SHARD_TOKENS = 1 << 27  # of one token file, about: half a GB of int32, so that writing spreads over workers
 PACKED_SHARD_TOKENS = 1 << 24  # where documents are packed: a file's documents are read from all over its range
 DIGEST_BYTES = 16
