@@ -120,7 +120,10 @@ def _distribute(
         first = 0
         while first < len(own):
             stop = max(first + 1, int(np.searchsorted(starts, starts[first] + BLOCK_TOKENS)))
-            tokens = file.tokens(int(starts[first]), int(starts[stop - 1] + own[stop - 1]))
+            # Read, not mapped: pages of a map count as this process's memory for as long as it is open.
+            count = int(starts[stop - 1] + own[stop - 1] - starts[first])
+            offset = int(starts[first]) * file.dtype.itemsize
+            tokens = np.fromfile(file.bin_path, dtype=file.dtype, count=count, offset=offset)
             kinds = range_of[document + first : document + stop]
             by_range = np.argsort(kinds, kind="stable")
             tables = [reader.take(stop - first) for reader in rows]
