@@ -134,6 +134,20 @@ def test_scores_are_equal_for_two_workers_and_for_processes_that_share_out_chunk
     torch.set_num_threads(threads)
 
 
+def test_launched_ranks_share_out_the_files_through_the_command(data: Path, hf: Path) -> None:
+    command = ["-m", "tools", "data", "score-ppl", "--data", data, "--hf", hf, "--seq-length", 128]
+    options_of_command = ["--precision", "fp32", "--device", "cpu"]
+    done = tiny.python("-c", tiny.LAUNCH, 2, *command, *options_of_command)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "2 of 2 token files are scored" in done.stdout
+    launched = scores_of(read_manifest(data))
+    for prefix in launched:
+        scores_path(data / prefix, "default").unlink()
+    done = tiny.syne(*command[2:], *options_of_command)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert scores_of(read_manifest(data)) == launched
+
+
 def test_ranks_of_a_job_array_with_two_tasks_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
     assert independent_ranks() is None
     slurm = {"STEP_ID": 0, "NTASKS": 2, "PROCID": 1, "LOCALID": 1}

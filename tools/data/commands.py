@@ -101,7 +101,9 @@ def score_ppl(
         typer.Option(min=0, help="Context of a long document's later windows; default: 1/16.", show_default=False),
     ] = None,
     micro_batch_size: Annotated[int, typer.Option(min=1, help="seq_lengths of tokens in a forward pass.")] = 1,
-    workers: Annotated[int, typer.Option(min=1, help="Processes, each with the whole model (one per GPU).")] = 1,
+    workers: Annotated[
+        int, typer.Option("--workers", "--nproc", min=1, help="Processes, each with the whole model: one per GPU.")
+    ] = 1,
     precision: Annotated[
         Literal["auto", "bf16", "fp32"], typer.Option(help="auto: bf16 where the hardware multiplies it.")
     ] = "auto",
