@@ -21,7 +21,7 @@ from megatron_synE.data.tokenizers import load_tokenizer
 from megatron_synE.runtime.environment import Ranks, independent_ranks
 from tests import tiny
 from tests.tools import corpus
-from tools.data import score
+from tools.data import score, score_chunks
 from tools.data.score import ScoreOptions, score_ppl
 from tools.data.scores_file import open_scores, read_origin, scores_path
 from tools.data.signals import signals_of
@@ -80,7 +80,7 @@ def test_a_killed_call_goes_on_and_gives_the_bytes_of_an_undisturbed_one(
 ) -> None:
     manifest = read_manifest(data)
     done: list[int] = []
-    real = score._score_chunk
+    real = score.score_chunk
 
     def counted(*arguments: object) -> object:
         if len(done) == 3:
@@ -88,25 +88,25 @@ def test_a_killed_call_goes_on_and_gives_the_bytes_of_an_undisturbed_one(
         done.append(arguments[3])  # type: ignore[arg-type]
         return real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(score, "_score_chunk", counted)
+    monkeypatch.setattr(score, "score_chunk", counted)
     with pytest.raises(KeyboardInterrupt):
         score_ppl(options(data, hf))
     assert done == [0, 1, 2]
     again: list[int] = []
-    monkeypatch.setattr(score, "_score_chunk", lambda *a: (again.append(a[3]), real(*a))[1])
+    monkeypatch.setattr(score, "score_chunk", lambda *a: (again.append(a[3]), real(*a))[1])
     score_ppl(options(data, hf))
     assert again[0] == 3 and not set(again) & set(done)
     interrupted = scores_of(manifest)
     for prefix in interrupted:
         scores_path(data / prefix, "default").unlink()
-    monkeypatch.setattr(score, "_score_chunk", real)
+    monkeypatch.setattr(score, "score_chunk", real)
     score_ppl(options(data, hf))
     assert scores_of(manifest) == interrupted
 
 
 def test_what_is_scored_is_not_scored_again(data: Path, hf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     score_ppl(options(data, hf, sources="zh/*"))
-    monkeypatch.setattr(score, "_documents", lambda file, *rest: pytest.fail(f"{file.prefix} was scored again"))
+    monkeypatch.setattr(score_chunks, "_documents", lambda file, *rest: pytest.fail(f"{file.prefix} was scored again"))
     score_ppl(options(data, hf, sources="zh/*"))
     with pytest.raises(BaseException, match=r"en-web-computing.*was scored again"):
         score_ppl(options(data, hf))
@@ -133,6 +133,20 @@ def test_scores_are_equal_for_two_workers_and_for_processes_that_share_out_chunk
         assert score_ppl(options(data, hf)).num_complete == complete
     assert scores_of(manifest) == alone
     torch.set_num_threads(threads)
+
+
+def test_launched_ranks_share_out_the_files_through_the_command(data: Path, hf: Path) -> None:
+    command = ["-m", "tools", "data", "score-ppl", "--data", data, "--hf", hf, "--seq-length", 128]
+    options_of_command = ["--precision", "fp32", "--device", "cpu"]
+    done = tiny.python("-c", tiny.LAUNCH, 2, *command, *options_of_command)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "2 of 2 token files are scored" in done.stdout
+    launched = scores_of(read_manifest(data))
+    for prefix in launched:
+        scores_path(data / prefix, "default").unlink()
+    done = tiny.syne(*command[2:], *options_of_command)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert scores_of(read_manifest(data)) == launched
 
 
 def test_ranks_of_a_job_array_with_two_tasks_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,16 +265,16 @@ def test_a_call_killed_at_any_moment_leaves_nothing_half_and_goes_on(data: Path,
 KILLED = """
 import sys
 from pathlib import Path
-from tools.data import score
+from tools.data import score, score_chunks
 score.MIN_CHUNK_TOKENS = 250
-real, done = score._documents, [0]
+real, done = score_chunks._documents, [0]
 def documents(*arguments):
     if done[0] == 2:
         print(2, flush=True)
         sys.stdin.read()
     done[0] += 1
     return real(*arguments)
-score._documents = documents
+score_chunks._documents = documents
 score.score_ppl(score.ScoreOptions(data=Path(sys.argv[1]), hf=Path(sys.argv[2]), precision="fp32", device="cpu",
                                    seq_length=128))
 """

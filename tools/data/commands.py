@@ -126,7 +126,9 @@ def score_ppl(
         typer.Option(min=0, help="Context of a long document's later windows; default: 1/16.", show_default=False),
     ] = None,
     micro_batch_size: Annotated[int, typer.Option(min=1, help="seq_lengths of tokens in a forward pass.")] = 1,
-    workers: Annotated[int, typer.Option(min=1, help="Processes, each with the whole model (one per GPU).")] = 1,
+    workers: Annotated[
+        int, typer.Option("--workers", "--nproc", min=1, help="Processes, each with the whole model: one per GPU.")
+    ] = 1,
     precision: Annotated[
         Literal["auto", "bf16", "fp32"], typer.Option(help="auto: bf16 where the hardware multiplies it.")
     ] = "auto",
@@ -168,6 +170,54 @@ def score_ppl(
         )
     )
     typer.echo(f"{report.num_complete} of {report.num_files} token files are scored")
+
+
+@data_app.command(
+    "sort",
+    epilog=example("syne data sort --data data/stage1 --out data/stage1_sorted --sources 'zh/web/*' --buckets 10"),
+)
+def sort(
+    data: Annotated[Path, typer.Option(help="Folder of token files with scores.")],
+    out: Annotated[Path, typer.Option(help="The folder to write: sorted sources, and all others unchanged.")],
+    by: Annotated[
+        str,
+        typer.Option(
+            help="nll, compression_ratio, lexical_diversity, characters_per_token, or difference:A-B of two names."
+        ),
+    ] = "nll",
+    name: Annotated[str, typer.Option(help="Of the set of scores to read.")] = "default",
+    buckets: Annotated[int, typer.Option(min=1, help="Per topic, with equally many tokens.")] = 10,
+    sources: Annotated[str, typer.Option(help="Glob over the names of training sources to sort.")] = "*",
+    descending: Annotated[bool, typer.Option("--descending", help="Highest key first.")] = False,
+    drop_tails: Annotated[
+        str, typer.Option(metavar="LOW,HIGH", help="Shares of each topic's tokens to leave out at both ends.")
+    ] = "0,0",
+    workers: Annotated[int, typer.Option(min=1, help="Processes; the result does not depend on it.")] = 1,
+) -> None:
+    """Write each topic in the order of its PPL, cut into difficulty buckets, for a curriculum to read."""
+    from data_mixers.errors import ConfigError
+    from tools.data.sort import SortOptions
+    from tools.data.sort import sort as run_sort
+
+    try:
+        low, high = map(float, drop_tails.split(","))
+    except ValueError as error:
+        raise ConfigError(f"--drop-tails {drop_tails!r}: write two shares, e.g. 0.01,0.01") from error
+    _log_to_stderr()
+    report = run_sort(
+        SortOptions(
+            data=data,
+            out=out,
+            by=by,
+            name=name,
+            buckets=buckets,
+            sources=sources,
+            descending=descending,
+            drop_tails=(low, high),
+            workers=workers,
+        )
+    )
+    typer.echo(str(report.manifest_path))
 
 
 def _log_to_stderr() -> None:

@@ -14,40 +14,29 @@ import socket
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
-from functools import cache, lru_cache, partial
-from io import BytesIO
-from multiprocessing import current_process
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_mixers.atomic import publish, write_atomic
+from data_mixers.atomic import publish
 from data_mixers.errors import ConfigError, DataError
-from data_mixers.manifest import DatasetManifest, ShardEntry, read_manifest
-from megatron_synE.data.indexed import IndexedFile
+from data_mixers.manifest import DatasetManifest, read_manifest
 from megatron_synE.runtime.environment import Ranks, independent_ranks
 from tools.data.model_weights import ModelWeights, find_weights
+from tools.data.score_chunks import ScoredFile, Settings, score_chunk
 from tools.data.scores_file import (
     DEFAULT_NAME,
     SCHEMA,
-    SIGNALS,
     ScoresOrigin,
     check_name,
     metadata_of,
     read_origin,
     scores_path,
 )
-from tools.data.signals import signals_of
 from tools.data.slurm_options import SlurmArray
-from tools.data.stage import Report, Stage, is_done, only_one, run_stage, run_tasks
-
-if TYPE_CHECKING:
-    from megatron_synE.data.tokenizers import Tokenizer
-    from megatron_synE.scoring import Scorer
+from tools.data.stage import Stage, is_done, only_one, run_stage, run_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -96,37 +85,6 @@ class ScoreReport:
     num_tokens: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Settings:
-    """Of all chunks of a call; opens the model once per process."""
-
-    weights: ModelWeights | None
-    seq_length: int
-    overlap: int
-    micro_batch_size: int
-    precision: Literal["bf16", "fp32"]
-    device: Literal["auto", "cpu", "cuda"]
-    tokenizer: Path | None
-    vocab_size: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class _ScoredFile:
-    """One token file and its chunks: chunk c holds the documents that start in tokens [c, c + 1) * chunk_tokens."""
-
-    prefix: Path
-    shard: ShardEntry
-    origin: ScoresOrigin
-    target: Path
-    first_task: int
-    num_chunks: int
-    chunk_tokens: int
-
-    @property
-    def is_current(self) -> bool:
-        return self.target.is_file() and read_origin(self.target) == self.origin
-
-
 def score_ppl(options: ScoreOptions) -> ScoreReport:
     """Score the documents of every token file of the manifest; files scored already, by the same model, are kept.
 
@@ -169,7 +127,7 @@ def _check(options: ScoreOptions) -> None:
         raise ConfigError("nothing to compute: give --checkpoint or --hf for NLL, --tokenizer for the signals")
 
 
-def _settings(options: ScoreOptions, manifest: DatasetManifest) -> tuple[_Settings, str | None]:
+def _settings(options: ScoreOptions, manifest: DatasetManifest) -> tuple[Settings, str | None]:
     """(settings, digest of the tokenizer for the signals)."""
     from megatron_synE.data.tokenizers import digest_of
 
@@ -193,7 +151,7 @@ def _settings(options: ScoreOptions, manifest: DatasetManifest) -> tuple[_Settin
             _check_digest(own, manifest, str(weights.tokenizer))
         seq_length, overlap = _windows(options, weights)
         precision = _precision(options)
-    settings = _Settings(
+    settings = Settings(
         weights=weights,
         seq_length=seq_length,
         overlap=overlap,
@@ -236,8 +194,8 @@ def _precision(options: ScoreOptions) -> Literal["bf16", "fp32"]:
 
 
 def _files(
-    options: ScoreOptions, manifest: DatasetManifest, settings: _Settings, tokenizer_digest: str | None
-) -> list[_ScoredFile]:
+    options: ScoreOptions, manifest: DatasetManifest, settings: Settings, tokenizer_digest: str | None
+) -> list[ScoredFile]:
     chosen = [entry for entry in manifest.sources if fnmatchcase(entry.name, options.sources)]
     if not chosen:
         known = ", ".join(entry.name for entry in manifest.sources[:6])
@@ -246,7 +204,7 @@ def _files(
         )
     total = sum(entry.num_tokens for entry in chosen)
     chunk_tokens = max(MIN_CHUNK_TOKENS, total // MAX_CHUNKS)
-    files: list[_ScoredFile] = []
+    files: list[ScoredFile] = []
     weights = settings.weights
     next_task = 0
     for shard in (shard for entry in chosen for shard in entry.shards):
@@ -261,7 +219,7 @@ def _files(
         )
         num_chunks = max(1, -(-shard.num_tokens // chunk_tokens))
         files.append(
-            _ScoredFile(
+            ScoredFile(
                 prefix=prefix,
                 shard=shard,
                 origin=origin,
@@ -275,14 +233,14 @@ def _files(
     return files
 
 
-def _check_not_poorer(files: Sequence[_ScoredFile], settings: _Settings) -> None:
+def _check_not_poorer(files: Sequence[ScoredFile], settings: Settings) -> None:
     """Signals alone must not replace hours of a model's work."""
     for file in files:
         if settings.weights is None and file.target.is_file() and read_origin(file.target).weights_sha256 is not None:
             raise ConfigError(f"{file.target} holds a model's scores; keep the signals apart with --name signals")
 
 
-def _stage(options: ScoreOptions, settings: _Settings, files: Sequence[_ScoredFile]) -> Stage:
+def _stage(options: ScoreOptions, settings: Settings, files: Sequence[ScoredFile]) -> Stage:
     described = {
         "micro_batch_size": settings.micro_batch_size,
         "files": [[file.shard.prefix, file.num_chunks, asdict(file.origin)] for file in files],
@@ -299,11 +257,11 @@ def _stage(options: ScoreOptions, settings: _Settings, files: Sequence[_ScoredFi
         work=work,
         fingerprint=hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest(),
         sizes=tuple(sizes),
-        do=partial(_score_chunk, work, settings, tuple(files)),
+        do=partial(score_chunk, work, settings, tuple(files)),
     )
 
 
-def _run(stage: Stage, files: Sequence[_ScoredFile], options: ScoreOptions, ranks: Ranks | None) -> None:
+def _run(stage: Stage, files: Sequence[ScoredFile], options: ScoreOptions, ranks: Ranks | None) -> None:
     _forget_lost(stage, files)
     if ranks is None:
         run_stage(stage, workers=options.workers, unit="tokens", scale=1.0, array=options.array)
@@ -318,7 +276,7 @@ def _run(stage: Stage, files: Sequence[_ScoredFile], options: ScoreOptions, rank
                 part.unlink(missing_ok=True)
 
 
-def _forget_lost(stage: Stage, files: Sequence[_ScoredFile]) -> None:
+def _forget_lost(stage: Stage, files: Sequence[ScoredFile]) -> None:
     """Chunks that are noted as done but whose part is gone, because somebody removed the scores file it went into."""
     for file in files:
         if not file.is_current:
@@ -327,16 +285,16 @@ def _forget_lost(stage: Stage, files: Sequence[_ScoredFile]) -> None:
                     part.with_suffix(".json").unlink(missing_ok=True)
 
 
-def _parts(work: Path, file: _ScoredFile) -> list[Path]:
+def _parts(work: Path, file: ScoredFile) -> list[Path]:
     return [work / f"{task:07d}.parquet" for task in range(file.first_task, file.first_task + file.num_chunks)]
 
 
-def _is_complete(stage: Stage, file: _ScoredFile, parts: Sequence[Path]) -> bool:
+def _is_complete(stage: Stage, file: ScoredFile, parts: Sequence[Path]) -> bool:
     """Whether every part is there, and of this call's chunks: an earlier call may have cut the data otherwise."""
     return all(is_done(stage, task) and part.is_file() for task, part in enumerate(parts, start=file.first_task))
 
 
-def _join(file: _ScoredFile, parts: Sequence[Path]) -> None:
+def _join(file: ScoredFile, parts: Sequence[Path]) -> None:
     """The scores file of a token file. Two processes may do this at once: both write the same bytes."""
     temporary = file.target.with_name(f".{file.target.name}.{_writer_name()}.tmp")
     num_rows = 0
@@ -362,107 +320,3 @@ def _join(file: _ScoredFile, parts: Sequence[Path]) -> None:
 def _writer_name() -> str:
     """Unique on a file system that several machines share."""
     return f"{socket.gethostname()}-{os.getpid()}"
-
-
-def _score_chunk(
-    work: Path, settings: _Settings, files: tuple[_ScoredFile, ...], task: int, report: Report
-) -> dict[str, Any]:
-    """One task: the scores of some documents, in order, as a part file."""
-    file = next(f for f in reversed(files) if f.first_task <= task)
-    if file.is_current:
-        return {"already": True}
-    documents = _documents(file, task - file.first_task, settings)
-    columns: dict[str, Any] = dict.fromkeys(SCHEMA.names)
-    if settings.weights is not None:
-        scores = _scorer(settings).score(documents, report)
-        columns |= {"nll_sum": scores.nll_sums, "nll_tokens": scores.num_tokens}
-    if settings.tokenizer is not None:
-        columns |= _signals(documents, _tokenizer(settings.tokenizer))
-    if settings.weights is None:
-        report(sum(map(len, documents)))
-    arrays = [
-        pa.nulls(len(documents), kind.type) if columns[kind.name] is None else pa.array(columns[kind.name], kind.type)
-        for kind in SCHEMA
-    ]
-    table = pa.Table.from_arrays(arrays, schema=SCHEMA.with_metadata(metadata_of(file.origin)))
-    buffer = BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    write_atomic(work / f"{task:07d}.parquet", buffer.getvalue())
-    return {"num_documents": len(documents)}
-
-
-def _documents(file: _ScoredFile, chunk: int, settings: _Settings) -> list[npt.NDArray[np.integer]]:
-    indexed, starts = _open(file.prefix, file.shard.bin_sha256)
-    first, stop = np.searchsorted(starts[:-1], [chunk * file.chunk_tokens, (chunk + 1) * file.chunk_tokens]).tolist()
-    if chunk == file.num_chunks - 1:
-        stop = indexed.num_documents
-    begin, end = int(starts[first]), int(starts[stop])
-    tokens = indexed.tokens(begin, end)
-    if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < settings.vocab_size:
-        raise DataError(
-            f"{indexed.bin_path}: token ids from {int(tokens.min())} to {int(tokens.max())}, outside the vocabulary of "
-            f"{settings.vocab_size}; the file is damaged or of another tokenizer: preprocess again"
-        )
-    return np.split(tokens, starts[first + 1 : stop] - begin) if stop > first else []
-
-
-@lru_cache(maxsize=1)
-def _open(prefix: Path, bin_sha256: str) -> tuple[IndexedFile, npt.NDArray[np.int64]]:
-    file = IndexedFile(prefix)
-    return file, file.document_ranges()
-
-
-def _signals(documents: Sequence[npt.NDArray[np.integer]], tokenizer: "Tokenizer") -> dict[str, list[float | None]]:
-    found = []
-    for document in documents:
-        is_closed = len(document) > 0 and int(document[-1]) == tokenizer.eos_id
-        text = tokenizer.text_bytes(document)
-        found.append(signals_of(text, len(document) - is_closed))
-    return {signal: [getattr(of_document, signal) for of_document in found] for signal in SIGNALS}
-
-
-@cache
-def _tokenizer(path: Path) -> "Tokenizer":
-    from megatron_synE.data.tokenizers import load_tokenizer
-
-    return load_tokenizer(path, engine="reference")
-
-
-@cache
-def _scorer(settings: _Settings) -> "Scorer":
-    """The model of this process, on its own device."""
-    import torch
-
-    from megatron_synE.model.alone import build_alone
-    from megatron_synE.runtime import device as devices
-    from megatron_synE.scoring import Scorer
-
-    assert settings.weights is not None
-    torch.set_grad_enabled(False)
-    device = devices.select(settings.device, local_rank=_local_number(settings))
-    model = build_alone(
-        settings.weights.architecture,
-        settings.weights.folder,
-        seq_length=settings.seq_length,
-        precision=settings.precision,
-        device=device,
-    )
-    return Scorer(
-        model,
-        device,
-        seq_length=settings.seq_length,
-        overlap=settings.overlap,
-        micro_batch_size=settings.micro_batch_size,
-    )
-
-
-def _local_number(settings: _Settings) -> int:
-    """Which of this machine's processes this is, so that each has a GPU of its own where there are as many."""
-    import torch
-
-    num_gpus = torch.cuda.device_count() if settings.device != "cpu" and torch.cuda.is_available() else 1
-    ranks = independent_ranks()
-    if ranks is not None:
-        return ranks.local_rank % num_gpus
-    worker = current_process().name.rpartition("-")[2]  # "SpawnProcess-3" in a pool, "MainProcess" alone
-    return (int(worker) - 1) % num_gpus if worker.isdigit() else 0

@@ -48,9 +48,14 @@ def check_name(name: str) -> None:
         raise ConfigError(f"--name {name!r} must consist of letters, digits, _ and . (a - separates two names in sort)")
 
 
+def scores_suffix(name: str) -> str:
+    """What follows a token file's prefix; DEFAULT_NAME has no name in the file's."""
+    return ".scores.parquet" if name == DEFAULT_NAME else f".scores-{name}.parquet"
+
+
 def scores_path(prefix: Path, name: str) -> Path:
-    """Where the scores of a token file lie; DEFAULT_NAME has no name in the file's."""
-    return Path(f"{prefix}.scores.parquet" if name == DEFAULT_NAME else f"{prefix}.scores-{name}.parquet")
+    """Where the scores of a token file lie."""
+    return Path(f"{prefix}{scores_suffix(name)}")
 
 
 def names_of(prefix: Path) -> list[str]:
@@ -69,7 +74,7 @@ def metadata_of(origin: ScoresOrigin) -> dict[bytes, bytes]:
 def read_origin(path: Path) -> ScoresOrigin:
     """Errors: DataError if the file cannot be read or is no scores file of this version."""
     try:
-        metadata = pq.read_schema(path).metadata or {}
+        metadata = pq.read_metadata(path).metadata or {}  # read_schema leaves out what was added on closing
         content = json.loads(metadata[METADATA_KEY])
         if content.pop("schema_version") != SCHEMA_VERSION:
             raise DataError(f"{path} was written by another version; run `syne data score-ppl` again")

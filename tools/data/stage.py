@@ -5,6 +5,7 @@ Every task's result depends on the stage's fingerprint and its number alone, nev
 """
 
 import ctypes
+import errno
 import fcntl
 import json
 import os
@@ -134,7 +135,15 @@ def _kept(stage: Stage, task: int) -> dict[str, Any] | None:
 
 
 def _do(stage: Stage, task: int, report: Report) -> None:
-    result = stage.do(task, report)
+    try:
+        result = stage.do(task, report)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DataError(
+                f"{stage.name}: no space left for {error.filename or stage.work}; free some and run the same command "
+                "again: what is done is kept"
+            ) from error
+        raise
     content = json.dumps({"fingerprint": stage.fingerprint, "result": result}, ensure_ascii=False)
     write_atomic(_path(stage, task), content.encode())
 
