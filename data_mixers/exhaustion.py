@@ -16,7 +16,13 @@ from data_mixers.windows import windows_in_shard
 def window_limits(entries: Mapping[str, SourceEntry], *, seq_length: int, max_epochs: float) -> dict[str, int]:
     """Train source -> how many windows of it may be read in the whole run."""
     return {
-        name: int(max_epochs * sum(windows_in_shard(shard.num_tokens, seq_length=seq_length) for shard in entry.shards))
+        name: int(
+            max_epochs
+            * sum(
+                windows_in_shard(shard.num_tokens, seq_length=seq_length, is_packed=entry.packed_seq_length is not None)
+                for shard in entry.shards
+            )
+        )
         for name, entry in entries.items()
         if entry.role == "train"
     }

@@ -15,7 +15,7 @@ from data_mixers.manifest import SourceEntry
 from data_mixers.ratios import WEIGHT_UNIT
 from data_mixers.strict_json import parse
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SCHEDULE_NAME = "schedule.json"
 Order = Literal["permuted", "as_written", "reversed", "prefix_permuted"]
 PhaseKind = Literal["stage", "reweight", "guard", "exhaustion"]
@@ -44,6 +44,8 @@ class ScheduledSource:
     windows_planned: int | None = None
     """Windows an epoch is expected to read, at most all: those are spread evenly over the files, so that a source in
     order of difficulty reaches its hard end; the others follow in the same epoch if it goes on. None: all."""
+    packed_seq_length: int | None = None
+    """Its windows hold whole documents: they begin at multiples of this in every epoch."""
 
     def __post_init__(self) -> None:
         where = f"source {self.name}"
@@ -105,6 +107,12 @@ class Schedule:
             raise ConfigError(f"schedule: a source occurs twice: {sorted(n for n in set(names) if names.count(n) > 1)}")
         if self.seq_length < 1:
             raise ConfigError(f"schedule: seq_length={self.seq_length} must be at least 1")
+        for source in self.sources:
+            if source.packed_seq_length not in (None, self.seq_length):
+                raise ConfigError(
+                    f"source {source.name} is packed for training.seq_length={source.packed_seq_length}, not "
+                    f"{self.seq_length}: set that, or preprocess it again with --seq-length {self.seq_length}"
+                )
         start, rank_of = 0, {name: rank for rank, name in enumerate(names)}
         for index, phase in enumerate(self.phases):
             _check_phase(phase, rank_of, start=start, where=f"schedule.phases[{index}]")
@@ -263,7 +271,7 @@ def scheduled_source(entry: SourceEntry, *, order: Order = "permuted") -> Schedu
     if entry.role != "train":
         raise ConfigError(f"source {entry.name} has role {entry.role}: it is held out and can never enter a schedule")
     shards = tuple(ScheduledShard(num_tokens=shard.num_tokens, sha256=shard.bin_sha256) for shard in entry.shards)
-    return ScheduledSource(name=entry.name, shards=shards, order=order)
+    return ScheduledSource(name=entry.name, shards=shards, order=order, packed_seq_length=entry.packed_seq_length)
 
 
 def _check_phase(phase: Phase, rank_of: Mapping[str, int], *, start: int, where: str) -> None:

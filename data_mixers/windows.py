@@ -2,7 +2,8 @@
 
 A shard of n tokens holds W = max(1, (n - seq) // seq) windows of seq + 1 tokens with stride seq: neighbours share one
 token, so every token after the first of an epoch is a target once. Each epoch is shifted by less than seq tokens, so
-fewer than two windows at head and tail together are not read in it.
+fewer than two windows at head and tail together are not read in it. A packed source (`preprocess
+--keep-documents-whole`) is never shifted: its windows hold whole documents.
 
 An epoch of W windows of which n are planned reads windows floor(k * W / n) first and the W - n others after them; each
 of the two parts is in the source's order. Every epoch is a bijection of its windows, and nothing is a table.
@@ -33,8 +34,13 @@ class WindowAddress:
     token_offset: int
 
 
-def windows_in_shard(num_tokens: int, *, seq_length: int) -> int:
-    """Windows read per epoch; 0 if the shard does not hold seq_length + 1 tokens."""
+def windows_in_shard(num_tokens: int, *, seq_length: int, is_packed: bool = False) -> int:
+    """Windows read per epoch; 0 if the shard does not hold seq_length + 1 tokens.
+
+    is_packed: they hold whole documents and are never shifted, so every one of them is read.
+    """
+    if is_packed:
+        return max(0, num_tokens - 1) // seq_length
     return max(1, (num_tokens - seq_length) // seq_length) if num_tokens > seq_length else 0
 
 
@@ -48,7 +54,10 @@ class SourceWindows:
         self._seed = seed
         self._seq_length = seq_length
         self._tokens = [shard.num_tokens for shard in source.shards]
-        self._windows = [windows_in_shard(tokens, seq_length=seq_length) for tokens in self._tokens]
+        self._is_packed = source.packed_seq_length is not None
+        self._windows = [
+            windows_in_shard(tokens, seq_length=seq_length, is_packed=self._is_packed) for tokens in self._tokens
+        ]
         self._ends = list(accumulate(self._windows))
         self.windows_per_epoch = self._ends[-1] if self._ends else 0
         if self.windows_per_epoch == 0:
@@ -95,8 +104,8 @@ class SourceWindows:
         return epochs, shards, offsets
 
     def shift(self, epoch: int, shard_index: int) -> int:
-        """Tokens left out at the head of a shard in an epoch; none in epoch 0."""
-        if epoch == 0 or self._windows[shard_index] == 0:
+        """Tokens left out at the head of a shard in an epoch; none in epoch 0, and none of a packed source."""
+        if epoch == 0 or self._is_packed or self._windows[shard_index] == 0:
             return 0
         spare = self._tokens[shard_index] - 1 - self._windows[shard_index] * self._seq_length
         return self._shift_base(epoch) % (min(self._seq_length - 1, spare) + 1)

@@ -12,6 +12,7 @@ from rich.table import Table
 from data_mixers.controllers import Observation, TopicLosses, decide
 from data_mixers.errors import DataError
 from data_mixers.guard import GuardObservation, ProbeAnswers
+from data_mixers.manifest import SourceEntry
 from data_mixers.mixture import GuardShift, Reweight
 from data_mixers.sampling import Sampler
 from data_mixers.windows import windows_in_shard
@@ -55,17 +56,21 @@ def reads(mixture: Mixture) -> tuple[list[ReadPart], dict[str, tuple[int, int]]]
     schedule = mixture.schedule
     sampler = Sampler(schedule)
     windows = {
-        source.name: sum(windows_in_shard(s.num_tokens, seq_length=schedule.seq_length) for s in source.shards)
+        source.name: sum(
+            windows_in_shard(
+                s.num_tokens, seq_length=schedule.seq_length, is_packed=source.packed_seq_length is not None
+            )
+            for s in source.shards
+        )
         for source in schedule.sources
     }
-    buckets = _bucket_numbers(mixture)
+    quantiles = _bucket_quantiles(mixture)
     parts: list[ReadPart] = []
     before = sampler.cursors(0)
     for phase in schedule.phases:
         after = sampler.cursors(phase.end_sample)
         for source, old, new in zip(schedule.sources, before, after, strict=True):
             if new > old:
-                number, count = buckets.get(source.name, (0, 0))
                 parts.append(
                     ReadPart(
                         phase=phase.name,
@@ -74,7 +79,7 @@ def reads(mixture: Mixture) -> tuple[list[ReadPart], dict[str, tuple[int, int]]]
                         share=(new - old) / phase.num_samples,
                         tokens=(new - old) * schedule.seq_length,
                         epochs=new / windows[source.name],
-                        quantiles=f"{number / count:.2f}-{(number + 1) / count:.2f}" if count else "",
+                        quantiles=quantiles.get(source.name, ""),
                     )
                 )
         before = after
@@ -84,17 +89,21 @@ def reads(mixture: Mixture) -> tuple[list[ReadPart], dict[str, tuple[int, int]]]
     }
 
 
-def _bucket_numbers(mixture: Mixture) -> dict[str, tuple[int, int]]:
-    """Source -> (number of its bucket, buckets of its topic)."""
-    topics: dict[tuple[str, str, str], list[str]] = {}
+def _bucket_quantiles(mixture: Mixture) -> dict[str, str]:
+    """Source -> the shares of its topic's tokens between which its bucket lies in the order of difficulty."""
+    topics: dict[tuple[str, str, str], list[SourceEntry]] = {}
     for entry in mixture.entries.values():
         if entry.bucket is not None and entry.role == "train":
-            topics.setdefault((entry.language, entry.source, entry.topic), []).append(entry.bucket)
-    return {
-        name: (sorted(buckets).index(entry.bucket), len(buckets))
-        for name, entry in mixture.entries.items()
-        if entry.bucket is not None and (buckets := topics.get((entry.language, entry.source, entry.topic), []))
-    }
+            topics.setdefault((entry.language, entry.source, entry.topic), []).append(entry)
+    quantiles = {}
+    for entries in topics.values():
+        total = sum(entry.num_tokens for entry in entries)
+        before = 0
+        for entry in sorted(entries, key=lambda entry: entry.bucket or ""):
+            after = before + entry.num_tokens
+            quantiles[entry.name] = f"{before / total:.2f}-{after / total:.2f}"
+            before = after
+    return quantiles
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from data_mixers.errors import ConfigError
-from data_mixers.manifest import DatasetManifest
+from data_mixers.manifest import DatasetManifest, SourceEntry
 from data_mixers.ratios import stage_weights
 from megatron_synE.config.derive import controller_settings, guard_settings
 from megatron_synE.config.fault import Fault
@@ -130,6 +130,20 @@ def share_rules(config: RunConfig, manifests: Sequence[DatasetManifest]) -> Iter
         known = known_at(config.data.stages, index, manifests)
         entries = [entry for manifest in known for entry in manifest.sources]
         try:
-            stage_weights(stage.languages, stage.sources, stage.topics, entries, where=where)
+            weights = stage_weights(stage.languages, stage.sources, stage.topics, entries, where=where)
         except ConfigError as error:
             yield Fault(where, str(error), "name data that the manifests hold")
+            continue
+        yield from _packed(config, [entry for entry in entries if weights.get(entry.name)])
+
+
+def _packed(config: RunConfig, entries: Sequence[SourceEntry]) -> Iterator[Fault]:
+    for entry in entries:
+        if entry.packed_seq_length not in (None, config.training.seq_length):
+            yield Fault(
+                "training.seq_length",
+                f"{config.training.seq_length}, but the documents of {entry.name} are packed whole into windows of"
+                f" {entry.packed_seq_length}",
+                f"set it to {entry.packed_seq_length}, or preprocess {entry.name} again with --seq-length"
+                f" {config.training.seq_length}",
+            )

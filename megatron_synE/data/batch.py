@@ -32,12 +32,14 @@ def collate(
     """Samples of seq_length + 1 tokens, end to end in one row.
 
     Without document masking each sample is one segment, so that attention still never crosses samples.
+    EOS after EOS never counts: it fills up windows of whole documents, and else there is no empty document.
     """
     seq_length = len(samples[0].tokens) - 1
     tokens = torch.from_numpy(np.stack([sample.tokens for sample in samples]))  # [samples, seq_length + 1]
     inputs = tokens[:, :-1].reshape(1, -1)  # [1, t]
     labels = tokens[:, 1:].reshape(1, -1)  # [1, t]
     mask = torch.ones_like(inputs, dtype=torch.float32)
+    mask[(inputs == eos_id) & (labels == eos_id)] = 0.0
     if eod_mask_loss:
         mask[inputs == eos_id] = 0.0
     bounds: list[int] = []

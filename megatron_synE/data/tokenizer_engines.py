@@ -56,6 +56,8 @@ class LoadedEngine:
     """Control spelling -> id; never made from text."""
     eos_token: str | None
     bos_token: str | None
+    is_byte_level: bool
+    """token_bytes are the text's own bytes; else spellings, with U+2581 for a space and <0xE4> for a byte."""
     eos_id: int | None = None
     """Where a config file states the id instead of the spelling."""
 
@@ -107,6 +109,7 @@ def open_hf(path: Path) -> LoadedEngine:
         control=control,
         eos_token=eos_token,
         bos_token=bos_token,
+        is_byte_level=byte_level,
         eos_id=eos_id,
     )
 
@@ -137,6 +140,7 @@ def open_tiktoken(path: Path) -> LoadedEngine:
         control=control,
         eos_token="<|end_of_text|>",
         bos_token="<|begin_of_text|>",
+        is_byte_level=True,
     )
 
 
@@ -167,6 +171,7 @@ def open_sentencepiece(path: Path) -> LoadedEngine:
         control=control,
         eos_token=spellings[eos] if eos >= 0 else None,
         bos_token=spellings[bos] if bos >= 0 else None,
+        is_byte_level=False,
     )
 
 

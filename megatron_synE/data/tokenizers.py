@@ -31,6 +31,8 @@ PROBE = (
     "def mean(values: list[float]) -> float:\n    return sum(values) / len(values)  # 平均值\n",
 )
 GUESSED_EOS = ("<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>", "<|im_end|>")
+BYTE_SPELLING = re.compile(rb"<0x([0-9A-F]{2})>")
+SPACE_SPELLING = "\u2581".encode()
 TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+=* [0-9]+\r?\n")
 
 
@@ -48,6 +50,7 @@ class Tokenizer:
         """Largest id + 1, control tokens included."""
         self._encode = encode
         self._token_bytes = engine.token_bytes
+        self._is_byte_level = engine.is_byte_level
         self._control = engine.control
         self._is_control = np.zeros(self.vocab_size, dtype=bool)
         self._is_control[list(engine.control.values())] = True
@@ -76,11 +79,27 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text for a person to look at: control tokens are spelled out, bytes that are no UTF-8 become U+FFFD."""
         spelled = {index: spelling.encode() for spelling, index in self._control.items()}
-        raw = b"".join(self._token_bytes.get(index) or spelled.get(index, b"") for index in ids)
-        if b" " in self._token_bytes.values():  # byte-level: every byte is a token
-            return raw.decode("utf-8", "replace")
-        raw = re.sub(rb"<0x([0-9A-F]{2})>", lambda found: bytes.fromhex(found[1].decode()), raw)
-        return raw.decode("utf-8", "replace").replace("\u2581", " ")  # sentencepiece's mark of a blank
+        raw = b"".join(self._text_of_id[index] or spelled.get(index, b"") for index in ids)
+        return raw.decode("utf-8", "replace")
+
+    def text_bytes(self, ids: npt.NDArray[np.integer]) -> bytes:
+        """The UTF-8 bytes of the text that has these ids; control ids give nothing.
+
+        Exact for byte-level tokenizers; others may have normalised the text before it became ids.
+        """
+        raw = b"".join(map(self._text_of_id.__getitem__, ids.tolist()))
+        return raw if self._is_byte_level else raw.removeprefix(b" ")  # sentencepiece puts one before the text
+
+    @cached_property
+    def _text_of_id(self) -> list[bytes]:
+        table = [b""] * self.vocab_size
+        for index, token in self._token_bytes.items():
+            byte = None if self._is_byte_level else BYTE_SPELLING.fullmatch(token)
+            if byte is not None:
+                table[index] = bytes([int(byte[1], 16)])
+            else:
+                table[index] = token if self._is_byte_level else token.replace(SPACE_SPELLING, b" ")
+        return table
 
     def identity(self) -> TokenizerIdentity:
         """What data made with this tokenizer must agree on; equal for two files that give equal ids."""

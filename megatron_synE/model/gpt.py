@@ -77,6 +77,15 @@ class LlamaModel(GPTModel):
         mask_padded_vocabulary(logits, vocab_size=self.architecture.vocab_size)
         return super().compute_language_model_loss(labels, logits)  # type: ignore[no-any-return]
 
+    def take_off_head(self) -> torch.Tensor:
+        """Make forward give the normalised hidden states [t, 1, h]; returns the head's weight [vocab_size, h].
+
+        For who wants the head's output in pieces, never whole. Without tensor or pipeline parallelism only.
+        """
+        self.post_process = False  # megatron-core's GPTModel looks at it once, before the head
+        weight = self.shared_embedding_or_output_weight() if self.architecture.tied else self.output_layer.weight
+        return weight[: self.architecture.vocab_size]  # type: ignore[no-any-return]
+
     def gather_logits(self, logits: torch.Tensor) -> torch.Tensor:
         """[1, t, v] on each TP rank -> [1, t, vocab_size] without padding. Collective: the TP group."""
         whole = tensor_parallel.gather_from_tensor_model_parallel_region(logits)

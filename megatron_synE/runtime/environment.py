@@ -36,6 +36,26 @@ def ranks_from_environment() -> Ranks | None:
     return None
 
 
+def independent_ranks() -> Ranks | None:
+    """This process among those that share out work without talking: torchrun, srun, or a SLURM job array.
+
+    None when it was started by hand. A job array whose jobs have several tasks counts them all.
+    """
+    env = os.environ
+    if "RANK" in env and "WORLD_SIZE" in env:
+        return Ranks(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", "0")))
+    rank, size, local = 0, 1, 0
+    if "SLURM_STEP_ID" in env and int(env.get("SLURM_NTASKS", "1")) > 1:
+        rank, size, local = int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), int(env["SLURM_LOCALID"])
+    if "SLURM_ARRAY_TASK_ID" in env:
+        # Ids may begin anywhere and leave steps out (--array=10-50:10).
+        first, last = int(env["SLURM_ARRAY_TASK_MIN"]), int(env["SLURM_ARRAY_TASK_MAX"])
+        count = int(env["SLURM_ARRAY_TASK_COUNT"])
+        step = (last - first) // max(1, count - 1) or 1
+        rank, size = (int(env["SLURM_ARRAY_TASK_ID"]) - first) // step * size + rank, count * size
+    return Ranks(rank, size, local) if size > 1 else None
+
+
 def hide_cuda() -> None:
     """Make this process, and what it starts, see no GPU. Must run before torch is first imported."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""

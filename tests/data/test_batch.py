@@ -35,6 +35,12 @@ def test_windows_lie_end_to_end_and_each_target_is_the_next_token() -> None:
     assert batch.loss_mask.tolist() == [[1.0] * 8]
 
 
+def test_eos_after_eos_never_counts_and_nothing_else_changes() -> None:
+    filled = sample([1, EOS, EOS, EOS, 4], [0, 2])  # a document, two fillers, and the next window's first token
+    batch = collate([filled, FIRST], document_masking=True, eod_mask_loss=False, eos_id=EOS, device=torch.device("cpu"))
+    assert batch.loss_mask.tolist() == [[1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0]]
+
+
 def test_with_masking_segments_and_positions_restart_at_each_document() -> None:
     row = collated().row
     assert row.bounds == (0, 3, 4, 6, 8)

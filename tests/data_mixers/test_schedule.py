@@ -105,6 +105,6 @@ def test_a_schedule_file_with_an_unknown_key_or_version_is_refused_by_key() -> N
     with pytest.raises(ConfigError, match=r"missing key schedule\.seed"):
         Schedule.from_json(text.replace('"seed":1,', ""))
     with pytest.raises(ConfigError, match="schema_version is 9"):
-        Schedule.from_json(text.replace('"schema_version":2', '"schema_version":9'))
+        Schedule.from_json(text.replace('"schema_version":3', '"schema_version":9'))
     with pytest.raises(ConfigError, match=r"schedule\.phases\[0\]\.num_samples"):
         Schedule.from_json(text.replace('"num_samples":500', '"num_samples":"x"', 1))

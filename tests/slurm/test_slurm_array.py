@@ -58,7 +58,7 @@ def release(pipe: Path) -> None:
     os.close(descriptor)
 
 
-def element_of(cluster: Cluster, out: Path, task: int) -> tuple[str, int]:
+def element_of(out: Path, task: int) -> tuple[str, int]:
     """(node, pid there) of the process that has begun `task`."""
     lines = [line.split() for line in (out / "starts").read_text().splitlines()]
     return next((node, int(pid)) for number, node, pid in reversed(lines) if int(number) == task)
@@ -112,7 +112,7 @@ def test_a_killed_element_is_named_and_done_again_alone(cluster: Cluster, tmp_pa
     waiting = started(cluster, tmp_path, 6, "--slurm-tasks", 3)
     cluster.wait("the others", lambda: starts(tmp_path) == [0, 1, 2, 3, 4])
     if means == "SIGKILL of the process":
-        cluster.kill(*element_of(cluster, tmp_path, 2))
+        cluster.kill(*element_of(tmp_path, 2))
     else:
         [element] = [line.split()[0] for line in cluster.jobs("--states=RUNNING") if line.split()[0].endswith("_2")]
         cluster.run("scancel", element)
@@ -148,15 +148,30 @@ def test_after_ctrl_c_the_array_goes_on_and_the_same_command_finds_it(cluster: C
     assert starts(tmp_path) == [0, 1]
 
 
+def test_what_an_array_that_was_found_leaves_undone_is_submitted_again(cluster: Cluster, tmp_path: Path) -> None:
+    pipe = hold(tmp_path, 0)
+    caller = started(cluster, tmp_path, 2, "--slurm-tasks", 2)
+    cluster.wait("both tasks", lambda: starts(tmp_path) == [0, 1])
+    caller.kill()
+    caller.communicate()
+    again = started(cluster, tmp_path, 2, "--slurm-tasks", 2)
+    assert again.stdout is not None
+    assert "is doing this already" in again.stdout.readline()
+    cluster.kill(*element_of(tmp_path, 0))
+    release(pipe)
+    assert squares(2) in finished(again)
+    assert starts(tmp_path) == [0, 0, 1]
+
+
 def test_an_element_of_a_crashed_node_is_requeued(cluster: Cluster, tmp_path: Path) -> None:
     pipe = hold(tmp_path, 1)
     waiting = started(cluster, tmp_path, 2, "--slurm-tasks", 2)
     cluster.wait("both tasks", lambda: starts(tmp_path) == [0, 1])
-    node, _ = element_of(cluster, tmp_path, 1)
+    node, _ = element_of(tmp_path, 1)
     cluster.crash(node)
     release(pipe)
     assert squares(2) in finished(waiting)
-    assert element_of(cluster, tmp_path, 1)[0] != node
+    assert element_of(tmp_path, 1)[0] != node
     assert starts(tmp_path) == [0, 1, 1]
 
 

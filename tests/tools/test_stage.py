@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -89,3 +90,15 @@ def test_a_second_call_into_one_folder_is_refused(tmp_path: Path) -> None:
         process.start()
         assert "another call is writing" in answers.get(timeout=60)
         process.join()
+
+
+def _onto_a_full_disk(task: int, report: Report) -> None:
+    Path("/dev/full").write_text("x")
+
+
+def test_a_full_disk_is_said_without_a_traceback_and_what_is_done_stays(tmp_path: Path) -> None:
+    run_stage(replace(_stage(tmp_path), sizes=(1, 1)), workers=1)
+    with pytest.raises(DataError, match=r"square: no space left for .*; free some and run the same command again"):
+        run_stage(replace(_stage(tmp_path), do=_onto_a_full_disk), workers=1)
+    assert run_stage(_stage(tmp_path), workers=1) == SQUARES
+    assert _calls(tmp_path) == [0, 1, 2, 3, 4]

@@ -213,3 +213,22 @@ def test_flatten_keeps_rows_apart() -> None:
     assert ids.tolist() == [1, 2, 3]
     assert offsets.tolist() == [0, 2, 2, 3]
     assert ids.dtype == np.int32
+
+
+TEXT = "民法典 1 and  x\n\tЖ🎉 e\u0301"
+
+
+def test_byte_level_ids_give_the_text_back(tmp_path: Path, small_llama3_file: Path) -> None:
+    for tokenizer in (load_tokenizer(corpus.hf_folder(tmp_path / "hf")), load_tokenizer(small_llama3_file)):
+        (ids,) = tokenizer.encode_ordinary_batch([TEXT])
+        assert tokenizer.text_bytes(np.append(ids, tokenizer.eos_id)).decode() == TEXT
+
+
+def test_sentencepiece_ids_give_the_text_as_sentencepiece_decodes_it(sentencepiece_file: Path) -> None:
+    import sentencepiece
+
+    tokenizer = load_tokenizer(sentencepiece_file)
+    (ids,) = tokenizer.encode_ordinary_batch([TEXT])
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(sentencepiece_file))
+    assert tokenizer.text_bytes(ids).decode() == theirs.decode(ids.tolist())
+    assert "民法典" in tokenizer.text_bytes(ids).decode()

@@ -5,7 +5,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from data_mixers.errors import ConfigError
 from tools.cli_options import example, log_to_stderr
+from tools.data.slurm_options import SlurmArray, with_slurm_options
 
 data_app = typer.Typer(
     help="Turn raw text into tokenised, described data.",
@@ -21,9 +23,11 @@ data_app = typer.Typer(
         "--language zh --source web --topic-key topic --holdout 200 --workers 2",
     )
 )
+@with_slurm_options
 def preprocess(
     inputs: Annotated[
-        list[str], typer.Option("--input", help="File or glob, may be repeated: .jsonl, .gz, .zst, .parquet.")
+        list[str],
+        typer.Option("--input", help="File, folder or glob, may be repeated: .jsonl, .gz, .zst, .parquet."),
     ],
     tokenizer: Annotated[Path, typer.Option(help="HF folder, tokenizer.json, or tokenizer.model.")],
     out: Annotated[Path, typer.Option(help="Folder; other sources in it stay.")],
@@ -32,8 +36,13 @@ def preprocess(
     source: Annotated[str, typer.Option(help="web, book, code, ...")] = "web",
     topic: Annotated[str | None, typer.Option(help="One topic for all documents.", show_default=False)] = None,
     topic_key: Annotated[str | None, typer.Option(help="Key of each document's topic.", show_default=False)] = None,
+    topic_confidence_key: Annotated[
+        str, typer.Option(help="Key of how sure the topic is, where a document has it; for the sidecar.")
+    ] = "topic_confidence",
     workers: Annotated[int, typer.Option(min=1, help="Processes; the result does not depend on it.")] = 1,
-    holdout: Annotated[int, typer.Option(min=0, help="Documents per topic kept from training.")] = 0,
+    holdout: Annotated[
+        str, typer.Option(help="Documents per topic kept from training; auto: enough for an error of 0.2 % in log PPL.")
+    ] = "0",
     role: Annotated[
         Literal["train", "validation"], typer.Option(help="validation: everything of this call is held out.")
     ] = "train",
@@ -41,16 +50,26 @@ def preprocess(
     eos_token: Annotated[
         str | None, typer.Option(help="Put after each document; default: the tokenizer's own.", show_default=False)
     ] = None,
+    keep_documents_whole: Annotated[
+        bool, typer.Option("--keep-documents-whole", help="Pack documents whole into windows of --seq-length tokens.")
+    ] = False,
+    seq_length: Annotated[
+        int | None, typer.Option(help="Of the runs that will read them: training.seq_length.", show_default=False)
+    ] = None,
+    max_document_bytes: Annotated[int, typer.Option(min=1, help="Longer texts are bad lines.")] = 16 << 20,
     max_bad_share: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Refuse the input above this share of bad lines.")
     ] = 0.01,
     max_bad_lines: Annotated[int, typer.Option(min=0, help="So many bad lines are always accepted.")] = 10,
+    array: SlurmArray | None = None,
 ) -> None:
-    """Raw text to .bin/.idx per (language, source, topic), manifest.json and quarantine.jsonl."""
+    """Raw text to .bin/.idx per (language, source, topic), manifest.json, quarantine.jsonl; resumable."""
     from tools.data.preprocess import PreprocessOptions
     from tools.data.preprocess import preprocess as run_preprocess
 
     log_to_stderr()
+    if holdout != "auto" and not holdout.isdecimal():
+        raise ConfigError(f"--holdout {holdout} must be a number of documents, or auto")
     report = run_preprocess(
         PreprocessOptions(
             inputs=tuple(inputs),
@@ -61,13 +80,139 @@ def preprocess(
             source=source,
             topic=topic,
             topic_key=topic_key,
+            topic_confidence_key=topic_confidence_key,
             workers=workers,
-            holdout=holdout,
+            holdout="auto" if holdout == "auto" else int(holdout),
             role=role,
             seed=seed,
             eos_token=eos_token,
+            keep_documents_whole=keep_documents_whole,
+            seq_length=seq_length,
+            max_document_bytes=max_document_bytes,
             max_bad_share=max_bad_share,
             max_bad_lines=max_bad_lines,
+            array=array,
+        )
+    )
+    typer.echo(str(report.manifest_path))
+
+
+@data_app.command(
+    "score-ppl",
+    epilog=example(
+        "syne data score-ppl --data data/stage1 --hf models/Meta-Llama-3-8B --tokenizer models/Meta-Llama-3-8B"
+    ),
+)
+@with_slurm_options
+def score_ppl(
+    data: Annotated[Path, typer.Option(help="Folder of token files with manifest.json.")],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="An iter_* folder, or a run: its newest.", show_default=False)
+    ] = None,
+    hf: Annotated[Path | None, typer.Option(help="Folder with config.json and weights.", show_default=False)] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Gives the cheap signals; left out, they are null.", show_default=False)
+    ] = None,
+    signals_only: Annotated[bool, typer.Option("--signals-only", help="No model: the cheap signals alone.")] = False,
+    sources: Annotated[str, typer.Option(help="Glob over source names.")] = "*",
+    name: Annotated[str, typer.Option(help="Of this set of scores, beside a first one.")] = "default",
+    seq_length: Annotated[
+        int | None, typer.Option(min=1, help="Default: the model's context, at most 4096.", show_default=False)
+    ] = None,
+    overlap: Annotated[
+        int | None,
+        typer.Option(min=0, help="Context of a long document's later windows; default: 1/16.", show_default=False),
+    ] = None,
+    micro_batch_size: Annotated[int, typer.Option(min=1, help="seq_lengths of tokens in a forward pass.")] = 1,
+    workers: Annotated[
+        int, typer.Option("--workers", "--nproc", min=1, help="Processes, each with the whole model: one per GPU.")
+    ] = 1,
+    precision: Annotated[
+        Literal["auto", "bf16", "fp32"], typer.Option(help="auto: bf16 where the hardware multiplies it.")
+    ] = "auto",
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: a GPU where there is one.")] = "auto",
+    array: SlurmArray | None = None,
+) -> None:
+    """NLL, compression ratio, lexical diversity and characters per token of every document.
+
+    Under torchrun, srun or a SLURM array every process takes its part; run the same command again to go on.
+    """
+    if device == "cpu":
+        from megatron_synE.runtime.environment import hide_cuda
+
+        hide_cuda()
+    from data_mixers.errors import ConfigError
+    from tools.data.score import ScoreOptions
+    from tools.data.score import score_ppl as run_score_ppl
+
+    if signals_only and (checkpoint is not None or hf is not None):
+        raise ConfigError("--signals-only needs no model; leave --checkpoint and --hf out, or --signals-only")
+    if not signals_only and checkpoint is None and hf is None:
+        raise ConfigError("give the model with --checkpoint or --hf, or ask for --signals-only")
+    log_to_stderr()
+    report = run_score_ppl(
+        ScoreOptions(
+            data=data,
+            checkpoint=checkpoint,
+            hf=hf,
+            tokenizer=tokenizer,
+            sources=sources,
+            name=name,
+            seq_length=seq_length,
+            overlap=overlap,
+            micro_batch_size=micro_batch_size,
+            workers=workers,
+            precision=precision,
+            device=device,
+            array=array,
+        )
+    )
+    typer.echo(f"{report.num_complete} of {report.num_files} token files are scored")
+
+
+@data_app.command(
+    "sort",
+    epilog=example("syne data sort --data data/stage1 --out data/stage1_sorted --sources 'zh/web/*' --buckets 10"),
+)
+def sort(
+    data: Annotated[Path, typer.Option(help="Folder of token files with scores.")],
+    out: Annotated[Path, typer.Option(help="The folder to write: sorted sources, and all others unchanged.")],
+    by: Annotated[
+        str,
+        typer.Option(
+            help="nll, compression_ratio, lexical_diversity, characters_per_token, or difference:A-B of two names."
+        ),
+    ] = "nll",
+    name: Annotated[str, typer.Option(help="Of the set of scores to read.")] = "default",
+    buckets: Annotated[int, typer.Option(min=1, help="Per topic, with equally many tokens.")] = 10,
+    sources: Annotated[str, typer.Option(help="Glob over the names of training sources to sort.")] = "*",
+    descending: Annotated[bool, typer.Option("--descending", help="Highest key first.")] = False,
+    drop_tails: Annotated[
+        str, typer.Option(metavar="LOW,HIGH", help="Shares of each topic's tokens to leave out at both ends.")
+    ] = "0,0",
+    workers: Annotated[int, typer.Option(min=1, help="Processes; the result does not depend on it.")] = 1,
+) -> None:
+    """Write each topic in the order of its PPL, cut into difficulty buckets, for a curriculum to read."""
+    from data_mixers.errors import ConfigError
+    from tools.data.sort import SortOptions
+    from tools.data.sort import sort as run_sort
+
+    try:
+        low, high = map(float, drop_tails.split(","))
+    except ValueError as error:
+        raise ConfigError(f"--drop-tails {drop_tails!r}: write two shares, e.g. 0.01,0.01") from error
+    log_to_stderr()
+    report = run_sort(
+        SortOptions(
+            data=data,
+            out=out,
+            by=by,
+            name=name,
+            buckets=buckets,
+            sources=sources,
+            descending=descending,
+            drop_tails=(low, high),
+            workers=workers,
         )
     )
     typer.echo(str(report.manifest_path))

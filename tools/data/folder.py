@@ -1,15 +1,15 @@
 """A folder of token files that several calls fill: sources are replaced by name, the manifest is the commit."""
 
-import fcntl
+import hashlib
 import json
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from data_mixers.atomic import sync_folder, write_atomic
-from data_mixers.errors import ConfigError
+from data_mixers.errors import ConfigError, DataError
 from data_mixers.manifest import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
@@ -19,8 +19,13 @@ from data_mixers.manifest import (
     read_manifest,
     write_manifest,
 )
+from tools.data.labels import file_stem
+from tools.data.merge import digests_path, read_digests
+from tools.data.quarantine import Quarantined
+from tools.data.sidecar import SUFFIX
 
-DIGEST_BYTES = 16
+_FILE = re.compile(r"(?P<prefix>(?P<stem>.+_text_document)(_\d{5})?)\.(bin|idx|documents\.parquet|digests|scores.*)")
+_READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,20 +34,7 @@ class NewSource:
 
     entry: SourceEntry
     finished: Path
-    """Prefix of its .bin/.idx, on the same file system."""
-    digests: tuple[int, ...]
-    """Content hashes of its documents, if it is held out."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quarantined:
-    """A line that was not used."""
-
-    call: str
-    """Which call over the folder met it: language/source/topic or topic key."""
-    file: str
-    line: int
-    reason: str
+    """Folder with the files of its shards, on the same file system."""
 
 
 class DataFolder:
@@ -63,51 +55,47 @@ class DataFolder:
                 f"{folder} holds data of another tokenizer ({found.tokenizer}, not {tokenizer}); choose another --out"
             )
 
-    def held_out_digests(self, *, replaced: Collection[str]) -> set[int]:
-        """Content hashes of all held-out documents of the folder, but for sources that are about to be replaced."""
+    def held_out(self, *, replaced: Collection[str]) -> tuple[set[int], list[Path]]:
+        """Content hashes and prefixes of what the folder holds out, but for sources that are about to be replaced."""
         digests: set[int] = set()
+        prefixes = []
         for entry in self._manifest().with_role("validation"):
-            path = _digest_path(self.folder / entry.shards[0].prefix)
-            if entry.name not in replaced and path.is_file():
-                raw = path.read_bytes()
-                digests.update(
-                    int.from_bytes(raw[i : i + DIGEST_BYTES], "big") for i in range(0, len(raw), DIGEST_BYTES)
-                )
-        return digests
+            for shard in entry.shards if entry.name not in replaced else ():
+                prefix = self.folder / shard.prefix
+                prefixes.append(prefix)
+                if digests_path(prefix).is_file():
+                    digests |= read_digests(digests_path(prefix))
+        return digests, prefixes
 
     def replace_sources(self, new: list[NewSource], quarantine: list[Quarantined], *, call: str) -> Path:
         """Put finished sources under their names; a holdout of a replaced training source goes with it.
 
-        Returns the path of the manifest, which is written last. One call at a time: others wait.
+        Returns the path of the manifest, which is written last. The caller holds stage.only_one of the folder. After a
+        kill it can be called again with the same sources.
         """
         names = {source.entry.name for source in new}
         names |= {f"{source.entry.name}@holdout" for source in new if source.entry.role == "train"}
-        with self._locked():
-            before = self._manifest()
-            kept = tuple(entry for entry in before.sources if entry.name not in names)
-            dropped = [entry for entry in before.sources if entry.name in names]
-            if dropped:
-                write_manifest(
-                    replace(before, sources=kept)
-                )  # files change next: nobody may take the old ones for whole
-            fresh = {shard.prefix for source in new for shard in source.entry.shards}
-            for shard in (shard for entry in dropped for shard in entry.shards):
-                prefix = self.folder / shard.prefix
-                _digest_path(prefix).unlink(missing_ok=True)
-                if shard.prefix not in fresh:
-                    Path(f"{prefix}.idx").unlink(missing_ok=True)
-                    Path(f"{prefix}.bin").unlink(missing_ok=True)
-            for source in new:
-                target = self.folder / source.entry.shards[0].prefix
-                if source.entry.role == "validation":
-                    raw = b"".join(digest.to_bytes(DIGEST_BYTES, "big") for digest in source.digests)
-                    write_atomic(_digest_path(target), raw)
-                for suffix in (".bin", ".idx"):
-                    Path(f"{source.finished}{suffix}").replace(f"{target}{suffix}")
-            sync_folder(self.folder)
-            self.write_quarantine(quarantine, call=call)
-            ordered = sorted((*kept, *(source.entry for source in new)), key=lambda entry: entry.name)
-            return write_manifest(replace(before, sources=tuple(ordered)))
+        before = self._manifest()
+        kept = tuple(entry for entry in before.sources if entry.name not in names)
+        if len(kept) < len(before.sources):
+            write_manifest(replace(before, sources=kept))  # files change next: nobody may take the old ones for whole
+        fresh = {shard.prefix for source in new for shard in source.entry.shards}
+        stems = {file_stem(name) for name in names}
+        for path in list(self.folder.iterdir()):
+            found = _FILE.fullmatch(path.name)
+            if found and found["stem"] in stems and (found["prefix"] not in fresh or ".scores" in path.name):
+                path.unlink()
+        for source in new:
+            for shard in source.entry.shards:
+                suffixes = (".digests", SUFFIX) if source.entry.role == "validation" else (SUFFIX,)
+                for suffix in suffixes:
+                    _move(source.finished / f"{shard.prefix}{suffix}", self.folder, None)
+                _move(source.finished / f"{shard.prefix}.bin", self.folder, shard.bin_sha256)
+                _move(source.finished / f"{shard.prefix}.idx", self.folder, shard.idx_sha256)
+        sync_folder(self.folder)
+        self.write_quarantine(quarantine, call=call)
+        ordered = sorted((*kept, *(source.entry for source in new)), key=lambda entry: entry.name)
+        return write_manifest(replace(before, sources=tuple(ordered)))
 
     def write_quarantine(self, quarantine: list[Quarantined], *, call: str) -> None:
         """Replace this call's part of quarantine.jsonl."""
@@ -124,12 +112,22 @@ class DataFolder:
             return self._empty
         return read_manifest(self.folder, check_files=False)
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        with (self.folder / ".lock").open("w") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            yield
+
+def _move(finished: Path, folder: Path, sha256: str | None) -> None:
+    """Move a file in, unless a killed call has done so.
+
+    Errors: DataError if it is nowhere, or another file is there.
+    """
+    target = folder / finished.name
+    if finished.is_file():
+        finished.replace(target)
+    elif not target.is_file() or (sha256 is not None and _sha256(target) != sha256):
+        raise DataError(f"{finished} is gone; remove {finished.parent.parent} and run the same command again")
 
 
-def _digest_path(prefix: Path) -> Path:
-    return Path(f"{prefix}.digests")
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while piece := stream.read(_READ_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -1,43 +1,54 @@
-"""Raw documents to token files: one .bin/.idx pair per (language, source, topic), a manifest, and a list of bad lines.
+"""Raw documents to token files: .bin/.idx pairs per (language, source, topic), sidecars, a manifest, bad lines.
 
-inputs ─ readers ─ tokenise into sorted runs (workers) ─ choose held-out texts ─ merge per topic ─> folder + manifest
+inputs ─ readers ─ tokenise into sorted runs ─ choose and write what is held out ─ merge per topic ─> folder + manifest
+      [stage, a task per piece of input]         [stage, a task per topic]      [stage, a task per file]
 Documents come out in a seeded shuffled order that does not depend on the number of workers; each ends in EOS, none
-begins with BOS. The manifest is replaced last, so an interrupted call leaves the folder as it was, or without the
-sources it was about to replace, never with half of one.
+begins with BOS. The work lies in <out>/.work until it is done, so a call that was killed goes on where it stood. The
+manifest is replaced last: the folder is as it was, or without the sources it was about to replace, never with half of
+one.
 """
 
+import errno
+import hashlib
+import json
 import logging
 import shutil
-import tempfile
-from collections import Counter
-from collections.abc import Callable, Generator, Mapping
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
-from data_mixers.manifest import Role, ShardEntry, SourceEntry, source_name
-from megatron_synE.data.indexed import WrittenPair, token_dtype
-from megatron_synE.data.tokenizers import Tokenizer, load_tokenizer
-from tools.data.folder import DataFolder, NewSource, Quarantined
+from data_mixers.manifest import Role, ShardEntry, SourceEntry, TokenizerIdentity, source_name
+from megatron_synE.data.indexed import token_dtype
+from tools.data.folder import DataFolder, NewSource
+from tools.data.holdout import HeldOut, choose
 from tools.data.labels import check_label, file_stem
-from tools.data.progress import LiveProgress
-from tools.data.readers import InputTask, find_inputs, plan_tasks
-from tools.data.spool import (
-    MergedTopic,
-    RunSegment,
-    TaskResult,
-    TaskSettings,
-    merge_topic,
-    smallest_digests,
-    tokenise_task,
+from tools.data.merge import (
+    DIGEST_BYTES,
+    PACKED_SHARD_TOKENS,
+    SHARD_TOKENS,
+    MergedShard,
+    MergeSettings,
+    RunReader,
+    ShardTask,
+    write_held_out,
+    write_shard,
 )
-from tools.data.workers import Job, TokenizerSpec, run_jobs
+from tools.data.near_copies import NearCopies
+from tools.data.quarantine import quarantined, too_many
+from tools.data.readers import MAX_DOCUMENT_BYTES, find_inputs, plan_tasks
+from tools.data.slurm_options import SlurmArray
+from tools.data.spool import RunSegment, TaskResult, TaskSettings, open_tokenizer, tokenise_task
+from tools.data.stage import Report, Stage, only_one, run_stage
 
 logger = logging.getLogger(__name__)
 
-KEPT_BAD_LINES = 100_000  # when more are bad, the input is not what it was taken for
+FORMAT = 1  # of what lies in .work: raise it when a stage gives something else for the same options
+MOST_WASTE = 0.02  # of packed windows, before a warning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +56,7 @@ class PreprocessOptions:
     """What `syne data preprocess` is asked for."""
 
     inputs: tuple[str, ...]
-    """File names or globs: .jsonl, .gz, .zst, .parquet."""
+    """File names, folders or globs: .jsonl, .gz, .zst, .parquet."""
     tokenizer: Path
     """HF folder, tokenizer.json, or tokenizer.model."""
     out: Path
@@ -58,14 +69,23 @@ class PreprocessOptions:
     """One topic for all documents; neither this nor topic_key: "all"."""
     topic_key: str | None = None
     """The key that holds each document's topic."""
+    topic_confidence_key: str = "topic_confidence"
+    """The key that holds how sure the topic is, where a document has it; goes into the sidecar."""
     workers: int = 1
-    holdout: int = 0
-    """Documents per topic kept from training, those with the smallest content hashes."""
+    array: SlurmArray | None = None
+    """Run on a cluster, not in `workers` processes here."""
+    holdout: int | Literal["auto"] = 0
+    """Documents per topic kept from training, those with the smallest content hashes; auto: see holdout.choose."""
     role: Role = "train"
     """validation: everything of this call is held out."""
     seed: int = 1234
     """Of the order of documents."""
     eos_token: str | None = None
+    keep_documents_whole: bool = False
+    """Pack documents whole into windows of seq_length tokens; longer ones are left out."""
+    seq_length: int | None = None
+    """With keep_documents_whole: the training.seq_length of every run that will read them."""
+    max_document_bytes: int = MAX_DOCUMENT_BYTES
     max_bad_share: float = 0.01
     """Ours: refuse the input when a larger share of its lines is bad, and more than max_bad_lines are."""
     max_bad_lines: int = 10
@@ -73,15 +93,26 @@ class PreprocessOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessReport:
-    """What a call has written."""
+    """What a call has written.
+
+    num_records = num_documents + num_quarantined + num_too_long + num_duplicates_removed + num_near_copies_removed.
+    """
 
     manifest_path: Path
     sources: tuple[SourceEntry, ...]
     num_records: int
-    """Lines that are not blank: documents written + quarantined + duplicates removed."""
+    """Lines that are not blank."""
+    num_documents: int
+    """Written, for training or held out."""
     num_quarantined: int
+    num_too_long: int
+    """Longer than a window, where documents are kept whole."""
     num_duplicates_removed: int
     """Documents left out of training because a held-out document has the same text."""
+    num_near_copies_removed: int
+    """Documents left out of training because they hold most of a held-out document."""
+    num_filler_tokens: int
+    """EOS that fill up windows, where documents are kept whole."""
     engine: str
     """The tokenizer implementation that ran: fastokens or reference."""
 
@@ -89,59 +120,14 @@ class PreprocessReport:
 def preprocess(options: PreprocessOptions) -> PreprocessReport:
     """Tokenise the inputs into `options.out`; sources of the same name are replaced, others stay.
 
-    Errors: ConfigError for options that do not fit; DataError for damaged input, too many bad lines, a topic that the
-    holdout would empty, or a folder made with another tokenizer.
-    Memory: about 0.4 GB per worker, 32 bytes per document of a run, whatever the size of the input.
+    A killed call can be repeated: what is done is not done again, and the result is the same.
+    Errors: ConfigError for options that do not fit, or while another call works in the folder; DataError for damaged
+    input, too many bad lines, a topic that the holdout would empty, a full disk.
+    Memory: about 0.4 GB per worker, whatever the size of the input. Disk: twice what is written, until it is done.
     """
     _check_options(options)
-    tasks = plan_tasks(find_inputs(options.inputs))
-    tokenizer = load_tokenizer(options.tokenizer, eos_token=options.eos_token)
-    dtype = token_dtype(tokenizer.vocab_size)
-    options.out.mkdir(parents=True, exist_ok=True)
-    folder = DataFolder(options.out, tokenizer=tokenizer.identity(), dtype=dtype)
-    spool = Path(tempfile.mkdtemp(prefix=".spool-", dir=options.out))
-    try:
-        settings = TaskSettings(
-            spool=spool,
-            dtype=dtype,
-            text_key=options.text_key,
-            topic_key=options.topic_key,
-            topic=options.topic or "all",
-            seed=options.seed,
-        )
-        results = _tokenise(options, tasks, tokenizer, settings)
-        quarantine = _quarantine(options, tasks, results)
-        num_records = sum(result.num_records for result in results)
-        _check_bad_share(options, quarantine, num_records, folder)
-        by_topic: dict[str, list[RunSegment]] = {}
-        for result in results:
-            for topic, segment in result.segments:
-                by_topic.setdefault(topic, []).append(segment)
-        if not by_topic:
-            raise DataError(f"there is no document in {', '.join(options.inputs)}")
-        held_out = _choose_held_out(options, by_topic, folder)
-        merged = _merge(options, by_topic, held_out, spool, tokenizer, dtype)
-        new_sources = _new_sources(options, merged, spool)
-        manifest_path = folder.replace_sources(new_sources, quarantine, call=_call_name(options))
-    finally:
-        shutil.rmtree(spool, ignore_errors=True)
-    report = PreprocessReport(
-        manifest_path=manifest_path,
-        sources=tuple(new.entry for new in new_sources),
-        num_records=num_records,
-        num_quarantined=len(quarantine),
-        num_duplicates_removed=sum(topic.num_duplicates_removed for topic in merged.values()),
-        engine=tokenizer.engine_name,
-    )
-    logger.info(
-        "%s: %d documents, %d tokens, %d bad lines, %d copies of held-out documents removed",
-        options.out,
-        sum(entry.num_documents for entry in report.sources),
-        sum(entry.num_tokens for entry in report.sources),
-        report.num_quarantined,
-        report.num_duplicates_removed,
-    )
-    return report
+    with _disk_faults(options.out), only_one(options.out):
+        return _Call(options).run()
 
 
 def _check_options(options: PreprocessOptions) -> None:
@@ -151,206 +137,315 @@ def _check_options(options: PreprocessOptions) -> None:
     check_label(options.source, option="--source")
     if options.topic is not None:
         check_label(options.topic, option="--topic")
-    if options.workers < 1:
-        raise ConfigError(f"--workers {options.workers} must be at least 1")
-    if options.holdout < 0:
+    for name in ("workers", "max_document_bytes"):
+        if getattr(options, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name)} must be at least 1")
+    if options.holdout != "auto" and options.holdout < 0:
         raise ConfigError(f"--holdout {options.holdout} must be at least 0")
     if options.holdout and options.role == "validation":
         raise ConfigError("--holdout has no meaning with --role validation, which holds out everything")
+    if options.keep_documents_whole and options.role == "validation":
+        raise ConfigError("--keep-documents-whole is for training data; validation packs documents by itself")
+    if options.keep_documents_whole != (options.seq_length is not None):
+        raise ConfigError("--keep-documents-whole and --seq-length go together: the windows are training.seq_length")
+    if options.seq_length is not None and options.seq_length < 2:
+        raise ConfigError(f"--seq-length {options.seq_length} must be at least 2: a token and EOS")
 
 
-def _tokenise(
-    options: PreprocessOptions, tasks: list[InputTask], tokenizer: Tokenizer, settings: TaskSettings
-) -> list[TaskResult]:
-    jobs = [Job(_tokenise_job, (task, index, settings)) for index, task in enumerate(tasks)]
-    results: list[TaskResult] = []
-    num_bad = num_records = 0
-    with (
-        LiveProgress("tokenise", total=sum(task.size_bytes for task in tasks)) as progress,
-        closing(_run_jobs(options, jobs, tokenizer, progress.advance)) as finished,
-    ):
-        for result in finished:
-            results.append(result)
-            num_bad, num_records = num_bad + len(result.bad), num_records + result.num_records
-            if num_bad > max(KEPT_BAD_LINES, options.max_bad_share * num_records):
-                break  # the check of the share stops the call
-    return results
+@contextmanager
+def _disk_faults(out: Path) -> Iterator[None]:
+    """A full disk as an error that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            raise
+        raise DataError(
+            f"{out}: {error.strerror}; make room (the work needs twice what it writes), then run the same command "
+            "again: it goes on where it stood"
+        ) from error
 
 
-def _run_jobs(
-    options: PreprocessOptions, jobs: list[Job], tokenizer: Tokenizer, on_progress: Callable[[int], None]
-) -> Generator[Any, None, None]:
-    """`run_jobs` with this call's tokenizer."""
-    engine: Literal["auto", "reference"] = "auto" if tokenizer.engine_name == "fastokens" else "reference"
-    spec = TokenizerSpec(path=options.tokenizer, eos_token=options.eos_token, engine=engine)
-    return run_jobs(jobs, workers=options.workers, tokenizer=tokenizer, spec=spec, on_progress=on_progress)
+class _Call:
+    """One call, step by step."""
 
+    def __init__(self, options: PreprocessOptions) -> None:
+        self.options = options
+        self.inputs = find_inputs(options.inputs)
+        self.tasks = tuple(plan_tasks(self.inputs))
+        self.tokenizer = open_tokenizer(options.tokenizer, options.eos_token, "auto")
+        self.identity = self.tokenizer.identity()
+        self.dtype = token_dtype(self.tokenizer.vocab_size)
+        self.folder = DataFolder(options.out, tokenizer=self.identity, dtype=self.dtype)
+        self.name = self.source_name(options.topic or options.topic_key or "all")
+        self.fingerprint = _fingerprint(options, self.inputs, self.identity)
+        self.work = _clean_work(options.out, file_stem(self.name), self.fingerprint)
+        self.runs, self.finished, self.held_out = (self.work / name for name in ("runs", "shards", "held_out"))
+        for path in (self.runs, self.finished, self.held_out):
+            path.mkdir(parents=True, exist_ok=True)
 
-def _tokenise_job(
-    open_tokenizer: Callable[[], Tokenizer],
-    report: Callable[[int], None],
-    task: InputTask,
-    index: int,
-    settings: TaskSettings,
-) -> TaskResult:
-    return tokenise_task(task, index, tokenizer=open_tokenizer(), settings=settings, on_bytes=report)
+    def run(self) -> PreprocessReport:
+        results = self.tokenise()
+        bad = quarantined(self.tasks, results, self.runs, call=self.name)
+        num_records = sum(result.num_records for result in results)
+        self.check_bad_share(results, num_records)
+        segments = tuple(segment for result in results for segment in result.segments)
+        if not segments:
+            raise DataError(f"there is no document in {', '.join(self.options.inputs)}")
+        num_tokens: dict[str, int] = {}
+        for segment in segments:
+            num_tokens[segment.topic] = num_tokens.get(segment.topic, 0) + segment.num_tokens
+        before, prefixes = self.folder.held_out(replaced=self.replaced_names(num_tokens))
+        chosen = self.choose_held_out(segments, num_tokens, before)
+        held_out = self.write_held_out(segments, num_tokens, chosen)
+        digests = before.union(*(entry.digests for entry in chosen.values()))
+        table = self.held_out_table(digests, [*prefixes, *(task.prefix for task, _ in held_out)])
+        training = self.write(segments, num_tokens, table)
+        new = self.new_sources(training, held_out)
+        manifest_path = self.folder.replace_sources(new, bad, call=self.name)
+        shutil.rmtree(self.work.parent)
+        with suppress(OSError):  # another call's work is in there
+            self.work.parent.parent.rmdir()
+        return self.report(manifest_path, new, results, [shard for _, shard in (*training, *held_out)], chosen)
 
-
-def _quarantine(options: PreprocessOptions, tasks: list[InputTask], results: list[TaskResult]) -> list[Quarantined]:
-    """The bad lines with line numbers of their files."""
-    quarantine, lines_before, previous = [], 0, -1
-    for task, result in zip(tasks, results, strict=False):
-        lines_before = lines_before if task.file_index == previous else 0
-        previous = task.file_index
-        quarantine += [
-            Quarantined(call=_call_name(options), file=str(task.path), line=lines_before + line, reason=reason)
-            for line, reason in result.bad
-        ]
-        lines_before += result.num_lines
-    return quarantine
-
-
-def _check_bad_share(
-    options: PreprocessOptions, quarantine: list[Quarantined], num_records: int, folder: DataFolder
-) -> None:
-    bad = len(quarantine)
-    if bad <= options.max_bad_lines or bad <= options.max_bad_share * num_records:
-        return
-    folder.write_quarantine(quarantine, call=_call_name(options))
-    counts = Counter(item.reason.split(":")[0] for item in quarantine)
-    listed = ", ".join(f"{reason} ({count})" for reason, count in counts.most_common(4))
-    raise DataError(
-        f"{bad} of {num_records} lines are bad, more than {options.max_bad_share:.1%}: {listed}; first: "
-        f"{quarantine[0].file} line {quarantine[0].line}; all are in "
-        f"{folder.quarantine_path}. Mend the input, or name the right --text-key"
-    )
-
-
-def _choose_held_out(
-    options: PreprocessOptions, by_topic: Mapping[str, list[RunSegment]], folder: DataFolder
-) -> dict[int, str]:
-    """Content hash -> topic that holds it out; "" for texts held out by earlier calls into the same folder."""
-    if options.role == "validation":
-        return {}
-    held_out = dict.fromkeys(folder.held_out_digests(replaced=_names(options, list(by_topic))), "")
-    if options.holdout:
-        for topic in sorted(by_topic):
-            chosen = smallest_digests(by_topic[topic], options.holdout, without=held_out)
-            total = sum(segment.num_documents for segment in by_topic[topic])
-            if total <= len(chosen):
-                raise DataError(
-                    f"topic {topic} has {total} documents: --holdout {options.holdout} would leave none to train on; "
-                    "hold out fewer, or give this topic more text"
-                )
-            held_out.update(dict.fromkeys(chosen, topic))
-    return held_out
-
-
-def _merge(
-    options: PreprocessOptions,
-    by_topic: Mapping[str, list[RunSegment]],
-    held_out: Mapping[int, str],
-    spool: Path,
-    tokenizer: Tokenizer,
-    dtype: Literal["uint16", "int32"],
-) -> dict[str, MergedTopic]:
-    topics = sorted(by_topic)
-    jobs = [
-        Job(
-            _merge_job,
-            (
-                topic,
-                by_topic[topic],
-                spool / file_stem(_name(options, topic)),
-                spool / file_stem(_name(options, topic, holdout=True)) if options.holdout else None,
-                held_out,
-                options.role == "validation",
-                dtype,
-            ),
+    def tokenise(self) -> list[TaskResult]:
+        options = self.options
+        settings = TaskSettings(
+            runs=self.runs,
+            tokenizer=options.tokenizer,
+            eos_token=options.eos_token,
+            engine="auto" if self.tokenizer.engine_name == "fastokens" else "reference",
+            dtype=self.dtype,
+            text_key=options.text_key,
+            topic_key=options.topic_key,
+            topic=options.topic or "all",
+            confidence_key=options.topic_confidence_key,
+            seed=options.seed,
+            max_document_bytes=options.max_document_bytes,
+            longest=options.seq_length,
         )
-        for topic in topics
-    ]
-    total = sum(segment.num_tokens for segments in by_topic.values() for segment in segments)
-    with LiveProgress("write", total=total, unit="M tokens") as progress:
-        merged = dict(zip(topics, _run_jobs(options, jobs, tokenizer, progress.advance), strict=True))
-    for topic, result in merged.items():
-        if result.train is None or result.train.num_documents == 0:
-            raise DataError(f"topic {topic}: every document is a copy of a held-out one; nothing is left to train on")
-    return merged
+        stage = Stage(
+            name="tokenise",
+            work=self.work / "tokenise",
+            fingerprint=self.fingerprint,
+            sizes=tuple(task.size_bytes for task in self.tasks),
+            do=partial(tokenise_task, self.tasks, settings),
+        )
+        return [
+            TaskResult.from_json(result) for result in run_stage(stage, workers=options.workers, array=options.array)
+        ]
+
+    def shards(self, stage: Stage) -> list[MergedShard]:
+        options = self.options
+        results = run_stage(stage, workers=options.workers, unit="M tokens", array=options.array)
+        return [MergedShard.from_json(result) for result in results]
+
+    def check_bad_share(self, results: Sequence[TaskResult], num_records: int) -> None:
+        options, num_bad = self.options, sum(result.num_bad for result in results)
+        if num_bad <= options.max_bad_lines or num_bad <= options.max_bad_share * num_records:
+            return
+        bad = quarantined(self.tasks, results, self.runs, call=self.name)
+        self.folder.write_quarantine(bad, call=self.name)
+        raise too_many(
+            bad,
+            num_bad=num_bad,
+            num_records=num_records,
+            max_share=options.max_bad_share,
+            quarantine_path=self.folder.quarantine_path,
+        )
+
+    def choose_held_out(
+        self, segments: Sequence[RunSegment], topics: Iterable[str], before: set[int]
+    ) -> dict[str, HeldOut]:
+        if not self.options.holdout:
+            return {}
+        readers = {
+            topic: RunReader(self.runs, [s for s in segments if s.topic == topic], self.dtype) for topic in topics
+        }
+        return choose(readers, self.options.holdout, without=before)
+
+    def write_held_out(
+        self, segments: tuple[RunSegment, ...], num_tokens: Mapping[str, int], chosen: Mapping[str, HeldOut]
+    ) -> list[tuple[ShardTask, MergedShard]]:
+        """The validation files of this call, one per topic that holds something out."""
+        topics = [topic for topic in sorted(chosen) if chosen[topic].digests]
+        tasks = tuple(self.shard_task(topic, 0, 1, num_tokens[topic], suffix="holdout") for topic in topics)
+        settings = self.merge_settings(segments, held_out=None, keep_digests=True, window=None)
+        digests = tuple(chosen[topic].digests for topic in topics)
+        stage = self.stage("hold out", tasks, partial(write_held_out, tasks, settings, digests), digests)
+        shards = self.shards(stage)
+        return list(zip(tasks, shards, strict=True))
+
+    def held_out_table(self, digests: set[int], prefixes: Sequence[Path]) -> Path | None:
+        """What training documents are compared with; None if nothing is held out."""
+        if self.options.role == "validation" or not digests:
+            return None
+        path = self.held_out / "digests"
+        write_atomic(path, b"".join(digest.to_bytes(DIGEST_BYTES, "big") for digest in sorted(digests)))
+        NearCopies.build(self.held_out, prefixes)
+        return path
+
+    def write(
+        self, segments: tuple[RunSegment, ...], num_tokens: Mapping[str, int], held_out: Path | None
+    ) -> list[tuple[ShardTask, MergedShard]]:
+        """The files of this call that are not chosen for the holdout."""
+        window = self.options.seq_length
+        tasks = []
+        for topic in sorted(num_tokens):
+            count = -(-num_tokens[topic] // (SHARD_TOKENS if window is None else PACKED_SHARD_TOKENS))
+            suffix = "validation" if self.options.role == "validation" else None
+            tasks += [self.shard_task(topic, n, count, num_tokens[topic] // count, suffix=suffix) for n in range(count)]
+        settings = self.merge_settings(
+            segments, held_out=held_out, keep_digests=self.options.role == "validation", window=window
+        )
+        table = hashlib.sha256()
+        for path in sorted(self.held_out.iterdir()) if held_out is not None else ():
+            table.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+        stage = self.stage("write", tuple(tasks), partial(write_shard, tuple(tasks), settings), table.hexdigest())
+        shards = self.shards(stage)
+        return list(zip(tasks, shards, strict=True))
+
+    def new_sources(
+        self, training: Sequence[tuple[ShardTask, MergedShard]], held_out: Sequence[tuple[ShardTask, MergedShard]]
+    ) -> list[NewSource]:
+        """Errors: DataError if a topic has nothing left."""
+        new = []
+        validation: Role = "validation"
+        for role, suffix, shards in ((self.options.role, None, training), (validation, "holdout", held_out)):
+            for topic in sorted({task.topic for task, _ in shards}):
+                entries = tuple(
+                    _shard_entry(task, shard) for task, shard in shards if task.topic == topic and shard.num_documents
+                )
+                if not entries:
+                    raise DataError(
+                        f"topic {topic}: every document is a copy of a held-out one; nothing is left to train on"
+                    )
+                entry = SourceEntry(
+                    name=self.source_name(topic, suffix),
+                    language=self.options.language,
+                    source=self.options.source,
+                    topic=topic,
+                    bucket=None,
+                    role=role,
+                    shards=entries,
+                    packed_seq_length=self.options.seq_length if suffix is None else None,
+                )
+                new.append(NewSource(entry=entry, finished=self.finished))
+        return new
+
+    def report(
+        self,
+        manifest_path: Path,
+        new: Sequence[NewSource],
+        results: Sequence[TaskResult],
+        shards: Sequence[MergedShard],
+        chosen: Mapping[str, HeldOut],
+    ) -> PreprocessReport:
+        held_out_documents = sum(len(entry.digests) for entry in chosen.values())
+        report = PreprocessReport(
+            manifest_path=manifest_path,
+            sources=tuple(source.entry for source in new),
+            num_records=sum(result.num_records for result in results),
+            num_documents=sum(shard.num_documents for shard in shards),
+            num_quarantined=sum(result.num_bad for result in results),
+            num_too_long=sum(result.num_too_long for result in results),
+            num_duplicates_removed=sum(shard.num_copies for shard in shards) - held_out_documents,
+            num_near_copies_removed=sum(shard.num_near_copies for shard in shards),
+            num_filler_tokens=sum(shard.num_filler_tokens for shard in shards),
+            engine=self.tokenizer.engine_name,
+        )
+        for topic, entry in chosen.items():
+            logger.info(
+                "%s: %d documents, %d tokens held out; standard error of a change of log PPL about %.2g %%",
+                self.source_name(topic), len(entry.digests), entry.num_tokens, 100 * entry.standard_error,
+            )  # fmt: skip
+        num_tokens = sum(entry.num_tokens for entry in report.sources)
+        logger.info(
+            "%s: %d documents, %d tokens from %d lines; left out: %d bad lines, %d too long for a window, "
+            "%d copies and %d near copies of held-out documents",
+            self.options.out, report.num_documents, num_tokens, report.num_records, report.num_quarantined,
+            report.num_too_long, report.num_duplicates_removed, report.num_near_copies_removed,
+        )  # fmt: skip
+        if self.options.keep_documents_whole:
+            packed = sum(source.entry.num_tokens for source in new if source.entry.role == "train")
+            waste = report.num_filler_tokens / packed
+            level = logging.WARNING if waste > MOST_WASTE else logging.INFO
+            logger.log(level, "%.2f %% of the windows' tokens fill them up", 100 * waste)
+        return report
+
+    def stage(self, name: str, tasks: tuple[ShardTask, ...], do: Callable[[int, Report], Any], *parts: object) -> Stage:
+        """A stage that writes token files; parts: what decides its results beside the runs."""
+        decided = json.dumps([self.fingerprint, parts])
+        return Stage(
+            name=name,
+            work=self.work / name.replace(" ", "_"),
+            fingerprint=hashlib.sha256(decided.encode()).hexdigest(),
+            sizes=tuple(task.num_tokens for task in tasks),
+            do=do,
+        )
+
+    def shard_task(self, topic: str, shard: int, num_shards: int, num_tokens: int, *, suffix: str | None) -> ShardTask:
+        stem = file_stem(self.source_name(topic, suffix))
+        return ShardTask(
+            topic=topic,
+            prefix=self.finished / (stem if num_shards == 1 else f"{stem}_{shard:05d}"),
+            shard=shard,
+            num_shards=num_shards,
+            num_tokens=num_tokens,
+        )
+
+    def merge_settings(
+        self, segments: tuple[RunSegment, ...], *, held_out: Path | None, keep_digests: bool, window: int | None
+    ) -> MergeSettings:
+        return MergeSettings(
+            runs=self.runs,
+            segments=segments,
+            inputs=tuple(map(str, self.inputs)),
+            dtype=self.dtype,
+            eos_id=self.tokenizer.eos_id,
+            held_out=held_out,
+            keep_digests=keep_digests,
+            window=window,
+        )
+
+    def source_name(self, topic: str, suffix: str | None = None) -> str:
+        if suffix is None and self.options.role == "validation":
+            suffix = "validation"
+        return source_name(language=self.options.language, source=self.options.source, topic=topic, suffix=suffix)
+
+    def replaced_names(self, topics: Iterable[str]) -> set[str]:
+        """Every name this call may replace: the sources and what was held out of them."""
+        return {self.source_name(topic, suffix) for topic in topics for suffix in (None, "holdout")}
 
 
-def _merge_job(
-    open_tokenizer: Callable[[], Tokenizer],
-    report: Callable[[int], None],
-    topic: str,
-    segments: list[RunSegment],
-    train_prefix: Path,
-    held_out_prefix: Path | None,
-    held_out: Mapping[int, str],
-    keep_digests: bool,
-    dtype: Literal["uint16", "int32"],
-) -> MergedTopic:
-    return merge_topic(
-        topic,
-        segments,
-        train_prefix=train_prefix,
-        held_out_prefix=held_out_prefix,
-        held_out=held_out,
-        keep_digests=keep_digests,
-        dtype=dtype,
-        on_tokens=report,
-    )
+def _fingerprint(options: PreprocessOptions, inputs: Sequence[Path], tokenizer: TokenizerIdentity) -> str:
+    """Hash of all that decides the result; thresholds and workers do not."""
+    decided = asdict(options)
+    for name in ("inputs", "tokenizer", "out", "workers", "array", "max_bad_share", "max_bad_lines"):
+        del decided[name]
+    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in inputs]
+    return hashlib.sha256(json.dumps([FORMAT, decided, stats, asdict(tokenizer)]).encode()).hexdigest()
 
 
-def _new_sources(options: PreprocessOptions, merged: Mapping[str, MergedTopic], spool: Path) -> list[NewSource]:
-    new = []
-    for topic, result in merged.items():
-        for pair, text_bytes, is_holdout in (
-            (result.train, result.train_text_bytes, False),
-            (result.held_out, result.held_out_text_bytes, True),
-        ):
-            if pair is None:
-                continue
-            role: Role = "validation" if is_holdout else options.role
-            entry = _entry(options, topic, pair, text_bytes, role=role, holdout=is_holdout)
-            new.append(NewSource(entry=entry, finished=spool / file_stem(entry.name), digests=result.held_out_digests))
-    return new
+def _clean_work(out: Path, call: str, fingerprint: str) -> Path:
+    """The folder of this call's work, without the work of other options or inputs."""
+    parent, name = out / ".work" / f"preprocess-{call}", fingerprint[:16]
+    for other in parent.iterdir() if parent.is_dir() else ():
+        if other.name != name:
+            logger.info("%s was made with other options or inputs: removed", other)
+            shutil.rmtree(other)
+    return parent / name
 
 
-def _entry(
-    options: PreprocessOptions, topic: str, pair: WrittenPair, text_bytes: int, *, role: Role, holdout: bool
-) -> SourceEntry:
-    name = _name(options, topic, holdout=holdout)
-    shard = ShardEntry(
-        prefix=file_stem(name),
+def _shard_entry(task: ShardTask, shard: MergedShard) -> ShardEntry:
+    pair = shard.pair
+    return ShardEntry(
+        prefix=task.prefix.name,
         num_documents=pair.num_documents,
         num_tokens=pair.num_tokens,
-        text_bytes=text_bytes,
+        text_bytes=shard.text_bytes,
         bin_size_bytes=pair.bin_size_bytes,
         idx_size_bytes=pair.idx_size_bytes,
         bin_sha256=pair.bin_sha256,
         idx_sha256=pair.idx_sha256,
     )
-    return SourceEntry(
-        name=name,
-        language=options.language,
-        source=options.source,
-        topic=topic,
-        bucket=None,
-        role=role,
-        shards=(shard,),
-    )
-
-
-def _name(options: PreprocessOptions, topic: str, *, holdout: bool = False) -> str:
-    suffix = "holdout" if holdout else ("validation" if options.role == "validation" else None)
-    return source_name(language=options.language, source=options.source, topic=topic, suffix=suffix)
-
-
-def _names(options: PreprocessOptions, topics: list[str]) -> set[str]:
-    """Every name a training call over these topics may replace: the sources and what was held out of them."""
-    return {_name(options, topic, holdout=holdout) for topic in topics for holdout in (False, True)}
-
-
-def _call_name(options: PreprocessOptions) -> str:
-    return _name(options, options.topic or options.topic_key or "all")

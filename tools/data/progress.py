@@ -13,12 +13,15 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 class LiveProgress:
-    """Shows `done` of `total`, in MB."""
+    """Shows `done` of `total`, the speed in unit/s, and when it will be done.
+
+    scale: units of `advance` in one `unit`; 1e6 for MB.
+    """
 
     def __init__(self, title: str, *, total: int, unit: str = "MB", scale: float = 1e6) -> None:
         self._title, self._total, self._unit, self._scale = title, max(1, total), unit, scale
         self._started = self._spoken = time.monotonic()
-        self._done = 0
+        self._done = self._before = 0
         self._note = ""
         console = Console(stderr=True)
         self._bar: Progress | None = None
@@ -38,16 +41,27 @@ class LiveProgress:
         if self._bar is not None:
             self._bar.stop()
 
+    def skip(self, amount: int) -> None:
+        """`amount` was done before this call: it is done, but says nothing of the speed."""
+        self._done += amount
+        self._before += amount
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done)
+
     def advance(self, amount: int) -> None:
         """`amount` more is done."""
         self._done += amount
         now = time.monotonic()
-        speed = f"{self._done / self._scale / max(now - self._started, 1e-3):.1f} {self._unit}/s"
+        per_second = (self._done - self._before) / max(now - self._started, 1e-3)
+        speed = f"{per_second / self._scale:.{1 if self._scale > 1 else 0}f} {self._unit}/s"
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done, speed=speed)
         elif now - self._spoken >= SECONDS_BETWEEN_LINES:
             self._spoken = now
-            logger.info("%s: %.0f %% (%s)", self._title, 100 * self._done / self._total, speed)
+            remaining = (self._total - self._done) / max(per_second, 1e-9)
+            end = time.strftime("%m-%d %H:%M", time.localtime(time.time() + min(remaining, 1e8)))
+            percent = 100 * self._done / self._total
+            logger.info("%s: %.0f %% (%s, projected end %s)", self._title, percent, speed, end)
 
     def note(self, text: str) -> None:
         """What it is waiting for, shown beside the title; as a log line only when it changes."""

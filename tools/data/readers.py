@@ -1,21 +1,26 @@
 """Input files (.jsonl, .gz, .zst, .parquet) cut into tasks, and tasks read as records or reasons why a line is none."""
 
 import glob
-import gzip
-import zlib
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import orjson
 
 from data_mixers.errors import ConfigError, DataError
+from tools.data.lines import byte_range, compressed
 
 Kind = Literal["jsonl", "gz", "zst", "parquet"]
-CHUNK_BYTES = 32 << 20  # of one plain file per task: enough tasks to balance, few enough runs to merge
-UTF8_BOM = b"\xef\xbb\xbf"
+KINDS: dict[str, Kind] = {
+    ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl", ".gz": "gz", ".zst": "zst", ".parquet": "parquet",
+}  # fmt: skip
+LEAST_CHUNK_BYTES = 8 << 20  # of one plain file per task
+MOST_CHUNK_BYTES = 64 << 20  # a task's tokens are sorted in memory
+NUM_CHUNKS = 64  # wanted: enough to keep many workers busy, few enough to merge
+MAX_DOCUMENT_BYTES = 16 << 20  # ours: four times a Bible; whole books fit, a file without line ends does not
+PARQUET_ROWS = 256  # at once in memory, as Python objects
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,23 +60,45 @@ class BadRecord:
     reason: str
 
 
-def find_inputs(patterns: tuple[str, ...], *, option: str = "--input") -> list[Path]:
-    """The files behind names and globs, sorted, each once. Errors: ConfigError for a pattern without a file."""
-    found: set[Path] = set()
+def find_inputs(patterns: Sequence[str], *, option: str = "--input") -> list[Path]:
+    """The files behind names, globs and folders (all their files of a known suffix), each once, part-2 before part-10.
+
+    Errors: ConfigError for a pattern without a file.
+    """
+    found: dict[Path, Path] = {}
     for pattern in patterns:
         matches = [Path(name) for name in glob.glob(pattern, recursive=True)]  # noqa: PTH207  # absolute patterns
         files = [path for path in matches if path.is_file()]
+        for folder in (path for path in matches if path.is_dir()):
+            files += [path for path in folder.rglob("*") if path.suffix in KINDS and _is_visible(path, folder)]
         if not files:
-            raise ConfigError(f"{option} {pattern} matches no file")
-        found.update(files)
-    return sorted(found)
+            raise ConfigError(f"{option} {pattern} matches no file and no folder with {', '.join(KINDS)} files")
+        for path in files:
+            found.setdefault(path.resolve(), path)
+    return sorted(found.values(), key=_natural)
 
 
-def plan_tasks(paths: list[Path], *, chunk_bytes: int = CHUNK_BYTES) -> list[InputTask]:
-    """The tasks of all files in order; they do not depend on the number of workers."""
+def _is_visible(path: Path, folder: Path) -> bool:
+    return path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+
+def _natural(path: Path) -> tuple[list[tuple[str, int]], str]:
+    """Numbers inside names count as numbers."""
+    pieces = re.findall(r"(\D*)(\d*)", str(path))
+    return [(text, int(number or -1)) for text, number in pieces], str(path)
+
+
+def plan_tasks(paths: Sequence[Path], *, chunk_bytes: int | None = None) -> list[InputTask]:
+    """The tasks of all files in order; they do not depend on the number of workers.
+
+    chunk_bytes: of a plain file per task; None: by the size of all files.
+    """
+    sizes = [path.stat().st_size for path in paths]
+    if chunk_bytes is None:
+        chunk_bytes = min(max(sum(sizes) // NUM_CHUNKS, LEAST_CHUNK_BYTES), MOST_CHUNK_BYTES)
     tasks = []
-    for file_index, path in enumerate(paths):
-        kind, size = _kind(path), path.stat().st_size
+    for file_index, (path, size) in enumerate(zip(paths, sizes, strict=True)):
+        kind = _kind(path)
         if kind == "jsonl":
             cuts = [(start, min(start + chunk_bytes, size)) for start in range(0, size, chunk_bytes)]
         elif kind == "parquet":
@@ -99,92 +126,49 @@ def read_task(
     topic_key: str | None,
     on_bytes: Callable[[int], None],
     all_columns: bool = False,
+    other_columns: Sequence[str] = (),
+    max_document_bytes: int = MAX_DOCUMENT_BYTES,
 ) -> Iterator[Record | BadRecord | None]:
     """Every line of a task, as a document or with the reason why it is none; None for a blank line.
 
     on_bytes: told how many bytes of the input have been read since the last call.
-    all_columns: of a parquet file, not only text and topic; other files hold whole lines anyway.
+    all_columns, other_columns: of a parquet file, beside text and topic, where it has them; other files hold whole
+    lines anyway.
+    max_document_bytes: of UTF-8 text; a line more than twice as long (escapes, other keys) is not even read.
     Errors: DataError naming the file if it is damaged as a whole (cut off, not the format its name says).
     """
     if task.kind == "parquet":
-        yield from _read_parquet(
-            task, text_key=text_key, topic_key=topic_key, on_bytes=on_bytes, all_columns=all_columns
-        )
+        wanted = None if all_columns else other_columns
+        records = _read_parquet(task, text_key, topic_key, wanted, max_document_bytes, on_bytes)
+        yield from records
         return
-    try:
-        for number, (place, line) in enumerate(_lines(task, on_bytes), start=1):
-            blank = not line or line.isspace()
-            yield None if blank else _parse(line, number, place, text_key=text_key, topic_key=topic_key)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{task.path} is damaged ({error}); compress or copy it again") from error
+    limit = 2 * max_document_bytes + (1 << 20)
+    for number, (place, line) in enumerate(_lines(task, limit, on_bytes), start=1):
+        if line is None:
+            yield BadRecord(number, f"the line is longer than {limit} bytes")
+        elif not line or line.isspace():
+            yield None
+        else:
+            yield _parse(line, number, place, text_key, topic_key, max_document_bytes)
 
 
 def _kind(path: Path) -> Kind:
-    kinds: dict[str, Kind] = {
-        ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl", ".gz": "gz", ".zst": "zst", ".parquet": "parquet",
-    }  # fmt: skip
-    if path.suffix not in kinds:
-        raise ConfigError(f"--input {path} has an unknown suffix; known: {', '.join(kinds)}")
-    return kinds[path.suffix]
+    if path.suffix not in KINDS:
+        raise ConfigError(f"--input {path} has an unknown suffix; known: {', '.join(KINDS)}")
+    return KINDS[path.suffix]
 
 
-def _lines(task: InputTask, on_bytes: Callable[[int], None]) -> Iterator[tuple[int, bytes]]:
-    """(place, line) of the lines that begin inside the task, whole; a line belongs to the task of its first byte."""
-    with task.path.open("rb") as raw:
-        if task.kind == "jsonl":
-            yield from _byte_range(raw, task, on_bytes)
-            return
-        before = 0
-        for number, line in enumerate(_decompressed(raw, task), start=1):
-            yield number, line.removeprefix(UTF8_BOM) if number == 1 else line
-            if raw.tell() != before:
-                on_bytes(raw.tell() - before)
-                before = raw.tell()
+def _lines(task: InputTask, limit: int, on_bytes: Callable[[int], None]) -> Iterator[tuple[int, bytes | None]]:
+    """(place, line) of the lines of a task; None: longer than limit."""
+    if task.kind == "jsonl":
+        return byte_range(task.path, task.start, task.stop, limit=limit, on_bytes=on_bytes)
+    assert task.kind != "parquet"  # has no lines
+    return compressed(task.path, task.kind, limit=limit, on_bytes=on_bytes)
 
 
-def _byte_range(raw: BufferedReader, task: InputTask, on_bytes: Callable[[int], None]) -> Iterator[tuple[int, bytes]]:
-    position = task.start
-    if task.start:
-        raw.seek(task.start - 1)
-        position += len(raw.readline()) - 1  # the rest of a line that began in the task before
-    pending = 0
-    while position < task.stop:
-        line = raw.readline()
-        if not line:
-            break
-        yield position, line.removeprefix(UTF8_BOM) if position == 0 else line
-        position += len(line)
-        pending += len(line)
-        if pending >= 1 << 20:
-            on_bytes(pending)
-            pending = 0
-    on_bytes(pending)
-
-
-def _decompressed(raw: BufferedReader, task: InputTask) -> Iterator[bytes]:
-    if task.kind == "gz":
-        with gzip.open(raw, "rb") as stream:
-            yield from stream
-        return
-    import zstandard
-
-    try:
-        with zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True, closefd=False) as reader:
-            yield from _split_lines(reader)
-    except zstandard.ZstdError as error:
-        raise DataError(f"{task.path} is damaged ({error}); compress or copy it again") from error
-
-
-def _split_lines(reader: IO[bytes]) -> Iterator[bytes]:
-    rest = b""
-    while chunk := reader.read(1 << 20):
-        *whole, rest = (rest + chunk).split(b"\n")
-        yield from whole
-    if rest:
-        yield rest
-
-
-def _parse(line: bytes, number: int, place: int, *, text_key: str, topic_key: str | None) -> Record | BadRecord:
+def _parse(
+    line: bytes, number: int, place: int, text_key: str, topic_key: str | None, max_document_bytes: int
+) -> Record | BadRecord:
     try:
         content = orjson.loads(line)
     except orjson.JSONDecodeError as error:
@@ -192,18 +176,19 @@ def _parse(line: bytes, number: int, place: int, *, text_key: str, topic_key: st
             line.decode()
         except UnicodeDecodeError as decode_error:
             return BadRecord(number, f"invalid UTF-8 at byte {decode_error.start} of the line")
-        return BadRecord(number, f"broken JSON: {error}")
+        kind = "lone surrogate" if "surrogate" in str(error) else "broken JSON"
+        return BadRecord(number, f"{kind}: {error}")
     if not isinstance(content, dict):
         return BadRecord(number, "not a JSON object")
     if text_key not in content:
         return BadRecord(number, f"missing key {text_key}")
     if topic_key is not None and topic_key not in content:
         return BadRecord(number, f"missing key {topic_key}")
-    return _check(content, number, place, text_key, topic_key)
+    return _check(content, number, place, text_key, topic_key, max_document_bytes)
 
 
 def _check(
-    content: dict[str, Any], number: int, place: int, text_key: str, topic_key: str | None
+    content: dict[str, Any], number: int, place: int, text_key: str, topic_key: str | None, max_document_bytes: int
 ) -> Record | BadRecord:
     text, topic = content[text_key], content[topic_key] if topic_key is not None else None
     if not isinstance(text, str):
@@ -212,6 +197,8 @@ def _check(
         return BadRecord(number, f"{text_key} is empty")
     if "\x00" in text:
         return BadRecord(number, f"{text_key} holds a NUL character")
+    if 4 * len(text) > max_document_bytes and len(text.encode()) > max_document_bytes:
+        return BadRecord(number, f"{text_key} is longer than {max_document_bytes} bytes")
     if topic is not None and not isinstance(topic, str):
         return BadRecord(number, f"{topic_key} is not text")
     if topic_key is not None and topic is None:
@@ -220,27 +207,52 @@ def _check(
 
 
 def _read_parquet(
-    task: InputTask, *, text_key: str, topic_key: str | None, on_bytes: Callable[[int], None], all_columns: bool
+    task: InputTask,
+    text_key: str,
+    topic_key: str | None,
+    wanted: Sequence[str] | None,
+    max_document_bytes: int,
+    on_bytes: Callable[[int], None],
 ) -> Iterator[Record | BadRecord]:
+    """wanted: columns beside text and topic; None: all."""
     import pyarrow
     import pyarrow.parquet
 
-    file = pyarrow.parquet.ParquetFile(task.path)
     needed = [text_key] if topic_key is None else [text_key, topic_key]
-    for column in needed:
-        if column not in file.schema_arrow.names:
-            raise DataError(f"{task.path} has no column {column}; it has {', '.join(file.schema_arrow.names)}")
-    first_row = sum(file.metadata.row_group(group).num_rows for group in range(task.start))
     number = 0
     try:
-        columns = None if all_columns else needed
-        for batch in file.iter_batches(batch_size=1024, row_groups=[task.start], columns=columns):
-            for content in batch.to_pylist():
-                number += 1
-                yield _check(content, number, first_row + number, text_key, topic_key)
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        with pyarrow.parquet.ParquetFile(task.path) as file:
+            names = file.schema_arrow.names
+            for column in needed:
+                if column not in names:
+                    raise DataError(f"{task.path} has no column {column}; it has {', '.join(names)}")
+            columns = None if wanted is None else [*needed, *(n for n in wanted if n in names and n not in needed)]
+            first_row = sum(file.metadata.row_group(group).num_rows for group in range(task.start))
+            for batch in file.iter_batches(batch_size=PARQUET_ROWS, row_groups=[task.start], columns=columns):
+                for content in _rows(batch):
+                    number += 1
+                    if content is None:
+                        yield BadRecord(number, "invalid UTF-8")
+                    else:
+                        place = first_row + number
+                        yield _check(content, number, place, text_key, topic_key, max_document_bytes)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{task.path} is damaged in row group {task.start}: {error}") from error
     on_bytes(task.size_bytes)
+
+
+def _rows(batch: Any) -> list[dict[str, Any] | None]:
+    """The rows of a record batch; None where a value is no UTF-8."""
+    try:
+        rows: list[dict[str, Any] | None] = batch.to_pylist()
+    except UnicodeDecodeError:
+        rows = []
+        for index in range(batch.num_rows):
+            try:
+                rows += batch.slice(index, 1).to_pylist()
+            except UnicodeDecodeError:
+                rows.append(None)
+    return rows
 
 
 def _num_row_groups(path: Path) -> int:
@@ -248,6 +260,7 @@ def _num_row_groups(path: Path) -> int:
     import pyarrow.parquet
 
     try:
-        return int(pyarrow.parquet.ParquetFile(path).num_row_groups)
-    except (pyarrow.ArrowException, OSError) as error:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            return int(file.num_row_groups)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as parquet: {error}") from error

@@ -35,7 +35,9 @@ logger = logging.getLogger(__name__)
 SHORTEST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 15.0  # between two calls of squeue
 
 
-def run_array(stage: Stage, array: SlurmArray, progress: LiveProgress, missing: list[int]) -> None:
+def run_array(
+    stage: Stage, array: SlurmArray, progress: LiveProgress, missing: list[int], *, unit: str, scale: float
+) -> None:
     """Has the missing tasks done and returns when they are; an array of this stage that is queued already does them.
 
     Errors: ConfigError if SLURM refuses the array; DataError, naming the logs, if it has ended with tasks undone.
@@ -47,7 +49,8 @@ def run_array(stage: Stage, array: SlurmArray, progress: LiveProgress, missing: 
         logger.info("%s: SLURM job array %s is doing this already", stage.name, job)
         left = _wait(stage, name, job, progress, left)
     if left:  # it may have begun before what ended it, or left out what was done then
-        job = _submit(stage, array, name, logs, left)
+        share = _Share(stage, logs / "errors", unit, scale)
+        job = _submit(share, array, name, logs, left)
         logger.info("%s: SLURM job array %s submitted, logs in %s", stage.name, job, logs)
         left = _wait(stage, name, job, progress, left)
     if left:
@@ -63,13 +66,15 @@ class _Share:
 
     stage: Stage
     errors: Path
+    unit: str
+    scale: float
 
     def __call__(self, data: Any, rank: int, world_size: int) -> None:
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)  # into the element's log
         kept = self.errors / f"{rank:05d}"
         kept.unlink(missing_ok=True)
         try:
-            run_tasks(self.stage, rank, world_size)
+            run_tasks(self.stage, rank, world_size, unit=self.unit, scale=self.scale)
         except Exception as error:
             text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             write_atomic(kept, text.encode())
@@ -102,20 +107,19 @@ class _Executor(SlurmPipelineExecutor):
         pass
 
 
-def _submit(stage: Stage, array: SlurmArray, name: str, logs: Path, missing: list[int]) -> str:
+def _submit(share: _Share, array: SlurmArray, name: str, logs: Path, missing: list[int]) -> str:
     from loguru import logger as datatrove_logger
 
     datatrove_logger.disable("datatrove")  # in this process alone: its lines say what ours say
     limit = _max_array_size()
     if array.tasks > limit:
         raise ConfigError(f"--slurm-tasks {array.tasks} is above this cluster's MaxArraySize; use at most {limit}")
-    errors = logs / "errors"
-    shutil.rmtree(errors, ignore_errors=True)
-    errors.mkdir(parents=True)
+    shutil.rmtree(share.errors, ignore_errors=True)
+    share.errors.mkdir(parents=True)
     executor = _Executor(
         sorted({task % array.tasks for task in missing}),
         array,
-        pipeline=[_Share(stage, errors)],
+        pipeline=[share],
         cpus_per_task=array.cpus,
         gpus_per_task=array.gpus,
         job_name=name,

@@ -5,16 +5,18 @@ Every task's result depends on the stage's fingerprint and its number alone, nev
 """
 
 import ctypes
+import errno
 import fcntl
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -46,20 +48,23 @@ class Stage:
     function or a functools.partial of one."""
 
 
-def run_stage(stage: Stage, *, workers: int, unit: str = "MB", array: SlurmArray | None = None) -> list[Any]:
+def run_stage(
+    stage: Stage, *, workers: int, unit: str = "MB", scale: float = 1e6, array: SlurmArray | None = None
+) -> list[Any]:
     """All results in the order of the tasks; only those that are missing are computed, in `workers` processes here.
 
+    unit, scale: of the live line: Stage.sizes are counted in 1 / scale units.
     array: compute them on the elements of a SLURM job array, and wait for it.
     Errors: what a task raises; DataError if a worker process dies, or if the array ends with tasks undone.
     """
     stage.work.mkdir(parents=True, exist_ok=True)
     missing = missing_tasks(stage, range(len(stage.sizes)))
-    with LiveProgress(stage.name, total=sum(stage.sizes), unit=unit) as progress:
-        progress.advance(sum(stage.sizes) - sum(stage.sizes[task] for task in missing))
+    with LiveProgress(stage.name, total=sum(stage.sizes), unit=unit, scale=scale) as progress:
+        progress.skip(sum(stage.sizes) - sum(stage.sizes[task] for task in missing))
         if array is not None and missing:
             from tools.data.slurm_array import run_array
 
-            run_array(stage, array, progress, missing)
+            run_array(stage, array, progress, missing, unit=unit, scale=scale)
         elif workers == 1 or len(missing) < 2:
             for task in missing:
                 _do(stage, task, progress.advance)
@@ -68,11 +73,22 @@ def run_stage(stage: Stage, *, workers: int, unit: str = "MB", array: SlurmArray
     return results(stage)
 
 
-def run_tasks(stage: Stage, rank: int, world_size: int) -> None:
+def run_tasks(stage: Stage, rank: int, world_size: int, *, unit: str = "MB", scale: float = 1e6) -> None:
     """The missing ones of the tasks rank, rank + world_size, ...: one process of a job array."""
     stage.work.mkdir(parents=True, exist_ok=True)
-    for task in missing_tasks(stage, range(rank, len(stage.sizes), world_size)):
-        _do(stage, task, lambda amount: None)
+    mine = range(rank, len(stage.sizes), world_size)
+    missing = missing_tasks(stage, mine)
+    total = sum(stage.sizes[task] for task in mine)
+    title = f"{stage.name} {rank + 1}/{world_size}"
+    with LiveProgress(title, total=total, unit=unit, scale=scale) as progress:
+        progress.skip(total - sum(stage.sizes[task] for task in missing))
+        for task in missing:
+            _do(stage, task, progress.advance)
+
+
+def is_done(stage: Stage, task: int) -> bool:
+    """Whether the task's result is kept, whoever computed it."""
+    return _kept(stage, task) is not None
 
 
 def missing_tasks(stage: Stage, tasks: Sequence[int]) -> list[int]:
@@ -119,7 +135,15 @@ def _kept(stage: Stage, task: int) -> dict[str, Any] | None:
 
 
 def _do(stage: Stage, task: int, report: Report) -> None:
-    result = stage.do(task, report)
+    try:
+        result = stage.do(task, report)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DataError(
+                f"{stage.name}: no space left for {error.filename or stage.work}; free some and run the same command "
+                "again: what is done is kept"
+            ) from error
+        raise
     content = json.dumps({"fingerprint": stage.fingerprint, "result": result}, ensure_ascii=False)
     write_atomic(_path(stage, task), content.encode())
 
@@ -163,6 +187,15 @@ def _initialise(counter: Any) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     os.environ["RAYON_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
     _counter = counter
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A call that is killed takes its workers with it: a later one must not find them writing."""
+    parent = parent_process()
+    assert parent is not None  # workers are spawned
+    parent.join()
+    os._exit(1)
 
 
 def _add(amount: int) -> None:

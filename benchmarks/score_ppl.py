@@ -1,0 +1,187 @@
+"""`syne data score-ppl` against the forward-only rate on perfectly packed rows, and against a padded-batch loop.
+
+Ours is the whole call on token files: reading, packing, chunks written and synced, scores joined. The forward-only rate
+is the same model in the same process on rows that are full, one document of the context's length each, ready in memory,
+with the same head and loss. The padded loop is transformers with SDPA in the same precision: documents in the order
+they arrive, sixteen at a time, padded on the right to the longest, with an attention mask; long documents in the same
+windows as ours. Speeds are scored tokens per second; what is padding or context alone counts for nobody.
+
+python -m benchmarks.score_ppl [--pairs 8] [--padded-pairs 4] [--tokens 16000] [--seq-length 1024] [--precision auto]
+    [--clock wall]
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.pairs import interleaved, ratio_of
+from data_mixers.manifest import read_manifest
+from megatron_synE.data.batch import MicroBatch, micro_batch
+from megatron_synE.data.indexed import IndexedFile
+from megatron_synE.data.scoring_rows import windows_of
+from megatron_synE.runtime.cpu_features import cpu_has_bf16
+from megatron_synE.scoring import Scorer
+from tests import tiny
+from tools.data import score
+from tools.data.score_chunks import scorer_of
+from tools.data.scores_file import scores_path
+
+FORWARD_TARGET, PADDED_TARGET = 0.9, 3.0
+BATCH = 16
+SHAPE = {
+    "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 12, "num_attention_heads": 9,
+    "num_key_value_heads": 3, "vocab_size": 16384, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+_now: Callable[[], float] = time.perf_counter
+
+
+def length_mixes(num_tokens: int, seq_length: int) -> dict[str, list[int]]:
+    """Name -> document lengths of about num_tokens in all."""
+    random = np.random.default_rng(0)
+    log_normal = np.exp(random.normal(5.3, 1.2, size=num_tokens)).astype(int).clip(4, 20 * seq_length)
+    long = [num_tokens // 2 + 1, num_tokens - num_tokens // 2 + 1]
+    mixes = {"all short (8-63)": random.integers(8, 64, size=num_tokens), "log-normal": log_normal}
+    cut = {name: lengths[: int(np.searchsorted(np.cumsum(lengths), num_tokens)) + 1] for name, lengths in mixes.items()}
+    return {**{name: lengths.tolist() for name, lengths in cut.items()}, "two long": long}
+
+
+def write_documents(folder: Path, lengths: list[int]) -> None:
+    """Token files with these documents of random tokens, and their manifest."""
+    random = np.random.default_rng(1)
+    documents = [random.integers(3, SHAPE["vocab_size"], size=length).astype(np.int64) for length in lengths]
+    original, tiny.documents = tiny.documents, lambda **_: documents
+    try:
+        tiny.manifest(folder, {("en", "web", "x"): 1}, vocab_size=SHAPE["vocab_size"])
+    finally:
+        tiny.documents = original
+
+
+def full_rows(count: int, seq_length: int) -> list[MicroBatch]:
+    """Rows of one document each, as long as the context."""
+    random = torch.Generator().manual_seed(2)
+    rows = []
+    for _ in range(count):
+        ids = torch.randint(3, SHAPE["vocab_size"], (1, seq_length + 1), generator=random)
+        mask = torch.ones(1, seq_length)
+        rows.append(micro_batch(ids[:, :-1], ids[:, 1:], mask, (0, seq_length), device=torch.device("cpu")))
+    return rows
+
+
+@torch.inference_mode()
+def forward_only(scorer: Scorer, rows: list[MicroBatch]) -> float:
+    """Tokens per second."""
+    started = _now()
+    for row in rows:
+        row.row.rotary_cos = None  # worked out in every forward pass, as in a real one
+        hidden = scorer._model(row.input_ids, None, None, packed_seq_params=row.row).squeeze(1)
+        scorer._nll(hidden, row.labels.squeeze(0)).double().sum().item()
+    return sum(row.input_ids.numel() for row in rows) / (_now() - started)
+
+
+def whole_call(options: score.ScoreOptions) -> float:
+    """Scored tokens per second of `syne data score-ppl` in this process, its model loaded before."""
+    manifest = read_manifest(options.data)
+    (shard,) = manifest.sources[0].shards
+    scores_path(manifest.shard_prefix(shard), options.name).unlink(missing_ok=True)
+    started = _now()
+    score.score_ppl(options)
+    return (shard.num_tokens - shard.num_documents) / (_now() - started)
+
+
+@torch.inference_mode()
+def padded_loop(model: torch.nn.Module, data: Path, *, seq_length: int, overlap: int) -> float:
+    """Scored tokens per second of the usual loop."""
+    manifest = read_manifest(data)
+    (shard,) = manifest.sources[0].shards
+    file = IndexedFile(manifest.shard_prefix(shard))
+    starts = file.document_ranges().tolist()
+    started = _now()
+    items = []
+    for start, stop in zip(starts, starts[1:], strict=False):
+        for window in windows_of(0, stop - start, seq_length=seq_length, overlap=overlap):
+            first = start + window.start
+            items.append((file.tokens(first, first + window.num_pairs + 1), window.num_context))
+    num_scored = 0
+    for begin in range(0, len(items), BATCH):
+        batch = items[begin : begin + BATCH]
+        longest = max(len(tokens) for tokens, _ in batch)
+        ids = torch.zeros(len(batch), longest, dtype=torch.int64)
+        mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
+        for index, (tokens, context) in enumerate(batch):
+            row = torch.from_numpy(tokens.astype(np.int64))
+            ids[index, : len(row)], mask[index, : len(row)] = row, 1
+            labels[index, 1 + context : len(row)] = row[1 + context :]
+        logits = model(ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
+        losses = torch.nn.functional.cross_entropy(
+            logits.reshape(-1, logits.shape[-1]), labels[:, 1:].reshape(-1), reduction="none"
+        )
+        losses.view(len(batch), -1).double().sum(dim=1).tolist()
+        num_scored += int((labels[:, 1:] >= 0).sum())
+    return num_scored / (_now() - started)
+
+
+def main() -> None:
+    """Print the two ratios for each mix of lengths."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--pairs", type=int, default=8)
+    parser.add_argument("--padded-pairs", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=16_000)
+    parser.add_argument("--seq-length", type=int, default=1024)
+    parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
+    parser.add_argument(
+        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: this process's own seconds, on a busy machine"
+    )
+    asked = parser.parse_args()
+    if asked.clock == "cpu":
+        global _now
+        _now = time.process_time
+    from transformers import AutoModelForCausalLM
+
+    precision = asked.precision if asked.precision != "auto" else "bf16" if cpu_has_bf16() else "fp32"
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        hf = tiny.hf_folder(root / "hf", dtype=torch.bfloat16, **SHAPE)
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        theirs = AutoModelForCausalLM.from_pretrained(hf, dtype=dtype, attn_implementation="sdpa").eval()
+        print(
+            f"{precision}, {torch.get_num_threads()} threads, seq_length {asked.seq_length}, {asked.clock} clock",
+            flush=True,
+        )
+        rows = full_rows(-(-asked.tokens // asked.seq_length), asked.seq_length)
+        for number, (mix, lengths) in enumerate(length_mixes(asked.tokens, asked.seq_length).items()):
+            data = root / f"data{number}"
+            write_documents(data, lengths)
+            options = score.ScoreOptions(
+                data=data, hf=hf, seq_length=asked.seq_length, precision=precision, device="cpu"
+            )
+            whole_call(options)  # loads the model
+            scorer = _loaded(options)
+            ours = partial(whole_call, options)
+            pairs = interleaved(ours, partial(forward_only, scorer, rows), num_pairs=asked.pairs)
+            print(
+                f"{mix}: {len(lengths)} documents, {np.median([p[0] for p in pairs]):.0f} scored tokens/s; "
+                f"to the forward-only rate: {ratio_of(pairs).against(FORWARD_TARGET)}",
+                flush=True,
+            )
+            overlap = asked.seq_length // 16
+            loop = partial(padded_loop, theirs, data, seq_length=asked.seq_length, overlap=overlap)
+            padded = interleaved(ours, loop, num_pairs=asked.padded_pairs)
+            print(f"{mix}: to the padded loop: {ratio_of(padded).against(PADDED_TARGET)}", flush=True)
+
+
+def _loaded(options: score.ScoreOptions) -> Scorer:
+    """The model that the call has left in this process."""
+    settings, _ = score._settings(options, read_manifest(options.data))
+    return scorer_of(settings)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""A whole model in one process, its weights loaded, without DDP or optimizer: for verifying and for scoring."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+
+from megatron_synE.build import build_chunks, transformer_config
+from megatron_synE.checkpoint.hf import HfFolder, read_rectangle
+from megatron_synE.checkpoint.model_space import local_parameters
+from megatron_synE.checkpoint.weights import CheckpointWeights
+from megatron_synE.config.derive import derive
+from megatron_synE.config.schema import (
+    DataSection,
+    InitSection,
+    ParallelSection,
+    RunConfig,
+    RunSection,
+    StageSection,
+    TrainingSection,
+)
+from megatron_synE.model.gpt import LlamaModel
+from megatron_synE.model.layer_spec import choose
+from megatron_synE.model.llama import LlamaArchitecture
+from megatron_synE.runtime.device import Device
+from megatron_synE.runtime.distributed import initialize
+from megatron_synE.runtime.environment import ALONE
+from megatron_synE.runtime.mcore import parallel_state
+
+TENSOR_TABLE = ".metadata"
+"""What every DCP folder holds, whoever wrote it."""
+CPU = Device("cpu", torch.device("cpu"), "gloo", "cpu")
+
+
+def build_alone(
+    architecture: LlamaArchitecture,
+    weights: Path,
+    *,
+    seq_length: int,
+    precision: Literal["bf16", "fp32"],
+    device: Device,
+    attention: Literal["auto", "native"] = "auto",
+) -> LlamaModel:
+    """The model in eval mode with the weights of an HF folder or an iter_* checkpoint.
+
+    Starts a process group of one where none exists, also where a launcher has started peers: nothing is shared.
+    Errors: CheckpointError for weights that do not fit.
+    """
+    config = RunConfig(
+        run=RunSection(name="alone", dir=weights),
+        training=TrainingSection(seq_length=seq_length, global_batch_size=1, precision=precision),
+        data=DataSection(manifests=(), stages=(StageSection(name="none", tokens=1, languages={}),)),
+        init=InitSection(source="random"),
+        device=device.kind,
+    )
+    if not dist.is_initialized():
+        initialize(device, ALONE, ParallelSection(), seed=1)
+    assert parallel_state.get_model_parallel_group().size() == 1
+    plan = derive(config, architecture, 1, device=device.kind)
+    core_config = transformer_config(config, plan, device)
+    (model,) = build_chunks(core_config, config, plan, choose(attention, device), device)
+    _load(model, architecture, weights)
+    model.eval()
+    return model
+
+
+@torch.no_grad()
+def _load(model: LlamaModel, architecture: LlamaArchitecture, weights: Path) -> None:
+    chunks = [chunk for local in local_parameters(model) for chunk in local.chunks(local.key, local.parameter.detach())]
+    if (weights / TENSOR_TABLE).exists():
+        stored = CheckpointWeights(weights, architecture)
+        for chunk in chunks:
+            chunk.tensor().copy_(stored.read(chunk.key, chunk.offsets, chunk.sizes, chunk.dtype))
+    else:
+        folder = HfFolder(weights)
+        for chunk in chunks:
+            chunk.tensor().copy_(
+                read_rectangle(folder, architecture, chunk.key, chunk.offsets, chunk.sizes, chunk.dtype)
+            )

@@ -1,0 +1,150 @@
+"""Whole documents in windows: every document once per epoch, none split, in whatever order windows are read."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_mixers.errors import ConfigError
+from data_mixers.manifest import read_manifest
+from data_mixers.ratios import WEIGHT_UNIT
+from data_mixers.schedule import Phase, Schedule, scheduled_source
+from megatron_synE.data import engine_check
+from megatron_synE.data.scheduled_dataset import ScheduledDataset
+from megatron_synE.data.tokenizers import load_tokenizer
+from tests.tools import corpus
+from tools.data import merge
+from tools.data.preprocess import PreprocessOptions, preprocess
+from tools.data.sidecar import read_rows
+from tools.data.whole_documents import best_fit, fill_windows
+
+WINDOW = 64
+
+
+@given(st.lists(st.integers(2, 50), min_size=1, max_size=200), st.integers(50, 90), st.integers(1, 7))
+@settings(max_examples=80, deadline=None)
+def test_every_document_lies_in_one_window_and_no_window_overflows(
+    lengths: list[int], window: int, at_once: int
+) -> None:
+    array = np.array(lengths, dtype=np.int32)
+    window_of = best_fit(array, window=window)
+    used = np.bincount(window_of, weights=array)
+    assert used.max() <= window
+    # best fit never leaves two windows that would go into one
+    assert sum(sorted(used)[:2]) > window or len(used) == 1
+    seen: list[int] = []
+    num_windows = 0
+    for windows in fill_windows(array, window=window, windows_at_once=at_once):
+        assert len(windows.last_documents) <= at_once
+        first = 0
+        for last in windows.last_documents.tolist():
+            members = windows.documents[first : last + 1].tolist()
+            assert len({window_of[document] for document in members}) == 1
+            assert members == sorted(members)
+            seen += members
+            first = last + 1
+            num_windows += 1
+        assert first == len(windows.documents)
+    assert sorted(seen) == list(range(len(lengths)))
+    assert num_windows == len(used)
+
+
+def test_short_documents_waste_less_than_two_per_cent() -> None:
+    lengths = np.random.default_rng(0).lognormal(5.5, 0.8, 20_000).clip(20, 4096).astype(np.int32)
+    used = np.bincount(best_fit(lengths, window=4096), weights=lengths)
+    assert 1 - used.sum() / (len(used) * 4096) < 0.02
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(engine_check, "NUM_CHECK_STRINGS", 200)
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> PreprocessOptions:
+    corpus.write_jsonl(tmp_path / "qa.jsonl", corpus.documents(300, seed=5))
+    return PreprocessOptions(
+        inputs=(str(tmp_path / "qa.jsonl"),),
+        tokenizer=corpus.hf_folder(tmp_path / "hf"),
+        out=tmp_path / "out",
+        language="synthetic",
+        source="qa",
+        keep_documents_whole=True,
+        seq_length=WINDOW,
+    )
+
+
+def test_every_epoch_reads_every_document_once_and_whole(
+    options: PreprocessOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merge, "MERGE_TOKENS", 5 * WINDOW)
+    monkeypatch.setattr("tools.data.preprocess.PACKED_SHARD_TOKENS", 2500)  # several files
+    report = preprocess(options)
+    tokenizer = load_tokenizer(options.tokenizer)
+    encoded = [
+        [*ids.tolist(), tokenizer.eos_id] for ids in tokenizer.encode_ordinary_batch(corpus.documents(300, seed=5))
+    ]
+    expected = sorted(document for document in encoded if len(document) <= WINDOW)
+    assert report.num_too_long == 300 - len(expected) > 0
+    assert report.num_documents == len(expected)
+    manifest = read_manifest(report.manifest_path)
+    (entry,) = manifest.sources
+    assert len(entry.shards) > 2
+    assert entry.packed_seq_length == WINDOW
+    num_windows = sum((shard.num_tokens - 1) // WINDOW for shard in entry.shards)
+    phase = Phase(name="a", start_sample=0, num_samples=3 * num_windows, weights=((entry.name, WEIGHT_UNIT),))
+    schedule = Schedule(seed=1, seq_length=WINDOW, sources=(scheduled_source(entry),), phases=(phase,))
+    dataset = ScheduledDataset(schedule, [manifest])
+    orders = []
+    for epoch in range(3):
+        read, order = [], []
+        for number in range(epoch * num_windows, (epoch + 1) * num_windows):
+            sample = dataset[number]
+            tokens = sample.tokens[:-1].tolist()  # the inputs; the last token is only a label
+            order.append(tuple(tokens))
+            bounds = [*sample.document_starts.tolist(), WINDOW]
+            pieces = [tokens[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+            read += [piece for piece in pieces if piece[0] != tokenizer.eos_id]
+            assert tokens[-1] == tokenizer.eos_id
+        assert sorted(read) == expected
+        orders.append(order)
+    assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1])
+
+
+def test_the_sidecar_names_every_document_and_leaves_fillers_empty(options: PreprocessOptions) -> None:
+    report = preprocess(options)
+    manifest = read_manifest(report.manifest_path)
+    (shard,) = manifest.sources[0].shards
+    rows = list(read_rows(manifest.shard_prefix(shard)))
+    assert len(rows) == shard.num_documents
+    assert sum(row["num_tokens"] for row in rows) == shard.num_tokens
+    fillers = [row for row in rows if row["id"] is None]
+    assert sum(row["num_tokens"] for row in fillers) == report.num_filler_tokens > 0
+    assert all(row["text_bytes"] == 0 and row["file"] is None for row in fillers)
+    assert len({row["id"] for row in rows if row["id"]}) == report.num_documents
+
+
+def test_another_seq_length_is_refused_with_the_cure(options: PreprocessOptions) -> None:
+    entry = preprocess(options).sources[0]
+    with pytest.raises(ConfigError, match=r"packed for training\.seq_length=64, not 32.*--seq-length 32"):
+        Schedule(seed=1, seq_length=32, sources=(scheduled_source(entry),))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seq_length": None}, "--keep-documents-whole and --seq-length go together"),
+        ({"keep_documents_whole": False}, "--keep-documents-whole and --seq-length go together"),
+        ({"seq_length": 1}, "--seq-length 1 must be at least 2"),
+        ({"role": "validation"}, "--keep-documents-whole is for training data"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(
+    options: PreprocessOptions, change: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        preprocess(replace(options, **change))  # type: ignore[arg-type]

@@ -1,0 +1,94 @@
+"""Which documents are kept from training: those with the smallest content hashes of each topic, as many as are needed.
+
+Chosen before anything is written for training, by content alone: the order of the input and the number of workers do
+not matter, and an exact copy in another topic is held out with it.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_mixers.errors import DataError
+from tools.data.merge import RunReader
+from tools.data.spool import Meta
+
+TARGET_ERROR = 0.002
+"""Of a change of log PPL, in nats: the recipe's controller acts on relative changes of PPL of about a per cent."""
+SD_OF_DOCUMENT = 0.05
+"""Assumed, not measured (ours): standard deviation over a topic's documents of how much the mean NLL of one document
+changes between two checkpoints, in nats per token. The common part of the change does not count: both checkpoints are
+scored on the same documents."""
+MOST_SHARE = 0.1  # ours: of a topic's documents; more would cost more training data than the figure is worth
+MOST_DOCUMENTS = 20_000  # at once in memory; with the assumption above some 600 of equal length are enough
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """What is held out of one topic."""
+
+    digests: tuple[int, ...]
+    num_tokens: int
+    standard_error: float
+    """Of a change of the topic's log PPL, in nats, under SD_OF_DOCUMENT; infinite if nothing is held out."""
+
+
+def choose(readers: Mapping[str, RunReader], wanted: int | str, *, without: Iterable[int]) -> dict[str, HeldOut]:
+    """What each topic holds out: `wanted` documents, or with "auto" as few as give TARGET_ERROR, at most MOST_SHARE.
+
+    without: content hashes that are held out already; a topic does not take what an earlier one has taken either.
+    Errors: DataError if a topic would have nothing left to train on.
+    """
+    taken = set(without)
+    chosen = {}
+    for topic in sorted(readers):
+        total = sum(len(meta) for meta in readers[topic].metas())
+        most = min(max(1, int(MOST_SHARE * total)), MOST_DOCUMENTS) if wanted == "auto" else int(wanted)
+        ranked = _smallest(readers[topic].metas(), most, without=taken)
+        if total <= len(ranked):
+            raise DataError(
+                f"topic {topic} has {total} documents: --holdout {wanted} would leave none to train on; "
+                "hold out fewer, or give this topic more text"
+            )
+        lengths = [length for _, length in ranked]
+        count = enough(lengths) if wanted == "auto" else len(ranked)
+        digests = tuple(digest for digest, _ in ranked[:count])
+        taken.update(digests)
+        chosen[topic] = HeldOut(
+            digests=digests, num_tokens=sum(lengths[:count]), standard_error=standard_error(lengths[:count])
+        )
+    return chosen
+
+
+def standard_error(lengths: Sequence[int]) -> float:
+    """Of a change of log PPL over documents of these lengths: the mean over tokens of what varies by document."""
+    return SD_OF_DOCUMENT * math.sqrt(sum(n * n for n in lengths)) / sum(lengths) if lengths else math.inf
+
+
+def enough(lengths: Sequence[int]) -> int:
+    """How many of the first documents give TARGET_ERROR; all if none do."""
+    total = squares = 0
+    for count, length in enumerate(lengths, start=1):
+        total, squares = total + length, squares + length * length
+        if SD_OF_DOCUMENT * math.sqrt(squares) <= TARGET_ERROR * total:
+            return count
+    return len(lengths)
+
+
+def _smallest(metas: Iterable[Meta], count: int, *, without: set[int]) -> list[tuple[int, int]]:
+    """(content hash, tokens) of the `count` smallest different hashes that are not in `without`, ascending."""
+    chosen: list[tuple[int, int]] = []
+    for meta in metas:
+        order = np.lexsort((meta["low"], meta["high"]))
+        # copies of one text lie together: look at enough of the order to find `count` different ones
+        found: list[tuple[int, int]] = []
+        columns = (meta[name][order].tolist() for name in ("high", "low", "length"))
+        for high, low, length in zip(*columns, strict=True):
+            digest = high << 64 | low
+            if digest not in without and (not found or found[-1][0] != digest):
+                found.append((digest, length))
+                if len(found) == count:
+                    break
+        chosen = sorted({*chosen, *found})[:count]
+    return chosen

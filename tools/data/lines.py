@@ -1,0 +1,121 @@
+"""Lines of plain, gzip and zstandard files in bounded memory: a line longer than the limit is passed over, not held."""
+
+import gzip
+import io
+import zlib
+from collections.abc import Callable, Iterator
+from io import BufferedReader
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from data_mixers.errors import DataError
+
+UTF8_BOM = b"\xef\xbb\xbf"
+_SKIP_BYTES = 1 << 20
+_ZSTD_INPUT_BYTES = 1 << 13  # at most 256 MB of output a piece, whatever was compressed
+
+
+def byte_range(
+    path: Path, start: int, stop: int, *, limit: int, on_bytes: Callable[[int], None]
+) -> Iterator[tuple[int, bytes | None]]:
+    """(first byte, line) of the lines that begin in start..stop-1 of a plain file, whole; None: longer than limit."""
+    with path.open("rb") as raw:
+        position = start
+        if start:
+            raw.seek(start - 1)  # the rest of a line that began before, but never past the end of this range
+            position += _skip_line(raw, most=stop - start + 1) - 1
+        pending = position - start
+        while position < stop:
+            line, length = _limited(raw, limit)
+            if not length:
+                break
+            yield position, line.removeprefix(UTF8_BOM) if line is not None and position == 0 else line
+            position += length
+            pending += length
+            if pending >= 1 << 20:
+                on_bytes(pending)
+                pending = 0
+        on_bytes(pending)
+
+
+def compressed(
+    path: Path, kind: Literal["gz", "zst"], *, limit: int, on_bytes: Callable[[int], None]
+) -> Iterator[tuple[int, bytes | None]]:
+    """(number from 1, line) of a compressed file; None: longer than limit.
+
+    Errors: DataError naming the file if it is damaged or cut off.
+    """
+    import zstandard
+
+    before = 0
+    with path.open("rb") as raw:
+        try:
+            stream: Any = gzip.GzipFile(fileobj=raw) if kind == "gz" else BufferedReader(_ZstdStream(raw))
+            number = 0
+            while True:
+                line, length = _limited(stream, limit)
+                if not length:
+                    break
+                number += 1
+                yield number, line.removeprefix(UTF8_BOM) if line is not None and number == 1 else line
+                if (now := raw.tell()) != before:
+                    on_bytes(now - before)
+                    before = now
+        except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
+            raise DataError(f"{path} is damaged or cut off ({error}); compress or copy it again") from error
+
+
+def _limited(stream: IO[bytes], limit: int) -> tuple[bytes | None, int]:
+    """The next line (None if it is longer than limit) and how many bytes it takes; (b"", 0) at the end."""
+    line = stream.readline(limit + 1)
+    length = len(line)
+    if length <= limit or line.endswith(b"\n"):
+        return line, length
+    return None, length + _skip_line(stream, most=None)
+
+
+def _skip_line(stream: IO[bytes], *, most: int | None) -> int:
+    """Bytes up to the end of the line, at most `most`; never more than 1 MB of them in memory."""
+    skipped = 0
+    while most is None or skipped < most:
+        piece = stream.readline(_SKIP_BYTES if most is None else min(_SKIP_BYTES, most - skipped))
+        skipped += len(piece)
+        if not piece or piece.endswith(b"\n"):
+            break
+    return skipped
+
+
+class _ZstdStream(io.RawIOBase):
+    """The content of all frames. zstandard's own reader takes a file that is cut off for one that has ended."""
+
+    def __init__(self, raw: BufferedReader) -> None:
+        import zstandard
+
+        self._raw = raw
+        self._context = zstandard.ZstdDecompressor()
+        self._frame: Any = None
+        self._output = memoryview(b"")
+        self._input = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Errors: EOFError inside a frame."""
+        while not self._output:
+            if not self._input:
+                self._input = self._raw.read(_ZSTD_INPUT_BYTES)
+            if not self._input:
+                if self._frame is not None:
+                    raise EOFError("it ends inside a zstandard frame")
+                return 0
+            if self._frame is None:
+                self._frame = self._context.decompressobj()
+            piece, self._input = self._input, b""
+            self._output = memoryview(self._frame.decompress(piece))
+            if self._frame.eof:
+                self._input, self._frame = self._frame.unused_data, None
+        count = min(len(buffer), len(self._output))
+        buffer[:count] = self._output[:count]
+        self._output = self._output[count:]
+        return count

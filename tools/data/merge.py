@@ -1,0 +1,358 @@
+"""The external shuffle, second half: one range of keys is read from all runs, sorted, and written as a token file.
+
+A topic's keys are cut into as many ranges as it needs files; each is a task of its own. Documents that copy a held-out
+one, word for word or nearly, are left out and counted.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from data_mixers.atomic import write_atomic
+from data_mixers.errors import DataError
+from megatron_synE.data.indexed import TOKEN_DTYPES, IndexedWriter, WrittenPair
+from tools.data.near_copies import NearCopies
+from tools.data.sidecar import SidecarWriter
+from tools.data.spool import META, Meta, RunSegment, Tokens
+from tools.data.whole_documents import Windows, fill_windows
+
+MERGE_TOKENS = 4 << 20  # in memory at once while merging: about 50 MB with the copies
+SHARD_TOKENS = 1 << 27  # of one token file, about: half a GB of int32, so that writing spreads over workers
+PACKED_SHARD_TOKENS = 1 << 24  # where documents are packed: a file's documents are read from all over its range
+DIGEST_BYTES = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Digests:
+    """Content hashes of held-out documents: sorted pairs of halves."""
+
+    high: npt.NDArray[np.uint64]
+    low: npt.NDArray[np.uint64]
+
+    @classmethod
+    def of(cls, digests: Sequence[int]) -> "Digests":
+        ordered = sorted(digests)
+        return cls(
+            high=np.array([digest >> 64 for digest in ordered], dtype=np.uint64),
+            low=np.array([digest & (1 << 64) - 1 for digest in ordered], dtype=np.uint64),
+        )
+
+    def contain(self, meta: Meta) -> npt.NDArray[np.bool_]:
+        """Which of the documents are among them."""
+        found = np.isin(meta["high"], self.high)
+        pairs = set(zip(self.high.tolist(), self.low.tolist(), strict=True)) if found.any() else set()
+        for row in np.flatnonzero(found).tolist():
+            found[row] = (int(meta["high"][row]), int(meta["low"][row])) in pairs
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardTask:
+    """One token file to write: the documents of `topic` whose keys lie in one of `num_shards` equal ranges."""
+
+    topic: str
+    prefix: Path
+    """Of the files to write."""
+    shard: int
+    num_shards: int
+    num_tokens: int
+    """About, for the progress."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeSettings:
+    """What all token files of a call have in common."""
+
+    runs: Path
+    segments: tuple[RunSegment, ...]
+    """Of all topics."""
+    inputs: tuple[str, ...]
+    """Names of the input files."""
+    dtype: Literal["uint16", "int32"]
+    eos_id: int
+    held_out: Path | None
+    """File with the content hashes of held-out documents, and near_copies' table beside it; None: none are held out."""
+    keep_digests: bool
+    """The documents are held out themselves: their content hashes are kept beside them."""
+    window: int | None
+    """Documents are packed whole into windows of so many tokens; None: they lie end to end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergedShard:
+    """A finished token file."""
+
+    pair: WrittenPair
+    num_documents: int
+    """Without fillers."""
+    text_bytes: int
+    num_copies: int
+    """Documents left out because a held-out document has the same text (it itself included)."""
+    num_near_copies: int
+    num_filler_tokens: int
+    """EOS that fill up windows."""
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "MergedShard":
+        return cls(**{**content, "pair": WrittenPair(**content["pair"])})
+
+
+def write_shard(
+    tasks: Sequence[ShardTask], settings: MergeSettings, index: int, on_tokens: Callable[[int], None]
+) -> dict[str, Any]:
+    """Write one token file with its sidecar; a MergedShard as JSON."""
+    task = tasks[index]
+    reader = RunReader(settings.runs, [s for s in settings.segments if s.topic == task.topic], settings.dtype)
+    sieve = _Sieve(settings.held_out)
+    with (
+        IndexedWriter(task.prefix, dtype=settings.dtype) as pair,
+        SidecarWriter(task.prefix) as sidecar,
+    ):
+        output = _Output(task.topic, settings, pair, sidecar)
+        parts = reader.ranges(task.shard, task.num_shards)
+        if settings.window is None:
+            for segment_of, meta in parts:
+                tokens = reader.tokens(segment_of, meta)
+                kept = sieve.kept(meta, tokens)
+                if not kept.all():
+                    tokens = tokens[np.repeat(kept, meta["length"])]
+                    segment_of, meta = segment_of[kept], meta[kept]
+                output.write(meta, tokens, reader.ids(segment_of, meta))
+                on_tokens(int(meta["length"].sum(dtype=np.int64)))
+        else:
+            _write_windows(reader, parts, sieve, output, settings.window, on_tokens)
+    if settings.keep_digests:
+        write_atomic(digests_path(task.prefix), b"".join(output.digests))
+    return asdict(replace(output.result(), num_copies=sieve.num_copies, num_near_copies=sieve.num_near_copies))
+
+
+def write_held_out(
+    tasks: Sequence[ShardTask],
+    settings: MergeSettings,
+    digests: Sequence[Sequence[int]],
+    index: int,
+    on_tokens: Callable[[int], None],
+) -> dict[str, Any]:
+    """Write the documents of a topic that have one of digests[index], each text once; a MergedShard as JSON."""
+    task = tasks[index]
+    reader = RunReader(settings.runs, [s for s in settings.segments if s.topic == task.topic], settings.dtype)
+    chosen = Digests.of(digests[index])
+    emitted: set[tuple[int, int]] = set()
+    with IndexedWriter(task.prefix, dtype=settings.dtype) as pair, SidecarWriter(task.prefix) as sidecar:
+        output = _Output(task.topic, settings, pair, sidecar)
+        for segment_of, meta in reader.ranges(0, 1):
+            rows = []
+            for row in np.flatnonzero(chosen.contain(meta)).tolist():
+                digest = int(meta["high"][row]), int(meta["low"][row])
+                if digest not in emitted:
+                    rows.append(row)
+                emitted.add(digest)
+            if rows:
+                owners, found = segment_of[rows], meta[rows]
+                output.write(found, reader.tokens(owners, found), reader.ids(owners, found))
+            on_tokens(int(meta["length"].sum(dtype=np.int64)))
+    write_atomic(digests_path(task.prefix), b"".join(output.digests))
+    return asdict(output.result())
+
+
+def _write_windows(
+    reader: "RunReader",
+    parts: Iterator[tuple[npt.NDArray[np.int64], Meta]],
+    sieve: "_Sieve",
+    output: "_Output",
+    window: int,
+    on_tokens: Callable[[int], None],
+) -> None:
+    segments, metas = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=META)]
+    for segment_of, meta in parts:
+        kept = sieve.kept(meta, reader.tokens(segment_of, meta))
+        segments.append(segment_of[kept])
+        metas.append(meta[kept])
+    segment_of, meta = np.concatenate(segments), np.concatenate(metas)
+    for windows in fill_windows(meta["length"], window=window, windows_at_once=max(1, MERGE_TOKENS // window)):
+        owners, chosen = segment_of[windows.documents], meta[windows.documents]
+        output.write_windows(chosen, reader.tokens(owners, chosen), reader.ids(owners, chosen), windows, window)
+        on_tokens(len(windows.last_documents) * window)
+    if len(meta):
+        output.close_windows()
+
+
+def digests_path(prefix: Path) -> Path:
+    """Content hashes of the documents of a held-out token file, 16 bytes each."""
+    return Path(f"{prefix}.digests")
+
+
+def read_digests(path: Path) -> set[int]:
+    """The content hashes in a file. Errors: DataError if it is cut off."""
+    raw = path.read_bytes()
+    if len(raw) % DIGEST_BYTES:
+        raise DataError(f"{path} has {len(raw)} bytes, no multiple of {DIGEST_BYTES}: it was cut off; preprocess again")
+    return {int.from_bytes(raw[start : start + DIGEST_BYTES], "big") for start in range(0, len(raw), DIGEST_BYTES)}
+
+
+class RunReader:
+    """The documents of some segments of the same runs, by ranges of keys."""
+
+    def __init__(self, runs: Path, segments: Sequence[RunSegment], dtype: Literal["uint16", "int32"]) -> None:
+        self._segments = segments
+        self._paths = [runs / segment.file for segment in segments]
+        self._dtype = np.dtype(TOKEN_DTYPES[dtype])
+        self.num_tokens = sum(segment.num_tokens for segment in segments)
+
+    def metas(self) -> Iterator[Meta]:
+        """The records of each segment, mapped."""
+        for path, segment in zip(self._paths, self._segments, strict=True):
+            yield np.memmap(path, dtype=META, mode="r", offset=segment.meta_offset, shape=(segment.num_documents,))
+
+    def ranges(self, shard: int, num_shards: int) -> Iterator[tuple[npt.NDArray[np.int64], Meta]]:
+        """(segment of each document, records), both in key order, of consecutive ranges of keys of one shard."""
+        num_ranges = max(1, -(-self.num_tokens // num_shards // MERGE_TOKENS))
+        metas = list(self.metas())
+        keys = [np.asarray(meta["key"]) for meta in metas]  # views: a search touches a few pages
+        limits = [(1 << 64) * (shard * num_ranges + n) // (num_shards * num_ranges) for n in range(num_ranges + 1)]
+        starts = [_first(key, limits[0]) for key in keys]
+        for limit in limits[1:]:
+            stops = [_first(key, limit) for key in keys]
+            merged = np.concatenate([meta[a:b] for meta, a, b in zip(metas, starts, stops, strict=True)])
+            counts = np.array(stops) - np.array(starts)
+            order = np.lexsort((merged["place"], merged["file"], merged["key"]))
+            yield np.repeat(np.arange(len(metas)), counts)[order], merged[order]
+            starts = stops
+
+    def tokens(self, segment_of: npt.NDArray[np.int64], meta: Meta) -> Tokens:
+        """The documents' tokens one after the other.
+
+        Cost: one read per segment, from the first of its documents to the last; in key order they lie side by side.
+        """
+        if not len(meta):
+            return np.zeros(0, dtype=self._dtype)
+        starts, lengths = meta["token_start"], meta["length"]
+        order = np.argsort(segment_of, kind="stable")
+        used, firsts = np.unique(segment_of[order], return_index=True)
+        lows = np.minimum.reduceat(starts[order], firsts)
+        sizes = np.maximum.reduceat((starts + lengths)[order], firsts) - lows
+        loaded = np.empty(int(sizes.sum()), dtype=self._dtype)
+        bases = np.cumsum(sizes) - sizes
+        for segment, low, base, size in zip(*(c.tolist() for c in (used, lows, bases, sizes)), strict=True):
+            with self._paths[segment].open("rb") as stream:
+                stream.seek(low * self._dtype.itemsize)
+                read = stream.readinto(loaded[base : base + size].data.cast("B"))
+            if read != size * self._dtype.itemsize:
+                raise DataError(f"{self._paths[segment]} was cut off; remove it and run the same command again")
+        shift = np.zeros(len(self._paths), dtype=np.int64)
+        shift[used] = bases - lows
+        begins = starts + shift[segment_of]
+        # one slice a document: an array of places would cost eight bytes a token, twice
+        pieces = [loaded[a:b] for a, b in zip(begins.tolist(), (begins + lengths).tolist(), strict=True)]
+        return np.concatenate(pieces)
+
+    def ids(self, segment_of: npt.NDArray[np.int64], meta: Meta) -> list[str]:
+        """The documents' own ids; empty for one that has none."""
+        names = [""] * len(meta)
+        for segment in np.unique(segment_of[meta["id_bytes"] > 0]).tolist():
+            rows = np.flatnonzero((segment_of == segment) & (meta["id_bytes"] > 0))
+            starts, sizes = meta["id_start"][rows], meta["id_bytes"][rows]
+            low, high = int(starts.min()), int((starts + sizes).max())
+            with self._paths[segment].open("rb") as stream:
+                stream.seek(self._segments[segment].id_offset + low)
+                raw = stream.read(high - low)
+            for row, start, size in zip(rows.tolist(), (starts - low).tolist(), sizes.tolist(), strict=True):
+                names[row] = raw[start : start + size].decode()
+        return names
+
+
+class _Sieve:
+    """Which documents may be trained on."""
+
+    def __init__(self, held_out: Path | None) -> None:
+        self.num_copies = self.num_near_copies = 0
+        self._digests = Digests.of(list(read_digests(held_out))) if held_out is not None else None
+        self._near = NearCopies.open(held_out.parent) if held_out is not None else None
+
+    def kept(self, meta: Meta, tokens: Tokens) -> npt.NDArray[np.bool_]:
+        kept = np.ones(len(meta), dtype=bool)
+        if self._digests is None or self._near is None:
+            return kept
+        copies = self._digests.contain(meta)
+        near = self._near.are_near(tokens, meta["length"]) & ~copies
+        self.num_copies += int(copies.sum())
+        self.num_near_copies += int(near.sum())
+        return ~copies & ~near
+
+
+class _Output:
+    """A token file and its sidecar, written alongside."""
+
+    def __init__(self, topic: str, settings: MergeSettings, pair: IndexedWriter, sidecar: SidecarWriter) -> None:
+        self._topic, self._inputs, self._pair, self._sidecar = topic, settings.inputs, pair, sidecar
+        self._names = [Path(name).name for name in settings.inputs]
+        self._eos_id = settings.eos_id
+        self._keep_digests = settings.keep_digests
+        self.num_documents = self.text_bytes = self.num_filler_tokens = 0
+        self.digests: list[bytes] = []
+
+    def result(self) -> MergedShard:
+        """What was written, once the files are finished."""
+        assert self._pair.written is not None
+        return MergedShard(
+            pair=self._pair.written,
+            num_documents=self.num_documents,
+            text_bytes=self.text_bytes,
+            num_copies=0,
+            num_near_copies=0,
+            num_filler_tokens=self.num_filler_tokens,
+        )
+
+    def write(self, meta: Meta, tokens: Tokens, ids: Sequence[str]) -> None:
+        self._pair.add_documents(tokens, meta["length"])
+        self._describe(meta, ids, meta["length"].tolist(), None)
+
+    def write_windows(self, meta: Meta, tokens: Tokens, ids: Sequence[str], windows: Windows, window: int) -> None:
+        """Documents window by window; a window that is not full ends in one more document of EOS."""
+        ends = np.cumsum(meta["length"], dtype=np.int64)
+        last = windows.last_documents
+        fillers = window - np.diff(ends[last], prepend=0)
+        filled = np.flatnonzero(fillers)
+        after = last[filled] + 1
+        tokens = np.insert(tokens, np.repeat(ends[last[filled]], fillers[filled]), self._eos_id)
+        lengths = np.insert(meta["length"], after, fillers[filled])
+        self._pair.add_documents(tokens, lengths)
+        self._describe(meta, ids, lengths.tolist(), set((after + np.arange(len(after))).tolist()))
+        self.num_filler_tokens += int(fillers.sum())
+
+    def close_windows(self) -> None:
+        """One EOS more: the label of the last token of the last window."""
+        self._pair.add_document(np.array([self._eos_id]))
+        self._describe(np.zeros(0, dtype=META), [], [1], {0})
+        self.num_filler_tokens += 1
+
+    def _describe(self, meta: Meta, ids: Sequence[str], lengths: list[int], fillers: set[int] | None) -> None:
+        """Sidecar rows; those of fillers have neither id nor text."""
+        files, places = meta["file"].tolist(), meta["place"].tolist()
+        rows: dict[str, list[Any]] = {
+            "id": [own or f"{self._names[f]}:{place}" for own, f, place in zip(ids, files, places, strict=True)],
+            "file": [self._inputs[file] for file in files],
+            "place": places,
+            "topic_confidence": meta["confidence"].tolist(),
+            "text_bytes": meta["text_bytes"].tolist(),
+        }
+        if fillers:
+            for column, values in rows.items():
+                real = iter(values)
+                empty = 0 if column == "text_bytes" else None
+                rows[column] = [empty if row in fillers else next(real) for row in range(len(lengths))]
+        self._sidecar.write(**rows, topic=[self._topic] * len(lengths), num_tokens=lengths)
+        self.num_documents += len(meta)
+        self.text_bytes += int(meta["text_bytes"].sum(dtype=np.int64))
+        if self._keep_digests:
+            self.digests.append(np.stack((meta["high"], meta["low"]), axis=1).astype(">u8").tobytes())
+
+
+def _first(keys: npt.NDArray[np.uint64], limit: int) -> int:
+    """The first document whose key is at least `limit`."""
+    return bisect_left(keys, limit)

@@ -1,0 +1,155 @@
+"""Which documents hold most of a held-out document's 5-grams of tokens: copies with small changes, or pages around it.
+
+Only the held-out documents' 5-grams are in memory. Every training document is compared with all of them exactly, up to
+collisions of 64-bit hashes; nothing is sampled, so nothing is missed by chance.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data_mixers.atomic import publish
+from megatron_synE.data.indexed import IndexedFile
+
+NGRAM = 5
+HELD_SHARE = 0.5
+"""Ours: a document is a near copy if it holds this share of a held-out document's different 5-grams. A Jaccard
+similarity of 1/2 implies it, and so does a page that holds half of a held-out one; of two texts that differ in one
+token of twenty some 3/4 are common."""
+LEAST_NGRAMS = 10  # so many must be common, or all of a shorter document's: no document goes for a turn of phrase
+COMMON = 10  # 5-grams that more held-out documents share are boilerplate, and not counted
+BLOCK_TOKENS = 1 << 17  # hashed at once
+_FILTER_BITS = 24
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+
+Numbers = npt.NDArray[np.int64]
+
+
+class NearCopies:
+    """The 5-grams of the held-out documents. `build` writes them into a folder, `open` maps them."""
+
+    def __init__(self, hashes: npt.NDArray[np.uint64], starts: Numbers, owners: Numbers, needed: Numbers) -> None:
+        """hashes: ascending, different; owners[starts[i]:starts[i + 1]] are the held-out documents that have the i-th.
+
+        needed: how many of each held-out document's 5-grams make a near copy.
+        """
+        self._hashes, self._starts, self._owners, self._needed = hashes, starts, owners, needed
+        self._filter = np.zeros(1 << _FILTER_BITS, dtype=bool)
+        self._filter[_slots(hashes)] = True
+
+    @classmethod
+    def open(cls, folder: Path) -> "NearCopies":
+        """What `build` wrote."""
+        loaded = [np.load(folder / f"{name}.npy") for name in ("hashes", "starts", "owners", "needed")]
+        return cls(*loaded)
+
+    @staticmethod
+    def build(folder: Path, held_out: Sequence[Path]) -> int:
+        """The table of all documents of these token files, given by prefix; how many documents have 5-grams."""
+        all_hashes, all_owners, num_documents = [_NO_HASHES], [np.zeros(0, dtype=np.int64)], 0
+        for prefix in held_out:
+            file = IndexedFile(prefix)
+            bounds = file.document_ranges()
+            for first, last in _blocks(np.diff(bounds)):
+                tokens = np.asarray(file.tokens(int(bounds[first]), int(bounds[last])))
+                documents, hashes = _ngrams(tokens, np.diff(bounds[first : last + 1]))
+                all_hashes.append(hashes)
+                all_owners.append(documents + num_documents + first)
+            num_documents += file.num_documents
+        owners, hashes = _different(np.concatenate(all_owners), np.concatenate(all_hashes))
+        order = np.argsort(hashes, kind="stable")
+        hashes, owners = hashes[order], owners[order]
+        unique, starts, counts = np.unique(hashes, return_index=True, return_counts=True)
+        kept = counts <= COMMON
+        owners = owners[np.repeat(kept, counts)]
+        unique, counts = unique[kept], counts[kept]
+        sizes = np.bincount(owners, minlength=num_documents)
+        needed = np.maximum(np.ceil(HELD_SHARE * sizes).astype(np.int64), np.minimum(sizes, LEAST_NGRAMS))
+        starts = np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(counts)))
+        for name, array in (("hashes", unique), ("starts", starts), ("owners", owners), ("needed", needed)):
+            temporary = folder / f".{name}.npy.tmp"
+            with temporary.open("wb") as stream:
+                np.save(stream, array)
+            publish(temporary, folder / f"{name}.npy")
+        return int((sizes > 0).sum())
+
+    def are_near(self, tokens: npt.NDArray[np.integer], lengths: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
+        """Which of the documents, lying one after the other with EOS, are near copies of held-out ones."""
+        near = np.zeros(len(lengths), dtype=bool)
+        ends = np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)))
+        if len(self._hashes):
+            for first, last in _blocks(lengths):
+                part = tokens[ends[first] : ends[last]]
+                near[first + self._near_in(part, lengths[first:last])] = True
+        return near
+
+    def _near_in(self, tokens: npt.NDArray[np.integer], lengths: npt.NDArray[np.integer]) -> Numbers:
+        """The numbers of near copies among a block of documents."""
+        documents, hashes = _ngrams(tokens, lengths, wanted=self._filter)
+        at = np.searchsorted(self._hashes, hashes)
+        at[at == len(self._hashes)] = 0
+        found = self._hashes[at] == hashes
+        documents, at = documents[found], at[found].astype(np.int64)
+        documents, at = _different(documents, at)
+        counts = self._starts[at + 1] - self._starts[at]
+        owners = self._owners[_ranges(self._starts[at], counts)]
+        pairs, common = np.unique(np.repeat(documents, counts) * len(self._needed) + owners, return_counts=True)
+        return np.unique(pairs[common >= self._needed[pairs % len(self._needed)]] // len(self._needed))
+
+
+_NO_HASHES = np.zeros(0, dtype=np.uint64)
+
+
+def _ngrams(
+    tokens: npt.NDArray[np.integer], lengths: npt.NDArray[np.integer], *, wanted: Any = None
+) -> tuple[Numbers, npt.NDArray[np.uint64]]:
+    """(document, hash) of every 5-gram of ordinary tokens inside a document; `wanted` leaves out most strangers."""
+    if len(tokens) < NGRAM:
+        return np.zeros(0, dtype=np.int64), _NO_HASHES
+    values = tokens.astype(np.uint64)
+    hashes = np.zeros(len(tokens) - NGRAM + 1, dtype=np.uint64)
+    for offset in range(NGRAM):
+        hashes += values[offset : offset + len(hashes)]
+        hashes *= _MULTIPLIER
+        hashes ^= hashes >> np.uint64(29)
+    ends = np.cumsum(lengths, dtype=np.int64)
+    inside = wanted[_slots(hashes)] if wanted is not None else np.ones(len(hashes), dtype=bool)
+    for offset in range(1, NGRAM + 1):  # what reaches the EOS of a document, its last token
+        places = ends - offset
+        inside[places[(places >= 0) & (places < len(inside))]] = False
+    places = np.flatnonzero(inside)
+    return np.searchsorted(ends, places, side="right").astype(np.int64), hashes[places]
+
+
+def _slots(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    return hashes >> np.uint64(64 - _FILTER_BITS)
+
+
+def _different(documents: Numbers, values: Any) -> tuple[Numbers, Any]:
+    """The different (document, value) pairs, ascending."""
+    order = np.lexsort((values, documents))
+    documents, values = documents[order], values[order]
+    fresh = np.ones(len(documents), dtype=bool)
+    fresh[1:] = (documents[1:] != documents[:-1]) | (values[1:] != values[:-1])
+    return documents[fresh], values[fresh]
+
+
+def _ranges(starts: Numbers, counts: Numbers) -> Numbers:
+    """start, start + 1, ... of each range, one after the other."""
+    ends = np.cumsum(counts)
+    places: Numbers = np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)
+    return places
+
+
+def _blocks(lengths: npt.NDArray[np.integer]) -> Iterator[tuple[int, int]]:
+    """Ranges of whole documents of about BLOCK_TOKENS."""
+    ends = np.cumsum(lengths, dtype=np.int64)
+    first = 0
+    while first < len(ends):
+        before = int(ends[first - 1]) if first else 0
+        last = max(first + 1, int(np.searchsorted(ends, before + BLOCK_TOKENS, side="right")))
+        yield first, last
+        first = last

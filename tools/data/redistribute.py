@@ -1,0 +1,236 @@
+"""Token files written anew in another order, in bounded memory: one pass to ranges on disk, one pass over the ranges.
+
+token files ─ blocks ─> a spool per range of the new order ─ each range put in order ─> one token file per bucket
+Both passes read and write long runs, so a disk works at its full speed. Sidecars (a row per document) go the same way.
+"""
+
+import struct
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_mixers.atomic import publish
+from megatron_synE.data.indexed import IndexedFile, IndexedWriter, WrittenPair
+from tools.data.scores_file import ScoresOrigin, metadata_of, scores_suffix
+from tools.data.sort_order import Ints, Order, Shards
+
+BLOCK_TOKENS = 4 << 20
+"""Read at a time: 16 MB of int32."""
+RANGE_TOKENS = 8 << 20
+"""Put in order at a time: 32 MB, twice with the copy."""
+_LENGTH = struct.Struct("<Q")
+Tokens = npt.NDArray[np.integer]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sidecar:
+    """A Parquet file beside every token file of a topic, one row per document."""
+
+    suffix: str
+    """After the prefix: ".documents.parquet"."""
+    origin: ScoresOrigin | None
+    """Of scores: what their metadata says, but for the token file they belong to."""
+
+    def path(self, prefix: Path) -> Path:
+        """Beside this token file."""
+        return Path(f"{prefix}{self.suffix}")
+
+
+@dataclass(frozen=True)
+class WrittenBucket:
+    """One finished token file."""
+
+    pair: WrittenPair
+    text_bytes: int | None
+    """Sum of the documents' own, where the sidecar states them."""
+
+
+def scores_sidecar(name: str, origin: ScoresOrigin) -> Sidecar:
+    """The sidecar of a set of scores."""
+    return Sidecar(suffix=scores_suffix(name), origin=origin)
+
+
+def redistribute(
+    shards: Shards,
+    lengths: Ints,
+    order: Order,
+    targets: Sequence[Path],
+    sidecars: Sequence[Sidecar],
+    *,
+    spool: Path,
+    dtype: Literal["uint16", "int32"],
+    on_tokens: Callable[[int], None],
+) -> list[WrittenBucket]:
+    """Write bucket b of `order` to targets[b]; documents that are not in `order` are left out.
+
+    spool: an empty folder on a disk with room for the topic once more.
+    on_tokens: hears every token twice.
+    Memory: one block and one range, 28 bytes per document.
+    """
+    ranges, first_of_range = _ranges(order, lengths)
+    range_of = np.full(len(lengths), -1, dtype=np.int32)
+    range_of[order.documents] = ranges
+    _distribute(shards, lengths, range_of, sidecars, spool, on_tokens)
+    del range_of
+    written = []
+    for bucket, target in enumerate(targets):
+        begin, end = np.searchsorted(order.buckets, [bucket, bucket + 1])
+        numbers = range(int(ranges[begin]), int(ranges[end - 1]) + 1)
+        written.append(
+            _write_bucket(target, numbers, first_of_range, order, lengths, sidecars, spool, dtype, on_tokens)
+        )
+    return written
+
+
+def _ranges(order: Order, lengths: Ints) -> tuple[npt.NDArray[np.int32], Ints]:
+    """(range of each document of the order, ascending; place in the order at which each range begins, closed)."""
+    ends = np.cumsum(lengths[order.documents])
+    cut = np.zeros(len(order.documents), dtype=bool)
+    for bucket in np.unique(order.buckets):
+        begin, end = np.searchsorted(order.buckets, [bucket, bucket + 1])
+        before = int(ends[begin - 1]) if begin else 0
+        pieces = (ends[begin:end] - before - 1) // RANGE_TOKENS
+        cut[begin] = True
+        cut[begin + 1 : end] |= np.diff(pieces) > 0
+    ranges = (np.cumsum(cut) - 1).astype(np.int32)
+    return ranges, np.append(np.flatnonzero(cut), len(cut))
+
+
+def _distribute(
+    shards: Shards,
+    lengths: Ints,
+    range_of: npt.NDArray[np.int32],
+    sidecars: Sequence[Sidecar],
+    spool: Path,
+    on_tokens: Callable[[int], None],
+) -> None:
+    document = 0
+    for prefix, shard in shards:
+        file = IndexedFile(prefix)
+        own = lengths[document : document + shard.num_documents]
+        starts = np.cumsum(own) - own
+        rows = [_Rows(sidecar.path(prefix)) for sidecar in sidecars]
+        first = 0
+        while first < len(own):
+            stop = max(first + 1, int(np.searchsorted(starts, starts[first] + BLOCK_TOKENS)))
+            # Read, not mapped: pages of a map count as this process's memory for as long as it is open.
+            count = int(starts[stop - 1] + own[stop - 1] - starts[first])
+            offset = int(starts[first]) * file.dtype.itemsize
+            tokens = np.fromfile(file.bin_path, dtype=file.dtype, count=count, offset=offset)
+            kinds = range_of[document + first : document + stop]
+            by_range = np.argsort(kinds, kind="stable")
+            tables = [reader.take(stop - first) for reader in rows]
+            borders = np.append(np.flatnonzero(np.diff(kinds[by_range], prepend=-2)), len(by_range))
+            for begin, end in zip(borders[:-1].tolist(), borders[1:].tolist(), strict=True):
+                chosen = by_range[begin:end]
+                number = int(kinds[chosen[0]])
+                if number < 0:
+                    continue
+                piece = _gather(tokens, starts[first + chosen] - starts[first], own[first + chosen].astype(np.int32))
+                with (spool / f"{number}.tokens").open("ab") as stream:
+                    stream.write(np.ascontiguousarray(piece).data.cast("B") if len(piece) else b"")
+                for index, table in enumerate(tables):
+                    _append(spool / f"{number}.{index}.rows", table.take(pa.array(chosen)))
+            on_tokens(len(tokens))
+            first = stop
+        document += shard.num_documents
+
+
+class _Rows:
+    """Rows of a Parquet file from the first on, as many at a time as asked for."""
+
+    def __init__(self, path: Path) -> None:
+        file = pq.ParquetFile(path)
+        self._batches = file.iter_batches()
+        self._held = file.schema_arrow.empty_table().replace_schema_metadata(None)
+
+    def take(self, count: int) -> pa.Table:
+        while len(self._held) < count:
+            batch = pa.Table.from_batches([next(self._batches)]).replace_schema_metadata(None)
+            self._held = pa.concat_tables([self._held, batch])
+        taken = self._held.slice(0, count)
+        self._held = self._held.slice(count).combine_chunks()
+        return taken
+
+
+def _append(path: Path, table: pa.Table) -> None:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    content = sink.getvalue()
+    with path.open("ab") as file:
+        file.write(_LENGTH.pack(len(content)))
+        file.write(content)
+
+
+def _read_rows(path: Path) -> pa.Table:
+    tables = []
+    with path.open("rb") as file:
+        while head := file.read(_LENGTH.size):
+            tables.append(pa.ipc.open_stream(file.read(_LENGTH.unpack(head)[0])).read_all())
+    return pa.concat_tables(tables, promote_options="default")
+
+
+def _write_bucket(
+    target: Path,
+    numbers: range,
+    first_of_range: Ints,
+    order: Order,
+    lengths: Ints,
+    sidecars: Sequence[Sidecar],
+    spool: Path,
+    dtype: Literal["uint16", "int32"],
+    on_tokens: Callable[[int], None],
+) -> WrittenBucket:
+    text_bytes: int | None = None
+    temporaries = [target.with_name(f".{target.name}{sidecar.suffix}.tmp") for sidecar in sidecars]
+    token_writer = IndexedWriter(target, dtype=dtype)
+    with ExitStack() as stack:
+        writers: list[Any] = [None] * len(sidecars)
+        with token_writer:
+            for number in numbers:
+                documents = order.documents[first_of_range[number] : first_of_range[number + 1]]
+                arrived = np.argsort(np.argsort(documents))  # they came in the order of their numbers
+                in_spool = np.sort(documents)
+                path = spool / f"{number}.tokens"
+                tokens = np.fromfile(path, dtype=np.dtype(dtype))
+                starts = np.cumsum(lengths[in_spool]) - lengths[in_spool]
+                sizes = lengths[documents].astype(np.int32)
+                token_writer.add_documents(_gather(tokens, starts[arrived], sizes), sizes)
+                path.unlink()
+                for index, sidecar in enumerate(sidecars):
+                    rows_path = spool / f"{number}.{index}.rows"
+                    table = _read_rows(rows_path).take(pa.array(arrived))
+                    if writers[index] is None:
+                        writers[index] = stack.enter_context(
+                            pq.ParquetWriter(temporaries[index], table.schema, compression="zstd")
+                        )
+                    writers[index].write_table(table)
+                    if sidecar.origin is None and "text_bytes" in table.schema.names:
+                        text_bytes = (text_bytes or 0) + int(table.column("text_bytes").to_numpy().sum())
+                    rows_path.unlink()
+                on_tokens(len(tokens))
+        assert token_writer.written is not None
+        for writer, sidecar in zip(writers, sidecars, strict=True):
+            if sidecar.origin is not None:
+                own = replace(sidecar.origin, bin_sha256=token_writer.written.bin_sha256)
+                writer.add_key_value_metadata(metadata_of(own))
+    for temporary, sidecar in zip(temporaries, sidecars, strict=True):
+        publish(temporary, sidecar.path(target))
+    return WrittenBucket(token_writer.written, text_bytes)
+
+
+def _gather(tokens: Tokens, starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int32]) -> Tokens:
+    """The pieces [start, start + length) of a flat array, one after the other."""
+    if not len(starts):
+        return tokens[:0]
+    # one slice a document: an array of places would cost eight bytes a token, twice
+    stops = starts + lengths
+    return np.concatenate([tokens[a:b] for a, b in zip(starts.tolist(), stops.tolist(), strict=True)])

@@ -1,0 +1,322 @@
+"""`syne data score-ppl`: NLL and cheap signals of every document of token files, into `<prefix>.scores.parquet`.
+
+plan ─ chunks of documents (tasks, kept when done) ─ model or signals ─> parts ─ a shard's parts in order ─> scores file
+A process needs nobody: it takes whole chunks and holds the whole model. So it runs in --workers processes here, as
+ranks of torchrun or srun, or as jobs of a SLURM array; whoever finds a shard's parts complete writes its scores file.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import socket
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import pyarrow.parquet as pq
+
+from data_mixers.atomic import publish
+from data_mixers.errors import ConfigError, DataError
+from data_mixers.manifest import DatasetManifest, read_manifest
+from megatron_synE.runtime.environment import Ranks, independent_ranks
+from tools.data.model_weights import ModelWeights, find_weights
+from tools.data.score_chunks import ScoredFile, Settings, score_chunk
+from tools.data.scores_file import (
+    DEFAULT_NAME,
+    SCHEMA,
+    ScoresOrigin,
+    check_name,
+    metadata_of,
+    read_origin,
+    scores_path,
+)
+from tools.data.slurm_options import SlurmArray
+from tools.data.stage import Stage, is_done, only_one, run_stage, run_tasks
+
+logger = logging.getLogger(__name__)
+
+MIN_CHUNK_TOKENS = 1 << 18
+"""Lost at most by a kill. Ours: four minutes of a small model on one core, half a second on a GPU."""
+MAX_CHUNKS = 20_000
+"""Of a call, about: chunks grow with the data, so that their files stay few enough for a shared file system."""
+LONGEST_CONTEXT = 4096
+"""Default of seq_length where a model has more: attention over longer windows costs more than it tells. Ours."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions:
+    """What `syne data score-ppl` is asked for."""
+
+    data: Path
+    checkpoint: Path | None = None
+    hf: Path | None = None
+    """Neither: signals alone."""
+    tokenizer: Path | None = None
+    """For the signals; None: no signals."""
+    sources: str = "*"
+    """Glob over source names."""
+    name: str = DEFAULT_NAME
+    seq_length: int | None = None
+    """None: the model's context, at most LONGEST_CONTEXT."""
+    overlap: int | None = None
+    """None: a sixteenth of seq_length."""
+    micro_batch_size: int = 1
+    workers: int = 1
+    array: SlurmArray | None = None
+    """Run on a cluster, not in `workers` processes here."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreReport:
+    """What is scored after a call."""
+
+    num_files: int
+    """Token files asked for."""
+    num_complete: int
+    """Of them, those whose scores file is there; fewer only while other processes are still working."""
+    num_documents: int
+    num_tokens: int
+
+
+def score_ppl(options: ScoreOptions) -> ScoreReport:
+    """Score the documents of every token file of the manifest; files scored already, by the same model, are kept.
+
+    Errors: ConfigError for options that do not fit, DataError for data that does not, CheckpointError for weights.
+    Memory: the model, one row's activations, one chunk of tokens.
+    """
+    _check(options)
+    manifest = read_manifest(options.data)
+    settings, tokenizer_digest = _settings(options, manifest)
+    files = _files(options, manifest, settings, tokenizer_digest)
+    _check_not_poorer(files, settings)
+    stage = _stage(options, settings, files)
+    ranks = independent_ranks()
+    if ranks is None:
+        with only_one(stage.work):
+            _run(stage, files, options, None)
+        if all(file.is_current for file in files):
+            shutil.rmtree(stage.work)
+    else:
+        _run(stage, files, options, ranks)
+    complete = sum(file.is_current for file in files)
+    report = ScoreReport(
+        num_files=len(files),
+        num_complete=complete,
+        num_documents=sum(file.shard.num_documents for file in files),
+        num_tokens=sum(file.shard.num_tokens for file in files),
+    )
+    logger.info(
+        "%s: %d documents, %d tokens; scores of %d of %d token files are complete",
+        options.data, report.num_documents, report.num_tokens, complete, len(files),
+    )  # fmt: skip
+    return report
+
+
+def _check(options: ScoreOptions) -> None:
+    check_name(options.name)
+    if options.checkpoint is not None and options.hf is not None:
+        raise ConfigError("--checkpoint and --hf exclude each other: one model scores")
+    if options.checkpoint is None and options.hf is None and options.tokenizer is None:
+        raise ConfigError("nothing to compute: give --checkpoint or --hf for NLL, --tokenizer for the signals")
+
+
+def _settings(options: ScoreOptions, manifest: DatasetManifest) -> tuple[Settings, str | None]:
+    """(settings, digest of the tokenizer for the signals)."""
+    from megatron_synE.data.tokenizers import digest_of
+
+    digest = None
+    if options.tokenizer is not None:
+        digest = digest_of(options.tokenizer)
+        if digest is None:
+            raise ConfigError(f"--tokenizer {options.tokenizer}: holds no tokenizer.json or tokenizer.model")
+        _check_digest(digest, manifest, f"--tokenizer {options.tokenizer}")
+    weights, seq_length, overlap = None, 0, 0
+    precision: Literal["bf16", "fp32"] = "fp32"
+    if options.checkpoint is not None or options.hf is not None:
+        weights = find_weights(checkpoint=options.checkpoint, hf=options.hf)
+        if weights.vocab_size < manifest.tokenizer.vocab_size:
+            raise ConfigError(
+                f"{weights.folder}: the model knows {weights.vocab_size} ids, the data's tokenizer has "
+                f"{manifest.tokenizer.vocab_size}; the model is of another tokenizer"
+            )
+        own = digest_of(weights.tokenizer) if weights.tokenizer.is_dir() else None
+        if own is not None:
+            _check_digest(own, manifest, str(weights.tokenizer))
+        seq_length, overlap = _windows(options, weights)
+        precision = _precision(options)
+    settings = Settings(
+        weights=weights,
+        seq_length=seq_length,
+        overlap=overlap,
+        micro_batch_size=options.micro_batch_size,
+        precision=precision,
+        device=options.device,
+        tokenizer=options.tokenizer,
+        vocab_size=manifest.tokenizer.vocab_size,
+    )
+    return settings, digest
+
+
+def _check_digest(digest: str, manifest: DatasetManifest, where: str) -> None:
+    if digest != manifest.tokenizer.digest:
+        raise ConfigError(
+            f"{where}: another tokenizer than the one {manifest.folder} was made with; its ids mean other text"
+        )
+
+
+def _windows(options: ScoreOptions, weights: ModelWeights) -> tuple[int, int]:
+    seq_length = options.seq_length or min(weights.max_position_embeddings, LONGEST_CONTEXT)
+    if seq_length > weights.max_position_embeddings:
+        raise ConfigError(
+            f"--seq-length {seq_length} is longer than the model's context of {weights.max_position_embeddings}"
+        )
+    overlap = seq_length // 16 if options.overlap is None else options.overlap
+    if not 0 <= overlap < seq_length:
+        raise ConfigError(f"--overlap {overlap} must be at least 0 and less than --seq-length {seq_length}")
+    return seq_length, overlap
+
+
+def _precision(options: ScoreOptions) -> Literal["bf16", "fp32"]:
+    from megatron_synE.runtime import device as devices
+
+    if options.precision != "auto":
+        return options.precision
+    if options.array is not None:
+        raise ConfigError("--slurm-tasks needs --precision bf16 or fp32: what the nodes have cannot be seen from here")
+    return "bf16" if devices.select(options.device, local_rank=0).has_bf16 else "fp32"
+
+
+def _files(
+    options: ScoreOptions, manifest: DatasetManifest, settings: Settings, tokenizer_digest: str | None
+) -> list[ScoredFile]:
+    chosen = [entry for entry in manifest.sources if fnmatchcase(entry.name, options.sources)]
+    if not chosen:
+        known = ", ".join(entry.name for entry in manifest.sources[:6])
+        raise ConfigError(
+            f"--sources {options.sources!r} matches none of the sources of {manifest.folder} ({known}, …)"
+        )
+    total = sum(entry.num_tokens for entry in chosen)
+    chunk_tokens = max(MIN_CHUNK_TOKENS, total // MAX_CHUNKS)
+    files: list[ScoredFile] = []
+    weights = settings.weights
+    next_task = 0
+    for shard in (shard for entry in chosen for shard in entry.shards):
+        prefix = manifest.shard_prefix(shard)
+        origin = ScoresOrigin(
+            bin_sha256=shard.bin_sha256,
+            weights_sha256=None if weights is None else weights.sha256,
+            seq_length=None if weights is None else settings.seq_length,
+            overlap=None if weights is None else settings.overlap,
+            precision=None if weights is None else settings.precision,
+            tokenizer_digest=tokenizer_digest,
+        )
+        num_chunks = max(1, -(-shard.num_tokens // chunk_tokens))
+        files.append(
+            ScoredFile(
+                prefix=prefix,
+                shard=shard,
+                origin=origin,
+                target=scores_path(prefix, options.name),
+                first_task=next_task,
+                num_chunks=num_chunks,
+                chunk_tokens=chunk_tokens,
+            )
+        )
+        next_task += num_chunks
+    return files
+
+
+def _check_not_poorer(files: Sequence[ScoredFile], settings: Settings) -> None:
+    """Signals alone must not replace hours of a model's work."""
+    for file in files:
+        if settings.weights is None and file.target.is_file() and read_origin(file.target).weights_sha256 is not None:
+            raise ConfigError(f"{file.target} holds a model's scores; keep the signals apart with --name signals")
+
+
+def _stage(options: ScoreOptions, settings: Settings, files: Sequence[ScoredFile]) -> Stage:
+    described = {
+        "micro_batch_size": settings.micro_batch_size,
+        "files": [[file.shard.prefix, file.num_chunks, asdict(file.origin)] for file in files],
+    }
+    sizes = []
+    for file in files:
+        left = file.shard.num_tokens
+        for _ in range(file.num_chunks):
+            sizes.append(min(left, file.chunk_tokens))
+            left -= sizes[-1]
+    work = options.data / ".work" / f"score-{options.name}"
+    return Stage(
+        name="score",
+        work=work,
+        fingerprint=hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest(),
+        sizes=tuple(sizes),
+        do=partial(score_chunk, work, settings, tuple(files)),
+    )
+
+
+def _run(stage: Stage, files: Sequence[ScoredFile], options: ScoreOptions, ranks: Ranks | None) -> None:
+    _forget_lost(stage, files)
+    if ranks is None:
+        run_stage(stage, workers=options.workers, unit="tokens", scale=1.0, array=options.array)
+    else:
+        run_tasks(stage, ranks.rank, ranks.world_size, unit="tokens", scale=1.0)
+    for file in files:
+        parts = _parts(stage.work, file)
+        if not file.is_current and _is_complete(stage, file, parts):
+            _join(file, parts)
+        if file.is_current:
+            for part in parts:
+                part.unlink(missing_ok=True)
+
+
+def _forget_lost(stage: Stage, files: Sequence[ScoredFile]) -> None:
+    """Chunks that are noted as done but whose part is gone, because somebody removed the scores file it went into."""
+    for file in files:
+        if not file.is_current:
+            for part in _parts(stage.work, file):
+                if not part.is_file():
+                    part.with_suffix(".json").unlink(missing_ok=True)
+
+
+def _parts(work: Path, file: ScoredFile) -> list[Path]:
+    return [work / f"{task:07d}.parquet" for task in range(file.first_task, file.first_task + file.num_chunks)]
+
+
+def _is_complete(stage: Stage, file: ScoredFile, parts: Sequence[Path]) -> bool:
+    """Whether every part is there, and of this call's chunks: an earlier call may have cut the data otherwise."""
+    return all(is_done(stage, task) and part.is_file() for task, part in enumerate(parts, start=file.first_task))
+
+
+def _join(file: ScoredFile, parts: Sequence[Path]) -> None:
+    """The scores file of a token file. Two processes may do this at once: both write the same bytes."""
+    temporary = file.target.with_name(f".{file.target.name}.{_writer_name()}.tmp")
+    num_rows = 0
+    try:
+        with pq.ParquetWriter(temporary, SCHEMA.with_metadata(metadata_of(file.origin)), compression="zstd") as writer:
+            for part in parts:
+                table = pq.read_table(part)
+                writer.write_table(table.cast(SCHEMA))
+                num_rows += table.num_rows
+        if num_rows != file.shard.num_documents:
+            raise DataError(
+                f"{file.prefix}.idx has {num_rows} documents, the manifest says {file.shard.num_documents}; "
+                "preprocess this source again"
+            )
+        publish(temporary, file.target)
+    except FileNotFoundError:
+        if not file.is_current:  # else another process was quicker and has removed the parts
+            raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _writer_name() -> str:
+    """Unique on a file system that several machines share."""
+    return f"{socket.gethostname()}-{os.getpid()}"

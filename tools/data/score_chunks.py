@@ -1,0 +1,163 @@
+"""One chunk of documents scored, by the model of this process and from the text of the ids: the task of score-ppl."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from io import BytesIO
+from multiprocessing import current_process
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_mixers.atomic import write_atomic
+from data_mixers.errors import DataError
+from data_mixers.manifest import ShardEntry
+from megatron_synE.data.indexed import IndexedFile
+from megatron_synE.runtime.environment import independent_ranks
+from tools.data.model_weights import ModelWeights
+from tools.data.scores_file import SCHEMA, SIGNALS, ScoresOrigin, metadata_of, read_origin
+from tools.data.signals import signals_of
+from tools.data.stage import Report
+
+if TYPE_CHECKING:
+    from megatron_synE.data.tokenizers import Tokenizer
+    from megatron_synE.scoring import Scorer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Of all chunks of a call; opens the model once per process."""
+
+    weights: ModelWeights | None
+    seq_length: int
+    overlap: int
+    micro_batch_size: int
+    precision: Literal["bf16", "fp32"]
+    device: Literal["auto", "cpu", "cuda"]
+    tokenizer: Path | None
+    vocab_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredFile:
+    """One token file and its chunks: chunk c holds the documents that start in tokens [c, c + 1) * chunk_tokens."""
+
+    prefix: Path
+    shard: ShardEntry
+    origin: ScoresOrigin
+    target: Path
+    first_task: int
+    num_chunks: int
+    chunk_tokens: int
+
+    @property
+    def is_current(self) -> bool:
+        return self.target.is_file() and read_origin(self.target) == self.origin
+
+
+def score_chunk(
+    work: Path, settings: Settings, files: tuple[ScoredFile, ...], task: int, report: Report
+) -> dict[str, Any]:
+    """One task: the scores of some documents, in order, as a part file."""
+    file = next(f for f in reversed(files) if f.first_task <= task)
+    if file.is_current:
+        return {"already": True}
+    documents = _documents(file, task - file.first_task, settings)
+    columns: dict[str, Any] = dict.fromkeys(SCHEMA.names)
+    if settings.weights is not None:
+        scores = scorer_of(settings).score(documents, report)
+        columns |= {"nll_sum": scores.nll_sums, "nll_tokens": scores.num_tokens}
+    if settings.tokenizer is not None:
+        columns |= _signals(documents, _tokenizer(settings.tokenizer))
+    if settings.weights is None:
+        report(sum(map(len, documents)))
+    arrays = [
+        pa.nulls(len(documents), kind.type) if columns[kind.name] is None else pa.array(columns[kind.name], kind.type)
+        for kind in SCHEMA
+    ]
+    table = pa.Table.from_arrays(arrays, schema=SCHEMA.with_metadata(metadata_of(file.origin)))
+    buffer = BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    write_atomic(work / f"{task:07d}.parquet", buffer.getvalue())
+    return {"num_documents": len(documents)}
+
+
+def _documents(file: ScoredFile, chunk: int, settings: Settings) -> list[npt.NDArray[np.integer]]:
+    indexed, starts = _open(file.prefix, file.shard.bin_sha256)
+    first, stop = np.searchsorted(starts[:-1], [chunk * file.chunk_tokens, (chunk + 1) * file.chunk_tokens]).tolist()
+    if chunk == file.num_chunks - 1:
+        stop = indexed.num_documents
+    begin, end = int(starts[first]), int(starts[stop])
+    tokens = indexed.tokens(begin, end)
+    if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < settings.vocab_size:
+        raise DataError(
+            f"{indexed.bin_path}: token ids from {int(tokens.min())} to {int(tokens.max())}, outside the vocabulary of "
+            f"{settings.vocab_size}; the file is damaged or of another tokenizer: preprocess again"
+        )
+    return np.split(tokens, starts[first + 1 : stop] - begin) if stop > first else []
+
+
+@lru_cache(maxsize=1)
+def _open(prefix: Path, bin_sha256: str) -> tuple[IndexedFile, npt.NDArray[np.int64]]:
+    file = IndexedFile(prefix)
+    return file, file.document_ranges()
+
+
+def _signals(documents: Sequence[npt.NDArray[np.integer]], tokenizer: "Tokenizer") -> dict[str, list[float | None]]:
+    found = []
+    for document in documents:
+        is_closed = len(document) > 0 and int(document[-1]) == tokenizer.eos_id
+        text = tokenizer.text_bytes(document)
+        found.append(signals_of(text, len(document) - is_closed))
+    return {signal: [getattr(of_document, signal) for of_document in found] for signal in SIGNALS}
+
+
+@cache
+def _tokenizer(path: Path) -> "Tokenizer":
+    from megatron_synE.data.tokenizers import load_tokenizer
+
+    return load_tokenizer(path, engine="reference")
+
+
+@cache
+def scorer_of(settings: Settings) -> "Scorer":
+    """The model of this process, on its own device."""
+    import torch
+
+    from megatron_synE.model.alone import build_alone
+    from megatron_synE.runtime import device as devices
+    from megatron_synE.scoring import Scorer
+
+    assert settings.weights is not None
+    torch.set_grad_enabled(False)
+    device = devices.select(settings.device, local_rank=_local_number(settings))
+    model = build_alone(
+        settings.weights.architecture,
+        settings.weights.folder,
+        seq_length=settings.seq_length,
+        precision=settings.precision,
+        device=device,
+    )
+    return Scorer(
+        model,
+        device,
+        seq_length=settings.seq_length,
+        overlap=settings.overlap,
+        micro_batch_size=settings.micro_batch_size,
+    )
+
+
+def _local_number(settings: Settings) -> int:
+    """Which of this machine's processes this is, so that each has a GPU of its own where there are as many."""
+    import torch
+
+    num_gpus = torch.cuda.device_count() if settings.device != "cpu" and torch.cuda.is_available() else 1
+    ranks = independent_ranks()
+    if ranks is not None:
+        return ranks.local_rank % num_gpus
+    worker = current_process().name.rpartition("-")[2]  # "SpawnProcess-3" in a pool, "MainProcess" alone
+    return (int(worker) - 1) % num_gpus if worker.isdigit() else 0

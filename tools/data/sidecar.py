@@ -1,0 +1,78 @@
+"""<prefix>.documents.parquet: where each document of a token file comes from; rows are in the order of the file."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from data_mixers.atomic import publish
+
+SUFFIX = ".documents.parquet"
+ROWS_AT_ONCE = 1 << 16
+
+
+def sidecar_path(prefix: Path) -> Path:
+    """The sidecar of the pair prefix.bin, prefix.idx."""
+    return Path(f"{prefix}{SUFFIX}")
+
+
+class SidecarWriter:
+    """Writes a sidecar, one row group per call; it appears, synced, when the block ends well."""
+
+    def __init__(self, prefix: Path) -> None:
+        import pyarrow as pa
+
+        self.path = sidecar_path(prefix)
+        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        text, whole = pa.string(), pa.int64()
+        self._schema = pa.schema(
+            [
+                ("id", text),
+                ("file", text),
+                ("place", whole),
+                ("topic", text),
+                ("topic_confidence", pa.float64()),
+                ("num_tokens", whole),
+                ("text_bytes", whole),
+            ]
+        )
+
+    def __enter__(self) -> "SidecarWriter":
+        import pyarrow.parquet
+
+        self._stream = self._temporary.open("wb")  # a Python file: its faults carry the system's error number
+        self._writer = pyarrow.parquet.ParquetWriter(self._stream, self._schema)
+        return self
+
+    def write(self, **columns: Sequence[Any]) -> None:
+        """Rows in order: id, file, place, topic, topic_confidence, num_tokens, text_bytes, all of one length."""
+        import pyarrow as pa
+
+        arrays = [pa.array(columns[name], type=kind, from_pandas=True) for name, kind in _fields(self._schema)]
+        self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._writer.close()
+                self._stream.close()
+                publish(self._temporary, self.path)
+        finally:
+            self._stream.close()
+            self._temporary.unlink(missing_ok=True)
+
+
+def read_rows(prefix: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a sidecar in order, a group at a time in memory."""
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(sidecar_path(prefix)) as file:
+        for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
+            yield from batch.to_pylist()
+
+
+def _fields(schema: Any) -> Iterator[tuple[str, Any]]:
+    return ((field.name, field.type) for field in schema)

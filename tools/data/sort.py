@@ -1,0 +1,344 @@
+"""`syne data sort`: the difficulty order written physically, per topic as buckets of equally many tokens.
+
+scores ─ key per document ─ order of each topic ─ token files and sidecars written anew ─> <out>/manifest.json
+A topic is one (language, source, topic) of the training sources; all else of the folder is carried over unchanged.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from data_mixers.atomic import publish, write_atomic
+from data_mixers.errors import ConfigError, DataError
+from data_mixers.manifest import (
+    MANIFEST_NAME,
+    DatasetManifest,
+    ShardEntry,
+    SourceEntry,
+    read_manifest,
+    source_name,
+    write_manifest,
+)
+from tools.data.labels import file_stem
+from tools.data.redistribute import Sidecar, WrittenBucket, redistribute, scores_sidecar
+from tools.data.scores_file import ScoresOrigin, names_of, open_scores, read_origin, scores_path
+from tools.data.sort_order import SortKey, Tails, keys_of, lengths_of, order_of, sort_key
+from tools.data.stage import Report, Stage, is_done, only_one, run_stage
+
+logger = logging.getLogger(__name__)
+
+DOCUMENTS = ".documents.parquet"
+REPORT_NAME = "sort_report.json"
+_CARRIED = (".bin", ".idx", ".digests", DOCUMENTS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SortOptions:
+    """What `syne data sort` is asked for."""
+
+    data: Path
+    out: Path
+    by: str = "nll"
+    name: str = "default"
+    """Of the set of scores; difference:A-B names its own two."""
+    buckets: int = 10
+    """Of each topic. Ours: the recipe gives no number; a tenth of a topic is as fine as its PPL can be told apart."""
+    sources: str = "*"
+    """Glob over the names of training sources; the others are carried over."""
+    descending: bool = False
+    drop_tails: tuple[float, float] = (0.0, 0.0)
+    """Shares of each topic's tokens left out at the beginning and at the end of the order."""
+    workers: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SortReport:
+    """What a call has written."""
+
+    manifest_path: Path
+    num_topics: int
+    num_documents: int
+    num_dropped_documents: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Topic:
+    language: str
+    source: str
+    topic: str
+    text_bytes: int
+    shards: tuple[tuple[Path, ShardEntry], ...]
+
+    @property
+    def name(self) -> str:
+        return source_name(language=self.language, source=self.source, topic=self.topic)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(shard.num_tokens for _, shard in self.shards)
+
+
+def sort(options: SortOptions) -> SortReport:
+    """Write `options.out`: every chosen topic in buckets "00", "01", …, documents in the order of their key.
+
+    Errors: ConfigError for options that do not fit, DataError for scores that are missing, stale or incomplete, or
+    data that cannot be sorted.
+    Memory: 100 MB, and some 60 bytes per document of the largest topic, for each worker.
+    """
+    key = _checked_key(options)
+    manifest = read_manifest(options.data)
+    topics = _topics(options, manifest)
+    for topic in topics:
+        for prefix, shard in topic.shards:
+            for name in key.names:
+                open_scores(prefix, shard, name)
+    _check_one_model(topics, key)
+    with only_one(options.out):
+        stage = _stage(options, manifest, topics, key)
+        _check_replaceable(options, stage)
+        written = run_stage(stage, workers=options.workers, unit="M tokens", scale=2e6)
+        chosen = {prefix for topic in topics for prefix, _ in topic.shards}
+        carried = [
+            entry
+            for entry in manifest.sources
+            if not any(manifest.shard_prefix(shard) in chosen for shard in entry.shards)
+        ]
+        for entry in carried:
+            _carry_over(manifest, entry, options.out)
+        tails = {topic.name: result["tails"] for topic, result in zip(topics, written, strict=True)}
+        content = json.dumps(tails, ensure_ascii=False, indent=1) + "\n"
+        write_atomic(options.out / REPORT_NAME, content.encode())
+        entries = [
+            entry for topic, result in zip(topics, written, strict=True) for entry in _entries(topic, result, key)
+        ]
+        ordered = sorted((*carried, *entries), key=lambda entry: entry.name)
+        path = write_manifest(replace(manifest, folder=options.out, sources=tuple(ordered)))
+    report = SortReport(
+        manifest_path=path,
+        num_topics=len(topics),
+        num_documents=sum(entry.num_documents for entry in entries),
+        num_dropped_documents=sum(result["tails"]["num_dropped_documents"] for result in written),
+    )
+    for topic, result in zip(topics, written, strict=True):
+        _tell(topic, result["tails"], key)
+    return report
+
+
+def _checked_key(options: SortOptions) -> SortKey:
+    if options.buckets < 1:
+        raise ConfigError(f"--buckets {options.buckets} must be at least 1")
+    low, high = options.drop_tails
+    if not (0 <= low < 1 and 0 <= high < 1 and low + high < 1):
+        raise ConfigError(f"--drop-tails {low},{high}: two shares of the tokens, from 0 on, with a sum below 1")
+    if options.out.resolve() == options.data.resolve():
+        raise ConfigError(f"--out {options.out} is the data itself; sorting writes another folder")
+    return sort_key(options.by, options.name, descending=options.descending)
+
+
+def _topics(options: SortOptions, manifest: DatasetManifest) -> list[_Topic]:
+    train = manifest.with_role("train")
+    grouped: dict[tuple[str, str, str], list[SourceEntry]] = {}
+    for entry in train:
+        grouped.setdefault((entry.language, entry.source, entry.topic), []).append(entry)
+    topics = []
+    for (language, source, topic), entries in sorted(grouped.items()):
+        matching = [entry for entry in entries if fnmatchcase(entry.name, options.sources)]
+        if not matching:
+            continue
+        if len(matching) < len(entries):
+            raise ConfigError(
+                f"--sources {options.sources!r} takes {matching[0].name} and leaves "
+                f"{next(e.name for e in entries if e not in matching)} of the same topic; a topic is sorted as a whole"
+            )
+        for entry in entries:
+            if entry.packed_seq_length is not None:
+                raise ConfigError(
+                    f"{entry.name} is packed into windows of {entry.packed_seq_length} tokens: in another order its "
+                    "documents would be cut; sort before packing, or leave it out with --sources"
+                )
+        shards = tuple((manifest.shard_prefix(shard), shard) for entry in entries for shard in entry.shards)
+        topics.append(
+            _Topic(
+                language=language,
+                source=source,
+                topic=topic,
+                text_bytes=sum(entry.text_bytes for entry in entries),
+                shards=shards,
+            )
+        )
+    if not topics:
+        known = ", ".join(entry.name for entry in train[:6])
+        raise ConfigError(
+            f"--sources {options.sources!r} matches none of the training sources of {manifest.folder} ({known})"
+        )
+    return topics
+
+
+def _origins(topics: Sequence[_Topic], name: str) -> set[ScoresOrigin]:
+    """What the scores of this name come from, but for their token files."""
+    paths = [scores_path(prefix, name) for topic in topics for prefix, _ in topic.shards]
+    return {replace(read_origin(path), bin_sha256="") for path in paths}
+
+
+def _check_one_model(topics: Sequence[_Topic], key: SortKey) -> None:
+    for name in key.names:
+        if len(_origins(topics, name)) > 1:
+            raise DataError(
+                f"the scores named {name} come from different models, windows or precisions, so they cannot be "
+                "compared; run `syne data score-ppl` over all sources in one call"
+            )
+
+
+def _stage(options: SortOptions, manifest: DatasetManifest, topics: Sequence[_Topic], key: SortKey) -> Stage:
+    described = {
+        "key": asdict(key),
+        "buckets": options.buckets,
+        "drop_tails": options.drop_tails,
+        "topics": [[topic.name, [shard.bin_sha256 for _, shard in topic.shards]] for topic in topics],
+        "scores": {name: sorted(str(origin) for origin in _origins(topics, name)) for name in key.names},
+    }
+    work = options.out / ".work" / "sort"
+    return Stage(
+        name="sort",
+        work=work,
+        fingerprint=hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest(),
+        sizes=tuple(2 * topic.num_tokens for topic in topics),
+        do=partial(_sort_topic, options, tuple(topics), key, manifest.dtype),
+    )
+
+
+def _check_replaceable(options: SortOptions, stage: Stage) -> None:
+    is_ours = stage.work.is_dir() and all(is_done(stage, task) for task in range(len(stage.sizes)))
+    if (options.out / MANIFEST_NAME).exists() and not is_ours:
+        raise ConfigError(f"{options.out} holds other data; choose another --out, or remove it")
+
+
+def _sort_topic(
+    options: SortOptions, topics: tuple[_Topic, ...], key: SortKey, dtype: Any, task: int, report: Report
+) -> dict[str, Any]:
+    """One task: a topic's buckets, finished under their names in the new folder."""
+    topic = topics[task]
+    keys, lengths = keys_of(topic.shards, key), lengths_of(topic.shards)
+    order, tails = order_of(
+        keys,
+        lengths,
+        topic.shards,
+        descending=key.descending,
+        num_buckets=options.buckets,
+        drop=options.drop_tails,
+        where=topic.name,
+    )
+    del keys
+    spool = options.out / ".work" / f"spool-{task}"
+    shutil.rmtree(spool, ignore_errors=True)
+    spool.mkdir(parents=True)
+    targets = [options.out / file_stem(f"{topic.name}/{bucket}") for bucket in _bucket_names(options.buckets)]
+    written = redistribute(
+        topic.shards, lengths, order, targets, _sidecars(topic, key), spool=spool, dtype=dtype, on_tokens=report
+    )
+    shutil.rmtree(spool)
+    shards = _shard_entries(topic, targets, written)
+    return {"shards": [asdict(shard) for shard in shards], "tails": asdict(tails)}
+
+
+def _bucket_names(count: int) -> list[str]:
+    """Names that sort as numbers do, as the curriculum reads them."""
+    width = max(2, len(str(count - 1)))
+    return [f"{bucket:0{width}d}" for bucket in range(count)]
+
+
+def _sidecars(topic: _Topic, key: SortKey) -> list[Sidecar]:
+    """What all token files of the topic have beside them and can be carried into the new order."""
+    prefixes = [prefix for prefix, _ in topic.shards]
+    sidecars = []
+    if all(Path(f"{prefix}{DOCUMENTS}").is_file() for prefix in prefixes):
+        sidecars.append(Sidecar(suffix=DOCUMENTS, origin=None))
+    for name in sorted(set.intersection(*(set(names_of(prefix)) for prefix in prefixes))):
+        is_current = all(
+            read_origin(scores_path(prefix, name)).bin_sha256 == shard.bin_sha256 for prefix, shard in topic.shards
+        )
+        origins = _origins([topic], name)
+        if is_current and len(origins) == 1:
+            sidecars.append(scores_sidecar(name, origins.pop()))
+        else:
+            assert name not in key.names
+            logger.warning("%s: the scores named %s are stale or mixed, so they are left behind", topic.name, name)
+    return sidecars
+
+
+def _shard_entries(topic: _Topic, targets: Sequence[Path], written: Sequence[WrittenBucket]) -> list[ShardEntry]:
+    """text_bytes: the documents' own, else the topic's, shared out by tokens."""
+    entries: list[ShardEntry] = []
+    share = topic.text_bytes / max(1, topic.num_tokens)
+    tokens = 0
+    for target, bucket in zip(targets, written, strict=True):
+        pair = bucket.pair
+        shared = round((tokens + pair.num_tokens) * share) - round(tokens * share)
+        tokens += pair.num_tokens
+        entries.append(
+            ShardEntry(
+                prefix=target.name,
+                text_bytes=shared if bucket.text_bytes is None else bucket.text_bytes,
+                **asdict(pair),
+            )
+        )
+    return entries
+
+
+def _entries(topic: _Topic, result: dict[str, Any], key: SortKey) -> list[SourceEntry]:
+    names = _bucket_names(len(result["shards"]))
+    return [
+        SourceEntry(
+            name=f"{topic.name}/{bucket}",
+            language=topic.language,
+            source=topic.source,
+            topic=topic.topic,
+            bucket=bucket,
+            role="train",
+            shards=(ShardEntry(**shard),),
+            sorted_by=key.label,
+        )
+        for bucket, shard in zip(names, result["shards"], strict=True)
+    ]
+
+
+def _carry_over(manifest: DatasetManifest, entry: SourceEntry, out: Path) -> None:
+    """The same files in the new folder: hard links where the file system can, since no tool changes one in place."""
+    for shard in entry.shards:
+        prefix = manifest.shard_prefix(shard)
+        files = [Path(f"{prefix}{suffix}") for suffix in _CARRIED]
+        files += [scores_path(prefix, name) for name in names_of(prefix)]
+        for file in files:
+            if file.is_file():
+                _link_or_copy(file, out / Path(shard.prefix).parent / file.name)
+
+
+def _link_or_copy(file: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(file, temporary)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(file, temporary)
+    publish(temporary, target)
+
+
+def _tell(topic: _Topic, tails: dict[str, Any], key: SortKey) -> None:
+    """One line per topic; all of it is in sort_report.json."""
+    found = Tails(**tails)
+    shown = ", ".join(
+        f"{100 * float(share):g} %: {value:.3f}" for share, value in found.quantiles.items() if value is not None
+    )
+    logger.info(
+        "%s: %s at shares of the tokens %s; cut: %d documents, %d tokens; without a key: %d",
+        topic.name, key.label, shown, found.num_dropped_documents, found.num_dropped_tokens, found.num_without_key,
+    )  # fmt: skip
