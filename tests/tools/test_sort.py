@@ -282,3 +282,15 @@ def test_a_folder_with_other_data_and_impossible_buckets_are_refused(data: Path)
         sort(SortOptions(data=data, out=data.parent / "other", by="ppl"))
     with pytest.raises(ConfigError, match="is the data itself"):
         sort(SortOptions(data=data, out=data))
+
+
+def test_the_command_sorts_and_says_what_is_wrong_without_a_traceback(data: Path) -> None:
+    command = ("data", "sort", "--data", data, "--out", data.parent / "sorted", "--buckets", 2)
+    done = tiny.syne(*command, "--drop-tails", "0.01")
+    assert done.returncode == 2
+    assert done.stderr == "error: --drop-tails '0.01': write two shares, e.g. 0.01,0.01\n"
+    done = tiny.syne(*command, "--drop-tails", "0.1,0.1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout == f"{data.parent / 'sorted' / 'manifest.json'}\n"
+    assert "zh/web/law: nll at shares of the tokens 0 %: " in done.stderr
+    assert read_manifest(data.parent / "sorted").with_role("train")[0].bucket == "00"

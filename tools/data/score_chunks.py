@@ -70,6 +70,7 @@ def score_chunk(
     columns: dict[str, Any] = dict.fromkeys(SCHEMA.names)
     if settings.weights is not None:
         scores = scorer_of(settings).score(documents, report)
+        report(sum(map(len, documents)) - int(scores.num_tokens.sum()))  # first tokens, which are not scored
         columns |= {"nll_sum": scores.nll_sums, "nll_tokens": scores.num_tokens}
     if settings.tokenizer is not None:
         columns |= _signals(documents, _tokenizer(settings.tokenizer))
