@@ -201,6 +201,19 @@ def test_tails_are_reported_always_and_cut_on_request(data: Path) -> None:
     assert cut_report["quantiles"] == report["quantiles"]
 
 
+def test_thinning_keeps_every_quantile(data: Path) -> None:
+    out = data.parent / "thinned"
+    sort(SortOptions(data=data, out=out, buckets=1, keep_share=0.4))
+    ordered = sorted(original(data, "law"), key=lambda row: (mean(row), row["id"]))
+    (kept,) = buckets_of(out, "law")
+    places = [ordered.index(row) for row in kept]
+    assert len(places) == len(ordered) * 4 // 10
+    assert set(np.diff(places)) == {2, 3}  # two of every five
+    report = json.loads((out / "sort_report.json").read_text())["zh/web/law"]
+    assert report["num_thinned_documents"] == len(ordered) - len(kept)
+    assert report["num_dropped_documents"] == 0
+
+
 def test_by_the_difference_of_two_models_and_both_scores_are_carried(data: Path) -> None:
     manifest = read_manifest(data)
     for shard in (s for e in manifest.sources for s in e.shards):
