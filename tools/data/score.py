@@ -98,8 +98,8 @@ def score_ppl(options: ScoreOptions) -> ScoreReport:
     if ranks is None:
         with only_one(stage.work):
             _run(stage, files, options.workers, None)
-        if all(file.is_current for file in files):
-            shutil.rmtree(stage.work)
+            if all(file.is_current for file in files):
+                shutil.rmtree(stage.work)
     else:
         _run(stage, files, 1, ranks)
     complete = sum(file.is_current for file in files)

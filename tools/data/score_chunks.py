@@ -154,11 +154,11 @@ def scorer_of(settings: Settings) -> "Scorer":
 
 def _local_number(settings: Settings) -> int:
     """Which of this machine's processes this is, so that each has a GPU of its own where there are as many."""
-    import torch
+    from megatron_synE.runtime.launch import default_nproc
 
-    num_gpus = torch.cuda.device_count() if settings.device != "cpu" and torch.cuda.is_available() else 1
+    num_devices = default_nproc(settings.device)
     ranks = independent_ranks()
     if ranks is not None:
-        return ranks.local_rank % num_gpus
+        return ranks.local_rank % num_devices
     worker = current_process().name.rpartition("-")[2]  # "SpawnProcess-3" in a pool, "MainProcess" alone
-    return (int(worker) - 1) % num_gpus if worker.isdigit() else 0
+    return (int(worker) - 1) % num_devices if worker.isdigit() else 0
