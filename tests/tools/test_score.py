@@ -239,11 +239,30 @@ def test_lexical_diversity_counts_words_and_neighbouring_characters() -> None:
     assert signals_of(b"", 0).compression_ratio is None
 
 
-def test_signals_do_not_replace_a_models_scores(data: Path, hf: Path, tmp_path: Path) -> None:
-    score_ppl(options(data, hf))
-    tokenizer = corpus.hf_folder(tmp_path / "tokenizer")
+def test_signals_of_another_tokenizer_are_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="another tokenizer than the one"):
+        score_ppl(options(data, None, tokenizer=corpus.hf_folder(tmp_path / "tokenizer")))
+
+
+def test_signals_do_not_replace_a_models_scores(tmp_path: Path) -> None:
+    from tools.data.preprocess import PreprocessOptions, preprocess
+
+    tokenizer = corpus.hf_folder(tmp_path / "tokenizer")
+    source = corpus.write_jsonl(tmp_path / "pages.jsonl", corpus.documents(20))
+    data = tmp_path / "data"
+    preprocess(PreprocessOptions(inputs=(str(source),), tokenizer=tokenizer, out=data))
+    hf = tiny.hf_folder(tmp_path / "hf", vocab_size=700, num_hidden_layers=1)
+    score_ppl(options(data, hf))
+    manifest = read_manifest(data)
+    before = scores_of(manifest)
+    with pytest.raises(ConfigError, match=r"holds a model's scores; keep the signals apart with --name signals"):
         score_ppl(options(data, None, tokenizer=tokenizer))
+    score_ppl(options(data, None, tokenizer=tokenizer, name="signals"))
+    assert scores_of(manifest) == before
+    score_ppl(options(data, hf, tokenizer=tokenizer))  # both at once replace the first
+    (shard,) = manifest.sources[0].shards
+    rows = open_scores(manifest.shard_prefix(shard), shard, "default").read().to_pylist()
+    assert all(row["nll_sum"] > 0 and row["compression_ratio"] > 0 for row in rows)
 
 
 def test_a_call_killed_at_any_moment_leaves_nothing_half_and_goes_on(data: Path, hf: Path) -> None:

@@ -201,6 +201,19 @@ def test_tails_are_reported_always_and_cut_on_request(data: Path) -> None:
     assert cut_report["quantiles"] == report["quantiles"]
 
 
+def test_thinning_keeps_every_quantile(data: Path) -> None:
+    out = data.parent / "thinned"
+    sort(SortOptions(data=data, out=out, buckets=1, keep_share=0.4))
+    ordered = sorted(original(data, "law"), key=lambda row: (mean(row), row["id"]))
+    (kept,) = buckets_of(out, "law")
+    places = [ordered.index(row) for row in kept]
+    assert len(places) == len(ordered) * 4 // 10
+    assert set(np.diff(places)) == {2, 3}  # two of every five
+    report = json.loads((out / "sort_report.json").read_text())["zh/web/law"]
+    assert report["num_thinned_documents"] == len(ordered) - len(kept)
+    assert report["num_dropped_documents"] == 0
+
+
 def test_by_the_difference_of_two_models_and_both_scores_are_carried(data: Path) -> None:
     manifest = read_manifest(data)
     for shard in (s for e in manifest.sources for s in e.shards):
@@ -282,3 +295,15 @@ def test_a_folder_with_other_data_and_impossible_buckets_are_refused(data: Path)
         sort(SortOptions(data=data, out=data.parent / "other", by="ppl"))
     with pytest.raises(ConfigError, match="is the data itself"):
         sort(SortOptions(data=data, out=data))
+
+
+def test_the_command_sorts_and_says_what_is_wrong_without_a_traceback(data: Path) -> None:
+    command = ("data", "sort", "--data", data, "--out", data.parent / "sorted", "--buckets", 2)
+    done = tiny.syne(*command, "--drop-tails", "0.01")
+    assert done.returncode == 2
+    assert done.stderr == "error: --drop-tails '0.01': write two shares, e.g. 0.01,0.01\n"
+    done = tiny.syne(*command, "--drop-tails", "0.1,0.1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout == f"{data.parent / 'sorted' / 'manifest.json'}\n"
+    assert "zh/web/law: nll at shares of the tokens 0 %: " in done.stderr
+    assert read_manifest(data.parent / "sorted").with_role("train")[0].bucket == "00"

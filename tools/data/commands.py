@@ -190,6 +190,9 @@ def sort(
     drop_tails: Annotated[
         str, typer.Option(metavar="LOW,HIGH", help="Shares of each topic's tokens to leave out at both ends.")
     ] = "0,0",
+    keep_share: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Of each topic's documents, evenly over the order.")
+    ] = 1.0,
     workers: Annotated[int, typer.Option(min=1, help="Processes; the result does not depend on it.")] = 1,
 ) -> None:
     """Write each topic in the order of its PPL, cut into difficulty buckets, for a curriculum to read."""
@@ -212,6 +215,7 @@ def sort(
             sources=sources,
             descending=descending,
             drop_tails=(low, high),
+            keep_share=keep_share,
             workers=workers,
         )
     )

@@ -101,8 +101,8 @@ def score_ppl(options: ScoreOptions) -> ScoreReport:
     if ranks is None:
         with only_one(stage.work):
             _run(stage, files, options, None)
-        if all(file.is_current for file in files):
-            shutil.rmtree(stage.work)
+            if all(file.is_current for file in files):
+                shutil.rmtree(stage.work)
     else:
         _run(stage, files, options, ranks)
     complete = sum(file.is_current for file in files)

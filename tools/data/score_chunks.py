@@ -70,6 +70,7 @@ def score_chunk(
     columns: dict[str, Any] = dict.fromkeys(SCHEMA.names)
     if settings.weights is not None:
         scores = scorer_of(settings).score(documents, report)
+        report(sum(map(len, documents)) - int(scores.num_tokens.sum()))  # first tokens, which are not scored
         columns |= {"nll_sum": scores.nll_sums, "nll_tokens": scores.num_tokens}
     if settings.tokenizer is not None:
         columns |= _signals(documents, _tokenizer(settings.tokenizer))
@@ -153,11 +154,11 @@ def scorer_of(settings: Settings) -> "Scorer":
 
 def _local_number(settings: Settings) -> int:
     """Which of this machine's processes this is, so that each has a GPU of its own where there are as many."""
-    import torch
+    from megatron_synE.runtime.launch import default_nproc
 
-    num_gpus = torch.cuda.device_count() if settings.device != "cpu" and torch.cuda.is_available() else 1
+    num_devices = default_nproc(settings.device)
     ranks = independent_ranks()
     if ranks is not None:
-        return ranks.local_rank % num_gpus
+        return ranks.local_rank % num_devices
     worker = current_process().name.rpartition("-")[2]  # "SpawnProcess-3" in a pool, "MainProcess" alone
-    return (int(worker) - 1) % num_gpus if worker.isdigit() else 0
+    return (int(worker) - 1) % num_devices if worker.isdigit() else 0

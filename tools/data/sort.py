@@ -56,6 +56,8 @@ class SortOptions:
     descending: bool = False
     drop_tails: tuple[float, float] = (0.0, 0.0)
     """Shares of each topic's tokens left out at the beginning and at the end of the order."""
+    keep_share: float = 1.0
+    """Of each topic's documents, spread evenly over the order: a smaller copy with every quantile in it."""
     workers: int = 1
 
 
@@ -66,7 +68,8 @@ class SortReport:
     manifest_path: Path
     num_topics: int
     num_documents: int
-    num_dropped_documents: int
+    num_left_out: int
+    """Documents of the tails and those thinned out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +128,7 @@ def sort(options: SortOptions) -> SortReport:
         manifest_path=path,
         num_topics=len(topics),
         num_documents=sum(entry.num_documents for entry in entries),
-        num_dropped_documents=sum(result["tails"]["num_dropped_documents"] for result in written),
+        num_left_out=sum(w["tails"]["num_dropped_documents"] + w["tails"]["num_thinned_documents"] for w in written),
     )
     for topic, result in zip(topics, written, strict=True):
         _tell(topic, result["tails"], key)
@@ -138,6 +141,8 @@ def _checked_key(options: SortOptions) -> SortKey:
     low, high = options.drop_tails
     if not (0 <= low < 1 and 0 <= high < 1 and low + high < 1):
         raise ConfigError(f"--drop-tails {low},{high}: two shares of the tokens, from 0 on, with a sum below 1")
+    if not 0 < options.keep_share <= 1:
+        raise ConfigError(f"--keep-share {options.keep_share} must be above 0 and at most 1")
     if options.out.resolve() == options.data.resolve():
         raise ConfigError(f"--out {options.out} is the data itself; sorting writes another folder")
     return sort_key(options.by, options.name, descending=options.descending)
@@ -202,6 +207,7 @@ def _stage(options: SortOptions, manifest: DatasetManifest, topics: Sequence[_To
         "key": asdict(key),
         "buckets": options.buckets,
         "drop_tails": options.drop_tails,
+        "keep_share": options.keep_share,
         "topics": [[topic.name, [shard.bin_sha256 for _, shard in topic.shards]] for topic in topics],
         "scores": {name: sorted(str(origin) for origin in _origins(topics, name)) for name in key.names},
     }
@@ -234,6 +240,7 @@ def _sort_topic(
         descending=key.descending,
         num_buckets=options.buckets,
         drop=options.drop_tails,
+        keep_share=options.keep_share,
         where=topic.name,
     )
     del keys
@@ -339,6 +346,7 @@ def _tell(topic: _Topic, tails: dict[str, Any], key: SortKey) -> None:
         f"{100 * float(share):g} %: {value:.3f}" for share, value in found.quantiles.items() if value is not None
     )
     logger.info(
-        "%s: %s at shares of the tokens %s; cut: %d documents, %d tokens; without a key: %d",
-        topic.name, key.label, shown, found.num_dropped_documents, found.num_dropped_tokens, found.num_without_key,
+        "%s: %s at shares of the tokens %s; cut: %d documents, %d tokens; thinned out: %d; without a key: %d",
+        topic.name, key.label, shown, found.num_dropped_documents, found.num_dropped_tokens,
+        found.num_thinned_documents, found.num_without_key,
     )  # fmt: skip

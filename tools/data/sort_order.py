@@ -61,6 +61,8 @@ class Tails:
     highest: list[tuple[str, float | None]]
     num_dropped_documents: int
     num_dropped_tokens: int
+    num_thinned_documents: int
+    """Left out evenly over the order."""
     num_without_key: int
     """Documents with nothing to measure; they go last."""
 
@@ -103,11 +105,13 @@ def order_of(
     descending: bool,
     num_buckets: int,
     drop: tuple[float, float],
+    keep_share: float,
     where: str,
 ) -> tuple[Order, Tails]:
     """Ascending keys (or descending), ties by document id, then by place; documents without a key last.
 
     drop: shares of the tokens left out at the beginning and at the end.
+    keep_share: of the documents that remain, spread evenly over the order, so over all quantiles.
     Errors: DataError if a bucket would be empty.
     """
     has_none = np.isnan(keys)
@@ -118,7 +122,10 @@ def order_of(
     total = int(ends[-1]) if len(ends) else 0
     starts = ends - lengths[order]
     is_kept = (ends > drop[0] * total) & (starts < (1 - drop[1]) * total)
-    kept = order[is_kept]
+    dropped = order[~is_kept]
+    remaining = order[is_kept]
+    counts = np.floor(np.arange(len(remaining) + 1) * keep_share)
+    kept = remaining[np.diff(counts) > 0]
     kept_ends = np.cumsum(lengths[kept])
     kept_total = int(kept_ends[-1]) if len(kept) else 0
     # By the place of its first token, so a bucket is wrong by less than one document.
@@ -132,8 +139,9 @@ def order_of(
         quantiles={f"{q:g}": _at(keys, order, ends, q * total) for q in QUANTILES},
         lowest=_examples(order[:NUM_EXAMPLES], keys, shards),
         highest=_examples(order[-NUM_EXAMPLES:], keys, shards),
-        num_dropped_documents=len(order) - len(kept),
-        num_dropped_tokens=total - kept_total,
+        num_dropped_documents=len(dropped),
+        num_dropped_tokens=int(lengths[dropped].sum()),
+        num_thinned_documents=len(remaining) - len(kept),
         num_without_key=int(has_none.sum()),
     )
     return Order(kept, buckets), tails
