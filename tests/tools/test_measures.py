@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tools.data.measures import Measured
-from tools.data.units import hashes_of, is_han, ngram_hashes, units_of
+from tools.data.units import hashes_of, ngram_hashes, num_han, units_of
 
 
 def _grams(units: list[str], n: int) -> list[tuple[str, ...]]:
@@ -41,7 +41,12 @@ TEXTS = st.lists(
 def test_ngram_shares_are_those_of_their_definition(text: str, n: int) -> None:
     units = units_of(text)
     assert Measured(text).top_ngram_share(n) == pytest.approx(_slow_top(units, n))
-    assert Measured(text).duplicate_ngram_share(n) == pytest.approx(_slow_duplicates(units, n))
+    measured = Measured(text)
+    shares = [measured.duplicate_ngram_share(length) for length in range(1, n + 1)]
+    assert shares[-1] == pytest.approx(_slow_duplicates(units, n))
+    assert shares == sorted(shares, reverse=True)  # what lets the rules skip longer n-grams
+    assert measured.duplicate_ngram_share_bound(n + 3) == shares[-1]
+    assert Measured(text).duplicate_ngram_share_bound(n) == 1.0
 
 
 @given(TEXTS, st.integers(1, 13))
@@ -61,7 +66,7 @@ def test_order_of_units_changes_the_hash() -> None:
 def test_units_are_characters_of_chinese_and_words_of_english_without_marks() -> None:
     text = "Ｌet x＝1, the 数学（Math）的 ＦＩＲＳＴ straße_2"
     assert units_of(text) == ["let", "x", "1", "the", "数", "学", "math", "的", "first", "strasse", "2"]
-    assert [is_han(unit) for unit in ("数", "の", "a", "数学", "1")] == [True, True, False, False, False]
+    assert num_han(["数", "の", "a", "1"]) == 2
 
 
 def test_script_follows_the_majority_of_units() -> None:

@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from tools.data.units import Hashes, hashes_of, is_han, ngram_hashes, units_of
+from tools.data.units import Hashes, hashes_of, ngram_hashes, num_han, units_of
 
 _PARAGRAPH = re.compile(r"\n\s*\n")
 
@@ -21,6 +21,7 @@ class Measured:
 
     def __init__(self, text: str) -> None:
         self._text = text
+        self._duplicates: dict[int, float] = {}
 
     @cached_property
     def _units(self) -> list[str]:
@@ -42,7 +43,7 @@ class Measured:
     @cached_property
     def is_mostly_han(self) -> bool:
         """Whether more than half of the units are Han or Kana characters."""
-        return 2 * sum(map(is_han, self._units)) > self.num_units
+        return 2 * num_han(self._units) > self.num_units
 
     @cached_property
     def _num_characters(self) -> int:
@@ -72,22 +73,29 @@ class Measured:
         grams = ngram_hashes(self.hashes, n)
         if len(grams) < 2:
             return 0.0
-        _, first, inverse, counts = np.unique(grams, return_index=True, return_inverse=True, return_counts=True)
+        order: npt.NDArray[np.int64] = np.argsort(grams, kind="stable")
+        ordered = grams[order]
+        begins = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))  # of the runs of equal ones
+        counts = np.diff(np.append(begins, len(ordered)))
         most = int(counts.max())
         if most < 2:
             return 0.0
-        best = int(np.flatnonzero(counts == most)[np.argmin(first[counts == most])])
-        return self._covered_share(np.flatnonzero(inverse == best), n)
+        candidates = begins[counts == most]
+        best = int(candidates[np.argmin(order[candidates])])
+        return self._covered_share(order[best : best + most], n)
 
     def duplicate_ngram_share(self, n: int) -> float:
         """Share of characters inside n-grams that came earlier in the text."""
-        if n > 5 and not self._has_duplicate_5_grams:
-            return 0.0
-        return self._covered_share(_repeats(ngram_hashes(self.hashes, n)), n)
+        if n not in self._duplicates:
+            self._duplicates[n] = self._covered_share(_repeats(ngram_hashes(self.hashes, n)), n)
+        return self._duplicates[n]
 
-    @cached_property
-    def _has_duplicate_5_grams(self) -> bool:
-        return len(_repeats(ngram_hashes(self.hashes, 5))) > 0
+    def duplicate_ngram_share_bound(self, n: int) -> float:
+        """What `duplicate_ngram_share(n)` cannot exceed, from what was measured so far.
+
+        An n-gram that came earlier is covered by shorter ones that came earlier too: the share falls with n.
+        """
+        return min((share for shorter, share in self._duplicates.items() if shorter <= n), default=1.0)
 
     def _covered_share(self, starts: npt.NDArray[np.int64], n: int) -> float:
         if not len(starts):

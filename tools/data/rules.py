@@ -87,7 +87,7 @@ def load_rules(path: Path) -> Rules:
 def judge(text: Measured, rules: Rules) -> Verdict | None:
     """The first broken rule; None keeps the document."""
     for rule in rules.rules:
-        if rule.script is not None and (rule.script == "han") != text.is_mostly_han:
+        if not _can_break(text, rule):
             continue
         measured = getattr(text, rule.measure)
         value = measured if rule.measure in COUNTED_MEASURES else measured() if rule.n is None else measured(rule.n)
@@ -95,6 +95,15 @@ def judge(text: Measured, rules: Rules) -> Verdict | None:
             if limit is not None and is_broken:
                 return Verdict(reason=rule.name, value=value, limit=limit)
     return None
+
+
+def _can_break(text: Measured, rule: Rule) -> bool:
+    """False where the rule is not for this text, or what was measured already says that it is kept."""
+    if rule.script is not None and (rule.script == "han") != text.is_mostly_han:
+        return False
+    if rule.n is None or rule.measure != "duplicate_ngram_share" or rule.min is not None:
+        return True
+    return text.duplicate_ngram_share_bound(rule.n) > (rule.max or 0.0)
 
 
 def judge_language(text: str, languages: tuple[str, ...], rule: LanguageRule) -> Verdict | None:

@@ -28,9 +28,9 @@ def units_of(text: str) -> list[str]:
     return _UNIT.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
-def is_han(unit: str) -> bool:
-    """Whether a unit is one Han or Kana character."""
-    return len(unit) == 1 and _HAN.match(unit) is not None
+def num_han(units: Sequence[str]) -> int:
+    """How many units are Han or Kana characters."""
+    return len(_HAN.findall("".join(units)))
 
 
 def hashes_of(units: Sequence[str]) -> Hashes:
