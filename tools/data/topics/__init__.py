@@ -1,0 +1,24 @@
+"""The topics of web pages, and which topic each subject of MMLU and CMMLU belongs to: data, not code.
+
+topics.json: language -> topic (a label, part of source names) -> its title in that language.
+mmlu_subjects.json, cmmlu_subjects.json: subject, as lm-evaluation-harness spells it, -> topic.
+Three topic names are the paper's (its Figure 1 shows them); the other eight and the subject maps are ours.
+"""
+
+import json
+from importlib.resources import files
+from typing import Literal, cast
+
+
+def topic_titles(language: str) -> dict[str, str]:
+    """Topic -> title. Errors: KeyError for a language that topics.json does not have."""
+    return cast(dict[str, dict[str, str]], _read("topics.json"))[language]
+
+
+def subject_topics(benchmark: Literal["mmlu", "cmmlu"]) -> dict[str, str]:
+    """Subject -> topic: English topics for mmlu, Chinese ones for cmmlu."""
+    return cast(dict[str, str], _read(f"{benchmark}_subjects.json"))
+
+
+def _read(name: str) -> object:
+    return json.loads((files(__package__) / name).read_text(encoding="utf-8"))
