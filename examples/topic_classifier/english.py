@@ -22,7 +22,7 @@ SECURITY, OTHERS = "security_and_international_relations", "others"
 WORDNET_DOMAINS = {
     MATHS: "mathematics statistics geometry physics astronomy cosmology particle_physics psychophysics meteorology",
     COMPUTING: "computer_science computer electronics telecommunication aircraft airplane car",
-    BIOCHEM: "biology chemistry genetics botany zoology biochemistry ecology microbiology physical_chemistry animal plant",
+    BIOCHEM: "biology chemistry genetics botany zoology biochemistry ecology physical_chemistry animal plant",
     MEDICINE: "medicine anatomy pathology surgery obstetrics dentistry physiology ophthalmology immunology embryology",
     HISTORY: "antiquity Middle_Ages history archeology geology",
     LAW: "law criminal_law politics government election contract",

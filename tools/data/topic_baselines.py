@@ -49,7 +49,9 @@ def logistic_regression(
     """Topics of the test. vectors, parts: train, dev, test. Topics are weighted alike; the penalty is chosen on dev."""
     truth = torch.tensor([list(labels).index(d.topic) for d in parts["train"]])
     counts = Counter(truth.tolist())
-    weights = torch.tensor([len(truth) / len(counts) / counts[index] if index in counts else 0.0 for index in range(len(labels))])
+    weights = torch.tensor(
+        [len(truth) / len(counts) / counts[index] if index in counts else 0.0 for index in range(len(labels))]
+    )
     best: tuple[float, list[str]] = (-1.0, [])
     for penalty in PENALTIES:
         layer = _fitted(torch.from_numpy(vectors["train"]), truth, weights, penalty=penalty)

@@ -121,7 +121,9 @@ def split_by_source(
     """
     kinds = {(d.language, d.topic) for d in documents}
     if len({topic for _, topic in kinds}) < 2:
-        raise DataError(f"all {len(documents)} documents have the topic {documents[0].topic!r}; two are needed to learn")
+        raise DataError(
+            f"all {len(documents)} documents have the topic {documents[0].topic!r}; two are needed to learn"
+        )
     there = {d.source for d in documents}
     for option, names in (("--test-source", test_sources), ("--dev-source", dev_sources)):
         for name in names:

@@ -64,9 +64,7 @@ def cohen_kappa(first: Sequence[str], second: Sequence[str]) -> float:
     count = len(first)
     agreed = sum(a == b for a, b in zip(first, second, strict=True)) / count
     labels = set(first) | set(second)
-    chance = sum(
-        sum(a == label for a in first) / count * (sum(b == label for b in second) / count) for label in labels
-    )
+    chance = sum(sum(a == label for a in first) / count * (sum(b == label for b in second) / count) for label in labels)
     return math.nan if chance >= 1 else (agreed - chance) / (1 - chance)
 
 

@@ -6,8 +6,9 @@ The first max_length tokens of a document are read.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tools.data.topic_labels import OTHERS, Topics, read_topics
 WEIGHTS, SETTINGS, TOKENIZER, TOPICS = "model.safetensors", "classifier.json", "tokenizer.json", "topics.json"
 PAD, UNKNOWN, START, END, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CHARACTERS_PER_TOKEN = 12  # ours: text beyond max_length times this is not even tokenised; English has 4 to 5
+LONGEST_END = 5  # ours: characters of a word end that is a token of its own
 BATCH_TOKENS = 4096  # ours: measured on one core, smaller and larger batches were slower
 
 
@@ -44,9 +46,16 @@ class TopicClassifier(nn.Module):
         self.dropout = nn.Dropout(0.1)
         self.head = nn.Linear(config.hidden_size, num_topics)
 
-    def features(self, ids: Tensor, mask: Tensor | None) -> Tensor:
-        """The mean state of each document: [b, s] -> [b, h]. mask: 1 for a token, 0 for padding; None: no padding."""
-        states: Tensor = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state  # [b, s, h]
+    def features(self, ids: Tensor, mask: Tensor | None, *, words_only: bool = False) -> Tensor:
+        """The mean state of each document: [b, s] -> [b, h]. mask: 1 for a token, 0 for padding; None: no padding.
+
+        words_only: of the embeddings, without the layers.
+        """
+        states: Tensor  # [b, s, h]
+        if words_only:
+            states = self.encoder.embeddings(input_ids=ids)
+        else:
+            states = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
         if mask is None:
             return states.mean(dim=1)
         weights = mask.unsqueeze(-1).to(states.dtype)  # [b, s, 1]
@@ -88,22 +97,42 @@ def new_config(shape: Shape, *, vocab_size: int, max_length: int) -> BertConfig:
 
 
 def train_tokenizer(texts: Sequence[str], *, vocab_size: int, max_length: int) -> Tokenizer:
-    """WordPiece on lower-cased words; a Chinese character is a word. The same texts give the same tokenizer."""
+    """WordPiece on lower-cased words; a Chinese character is a word. The same texts give the same tokenizer.
+
+    The vocabulary: every character seen twice, and the most frequent words and word ends, three to one, ties in the
+    order of the alphabet. (The tokenizers library's own WordPiece trainer gives another vocabulary at every run.)
+    """
     from tokenizers.models import WordPiece
     from tokenizers.normalizers import BertNormalizer
     from tokenizers.pre_tokenizers import BertPreTokenizer
-    from tokenizers.trainers import WordPieceTrainer
 
-    tokenizer = Tokenizer(WordPiece(unk_token=UNKNOWN, max_input_chars_per_word=60))
-    tokenizer.normalizer = BertNormalizer(lowercase=True, handle_chinese_chars=True)
-    tokenizer.pre_tokenizer = BertPreTokenizer()
-    # The library keeps 1,000 characters unless told: too few for Chinese.
-    trainer = WordPieceTrainer(
-        vocab_size=vocab_size, min_frequency=2, limit_alphabet=vocab_size // 2, special_tokens=list(SPECIAL_TOKENS),
-        show_progress=False,
-    )  # fmt: skip
-    tokenizer.train_from_iterator(texts, trainer)
+    normalizer, pre_tokenizer = BertNormalizer(lowercase=True, handle_chinese_chars=True), BertPreTokenizer()
+    words: Counter[str] = Counter()
+    for text in texts:
+        words.update(word for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text)))
+    characters: Counter[str] = Counter()
+    inside: Counter[str] = Counter()
+    ends: Counter[str] = Counter()
+    for word, count in words.items():
+        for character in word:
+            characters[character] += count
+        inside.update(word[1:])
+        for size in range(2, min(len(word), LONGEST_END + 1)):
+            ends[f"##{word[-size:]}"] += count
+    single = [character for character in _by_count(characters) if characters[character] > 1]
+    tokens = dict.fromkeys([*SPECIAL_TOKENS, *single, *(f"##{character}" for character in single if inside[character])])
+    tokens = dict.fromkeys(list(tokens)[: vocab_size * 3 // 4])
+    room = vocab_size - len(tokens)
+    tokens |= dict.fromkeys(_by_count(words)[: room * 3 // 4])
+    tokens |= dict.fromkeys(_by_count(ends)[: vocab_size - len(tokens)])
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(WordPiece(vocabulary, unk_token=UNKNOWN, max_input_chars_per_word=60))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizer
     return with_ends(tokenizer, max_length=max_length)
+
+
+def _by_count(counts: Counter[str]) -> list[str]:
+    return [token for token, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
 
 
 def with_ends(tokenizer: Tokenizer, *, max_length: int) -> Tokenizer:
@@ -211,7 +240,9 @@ def load_encoder(folder: Path, model: TopicClassifier) -> None:
         source = given.get(prefix + name)
         if source is None or source.shape != tensor.shape:
             found = "nothing" if source is None else f"shape {tuple(source.shape)}"
-            raise ConfigError(f"--init {folder}: {prefix + name} should have shape {tuple(tensor.shape)}; found {found}")
+            raise ConfigError(
+                f"--init {folder}: {prefix + name} should have shape {tuple(tensor.shape)}; found {found}"
+            )
         taken[name] = source
     model.encoder.load_state_dict(taken)
 

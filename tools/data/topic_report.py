@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,8 +79,7 @@ def as_json(report: Report) -> dict[str, Any]:
             part: {"raw": raw, "scaled": scaled} for part, (raw, scaled) in report.confidence.errors.items()
         },
         "kept": {
-            language: {"share": share, "accuracy": right}
-            for language, (share, right) in report.confidence.kept.items()
+            language: {"share": share, "accuracy": right} for language, (share, right) in report.confidence.kept.items()
         },
         "seconds": dict(report.seconds),
     }
@@ -150,7 +149,12 @@ def _by_source(report: Report) -> list[str]:
 
 
 def _confidence(confidence: Confidence) -> list[str]:
-    lines = ["## Confidence", "", "| documents | calibration error, raw | after temperature scaling |", "|---|---:|---:|"]
+    lines = [
+        "## Confidence",
+        "",
+        "| documents | calibration error, raw | after temperature scaling |",
+        "|---|---:|---:|",
+    ]
     lines += [f"| {part} | {raw:.3f} | {scaled:.3f} |" for part, (raw, scaled) in confidence.errors.items()]
     lines += [
         "",
@@ -215,5 +219,7 @@ def read_confusion(file: Path, language: str) -> tuple[tuple[str, ...], NDArray[
     tested = np.flatnonzero(counts.sum(axis=1))
     square = counts[np.ix_(tested, tested)]
     if len(tested) < 2 or not square.sum(axis=1).all():
-        raise DataError(f"{file}, {language}: fewer than two topics were tested, or one is never labelled as any of them")
+        raise DataError(
+            f"{file}, {language}: fewer than two topics were tested, or one is never labelled as any of them"
+        )
     return tuple(topics[index] for index in tested), square / square.sum(axis=1, keepdims=True)

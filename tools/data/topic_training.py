@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -27,6 +28,10 @@ Encode = Callable[[Sequence[str]], NDArray[np.float32]]
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
     steps: int
+    word_steps: int = 0
+    """Before them, with the embeddings and the head alone: a step costs a fiftieth. The layers of a new BERT change
+    their input little, so that what is learnt holds when they join (ours; none with given weights)."""
+    word_learning_rate: float = 1e-3
     batch_documents: int = 32
     learning_rate: float = 5e-4
     weight_decay: float = 0.01
@@ -62,36 +67,46 @@ def train(
     random = np.random.default_rng(options.seed)
     place = {label: index for index, label in enumerate(labels)}
     truth = torch.tensor([place[document.topic] for document in documents])
-    chances = _chances(documents)
     project = None if teacher is None else nn.Linear(model.head.in_features, teacher.shape[1]).to(device)
+    chances = _chances(documents)
+    mask_id = tokenizer.get_vocab()[MASK]
+
+    def loss_of_step(words_only: bool) -> Tensor:
+        chosen = random.choice(len(documents), options.batch_documents, p=chances)
+        ids, mask = padded([_window(rows[index], options, random, mask_id) for index in chosen])
+        on_device = None if mask is None else mask.to(device)
+        features = model.features(ids.to(device), on_device, words_only=words_only)  # [b, h]
+        loss = nn.functional.cross_entropy(
+            model.head(model.dropout(features)), truth[chosen].to(device), label_smoothing=options.label_smoothing
+        )
+        if project is not None and teacher is not None:
+            wanted = torch.from_numpy(teacher[chosen]).to(device)
+            distance = 1 - nn.functional.cosine_similarity(project(features), wanted, dim=1).mean()
+            loss = loss + options.teacher_weight * distance
+        return loss
+
     parameters = [*model.parameters(), *(project.parameters() if project is not None else ())]
-    optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, options))
-    mask_id = tokenizer.token_to_id(MASK)
     model.train()
-    with LiveProgress("training", total=options.steps, unit="steps", scale=1.0) as progress:
-        for _ in range(options.steps):
-            chosen = random.choice(len(documents), options.batch_documents, p=chances)
-            windows = [_window(rows[index], options, random, mask_id) for index in chosen]
-            ids, mask = padded(windows)
-            features = model.features(ids.to(device), None if mask is None else mask.to(device))  # [b, h]
-            loss = nn.functional.cross_entropy(
-                model.head(model.dropout(features)), truth[chosen].to(device), label_smoothing=options.label_smoothing
-            )
-            if project is not None and teacher is not None:
-                wanted = torch.from_numpy(teacher[chosen]).to(device)
-                loss = loss + options.teacher_weight * _cosine_distance(project(features), wanted)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            schedule.step()
-            progress.advance(1)
+    for words_only, steps in ((True, options.word_steps), (False, options.steps)):
+        rate = options.word_learning_rate if words_only else options.learning_rate
+        optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=options.weight_decay)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, steps, options.warmup_share))
+        title = "training, words alone" if words_only else "training"
+        with LiveProgress(title, total=steps, unit="steps", scale=1.0) as progress:
+            for _ in range(steps):
+                optimizer.zero_grad(set_to_none=True)
+                loss_of_step(words_only).backward()  # type: ignore[no-untyped-call]
+                nn.utils.clip_grad_norm_(parameters, 1.0)
+                optimizer.step()
+                schedule.step()
+                progress.advance(1)
     model.eval()
 
 
 def embed_tokens(model: TopicClassifier, tokenizer: Tokenizer, encode: Encode) -> None:
-    """Sets each token's embedding to the teacher's vector of it, in principal components, scaled like BERT's own start.
+    """Sets each token's embedding to the teacher's vector of it, in principal components.
+
+    Five times as large as BERT's own start, so that a token outweighs its place (ours; a norm follows anyway).
 
     Cost: one call of the teacher per token of the vocabulary, all of them short.
     """
@@ -102,10 +117,12 @@ def embed_tokens(model: TopicClassifier, tokenizer: Tokenizer, encode: Encode) -
     _, directions = np.linalg.eigh(centred.T @ centred)
     width = min(model.head.in_features, centred.shape[1])
     reduced = centred @ directions[:, ::-1][:, :width]
-    table = model.encoder.get_input_embeddings().weight
+    table = model.encoder.embeddings.word_embeddings.weight
     with torch.no_grad():
-        scale = float(table.std()) / float(reduced.std())
-        table[[number for number, _ in words], :width] = torch.from_numpy(np.ascontiguousarray(reduced * scale)).to(table)
+        scale = 5 * model.encoder.config.initializer_range / float(reduced.std())
+        table[[number for number, _ in words], :width] = torch.from_numpy(np.ascontiguousarray(reduced * scale)).to(
+            table
+        )
 
 
 def _chances(documents: Sequence[Labelled]) -> NDArray[np.float64]:
@@ -125,11 +142,11 @@ def _chances(documents: Sequence[Labelled]) -> NDArray[np.float64]:
     return np.asarray(weights / weights.sum())
 
 
-def _rate(step: int, options: TrainingOptions) -> float:
-    warmup = max(1, round(options.warmup_share * options.steps))
+def _rate(steps: int, warmup_share: float, step: int) -> float:
+    warmup = max(1, round(warmup_share * steps))
     if step < warmup:
         return (step + 1) / warmup
-    return max(0.0, (options.steps - step) / max(1, options.steps - warmup))
+    return max(0.0, (steps - step) / max(1, steps - warmup))
 
 
 def _window(row: list[int], options: TrainingOptions, random: np.random.Generator, mask_id: int) -> list[int]:
@@ -140,7 +157,3 @@ def _window(row: list[int], options: TrainingOptions, random: np.random.Generato
         inner = inner[start : start + room]
     dropped = random.random(len(inner)) < options.token_dropout
     return [row[0], *(mask_id if drop else token for token, drop in zip(inner, dropped, strict=True)), row[-1]]
-
-
-def _cosine_distance(given: Tensor, wanted: Tensor) -> Tensor:
-    return 1 - nn.functional.cosine_similarity(given, wanted, dim=1).mean()

@@ -4,7 +4,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -61,7 +61,7 @@ class ClassifierOptions:
     baselines: bool = True
     vocab_size: int = 16_000
     max_length: int = 256
-    shape: Shape = Shape()
+    shape: Shape = field(default_factory=Shape)
     training: TrainingOptions
     accuracy: float = 0.9
     device: str = "cpu"
@@ -108,9 +108,7 @@ def train_classifier(options: ClassifierOptions) -> Report:
     return report
 
 
-def _vectors(
-    options: ClassifierOptions, parts: dict[str, Sequence[Labelled]]
-) -> dict[str, NDArray[np.float32]] | str:
+def _vectors(options: ClassifierOptions, parts: dict[str, Sequence[Labelled]]) -> dict[str, NDArray[np.float32]] | str:
     if options.teacher == "none" and not options.baselines:
         return "not asked for"
     encode = frozen_encoder()
@@ -180,11 +178,11 @@ def _confidence(
     right = {part: logits[part].argmax(axis=1) == truth[part] for part in logits}
     scaled = {part: softmax(logits[part], temperature=temperature).max(axis=1) for part in logits}
     threshold = choose_threshold(scaled["dev"], right["dev"], accuracy=accuracy)
-    errors = {
-        part: (calibration_error(softmax(logits[part]).max(axis=1), right[part]), calibration_error(scaled[part], right[part]))
-        for part in logits
-        if len(truth[part])
-    }
+    errors = {}
+    for part in logits:
+        if len(truth[part]):
+            raw = softmax(logits[part]).max(axis=1)
+            errors[part] = (calibration_error(raw, right[part]), calibration_error(scaled[part], right[part]))
     kept = {}
     for language in sorted({d.language for d in parts["test"]}):
         of_language = np.array([d.language == language for d in parts["test"]])
