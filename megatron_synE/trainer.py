@@ -166,8 +166,7 @@ class Trainer:
 
     def _forward_backward(self, batches: list[MicroBatch]) -> list[dict[str, torch.Tensor]]:
         """The pipeline schedule over these micro-batches; what loss() returned, on the last stage."""
-        iterators = [iter(batches) for _ in self.model.ddp]
-        single = len(self.model.ddp) == 1
+        iterators, single = [iter(batches) for _ in self.model.ddp], len(self.model.ddp) == 1
         return self.model.forward_backward(  # type: ignore[no-any-return]
             forward_step_func=forward_step,
             data_iterator=iterators[0] if single else iterators,
@@ -241,9 +240,9 @@ class Trainer:
         self.metrics.row(
             "validation_time", iteration, consumed_tokens=consumed, seconds=seconds, share_of_job_time=share
         )
-        self.progress.last_validated_iteration = self.progress.iteration
+        self.progress.last_validated_iteration = iteration
         self.progress.last_validation = {
-            "iteration": self.progress.iteration,
+            "iteration": iteration,
             "sets": {result.name: {"nll_sum": result.nll_sum, "tokens": result.tokens} for result in results},
         }
         shown = " | ".join(f"{result.name} {result.ppl:.3f}" for result in results)
@@ -294,9 +293,8 @@ class Trainer:
         tokens_per_second = self.plan.tokens_per_iteration / seconds
         flops = training_flops_per_token(self.plan.architecture, seq_length=self.config.training.seq_length)
         tflops = flops * tokens_per_second / self.plan.world_size / 1e12
-        peak = peak_tflops(self.device.name)
-        before = self.progress.consumed_tokens - self.plan.tokens_per_iteration
-        learning_rate = self.lr_schedule.at(before)
+        mfu = None if (peak := peak_tflops(self.device.name)) is None else tflops / peak
+        learning_rate = self.lr_schedule.at(self.progress.consumed_tokens - self.plan.tokens_per_iteration)
         if dist.get_rank() != 0:
             return
         self.metrics.row(
@@ -311,7 +309,7 @@ class Trainer:
             step_seconds=seconds,
             tokens_per_second=tokens_per_second,
             tflops_per_device=tflops,
-            mfu=None if peak is None else tflops / peak,
+            mfu=mfu,
             peak_memory_bytes=self.device.peak_memory_bytes(),
             samples_by_source=self._samples_by_source(),
         )
@@ -321,7 +319,7 @@ class Trainer:
             consumed_samples=self.progress.consumed_samples,
             step_seconds=seconds,
             tflops_per_device=tflops,
-            mfu=None if peak is None else tflops / peak,
+            mfu=mfu,
             tokens_per_second=tokens_per_second,
             learning_rate=learning_rate,
             global_batch_size=self.config.training.global_batch_size,

@@ -133,13 +133,25 @@ def mix_simulate(
     interval: Annotated[float, typer.Option(min=1e5, help="Tokens between two decisions.")] = 4e9,
     transfer: Annotated[float, typer.Option(min=0.0, max=0.5, help="Worth of a token to another topic.")] = 0.1,
     label_noise: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of pages with a wrong topic.")] = 0.1,
+    confusion: Annotated[
+        Path | None,
+        typer.Option(help="report.json of train-classifier: label as that one does, held-out sets too."),
+    ] = None,
+    language: Annotated[str, typer.Option(help="Whose confusion.")] = "zh",
     plot: Annotated[Path | None, typer.Option(help="Write the shares of the first world as PNG.")] = None,
 ) -> None:
     """Every controller on the same simulated learning curves, beside equal shares. No measurement of any model."""
     from tools import mix_simulate as simulation
 
+    labels, measured = simulation.uniform_labels(label_noise), confusion is not None
+    if confusion is not None:
+        from tools.data.topic_report import read_confusion
+
+        topics, shares = read_confusion(confusion, language)
+        labels = simulation.labels_of_confusion(shares)
+        typer.echo(f"{len(topics)} topics of {language} as labelled in {confusion}: {', '.join(topics)}\n")
     found = simulation.simulate(
-        worlds=worlds, tokens=tokens, interval=interval, transfer=transfer, label_noise=label_noise
+        worlds=worlds, tokens=tokens, interval=interval, transfer=transfer, labels=labels, holds_out_by_label=measured
     )
     typer.echo(simulation.report(found))
     if plot is not None:

@@ -1,7 +1,8 @@
 """`syne mix simulate`: every controller on the same simulated learning curves, beside equal shares.
 
 A world is drawn from a seed: per topic a power law of held-out loss in effective tokens, a transfer matrix (what a
-token of one topic is worth to another) and a classifier that mislabels some pages. These are no measurements of any
+token of one topic is worth to another) and a classifier that mislabels some pages, by chance or as a measured one
+does. These are no measurements of any
 model: they show how a controller behaves (does it chase noise, does it settle), not what it will gain.
 """
 
@@ -18,7 +19,7 @@ from rich.progress import track
 from data_mixers.controllers import CONTROLLERS, ControllerSettings, Observation, TopicLosses, decide
 
 Array = NDArray[np.float64]
-TOPICS = 11  # of one language, as in the recipe
+TOPICS = 11  # of one language, as in the recipe, where no measured classifier says otherwise
 DOCUMENTS = 100  # held-out documents of a topic
 DOCUMENT_TOKENS = 500
 DOCUMENT_SPREAD = 0.4  # nats: how much documents of a topic differ; held-out scores of small models show 0.3 to 0.5
@@ -29,7 +30,7 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class World:
-    """Curves of TOPICS topics: loss_i(n) = floor_i + reducible_i * (1 + n_i / scale_i) ** -exponent_i, in nats."""
+    """Curves of some topics: loss_i(n) = floor_i + reducible_i * (1 + n_i / scale_i) ** -exponent_i, in nats."""
 
     floor: Array
     reducible: Array
@@ -39,6 +40,9 @@ class World:
     worth: Array
     """[topics, topics]: effective tokens of topic i per labelled token of topic j: transfer and mislabelling."""
     planned: Array
+    seen: Array
+    """[topics, topics]: share of documents of topic i among the held-out ones labelled j; the unit matrix: no
+    errors."""
 
     def loss(self, tokens: Array) -> Array:
         """Held-out loss of each topic after these labelled tokens of each topic."""
@@ -59,35 +63,56 @@ class Trace:
     """Mean half of sum |change of share| per decision."""
 
 
-def draw_world(seed: int, *, transfer: float, label_noise: float, tokens: float) -> World:
-    """transfer: worth of a token to the average other topic; label_noise: share of pages with a wrong label."""
-    random = np.random.default_rng(seed)
-    similar = random.uniform(0.0, 2.0 * transfer, (TOPICS, TOPICS))
-    np.fill_diagonal(similar, 1.0)
+def uniform_labels(label_noise: float) -> Array:
+    """[true topic, label]: a share of the pages has a wrong label, any other topic alike."""
     labels = np.full((TOPICS, TOPICS), label_noise / (TOPICS - 1))
     np.fill_diagonal(labels, 1.0 - label_noise)
-    planned = random.dirichlet(np.full(TOPICS, 3.0))
+    return labels
+
+
+def labels_of_confusion(confusion: Array) -> Array:
+    """[true topic, label]: what the pages of each label are, if all topics have as many pages. Columns sum to 1.
+
+    confusion: share of each true topic's documents that get each label; rows sum to 1. A label that is never given
+    says nothing: all topics alike.
+    """
+    given = confusion.sum(axis=0)
+    return np.where(given > 0, confusion / np.where(given > 0, given, 1.0), 1.0 / len(confusion))
+
+
+def draw_world(seed: int, *, transfer: float, tokens: float, labels: Array, holds_out_by_label: bool = False) -> World:
+    """transfer: worth of a token to the average other topic; labels: [true topic, label], columns sum to 1.
+
+    holds_out_by_label: the held-out sets bear the classifier's labels too, so that a controller sees mixed losses.
+    """
+    random = np.random.default_rng(seed)
+    topics = len(labels)
+    similar = random.uniform(0.0, 2.0 * transfer, (topics, topics))
+    np.fill_diagonal(similar, 1.0)
+    planned = random.dirichlet(np.full(topics, 3.0))
     return World(
-        floor=random.uniform(1.6, 2.4, TOPICS),
-        reducible=random.uniform(0.2, 1.0, TOPICS),
-        exponent=random.uniform(0.2, 0.6, TOPICS),
-        scale=np.exp(random.uniform(math.log(0.01), math.log(1.0), TOPICS)) * tokens / TOPICS,
+        floor=random.uniform(1.6, 2.4, topics),
+        reducible=random.uniform(0.2, 1.0, topics),
+        exponent=random.uniform(0.2, 0.6, topics),
+        scale=np.exp(random.uniform(math.log(0.01), math.log(1.0), topics)) * tokens / topics,
         worth=similar @ labels,
         planned=planned,
+        seen=labels if holds_out_by_label else np.eye(topics),
     )
 
 
 def follow(world: World, settings: ControllerSettings, *, tokens: float, interval: float, seed: int) -> Trace:
     """Let a controller steer one language's web pages for `tokens`, deciding every `interval`."""
     random = np.random.default_rng((seed, 1))  # the same documents and noise for every controller
-    names = [f"topic{index:02d}" for index in range(TOPICS)]
-    offsets = random.normal(0.0, DOCUMENT_SPREAD, (TOPICS, DOCUMENTS))
+    topics = len(world.planned)
+    names = [f"topic{index:02d}" for index in range(topics)]
+    offsets = random.normal(0.0, DOCUMENT_SPREAD, (topics, DOCUMENTS))
     ratios = dict(zip(names, (world.planned / world.planned.sum()).tolist(), strict=True))
-    read = np.zeros(TOPICS)
+    read = np.zeros(topics)
     state, history = None, [np.array(list(ratios.values()))]
     for number in range(round(tokens / interval)):
-        noise = random.normal(0.0, STEP_NOISE, (TOPICS, DOCUMENTS))
-        per_document = (world.loss(read)[:, None] + offsets + noise) * DOCUMENT_TOKENS
+        noise = random.normal(0.0, STEP_NOISE, (topics, DOCUMENTS))
+        per_document = ((world.loss(read) @ world.seen)[:, None] + offsets + noise) * DOCUMENT_TOKENS
         observation = Observation(
             consumed_tokens=round(number * interval),
             losses={
@@ -110,12 +135,12 @@ def follow(world: World, settings: ControllerSettings, *, tokens: float, interva
 
 
 def simulate(
-    *, worlds: int, tokens: float, interval: float, transfer: float, label_noise: float
+    *, worlds: int, tokens: float, interval: float, transfer: float, labels: Array, holds_out_by_label: bool = False
 ) -> dict[str, list[Trace]]:
     """Controller -> its path in each world; all controllers meet the same worlds and the same noise."""
     found: dict[str, list[Trace]] = {name: [] for name in CONTROLLERS}
     for seed in track(range(worlds), "simulating", console=Console(stderr=True), transient=True):
-        world = draw_world(seed, transfer=transfer, label_noise=label_noise, tokens=tokens)
+        world = draw_world(seed, transfer=transfer, tokens=tokens, labels=labels, holds_out_by_label=holds_out_by_label)
         for name, traces in found.items():
             traces.append(follow(world, ControllerSettings(name=name), tokens=tokens, interval=interval, seed=seed))
     return found

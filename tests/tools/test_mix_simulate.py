@@ -6,11 +6,21 @@ import numpy as np
 import pytest
 
 from data_mixers.controllers import ControllerSettings
-from tools.mix_simulate import Trace, World, difference, draw_world, follow, plot, report
+from tools.mix_simulate import (
+    Trace,
+    World,
+    difference,
+    draw_world,
+    follow,
+    labels_of_confusion,
+    plot,
+    report,
+    uniform_labels,
+)
 
 
 def test_a_static_run_ends_where_the_curves_say() -> None:
-    world = draw_world(3, transfer=0.1, label_noise=0.2, tokens=1e9)
+    world = draw_world(3, transfer=0.1, labels=uniform_labels(0.2), tokens=1e9)
     trace = follow(world, ControllerSettings(name="static"), tokens=1e9, interval=1e8, seed=3)
     read = world.planned * 1e9
     labels = 0.8 * np.eye(11) + 0.02 * (1 - np.eye(11))  # one page in five belongs to one of the ten other topics
@@ -26,14 +36,38 @@ def test_a_static_run_ends_where_the_curves_say() -> None:
 
 def test_a_controller_leaves_a_topic_that_is_already_learnt() -> None:
     """Two kinds of topic: ten that cannot get better, one that can. Equal PPL changes of 0 must not attract tokens."""
-    base = draw_world(0, transfer=0.0, label_noise=0.0, tokens=1e9)
+    base = draw_world(0, transfer=0.0, labels=uniform_labels(0.0), tokens=1e9)
     reducible = np.zeros(11)
     reducible[0] = 1.0
-    world = World(base.floor, reducible, np.full(11, 0.5), np.full(11, 1e7), np.eye(11), np.full(11, 1 / 11))
+    world = World(
+        base.floor, reducible, np.full(11, 0.5), np.full(11, 1e7), np.eye(11), np.full(11, 1 / 11), np.eye(11)
+    )
     trace = follow(world, ControllerSettings(name="ado"), tokens=1e9, interval=5e7, seed=0)
     assert trace.ratios[-1][0] > 0.15 > 1 / 11  # ado goes where learning is fastest
     against = follow(world, ControllerSettings(name="syne"), tokens=1e9, interval=5e7, seed=0)
     assert against.ratios[-1][0] < 1 / 11  # the recipe's rule takes from what improves
+
+
+def test_labels_of_a_measured_confusion() -> None:
+    """Two topics with as many pages: 90 + 40 bear the first label, 10 + 60 the second."""
+    labels = labels_of_confusion(np.array([[0.9, 0.1], [0.4, 0.6]]))
+    assert labels == pytest.approx(np.array([[90 / 130, 10 / 70], [40 / 130, 60 / 70]]))
+    # A perfect classifier changes nothing, and one that never gives the second label knows nothing of it.
+    assert labels_of_confusion(np.eye(3)) == pytest.approx(np.eye(3))
+    assert labels_of_confusion(np.array([[1.0, 0.0], [1.0, 0.0]])) == pytest.approx(np.full((2, 2), 0.5))
+
+
+def test_a_controller_sees_the_mixed_losses_of_mislabelled_held_out_sets() -> None:
+    """Labels that are swapped: a controller that goes where learning is fastest goes to the wrong label."""
+    base = draw_world(0, transfer=0.0, labels=np.eye(2), tokens=1e9)
+    swapped = np.array([[0.0, 1.0], [1.0, 0.0]])
+    curves = (base.floor, np.array([1.0, 0.0]), np.full(2, 0.5), np.full(2, 1e7))
+    even = np.full(2, 0.5)
+    settings = ControllerSettings(name="ado")
+    right = follow(World(*curves, np.eye(2), even, np.eye(2)), settings, tokens=1e9, interval=5e7, seed=0)
+    mixed = follow(World(*curves, np.eye(2), even, swapped), settings, tokens=1e9, interval=5e7, seed=0)
+    assert right.ratios[-1][0] > 0.5
+    assert mixed.ratios[-1][0] < 0.5
 
 
 def test_difference_and_report(tmp_path: Path) -> None:

@@ -1,0 +1,103 @@
+"""Labelling a file of documents of any length beside the bare encoder on full batches of the same tokens.
+
+Ours reads .jsonl, tokenises, labels in batches sorted by length, writes .jsonl.zst. The other side runs the forward
+pass alone over as many tokens in batches without padding. One thread each, interleaved pairs.
+
+python -m benchmarks.label_topics [--documents 1500] [--pairs 10] [--classifier FOLDER --input FILE]
+"""
+
+import argparse
+import json
+import random
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.pairs import interleaved, ratio_of
+from tools.data.label_topics import LabelOptions, label_topics
+from tools.data.topic_labels import read_topics
+from tools.data.topic_model import (
+    BATCH_TOKENS,
+    Shape,
+    TopicClassifier,
+    Trained,
+    load_classifier,
+    new_config,
+    save_classifier,
+    tokenise,
+    train_tokenizer,
+)
+
+FULL_LENGTH = 128  # tokens of a row of the full batches: where the encoder is fastest on one core
+
+
+def made_up(folder: Path, documents: int) -> tuple[Path, Path]:
+    """(documents of log-normal length, median 90 words, and a classifier of TinyBERT's shape with random weights)."""
+    chance = random.Random(0)
+    words = ["".join(chance.choices("etaoinshrdlu", k=chance.randint(2, 9))) for _ in range(8000)]
+    texts = [" ".join(chance.choices(words, k=max(1, int(chance.lognormvariate(4.5, 1))))) for _ in range(documents)]
+    file = folder / "documents.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    tokenizer = train_tokenizer(texts, vocab_size=16_000, max_length=256)
+    config = new_config(Shape(), vocab_size=tokenizer.get_vocab_size(), max_length=256)
+    topics = read_topics(None)
+    classifier = folder / "classifier"
+    classifier.mkdir()
+    model = TopicClassifier(config, num_topics=len(topics["en"]))
+    save_classifier(Trained(model, tokenizer, topics, tuple(topics["en"]), 1.0, 0.0, 256), classifier)
+    return file, classifier
+
+
+def measure(file: Path, classifier: Path, folder: Path, *, pairs: int) -> None:
+    """Prints tokens a second of both sides and their ratio."""
+    torch.set_num_threads(1)
+    trained = load_classifier(classifier)
+    texts = [json.loads(line)["text"] for line in file.read_text(encoding="utf-8").splitlines()]
+    rows = tokenise(trained.tokenizer, texts, max_length=trained.max_length)
+    lengths = [len(row) for row in rows]
+    length = min(FULL_LENGTH, trained.max_length)
+    flat = torch.tensor([token for row in rows for token in row])
+    full = flat[: len(flat) // length * length].view(-1, length)  # [rows, length]
+    print(f"{len(texts)} documents, {len(flat):,} tokens, {min(lengths)} to {max(lengths)} a document")
+    out = folder / "out"
+
+    def ours() -> float:
+        shutil.rmtree(out, ignore_errors=True)
+        started = time.perf_counter()
+        label_topics(LabelOptions(inputs=(str(file),), classifier=classifier, out=out))
+        return len(flat) / (time.perf_counter() - started)
+
+    @torch.inference_mode()
+    def forward() -> float:
+        started = time.perf_counter()
+        for batch in full.split(BATCH_TOKENS // length):
+            trained.model(batch, None)
+        return full.numel() / (time.perf_counter() - started)
+
+    found = interleaved(ours, forward, num_pairs=pairs)
+    print("tokens/s, labelling and forward alone:", ", ".join(f"{a:,.0f} {b:,.0f}" for a, b in found))
+    print("labelling to the bare forward pass on full batches:", ratio_of(found).against(0.8))
+
+
+def main() -> None:
+    """Made-up documents, or given ones."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--documents", type=int, default=1500)
+    parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--classifier", type=Path, help="folder of train-classifier")
+    parser.add_argument("--input", type=Path, help=".jsonl of documents, with --classifier")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if arguments.classifier and arguments.input:
+            file, classifier = arguments.input, arguments.classifier
+        else:
+            file, classifier = made_up(folder, arguments.documents)
+        measure(file, classifier, folder, pairs=arguments.pairs)
+
+
+if __name__ == "__main__":
+    main()

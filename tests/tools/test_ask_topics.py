@@ -1,0 +1,165 @@
+"""Labels from a server with OpenAI's interface: a real process, real HTTP, real faults."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import zstandard
+
+from data_mixers.errors import ConfigError, DataError
+from tests.tools.topic_corpus import write
+from tools.cli import main
+from tools.data.ask_topics import AskOptions, ask_topics, parse_topic
+from tools.data.topics import topic_titles
+
+PAGES = {
+    "law_and_policy a court": "law_and_policy",
+    "law_and_policy contested ruling": "law_and_policy",
+    "law_and_policy 429 busy": "law_and_policy",
+    "medicine_and_health 500 broken": "medicine_and_health",
+    "medicine_and_health chatter": "medicine_and_health",
+    "medicine_and_health contested cure": "law_and_policy",
+    "others hang": "others",
+    "others a picnic": "others",
+}
+
+
+@dataclass(frozen=True)
+class Server:
+    url: str
+    log: Path
+
+    def asked(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    log = tmp_path / "log.jsonl"
+    command = [sys.executable, str(Path(__file__).with_name("openai_stub.py")), str(log)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        yield Server(f"http://127.0.0.1:{int(process.stdout.readline())}/v1", log)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def pages(tmp_path: Path) -> Path:
+    rows = [{"id": str(i), "text": text, "given": label, "url": "u"} for i, (text, label) in enumerate(PAGES.items())]
+    return write(tmp_path / "pages.jsonl", rows)
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    content = zstandard.ZstdDecompressor().stream_reader(file.read_bytes(), read_across_frames=True).read()
+    return [orjson.loads(line) for line in content.splitlines()]
+
+
+def test_faults_are_waited_out_and_the_agreement_is_what_a_hand_counts(
+    server: Server, pages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    out = tmp_path / "out"
+    code = main(
+        ["data", "ask-topics", "--input", str(pages), "--url", server.url, "--model", "plain", "--model", "contrary",
+         "--language", "en", "--gold-key", "given", "--out", str(out), "--timeout-seconds", "1", "--parallel", "4"]
+    )  # fmt: skip
+    assert code == 0
+    rows = read(out / "labelled.jsonl.zst")
+    assert [row["id"] for row in rows] == [str(i) for i in range(8)]
+    assert [row["topic"] for row in rows] == [text.split()[0] for text in PAGES]  # a tie is the first model's
+    assert [row["topic_confidence"] for row in rows] == [0.5 if "contested" in text else 1.0 for text in PAGES]
+    assert all(row["url"] == "u" for row in rows)
+    report = json.loads((out / "agreement.json").read_text())
+    # given: 4 law, 2 medicine, 2 others; plain: 3, 3, 2, different on one of 8.
+    pair = report["pairs"]["given and plain#0"]
+    assert pair["agreement"] == pytest.approx(7 / 8)
+    chance = (4 * 3 + 2 * 3 + 2 * 2) / 64
+    assert pair["kappa"] == pytest.approx((7 / 8 - chance) / (1 - chance))
+    # others: never doubted. medicine: 7 of 8; by chance 2/8 · 3/8 + 6/8 · 5/8 = 36/64.
+    assert pair["kappa_by_topic"]["others"] == pytest.approx(1.0)
+    assert pair["kappa_by_topic"]["medicine_and_health"] == pytest.approx((7 / 8 - 36 / 64) / (1 - 36 / 64))
+    assert report["pairs"]["plain#0 and contrary#0"]["agreement"] == pytest.approx(6 / 8)
+    asked = server.asked()
+    assert {row["path"] for row in asked} == {"/v1/chat/completions"}
+    assert {row["key"] for row in asked} == {"Bearer secret"}
+    numbers = Counter((row["body"]["model"], row["text"]) for row in asked)
+    faulty = ("429", "500", "hang", "chatter")
+    assert all(n == (2 if any(word in text for word in faulty) else 1) for (_, text), n in numbers.items())
+    names = asked[0]["body"]["response_format"]["json_schema"]["schema"]["properties"]["topic"]["enum"]
+    assert names == list(topic_titles("en"))
+    assert all("secret" not in file.read_text(errors="replace") for file in out.rglob("*") if file.is_file())
+
+
+def options(server: Server, pages: Path, out: Path, **changes: Any) -> AskOptions:
+    given = {"models": ("plain",), "language": "en", "timeout_seconds": 1.0} | changes
+    return AskOptions(inputs=(str(pages),), url=server.url, out=out, **given)
+
+
+def test_what_is_answered_is_not_asked_again(server: Server, pages: Path, tmp_path: Path) -> None:
+    """A refusal ends the call; what came before it is kept, also after a line that was cut off by a crash."""
+    out = tmp_path / "out"
+    with pages.open("a") as stream:
+        stream.write('{"id": "bad", "text": "others refuse"}\n')
+    with pytest.raises(DataError, match=r"answers 400.*response_format is unknown"):
+        ask_topics(options(server, pages, out, parallel=1))
+    kept = (out / "answers.jsonl").read_bytes()
+    (out / "answers.jsonl").write_bytes(kept + b'{"id": "7", "ra')
+    write(pages, [json.loads(line) for line in pages.read_text().splitlines()[:-1]])
+    before = len(server.asked())
+    done = {json.loads(line)["id"] for line in kept.decode().splitlines()}
+    assert done
+    ask_topics(options(server, pages, out))
+    again = [row["text"] for row in server.asked()[before:]]
+    texts = list(PAGES)
+    assert not {texts[int(number)] for number in done} & set(again)
+    assert [row["topic"] for row in read(out / "labelled.jsonl.zst")] == [text.split()[0] for text in PAGES]
+    # Passes are raters of their own: only the second is asked now.
+    before = len(server.asked())
+    report = ask_topics(options(server, pages, out, passes=2))
+    assert len(server.asked()) == before + len(PAGES)
+    assert report["pairs"]["plain#0 and plain#1"]["kappa"] == pytest.approx(1.0)
+
+
+def test_what_ask_topics_refuses(pages: Path, server: Server, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--language fr has no topics"):
+        ask_topics(options(server, pages, tmp_path / "a", language="fr"))
+    (tmp_path / "prompt.json").write_text('{"en": {"system": "", "user": "no place", "again": ""}}')
+    with pytest.raises(ConfigError, match=r"prompt\.json, language en"):
+        ask_topics(options(server, pages, tmp_path / "b", prompt=tmp_path / "prompt.json"))
+    twice = write(tmp_path / "twice.jsonl", [{"id": "1", "text": "others a"}, {"id": "1", "text": "others b"}])
+    with pytest.raises(DataError, match="1 ids occur more than once"):
+        ask_topics(options(server, twice, tmp_path / "c"))
+    with pytest.raises(DataError, match="a document has no label there"):
+        ask_topics(options(server, pages, tmp_path / "d", gold_key="nothing"))
+
+
+@pytest.mark.parametrize(
+    ("reply", "topic"),
+    [
+        ('{"topic": "law_and_policy"}', "law_and_policy"),
+        ("Law and Policy.", "law_and_policy"),
+        ('```json\n{"topic": "Others"}\n```', "others"),
+        ('{"topic": "Astrology"}', None),
+        ('{"topic": 3}', None),
+        ('{"subject": "others"}', None),
+        ("It is law_and_policy or others", None),
+        ("{broken}", None),
+        ("", None),
+    ],
+)
+def test_only_a_name_of_the_list_is_an_answer(reply: str, topic: str | None) -> None:
+    assert parse_topic(reply, topic_titles("en")) == topic
+
+
+def test_a_chinese_title_is_an_answer() -> None:
+    assert parse_topic("法律与政策。", topic_titles("zh")) == "law_and_policy"

@@ -1,0 +1,279 @@
+"""`syne data ask-topics`: a small labelled set from language models behind OpenAI's interface, and their agreement.
+
+document ─ prompt.json ─ each rater (a model, a pass) ─> answers.jsonl, a line an answer, kept at once
+                                                      └─ majority ─> labelled.jsonl.zst, agreement.json
+"""
+
+import json
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import httpx
+import orjson
+
+from data_mixers.atomic import write_atomic
+from data_mixers.errors import ConfigError, DataError
+from tools.data.documents import Document, DocumentWriter, read_documents
+from tools.data.label_topics import CONFIDENCE_KEY, TOPIC_KEY
+from tools.data.progress import LiveProgress
+from tools.data.readers import BadRecord, find_inputs, plan_tasks
+from tools.data.stage import only_one
+from tools.data.topic_labels import Topics, read_topics
+from tools.data.topic_metrics import cohen_kappa, topic_kappa
+
+ANSWERS, LABELLED, AGREEMENT = "answers.jsonl", "labelled.jsonl.zst", "agreement.json"
+TEXT_CHARACTERS = 4000  # ours: of each document are shown to the model
+ATTEMPTS = 6
+FIRST_WAIT_SECONDS = 0.5  # doubled at every attempt, with a random part, at most LONGEST_WAIT_SECONDS
+LONGEST_WAIT_SECONDS = 30.0
+TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskOptions:
+    """What the command was asked for."""
+
+    inputs: tuple[str, ...]
+    url: str
+    """Up to and with /v1."""
+    models: tuple[str, ...]
+    out: Path
+    language: str
+    topics: Path | None = None
+    prompt: Path | None = None
+    text_key: str = "text"
+    gold_key: str | None = None
+    """Key of labels that are there already, for the report."""
+    passes: int = 1
+    parallel: int = 8
+    timeout_seconds: float = 60.0
+    key_variable: str = "OPENAI_API_KEY"
+    """Environment variable that holds the server's key, if it wants one."""
+
+
+@dataclass(frozen=True)
+class _Question:
+    rater: str
+    model: str
+    seed: int
+    document: Document
+
+
+def ask_topics(options: AskOptions) -> dict[str, Any]:
+    """The agreement report; documents with the majority's topic go to <out>/labelled.jsonl.zst.
+
+    topic_confidence there is the share of raters that gave the topic; at a tie the first rater decides.
+    An answer is kept when it comes, so a call that was killed asks only what is missing.
+    Errors: ConfigError for an unknown language or prompt, DataError if the server refuses or stays away, or if there
+    is no document.
+    """
+    topics = read_topics(options.topics)
+    if options.language not in topics:
+        raise ConfigError(f"--language {options.language} has no topics; known: {', '.join(topics)}")
+    prompt = _read_prompt(options)
+    documents = _documents(options)
+    with only_one(options.out):
+        answers = _kept(options.out / ANSWERS)
+        raters = [(f"{model}#{number}", model, number) for model in options.models for number in range(options.passes)]
+        missing = [
+            _Question(rater, model, number, document)
+            for document in documents
+            for rater, model, number in raters
+            if (document.id, rater) not in answers
+        ]
+        _ask_all(options, prompt, topics, missing, answers)
+        labels = {name: [answers[(d.id, name)] for d in documents] for name, _, _ in raters}
+        report = _agreement(options, documents, labels)
+        _write_labelled(options.out / LABELLED, documents, list(labels.values()))
+        write_atomic(options.out / AGREEMENT, json.dumps(report, ensure_ascii=False, indent=1).encode())
+    return report
+
+
+def _read_prompt(options: AskOptions) -> dict[str, str]:
+    path = options.prompt or Path(__file__).with_name("topics") / "prompt.json"
+    try:
+        prompt: dict[str, str] = orjson.loads(path.read_bytes())[options.language]
+        if (
+            not all(isinstance(prompt[key], str) for key in ("system", "user", "again"))
+            or "{text}" not in prompt["user"]
+        ):
+            raise ValueError("system, user (with {text} and {topics}) and again must be texts")
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"--prompt {path}, language {options.language}: {error}") from error
+    return prompt
+
+
+def _documents(options: AskOptions) -> list[Document]:
+    found = [
+        document
+        for task in plan_tasks(find_inputs(options.inputs))
+        for document in read_documents(task, text_key=options.text_key, on_bytes=lambda size: None)
+        if not isinstance(document, BadRecord)
+    ]
+    if not found:
+        raise DataError(f"there is no document in {', '.join(options.inputs)}")
+    twice = [name for name, count in Counter(document.id for document in found).items() if count > 1]
+    if twice:
+        raise DataError(f"{len(twice)} ids occur more than once, e.g. {twice[0]!r}; answers are kept by id")
+    return found
+
+
+def _kept(path: Path) -> dict[tuple[str, str], str]:
+    """Answers of an earlier call; a last line that was cut off is cut from the file too."""
+    if not path.exists():
+        return {}
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        write_atomic(path, whole)
+    rows = [orjson.loads(line) for line in whole.splitlines()]
+    return {(row["id"], row["rater"]): row["topic"] for row in rows}
+
+
+def _ask_all(
+    options: AskOptions,
+    prompt: dict[str, str],
+    topics: Topics,
+    questions: Sequence[_Question],
+    answers: dict[tuple[str, str], str],
+) -> None:
+    titles = topics[options.language]
+    key = os.environ.get(options.key_variable)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    with (
+        LiveProgress("asking", total=len(questions), unit="answers", scale=1.0) as progress,
+        httpx.Client(base_url=options.url.rstrip("/"), headers=headers, timeout=options.timeout_seconds) as client,
+        (options.out / ANSWERS).open("ab") as kept,
+        ThreadPoolExecutor(options.parallel) as pool,
+    ):
+        futures = {pool.submit(_ask, client, prompt, titles, question): question for question in questions}
+        try:
+            for future in as_completed(futures):
+                question, topic = futures[future], future.result()
+                row = {"id": question.document.id, "rater": question.rater, "topic": topic}
+                kept.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+                kept.flush()
+                answers[(question.document.id, question.rater)] = topic
+                progress.advance(1)
+        except httpx.InvalidURL as error:
+            raise ConfigError(f"--url {options.url}: {error}") from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _ask(client: httpx.Client, prompt: dict[str, str], titles: Any, question: _Question) -> str:
+    """The topic one rater gives. Transient faults are waited out; an answer that is no topic is asked again."""
+    listed = "\n".join(f'"{topic}": {title}' for topic, title in titles.items())
+    text = question.document.text[:TEXT_CHARACTERS]
+    asked = prompt["user"].replace("{topics}", listed).replace("{text}", text)
+    messages = [{"role": "system", "content": prompt["system"]}, {"role": "user", "content": asked}]
+    fault = ""
+    for attempt in range(ATTEMPTS):
+        body = {
+            "model": question.model, "messages": messages, "seed": question.seed + attempt, "max_tokens": 100,
+            "temperature": 0.0 if question.seed == attempt == 0 else 0.7, "response_format": _schema(list(titles)),
+        }  # fmt: skip
+        try:
+            response = client.post("/chat/completions", json=body)
+        except httpx.TransportError as error:
+            fault = f"{type(error).__name__}: {error}"
+            _wait(attempt)
+            continue
+        if response.status_code in TRANSIENT:
+            fault = f"status {response.status_code}"
+            _wait(attempt, response.headers.get("Retry-After"))
+            continue
+        if response.status_code != 200:
+            raise DataError(f"{response.url} answers {response.status_code}: {response.text[:300]}")
+        reply = _reply(response)
+        topic = parse_topic(reply, titles)
+        if topic is not None:
+            return topic
+        fault = f"no topic in the answer {reply[:200]!r}"
+        messages = [
+            *messages[:2],
+            {"role": "assistant", "content": reply},
+            {"role": "user", "content": prompt["again"]},
+        ]
+    raise DataError(
+        f"{question.rater}, document {question.document.id}: gave up after {ATTEMPTS} attempts ({fault}); "
+        "what was answered so far is kept, run the same command again"
+    )
+
+
+def _schema(topics: list[str]) -> dict[str, Any]:
+    """Servers that can, decode only these names."""
+    schema = {
+        "type": "object", "properties": {"topic": {"type": "string", "enum": topics}}, "required": ["topic"],
+        "additionalProperties": False,
+    }  # fmt: skip
+    return {"type": "json_schema", "json_schema": {"name": "topic", "strict": True, "schema": schema}}
+
+
+def _reply(response: httpx.Response) -> str:
+    try:
+        content = response.json()["choices"][0]["message"]["content"]
+    except (ValueError, KeyError, IndexError, TypeError):
+        return ""
+    return content if isinstance(content, str) else ""
+
+
+def parse_topic(reply: str, titles: dict[str, str]) -> str | None:
+    """The topic a reply names, as {"topic": name} or as the bare name or title; None for anything else."""
+    start, stop = reply.find("{"), reply.rfind("}")
+    name: object = reply
+    if 0 <= start < stop:
+        try:
+            name = orjson.loads(reply[start : stop + 1]).get("topic")
+        except orjson.JSONDecodeError:
+            return None
+    if not isinstance(name, str):
+        return None
+    name = name.strip().strip("\"'`.。").casefold()
+    return next((topic for topic, title in titles.items() if name in (topic.casefold(), title.casefold())), None)
+
+
+def _wait(attempt: int, retry_after: str | None = None) -> None:
+    if attempt + 1 < ATTEMPTS:
+        wait = FIRST_WAIT_SECONDS * 2**attempt * random.uniform(0.5, 1.0)
+        asked = float(retry_after) if retry_after is not None and retry_after.isdigit() else 0.0
+        time.sleep(min(LONGEST_WAIT_SECONDS, max(wait, asked)))
+
+
+def _agreement(options: AskOptions, documents: list[Document], labels: dict[str, list[str]]) -> dict[str, Any]:
+    rated = dict(labels)
+    if options.gold_key is not None:
+        gold = [document.fields.get(options.gold_key) for document in documents]
+        if any(not isinstance(topic, str) for topic in gold):
+            raise DataError(f"--gold-key {options.gold_key}: a document has no label there")
+        rated = {options.gold_key: [str(topic) for topic in gold]} | rated
+    pairs = {}
+    for (first, of_first), (second, of_second) in combinations(rated.items(), 2):
+        there = sorted(set(of_first) | set(of_second))
+        pairs[f"{first} and {second}"] = {
+            "agreement": sum(a == b for a, b in zip(of_first, of_second, strict=True)) / len(documents),
+            "kappa": _or_none(cohen_kappa(of_first, of_second)),
+            "kappa_by_topic": {topic: _or_none(topic_kappa(of_first, of_second, topic)) for topic in there},
+        }
+    counts = {name: dict(sorted(Counter(of_name).items())) for name, of_name in rated.items()}
+    return {"num_documents": len(documents), "topics": counts, "pairs": pairs}
+
+
+def _or_none(value: float) -> float | None:
+    return value if value == value else None  # JSON has no NaN
+
+
+def _write_labelled(path: Path, documents: list[Document], labels: list[list[str]]) -> None:
+    with DocumentWriter(path) as writer:
+        for document, given in zip(documents, zip(*labels, strict=True), strict=True):
+            counts = Counter(given)  # keeps the raters' order among equals
+            topic, number = counts.most_common(1)[0]
+            writer.write(document.fields | {TOPIC_KEY: topic, CONFIDENCE_KEY: number / len(given)})

@@ -1,0 +1,167 @@
+"""`syne data label-topics`: documents in, the same documents with `topic` and `topic_confidence` out, in their order.
+
+a piece of input ─ up to CHUNK documents ─ ids ─ batches sorted by length ─ topics, back in order ─> <task>.jsonl.zst
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from data_mixers.atomic import write_atomic
+from data_mixers.errors import ConfigError, DataError
+from tools.data.documents import Document, DocumentWriter, read_documents
+from tools.data.readers import BadRecord, InputTask, find_inputs, plan_tasks
+from tools.data.stage import Report, Stage, only_one, run_stage
+
+if TYPE_CHECKING:
+    from tools.data.topic_model import Trained
+
+CHUNK = 4096  # documents sorted together: enough that a batch's lengths hardly differ, few enough for any memory
+TOPIC_KEY, CONFIDENCE_KEY = "topic", "topic_confidence"
+REPORT, QUARANTINE = "label_topics.json", "quarantine.jsonl"
+DIGITS = 4  # of the confidence
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelOptions:
+    """What the command was asked for."""
+
+    inputs: tuple[str, ...]
+    classifier: Path
+    out: Path
+    text_key: str = "text"
+    threshold: float | None = None
+    """None: the classifier's own."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    workers: int = 1
+    max_bad_share: float = 0.01
+    max_bad_lines: int = 10
+
+
+def label_topics(options: LabelOptions) -> dict[str, int]:
+    """Topic -> documents. Writes <out>/<task>.jsonl.zst, a file per piece of input, and what is no document beside it.
+
+    The result does not depend on the number of workers, and a killed call goes on when it is run again.
+    Errors: DataError for a damaged classifier or input, or too many bad lines; ConfigError for a device that is not
+    there, or another call's result in <out>.
+    """
+    tasks = plan_tasks(find_inputs(options.inputs))
+    if not tasks:
+        raise DataError(f"there is no document in {', '.join(options.inputs)}")
+    _check_device(options.device)
+    _open(options.classifier, options.device)  # a fault shows before any work
+    stage = Stage(
+        name="label-topics",
+        work=options.out / ".work" / "label-topics",
+        fingerprint=_fingerprint(options, tasks),
+        sizes=tuple(task.size_bytes for task in tasks),
+        do=partial(_label_task, options, tasks),
+    )
+    with only_one(options.out):
+        _check_out(options.out, stage.fingerprint)
+        results = run_stage(stage, workers=options.workers)
+        bad = [line for result in results for line in result["bad"]]
+        num_documents = sum(result["num_documents"] for result in results)
+        if len(bad) > max(options.max_bad_lines, options.max_bad_share * (len(bad) + num_documents)):
+            raise DataError(
+                f"{len(bad)} of {len(bad) + num_documents} lines are no documents, the first: {bad[0]}; "
+                "mend the input, or allow more with --max-bad-share"
+            )
+        counts: Counter[str] = Counter()
+        for result in results:
+            counts.update(result["topics"])
+        report = {
+            "fingerprint": stage.fingerprint,
+            "num_documents": num_documents,
+            "topics": dict(sorted(counts.items())),
+        }
+        lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in bad]
+        write_atomic(options.out / QUARANTINE, "".join(lines).encode())
+        write_atomic(options.out / REPORT, json.dumps(report, ensure_ascii=False, indent=1).encode())
+    return dict(counts)
+
+
+def _check_device(device: Literal["cpu", "cuda"]) -> None:
+    from megatron_synE.runtime.device import select
+
+    select(device, local_rank=0)
+
+
+def _fingerprint(options: LabelOptions, tasks: list[InputTask]) -> str:
+    from tools.data.topic_model import SETTINGS, TOKENIZER, WEIGHTS
+
+    digest = hashlib.sha256()
+    for name in (WEIGHTS, TOKENIZER, SETTINGS):
+        with (options.classifier / name).open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    inputs = sorted({(str(t.path), t.path.stat().st_size, t.path.stat().st_mtime_ns) for t in tasks})
+    digest.update(json.dumps([inputs, options.text_key, options.threshold, options.device]).encode())
+    return digest.hexdigest()
+
+
+def _check_out(out: Path, fingerprint: str) -> None:
+    """Another call's files must not lie between these."""
+    report = out / REPORT
+    if report.is_file() and json.loads(report.read_text(encoding="utf-8"))["fingerprint"] != fingerprint:
+        raise ConfigError(
+            f"--out {out} holds the result of other options or inputs; choose another folder, or remove it"
+        )
+
+
+@cache
+def _open(classifier: Path, device: str) -> "Trained":
+    from tools.data.topic_model import load_classifier
+
+    return load_classifier(classifier, device=device)
+
+
+def _label_task(options: LabelOptions, tasks: list[InputTask], index: int, report: Report) -> dict[str, Any]:
+    import torch
+
+    trained = _open(options.classifier, options.device)
+    threads = torch.get_num_threads()
+    # One thread a worker: the last digit of a sum depends on their number, and a label must not.
+    torch.set_num_threads(1)
+    topics: Counter[str] = Counter()
+    bad: list[dict[str, Any]] = []
+    task = tasks[index]
+    try:
+        with DocumentWriter(options.out / f"{index:07d}.jsonl.zst") as writer:
+            for chunk in _chunks(task, options.text_key, report, bad):
+                labels = _label([document.text for document in chunk], trained, options)
+                for document, (topic, confidence) in zip(chunk, labels, strict=True):
+                    writer.write(document.fields | {TOPIC_KEY: topic, CONFIDENCE_KEY: round(confidence, DIGITS)})
+                    topics[topic] += 1
+    finally:
+        torch.set_num_threads(threads)
+    return {"num_documents": writer.num_documents, "topics": dict(topics), "bad": bad}
+
+
+def _chunks(task: InputTask, text_key: str, report: Report, bad: list[dict[str, Any]]) -> Iterator[list[Document]]:
+    chunk: list[Document] = []
+    for found in read_documents(task, text_key=text_key, on_bytes=report):
+        if isinstance(found, BadRecord):
+            bad.append({"file": str(task.path), "start": task.start, "line": found.line, "reason": found.reason})
+            continue
+        chunk.append(found)
+        if len(chunk) == CHUNK:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _label(texts: list[str], trained: "Trained", options: LabelOptions) -> list[tuple[str, float]]:
+    from tools.data.topic_metrics import softmax
+    from tools.data.topic_model import label_of, predict_logits, tokenise
+
+    rows = tokenise(trained.tokenizer, texts, max_length=trained.max_length)
+    logits = predict_logits(trained.model, rows, device=options.device).double().numpy()
+    threshold = trained.threshold if options.threshold is None else options.threshold
+    probabilities = softmax(logits, temperature=trained.temperature)
+    return [label_of(row, trained.labels, threshold=threshold) for row in probabilities.tolist()]

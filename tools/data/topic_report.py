@@ -1,0 +1,225 @@
+"""What came out of training: report.json for programs, report.md for people, the confusion as table and figure."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_mixers.errors import DataError
+from tools.data.topic_metrics import Scores
+
+REPORT = "report.json"
+OURS = "ours"
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """Temperature and threshold, chosen on dev, and what they do."""
+
+    temperature: float
+    threshold: float
+    accuracy: float
+    """What the dev documents above the threshold had to reach."""
+    errors: Mapping[str, tuple[float, float]]
+    """dev, test -> expected calibration error, raw and after temperature scaling."""
+    kept: Mapping[str, tuple[float, float]]
+    """Language -> (share of test documents above the threshold, accuracy among them)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything that is said about one training."""
+
+    settings: Mapping[str, Any]
+    split: Mapping[str, Any]
+    untested: Mapping[str, str]
+    left_out: Mapping[str, int]
+    languages: Mapping[str, Mapping[str, Scores]]
+    """Classifier -> language -> scores on the test sources, every document labelled with its most likely topic."""
+    sources: Mapping[str, Mapping[str, Scores]]
+    """Classifier -> "language/source" -> the same."""
+    not_measured: Mapping[str, str]
+    """Baseline -> why there is no figure."""
+    dev: Scores
+    confidence: Confidence
+    seconds: Mapping[str, float]
+
+
+def write_report(report: Report, folder: Path) -> None:
+    """report.json, report.md, confusion.csv and confusion.png into `folder`."""
+    text = json.dumps(as_json(report), ensure_ascii=False, indent=1)
+    (folder / REPORT).write_text(text, encoding="utf-8")
+    (folder / "report.md").write_text(as_markdown(report), encoding="utf-8")
+    (folder / "confusion.csv").write_text(_as_csv(report.languages[OURS]), encoding="utf-8")
+    if report.languages[OURS]:
+        _plot(report.languages[OURS], folder / "confusion.png")
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """The report as plain values; unrounded."""
+    return {
+        "settings": dict(report.settings),
+        "split": dict(report.split),
+        "untested": dict(report.untested),
+        "left_out": dict(report.left_out),
+        "results": {name: _each(languages) for name, languages in report.languages.items()},
+        "sources": {name: _each(sources) for name, sources in report.sources.items()},
+        "not_measured": dict(report.not_measured),
+        "dev": _scores(report.dev),
+        "temperature": report.confidence.temperature,
+        "threshold": report.confidence.threshold,
+        "threshold_accuracy": report.confidence.accuracy,
+        "calibration_error": {
+            part: {"raw": raw, "scaled": scaled} for part, (raw, scaled) in report.confidence.errors.items()
+        },
+        "kept": {
+            language: {"share": share, "accuracy": right} for language, (share, right) in report.confidence.kept.items()
+        },
+        "seconds": dict(report.seconds),
+    }
+
+
+def _each(scores: Mapping[str, Scores]) -> dict[str, Any]:
+    return {name: _scores(of_name) for name, of_name in scores.items()}
+
+
+def _scores(scores: Scores) -> dict[str, Any]:
+    return {
+        "num_documents": scores.num_documents,
+        "accuracy": scores.accuracy,
+        "macro_f1": scores.macro_f1,
+        "f1": {topic: scores.f1(topic) for topic in scores.tested},
+        "topics": list(scores.topics),
+        "confusion": scores.confusion.tolist(),
+    }
+
+
+def as_markdown(report: Report) -> str:
+    """Tables: ours beside the baselines, F1 by topic, calibration, what is untested."""
+    lines = ["## Split", ""]
+    lines += [f"- {key}: {value}" for key, value in report.split.items()]
+    for language in report.languages[OURS]:
+        lines += ["", *_language(report, language)]
+    if report.sources[OURS]:
+        lines += ["", *_by_source(report)]
+    lines += [f"\n{name}: {reason}" for name, reason in report.not_measured.items()]
+    lines += ["", *_confidence(report.confidence)]
+    lines += ["", f"Dev documents: accuracy {report.dev.accuracy:.3f}, macro-F1 {report.dev.macro_f1:.3f}."]
+    if report.untested:
+        lines += ["", "## Untested", ""]
+        lines += [f"- {name}: {reason}" for name, reason in report.untested.items()]
+    if report.left_out:
+        lines += ["", "Lines left out: " + ", ".join(f"{reason} ({n})" for reason, n in report.left_out.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _language(report: Report, language: str) -> list[str]:
+    ours = report.languages[OURS][language]
+    names = list(report.languages)
+    of_name = {name: report.languages[name][language] for name in names}
+    support = dict(zip(ours.topics, ours.confusion.sum(axis=1).tolist(), strict=True))
+    rows = [("accuracy", [of_name[name].accuracy for name in names])]
+    rows += [("**macro-F1**", [of_name[name].macro_f1 for name in names])]
+    rows += [(f"F1 {topic} ({support[topic]:,})", [of_name[name].f1(topic) for name in names]) for topic in ours.tested]
+    lines = [f"## {language}: {ours.num_documents:,} documents of new sources, {len(ours.tested)} topics", ""]
+    lines += ["| | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
+    lines += [f"| {title} | " + " | ".join(f"{value:.3f}" for value in values) + " |" for title, values in rows]
+    for name in names:
+        if name != OURS:
+            ahead = ours.macro_f1 - of_name[name].macro_f1
+            lines += ["", f"Ours is {'ahead of' if ahead > 0 else 'NOT ahead of'} {name}: macro-F1 {ahead:+.3f}."]
+    return lines
+
+
+def _by_source(report: Report) -> list[str]:
+    names = list(report.sources)
+    lines = ["## By test source", "", "Accuracy, and macro-F1 over the topics that the source has.", ""]
+    lines += ["| source | documents | topics | " + " | ".join(names) + " |", "|---|---:|---:|" + "---:|" * len(names)]
+    for source, ours in report.sources[OURS].items():
+        cells = [report.sources[name][source] for name in names]
+        shown = " | ".join(f"{cell.accuracy:.3f}, {cell.macro_f1:.3f}" for cell in cells)
+        lines.append(f"| {source} | {ours.num_documents:,} | {len(ours.tested)} | {shown} |")
+    return lines
+
+
+def _confidence(confidence: Confidence) -> list[str]:
+    lines = [
+        "## Confidence",
+        "",
+        "| documents | calibration error, raw | after temperature scaling |",
+        "|---|---:|---:|",
+    ]
+    lines += [f"| {part} | {raw:.3f} | {scaled:.3f} |" for part, (raw, scaled) in confidence.errors.items()]
+    lines += [
+        "",
+        f"Temperature {confidence.temperature:.3f}. Below confidence {confidence.threshold:.3f} a document becomes "
+        f"Others: from there on {confidence.accuracy:.0%} of the dev documents are right.",
+    ]
+    for language, (share, right) in confidence.kept.items():
+        lines.append(f"{language}: {share:.1%} of the test documents keep a topic, {right:.1%} of those rightly.")
+    return lines
+
+
+def _as_csv(languages: Mapping[str, Scores]) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    for language, scores in languages.items():
+        writer.writerow(["language", "true topic", *scores.topics])
+        for topic, row in zip(scores.topics, scores.confusion.tolist(), strict=True):
+            if sum(row):
+                writer.writerow([language, topic, *row])
+    return stream.getvalue()
+
+
+def _plot(languages: Mapping[str, Scores], file: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(languages), figsize=(8 * len(languages), 7), squeeze=False)
+    for axis, (language, scores) in zip(axes.flat, languages.items(), strict=True):
+        rows = [scores.topics.index(topic) for topic in scores.tested]
+        counts = scores.confusion[rows].astype(float)
+        shares = counts / counts.sum(axis=1, keepdims=True)
+        axis.imshow(shares, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+        for (y, x), share in np.ndenumerate(shares):
+            if share >= 0.01:
+                axis.text(x, y, f"{share:.2f}", ha="center", va="center", color="white" if share > 0.5 else "black")
+        axis.set_xticks(range(len(scores.topics)), scores.topics, rotation=60, ha="right", fontsize=8)
+        axis.set_yticks(range(len(rows)), scores.tested, fontsize=8)
+        axis.set_title(f"{language}: share of true topic (row) labelled as (column)")
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+    pyplot.close(figure)
+
+
+def read_confusion(file: Path, language: str) -> tuple[tuple[str, ...], NDArray[np.float64]]:
+    """(tested topics, share of each true topic's documents that got each label [true, label]) of a report.json.
+
+    Labels that are no tested topic are left out and the rows scaled to 1: such pages leave the mixture.
+    Errors: DataError naming the file, or the language it does not have.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))["results"][OURS]
+        found = content[language]
+        topics, counts = tuple(found["topics"]), np.array(found["confusion"], dtype=float)
+        if counts.shape != (len(topics), len(topics)):
+            raise ValueError(f"a confusion of shape {counts.shape} for {len(topics)} topics")
+    except KeyError as error:
+        raise DataError(f"{file} has no confusion of {error}; name another language or report.json") from error
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{file} is no report of `syne data train-classifier`: {error}") from error
+    tested = np.flatnonzero(counts.sum(axis=1))
+    square = counts[np.ix_(tested, tested)]
+    if len(tested) < 2 or not square.sum(axis=1).all():
+        raise DataError(
+            f"{file}, {language}: fewer than two topics were tested, or one is never labelled as any of them"
+        )
+    return tuple(topics[index] for index in tested), square / square.sum(axis=1, keepdims=True)
