@@ -12,6 +12,7 @@ from data_mixers.errors import UserError
 from tools.cli_example import example
 from tools.data.commands import data_app
 from tools.live_line import live_line
+from tools.synthesis.commands import synth_app
 
 INTERRUPTED = 130  # what a shell reports for SIGINT
 
@@ -27,6 +28,7 @@ app = typer.Typer(
     context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data_app, name="data")
+app.add_typer(synth_app, name="synth")
 mix_app = typer.Typer(
     help="Look at what a run reads: its plan, its decisions, what two schedules differ in.",
     epilog=example("syne mix plan --config examples/llama3_8b/run_recommended.yaml"),
