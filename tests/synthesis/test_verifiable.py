@@ -111,6 +111,15 @@ def test_every_wording_is_used_and_fits(kind: Kind) -> None:
     assert not any(re.search(r"\{[a-z_]+\}", text.replace(r"\frac", "")) for text in shown if "int_" not in text)
 
 
+def test_the_page_states_the_number_of_problems() -> None:
+    page = (Path(__file__).parents[2] / "docs/synthesis.md").read_text(encoding="utf-8")
+    stated = {
+        kind: int(number.replace(",", ""))
+        for kind, number in re.findall(r"^\| (\w+) \| .* \| ([\d,]+) \|$", page, re.M)
+    }
+    assert stated == {kind: sum(item_space(kind).values()) for kind in KINDS}
+
+
 def test_all_equations_balance_and_none_comes_twice() -> None:
     for sides in reactions():
         question, answer = equation(sides), equation(sides, balance(sides))

@@ -18,7 +18,7 @@ from data_mixers.errors import ConfigError
 from tools.synthesis.control_group import ControlGroup
 
 Reason = Literal["ok", "error", "time", "cpu time", "output", "memory", "killed"]
-SETUP_SECONDS = 10.0
+SETUP_SECONDS = 60.0
 READ_BYTES = 1 << 16
 
 
@@ -61,6 +61,7 @@ class Outcome:
     stdout: str
     stderr: str
     seconds: float
+    """From the program's start."""
 
     def summary(self) -> str:
         """One line: the reason, and the last line of stderr where it says more."""
@@ -75,7 +76,6 @@ def run_bubblewrap(
 
     Errors: ConfigError if the sandbox is not set up: a program that never began must not count as one that failed.
     """
-    started = time.monotonic()
     with ExitStack() as stack:
         group = stack.enter_context(ControlGroup(memory_bytes=limits.memory_bytes, num_processes=limits.num_processes))
         program_file, stdin_file = _memory_file(stack, program), _memory_file(stack, stdin)
@@ -86,16 +86,21 @@ def run_bubblewrap(
         told.close()
         alive.close()
         child = _child_pid(info, process)
-        pidfd = os.pidfd_open(child)
+        try:
+            pidfd = os.pidfd_open(child)
+        except ProcessLookupError:
+            raise _not_set_up(process.communicate()[1]) from None
         stack.callback(os.close, pidfd)
         stack.callback(_kill_all, pidfd)
         group.add(child)
         go.write(b"1")
+        if not (select.select([began], [], [], SETUP_SECONDS)[0] and began.read(1)):
+            _kill_all(pidfd)
+            raise _not_set_up(process.communicate()[1])
+        started = time.monotonic()  # a slow start on a busy machine is not the program's
         hit, stdout, stderr = _read(process, pidfd, started + limits.wall_seconds, limits.output_bytes)
         _kill_all(pidfd)
         code = process.wait()
-        if hit is None and not began.read(1):
-            raise _not_set_up(stderr)
         ran_out = group.ran_out_of_memory()
     return Outcome(
         hit or _reason(code, stderr, ran_out=ran_out),
