@@ -3,11 +3,12 @@
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from tools.cli_example import example
+from tools.synthesis.verifiable.topic import Kind
 
 synth_app = typer.Typer(
     help="Make, check and study synthetic question-answer pairs.",
@@ -24,10 +25,7 @@ Seed = Annotated[int, typer.Option(min=0, help="Another seed, other choices.")]
     epilog=example("syne synth verifiable --kind chemistry --language en --num 1000 --out runs/chemistry.jsonl.zst")
 )
 def verifiable(
-    kind: Annotated[
-        Literal["arithmetic", "number_theory", "algebra", "calculus", "chemistry"],
-        typer.Option(help="chemistry needs: pip install --no-deps mendeleev"),
-    ],
+    kind: Annotated[Kind, typer.Option(help="chemistry needs: pip install --no-deps mendeleev")],
     num: Annotated[int, typer.Option(min=1, help="Pairs; the first N are the same for every number.")],
     out: Out,
     language: Annotated[str, typer.Option(help="zh or en.")] = "en",

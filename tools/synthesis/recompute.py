@@ -68,7 +68,9 @@ class Recomputer:
     def _started(self) -> subprocess.Popen[str]:
         if self._child is None:
             command = [sys.executable, "-m", "tools.synthesis.recompute"]
-            self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            self._child = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+            )
             assert self._child.stdout is not None
             if _line(self._child.stdout, START_SECONDS) is None:
                 self._stop()
@@ -90,7 +92,9 @@ def recompute(text: str) -> Fraction | float | None:
 
 def _line(stream: IO[str], seconds: float) -> str | None:
     """The next line, which the child writes at once; None after so many seconds, or if the child has ended."""
-    if not select.select([stream], [], [], seconds)[0]:
+    poll = select.poll()
+    poll.register(stream, select.POLLIN)
+    if not poll.poll(1000 * seconds):
         return None
     return stream.readline() or None
 

@@ -81,8 +81,8 @@ class Sandbox:
     def check(self, program: str, examples: Sequence[Example], *, limits: Limits = DEFAULT_LIMITS) -> Verdict:
         """Run a program once per example and stop at the first failure.
 
-        The expected output never enters the sandbox. A `test` counts only if control comes back after it: a program
-        that leaves early (sys.exit) fails.
+        The expected output never enters the sandbox. A `test` counts only if control comes back after it, so a program
+        that leaves early (sys.exit) fails; one that reads its own file on purpose could still pretend.
         """
         for number, example in enumerate(examples, start=1):
             reason = self._failure(program, example, limits)

@@ -94,7 +94,7 @@ def run_bubblewrap(
         stack.callback(_kill_all, pidfd)
         group.add(child)
         go.write(b"1")
-        if not (select.select([began], [], [], SETUP_SECONDS)[0] and began.read(1)):
+        if not (_readable(began.fileno(), SETUP_SECONDS) and began.read(1)):
             _kill_all(pidfd)
             raise _not_set_up(process.communicate()[1])
         started = time.monotonic()  # a slow start on a busy machine is not the program's
@@ -139,7 +139,7 @@ def _child_pid(info: FileIO, process: subprocess.Popen[bytes]) -> int:
     """The first process of the new pid namespace, which waits for our word."""
     text = b""
     deadline = time.monotonic() + SETUP_SECONDS
-    while time.monotonic() < deadline and select.select([info], [], [], deadline - time.monotonic())[0]:
+    while _readable(info.fileno(), deadline - time.monotonic()):
         part = info.read(READ_BYTES)
         if not part:
             break
@@ -194,7 +194,14 @@ def _kill_all(pidfd: int) -> None:
     """End the first process of the pid namespace; the kernel ends all others before this one counts as ended."""
     with suppress(ProcessLookupError):
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-    select.select([pidfd], [], [])
+    _readable(pidfd, None)
+
+
+def _readable(descriptor: int, seconds: float | None) -> bool:
+    """Whether there is something to read, or an end, before so many seconds. Not select: it stops at 1024 files."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(None if seconds is None else max(0.0, 1000 * seconds)))
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
