@@ -6,7 +6,8 @@ SHELL := /bin/bash
 
 PYTHON ?= python3.11
 LOCK := requirements/cpu.lock
-# The stamp carries the lock's hash: another lock builds another environment, and an interrupted build leaves no stamp.
+FILES := requirements/files.lock
+# The stamp carries the locks' hash: another lock builds another environment, and an interrupted build leaves no stamp.
 STAMP := .venv/lock.sha256
 READY := .venv/package.stamp
 BIN := .venv/bin
@@ -25,8 +26,8 @@ help:
 
 env: $(READY)
 
-$(STAMP): $(LOCK)
-	@if [ -f $@ ] && [ "$$(cat $@)" = "$$(sha256sum < $(LOCK))" ]; then touch $@; exit 0; fi
+$(STAMP): $(LOCK) $(FILES)
+	@if [ -f $@ ] && [ "$$(cat $@)" = "$$(cat $(LOCK) $(FILES) | sha256sum)" ]; then touch $@; exit 0; fi
 	command -v $(PYTHON) > /dev/null || { echo 'needs Python 3.11: apt-get install python3.11 python3.11-venv' >&2; exit 2; }
 	echo "building .venv from $(LOCK): about a minute and 1.6 GB" >&2
 	started=$$SECONDS
@@ -35,7 +36,8 @@ $(STAMP): $(LOCK)
 	# torch first and alone: an unpinned torch, or one drawn in by another package, is several GB of CUDA.
 	$(PIP) install "$$(grep '^torch==' $(LOCK))"
 	$(PIP) install -r $(LOCK)
-	sha256sum < $(LOCK) > $@.partial
+	$(PIP) install --no-deps -r $(FILES)
+	cat $(LOCK) $(FILES) | sha256sum > $@.partial
 	mv $@.partial $@
 	echo "environment ready after $$((SECONDS - started)) s" >&2
 

@@ -12,6 +12,7 @@ from tools.cli_options import Config, Overrides, example
 from tools.data.commands import data_app
 from tools.live_line import live_line
 from tools.mix_commands import mix_app
+from tools.synthesis.commands import synth_app
 
 INTERRUPTED = 130  # what a shell reports for SIGINT
 
@@ -27,6 +28,7 @@ app = typer.Typer(
     context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data_app, name="data")
+app.add_typer(synth_app, name="synth")
 app.add_typer(mix_app, name="mix")
 
 Processes = Annotated[

@@ -10,7 +10,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(("demanded", "code", "said"), [("", 0, "1 skipped"), ("slurm", 1, "SYNE_REQUIRE names slurm")])
+@pytest.mark.parametrize(
+    ("demanded", "code", "said"), [("", 0, "1 skipped"), ("slurm", 1, "SYNE_REQUIRE asks for slurm")]
+)
 def test_no_cluster_is_a_skip_or_a_failure(tmp_path: Path, demanded: str, code: int, said: str) -> None:
     one = "tests/slurm/test_slurm_array.py::test_what_a_task_raises_reaches_the_caller"
     # A stranger to the machine cannot make the nodes' namespaces, whether Slurm is installed or not.

@@ -78,7 +78,7 @@ def _plain(value: object) -> str:
 
 
 class DocumentWriter:
-    """Writes documents as .jsonl.zst under a temporary name; the file appears, synced, when the block ends well."""
+    """Writes documents as .jsonl.zst or .jsonl under a temporary name; the file appears, synced, if all went well."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -87,12 +87,16 @@ class DocumentWriter:
 
     def __enter__(self) -> "DocumentWriter":
         self._raw: BinaryIO = self._partial.open("wb")
-        self._stream = zstandard.ZstdCompressor(level=COMPRESSION_LEVEL).stream_writer(self._raw, closefd=False)
+        self._compressor: zstandard.ZstdCompressionWriter | None = None
+        if self.path.suffix == ".zst":
+            compressor = zstandard.ZstdCompressor(level=COMPRESSION_LEVEL)
+            self._compressor = compressor.stream_writer(self._raw, closefd=False)
         return self
 
     def write(self, fields: dict[str, Any]) -> None:
         """Append one document."""
-        self._stream.write(orjson.dumps(fields, default=_plain, option=orjson.OPT_APPEND_NEWLINE))
+        line = orjson.dumps(fields, default=_plain, option=orjson.OPT_APPEND_NEWLINE)
+        (self._raw if self._compressor is None else self._compressor).write(line)
         self.num_documents += 1
 
     def __exit__(
@@ -102,7 +106,8 @@ class DocumentWriter:
             self._raw.close()
             self._partial.unlink(missing_ok=True)
             return
-        self._stream.flush(zstandard.FLUSH_FRAME)
+        if self._compressor is not None:
+            self._compressor.flush(zstandard.FLUSH_FRAME)
         self._raw.flush()
         os.fsync(self._raw.fileno())
         self._raw.close()

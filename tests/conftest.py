@@ -1,0 +1,21 @@
+"""SYNE_REQUIRE=bubblewrap,...: a skipped test with one of these markers has failed."""
+
+import os
+from collections.abc import Generator
+
+import pytest
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A required test that was skipped has failed."""
+    report = yield
+    required = [
+        name for name in os.environ.get("SYNE_REQUIRE", "").split(",") if name and item.get_closest_marker(name)
+    ]
+    if report.skipped and required:
+        report.outcome = "failed"
+        report.longrepr = f"SYNE_REQUIRE asks for {', '.join(required)}, but the test was skipped: {report.longrepr}"
+    return report

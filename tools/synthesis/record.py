@@ -1,0 +1,85 @@
+"""The record that every step of `syne synth` reads and writes: a question with its worked answer, a JSON line."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from tools.data.documents import Document, read_documents
+from tools.data.readers import BadRecord, InputTask
+
+DISCIPLINES = (
+    "mathematics", "physics", "chemistry", "biology", "astronomy", "earth_science", "medicine", "computer_science",
+    "general_education", "code",
+)  # fmt: skip
+"""The recipe's nine, and code from problem statements."""
+
+Number = int | float
+
+
+@dataclass(frozen=True, kw_only=True)
+class QaRecord:
+    """One pair and where it comes from. A step adds keys under `extra` and changes nothing else."""
+
+    id: str
+    """One per pair, the same whenever the pair is made again."""
+    discipline: str
+    """One of DISCIPLINES."""
+    language: str
+    """zh, en, ...: of question and answer."""
+    question: str
+    """Stands alone: no text beside it is needed."""
+    answer: str
+    """The worked solution, the result in its last line."""
+    generator: str
+    """The model's name, or "verifiable:<kind>/<topic>"."""
+    final_answer: str | None = None
+    """The result alone, in the same notation for all languages; None where there is none (an essay, code)."""
+    seed_id: str | None = None
+    """Of the document the snippet was cut from; None without a seed."""
+    seed_hash: str | None = None
+    """Of the snippet's text: with `sample` the key under which generation goes on."""
+    sample: int = 0
+    """Which of several answers to one seed."""
+    prompt_hash: str | None = None
+    """Of the prompt's template, wording and examples, before the snippet is put in."""
+    sampling: dict[str, Number | str] = field(default_factory=dict)
+    """As sent: temperature, top_p, max_tokens, seed."""
+    usage: dict[str, int] = field(default_factory=dict)
+    """prompt_tokens, completion_tokens, as the server counted them."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Every key that is none of the above: examples (of code), checks, corruption, ..."""
+
+    def to_json(self) -> dict[str, Any]:
+        """What is written: keys without a value are left out, `extra` lies beside the others."""
+        known = asdict(self)
+        extra: dict[str, Any] = known.pop("extra")
+        return {key: value for key, value in known.items() if value not in (None, {})} | extra
+
+
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "id": str, "discipline": str, "language": str, "question": str, "answer": str, "generator": str,
+    "final_answer": str, "seed_id": str, "seed_hash": str, "sample": int, "prompt_hash": str, "sampling": dict,
+    "usage": dict,
+}  # fmt: skip
+_NEEDED = ("discipline", "language", "answer", "generator")
+
+
+def read_records(task: InputTask, *, on_bytes: Callable[[int], None]) -> Iterator[QaRecord | BadRecord]:
+    """The pairs of a task in their order, and the lines that are none with the reason."""
+    for document in read_documents(task, text_key="question", on_bytes=on_bytes):
+        yield document if isinstance(document, BadRecord) else _record(document)
+
+
+def _record(document: Document) -> QaRecord | BadRecord:
+    content = document.fields
+    for key in _NEEDED:
+        if not content.get(key):
+            return BadRecord(document.line, f"missing key {key}")
+    for key, kind in _TYPES.items():
+        if content.get(key) is not None and not isinstance(content[key], kind):
+            return BadRecord(document.line, f"{key} is not {'text' if kind is str else kind}")
+    if content["discipline"] not in DISCIPLINES:
+        return BadRecord(document.line, f"discipline {content['discipline']!r} is none of {', '.join(DISCIPLINES)}")
+    names = {item.name for item in fields(QaRecord)} - {"extra"}
+    known = {key: value for key, value in content.items() if key in names and value is not None}
+    return QaRecord(**known, extra={key: value for key, value in content.items() if key not in names})
