@@ -169,6 +169,9 @@ class _Call:
     def __init__(self, options: PreprocessOptions) -> None:
         self.options = options
         self.inputs = find_inputs(options.inputs)
+        for path in self.inputs:
+            if path.resolve().is_relative_to(options.out.resolve()):
+                raise ConfigError(f"--input {path} lies inside --out {options.out}; choose another --out")
         self.tasks = tuple(plan_tasks(self.inputs))
         self.tokenizer = open_tokenizer(options.tokenizer, options.eos_token, "auto")
         self.identity = self.tokenizer.identity()
