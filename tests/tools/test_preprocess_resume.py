@@ -85,9 +85,12 @@ def killed_and_repeated(options: PreprocessOptions, *, seed: int, most: int) -> 
     kills = 0
     while True:
         before = done(options.out)
-        if start(options, dies_at=rng.randrange(1, most)).wait() == 0:
+        code = start(options, dies_at=rng.randrange(1, most + 5 * kills)).wait()
+        if code == 0:
             return kills
+        assert code == -signal.SIGKILL
         kills += 1
+        assert kills < 60
         after = done(options.out)
         assert before.items() <= after.items() or not after
         if (options.out / "manifest.json").exists():
@@ -104,7 +107,7 @@ def undisturbed(options: PreprocessOptions) -> dict[str, bytes]:
 def test_killed_at_random_steps_and_repeated_gives_the_same_bytes(
     options: PreprocessOptions, undisturbed: dict[str, bytes]
 ) -> None:
-    kills = killed_and_repeated(options, seed=1, most=16)
+    kills = killed_and_repeated(options, seed=1, most=12)
     assert kills >= 5
     assert bytes_of(options.out) == undisturbed
     assert len(read_manifest(options.out).sources[0].shards) > 1
@@ -123,7 +126,7 @@ def test_a_campaign_of_kills(options: PreprocessOptions, undisturbed: dict[str, 
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
-    killed_and_repeated(options, seed=seed, most=60)
+    killed_and_repeated(options, seed=seed, most=40)
     assert start(options).wait() == 0
     assert bytes_of(options.out) == undisturbed
 
@@ -145,9 +148,8 @@ def test_a_second_call_into_the_folder_is_refused(options: PreprocessOptions) ->
         preprocess(options)
 
 
-@pytest.mark.parametrize("limit", [3_000, 20_000])
 def test_a_file_that_cannot_grow_is_a_clear_error_and_the_same_command_goes_on(
-    options: PreprocessOptions, tmp_path: Path, limit: int
+    options: PreprocessOptions, tmp_path: Path
 ) -> None:
     # RLIMIT_FSIZE stands for a full disk: the kernel refuses the write in the middle of the work
     command = [
@@ -158,7 +160,7 @@ def test_a_file_that_cannot_grow_is_a_clear_error_and_the_same_command_goes_on(
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     failed = subprocess.run(
         command, env=environment, capture_output=True, text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000)),
     )  # fmt: skip
     assert failed.returncode == 3, failed.stderr
     assert "Traceback" not in failed.stderr

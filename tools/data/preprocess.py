@@ -203,6 +203,7 @@ class _Call:
         training = self.write(segments, num_tokens, table)
         new = self.new_sources(training, held_out)
         manifest_path = self.folder.replace_sources(new, bad, call=self.name)
+        _remove(self.work)
         shutil.rmtree(self.work.parent)
         with suppress(OSError):  # another call's work is in there
             self.work.parent.parent.rmdir()
@@ -292,7 +293,7 @@ class _Call:
             segments, held_out=held_out, keep_digests=self.options.role == "validation", window=window
         )
         table = hashlib.sha256()
-        for path in sorted(self.held_out.iterdir()) if held_out is not None else ():
+        for path in sorted(self.held_out.glob("[!.]*")) if held_out is not None else ():
             table.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
         stage = self.stage("write", tuple(tasks), partial(write_shard, tuple(tasks), settings), table.hexdigest())
         shards = map(MergedShard.from_json, run_stage(stage, workers=self.options.workers, unit="M tokens"))
@@ -426,8 +427,16 @@ def _clean_work(out: Path, call: str, fingerprint: str) -> Path:
     for other in parent.iterdir() if parent.is_dir() else ():
         if other.name != name:
             logger.info("%s was made with other options or inputs: removed", other)
-            shutil.rmtree(other)
+            _remove(other)
     return parent / name
+
+
+def _remove(work: Path) -> None:
+    """Remove work, under another name first: half of it must never be taken for whole."""
+    other = work.with_name(f"{work.name}.removed")
+    if other.exists():
+        shutil.rmtree(other)
+    shutil.rmtree(work.replace(other))
 
 
 def _shard_entry(task: ShardTask, shard: MergedShard) -> ShardEntry:
