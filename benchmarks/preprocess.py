@@ -1,12 +1,13 @@
 """`syne data preprocess` against Megatron-LM's two tools on the same bilingual JSONL: MB of text per CPU-second.
 
-python -m benchmarks.preprocess --tokenizer-model tokenizer.model [--megatron-lm CHECKOUT --peer-packages DIR] \
-    [--assets DIR] [--megabytes 106] [--pairs 5]
+python -m examples.quickstart.write_pages TEXT
+python -m benchmarks.preprocess --text TEXT --tokenizer-model tokenizer.model \
+    [--megatron-lm CHECKOUT --peer-packages DIR] [--megabytes 106] [--pairs 5]
 
 tokenizer.model is Llama-3's, of the package llama-models; a Hugging Face folder is made of it, which all sides read.
 CHECKOUT is github.com/NVIDIA/Megatron-LM, fetched by whoever runs this; DIR holds what its tools import beside torch
 (pip install --no-deps --target DIR gigatoken awkward awkward-cpp fsspec triton).
-The text is the quickstart's, 80 % English with code and 20 % Chinese by bytes; where there is too little of it, whole
+The text is 80 % English with code and 20 % Chinese by bytes; where there is too little of it, whole
 documents come again in another order. A process's cost is all its CPU time, start included, and its children's.
 """
 
@@ -26,8 +27,6 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.pairs import interleaved, ratio_of
-from examples.quickstart import assets
-from examples.quickstart.sources import SOURCES
 from megatron_synE.data.indexed import IndexedFile
 from megatron_synE.data.tokenizer_engines import LLAMA3_NAMED, LLAMA3_NUM_CONTROL, LLAMA3_PATTERN
 
@@ -65,11 +64,7 @@ def hf_folder(model: Path, folder: Path) -> Path:
 
 def write_text(path: Path, folder: Path, *, size_bytes: int, languages: Sequence[str] = ("en", "zh")) -> None:
     """JSONL of about so many bytes of text."""
-    pages: dict[str, list[str]] = {"en": [], "zh": []}
-    for source in SOURCES:
-        language = "zh" if source.language == "zh" or source.topic.endswith("_zh") else "en"
-        pages[language] += [page.text for page in source.pages(folder) if "\x00" not in page.text and page.text.strip()]
-    streams = {language: _endless(texts, random.Random(0)) for language, texts in pages.items()}
+    streams = {language: _endless(_texts(folder / f"{language}.jsonl"), random.Random(0)) for language in languages}
     written = dict.fromkeys(languages, 0)
     with path.open("w", encoding="utf-8") as stream:
         while sum(written.values()) < size_bytes:
@@ -79,6 +74,11 @@ def write_text(path: Path, folder: Path, *, size_bytes: int, languages: Sequence
             text = next(streams[language])
             written[language] += len(text.encode())
             stream.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+
+
+def _texts(path: Path) -> list[str]:
+    with path.open(encoding="utf-8") as stream:
+        return [json.loads(line)["text"] for line in stream]
 
 
 def _endless(texts: list[str], rng: random.Random) -> Iterator[str]:
@@ -172,23 +172,20 @@ def main() -> None:
     parser.add_argument("--tokenizer-model", type=Path, required=True)
     parser.add_argument("--megatron-lm", type=Path)
     parser.add_argument("--peer-packages", type=Path)
-    parser.add_argument("--assets", type=Path, help="the quickstart's; default: fetched anew")
+    parser.add_argument("--text", type=Path, required=True, help="folder with en.jsonl and zh.jsonl")
     parser.add_argument("--megabytes", type=float, default=106)
     parser.add_argument("--large-megabytes", type=float, default=2000)
     parser.add_argument("--pairs", type=int, default=5)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        texts = arguments.assets or folder / "assets"
-        if arguments.assets is None:
-            assets.fetch(texts)
         bench = Bench(
             folder=folder,
             hf=hf_folder(arguments.tokenizer_model, folder / "hf"),
             megatron_lm=arguments.megatron_lm,
             peer_packages=arguments.peer_packages,
         )
-        _measure(bench, texts, arguments.megabytes, arguments.large_megabytes, arguments.pairs)
+        _measure(bench, arguments.text, arguments.megabytes, arguments.large_megabytes, arguments.pairs)
 
 
 def _measure(bench: Bench, texts: Path, megabytes: float, large_megabytes: float, pairs: int) -> None:
@@ -209,16 +206,21 @@ def _measure(bench: Bench, texts: Path, megabytes: float, large_megabytes: float
             f"{size / max(done.cpu_seconds - start, 1e-3):.1f} without; peak {done.peak_mb:.0f} MB",
             flush=True,
         )
+    if bench.megatron_lm is not None:
+        ours, theirs = (
+            (lambda: bench.ours(files["text"])),
+            (lambda: bench.theirs(files["text"], "preprocess_data_fast.py")),
+        )
+        compare("preprocess_data_fast.py (gigatoken)", files["text"], ours, theirs, pairs, 2.0)
+        ours, theirs = (
+            (lambda: bench.ours(files["small"])),
+            (lambda: bench.theirs(files["small"], "preprocess_data.py")),
+        )
+        compare("preprocess_data.py, a fifth of the text", files["small"], ours, theirs, max(2, pairs // 2), 30.0)
     two = interleaved(
         lambda: bench.ours(files["large"]).seconds, lambda: bench.ours(files["large"], workers=2).seconds, num_pairs=2
     )
     print(f"two workers, {large_megabytes:.0f} MB: {ratio_of(two).against(1.8)}", flush=True)
-    if bench.megatron_lm is None:
-        return
-    ours, theirs = (lambda: bench.ours(files["text"])), (lambda: bench.theirs(files["text"], "preprocess_data_fast.py"))
-    compare("preprocess_data_fast.py (gigatoken)", files["text"], ours, theirs, pairs, 2.0)
-    ours, theirs = (lambda: bench.ours(files["small"])), (lambda: bench.theirs(files["small"], "preprocess_data.py"))
-    compare("preprocess_data.py, a fifth of the text", files["small"], ours, theirs, max(2, pairs // 2), 30.0)
 
 
 if __name__ == "__main__":
