@@ -195,7 +195,10 @@ def _check_shard(manifest: DatasetManifest, shard: ShardEntry) -> None:
 
 
 def bytes_described(idx_path: Path) -> int:
-    """How many bytes of .bin a Megatron .idx file describes: the end of its last sequence."""
+    """How many bytes of .bin a Megatron .idx file describes: the end of its last sequence.
+
+    Errors: DataError if it is not such a file, or shorter than its own header says.
+    """
     with idx_path.open("rb") as stream:
         head = stream.read(IDX_HEADER.size)
         if len(head) < IDX_HEADER.size or not head.startswith(IDX_MAGIC):
@@ -203,13 +206,13 @@ def bytes_described(idx_path: Path) -> int:
         _, _, code, num_sequences, _ = IDX_HEADER.unpack(head)
         if num_sequences == 0:
             return 0
+        if IDX_HEADER.size + 12 * num_sequences > idx_path.stat().st_size:
+            raise DataError(f"{idx_path} is shorter than its {num_sequences} sequences need; preprocess again")
         stream.seek(IDX_HEADER.size + 4 * (num_sequences - 1))
-        length_bytes = stream.read(4)
+        last_length: int = struct.unpack("<i", stream.read(4))[0]
         stream.seek(IDX_HEADER.size + 4 * num_sequences + 8 * (num_sequences - 1))
-        pointer_bytes = stream.read(8)
-    if len(length_bytes) < 4 or len(pointer_bytes) < 8:
-        raise DataError(f"{idx_path} is shorter than its {num_sequences} sequences need; preprocess again")
-    itemsize = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 8, 7: 4, 8: 2}.get(code, 0)
-    last_length: int = struct.unpack("<i", length_bytes)[0]
-    last_pointer: int = struct.unpack("<q", pointer_bytes)[0]
+        last_pointer: int = struct.unpack("<q", stream.read(8))[0]
+    itemsize = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 8, 7: 4, 8: 2}.get(code)
+    if itemsize is None or last_length < 0 or last_pointer < 0:
+        raise DataError(f"{idx_path} is damaged (dtype code {code}, last sequence at {last_pointer}); preprocess again")
     return last_pointer + last_length * itemsize

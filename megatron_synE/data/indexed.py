@@ -109,7 +109,9 @@ class IndexedFile:
         return ends[np.asarray(self._boundaries)]
 
     def _lie_end_to_end(self, run: slice) -> bool:
-        """Whether each sequence of the run ends where its neighbour begins."""
+        """Whether each sequence of the run ends where its neighbour begins, none before it begins."""
+        if (self._lengths[run] < 0).any():
+            return False
         pointers = self._pointers[run.start : run.stop + 1]
         ends = pointers[:-1] + self._lengths[run][: len(pointers) - 1].astype(np.int64) * self.dtype.itemsize
         return bool(np.array_equal(ends, pointers[1:]))
@@ -124,10 +126,12 @@ class IndexedFile:
                 f"{self.bin_path} has {found} bytes, {self.idx_path.name} describes {described}: it was cut off; "
                 "copy it again or preprocess the data again"
             )
-        contiguous = num_sequences == 0 or (
-            int(self._pointers[0]) == 0
-            and found == described
-            and all(map(self._lie_end_to_end, _runs(num_sequences, checks_all=self._checks_all)))
+        contiguous = found == described and (
+            num_sequences == 0
+            or (
+                int(self._pointers[0]) == 0
+                and all(map(self._lie_end_to_end, _runs(num_sequences, checks_all=self._checks_all)))
+            )
         )
         if not contiguous:
             raise DataError(
@@ -139,6 +143,13 @@ class IndexedFile:
             raise DataError(
                 f"{self.idx_path}: document boundaries run from {bounds[0]} to {bounds[-1]}, not 0..{num_sequences}"
             )
+        if not all(
+            (np.diff(bounds[run.start : run.stop + 1]) >= 0).all()
+            for run in _runs(len(bounds), checks_all=self._checks_all)
+        ):
+            raise DataError(f"{self.idx_path}: document boundaries do not ascend; preprocess the data again")
+        if num_sequences and not len(bounds):
+            raise DataError(f"{self.idx_path} has {num_sequences} sequences but no document boundaries")
 
 
 def _runs(num_sequences: int, *, checks_all: bool) -> list[slice]:

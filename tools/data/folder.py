@@ -1,15 +1,16 @@
 """A folder of token files that several calls fill: sources are replaced by name, the manifest is the commit."""
 
-import hashlib
 import json
+import os
 import re
+import shutil
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from data_mixers.atomic import sync_folder, write_atomic
-from data_mixers.errors import ConfigError, DataError
+from data_mixers.atomic import publish, write_atomic
+from data_mixers.errors import ConfigError
 from data_mixers.manifest import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
@@ -25,7 +26,6 @@ from tools.data.quarantine import Quarantined
 from tools.data.sidecar import SUFFIX
 
 _FILE = re.compile(r"(?P<prefix>(?P<stem>.+_text_document)(_\d{5})?)\.(bin|idx|documents\.parquet|digests|scores.*)")
-_READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +73,8 @@ class DataFolder:
         Returns the path of the manifest, which is written last. The caller holds stage.only_one of the folder. After a
         kill it can be called again with the same sources.
         """
+        for path in self.folder.glob(".*.tmp"):  # of a killed call
+            path.unlink()
         names = {source.entry.name for source in new}
         names |= {f"{source.entry.name}@holdout" for source in new if source.entry.role == "train"}
         before = self._manifest()
@@ -88,11 +90,8 @@ class DataFolder:
         for source in new:
             for shard in source.entry.shards:
                 suffixes = (".digests", SUFFIX) if source.entry.role == "validation" else (SUFFIX,)
-                for suffix in suffixes:
-                    _move(source.finished / f"{shard.prefix}{suffix}", self.folder, None)
-                _move(source.finished / f"{shard.prefix}.bin", self.folder, shard.bin_sha256)
-                _move(source.finished / f"{shard.prefix}.idx", self.folder, shard.idx_sha256)
-        sync_folder(self.folder)
+                for suffix in (*suffixes, ".bin", ".idx"):
+                    _put(source.finished / f"{shard.prefix}{suffix}", self.folder)
         self.write_quarantine(quarantine, call=call)
         ordered = sorted((*kept, *(source.entry for source in new)), key=lambda entry: entry.name)
         return write_manifest(replace(before, sources=tuple(ordered)))
@@ -113,21 +112,14 @@ class DataFolder:
         return read_manifest(self.folder, check_files=False)
 
 
-def _move(finished: Path, folder: Path, sha256: str | None) -> None:
-    """Move a file in, unless a killed call has done so.
-
-    Errors: DataError if it is nowhere, or another file is there.
-    """
+def _put(finished: Path, folder: Path) -> None:
+    """Give a finished file its name in the folder too. It stays where it is, so that a killed call can be repeated."""
     target = folder / finished.name
-    if finished.is_file():
-        finished.replace(target)
-    elif not target.is_file() or (sha256 is not None and _sha256(target) != sha256):
-        raise DataError(f"{finished} is gone; remove {finished.parent.parent} and run the same command again")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while piece := stream.read(_READ_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
+    if target.exists() and target.samefile(finished):
+        return
+    temporary = folder / f".{finished.name}.{os.getpid()}.tmp"
+    try:
+        os.link(finished, temporary)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(finished, temporary)
+    publish(temporary, target)

@@ -24,7 +24,7 @@ def byte_range(
         if start:
             raw.seek(start - 1)  # the rest of a line that began before, but never past the end of this range
             position += _skip_line(raw, most=stop - start + 1) - 1
-        pending = position - start
+        pending = 0
         while position < stop:
             line, length = _limited(raw, limit)
             if not length:
@@ -55,6 +55,7 @@ def compressed(
             while True:
                 line, length = _limited(stream, limit)
                 if not length:
+                    on_bytes(raw.tell() - before)
                     break
                 number += 1
                 yield number, line.removeprefix(UTF8_BOM) if line is not None and number == 1 else line

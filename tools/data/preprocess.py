@@ -15,18 +15,18 @@ import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
-from data_mixers.manifest import Role, ShardEntry, SourceEntry, TokenizerIdentity, source_name
+from data_mixers.manifest import Role, ShardEntry, SourceEntry, source_name
 from megatron_synE.data.indexed import token_dtype
 from tools.data.folder import DataFolder, NewSource
 from tools.data.holdout import HeldOut, choose
-from tools.data.labels import check_label, file_stem
+from tools.data.labels import file_stem
 from tools.data.merge import (
     DIGEST_BYTES,
     PACKED_SHARD_TOKENS,
@@ -39,56 +39,16 @@ from tools.data.merge import (
     write_shard,
 )
 from tools.data.near_copies import NearCopies
+from tools.data.options import PreprocessOptions, check, fingerprint
 from tools.data.quarantine import quarantined, too_many
-from tools.data.readers import MAX_DOCUMENT_BYTES, find_inputs, plan_tasks
-from tools.data.slurm_options import SlurmArray
+from tools.data.readers import find_inputs, plan_tasks
 from tools.data.spool import RunSegment, TaskResult, TaskSettings, open_tokenizer, tokenise_task
 from tools.data.stage import Report, Stage, only_one, run_stage
 
+__all__ = ["PreprocessOptions", "PreprocessReport", "preprocess"]
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # of what lies in .work: raise it when a stage gives something else for the same options
 MOST_WASTE = 0.02  # of packed windows, before a warning
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreprocessOptions:
-    """What `syne data preprocess` is asked for."""
-
-    inputs: tuple[str, ...]
-    """File names, folders or globs: .jsonl, .gz, .zst, .parquet."""
-    tokenizer: Path
-    """HF folder, tokenizer.json, or tokenizer.model."""
-    out: Path
-    """The folder; calls with other names of language, source or topic add to it."""
-    text_key: str = "text"
-    language: str = "und"
-    """und: undetermined (ISO 639)."""
-    source: str = "web"
-    topic: str | None = None
-    """One topic for all documents; neither this nor topic_key: "all"."""
-    topic_key: str | None = None
-    """The key that holds each document's topic."""
-    topic_confidence_key: str = "topic_confidence"
-    """The key that holds how sure the topic is, where a document has it; goes into the sidecar."""
-    workers: int = 1
-    array: SlurmArray | None = None
-    """Run on a cluster, not in `workers` processes here."""
-    holdout: int | Literal["auto"] = 0
-    """Documents per topic kept from training, those with the smallest content hashes; auto: see holdout.choose."""
-    role: Role = "train"
-    """validation: everything of this call is held out."""
-    seed: int = 1234
-    """Of the order of documents."""
-    eos_token: str | None = None
-    keep_documents_whole: bool = False
-    """Pack documents whole into windows of seq_length tokens; longer ones are left out."""
-    seq_length: int | None = None
-    """With keep_documents_whole: the training.seq_length of every run that will read them."""
-    max_document_bytes: int = MAX_DOCUMENT_BYTES
-    max_bad_share: float = 0.01
-    """Ours: refuse the input when a larger share of its lines is bad, and more than max_bad_lines are."""
-    max_bad_lines: int = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,31 +85,9 @@ def preprocess(options: PreprocessOptions) -> PreprocessReport:
     input, too many bad lines, a topic that the holdout would empty, a full disk.
     Memory: about 0.4 GB per worker, whatever the size of the input. Disk: twice what is written, until it is done.
     """
-    _check_options(options)
+    check(options)
     with _disk_faults(options.out), only_one(options.out):
         return _Call(options).run()
-
-
-def _check_options(options: PreprocessOptions) -> None:
-    if options.topic is not None and options.topic_key is not None:
-        raise ConfigError("--topic and --topic-key exclude each other: a document has one topic")
-    check_label(options.language, option="--language")
-    check_label(options.source, option="--source")
-    if options.topic is not None:
-        check_label(options.topic, option="--topic")
-    for name in ("workers", "max_document_bytes"):
-        if getattr(options, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name)} must be at least 1")
-    if options.holdout != "auto" and options.holdout < 0:
-        raise ConfigError(f"--holdout {options.holdout} must be at least 0")
-    if options.holdout and options.role == "validation":
-        raise ConfigError("--holdout has no meaning with --role validation, which holds out everything")
-    if options.keep_documents_whole and options.role == "validation":
-        raise ConfigError("--keep-documents-whole is for training data; validation packs documents by itself")
-    if options.keep_documents_whole != (options.seq_length is not None):
-        raise ConfigError("--keep-documents-whole and --seq-length go together: the windows are training.seq_length")
-    if options.seq_length is not None and options.seq_length < 2:
-        raise ConfigError(f"--seq-length {options.seq_length} must be at least 2: a token and EOS")
 
 
 @contextmanager
@@ -172,13 +110,16 @@ class _Call:
     def __init__(self, options: PreprocessOptions) -> None:
         self.options = options
         self.inputs = find_inputs(options.inputs)
+        for path in self.inputs:
+            if path.resolve().is_relative_to(options.out.resolve()):
+                raise ConfigError(f"--input {path} lies inside --out {options.out}; choose another --out")
         self.tasks = tuple(plan_tasks(self.inputs))
         self.tokenizer = open_tokenizer(options.tokenizer, options.eos_token, "auto")
         self.identity = self.tokenizer.identity()
         self.dtype = token_dtype(self.tokenizer.vocab_size)
         self.folder = DataFolder(options.out, tokenizer=self.identity, dtype=self.dtype)
         self.name = self.source_name(options.topic or options.topic_key or "all")
-        self.fingerprint = _fingerprint(options, self.inputs, self.identity)
+        self.fingerprint = fingerprint(options, self.inputs, self.identity)
         self.work = _clean_work(options.out, file_stem(self.name), self.fingerprint)
         self.runs, self.finished, self.held_out = (self.work / name for name in ("runs", "shards", "held_out"))
         for path in (self.runs, self.finished, self.held_out):
@@ -203,6 +144,7 @@ class _Call:
         training = self.write(segments, num_tokens, table)
         new = self.new_sources(training, held_out)
         manifest_path = self.folder.replace_sources(new, bad, call=self.name)
+        _remove(self.work)
         shutil.rmtree(self.work.parent)
         with suppress(OSError):  # another call's work is in there
             self.work.parent.parent.rmdir()
@@ -299,7 +241,7 @@ class _Call:
             segments, held_out=held_out, keep_digests=self.options.role == "validation", window=window
         )
         table = hashlib.sha256()
-        for path in sorted(self.held_out.iterdir()) if held_out is not None else ():
+        for path in sorted(self.held_out.glob("[!.]*")) if held_out is not None else ():
             table.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
         stage = self.stage("write", tuple(tasks), partial(write_shard, tuple(tasks), settings), table.hexdigest())
         shards = self.shards(stage)
@@ -418,23 +360,22 @@ class _Call:
         return {self.source_name(topic, suffix) for topic in topics for suffix in (None, "holdout")}
 
 
-def _fingerprint(options: PreprocessOptions, inputs: Sequence[Path], tokenizer: TokenizerIdentity) -> str:
-    """Hash of all that decides the result; thresholds and workers do not."""
-    decided = asdict(options)
-    for name in ("inputs", "tokenizer", "out", "workers", "array", "max_bad_share", "max_bad_lines"):
-        del decided[name]
-    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in inputs]
-    return hashlib.sha256(json.dumps([FORMAT, decided, stats, asdict(tokenizer)]).encode()).hexdigest()
-
-
 def _clean_work(out: Path, call: str, fingerprint: str) -> Path:
     """The folder of this call's work, without the work of other options or inputs."""
     parent, name = out / ".work" / f"preprocess-{call}", fingerprint[:16]
     for other in parent.iterdir() if parent.is_dir() else ():
         if other.name != name:
             logger.info("%s was made with other options or inputs: removed", other)
-            shutil.rmtree(other)
+            _remove(other)
     return parent / name
+
+
+def _remove(work: Path) -> None:
+    """Remove work, under another name first: half of it must never be taken for whole."""
+    other = work.with_name(f"{work.name}.removed")
+    if other.exists():
+        shutil.rmtree(other)
+    shutil.rmtree(work.replace(other))
 
 
 def _shard_entry(task: ShardTask, shard: MergedShard) -> ShardEntry:

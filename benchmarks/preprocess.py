@@ -1,0 +1,227 @@
+"""`syne data preprocess` against Megatron-LM's two tools on the same bilingual JSONL: MB of text per CPU-second.
+
+python -m examples.quickstart.write_pages TEXT
+python -m benchmarks.preprocess --text TEXT --tokenizer-model tokenizer.model \
+    [--megatron-lm CHECKOUT --peer-packages DIR] [--megabytes 106] [--pairs 5]
+
+tokenizer.model is Llama-3's, of the package llama-models; a Hugging Face folder is made of it, which all sides read.
+CHECKOUT is github.com/NVIDIA/Megatron-LM, fetched by whoever runs this; DIR holds what its tools import beside torch
+(pip install --no-deps --target DIR gigatoken awkward awkward-cpp fsspec triton).
+The text is 80 % English with code and 20 % Chinese by bytes; where there is too little of it, whole
+documents come again in another order. A process's cost is all its CPU time, start included, and its children's.
+"""
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.pairs import interleaved, ratio_of
+from megatron_synE.data.indexed import IndexedFile
+from megatron_synE.data.tokenizer_engines import LLAMA3_NAMED, LLAMA3_NUM_CONTROL, LLAMA3_PATTERN
+
+ENGLISH_PER_CHINESE = 4
+# What a Python before 3.12 lacks for Megatron-LM's tools.
+SHIM = "import typing, typing_extensions\ntyping.override = typing_extensions.override\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One process."""
+
+    cpu_seconds: float
+    seconds: float
+    peak_mb: float
+    """Of the largest process."""
+
+
+def hf_folder(model: Path, folder: Path) -> Path:
+    """Llama-3's tokenizer.model as a Hugging Face folder."""
+    from tokenizers import AddedToken
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+
+    tokenizer = TikTokenConverter(vocab_file=str(model), pattern=LLAMA3_PATTERN).converted()
+    named = {place: spelling for spelling, place in LLAMA3_NAMED.items()}
+    spellings = [named.get(place, f"<|reserved_{place}|>") for place in range(LLAMA3_NUM_CONTROL)]
+    tokenizer.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in spellings])
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    roles = {"eos_token": "<|end_of_text|>", "bos_token": "<|begin_of_text|>"}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **roles}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def write_text(path: Path, folder: Path, *, size_bytes: int, languages: Sequence[str] = ("en", "zh")) -> None:
+    """JSONL of about so many bytes of text."""
+    streams = {language: _endless(_texts(folder / f"{language}.jsonl"), random.Random(0)) for language in languages}
+    written = dict.fromkeys(languages, 0)
+    with path.open("w", encoding="utf-8") as stream:
+        while sum(written.values()) < size_bytes:
+            language = languages[0]
+            if len(languages) == 2 and written["zh"] * ENGLISH_PER_CHINESE < written["en"]:
+                language = "zh"
+            text = next(streams[language])
+            written[language] += len(text.encode())
+            stream.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+
+
+def _texts(path: Path) -> list[str]:
+    with path.open(encoding="utf-8") as stream:
+        return [json.loads(line)["text"] for line in stream]
+
+
+def _endless(texts: list[str], rng: random.Random) -> Iterator[str]:
+    while True:
+        yield from rng.sample(texts, len(texts))
+
+
+def run(command: Sequence[str], environment: dict[str, str]) -> Run:
+    """Errors: SystemExit with its output if it fails."""
+    started = time.perf_counter()
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            output.seek(0)
+            raise SystemExit(f"{' '.join(command)}\n{output.read()[-3000:]}")
+    seconds = time.perf_counter() - started
+    return Run(cpu_seconds=usage.ru_utime + usage.ru_stime, seconds=seconds, peak_mb=usage.ru_maxrss / 1024)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Where everything lies."""
+
+    folder: Path
+    hf: Path
+    megatron_lm: Path | None
+    peer_packages: Path | None
+
+    def ours(self, text: Path, *, workers: int = 1) -> Run:
+        out = self.folder / "out"
+        subprocess.run(["rm", "-rf", str(out)], check=True)
+        command = [
+            sys.executable,
+            "-m",
+            "tools",
+            "data",
+            "preprocess",
+            "--input",
+            str(text),
+            "--tokenizer",
+            str(self.hf),
+        ]
+        command += ["--out", str(out), "--workers", str(workers)]
+        # one worker is one thread, as on a cluster
+        return run(command, {**os.environ, "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"})
+
+    def theirs(self, text: Path, tool: str) -> Run:
+        assert self.megatron_lm is not None
+        (self.folder / "sitecustomize.py").write_text(SHIM if sys.version_info < (3, 12) else "")
+        paths = [self.folder, self.megatron_lm, *([self.peer_packages] if self.peer_packages else [])]
+        command = [sys.executable, str(self.megatron_lm / "tools" / tool), "--input", str(text)]
+        command += ["--output-prefix", str(self.folder / "peer"), "--tokenizer-type", "HuggingFaceTokenizer"]
+        command += ["--tokenizer-model", str(self.hf), "--append-eod"]
+        command += ["--use-gigatoken"] if tool.endswith("fast.py") else ["--workers", "1"]
+        return run(command, {**os.environ, "PYTHONPATH": ":".join(map(str, paths)), "OMP_NUM_THREADS": "1"})
+
+
+def check_ids(bench: Bench, text: Path) -> None:
+    """Every document of the last output of `ours` against HF, in the file's order. Errors: SystemExit."""
+    from tokenizers import Tokenizer
+
+    from tools.data.sidecar import read_rows
+
+    tokenizer = Tokenizer.from_file(str(bench.hf / "tokenizer.json"))
+    tokenizer.encode_special_tokens = True
+    prefix = bench.folder / "out" / "und__web__all_text_document"
+    file = IndexedFile(prefix)
+    bounds = file.document_ranges()
+    with text.open("rb") as stream:
+        for number, row in enumerate(read_rows(prefix)):
+            stream.seek(row["place"])
+            ids = tokenizer.encode(json.loads(stream.readline())["text"], add_special_tokens=False).ids
+            found = file.tokens(int(bounds[number]), int(bounds[number + 1]))
+            if not np.array_equal(found[:-1], ids) or int(found[-1]) != LLAMA3_NAMED["<|end_of_text|>"] + 128_000:
+                raise SystemExit(f"document {row['id']} has other ids than HF gives")
+    print(f"ids: all {file.num_documents} documents equal HF's, each followed by EOS")
+
+
+def compare(
+    label: str, text: Path, first: Callable[[], Run], second: Callable[[], Run], pairs: int, target: float
+) -> None:
+    size = text.stat().st_size / 1e6
+    costs = interleaved(lambda: size / first().cpu_seconds, lambda: size / second().cpu_seconds, num_pairs=pairs)
+    rates = [statistics.median(column) for column in zip(*costs, strict=True)]
+    print(f"{label}: {rates[0]:.1f} against {rates[1]:.1f} MB/CPU-s, {ratio_of(costs).against(target)}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokenizer-model", type=Path, required=True)
+    parser.add_argument("--megatron-lm", type=Path)
+    parser.add_argument("--peer-packages", type=Path)
+    parser.add_argument("--text", type=Path, required=True, help="folder with en.jsonl and zh.jsonl")
+    parser.add_argument("--megabytes", type=float, default=106)
+    parser.add_argument("--large-megabytes", type=float, default=2000)
+    parser.add_argument("--pairs", type=int, default=5)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        bench = Bench(
+            folder=folder,
+            hf=hf_folder(arguments.tokenizer_model, folder / "hf"),
+            megatron_lm=arguments.megatron_lm,
+            peer_packages=arguments.peer_packages,
+        )
+        _measure(bench, arguments.text, arguments.megabytes, arguments.large_megabytes, arguments.pairs)
+
+
+def _measure(bench: Bench, texts: Path, megabytes: float, large_megabytes: float, pairs: int) -> None:
+    sizes = {"one": 0.001, "small": megabytes / 5, "text": megabytes, "large": large_megabytes}
+    files = {label: bench.folder / f"{label}.jsonl" for label in (*sizes, "zh")}
+    for label, size in sizes.items():
+        write_text(files[label], texts, size_bytes=int(size * 1e6))
+    write_text(files["zh"], texts, size_bytes=int(megabytes / 5 * 1e6), languages=("zh",))
+    bench.ours(files["one"])  # the tokenizer is checked against HF once, and the outcome kept
+    start = statistics.median(bench.ours(files["one"]).cpu_seconds for _ in range(5))
+    print(f"start: {start:.2f} CPU-s", flush=True)
+    bench.ours(files["small"])
+    check_ids(bench, files["small"])
+    for label in ("text", "zh", "large"):
+        size, done = files[label].stat().st_size / 1e6, bench.ours(files[label])
+        print(
+            f"{label}: {size:.0f} MB, {size / done.cpu_seconds:.1f} MB/CPU-s with start, "
+            f"{size / max(done.cpu_seconds - start, 1e-3):.1f} without; peak {done.peak_mb:.0f} MB",
+            flush=True,
+        )
+    if bench.megatron_lm is not None:
+        ours, theirs = (
+            (lambda: bench.ours(files["text"])),
+            (lambda: bench.theirs(files["text"], "preprocess_data_fast.py")),
+        )
+        compare("preprocess_data_fast.py (gigatoken)", files["text"], ours, theirs, pairs, 2.0)
+        ours, theirs = (
+            (lambda: bench.ours(files["small"])),
+            (lambda: bench.theirs(files["small"], "preprocess_data.py")),
+        )
+        compare("preprocess_data.py, a fifth of the text", files["small"], ours, theirs, max(2, pairs // 2), 30.0)
+    two = interleaved(
+        lambda: bench.ours(files["large"]).seconds, lambda: bench.ours(files["large"], workers=2).seconds, num_pairs=2
+    )
+    print(f"two workers, {large_megabytes:.0f} MB: {ratio_of(two).against(1.8)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

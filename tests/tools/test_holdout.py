@@ -1,0 +1,143 @@
+"""What is held out, how much of it, and that nothing near it is trained on; sidecars name every document."""
+
+import json
+import math
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_mixers.manifest import read_manifest
+from megatron_synE.data import engine_check
+from megatron_synE.data.indexed import IndexedFile, IndexedWriter
+from tests.tools import corpus
+from tools.data import near_copies
+from tools.data.holdout import SD_OF_DOCUMENT, TARGET_ERROR, enough, standard_error
+from tools.data.near_copies import NearCopies
+from tools.data.preprocess import PreprocessOptions, preprocess
+from tools.data.sidecar import read_rows
+
+EOS = 0
+
+
+def five_grams(document: list[int]) -> set[tuple[int, ...]]:
+    return {tuple(document[at : at + 5]) for at in range(len(document) - 1 - 4)}  # without EOS
+
+
+def slow_near(document: list[int], held_out: list[list[int]]) -> bool:
+    """The definition, with Python sets."""
+    owners: dict[tuple[int, ...], int] = {}
+    for grams in map(five_grams, held_out):
+        for gram in grams:
+            owners[gram] = owners.get(gram, 0) + 1
+    for other in held_out:
+        counted = {gram for gram in five_grams(other) if owners[gram] <= near_copies.COMMON}
+        needed = max(math.ceil(near_copies.HELD_SHARE * len(counted)), min(len(counted), near_copies.LEAST_NGRAMS))
+        if counted and len(counted & five_grams(document)) >= needed:
+            return True
+    return False
+
+
+DOCUMENTS = st.lists(st.lists(st.integers(1, 3), max_size=40).map(lambda d: [*d, EOS]), min_size=1, max_size=15)
+
+
+@given(DOCUMENTS, DOCUMENTS)
+@settings(max_examples=60, deadline=None)
+def test_near_copies_are_those_of_the_definition(held_out: list[list[int]], documents: list[list[int]]) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as name:
+        with IndexedWriter(Path(name) / "held", dtype="uint16") as writer:
+            for document in held_out:
+                writer.add_document(np.array(document))
+        NearCopies.build(Path(name), [Path(name) / "held"])
+        table = NearCopies.open(Path(name))
+    documents = [*documents, *held_out]
+    lengths = np.array([len(document) for document in documents])
+    found = table.are_near(np.array([t for d in documents for t in d], dtype=np.uint16), lengths)
+    assert found.tolist() == [slow_near(document, held_out) for document in documents]
+
+
+@pytest.fixture
+def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PreprocessOptions:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(engine_check, "NUM_CHECK_STRINGS", 200)
+    return PreprocessOptions(
+        inputs=(str(tmp_path / "a.jsonl"),), tokenizer=corpus.hf_folder(tmp_path / "hf"), out=tmp_path / "out"
+    )
+
+
+def test_changed_and_embedded_copies_leave_the_training_data_and_are_counted(
+    options: PreprocessOptions, tmp_path: Path
+) -> None:
+    rng = random.Random(0)
+
+    def page(num_words: int) -> str:
+        return " ".join("".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=5)) for _ in range(num_words))
+
+    originals = [page(200) for _ in range(40)]
+    edited = [f"news: {text[:700]} CHANGED {text[706:]}" for text in originals]
+    embedded = [page(150) + text for text in originals]
+    corpus.write_jsonl(tmp_path / "a.jsonl", [*originals, *edited, *embedded])
+    report = preprocess(replace(options, holdout=5))
+    # whichever of the three was drawn, the two others hold more than half of it
+    assert report.num_near_copies_removed >= 10
+    assert report.num_duplicates_removed == 0
+    assert report.num_documents + report.num_near_copies_removed == report.num_records == 120
+    manifest = read_manifest(report.manifest_path)
+    held = {row["place"] for row in rows_of(manifest.folder, "und__web__all@holdout_text_document")}
+    lines = (tmp_path / "a.jsonl").read_bytes().splitlines(keepends=True)
+    starts = [0, *np.cumsum([len(line) for line in lines]).tolist()]
+    trained = {row["place"] for row in rows_of(manifest.folder, "und__web__all_text_document")}
+    for number in range(40):
+        family = {starts[number], starts[number + 40], starts[number + 80]}
+        if held & family:
+            assert not trained & family
+        else:
+            assert family <= trained
+
+
+def rows_of(folder: Path, stem: str) -> list[dict[str, object]]:
+    return list(read_rows(folder / stem))
+
+
+def test_auto_holds_out_as_little_as_gives_the_error_and_at_most_a_tenth(
+    options: PreprocessOptions, tmp_path: Path
+) -> None:
+    equal = [100] * 2000
+    assert enough(equal) == (SD_OF_DOCUMENT / TARGET_ERROR) ** 2 == 625
+    assert standard_error(equal[:625]) == pytest.approx(TARGET_ERROR)
+    uneven = [5000, *[100] * 2000]
+    share = np.array(uneven[: enough(uneven)]) / sum(uneven[: enough(uneven)])
+    assert SD_OF_DOCUMENT * math.sqrt((share**2).sum()) <= TARGET_ERROR
+    corpus.write_jsonl(tmp_path / "a.jsonl", corpus.documents(200))
+    report = preprocess(replace(options, holdout="auto"))
+    assert {entry.name: entry.num_documents for entry in report.sources}["und/web/all@holdout"] == 20
+
+
+def test_the_sidecar_says_where_every_document_came_from(options: PreprocessOptions, tmp_path: Path) -> None:
+    texts = corpus.documents(30)
+    records = [{"text": text, "topic_confidence": n / 30} for n, text in enumerate(texts)]
+    for number, own in ((3, "page-3"), (4, 44)):
+        records[number]["id"] = own
+    del records[5]["topic_confidence"]
+    lines = [json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in records]
+    (tmp_path / "a.jsonl").write_bytes(b"".join(lines))
+    manifest = read_manifest(preprocess(options).manifest_path)
+    (shard,) = manifest.sources[0].shards
+    bounds = IndexedFile(manifest.shard_prefix(shard)).document_ranges()
+    rows = list(read_rows(manifest.shard_prefix(shard)))
+    assert [row["num_tokens"] for row in rows] == np.diff(bounds).tolist()
+    starts = np.cumsum([0, *(len(line) for line in lines)]).tolist()
+    for row in rows:
+        number = starts.index(row["place"])
+        assert row["id"] == {3: "page-3", 4: "44"}.get(number, f"a.jsonl:{starts[number]}")
+        assert row["file"] == str(tmp_path / "a.jsonl")
+        assert row["topic"] == "all"
+        assert row["topic_confidence"] == (None if number == 5 else number / 30)
+        assert row["text_bytes"] == len(texts[number].encode())
+    assert sorted(row["place"] for row in rows) == starts[:-1]

@@ -1,0 +1,194 @@
+"""Readers: every line is a document or has a reason, in bounded memory, whatever the bytes are."""
+
+import gzip
+import json
+import random
+import tempfile
+import tracemalloc
+from contextlib import suppress
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_mixers.errors import ConfigError, DataError
+from tests.tools import corpus
+from tools.data.readers import BadRecord, Record, find_inputs, plan_tasks, read_task
+
+
+def read(path: Path, *, chunk_bytes: int | None = None, max_document_bytes: int = 1 << 20) -> list[object]:
+    return [
+        record
+        for task in plan_tasks([path], chunk_bytes=chunk_bytes)
+        for record in read_task(
+            task, text_key="text", topic_key=None, on_bytes=lambda _: None, max_document_bytes=max_document_bytes
+        )
+    ]
+
+
+def texts(records: list[object]) -> list[str]:
+    return [record.text for record in records if isinstance(record, Record)]
+
+
+def reasons(records: list[object]) -> list[str]:
+    return [record.reason for record in records if isinstance(record, BadRecord)]
+
+
+def test_a_folder_gives_its_files_in_natural_order_and_the_bucket_layout_is_read(tmp_path: Path) -> None:
+    for bucket, numbers in (("zh-law", (10, 2)), ("en", (1,))):
+        (tmp_path / "data" / bucket).mkdir(parents=True)
+        for number in numbers:
+            table = pyarrow.table({"text": [f"{bucket} {number}"]})
+            pyarrow.parquet.write_table(table, tmp_path / "data" / bucket / f"part-{number}.parquet")
+    (tmp_path / "data" / "README.md").write_text("not data")
+    (tmp_path / "data" / ".cache").mkdir()
+    (tmp_path / "data" / ".cache" / "x.jsonl").write_text("{}")
+    found = find_inputs([str(tmp_path / "data"), str(tmp_path / "data" / "*" / "part-2.parquet")])
+    assert [text for path in found for text in texts(read(path))] == ["en 1", "zh-law 2", "zh-law 10"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=r"empty matches no file and no folder with \.jsonl"):
+        find_inputs([str(tmp_path / "empty")])
+
+
+def test_an_over_long_line_is_passed_over_in_bounded_memory(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    with path.open("w") as stream:
+        stream.write('{"text": "first"}\n{"text": "')
+        for _ in range(64):
+            stream.write("x" * (1 << 20))
+        stream.write('"}\n{"text": "last"}\n')
+    for chunk_bytes in (None, 1 << 20):
+        tracemalloc.start()
+        records = read(path, chunk_bytes=chunk_bytes, max_document_bytes=1000)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert texts(records) == ["first", "last"]
+        assert reasons(records) == [f"the line is longer than {2000 + (1 << 20)} bytes"]
+        assert peak < 8 << 20
+    for name, packed in (("a.gz", gzip.compress), ("a.zst", zstandard.ZstdCompressor().compress)):
+        (tmp_path / name).write_bytes(packed(path.read_bytes()))
+        assert texts(read(tmp_path / name, max_document_bytes=1000)) == ["first", "last"]
+
+
+def test_reasons_of_texts_that_cannot_be_used(tmp_path: Path) -> None:
+    lines = [
+        b'{"text": "\\ud800"}',
+        b'{"text": "' + b"a" * 1001 + b'"}',
+        b'{"text": "\xed\xa0\x80"}',
+        b'{"text": "' + "中".encode() * 334 + b'"}',
+        b'{"text": "ok"}',
+    ]
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    records = read(tmp_path / "a.jsonl", max_document_bytes=1000)
+    found = reasons(records)
+    assert found[0].startswith("lone surrogate")
+    assert found[1] == found[3] == "text is longer than 1000 bytes"
+    assert found[2].startswith("invalid UTF-8 at byte 10")
+    assert texts(records) == ["ok"]
+
+
+def test_a_parquet_row_that_is_no_utf8_is_one_bad_row(tmp_path: Path) -> None:
+    raw = pyarrow.array([b"one", b"\xff\xfe", b"three"]).cast(pyarrow.binary())
+    broken = pyarrow.StringArray.from_buffers(3, raw.buffers()[1], raw.buffers()[2])
+    pyarrow.parquet.write_table(pyarrow.table({"text": broken}), tmp_path / "a.parquet")
+    records = read(tmp_path / "a.parquet")
+    assert texts(records) == ["one", "three"]
+    assert [(r.line, r.reason) for r in records if isinstance(r, BadRecord)] == [(2, "invalid UTF-8")]
+
+
+def test_empty_files_hold_no_document(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "a.gz", "a.zst"):
+        (tmp_path / name).write_bytes(b"")
+        assert read(tmp_path / name) == []
+    pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([], pyarrow.string())}), tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet") == []
+    (tmp_path / "b.parquet").write_bytes(b"")
+    with pytest.raises(DataError, match=r"b\.parquet cannot be read as parquet"):
+        read(tmp_path / "b.parquet")
+
+
+@pytest.mark.parametrize("kind", ["gz", "zst"])
+def test_a_compressed_file_cut_off_anywhere_is_refused_by_name(tmp_path: Path, kind: str) -> None:
+    rng = random.Random(1)
+    lines = "".join(json.dumps({"text": rng.randbytes(30).hex()}) + "\n" for _ in range(4000)).encode()
+    packed = gzip.compress(lines) if kind == "gz" else zstandard.ZstdCompressor().compress(lines)
+    path = tmp_path / f"a.{kind}"
+    path.write_bytes(packed)
+    assert len(texts(read(path))) == 4000
+    for cut in [1, 3, 7, 20, len(packed) - 1, *(rng.randrange(1, len(packed)) for _ in range(40))]:
+        path.write_bytes(packed[:cut])
+        with pytest.raises(DataError, match=rf"a\.{kind} is damaged or cut off"):
+            read(path)
+
+
+LINES = st.lists(
+    st.one_of(
+        st.binary(max_size=40),
+        st.builds(lambda text: json.dumps({"text": text}).encode(), st.text(max_size=20)),
+        st.builds(
+            lambda text: json.dumps({"text": text}, ensure_ascii=False).encode(), st.text("aé中😀\n", max_size=20)
+        ),
+        st.sampled_from(
+            [b"", b" ", b"{}", b"[]", b'{"text": 1}', b'{"text": "' + b"y" * 3000 + b'"}', b"\xef\xbb\xbf{}"]
+        ),
+    ),
+    max_size=12,
+)
+
+
+@given(LINES, st.integers(1, 200), st.sampled_from(["jsonl", "gz", "zst"]))
+@settings(max_examples=300, deadline=None)
+def test_every_line_is_a_document_or_has_a_reason(lines: list[bytes], chunk_bytes: int, kind: str) -> None:
+    raw = b"\n".join(lines)
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / f"a.{kind}"
+        pack = {"jsonl": bytes, "gz": gzip.compress, "zst": zstandard.ZstdCompressor().compress}[kind]
+        path.write_bytes(pack(raw))
+        records = read(path, chunk_bytes=chunk_bytes, max_document_bytes=2000)
+        tasks = plan_tasks([path], chunk_bytes=chunk_bytes)
+        counted: list[int] = []
+        for task in tasks:
+            list(read_task(task, text_key="text", topic_key=None, on_bytes=counted.append))
+        assert sum(counted) == (path.stat().st_size if tasks else 0)
+    pieces = raw.split(b"\n")
+    if pieces[-1] == b"":
+        pieces.pop()
+    assert len(records) == len(pieces)
+    for record, piece in zip(records, pieces, strict=True):
+        blank = piece.isspace() or not piece or piece == b"\xef\xbb\xbf"
+        assert (record is None) == blank or piece.startswith(b"\xef\xbb\xbf")
+        try:
+            content = json.loads(piece.decode())
+        except ValueError:
+            content = None
+        if isinstance(record, Record) and content is not None:
+            assert record.text == content["text"]
+        good = isinstance(content, dict) and isinstance(content.get("text"), str) and content["text"].strip()
+        if not good:
+            assert not isinstance(record, Record) or piece.startswith(b"\xef\xbb\xbf")
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=5), st.data())
+@settings(max_examples=150, deadline=None)
+def test_a_damaged_file_is_refused_or_read_but_never_crashes(
+    changes: list[tuple[int, int]], data: st.DataObject
+) -> None:
+    kind = data.draw(st.sampled_from(["gz", "zst", "parquet"]))
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / f"a.{kind}"
+        if kind == "parquet":
+            table = pyarrow.table({"text": corpus.documents(40), "n": list(range(40))})
+            pyarrow.parquet.write_table(table, path, row_group_size=16)
+        else:
+            raw = corpus.write_jsonl(Path(name) / "a.jsonl", corpus.documents(40)).read_bytes()
+            path.write_bytes(gzip.compress(raw) if kind == "gz" else zstandard.ZstdCompressor().compress(raw))
+        content = bytearray(path.read_bytes())
+        for place, value in changes:
+            content[place % len(content)] = value
+        path.write_bytes(bytes(content))
+        with suppress(DataError):
+            read(path)
