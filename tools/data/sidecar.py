@@ -61,6 +61,7 @@ class SidecarWriter:
                 self._stream.close()
                 publish(self._temporary, self.path)
         finally:
+            self._writer.is_open = False  # or it would try to write its footer when it is collected
             self._stream.close()
             self._temporary.unlink(missing_ok=True)
 
