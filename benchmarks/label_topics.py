@@ -1,9 +1,10 @@
 """Labelling a file of documents of any length beside the bare encoder on full batches of the same tokens.
 
 Ours reads .jsonl, tokenises, labels in batches sorted by length, writes .jsonl.zst. The other side runs the forward
-pass alone over as many tokens in batches without padding. One thread each, interleaved pairs.
+pass alone over as many tokens in batches without padding. One thread each, tokens by CPU-second,
+interleaved pairs.
 
-python -m benchmarks.label_topics [--documents 1500] [--pairs 10] [--classifier FOLDER --input FILE]
+python -m benchmarks.label_topics [--documents 1500] [--pairs 10] [--full-length 128] [--classifier FOLDER --input FILE]
 """
 
 import argparse
@@ -31,8 +32,6 @@ from tools.data.topic_model import (
     train_tokenizer,
 )
 
-FULL_LENGTH = 128  # tokens of a row of the full batches: where the encoder is fastest on one core
-
 
 def made_up(folder: Path, documents: int) -> tuple[Path, Path]:
     """(documents of log-normal length, median 90 words, and a classifier of TinyBERT's shape with random weights)."""
@@ -51,34 +50,34 @@ def made_up(folder: Path, documents: int) -> tuple[Path, Path]:
     return file, classifier
 
 
-def measure(file: Path, classifier: Path, folder: Path, *, pairs: int) -> None:
+def measure(file: Path, classifier: Path, folder: Path, *, pairs: int, full_length: int | None) -> None:
     """Prints tokens a second of both sides and their ratio."""
     torch.set_num_threads(1)
     trained = load_classifier(classifier)
     texts = [json.loads(line)["text"] for line in file.read_text(encoding="utf-8").splitlines()]
     rows = tokenise(trained.tokenizer, texts, max_length=trained.max_length)
     lengths = [len(row) for row in rows]
-    length = min(FULL_LENGTH, trained.max_length)
     flat = torch.tensor([token for row in rows for token in row])
-    full = flat[: len(flat) // length * length].view(-1, length)  # [rows, length]
+    length = full_length or trained.max_length
+    full = flat[: len(flat) // length * length].view(-1, length)  # [rows, length]: packed as far as it goes
     print(f"{len(texts)} documents, {len(flat):,} tokens, {min(lengths)} to {max(lengths)} a document")
     out = folder / "out"
 
     def ours() -> float:
         shutil.rmtree(out, ignore_errors=True)
-        started = time.perf_counter()
+        started = time.process_time()
         label_topics(LabelOptions(inputs=(str(file),), classifier=classifier, out=out))
-        return len(flat) / (time.perf_counter() - started)
+        return len(flat) / (time.process_time() - started)
 
     @torch.inference_mode()
     def forward() -> float:
-        started = time.perf_counter()
-        for batch in full.split(BATCH_TOKENS // length):
+        started = time.process_time()
+        for batch in full.split(BATCH_TOKENS["cpu"] // length):
             trained.model(batch, None)
-        return full.numel() / (time.perf_counter() - started)
+        return full.numel() / (time.process_time() - started)
 
     found = interleaved(ours, forward, num_pairs=pairs)
-    print("tokens/s, labelling and forward alone:", ", ".join(f"{a:,.0f} {b:,.0f}" for a, b in found))
+    print("tokens by CPU-second, labelling and forward alone:", ", ".join(f"{a:,.0f} {b:,.0f}" for a, b in found))
     print("labelling to the bare forward pass on full batches:", ratio_of(found).against(0.8))
 
 
@@ -89,6 +88,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--classifier", type=Path, help="folder of train-classifier")
     parser.add_argument("--input", type=Path, help=".jsonl of documents, with --classifier")
+    parser.add_argument("--full-length", type=int, help="tokens of a full row; default: the classifier's longest")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -96,7 +96,7 @@ def main() -> None:
             file, classifier = arguments.input, arguments.classifier
         else:
             file, classifier = made_up(folder, arguments.documents)
-        measure(file, classifier, folder, pairs=arguments.pairs)
+        measure(file, classifier, folder, pairs=arguments.pairs, full_length=arguments.full_length)
 
 
 if __name__ == "__main__":

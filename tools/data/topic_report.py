@@ -108,7 +108,7 @@ def as_markdown(report: Report) -> str:
         lines += ["", *_language(report, language)]
     if report.sources[OURS]:
         lines += ["", *_by_source(report)]
-    lines += [f"\n{name}: {reason}" for name, reason in report.not_measured.items()]
+    lines += [f"\n{name} is not measured: {reason}" for name, reason in report.not_measured.items()]
     lines += ["", *_confidence(report.confidence)]
     lines += ["", f"Dev documents: accuracy {report.dev.accuracy:.3f}, macro-F1 {report.dev.macro_f1:.3f}."]
     if report.untested:

@@ -116,7 +116,8 @@ def _vectors(options: ClassifierOptions, parts: dict[str, Sequence[Labelled]]) -
         if options.teacher != "none":
             raise ConfigError(f"--teacher {options.teacher}: {encode}")
         return encode
-    return {part: encode([d.text for d in documents]) for part, documents in parts.items()}
+    needed = parts if options.baselines else {"train": parts["train"]}
+    return {part: encode([d.text for d in documents]) for part, documents in needed.items()}
 
 
 def _train(
