@@ -134,15 +134,15 @@ def scorer_of(settings: Settings) -> "Scorer":
     from megatron_synE.scoring import Scorer
 
     assert settings.weights is not None
-    torch.set_grad_enabled(False)
     device = devices.select(settings.device, local_rank=_local_number(settings))
-    model = build_alone(
-        settings.weights.architecture,
-        settings.weights.folder,
-        seq_length=settings.seq_length,
-        precision=settings.precision,
-        device=device,
-    )
+    with torch.no_grad():
+        model = build_alone(
+            settings.weights.architecture,
+            settings.weights.folder,
+            seq_length=settings.seq_length,
+            precision=settings.precision,
+            device=device,
+        )
     return Scorer(
         model,
         device,
