@@ -3,6 +3,7 @@
 Reading order: this file, trainer.py, build.py, data_mixers/schedule.py.
 """
 
+import dataclasses
 import logging
 import os
 import sys
@@ -230,7 +231,10 @@ def _announce(plan: Any, start: "Start", progress: Any, lr_schedule: Any, *, dat
 def _write_run_files(
     loaded: LoadedConfig, run_dir: RunDir, examination: Examination, schedule: Schedule, start: "Start"
 ) -> None:
-    run_dir.write("run_config.yaml", dump_yaml(resolved_tree(loaded.resolved)))
+    # The run, to go on with: how long this job was to work on it is the job's, and stands in manifest.json.
+    training = dataclasses.replace(loaded.resolved.training, stop_after_iterations=None)
+    whole = dataclasses.replace(loaded.resolved, training=training)
+    run_dir.write("run_config.yaml", dump_yaml(resolved_tree(whole)))
     run_dir.write("schedule.json", schedule.to_json() + "\n")
     write_run_manifest(
         run_dir,
