@@ -1,6 +1,7 @@
 """`syne mix`: what a run will read, what two schedules differ in, and a run's decisions taken again."""
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,6 +47,7 @@ def planned_reads(config: Path, overrides: Sequence[str]) -> tuple[list[ReadPart
     loaded = load_config(config, overrides)
     examination = examine(loaded.resolved, world_size=1)
     require([fault for fault in examination.faults if fault.key.startswith("data.")], where=str(config))
+    sys.stderr.writelines(f"caution: {line}\n" for line in examination.cautions)
     mixture = mixture_of(loaded.resolved, examination.manifests)
     return reads(mixture)
 

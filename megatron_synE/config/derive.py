@@ -222,7 +222,7 @@ def guard_settings(section: GuardSection) -> GuardSettings:
 
 
 def _reweight_interval(config: RunConfig, validation_iterations: int | None) -> int | None:
-    """So many validations as the tokens say: rounded alone, 8 B beside 2 B tokens would meet no validation's iteration."""
+    """So many validations as the tokens say: rounded alone, 8 B beside 2 B tokens would meet no validation."""
     tokens, validation_tokens = config.mixture.reweight_interval_tokens, config.validation.interval_tokens
     if config.mixture.controller == "static" or not tokens or not validation_tokens or not validation_iterations:
         return None
