@@ -225,8 +225,8 @@ class ValidationSection:
     max_tokens_per_topic: Positive | None = None
     """Read at most this many tokens of each set (whole documents, as written). None: as max_training_share says."""
     max_training_share: Share = 0.02
-    """With interval_tokens: passes, with the probe, read at most this share of the tokens trained on, but 8 documents of
-    each set in any case."""
+    """With interval_tokens: passes, with the probe, read at most this share of the tokens trained on, but 8 documents
+    of each set in any case."""
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
