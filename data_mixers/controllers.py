@@ -27,6 +27,7 @@ __all__ = [
     "TopicLosses",
     "TopicMemory",
     "decide",
+    "without_rises",
 ]
 
 PPL_DECIMALS = 6  # ours: far below any noise, above what a different order of summation changes
@@ -164,6 +165,31 @@ def decide(
         topics=tuple(sorted({**before, **counted}.items())),
     )
     return Decision(ratios={topic: decided[topic] for topic in ratios}, state=new_state, notes=tuple(notes))
+
+
+def without_rises(decision: Decision, before: Mapping[str, float], held: Collection[str], why: str) -> Decision:
+    """The decision with the topics in `held` that it raises kept at their share.
+
+    before: shares when it was taken. The topics that it lowers fall by so much less, each in proportion, so the shares
+    sum to what they did; every one lies between its old and its decided value, inside whatever limits hold for both.
+    why: for the log.
+    """
+    rises = {topic: share - before[topic] for topic, share in decision.ratios.items() if share > before[topic]}
+    kept = {topic for topic in held if topic in rises}
+    if not kept:
+        return decision
+    factor = 1 - math.fsum(rises[topic] for topic in kept) / math.fsum(rises.values())
+    ratios = {
+        topic: before[topic]
+        if topic in kept or rises.keys() == kept
+        else share
+        if topic in rises
+        else before[topic] + factor * (share - before[topic])
+        for topic, share in decision.ratios.items()
+    }
+    notes = tuple(f"{topic}: its share stays at {before[topic]:.4f}: {why}" for topic in sorted(kept))
+    state = replace(decision.state, ratios=_sorted(ratios))
+    return Decision(ratios=ratios, state=state, notes=(*decision.notes, *notes))
 
 
 def _checked(ratios: Mapping[str, float]) -> dict[str, float]:

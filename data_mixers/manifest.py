@@ -129,7 +129,8 @@ def read_manifest(path: Path, *, check_files: bool = True) -> DatasetManifest:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist; write it with `syne data preprocess --out {path.parent}`") from error
+        folder = path.parent if path.name == MANIFEST_NAME else path
+        raise DataError(f"{path} does not exist; write it with `syne data preprocess --out {folder}`") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"{path} cannot be read as JSON: {error}; run `syne data preprocess` again") from error
     version = content.get("schema_version") if isinstance(content, dict) else None

@@ -103,7 +103,7 @@ def compose(
                 return weights if shift is None else _raised(weights, shift, entries, phase.name)
 
             kind: PhaseKind = "stage"
-            if start > begin:
+            if start > stages[phase.stage][0] and start in decided:  # a step of a curriculum may begin there too
                 kind = "guard" if shift is not None and shift.start_sample == start else "reweight"
             schedule, gone = _appended(schedule, phase.name, kind, stop - start, weights_without, gone, entries, limits)
         begin = end

@@ -8,7 +8,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from data_mixers.controllers import ControllerSettings, ControllerState, Observation, TopicLosses, decide
+from data_mixers.controllers import (
+    ControllerSettings,
+    ControllerState,
+    Decision,
+    Observation,
+    TopicLosses,
+    decide,
+    without_rises,
+)
 from data_mixers.errors import ConfigError
 from data_mixers.exhaustion import window_limits
 from data_mixers.guard import GuardDecision, GuardObservation, GuardSettings, GuardState, ProbeAnswers
@@ -80,8 +88,8 @@ class Mixture:
     limits: Mapping[str, int]
     """Windows that may be read of each source in the whole run."""
     renormalizes: bool
-    """Whether a source at its limit gives its share to its kin. If not, the plan is refused before the run
-    (build_schedule), the guard keeps to it, and topics trade without looking at it."""
+    """Whether a source at its limit gives its share to its kin. If not, a plan that reads beyond one is refused before
+    the run (build_schedule), and no decision of guard or controller makes it read beyond one."""
     settings: ControllerSettings
     groups: tuple[str, ...]
     """Groups of topics that trade: those of `mixture.sources` with more than one topic."""
@@ -154,10 +162,17 @@ class Mixture:
 
     def _check_limits(self, changed: Schedule) -> None:
         """Errors: ConfigError if `changed` reads a source more often than it may be, and than it is read now."""
+        if beyond := self._beyond(changed):
+            raise ConfigError(f"{beyond[0]} would be read more often than data.max_epochs or exhaustion allow")
+
+    def _beyond(self, changed: Schedule) -> list[str]:
+        """Sources that `changed` reads more often than they may be, and than they are read now."""
         before, after = (Sampler(s).cursors(s.num_samples) for s in (self.schedule, changed))
-        for source, now, then in zip(changed.sources, before, after, strict=True):
-            if then > max(now, self.limits[source.name]):
-                raise ConfigError(f"{source.name} would be read more often than data.max_epochs or exhaustion allow")
+        return [
+            source.name
+            for source, now, then in zip(changed.sources, before, after, strict=True)
+            if then > max(now, self.limits[source.name])
+        ]
 
     def _can_shift(self, start: int) -> bool:
         """Whether at sample `start` the guarded language is read, beside others."""
@@ -169,7 +184,7 @@ class Mixture:
         self, sets: Sequence["ValidationSet"], losses: "DocumentLosses", *, consumed_samples: int
     ) -> dict[str, GroupDecision]:
         """The controller's answer, per group."""
-        schedule = self.schedule
+        mixture, schedule = self, self.schedule
         start = consumed_samples + LEAD_ITERATIONS * self.samples_per_iteration
         if start >= schedule.num_samples:
             return {}
@@ -192,15 +207,41 @@ class Mixture:
                     for topic in ratios
                 },
             )
-            state = self.states.get(group)
-            decision = decide(self.settings, ratios, state, observation)
-            reweight = None
-            if state is not None and decision.ratios != ratios:
-                reweight = Reweight(start_sample=start, group=group, ratios=tuple(decision.ratios.items()))
-            decisions[group] = GroupDecision(
-                observation=observation, before=ratios, state=decision.state, reweight=reweight, notes=decision.notes
-            )
+            decisions[group] = mixture.decided(group, observation)
+            mixture = mixture.after(Answer(groups={group: decisions[group]}, guard=None))
         return decisions
+
+    def decided(self, group: str, seen: Observation) -> GroupDecision:
+        """The controller's answer to what a validation saw of one group, as far as its text lasts."""
+        consumed_samples = seen.consumed_tokens // self.seq_length
+        start = consumed_samples + LEAD_ITERATIONS * self.samples_per_iteration
+        before, state = self.ratios_next(group, consumed_samples=consumed_samples), self.states.get(group)
+        decision = self._lasting(group, before, decide(self.settings, before, state, seen), start=start)
+        reweight = None
+        if state is not None and decision.ratios != before:
+            reweight = Reweight(start_sample=start, group=group, ratios=tuple(decision.ratios.items()))
+        return GroupDecision(
+            observation=seen, before=before, state=decision.state, reweight=reweight, notes=decision.notes
+        )
+
+    def _lasting(self, group: str, before: Mapping[str, float], decision: Decision, *, start: int) -> Decision:
+        """The decision without the rises of topics whose text would be read more often than it may be."""
+        why = "text would be read more often than data.max_epochs or data.exhaustion allow"
+        held: set[str] = set()
+        lasting = decision
+        while lasting.ratios != before:
+            reweight = Reweight(start_sample=start, group=group, ratios=tuple(lasting.ratios.items()))
+            try:
+                beyond = self._beyond(replace(self, reweights=(*self.reweights, reweight)).schedule)
+                if not beyond:
+                    break
+            except ConfigError:  # renormalize finds no kin with text left
+                beyond = []
+            topics = {self.entries[name].topic for name in beyond if group_of(self.entries[name]) == group}
+            # Nothing new to hold: another split of the samples puts some source one beyond; the group stays as it is.
+            held |= (topics - held) or set(before)
+            lasting = without_rises(decision, before, held, why)
+        return lasting
 
     def after(self, answer: Answer) -> "Mixture":
         """This mixture with decisions taken."""

@@ -3,6 +3,7 @@
 Reading order: this file, trainer.py, build.py, data_mixers/schedule.py.
 """
 
+import dataclasses
 import logging
 import os
 import sys
@@ -21,6 +22,7 @@ from megatron_synE.config.examine import Examination, examine
 from megatron_synE.config.fault import require
 from megatron_synE.config.load import LoadedConfig, dump_yaml, load_config, resolved_tree
 from megatron_synE.config.schema import RunConfig
+from megatron_synE.data.probe import Probe
 from megatron_synE.exit_codes import OneRankError
 from megatron_synE.runtime.environment import ALONE, Ranks, hide_cuda, ranks_from_environment
 from megatron_synE.runtime.launch import default_nproc, launch
@@ -138,6 +140,8 @@ def _assemble(loaded: LoadedConfig, examination: Examination, device: Any, group
     lr_schedule = LrSchedule(config.lr_schedule, lr=config.optimizer.lr, total_tokens=tokens_before + plan.total_tokens)
     tokenizer = examination.manifests[0].tokenizer
     _announce(plan, start, progress, lr_schedule, data_vocab_size=tokenizer.vocab_size)
+    for caution in examination.cautions:
+        logger.warning("%s", caution)
 
     is_writer = dist.get_rank() == 0
 
@@ -164,7 +168,7 @@ def _assemble(loaded: LoadedConfig, examination: Examination, device: Any, group
             seq_length=config.training.seq_length,
             micro_batch_size=config.validation.micro_batch_size,
             max_tokens_per_topic=config.validation.max_tokens_per_topic,
-            max_tokens=_validation_tokens(config),
+            max_tokens=_validation_tokens(config, examination.probe),
             device=device.torch_device,
             probe=examination.probe,
         )
@@ -194,10 +198,13 @@ def _assemble(loaded: LoadedConfig, examination: Examination, device: Any, group
     )
 
 
-def _validation_tokens(config: RunConfig) -> int | None:
-    """How many tokens a validation pass may read; None without an interval."""
+def _validation_tokens(config: RunConfig, probe: Probe | None) -> int | None:
+    """How many tokens of the held-out sets a validation pass may read, beside the probe; None without an interval."""
     interval = config.validation.interval_tokens
-    return None if interval is None else int(config.validation.max_training_share * interval)
+    if interval is None:
+        return None
+    whole = int(config.validation.max_training_share * interval)
+    return max(0, whole - (0 if probe is None else probe.num_tokens))
 
 
 def _load_weights(model: Any, config: RunConfig, architecture: Any, folder: Path | None) -> None:
@@ -230,7 +237,10 @@ def _announce(plan: Any, start: "Start", progress: Any, lr_schedule: Any, *, dat
 def _write_run_files(
     loaded: LoadedConfig, run_dir: RunDir, examination: Examination, schedule: Schedule, start: "Start"
 ) -> None:
-    run_dir.write("run_config.yaml", dump_yaml(resolved_tree(loaded.resolved)))
+    # The run, to go on with: how long this job was to work on it is the job's, and stands in manifest.json.
+    training = dataclasses.replace(loaded.resolved.training, stop_after_iterations=None)
+    whole = dataclasses.replace(loaded.resolved, training=training)
+    run_dir.write("run_config.yaml", dump_yaml(resolved_tree(whole)))
     run_dir.write("schedule.json", schedule.to_json() + "\n")
     write_run_manifest(
         run_dir,

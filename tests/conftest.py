@@ -1,9 +1,14 @@
-"""SYNE_REQUIRE=bubblewrap,...: a skipped test with one of these markers has failed."""
+"""Settings of the whole suite. SYNE_REQUIRE=bubblewrap,...: a skipped test with one of these markers has failed."""
 
 import os
 from collections.abc import Generator
 
 import pytest
+from hypothesis import settings
+
+# A slow machine is no fault of the code: an example may take as long as it takes.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 
 @pytest.hookimpl(wrapper=True)

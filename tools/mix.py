@@ -1,6 +1,7 @@
 """`syne mix`: what a run will read, what two schedules differ in, and a run's decisions taken again."""
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from data_mixers.controllers import Observation, TopicLosses, decide
+from data_mixers.controllers import Observation, TopicLosses
 from data_mixers.errors import DataError
 from data_mixers.guard import GuardObservation, ProbeAnswers
 from data_mixers.manifest import SourceEntry
@@ -47,6 +48,7 @@ def planned_reads(config: Path, overrides: Sequence[str]) -> tuple[list[ReadPart
     loaded = load_config(config, overrides)
     examination = examine(loaded.resolved, world_size=1)
     require([fault for fault in examination.faults if fault.key.startswith("data.")], where=str(config))
+    sys.stderr.writelines(f"caution: {line}\n" for line in examination.cautions)
     mixture = mixture_of(loaded.resolved, examination.manifests)
     return reads(mixture)
 
@@ -155,16 +157,18 @@ def replay(run: Path, overrides: Sequence[str] = ()) -> list[Replayed]:
 def _reweighted(mixture: Mixture, row: dict[str, Any], taken: dict[str, Any] | None) -> tuple[Mixture, Replayed | None]:
     """(the mixture after what the run decided, the decision taken again); None at the first validation."""
     group = row["group"]
-    # What the run had in force then: under changed settings too, since its losses came from it.
-    before = mixture.ratios_next(group, consumed_samples=row["consumed_tokens"] // mixture.seq_length)
-    decision = decide(mixture.settings, before, mixture.states.get(group), _observation(row))
-    mixture = replace(mixture, states={**mixture.states, group: decision.state})
+    # `before` is what the run had in force then: under changed settings too, since its losses came from it.
+    decision = mixture.decided(group, _observation(row))
+    in_force = dict(taken["ratios"] if taken is not None else decision.before)
+    state = replace(decision.state, ratios=tuple(sorted(in_force.items())))
+    mixture = replace(mixture, states={**mixture.states, group: state})
     if taken is not None:
         kept = Reweight(start_sample=taken["start_sample"], group=group, ratios=tuple(taken["ratios"].items()))
         mixture = replace(mixture, reweights=(*mixture.reweights, kept))
     if row["iteration"] == 0:
         return mixture, None
-    return mixture, Replayed(row["iteration"], group, taken["ratios"] if taken else before, decision.ratios)
+    again = dict(decision.before if decision.reweight is None else decision.reweight.ratios)
+    return mixture, Replayed(row["iteration"], group, in_force, again)
 
 
 def _guarded(mixture: Mixture, row: dict[str, Any]) -> tuple[Mixture, Replayed | None]:

@@ -35,6 +35,7 @@ def print_plan(
     render = _as_json if output_format == "json" else _as_text
     sys.stdout.write(render(loaded, examination))
     sys.stdout.flush()
+    sys.stderr.writelines(f"caution: {line}\n" for line in examination.cautions)
     require(examination.faults, where=str(path))
 
 

@@ -94,6 +94,7 @@ def derive(
     decay_tokens = _decay_tokens(config, total_tokens=total_tokens)
     device = device or resolve_device(config.device)
     on_cuda = device == "cuda"
+    validation_interval = _iterations(config.validation.interval_tokens, tokens_per_iteration)
     return RunPlan(
         architecture=architecture,
         num_parameters=architecture.num_parameters,
@@ -112,10 +113,8 @@ def derive(
         warmup_tokens=config.lr_schedule.warmup_tokens,
         decay_tokens=decay_tokens,
         decay_start_tokens=total_tokens - decay_tokens,
-        validation_interval_iterations=_iterations(config.validation.interval_tokens, tokens_per_iteration),
-        reweight_interval_iterations=None
-        if config.mixture.controller == "static"
-        else _iterations(config.mixture.reweight_interval_tokens, tokens_per_iteration),
+        validation_interval_iterations=validation_interval,
+        reweight_interval_iterations=_reweight_interval(config, validation_interval),
         checkpoint_interval_iterations=_iterations(config.checkpoint.interval_tokens, tokens_per_iteration),
         device=device,
         dtype=resolve_dtype(training.precision, device),
@@ -220,6 +219,14 @@ def guard_settings(section: GuardSection) -> GuardSettings:
         max_rise=section.max_rise,
         noise_level=section.noise_level,
     )
+
+
+def _reweight_interval(config: RunConfig, validation_iterations: int | None) -> int | None:
+    """So many validations as the tokens say: rounded alone, 8 B beside 2 B tokens would meet no validation."""
+    tokens, validation_tokens = config.mixture.reweight_interval_tokens, config.validation.interval_tokens
+    if config.mixture.controller == "static" or not tokens or not validation_tokens or not validation_iterations:
+        return None
+    return validation_iterations * max(1, tokens // validation_tokens)
 
 
 def _iterations(interval_tokens: int | None, tokens_per_iteration: int) -> int | None:

@@ -14,6 +14,7 @@ from megatron_synE.checkpoint.layout import read_state, resolve_checkpoint
 from megatron_synE.config.derive import Device, RunPlan, derive, resolve_architecture
 from megatron_synE.config.fault import Fault
 from megatron_synE.config.schema import RunConfig
+from megatron_synE.config.topic_rules import cautions
 from megatron_synE.config.validate import validate
 from megatron_synE.data.build_schedule import build_schedule
 from megatron_synE.data.probe import Probe, read_probe
@@ -37,6 +38,8 @@ class Examination:
     """What will be read, in which order; None without data or with faults in it."""
     plan: RunPlan | None
     """None where the faults leave nothing to compute."""
+    cautions: tuple[str, ...]
+    """What is no fault, but hardly what was meant; left out while there are faults."""
 
 
 def examine(
@@ -85,6 +88,7 @@ def examine(
         probe=probe,
         schedule=schedule,
         plan=plan,
+        cautions=tuple(cautions(config, manifests, validation or (), probe)) if manifests and not faults else (),
     )
 
 

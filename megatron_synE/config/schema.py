@@ -192,7 +192,7 @@ class GuardSection:
     noise_level: Share = 0.95
     """Level of the interval that a change must leave to count."""
     probe: UserPath | None = None
-    """File of `syne data probe`: its accuracy is watched too. It is scored whole, beside validation's budget."""
+    """File of `syne data probe`: its accuracy is watched too. Scored whole, out of validation.max_training_share."""
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -225,7 +225,8 @@ class ValidationSection:
     max_tokens_per_topic: Positive | None = None
     """Read at most this many tokens of each set (whole documents, as written). None: as max_training_share says."""
     max_training_share: Share = 0.02
-    """With interval_tokens: passes read at most this share of the tokens trained on, but 8 documents of each set."""
+    """With interval_tokens: passes, with the probe, read at most this share of the tokens trained on, but 8 documents
+    of each set in any case."""
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)

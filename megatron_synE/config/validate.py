@@ -11,6 +11,7 @@ from data_mixers.ratios import SUM_TOLERANCE
 from megatron_synE.config.fault import Fault
 from megatron_synE.config.mixture_rules import controller_rules, guard_rules, share_rules
 from megatron_synE.config.schema import RunConfig, StageSection
+from megatron_synE.config.topic_rules import topic_rules
 from megatron_synE.data.probe import Probe
 from megatron_synE.model.llama import LlamaArchitecture
 
@@ -42,7 +43,7 @@ def validate(
         faults += _manifests(config, manifests, validation_manifests or ())
         faults += _tokenizers(both, architecture)
         if shares_are_right:
-            faults += share_rules(config, manifests)
+            faults += list(share_rules(config, manifests)) or topic_rules(config, manifests)
     return faults
 
 

@@ -60,6 +60,10 @@ class Probe:
         return sum(len(item.choices) for item in self.items)
 
     @property
+    def num_tokens(self) -> int:
+        return sum(len(choice) for item in self.items for choice in item.choices)
+
+    @property
     def longest(self) -> int:
         """Tokens of the longest document; all but its first are scored."""
         return max(len(choice) for item in self.items for choice in item.choices)

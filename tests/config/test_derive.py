@@ -55,6 +55,25 @@ def test_intervals_are_the_nearest_iterations_and_at_least_one(path: Path) -> No
     assert plan.checkpoint_interval_iterations == 1  # 100 / 1200 = 0.08
 
 
+@pytest.mark.parametrize("global_batch_size", [12, 512, 768, 1024])
+@pytest.mark.parametrize("reweight", [2, 4, 8, 40])
+def test_every_reweight_falls_on_a_validation(path: Path, global_batch_size: int, reweight: int) -> None:
+    """In whole iterations of 4 M tokens, 2 B and 8 B tokens are 477 and 1,907, which is no multiple of 477."""
+    plan = plan_of(
+        path, f"training.global_batch_size={global_batch_size}", "training.seq_length=8192",
+        "validation.interval_tokens=2e9", f"mixture={{controller: syne, reweight_interval_tokens: {reweight}e9}}",
+    )  # fmt: skip
+    assert plan.validation_interval_iterations is not None and plan.reweight_interval_iterations is not None
+    assert plan.reweight_interval_iterations == reweight // 2 * plan.validation_interval_iterations
+    # Half an iteration off for each validation between two reweights, no more.
+    exact = reweight * 1e9 / plan.tokens_per_iteration
+    assert abs(plan.reweight_interval_iterations - exact) <= reweight / 4
+
+
+def test_without_a_controller_nothing_is_reweighted(path: Path) -> None:
+    assert plan_of(path, "mixture={reweight_interval_tokens: 4000}").reweight_interval_iterations is None
+
+
 def test_vocabulary_is_padded_for_tensor_parallelism(path: Path) -> None:
     assert plan_of(path).padded_vocab_size == 1024  # 1000 -> a multiple of 128 * 2
     assert plan_of(path, "model.make_vocab_size_divisible_by=300").padded_vocab_size == 1200

@@ -72,9 +72,9 @@ def test_paper_optimisation(paper: RunConfig) -> None:
     assert paper.data.document_masking is False
 
 
-def test_batch_size_and_weight_decay_are_marked_ours() -> None:
+def test_batch_size_weight_decay_and_interval_are_marked_ours() -> None:
     source = Path(__file__).parents[2].joinpath("megatron_synE/config/presets.py").read_text(encoding="utf-8")
-    for key in ('"global_batch_size"', '"weight_decay"'):
+    for key in ('"global_batch_size"', '"weight_decay"', '"reweight_interval_tokens"'):
         (line,) = [line for line in source.splitlines() if key in line]
         assert "# ours" in line
 

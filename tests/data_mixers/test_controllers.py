@@ -22,6 +22,7 @@ from data_mixers.controllers import (
     Observation,
     TopicLosses,
     decide,
+    without_rises,
 )
 from data_mixers.errors import ConfigError, DataError
 
@@ -416,6 +417,22 @@ def test_limits_hold_all_three(pairs: list[tuple[float, float]], floor: float, c
     assert reached.sum() == pytest.approx(1, abs=1e-12)
     assert np.all(reached >= low - 1e-12) and np.all(reached <= high + 1e-12)
     assert np.abs(reached - current).sum() / 2 <= shift + 1e-12
+
+
+def test_a_held_topic_stays_and_the_others_fall_by_so_much_less_by_hand() -> None:
+    # changes +2, +1, -1 and -2, shares 1/4 each: delta 1/3, 1/6, -1/6, -1/3, alpha 0.6: factors 1.2, 1.1, 0.9, 0.8,
+    # shares 0.3, 0.275, 0.225, 0.2. Without the first rise (0.05 of 0.075) a third of the fall is left.
+    before = dict.fromkeys(ELEVEN[:4], 0.25)
+    first, second = dict.fromkeys(before, 100.0), dict(zip(before, (102.0, 101.0, 99.0, 98.0), strict=True))
+    decision = run(ControllerSettings(name="syne_paper", alpha=0.6), before, first, second)
+    assert list(decision.ratios.values()) == pytest.approx([0.3, 0.275, 0.225, 0.2])
+    held = without_rises(decision, before, {ELEVEN[0], ELEVEN[3]}, "too little text")  # the last does not rise anyway
+    expected = [0.25, 0.275, 0.25 - 0.025 / 3, 0.25 - 0.05 / 3]
+    assert list(held.ratios.values()) == pytest.approx(expected, abs=1e-12)
+    assert held.state.ratios == tuple(sorted(held.ratios.items()))
+    assert held.notes == (*decision.notes, "topic 0: its share stays at 0.2500: too little text")
+    assert without_rises(decision, before, {ELEVEN[3]}, "") == decision
+    assert without_rises(decision, before, set(before), "").ratios == before
 
 
 # --- the other rules, by hand ---------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Composing plan and decisions: what a decision may change, and what it may not."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -41,6 +42,15 @@ def test_a_decision_scales_topics_and_nothing_else() -> None:
     assert weights_at(schedule, 120) == pytest.approx(expected, abs=1e-9)
     assert weights_at(schedule, 499) == pytest.approx(expected, abs=1e-9)
     assert topic_ratios(dict(schedule.phases[1].weights), "zh/web", ENTRIES) == pytest.approx({"law": 0.5, "food": 0.5})
+
+
+def test_a_decision_where_a_stage_only_goes_on_is_an_entry_of_its_own() -> None:
+    """A curriculum cuts a stage in steps; at such a cut the stage does not change, but the decision does."""
+    steps = [replace(phase, stage="one", name=f"one, step {number}") for number, phase in enumerate(PLAN)]
+    decision = Reweight(start_sample=300, group="zh/web", ratios=(("law", 0.5), ("food", 0.5)))
+    assert [phase.kind for phase in composed(plan=steps).phases] == ["stage", "stage"]
+    assert [phase.kind for phase in composed(decision, plan=steps).phases] == ["stage", "reweight"]
+    assert [phase.kind for phase in composed(decision).phases] == ["stage", "stage"]  # the change of stage comes first
 
 
 def test_a_stage_that_names_its_topics_ends_earlier_decisions_but_takes_its_own() -> None:

@@ -1,13 +1,17 @@
 """The four configurations of Llama-3-8B pass `syne plan` beside an HF folder, a checkpoint and data of their shape."""
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from data_mixers.manifest import SourceEntry, read_manifest, write_manifest
 from megatron_synE.checkpoint import layout
 from megatron_synE.config.examine import Examination, examine
 from megatron_synE.config.load import load_config
+from megatron_synE.mixing import mixture_of
 from megatron_synE.model.llama import hf_config_of
 from megatron_synE.model.presets import ARCHITECTURES
 from tests.config.tiny_dataset import write_dataset
@@ -76,6 +80,47 @@ def test_one_run_reads_both_stages_in_the_published_shares(workplace: Path, name
     assert share["zh/web/all"] == pytest.approx(0.2 * 0.7, abs=1e-9)
     assert share["en/code/all"] == pytest.approx(0.8 * 0.15, abs=1e-9)
     assert {name: weight / 2**32 for name, weight in second.weights}["synthetic/qa/all"] == pytest.approx(0.2, abs=1e-9)
+
+
+@pytest.mark.parametrize(("name", "controller"), [("run_paper.yaml", "syne_paper"), ("run_recommended.yaml", "syne")])
+def test_the_loop_is_on_and_says_that_pages_without_topics_give_it_nothing_to_move(
+    workplace: Path, name: str, controller: str
+) -> None:
+    (caution,) = examined(name, ANY_EPOCHS).cautions
+    assert f"mixture.controller={controller} will move nothing" in caution
+
+
+def test_with_labelled_and_sorted_pages_the_loop_and_the_curriculum_are_planned(workplace: Path) -> None:
+    """With the override that the file itself gives."""
+    topics, buckets = ("law", "food"), ("00", "01")
+    pages = {("zh", "web", f"{topic}-{bucket}"): 20000 for topic in topics for bucket in buckets}
+    pages |= {("en", "web", topic): 20000 for topic in topics}
+    rest = {("zh", source, "all"): 20000 for source in ZH[1:]} | {("en", source, "all"): 20000 for source in EN[1:]}
+    manifest = read_manifest(write_dataset(workplace / "data/stage1", pages | rest))
+    write_manifest(replace(manifest, sources=tuple(sorted_as_buckets(entry) for entry in manifest.sources)))
+    held = {(language, "web", topic): 200 for language in ("zh", "en") for topic in topics}
+    write_dataset(workplace / "data/heldout", held, role="validation")
+    text = (FOLDER / "run_recommended.yaml").read_text(encoding="utf-8")
+    (override,) = re.findall(r"^#   '(data\.stages\.0\.curriculum=.*)'$", text, re.MULTILINE)
+    found = examined("run_recommended.yaml", ANY_EPOCHS, override)
+    assert (found.faults, found.cautions) == ((), ())
+    assert found.schedule is not None and found.plan is not None
+    assert [phase.name for phase in found.schedule.phases] == [
+        "bilingual_adaptation, step 1", "bilingual_adaptation, step 2", "synthetic_enhancement",
+    ]  # fmt: skip
+    read_first = {name for name, _ in found.schedule.phases[0].weights if name.startswith("zh/web/")}
+    assert read_first == {"zh/web/law/00", "zh/web/food/00"}
+    assert found.plan.reweight_interval_iterations == 2 * (found.plan.validation_interval_iterations or 0) > 0
+    mixture = mixture_of(load_config(FOLDER / "run_recommended.yaml", [ANY_EPOCHS, override]).resolved, found.manifests)
+    assert mixture.groups == ("en/web", "zh/web")
+
+
+def sorted_as_buckets(entry: SourceEntry) -> SourceEntry:
+    """A topic called law-00 is bucket 00 of law, as `syne data sort` writes it."""
+    topic, _, bucket = entry.topic.partition("-")
+    if not bucket:
+        return entry
+    return replace(entry, name=f"{entry.language}/{entry.source}/{topic}/{bucket}", topic=topic, bucket=bucket)
 
 
 def test_too_little_data_is_refused_before_anything_starts(workplace: Path) -> None:

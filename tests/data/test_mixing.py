@@ -1,0 +1,94 @@
+"""What the trainer asks of the mixture, without a model: decisions that the text at hand can carry."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data_mixers.sampling import Sampler
+from megatron_synE.config.load import load_config
+from megatron_synE.mixing import Answer, Mixture, mixture_of
+from megatron_synE.validation import DocumentLosses, ValidationSet
+from tests import tiny
+
+SEQ_LENGTH = 32
+SAMPLES = 400  # 50 iterations of 8
+DOCUMENTS = 20
+TOPICS = ("law", "food", "music")
+
+
+def mixture(folder: Path, tokens: Mapping[str, int], **data: Any) -> Mixture:
+    """400 samples, 0.9 of them zh web pages in equal parts over three topics of so many tokens."""
+    sources = {("zh", "web", topic): count for topic, count in tokens.items()} | {("en", "web", "math"): 9000}
+    manifest = tiny.manifest(folder / "train", sources)
+    stage = {"name": "adapt", "tokens": SAMPLES * SEQ_LENGTH, "languages": {"zh": 0.9, "en": 0.1},
+             "topics": {"zh": {"web": dict.fromkeys(TOPICS, 1 / 3)}}}  # fmt: skip
+    tree = tiny.run_tree(folder, hf=None, mixture={"controller": "syne", "settings": {"ema": 1.0}})
+    tree["data"] |= {"stages": [stage], **data}
+    return mixture_of(load_config(tiny.write_run(folder, tree)).resolved, [manifest])
+
+
+def validated(mixture: Mixture, nll: Mapping[str, float], *, at: int) -> tuple[Mixture, Answer]:
+    """The mixture after a validation at sample `at` with this loss of each topic, in nats per token."""
+    sets = tuple(
+        ValidationSet(f"zh/web/{topic}@holdout", "zh", "web", topic, DOCUMENTS * index, DOCUMENTS, 1)
+        for index, topic in enumerate(nll)
+    )
+    sums = [10 * (value + 0.001 * (n % 5)) for value in nll.values() for n in range(DOCUMENTS)]
+    losses = DocumentLosses(torch.tensor(sums, dtype=torch.float64), torch.full((len(sums),), 10))
+    answer = mixture.answer(sets, losses, None, consumed_samples=at, reweights=True)
+    return mixture.after(answer), answer
+
+
+def read(mixture: Mixture) -> dict[str, int]:
+    schedule = mixture.schedule
+    return dict(zip([s.name for s in schedule.sources], Sampler(schedule).cursors(schedule.num_samples), strict=True))
+
+
+@pytest.mark.parametrize(("exhaustion", "max_epochs"), [("repeat", 2.0), ("stop", 4.0)])
+def test_a_topic_whose_text_does_not_last_is_not_raised_and_the_log_says_so(
+    tmp_path: Path, exhaustion: str, max_epochs: float
+) -> None:
+    """Law has text for 125 samples, the plan reads 120; food and music have any amount."""
+    windows = 125 / (2 if exhaustion == "repeat" else 1)
+    law = int((windows + 1) * SEQ_LENGTH)
+    run = mixture(tmp_path, {"law": law, "food": 20000, "music": 20000}, exhaustion=exhaustion, max_epochs=max_epochs)
+    assert 120 <= run.limits["zh/web/law"] <= 127
+    run, first = validated(run, {"law": 2.0, "food": 2.0, "music": 2.0}, at=0)
+    assert not first.changes_schedule
+    for at in range(32, SAMPLES, 32):  # law and food get worse, music better, again and again
+        step = 0.1 * at / 32
+        run, answer = validated(run, {"law": 2.0 + step, "food": 2.0 + step, "music": 2.0 - step / 10}, at=at)
+        decision = answer.groups.get("zh/web")
+        if decision is not None and decision.reweight is not None:
+            ratios = dict(decision.reweight.ratios)
+            assert sum(ratios.values()) == pytest.approx(1, abs=1e-12)
+            assert ratios["food"] >= decision.before["food"]  # what can move does
+            if ratios["law"] == decision.before["law"]:
+                (note,) = [note for note in decision.notes if note.startswith("law: its share stays at")]
+                assert "data.max_epochs" in note
+    assert read(run)["zh/web/law"] <= run.limits["zh/web/law"]
+    assert sum(r.ratios[TOPICS.index("food")][1] > 1 / 3 for r in run.reweights) >= 3
+    assert {topic for topic, _ in run.reweights[-1].ratios} == set(TOPICS)
+
+
+def test_where_text_abounds_the_same_topic_rises(tmp_path: Path) -> None:
+    run = mixture(tmp_path, dict.fromkeys(TOPICS, 20000), max_epochs=2.0)
+    run, _ = validated(run, dict.fromkeys(TOPICS, 2.0), at=0)
+    run, answer = validated(run, {"law": 2.2, "food": 2.0, "music": 2.0}, at=32)
+    (reweight,) = run.reweights
+    assert dict(reweight.ratios)["law"] > 1 / 3 + 0.02
+    assert answer.changes_schedule
+
+
+def test_what_was_held_is_remembered_as_decided(tmp_path: Path) -> None:
+    """Else the next decision would take the shares in force for a new plan, and its bounds would move with them."""
+    run = mixture(tmp_path, {"law": 121 * SEQ_LENGTH, "food": 20000, "music": 20000}, max_epochs=1.0)
+    run, _ = validated(run, dict.fromkeys(TOPICS, 2.0), at=0)
+    for at, step in ((32, 0.2), (64, 0.4)):
+        run, answer = validated(run, {"law": 2.0 + step, "food": 2.0 + step / 2, "music": 2.0}, at=at)
+        assert not any("they are the plan now" in note for note in answer.groups["zh/web"].notes)
+    planned = dict(run.states["zh/web"].planned)
+    assert planned == pytest.approx(dict.fromkeys(TOPICS, 1 / 3), abs=1e-6)
