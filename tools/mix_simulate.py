@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import track
 
 from data_mixers.controllers import CONTROLLERS, ControllerSettings, Observation, TopicLosses, decide
+from data_mixers.errors import ConfigError
 
 Array = NDArray[np.float64]
 TOPICS = 11  # of one language, as in the recipe
@@ -112,7 +113,12 @@ def follow(world: World, settings: ControllerSettings, *, tokens: float, interva
 def simulate(
     *, worlds: int, tokens: float, interval: float, transfer: float, label_noise: float
 ) -> dict[str, list[Trace]]:
-    """Controller -> its path in each world; all controllers meet the same worlds and the same noise."""
+    """Controller -> its path in each world; all controllers meet the same worlds and the same noise.
+
+    Errors: ConfigError for fewer than two decisions.
+    """
+    if not (math.isfinite(tokens) and interval <= tokens / 2):
+        raise ConfigError(f"--tokens {tokens:g} must hold two or more intervals of --interval {interval:g}")
     found: dict[str, list[Trace]] = {name: [] for name in CONTROLLERS}
     for seed in track(range(worlds), "simulating", console=Console(stderr=True), transient=True):
         world = draw_world(seed, transfer=transfer, label_noise=label_noise, tokens=tokens)
@@ -168,5 +174,9 @@ def plot(found: dict[str, list[Trace]], file: Path, *, interval: float) -> None:
     figure.supxlabel("tokens, billions")
     figure.supylabel("share of topic (simulated, first world)")
     figure.tight_layout()
-    figure.savefig(file, dpi=120)
-    pyplot.close(figure)
+    try:
+        figure.savefig(file, dpi=120)
+    except (OSError, ValueError) as error:  # no folder, no right, or an ending that is no kind of picture
+        raise ConfigError(f"--plot {file}: cannot be written ({error}); name a .png in a folder that exists") from error
+    finally:
+        pyplot.close(figure)
