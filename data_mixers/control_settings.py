@@ -71,6 +71,8 @@ class ControllerSettings:
         self._check_number("step_size", 0 < self.step_size < math.inf, "positive")
         self._check_number("target_drop", 0 < self.target_drop < math.inf, "positive")
         self._check_integer("bootstrap_samples", 100)
+        # held in memory at once, [samples, documents]
+        self._check_number("bootstrap_samples", self.bootstrap_samples <= 100_000, "at most 100000")
         self._check_integer("seed", 0)
         self._check_factor_stays_positive()
         if self.name == "syne_paper":

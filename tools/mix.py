@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_mixers.controllers import Observation, TopicLosses
-from data_mixers.errors import DataError
+from data_mixers.errors import DataError, UserError
 from data_mixers.guard import GuardObservation, ProbeAnswers
 from data_mixers.manifest import SourceEntry
 from data_mixers.mixture import GuardShift, Reweight
@@ -131,27 +131,51 @@ def replay(run: Path, overrides: Sequence[str] = ()) -> list[Replayed]:
     overrides: e.g. mixture.controller=ado: what another controller would have decided at the losses this run saw.
     Errors: DataError naming the file if the run has no record.
     """
-    metrics = run / "metrics.jsonl"
-    try:
-        rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise DataError(f"{metrics} cannot be read: {error}; name the folder of a run") from error
+    rows = _rows(run / "metrics.jsonl")
     loaded = load_config(run / "run_config.yaml", overrides)
     examination = examine(loaded.resolved, world_size=1)
     require([fault for fault in examination.faults if fault.key.startswith("data.")], where=str(run))
     mixture = mixture_of(loaded.resolved, examination.manifests)
-    recorded = {(r["iteration"], r["group"]): r for r in rows if r["kind"] == "reweight"}
+    recorded = {(row["iteration"], row["group"]): row for _, row in rows if row["kind"] == "reweight"}
     replayed = []
-    for row in rows:
-        if row["kind"] == "observation":
-            mixture, again = _reweighted(mixture, row, recorded.get((row["iteration"], row["group"])))
-        elif row["kind"] == "guard" and row["set"] == mixture.guard_settings.language:
-            mixture, again = _guarded(mixture, row)
-        else:
-            continue
+    for number, row in rows:
+        try:
+            if row["kind"] == "observation":
+                mixture, again = _reweighted(mixture, row, recorded.get((row["iteration"], row["group"])))
+            elif row["kind"] == "guard" and row["set"] == mixture.guard_settings.language:
+                mixture, again = _guarded(mixture, row)
+            else:
+                continue
+        # What a line that no run wrote can be wrong in: a key, a type, a number, a decision that fits no plan.
+        except (KeyError, TypeError, ValueError, AttributeError, UserError) as error:
+            raise DataError(
+                f"{run / 'metrics.jsonl'}, line {number}: cannot be taken again ({type(error).__name__}: {error}); "
+                "restore the file as the run wrote it"
+            ) from error
         if again is not None:
             replayed.append(again)
     return replayed
+
+
+def _rows(metrics: Path) -> list[tuple[int, dict[str, Any]]]:
+    """(line number, row). Errors: DataError naming file and line for anything that is no row."""
+    try:
+        lines = metrics.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{metrics} cannot be read: {error}; name the folder of a run") from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            if not {"kind", "iteration"} <= row.keys() or (row["kind"] == "reweight" and "group" not in row):
+                raise ValueError("a row has a kind and an iteration")
+        except (ValueError, AttributeError) as error:
+            raise DataError(
+                f"{metrics}, line {number}: no row of a run ({error}); a run that was killed mends its file when it is "
+                "resumed, else restore it"
+            ) from error
+        rows.append((number, row))
+    return rows
 
 
 def _reweighted(mixture: Mixture, row: dict[str, Any], taken: dict[str, Any] | None) -> tuple[Mixture, Replayed | None]:

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import track
 
 from data_mixers.controllers import CONTROLLERS, ControllerSettings, Observation, TopicLosses, decide
+from data_mixers.errors import ConfigError
 
 Array = NDArray[np.float64]
 TOPICS = 11  # of one language, as in the recipe, where no measured classifier says otherwise
@@ -137,7 +138,12 @@ def follow(world: World, settings: ControllerSettings, *, tokens: float, interva
 def simulate(
     *, worlds: int, tokens: float, interval: float, transfer: float, labels: Array, holds_out_by_label: bool = False
 ) -> dict[str, list[Trace]]:
-    """Controller -> its path in each world; all controllers meet the same worlds and the same noise."""
+    """Controller -> its path in each world; all controllers meet the same worlds and the same noise.
+
+    Errors: ConfigError for fewer than two decisions.
+    """
+    if not (math.isfinite(tokens) and interval <= tokens / 2):
+        raise ConfigError(f"--tokens {tokens:g} must hold two or more intervals of --interval {interval:g}")
     found: dict[str, list[Trace]] = {name: [] for name in CONTROLLERS}
     for seed in track(range(worlds), "simulating", console=Console(stderr=True), transient=True):
         world = draw_world(seed, transfer=transfer, tokens=tokens, labels=labels, holds_out_by_label=holds_out_by_label)
@@ -193,5 +199,9 @@ def plot(found: dict[str, list[Trace]], file: Path, *, interval: float) -> None:
     figure.supxlabel("tokens, billions")
     figure.supylabel("share of topic (simulated, first world)")
     figure.tight_layout()
-    figure.savefig(file, dpi=120)
-    pyplot.close(figure)
+    try:
+        figure.savefig(file, dpi=120)
+    except (OSError, ValueError) as error:  # no folder, no right, or an ending that is no kind of picture
+        raise ConfigError(f"--plot {file}: cannot be written ({error}); name a .png in a folder that exists") from error
+    finally:
+        pyplot.close(figure)

@@ -512,8 +512,8 @@ def test_every_name_has_a_rule() -> None:
         ("normaliser", "softmax"),
         ("floor", -0.1), ("floor", 1.1), ("ceiling", 0.9), ("ceiling", math.nan), ("max_shift", 0.0),
         ("max_shift", 1.5), ("ema", 0.0), ("ema", 1.1), ("noise_level", 1.0), ("noise_level", -0.1),
-        ("bootstrap_samples", 10), ("bootstrap_samples", 200.5), ("seed", -1), ("step_size", 0.0),
-        ("step_size", math.inf), ("target_drop", 0.0), ("targets", {"law": "low"}),
+        ("bootstrap_samples", 10), ("bootstrap_samples", 200.5), ("bootstrap_samples", 10**9), ("seed", -1),
+        ("step_size", 0.0), ("step_size", math.inf), ("target_drop", 0.0), ("targets", {"law": "low"}),
     ],
 )  # fmt: skip
 def test_bad_settings_are_refused_by_name(key: str, value: object) -> None:

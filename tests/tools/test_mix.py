@@ -136,3 +136,33 @@ def test_simulate_sets_every_controller_beside_equal_shares_with_intervals(capsy
     for name in ("static", "syne_paper", "syne", "exponentiated_gradient", "ado", "velocitune"):
         assert re.search(rf"^\| {name} \| {interval} \| {interval} \| \d\.\d{{4}} \|$", printed, re.MULTILINE), name
     assert re.search(r"^\| stratified \| \d\.\d{4} \| \d\.\d{4} \|", printed, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ('{"kind": "train", "iter', "line 2: no row of a run"),
+        ("[1]", "line 2: no row of a run"),
+        ("{}", "line 2: no row of a run"),
+        ('{"kind": "observation", "iteration": 4, "group": "fr/web"}', "line 2: cannot be taken again"),
+        ('{"kind": "guard", "iteration": 4, "set": "en"}', "line 2: cannot be taken again"),
+    ],
+)
+def test_a_damaged_record_is_named_by_its_line(
+    paced: Path, line: str, named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = paced.parent
+    (folder / "run_config.yaml").write_text(paced.read_text(encoding="utf-8"), encoding="utf-8")
+    (folder / "metrics.jsonl").write_text('{"kind": "train", "iteration": 1}\n' + line + "\n", encoding="utf-8")
+    assert main(["mix", "replay", str(folder)]) == 3
+    assert named in capsys.readouterr().err
+
+
+def test_a_simulation_without_two_decisions_or_a_place_for_its_plot_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for tokens in ("1e8", "inf"):
+        assert main(["mix", "simulate", "--tokens", tokens, "--interval", "6e7"]) == 2
+    short = ["mix", "simulate", "--worlds", "2", "--tokens", "2e6", "--interval", "1e6"]
+    assert main([*short, "--plot", str(tmp_path / "nowhere" / "a.png")]) == 2
+    assert "two or more intervals" in (printed := capsys.readouterr().err) and "cannot be written" in printed
