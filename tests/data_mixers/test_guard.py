@@ -56,6 +56,20 @@ def test_a_change_inside_its_noise_and_a_better_loss_move_nothing() -> None:
     assert decide(RAISE, state, lost).worse == ()  # one document has no noise to compare with
 
 
+def test_small_losses_of_a_probe_add_up_because_the_first_validation_stays_the_reference() -> None:
+    def answered(wrong: int, *, consumed: int) -> GuardObservation:
+        answers = ProbeAnswers(probe="p", correct=(0,) * wrong + (1,) * (20 - wrong))
+        return GuardObservation(consumed_tokens=consumed, losses=None, answers=answers)
+
+    state = decide(RAISE, None, answered(0, consumed=0)).state
+    found = []
+    for number, wrong in enumerate((3, 6), start=1):  # 3 of 3 tosses: 1/8; 6 of 6: 1/64, below 0.025
+        decision = decide(RAISE, state, answered(wrong, consumed=number))
+        state = decision.state
+        found.append(decision.worse)
+    assert found == [(), ("probe",)]
+
+
 def test_a_warning_moves_nothing_and_says_so_in_nats_per_token() -> None:
     warn = GuardSettings(language="en")
     state = decide(warn, None, seen(0.0, consumed=0)).state
