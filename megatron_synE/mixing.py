@@ -6,6 +6,7 @@ Rank 0 decides, the others receive; what was decided is part of every checkpoint
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from data_mixers.controllers import (
@@ -93,6 +94,8 @@ class Mixture:
     settings: ControllerSettings
     groups: tuple[str, ...]
     """Groups of topics that trade: those of `mixture.sources` with more than one topic."""
+    stages: tuple[str, ...] | None
+    """Stages in which the controller decides; None: all. Decisions of one hold on in the next, as in `compose`."""
     guard_settings: GuardSettings
     reweights: tuple[Reweight, ...] = ()
     states: Mapping[str, ControllerState] = field(default_factory=dict)
@@ -180,13 +183,21 @@ class Mixture:
         languages = {self.entries[name].language for name in weights}
         return self.guard_settings.language in languages and len(languages) > 1
 
+    def _trades_at(self, sample: int) -> bool:
+        """Whether the stage of a sample is one in which the controller decides."""
+        if self.stages is None:
+            return True
+        ends = accumulate(phase.num_samples for phase in self.planned)
+        stage = next((phase.stage for phase, end in zip(self.planned, ends, strict=True) if end > sample), None)
+        return stage in self.stages
+
     def _decide(
         self, sets: Sequence["ValidationSet"], losses: "DocumentLosses", *, consumed_samples: int
     ) -> dict[str, GroupDecision]:
         """The controller's answer, per group."""
         mixture, schedule = self, self.schedule
         start = consumed_samples + LEAD_ITERATIONS * self.samples_per_iteration
-        if start >= schedule.num_samples:
+        if start >= schedule.num_samples or not self._trades_at(start):
             return {}
         read = Sampler(schedule).cursors(consumed_samples)
         tokens = {source.name: count * self.seq_length for source, count in zip(schedule.sources, read, strict=True)}
@@ -355,6 +366,7 @@ def mixture_of(config: RunConfig, manifests: Sequence[Any]) -> Mixture:
         ),
         renormalizes=config.data.exhaustion == "renormalize",
         settings=controller_settings(config.mixture),
+        stages=config.mixture.stages,
         guard_settings=guard_settings(config.mixture.guard),
         groups=tuple(sorted(group for group, found in topics.items() if len(found) > 1)),
     )

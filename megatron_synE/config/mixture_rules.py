@@ -21,6 +21,9 @@ def controller_rules(config: RunConfig) -> Iterator[Fault]:
         yield Fault("mixture.settings", str(error), "see docs/mixer.md")
     if section.controller == "static":
         return
+    names = [stage.name for stage in config.data.stages]
+    if unknown := [name for name in section.stages or () if name not in names]:
+        yield Fault("mixture.stages", f"{', '.join(unknown)} is no stage of data.stages", f"stages: {', '.join(names)}")
     if section.reweight_interval_tokens is None:
         yield Fault(
             "mixture.reweight_interval_tokens",

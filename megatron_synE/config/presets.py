@@ -32,7 +32,10 @@ SYNE_PAPER: dict[str, Any] = {
         "warmup_tokens": 10_000_000_000,  # P
         "decay_tokens": 0,  # C: the released scripts never decay
     },
-    "mixture": {"reweight_interval_tokens": 4_000_000_000},  # ours: no interval is published
+    "mixture": {
+        "stages": ["bilingual_adaptation"],  # P: topics are weighed in stage 1
+        "reweight_interval_tokens": 4_000_000_000,  # ours: no interval is published
+    },
     "data": {
         "document_masking": False,  # C: documents are concatenated with EOS and not masked
         "stages": [

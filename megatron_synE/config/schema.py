@@ -205,6 +205,8 @@ class MixtureSection:
     """static: shares stay as planned. syne_paper: the published rule; syne: with guards."""
     sources: tuple[str, ...] = ("web",)
     """Sources whose topics trade, each inside its own language; the recipe moves web pages only."""
+    stages: tuple[str, ...] | None = None
+    """Names of the stages in which the controller decides; the paper has it in the first alone. None: all."""
     reweight_interval_tokens: Tokens | None = None
     """Needed by every controller but static; a multiple of validation.interval_tokens. Ours: 4e9 at 100 B tokens."""
     settings: dict[str, float | int | str | dict[str, float]] = Field(default_factory=dict)

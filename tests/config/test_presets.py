@@ -64,6 +64,7 @@ def test_paper_optimisation(paper: RunConfig) -> None:
     assert paper.training.precision == "bf16"
     assert paper.training.clip_grad == 1.0
     assert paper.training.recompute == "full"
+    assert paper.mixture.stages == (paper.data.stages[0].name,)
     assert paper.parallel.zero_stage == 2
     assert (paper.optimizer.lr, paper.lr_schedule.start_lr) == (1e-5, 1e-7)
     assert (paper.optimizer.adam_beta1, paper.optimizer.adam_beta2) == (0.9, 0.95)

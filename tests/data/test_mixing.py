@@ -1,6 +1,7 @@
 """What the trainer asks of the mixture, without a model: decisions that the text at hand can carry."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,23 @@ DOCUMENTS = 20
 TOPICS = ("law", "food", "music")
 
 
+def test_the_controller_decides_only_for_samples_of_its_stages(tmp_path: Path) -> None:
+    """Stage one ends at sample 200; a decision at sample 176 begins at 192, one at 184 would begin at 200."""
+    halves = [
+        {"name": name, "tokens": SAMPLES // 2 * SEQ_LENGTH, "languages": {"zh": 0.9, "en": 0.1}}
+        for name in ("one", "two")
+    ]
+    changes: dict[str, list[bool]] = {}
+    for label, stages in (("all", None), ("one", ("one",))):
+        run = mixture(tmp_path / label, dict.fromkeys(TOPICS, 20000), stages=halves, max_epochs=9.0)
+        run, _ = validated(replace(run, stages=stages), dict.fromkeys(TOPICS, 2.0), at=0)
+        changes[label] = []
+        for number, at in enumerate((176, 184, 240), start=1):
+            run, answer = validated(run, {"law": 2.0 + 0.2 * number, "food": 2.0, "music": 2.0}, at=at)
+            changes[label].append(answer.changes_schedule)
+    assert changes == {"all": [True, True, True], "one": [True, False, False]}
+
+
 def mixture(folder: Path, tokens: Mapping[str, int], **data: Any) -> Mixture:
     """400 samples, 0.9 of them zh web pages in equal parts over three topics of so many tokens."""
     sources = {("zh", "web", topic): count for topic, count in tokens.items()} | {("en", "web", "math"): 9000}
@@ -27,6 +45,7 @@ def mixture(folder: Path, tokens: Mapping[str, int], **data: Any) -> Mixture:
              "topics": {"zh": {"web": dict.fromkeys(TOPICS, 1 / 3)}}}  # fmt: skip
     tree = tiny.run_tree(folder, hf=None, mixture={"controller": "syne", "settings": {"ema": 1.0}})
     tree["data"] |= {"stages": [stage], **data}
+    folder.mkdir(exist_ok=True)
     return mixture_of(load_config(tiny.write_run(folder, tree)).resolved, [manifest])
 
 
