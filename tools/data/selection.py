@@ -44,7 +44,8 @@ class SelectionTask:
 
     task: InputTask
     index: int
-    text_key: str
+    text_key: str | tuple[str, ...]
+    """As in readers.read_task."""
     source_key: str | None
     """Key of the document's source; None: the folder of its file."""
     out: Path | None
@@ -65,10 +66,15 @@ class SelectionTask:
 
 
 def select(
-    item: SelectionTask, judge: Callable[[int, Document], Verdict | None], report: Callable[[int], None]
+    item: SelectionTask,
+    judge: Callable[[int, Document], Verdict | None],
+    report: Callable[[int], None],
+    *,
+    prepare: Callable[[Document], Document | BadRecord] | None = None,
 ) -> dict[str, Any]:
     """Judge every document of the task (by its number and content) and write it where it belongs.
 
+    prepare: adds keys to a document, or says that it is none.
     Returns counts per source and reason, examples and bad lines, as JSON: see `SelectionReport`.
     """
     counts: Counter[tuple[str, str]] = Counter()
@@ -83,6 +89,8 @@ def select(
             if record is None:
                 continue
             document = document_of(record, item.task)
+            if prepare is not None and isinstance(document, Document):
+                document = prepare(document)
             if isinstance(document, BadRecord):
                 bad.append((document.line, document.reason))
                 continue

@@ -78,3 +78,61 @@ def corrupt(
         words=words,
     )
     typer.echo(corrupt_file(options))
+
+
+Workers = Annotated[int, typer.Option(min=1, help="Processes; the result does not depend on it.")]
+
+
+@synth_app.command(
+    epilog=example("syne synth check --input runs/algebra.jsonl.zst --out runs/algebra_checked --workers 2")
+)
+def check(
+    inputs: Annotated[list[str], typer.Option("--input", help="Pairs: file or glob, may be repeated.")],
+    out: Annotated[Path, typer.Option(help="Folder of this call alone; the same call goes on where it was killed.")],
+    benchmarks: Annotated[
+        list[str] | None,
+        typer.Option(help="Evaluation files to keep out, may be repeated.", show_default=False),
+    ] = None,
+    benchmark_key: Annotated[
+        list[str] | None, typer.Option(help="Key of their texts; default: known ones.", show_default=False)
+    ] = None,
+    run_code: Annotated[
+        bool, typer.Option("--run-code", help="Run code against its examples; refused without a sandbox.")
+    ] = False,
+    min_agreement: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="More than this share of a question's samples must agree.")
+    ] = 0.5,
+    near_duplicates: Annotated[bool, typer.Option(help="MinHash; one pair a question always.")] = True,
+    rules: Annotated[
+        Path | None, typer.Option(help="Rules; default: tools/synthesis/pair_rules.yaml.", show_default=False)
+    ] = None,
+    workers: Workers = 1,
+    max_bad_share: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Refuse the input above this share of lines that are no pairs.")
+    ] = 0.01,
+    max_bad_lines: Annotated[int, typer.Option(min=0, help="So many such lines are always accepted.")] = 10,
+) -> None:
+    """Drop pairs that are unfit to train on; each is kept with its reason."""
+    from tools.data.selection import table
+    from tools.synthesis.check import REPORT_MD, CheckOptions, summary
+    from tools.synthesis.check import check as run_check
+    from tools.synthesis.pair_rules import DEFAULT_RULES
+
+    log_to_stderr()
+    report = run_check(
+        CheckOptions(
+            inputs=tuple(inputs),
+            out=out,
+            rules=rules or DEFAULT_RULES,
+            benchmarks=tuple(benchmarks or ()),
+            benchmark_keys=tuple(benchmark_key or ()),
+            run_code=run_code,
+            min_agreement=min_agreement,
+            near_duplicates=near_duplicates,
+            max_bad_share=max_bad_share,
+            max_bad_lines=max_bad_lines,
+            workers=workers,
+        )
+    )
+    typer.echo(table(report))
+    typer.echo(f"{summary(report)}; examples: {out / REPORT_MD}")
