@@ -17,7 +17,8 @@ CARRIED = 0.005  # of = where a decimal stands on the computed side: it may have
 _OPENING_WORDS = frozenset(
     """
     is are get gets have has give gives gave so thus hence therefore then that compute calculate equals find we
-    obtain obtains yields yield makes make and where since because total answer result
+    obtain obtains yields yield makes make and where since because total answer result needs
+    need costs cost pays pay weighs weigh holds hold leaves leave contains contain uses use takes take earns
     """.split()  # noqa: SIM905  # a list of words reads better so
 )
 _OPENING_HAN = "有得是为即于共则故由算知因以"
@@ -28,18 +29,23 @@ _MORE_WORDS = frozenset(
     per and factorial divided multiplied
     """.split()  # noqa: SIM905  # a list of words reads better so
 )
-_MORE_HAN = "百千万亿余…倍乘除加减又分比打"
+_MORE_HAN = re.compile(r"[百万亿余…倍乘除加减又比打]|千(?![克米瓦卡焦])|分之")
 _UNIT = re.compile(r"\\(?:text|mathrm|mbox|textrm|operatorname|unit|si)\s*\{[^{}]*\}")
 _TOKEN = re.compile(
     r"(?P<arithmetic>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\*\*|[-+*/^()×·÷∗⋅−√%％{}]|"
     r"\\(?:times|cdot|div|ast|left|right|[dt]?frac|sqrt|%|,|!|;)(?![a-zA-Z])|sqrt(?![a-zA-Z])|[ \t]+)"
     r"|(?P<relation>=|≈|\\approx(?![a-zA-Z]))"
-    r"|(?P<other>\\[a-zA-Z]+|[A-Za-z]+|.)",
+    r"|(?P<other>\\[a-zA-Z]+|\\.|[A-Za-z]+|.)",
     re.DOTALL,
 )
 _CONTINUED = re.compile(r"[ \t]*(?:\\\\[ \t]*\n?|\n)[ \t]*(?=[=≈])")  # a line that begins with = goes on
+_MONEY = re.compile(r"([=≈]\s*)(?:\\?\$|[¥€£])(?=\d)")
 _BULLET = re.compile(r"^\s*(?:[-*+•]|\d{1,2}[.)、]|\(\d{1,2}\))\s+")
+_NUMBERED = re.compile(r"^\s*\(\d{1,2}\)\s+")
 _BARE = re.compile(r"[-−]?\s*(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.(\d+))?")
+# Signs between whole expressions.
+_BETWEEN = r"(?:[≡⇒→⟹<>≤≥≠]|\\(?:equiv|Rightarrow|implies|to|rightarrow|quad|qquad|leq?|geq?|neq?|lt|gt)(?![a-zA-Z]))"
+_FRACTION = re.compile(r"(?<![\d/.^])(\d+/\d+)(?![\d/.^])")  # beside ÷ a slash writes a fraction: 4 ÷ 1/3 is 12
 _OPERATION = re.compile(r"[-+*/^×·÷∗⋅−√]|\\(?:times|cdot|div|ast|[dt]?frac|sqrt)|sqrt")
 
 
@@ -60,7 +66,7 @@ def false_equation(text: str, recomputer: Recomputer) -> Equation | None:
 
 def equations(text: str) -> Iterator[Equation]:
     """The equations between arithmetic in the text, neighbours in a chain `a = b = c` one by one."""
-    for line in _CONTINUED.sub(" ", _UNIT.sub("§", text).replace("&", "")).splitlines():
+    for line in _CONTINUED.sub(" ", _MONEY.sub(r"\1", _UNIT.sub("§", text).replace("&", ""))).splitlines():
         for chain in _chains(_BULLET.sub("", line)):
             for number in range(0, len(chain) - 2, 2):
                 left, relation, right = chain[number : number + 3]
@@ -90,11 +96,13 @@ def _sides(run: list[tuple[str, str]], before: str, after: str) -> list[str]:
             sides += [text, ""]
         else:
             sides[-1] += text
+    if not before or before[-1] in ";,；，。":
+        sides[0] = _NUMBERED.sub("", sides[0])
     if not _opens(before, sides[0]):
         sides[0] = ""
     if not _closes(after, sides[-1]):
         sides[-1] = ""
-    return [side.strip() for side in sides]
+    return [_FRACTION.sub(r"(\1)", side.strip()) if "÷" in side else side.strip() for side in sides]
 
 
 def _opens(before: str, side: str) -> bool:
@@ -103,6 +111,8 @@ def _opens(before: str, side: str) -> bool:
         return True
     if re.match(r"\s*[+*/^×÷·)}%]", side):
         return False
+    if re.search(_BETWEEN + "$", before):
+        return True
     last = before[-1]
     if last in "$,;，。；：、！？":
         return True
@@ -120,9 +130,11 @@ def _closes(after: str, side: str) -> bool:
     is_bare = _BARE.fullmatch(side.strip()) is not None
     if not after:
         return True
+    if re.match(_BETWEEN, after):
+        return True
     if after[0] in "$,;，。；：、！？)." or after.startswith(("\\)", "\\]", "\\\\")):
         return not re.match(r"\.{2,}", after)
-    if after[0] in _MORE_HAN:
+    if _MORE_HAN.match(after):
         return False
     if "一" <= after[0] <= "鿿" or after[0] == "§":
         return is_bare

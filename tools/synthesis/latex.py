@@ -4,7 +4,7 @@ import re
 
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
 _PARAGRAPH = re.compile(r"\n\s*\n")
-_MONEY = re.compile(r"\$\s?\d")
+_MONEY = re.compile(r"\$\s?\d[\d,.]*(?![\d,.$])")
 _PAIRED = (
     (re.compile(r"(?<!\\)\\\("), re.compile(r"(?<!\\)\\\)"), r"\( and \)"),
     (re.compile(r"(?<!\\)\\\[(?!\d*(?:pt|em|ex|mm)\])"), re.compile(r"(?<!\\)\\\]"), r"\[ and \]"),

@@ -35,6 +35,9 @@ _FORMULA = re.compile(
     r"```.*?(?:```|\Z)|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]*\$|\\\(.*?\\\)|\\\[.*?\\\]|\\begin\{.*?\\end\{[^}]*\}|\\[a-zA-Z]+",
     re.DOTALL,
 )
+_TABLE = re.compile(
+    r"^[^\n]*\|[^\n]*\|[^\n]*\n\s*\|?\s*:?-{2,}", re.MULTILINE
+)  # of Markdown: then it is there to look at
 _LAST_EQUATION = re.compile(r"=[^\n]{1,80}$|->[^\n]{1,80}$|→[^\n]{1,80}$|\[[A-Z][a-z]\][^\n]*$")
 
 
@@ -237,10 +240,11 @@ def _repetition(pair: QaRecord, rules: Sequence[Rule]) -> Verdict | None:
 
 
 def _reference(pair: QaRecord, rule: References) -> Verdict | None:
+    has_table = _TABLE.search(pair.question) is not None
     for text, patterns in ((pair.question, rule.question), (pair.answer, rule.answer)):
         for pattern in patterns:
             found = re.search(pattern, text, re.IGNORECASE)
-            if found is not None:
+            if found is not None and not (has_table and re.search("table|表", found[0], re.IGNORECASE)):
                 return Verdict(reason="not_self_contained", value=found[0], limit=None)
     return None
 

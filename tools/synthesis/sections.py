@@ -62,7 +62,7 @@ def stated_result(answer: str) -> str | None:
     if boxed is not None:
         return boxed.strip() or None
     for match in reversed(list(_STATED.finditer(answer))):
-        result = match["result"].strip().rstrip(_ENDS).strip()
+        result = match["result"].strip(" \t*").rstrip(_ENDS).strip()
         if result:
             return result
     return None
