@@ -94,8 +94,9 @@ def table(found: dict[str, Score], errors: list[str]) -> str:
         "",
         "Written by `python -m tests.synthesis.labelled`; the pairs are `tests/synthesis/labelled_pairs.jsonl`: "
         f"{found['good'].labelled} good and {bad} bad ones, of the generators and by hand. A bad pair counts as found "
-        "only under the rule it was written for. Who wrote the rules wrote the set too, and changed rules after looking "
-        "at it: it shows what each rule is for and guards it; it does not measure how often a model's errors are found.",
+        "only under the rule it was written for. Who wrote the rules wrote the set too, and changed rules after "
+        "looking at it: it shows what each rule is for and guards it; how often a model's errors are found it does "
+        "not measure.",
         "",
         "| rule | labelled | dropped by it | precision | recall |",
         "|---|---:|---:|---:|---:|",

@@ -16,6 +16,7 @@ from tools.data.columns import aligned
 from tools.data.documents import Document, DocumentWriter, document_of
 from tools.data.readers import BadRecord, InputTask, read_task
 
+DROPPED = "dropped"
 EXAMPLES_PER_REASON = 3
 EXCERPT_CHARACTERS = 200
 VERDICT_KEYS = ("reason", "value", "limit", "matched")
@@ -122,7 +123,7 @@ def dropped(document: Document, verdict: Verdict) -> dict[str, Any]:
 def _writers(item: SelectionTask, stack: ExitStack) -> tuple[DocumentWriter, DocumentWriter] | None:
     if item.out is None:
         return None
-    kept, lost = item.out / item.file_name(), item.out / "dropped" / item.file_name()
+    kept, lost = item.out / item.file_name(), item.out / DROPPED / item.file_name()
     lost.parent.mkdir(parents=True, exist_ok=True)
     return stack.enter_context(DocumentWriter(kept)), stack.enter_context(DocumentWriter(lost))
 
