@@ -89,7 +89,7 @@ def options(folder: Path, url: str | None, **more: Any) -> AuditOptions:
 
 def test_the_rate_is_corrected_for_a_judge_that_errs(folder: Path) -> None:
     with judge(folder, sensitivity=0.8, specificity=0.85) as url:
-        report = audit(options(folder, url, parallel=4))
+        report = audit(options(folder, url, parallel=16))
     physics, biology = report["disciplines"]["physics"], report["disciplines"]["biology"]
     assert (physics["pairs"], physics["sample"], biology["sample"]) == (NUM, NUM, 40)
     apparent = physics["called_wrong"] / NUM
@@ -100,7 +100,7 @@ def test_the_rate_is_corrected_for_a_judge_that_errs(folder: Path) -> None:
     assert abs(apparent - SHARE_WRONG) > 0.05  # what an uncorrected judge would have said
     assert biology["wrong_rate"]["low"] == 0.0
     assert json.loads((folder / "audit/audit.json").read_text()) == report
-    assert "called_wrong" not in (folder / "audit/audit.md").read_text()
+    assert f"| physics | {NUM} | {NUM} |" in (folder / "audit/audit.md").read_text()
     verdicts = [json.loads(line) for line in (folder / "audit/verdicts.jsonl").read_text().splitlines()]
     assert len(verdicts) == len({row["key"] for row in verdicts}) == NUM + 40 + 400
     assert {row["verdict"] for row in verdicts} == {"right", "wrong"}
@@ -133,7 +133,7 @@ def test_a_killed_audit_asks_only_for_what_is_missing(folder: Path) -> None:
 
 def test_a_judge_that_guesses_is_refused(folder: Path) -> None:
     with judge(folder, sensitivity=0.5, specificity=0.5) as url, pytest.raises(DataError, match="cannot tell them"):
-        audit(options(folder, url, sample=5))
+        audit(options(folder, url, sample=5, parallel=16))
 
 
 def test_a_person_judges_by_the_sheet(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,7 +163,7 @@ def test_a_person_judges_by_the_sheet(folder: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(("rate", "sensitivity", "specificity"), [(0.3, 0.85, 0.9), (0.02, 0.7, 0.95), (0.6, 1.0, 1.0)])
 def test_the_interval_holds_the_truth_as_often_as_it_says(rate: float, sensitivity: float, specificity: float) -> None:
     random = np.random.default_rng(7)
-    repeats, inside, corrected = 300, 0, []
+    repeats, inside, corrected = 200, 0, []
     for seed in range(repeats):
         apparent = rate * sensitivity + (1 - rate) * (1 - specificity)
         called = Count(int(random.binomial(150, apparent)), 150)
@@ -171,7 +171,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(rate: float, sensitivi
         _, found = wrong_rates({"a": called}, {"a": 10}, Calibration(*known), seed=seed)
         inside += found.low <= rate <= found.high
         corrected.append(found.value)
-    assert 0.91 * repeats <= inside  # 95 % less three standard errors of 300 repeats
+    assert 0.90 * repeats <= inside  # 95 % less three standard errors of 200 repeats
     assert np.mean(corrected) == pytest.approx(rate, abs=0.015)
 
 
@@ -195,9 +195,7 @@ def test_a_verdict_is_read_out_of_what_models_write() -> None:
 def audited(folder: Path) -> tuple[Path, Path]:
     """(pairs, audit) of which 12 of 150 are wrong, by a person who looked at all."""
     path = folder / "some.jsonl"
-    write(
-        path, islice(pairs(100, 120, share_wrong=0.1, marked=False), 120), pairs(5000, 30, share_wrong=0, marked=False)
-    )
+    write(path, pairs(100, 120, share_wrong=0.1, marked=False), pairs(5000, 30, share_wrong=0, marked=False))
     audit(options(folder, None, inputs=(str(path),), out=folder / "some", sample=150))
     with (folder / "some/sheet.csv").open(encoding="utf-8-sig", newline="") as stream:
         rows = list(csv.DictReader(stream))
