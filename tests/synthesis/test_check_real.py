@@ -1,4 +1,4 @@
-"""Real problem-solution triples through `check`: people's pairs stay, the same pairs made wrong go where numbers show."""
+"""Real problem-solution triples through `check`: people's pairs stay, and go when their numbers are made wrong."""
 
 import json
 import re
@@ -23,7 +23,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("assets")
     for folder in ("python", "stamps"):
         (target / folder).mkdir()
-    for requirement in assets._locked_requirements():
+    for requirement in assets._locked_requirements(assets.LOCK):
         if requirement.startswith(PACKAGES):
             assets._fetch_python_package(requirement, target)
     return target / "python"
