@@ -19,6 +19,7 @@ from tests.synthesis.labelled import BENCHMARK, PAGE, can_run_code, given_reason
 from tools.cli import main
 from tools.data.documents import Document
 from tools.data.readers import BadRecord
+from tools.data.selection import SelectionReport
 from tools.synthesis import sandbox
 from tools.synthesis.check import CheckOptions, check
 from tools.synthesis.equations import equations, false_equation
@@ -83,29 +84,33 @@ def options(sources: Path, out: Path, workers: int = 1) -> CheckOptions:
 
 
 @pytest.fixture(scope="module")
-def straight(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def report(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[SelectionReport, Path]:
     out = tmp_path_factory.mktemp("straight") / "out"
-    check(options(sources, out))
-    return everything(out)
+    return check(options(sources, out)), out
+
+
+@pytest.fixture(scope="module")
+def straight(report: tuple[SelectionReport, Path]) -> dict[str, bytes]:
+    return everything(report[1])
 
 
 def everything(out: Path) -> dict[str, bytes]:
     return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
-def test_every_line_is_in_exactly_one_place(sources: Path, tmp_path: Path) -> None:
-    report = check(options(sources, tmp_path / "out"))
+def test_every_line_is_in_exactly_one_place(sources: Path, report: tuple[SelectionReport, Path]) -> None:
+    counted, out = report
     rows = [line for path in sources.iterdir() for line in path.read_text("utf-8").splitlines() if line]
-    assert report.num_read == len(rows) == report.num_kept + report.num_dropped + report.num_quarantined
-    assert report.num_quarantined == 3
-    ids = Counter(row["id"] for place in ("out", "out/dropped") for row in read(tmp_path / place))
+    assert counted.num_read == len(rows) == counted.num_kept + counted.num_dropped + counted.num_quarantined
+    assert counted.num_quarantined == 3
+    ids = Counter(row["id"] for place in (out, out / "dropped") for row in read(place))
     assert ids == Counter(row["id"] for row in labelled(with_code=False))
-    assert len((tmp_path / "out/quarantine.jsonl").read_text().splitlines()) == 3
-    content = json.loads((tmp_path / "out/report.json").read_text())
+    assert len((out / "quarantine.jsonl").read_text().splitlines()) == 3
+    content = json.loads((out / "report.json").read_text())
     assert content["sources"]["mathematics"]["dropped"]["arithmetic"] >= 5
     example = content["examples_by_discipline"]["physics"]["arithmetic"][0]
     assert example["value"] == "240 / 3 = 70"
-    assert "240 / 3 = 70" in (tmp_path / "out/report.md").read_text()
+    assert "240 / 3 = 70" in (out / "report.md").read_text()
 
 
 def test_two_workers_write_the_same_bytes(sources: Path, straight: dict[str, bytes], tmp_path: Path) -> None:
@@ -113,7 +118,7 @@ def test_two_workers_write_the_same_bytes(sources: Path, straight: dict[str, byt
     assert everything(tmp_path / "out") == straight
 
 
-@pytest.mark.parametrize("moment", ["examine/0000001.json", "bands/0000003.json"])
+@pytest.mark.parametrize("moment", ["examine/0000001.json", pytest.param("bands/0000003.json", marks=pytest.mark.slow)])
 def test_a_killed_call_goes_on_to_the_same_bytes(
     sources: Path, straight: dict[str, bytes], tmp_path: Path, moment: str
 ) -> None:
