@@ -31,6 +31,7 @@ VALIDATION_PIECES_PER_PAGE = 3
 MAX_OVERLAP = 0.2  # share of a validation document's 13-grams that training text may hold
 NGRAM = 13  # as in the contamination studies of GPT-3 (arXiv 2005.14165, appendix C)
 REPORT = "corpora.json"
+VALIDATED = ("documents", "source", "retention")
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,8 @@ def _candidates(source: Source, assets: Path, seen: set[str]) -> _Candidates:
             seen.add(identity)
             (validation if held_out else train).append(Document(text, identity, source.topic, page.origin))
             room[role] -= len(text.encode())
-    if not validation or (source.held_out == "documents" and not train):
+    is_trained, is_validated = (source.held_out in kinds for kinds in (("documents", "nothing"), VALIDATED))
+    if (is_validated and not validation) or (is_trained and not train):
         raise DataError(f"{source.set_name}: no text was found under {assets}; delete that folder and fetch it again")
     return _Candidates(train, validation, num_too_short, num_duplicates)
 
@@ -167,7 +169,7 @@ def _in_mixed_order(source: Source, assets: Path) -> list[Page]:
 
 def _is_held_out(source: Source, page: Page) -> bool:
     if source.held_out != "documents":
-        return True
+        return source.held_out != "nothing"
     if page.is_held_out is not None:
         return page.is_held_out
     # The lowest digits decide, the highest give the order: the two must not depend on each other.
@@ -209,7 +211,8 @@ def _write_sets(source: Source, found: _Candidates, overlap: list[float], out: P
         mean_overlap=round(sum(overlap[i] for i in kept) / max(len(kept), 1), 4),
         max_overlap=round(max((overlap[i] for i in kept), default=0.0), 4),
     )  # fmt: skip
-    yield _write_set(report, [found.validation[i] for i in kept], out)
+    if source.held_out in VALIDATED:
+        yield _write_set(report, [found.validation[i] for i in kept], out)
     if found.train:
         report = replace(
             report, role="train", held_out=None, num_too_short=found.num_too_short,

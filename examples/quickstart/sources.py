@@ -1,5 +1,6 @@
 """Where each text comes from: one function per source reads an asset folder and gives pages."""
 
+import itertools
 import json
 import re
 import sqlite3
@@ -10,8 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from examples.quickstart.cleaning import share_of_chinese, text_of_html, tidy, without_indents
+from tools.synthesis.verifiable.topic import Kind
 
-HeldOut = Literal["documents", "source", "retention"]
+HeldOut = Literal["documents", "source", "retention", "nothing"]
 CRIMINAL_LAW = "刑法"
 LAST_TRAINED_CHAPTER = 112  # of 120
 CODE_NOT_TRAINED = frozenset({"asyncio", "email", "http", "logging", "unittest"})
@@ -32,6 +34,8 @@ CODE_LEFT_OUT = frozenset(  # tests, generated tables, other people's packages, 
 )
 MEDICAL_ROOTS = ("ill_health", "body_part", "medicine", "medical_procedure", "symptom", "medical_science", "drug")
 GLOSSES_PER_PAGE = 12
+VERIFIABLE_KINDS: tuple[Kind, ...] = ("arithmetic", "number_theory", "algebra", "calculus")
+VERIFIABLE_PER_KIND = 250  # ours: 0.2 to 0.3 MB a language, about as much as the competition problems
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,21 @@ def competition_qa(assets: Path) -> Iterator[Page]:
         steps = "\n".join(step["_text"] for step in problem["solution"]["steps"])
         text = f"Problem: {problem['_text']}\nSolution: {steps}\nAnswer: {problem['_answer']}"
         yield Page(key, tidy(text), "champ-dataset/dataset_files/v0.json")
+
+
+def verifiable_qa(language: str) -> Callable[[Path], Iterator[Page]]:
+    """Problems of mathematics that are right by construction, no model and no package behind them."""
+
+    def pages(assets: Path) -> Iterator[Page]:
+        from tools.synthesis.verifiable.stream import items
+
+        problem, solution = ("问题：", "解答：") if language == "zh" else ("Problem: ", "Solution: ")
+        for kind in VERIFIABLE_KINDS:
+            for pair in itertools.islice(items(kind, language, seed=0), VERIFIABLE_PER_KIND):
+                text = f"{problem}{pair.question}\n{solution}{pair.answer}"
+                yield Page(pair.id, tidy(text), f"syne synth verifiable --kind {kind}")
+
+    return pages
 
 
 def novel(assets: Path) -> Iterator[Page]:
@@ -282,5 +301,8 @@ SOURCES = (
     Source("code", "python_stdlib", "python", standard_library),
     Source("code", "python_stdlib_untrained", "python", standard_library_not_trained, "retention"),
     Source("synthetic", "school_qa", "mathematics_zh", mathematics_qa, max_characters=4000, min_characters=40),
+    # Their wording repeats, so any of them held out would be a near copy of one that is trained on.
+    Source("synthetic", "verifiable_qa", "mathematics_zh", verifiable_qa("zh"), "nothing", min_characters=20),
+    Source("synthetic", "verifiable_qa", "mathematics_en", verifiable_qa("en"), "nothing", min_characters=20),
     Source("synthetic", "competition_qa", "mathematics_en", competition_qa, max_characters=6000, min_characters=40),
 )

@@ -13,7 +13,7 @@ from data_mixers.errors import DataError
 from examples.quickstart.assets import ASSETS, LOCK, NO_DEBIAN, fetch, licences, write_licences
 from examples.quickstart.cleaning import share_of_chinese, split_text, text_of_html, tidy, without_indents
 from examples.quickstart.corpora import MAX_OVERLAP, CorpusReport, build, load_report, ngrams
-from examples.quickstart.sources import Page, Source
+from examples.quickstart.sources import SOURCES, Page, Source
 from examples.quickstart.weights import unpack_weights
 
 PAGE = """<html><head><title>never</title><style>p {}</style></head><body>
@@ -117,6 +117,19 @@ def test_pages_of_one_key_stay_on_one_side(tmp_path: Path) -> None:
     trained = {" ".join(text.split()[:2]) for text in _texts(tmp_path, report, "train")}
     assert len(held_out) > 1
     assert not held_out & trained
+
+
+def test_verifiable_problems_are_trained_on_in_both_languages_and_never_held_out(tmp_path: Path) -> None:
+    generated = tuple(source for source in SOURCES if source.name == "verifiable_qa")
+    report = build(
+        tmp_path, tmp_path, (_source([Page(f"page {i}", _sentences(i), "here") for i in range(60)]), *generated)
+    )
+    sets = [entry for entry in report.sets if entry.source == "verifiable_qa"]
+    assert [(entry.role, entry.topic) for entry in sets] == [("train", "mathematics_zh"), ("train", "mathematics_en")]
+    for entry in sets:
+        assert entry.num_documents + entry.num_too_short + entry.num_duplicates == 1000
+        assert entry.num_documents > 950
+        assert 100_000 < entry.size_bytes < 400_000
 
 
 def test_a_held_out_document_that_repeats_training_text_is_left_out_and_counted(tmp_path: Path) -> None:

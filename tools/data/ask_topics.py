@@ -6,8 +6,6 @@ document ─ prompt.json ─ each rater (a model, a pass) ─> answers.jsonl, a 
 
 import json
 import os
-import random
-import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -21,6 +19,7 @@ import orjson
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
+from tools.data.chat import ATTEMPTS, post
 from tools.data.documents import Document, DocumentWriter, read_documents
 from tools.data.label_topics import CONFIDENCE_KEY, TOPIC_KEY
 from tools.data.progress import LiveProgress
@@ -31,10 +30,6 @@ from tools.data.topic_metrics import cohen_kappa, topic_kappa
 
 ANSWERS, LABELLED, AGREEMENT = "answers.jsonl", "labelled.jsonl.zst", "agreement.json"
 TEXT_CHARACTERS = 4000  # ours: of each document are shown to the model
-ATTEMPTS = 6
-FIRST_WAIT_SECONDS = 0.5  # doubled at every attempt, with a random part, at most LONGEST_WAIT_SECONDS
-LONGEST_WAIT_SECONDS = 30.0
-TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,19 +176,9 @@ def _ask(client: httpx.Client, prompt: dict[str, str], titles: Any, question: _Q
             "model": question.model, "messages": messages, "seed": question.seed + attempt, "max_tokens": 100,
             "temperature": 0.0 if question.seed == attempt == 0 else 0.7, "response_format": _schema(list(titles)),
         }  # fmt: skip
-        try:
-            response = client.post("/chat/completions", json=body)
-        except httpx.TransportError as error:
-            fault = f"{type(error).__name__}: {error}"
-            _wait(attempt)
+        reply, fault = post(client, body, attempt)
+        if reply is None:
             continue
-        if response.status_code in TRANSIENT:
-            fault = f"status {response.status_code}"
-            _wait(attempt, response.headers.get("Retry-After"))
-            continue
-        if response.status_code != 200:
-            raise DataError(f"{response.url} answers {response.status_code}: {response.text[:300]}")
-        reply = _reply(response)
         topic = parse_topic(reply, titles)
         if topic is not None:
             return topic
@@ -218,14 +203,6 @@ def _schema(topics: list[str]) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "topic", "strict": True, "schema": schema}}
 
 
-def _reply(response: httpx.Response) -> str:
-    try:
-        content = response.json()["choices"][0]["message"]["content"]
-    except (ValueError, KeyError, IndexError, TypeError):
-        return ""
-    return content if isinstance(content, str) else ""
-
-
 def parse_topic(reply: str, titles: dict[str, str]) -> str | None:
     """The topic a reply names, as {"topic": name} or as the bare name or title; None for anything else."""
     start, stop = reply.find("{"), reply.rfind("}")
@@ -239,13 +216,6 @@ def parse_topic(reply: str, titles: dict[str, str]) -> str | None:
         return None
     name = name.strip().strip("\"'`.。").casefold()
     return next((topic for topic, title in titles.items() if name in (topic.casefold(), title.casefold())), None)
-
-
-def _wait(attempt: int, retry_after: str | None = None) -> None:
-    if attempt + 1 < ATTEMPTS:
-        wait = FIRST_WAIT_SECONDS * 2**attempt * random.uniform(0.5, 1.0)
-        asked = float(retry_after) if retry_after is not None and retry_after.isdigit() else 0.0
-        time.sleep(min(LONGEST_WAIT_SECONDS, max(wait, asked)))
 
 
 def _agreement(options: AskOptions, documents: list[Document], labels: dict[str, list[str]]) -> dict[str, Any]:

@@ -10,12 +10,11 @@ Of duplicates the first in input order stays. Only documents that pass the rules
 import json
 import shutil
 from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import DataError
@@ -23,7 +22,16 @@ from tools.data.calls import Call, begin
 from tools.data.documents import read_documents
 from tools.data.exact_duplicates import content_hash, duplicates_in_range, num_ranges, write_hashes
 from tools.data.measures import Measured
-from tools.data.minhash import cluster, match_band, node, similarity, write_signatures
+from tools.data.near_duplicates import (
+    NearWork,
+    find_near,
+    forget_maps,
+    keep_places,
+    near_verdicts,
+    pairs_of_task,
+    place_of,
+    sign,
+)
 from tools.data.readers import BadRecord, InputTask, find_inputs, plan_tasks
 from tools.data.rules import DEFAULT_RULES, Rules, judge, judge_language, load_rules
 from tools.data.selection import SelectionReport, SelectionTask, Verdict, gather, report_from_json, select
@@ -83,7 +91,13 @@ def clean(options: CleanOptions) -> SelectionReport:
         num_documents, num_bad = (sum(result[key] for result in examined) for key in ("num_documents", "num_bad"))
         call.check_bad_share(num_bad, num_documents, max_share=options.max_bad_share, max_lines=options.max_bad_lines)
         _find_exact(call, work, tasks, num_documents, options.workers)
-        _find_near(call, work, tasks, rules, options)
+        find_near(
+            call,
+            work.near,
+            num_tasks=len(tasks),
+            settings=rules.near_duplicates if options.near_duplicates else None,
+            workers=options.workers,
+        )
         written = run_stage(_write_stage(call, work, items, examined), workers=options.workers)
         report = gather(items, written)
         call.finish(report, writes=not options.report_only)
@@ -104,18 +118,15 @@ class _Work:
     folder: Path
 
     @property
-    def signatures(self) -> Path:
-        return self.folder / "signatures"
-
-    @property
-    def pairs(self) -> Path:
-        return self.folder / "pairs"
+    def near(self) -> NearWork:
+        return NearWork(self.folder)
 
     def of_task(self, task: int, kind: str) -> Path:
         return self.folder / "examined" / f"{task:07d}.{kind}"
 
-    def duplicates(self, kind: str) -> Path:
-        return self.folder / f"{kind}.duplicates"
+    @property
+    def exact(self) -> Path:
+        return self.folder / "exact.duplicates"
 
 
 def _examine_stage(call: Call, work: _Work, tasks: list[InputTask], options: CleanOptions, rules: Rules) -> Stage:
@@ -146,7 +157,7 @@ def _examine(
             number = len(places)
             places.append(document.place)
             measured = Measured(document.text)
-            verdict = judge(measured, rules)
+            verdict = judge(measured, rules.rules)
             if verdict is None and options.languages:
                 verdict = judge_language(document.text, options.languages, rules.language)
             if verdict is not None:
@@ -157,13 +168,12 @@ def _examine(
             yield measured.hashes
 
     if options.near_duplicates:
-        sketches = write_signatures(documents(), work.signatures, index, rules.near_duplicates)
-        write_atomic(work.of_task(index, "sketches"), sketches.tobytes())
+        sign(work.near, documents(), index, rules.near_duplicates)
     else:
         for _ in documents():
             pass
     write_atomic(work.of_task(index, "verdicts"), json.dumps(verdicts, ensure_ascii=False).encode())
-    write_atomic(work.of_task(index, "places"), np.array(places, dtype="<u8").tobytes())
+    keep_places(work.near, index, places)
     write_hashes(hashes, work.of_task(index, "hashes"))
     return {"num_documents": len(places), "num_bad": num_bad}
 
@@ -178,34 +188,13 @@ def _find_exact(call: Call, work: _Work, tasks: list[InputTask], num_documents: 
         do=partial(_exact_range, work, len(tasks), count),
     )
     run_stage(stage, workers=workers, unit="M documents")
-    _join(sorted((call.work / "exact").glob("*.part")), work.duplicates("exact"))
+    _join(sorted((call.work / "exact").glob("*.part")), work.exact)
 
 
 def _exact_range(work: _Work, num_tasks: int, count: int, index: int, report: Report) -> None:
     paths = [work.of_task(task, "hashes") for task in range(num_tasks)]
     found = duplicates_in_range(paths, index, count)
     write_atomic(work.folder / "exact" / f"{index:05d}.part", found.astype("<i8").tobytes())
-
-
-def _find_near(call: Call, work: _Work, tasks: list[InputTask], rules: Rules, options: CleanOptions) -> None:
-    if not options.near_duplicates:
-        write_atomic(work.duplicates("near"), b"")
-        return
-    settings = rules.near_duplicates
-    stage = Stage(
-        name="near-duplicates",
-        work=call.work / "bands",
-        fingerprint=call.fingerprint,
-        sizes=(1,) * settings.num_bands,
-        do=partial(_match, work, len(tasks), rules),
-    )
-    run_stage(stage, workers=options.workers, unit="bands")
-    write_atomic(work.duplicates("near"), cluster(work.pairs).astype("<i8").tobytes())
-
-
-def _match(work: _Work, num_tasks: int, rules: Rules, band: int, report: Report) -> None:
-    match_band(work.signatures, work.pairs, band, num_tasks, rules.near_duplicates)
-    report(1)
 
 
 def _join(parts: list[Path], target: Path) -> None:
@@ -228,7 +217,7 @@ def _write_stage(call: Call, work: _Work, items: list[SelectionTask], examined: 
 def _write(
     work: _Work, items: list[SelectionTask], counts: list[tuple[int, int]], index: int, report: Report
 ) -> dict[str, Any]:
-    _mapped.cache_clear()
+    forget_maps()
     verdicts = _verdicts(work, items, index)
     result = select(items[index], lambda number, document: verdicts.get(number), report)
     if (result["num_documents"], len(result["bad"])) != counts[index]:
@@ -240,38 +229,11 @@ def _verdicts(work: _Work, items: list[SelectionTask], index: int) -> dict[int, 
     """By document number; whatever is not in it is kept."""
     listed = json.loads(work.of_task(index, "verdicts").read_bytes())
     verdicts = {number: Verdict(reason=reason, value=value, limit=limit) for number, reason, value, limit in listed}
-    exact, near = (_of_task(work.duplicates(kind), index) for kind in ("exact", "near"))
-    for document, first in near.items():
-        value = round(similarity(_sketch(work, index, document), _sketch(work, *divmod(first, 1 << 32))), 4)
-        verdicts[document] = Verdict(
-            reason="near_duplicate", value=value, limit=None, matched=_place(work, items, first)
-        )
-    for document, first in exact.items():
+    near = pairs_of_task(work.near.duplicates, index)
+    verdicts |= near_verdicts(work.near, items, index)
+    for document, first in pairs_of_task(work.exact, index).items():
         kept = near.get(document, first)  # the same text lies in the same cluster, whose first one is kept
-        verdicts[document] = Verdict(reason="exact_duplicate", value=1.0, limit=None, matched=_place(work, items, kept))
+        verdicts[document] = Verdict(
+            reason="exact_duplicate", value=1.0, limit=None, matched=place_of(work.near, items, kept)
+        )
     return verdicts
-
-
-def _of_task(path: Path, index: int) -> dict[int, int]:
-    """Document number -> node of the one that is kept."""
-    if not path.stat().st_size:
-        return {}
-    pairs = np.memmap(path, dtype="<i8", mode="r").reshape(-1, 2)
-    start, stop = np.searchsorted(pairs[:, 0], [node(index, 0), node(index + 1, 0)])
-    return {int(document) - node(index, 0): int(first) for document, first in pairs[start:stop]}
-
-
-def _sketch(work: _Work, task: int, number: int) -> npt.NDArray[np.uint8]:
-    num_documents = len(_mapped(work.of_task(task, "places"), "<u8"))
-    return np.array(_mapped(work.of_task(task, "sketches"), "|u1").reshape(num_documents, -1)[number])
-
-
-def _place(work: _Work, items: list[SelectionTask], kept: int) -> str:
-    """Where a document lies, as the ids of documents without their own say it, with the whole path."""
-    task, number = divmod(kept, 1 << 32)
-    return f"{items[task].task.path}:{int(_mapped(work.of_task(task, 'places'), '<u8')[number])}"
-
-
-@lru_cache(maxsize=256)  # maps held open: duplicates point anywhere, mostly near
-def _mapped(path: Path, dtype: str) -> npt.NDArray[np.integer]:
-    return np.memmap(path, dtype=dtype, mode="r")

@@ -44,9 +44,12 @@ def document_id(fields: dict[str, Any], path: Path, place: int) -> str:
 
 
 def read_documents(
-    task: InputTask, *, text_key: str, on_bytes: Callable[[int], None]
+    task: InputTask, *, text_key: str | tuple[str, ...], on_bytes: Callable[[int], None]
 ) -> Iterator[Document | BadRecord]:
-    """The documents of a task in their order, and the lines that are none; blank lines are passed over."""
+    """The documents of a task in their order, and the lines that are none; blank lines are passed over.
+
+    text_key: as in readers.read_task.
+    """
     for record in read_task(task, text_key=text_key, topic_key=None, on_bytes=on_bytes, all_columns=True):
         if record is not None:
             yield document_of(record, task)

@@ -122,7 +122,7 @@ def plan_tasks(paths: Sequence[Path], *, chunk_bytes: int | None = None) -> list
 def read_task(
     task: InputTask,
     *,
-    text_key: str,
+    text_key: str | tuple[str, ...],
     topic_key: str | None,
     on_bytes: Callable[[int], None],
     all_columns: bool = False,
@@ -131,15 +131,17 @@ def read_task(
 ) -> Iterator[Record | BadRecord | None]:
     """Every line of a task, as a document or with the reason why it is none; None for a blank line.
 
+    text_key: of several, the first that the line (the parquet file) has.
     on_bytes: told how many bytes of the input have been read since the last call.
     all_columns, other_columns: of a parquet file, beside text and topic, where it has them; other files hold whole
     lines anyway.
     max_document_bytes: of UTF-8 text; a line more than twice as long (escapes, other keys) is not even read.
     Errors: DataError naming the file if it is damaged as a whole (cut off, not the format its name says).
     """
+    text_keys = (text_key,) if isinstance(text_key, str) else text_key
     if task.kind == "parquet":
         wanted = None if all_columns else other_columns
-        records = _read_parquet(task, text_key, topic_key, wanted, max_document_bytes, on_bytes)
+        records = _read_parquet(task, text_keys, topic_key, wanted, max_document_bytes, on_bytes)
         yield from records
         return
     limit = 2 * max_document_bytes + (1 << 20)
@@ -149,7 +151,7 @@ def read_task(
         elif not line or line.isspace():
             yield None
         else:
-            yield _parse(line, number, place, text_key, topic_key, max_document_bytes)
+            yield _parse(line, number, place, text_keys, topic_key, max_document_bytes)
 
 
 def _kind(path: Path) -> Kind:
@@ -167,7 +169,7 @@ def _lines(task: InputTask, limit: int, on_bytes: Callable[[int], None]) -> Iter
 
 
 def _parse(
-    line: bytes, number: int, place: int, text_key: str, topic_key: str | None, max_document_bytes: int
+    line: bytes, number: int, place: int, text_keys: tuple[str, ...], topic_key: str | None, max_document_bytes: int
 ) -> Record | BadRecord:
     try:
         content = orjson.loads(line)
@@ -180,8 +182,9 @@ def _parse(
         return BadRecord(number, f"{kind}: {error}")
     if not isinstance(content, dict):
         return BadRecord(number, "not a JSON object")
-    if text_key not in content:
-        return BadRecord(number, f"missing key {text_key}")
+    text_key = next((key for key in text_keys if key in content), None)
+    if text_key is None:
+        return BadRecord(number, f"missing key {' or '.join(text_keys)}")
     if topic_key is not None and topic_key not in content:
         return BadRecord(number, f"missing key {topic_key}")
     return _check(content, number, place, text_key, topic_key, max_document_bytes)
@@ -208,7 +211,7 @@ def _check(
 
 def _read_parquet(
     task: InputTask,
-    text_key: str,
+    text_keys: tuple[str, ...],
     topic_key: str | None,
     wanted: Sequence[str] | None,
     max_document_bytes: int,
@@ -218,11 +221,12 @@ def _read_parquet(
     import pyarrow
     import pyarrow.parquet
 
-    needed = [text_key] if topic_key is None else [text_key, topic_key]
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(task.path) as file:
             names = file.schema_arrow.names
+            text_key = next((key for key in text_keys if key in names), text_keys[0])
+            needed = [text_key] if topic_key is None else [text_key, topic_key]
             for column in needed:
                 if column not in names:
                     raise DataError(f"{task.path} has no column {column}; it has {', '.join(names)}")

@@ -1,5 +1,6 @@
 """The rules of `syne data clean` (clean_rules.yaml), and what the first broken one says of a document."""
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -73,20 +74,25 @@ class Rules:
 def load_rules(path: Path) -> Rules:
     """Errors: ConfigError naming the file and the rule."""
     rules = read_yaml(path, Rules)
-    names = [rule.name for rule in rules.rules]
-    for rule in rules.rules:
+    check_rules(path, rules.rules)
+    return rules
+
+
+def check_rules(path: Path, rules: Sequence[Rule]) -> None:
+    """Errors: ConfigError naming the file and the rule that asks for what cannot be."""
+    names = [rule.name for rule in rules]
+    for rule in rules:
         if (rule.n is None) == (rule.measure in NGRAM_MEASURES):
             raise ConfigError(f"{path}: rule {rule.name}: n belongs to {', '.join(NGRAM_MEASURES)}, and only there")
         if rule.min is None and rule.max is None:
             raise ConfigError(f"{path}: rule {rule.name} needs min or max")
         if rule.name in RESERVED or names.count(rule.name) > 1:
             raise ConfigError(f"{path}: the name {rule.name} is taken; give each rule its own")
-    return rules
 
 
-def judge(text: Measured, rules: Rules) -> Verdict | None:
+def judge(text: Measured, rules: Sequence[Rule]) -> Verdict | None:
     """The first broken rule; None keeps the document."""
-    for rule in rules.rules:
+    for rule in rules:
         if not _can_break(text, rule):
             continue
         measured = getattr(text, rule.measure)

@@ -16,6 +16,7 @@ from tools.data.columns import aligned
 from tools.data.documents import Document, DocumentWriter, document_of
 from tools.data.readers import BadRecord, InputTask, read_task
 
+DROPPED = "dropped"
 EXAMPLES_PER_REASON = 3
 EXCERPT_CHARACTERS = 200
 VERDICT_KEYS = ("reason", "value", "limit", "matched")
@@ -44,7 +45,8 @@ class SelectionTask:
 
     task: InputTask
     index: int
-    text_key: str
+    text_key: str | tuple[str, ...]
+    """As in readers.read_task."""
     source_key: str | None
     """Key of the document's source; None: the folder of its file."""
     out: Path | None
@@ -65,10 +67,15 @@ class SelectionTask:
 
 
 def select(
-    item: SelectionTask, judge: Callable[[int, Document], Verdict | None], report: Callable[[int], None]
+    item: SelectionTask,
+    judge: Callable[[int, Document], Verdict | None],
+    report: Callable[[int], None],
+    *,
+    prepare: Callable[[Document], Document | BadRecord] | None = None,
 ) -> dict[str, Any]:
     """Judge every document of the task (by its number and content) and write it where it belongs.
 
+    prepare: adds keys to a document, or says that it is none.
     Returns counts per source and reason, examples and bad lines, as JSON: see `SelectionReport`.
     """
     counts: Counter[tuple[str, str]] = Counter()
@@ -83,6 +90,8 @@ def select(
             if record is None:
                 continue
             document = document_of(record, item.task)
+            if prepare is not None and isinstance(document, Document):
+                document = prepare(document)
             if isinstance(document, BadRecord):
                 bad.append((document.line, document.reason))
                 continue
@@ -114,7 +123,7 @@ def dropped(document: Document, verdict: Verdict) -> dict[str, Any]:
 def _writers(item: SelectionTask, stack: ExitStack) -> tuple[DocumentWriter, DocumentWriter] | None:
     if item.out is None:
         return None
-    kept, lost = item.out / item.file_name(), item.out / "dropped" / item.file_name()
+    kept, lost = item.out / item.file_name(), item.out / DROPPED / item.file_name()
     lost.parent.mkdir(parents=True, exist_ok=True)
     return stack.enter_context(DocumentWriter(kept)), stack.enter_context(DocumentWriter(lost))
 

@@ -78,3 +78,171 @@ def corrupt(
         words=words,
     )
     typer.echo(corrupt_file(options))
+
+
+Workers = Annotated[int, typer.Option(min=1, help="Processes; the result does not depend on it.")]
+
+
+@synth_app.command(
+    epilog=example("syne synth check --input runs/algebra.jsonl.zst --out runs/algebra_checked --workers 2")
+)
+def check(
+    inputs: Annotated[list[str], typer.Option("--input", help="Pairs: file or glob, may be repeated.")],
+    out: Annotated[Path, typer.Option(help="Folder of this call alone; the same call goes on where it was killed.")],
+    benchmarks: Annotated[
+        list[str] | None,
+        typer.Option(help="Evaluation files to keep out, may be repeated.", show_default=False),
+    ] = None,
+    benchmark_key: Annotated[
+        list[str] | None, typer.Option(help="Key of their texts; default: known ones.", show_default=False)
+    ] = None,
+    run_code: Annotated[
+        bool, typer.Option("--run-code", help="Run code against its examples; refused without a sandbox.")
+    ] = False,
+    min_agreement: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="More than this share of a question's samples must agree.")
+    ] = 0.5,
+    near_duplicates: Annotated[bool, typer.Option(help="MinHash; one pair a question always.")] = True,
+    rules: Annotated[
+        Path | None, typer.Option(help="Rules; default: tools/synthesis/pair_rules.yaml.", show_default=False)
+    ] = None,
+    workers: Workers = 1,
+    max_bad_share: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Refuse the input above this share of lines that are no pairs.")
+    ] = 0.01,
+    max_bad_lines: Annotated[int, typer.Option(min=0, help="So many such lines are always accepted.")] = 10,
+) -> None:
+    """Drop pairs that are unfit to train on; each is kept with its reason."""
+    from tools.data.selection import table
+    from tools.synthesis.check import REPORT_MD, CheckOptions, summary
+    from tools.synthesis.check import check as run_check
+    from tools.synthesis.pair_rules import DEFAULT_RULES
+
+    log_to_stderr()
+    report = run_check(
+        CheckOptions(
+            inputs=tuple(inputs),
+            out=out,
+            rules=rules or DEFAULT_RULES,
+            benchmarks=tuple(benchmarks or ()),
+            benchmark_keys=tuple(benchmark_key or ()),
+            run_code=run_code,
+            min_agreement=min_agreement,
+            near_duplicates=near_duplicates,
+            max_bad_share=max_bad_share,
+            max_bad_lines=max_bad_lines,
+            workers=workers,
+        )
+    )
+    typer.echo(table(report))
+    typer.echo(f"{summary(report)}; examples: {out / REPORT_MD}")
+
+
+@synth_app.command(
+    epilog=example(
+        "syne synth audit --input 'runs/algebra_checked/*.jsonl.zst' --calibration runs/algebra_30.jsonl.zst",
+        "--url http://127.0.0.1:8000/v1 --model judge --out runs/algebra_audit",
+    )
+)
+def audit(
+    inputs: Annotated[list[str], typer.Option("--input", help="Pairs: file or glob, may be repeated.")],
+    out: Annotated[Path, typer.Option(help="Folder of this audit; the same call goes on where it was killed.")],
+    sample: Annotated[int, typer.Option(min=1, help="Pairs of each discipline.")] = 100,
+    url: Annotated[
+        str | None, typer.Option(help="The judge's server, OpenAI's interface, up to /v1.", show_default=False)
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="The judge.", show_default=False)] = None,
+    calibration: Annotated[
+        list[str] | None,
+        typer.Option(help="Pairs known: wrong with the key corruption, right without.", show_default=False),
+    ] = None,
+    calibration_sample: Annotated[int, typer.Option(min=1, help="Of the wrong and of the right ones.")] = 200,
+    filled: Annotated[
+        Path | None, typer.Option(help="sheet.csv with a person's verdicts, in place of a judge.", show_default=False)
+    ] = None,
+    prompt: Annotated[
+        Path | None, typer.Option(help="Default: tools/synthesis/judge_prompt.json.", show_default=False)
+    ] = None,
+    parallel: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 8,
+    timeout_seconds: Annotated[float, typer.Option(min=0.1, help="Of a request.")] = 120.0,
+    seed: Seed = 1234,
+) -> None:
+    """Estimate how many pairs are wrong, per discipline, with an interval; always writes a sheet for a person."""
+    from tools.synthesis.audit import PROMPT, AuditOptions, summary
+    from tools.synthesis.audit import audit as run_audit
+
+    log_to_stderr()
+    report = run_audit(
+        AuditOptions(
+            inputs=tuple(inputs),
+            out=out,
+            sample=sample,
+            seed=seed,
+            url=url,
+            model=model,
+            calibration=tuple(calibration or ()),
+            calibration_sample=calibration_sample,
+            filled=filled,
+            prompt=prompt or PROMPT,
+            parallel=parallel,
+            timeout_seconds=timeout_seconds,
+        )
+    )
+    typer.echo(summary(report))
+
+
+@synth_app.command(
+    "format",
+    epilog=example(
+        "syne synth format --input 'runs/algebra_checked/*.jsonl.zst' --audit runs/algebra_audit/audit.json",
+        "--tokenizer models/llama3 --out runs/algebra_text",
+    ),
+)
+def format_command(
+    inputs: Annotated[list[str], typer.Option("--input", help="Pairs: file or glob, may be repeated.")],
+    out: Annotated[Path, typer.Option(help="Folder for qa.jsonl.zst and report.json.")],
+    tokenizer: Annotated[Path, typer.Option(help="HF folder, tokenizer.json, or tokenizer.model; counts tokens.")],
+    audit_file: Annotated[
+        Path | None, typer.Option("--audit", help="audit.json of these files.", show_default=False)
+    ] = None,
+    no_audit: Annotated[bool, typer.Option("--no-audit", help="Do without: nobody knows how wrong they are.")] = False,
+    accept_wrong_rate: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Largest share of wrong pairs that is taken.")
+    ] = 0.3,
+    layout: Annotated[
+        list[str] | None, typer.Option(help="Name in the layouts' file, may be repeated.", show_default="all")
+    ] = None,
+    layouts_file: Annotated[
+        Path | None, typer.Option(help="Default: tools/synthesis/layouts.yaml.", show_default=False)
+    ] = None,
+    pages: Annotated[list[str] | None, typer.Option(help="Source pages, may be repeated.", show_default=False)] = None,
+    page_share: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Of the pairs, written behind their source page.")
+    ] = 0.0,
+    page_key: Annotated[str, typer.Option(help="Key of the pages' text.")] = "text",
+    seed: Seed = 1234,
+) -> None:
+    """Write audited pairs as plain text for `syne data preprocess --keep-documents-whole`."""
+    from data_mixers.errors import ConfigError
+    from tools.synthesis.format import LAYOUTS, TEXT, FormatOptions, format_pairs, table
+
+    log_to_stderr()
+    if (audit_file is None) != no_audit:
+        raise ConfigError("name --audit audit.json (syne synth audit makes it), or say --no-audit; not both")
+    report = format_pairs(
+        FormatOptions(
+            inputs=tuple(inputs),
+            out=out,
+            tokenizer=tokenizer,
+            audit=audit_file,
+            most_wrong=accept_wrong_rate,
+            layouts=tuple(layout or ()),
+            layouts_file=layouts_file or LAYOUTS,
+            pages=tuple(pages or ()),
+            page_share=page_share,
+            page_key=page_key,
+            seed=seed,
+        )
+    )
+    typer.echo(table(report))
+    typer.echo(str(out / TEXT))

@@ -1,8 +1,11 @@
-"""Where a step may write its pairs."""
+"""Where a step may write its pairs, and which pairs a later step takes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from data_mixers.errors import ConfigError
+from tools.data.readers import find_inputs
+from tools.data.selection import DROPPED
 
 
 def check_out(out: Path) -> None:
@@ -15,3 +18,12 @@ def check_out(out: Path) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--out {out}: its folder cannot be made ({error.strerror})") from error
+
+
+def kept_inputs(patterns: Sequence[str]) -> list[Path]:
+    """The files of pairs behind names, globs and folders. Errors: ConfigError if dropped pairs are among them."""
+    paths = find_inputs(patterns)
+    dropped = [path for path in paths if path.parent.name == DROPPED]
+    if dropped:
+        raise ConfigError(f"--input holds dropped pairs ({dropped[0]}); name the kept ones: <folder>/*.jsonl.zst")
+    return paths

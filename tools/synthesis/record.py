@@ -67,10 +67,11 @@ _NEEDED = ("discipline", "language", "answer", "generator")
 def read_records(task: InputTask, *, on_bytes: Callable[[int], None]) -> Iterator[QaRecord | BadRecord]:
     """The pairs of a task in their order, and the lines that are none with the reason."""
     for document in read_documents(task, text_key="question", on_bytes=on_bytes):
-        yield document if isinstance(document, BadRecord) else _record(document)
+        yield document if isinstance(document, BadRecord) else record_of(document)
 
 
-def _record(document: Document) -> QaRecord | BadRecord:
+def record_of(document: Document) -> QaRecord | BadRecord:
+    """The pair a document holds, or why it holds none."""
     content = document.fields
     for key in _NEEDED:
         if not content.get(key):

@@ -1,0 +1,64 @@
+"""A judge that errs at known rates: judge_stub.py <truth.json> <sensitivity> <specificity> <log>; prints its port.
+
+truth.json: answer -> whether it is wrong. Which verdicts are false is decided by a hash of the answer. The first
+request for an answer is sometimes met with 429, 500, a cut connection, or an answer that is no JSON.
+"""
+
+import hashlib
+import json
+import sys
+import threading
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+
+class Judge(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    truth: ClassVar[dict[str, bool]] = json.loads(Path(sys.argv[1]).read_text())
+    rates: ClassVar[dict[bool, float]] = {True: float(sys.argv[2]), False: float(sys.argv[3])}
+    seen: ClassVar[Counter[str]] = Counter()
+    lock = threading.Lock()
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        asked = body["messages"][1]["content"]
+        answer = next(answer for answer in self.truth if answer in asked)
+        draw = int.from_bytes(hashlib.sha256(answer.encode()).digest()[:4], "big")
+        with self.lock:
+            self.seen[answer] += 1
+            is_first = self.seen[answer] == 1
+            with Path(sys.argv[4]).open("a") as log:
+                log.write(json.dumps(answer) + "\n")
+        if is_first and draw % 20 < 3:
+            self.reply((429, 500, 503)[draw % 3], {}, {"Retry-After": "0"})
+        elif is_first and draw % 20 == 3:
+            self.close_connection = True
+        elif is_first and draw % 20 == 4:
+            self.say("I think it is fine.")
+        else:
+            is_wrong = self.truth[answer]
+            says_truth = (draw // 20) % 10_000 < 10_000 * self.rates[is_wrong]
+            verdict = "wrong" if is_wrong == says_truth else "right"
+            self.say(json.dumps({"reason": r"because \frac", "verdict": verdict}).replace(r"\\f", r"\f"))
+
+    def say(self, content: str) -> None:
+        self.reply(200, {"choices": [{"message": {"role": "assistant", "content": content}}]})
+
+    def reply(self, status: int, content: Any, headers: dict[str, str] | None = None) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+if __name__ == "__main__":
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Judge)
+    print(server.server_port, flush=True)
+    server.serve_forever()

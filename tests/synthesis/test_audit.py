@@ -1,0 +1,295 @@
+"""`syne synth audit` and `format`: a wrong rate corrected for a judge that errs, and text that is refused above it."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data_mixers.errors import ConfigError, DataError
+from tests.synthesis.labelled import read
+from tests.tools import corpus
+from tools.cli import main
+from tools.data.preprocess import PreprocessOptions, preprocess
+from tools.synthesis.audit import AuditOptions, audit, parse_verdict
+from tools.synthesis.format import FormatOptions, format_pairs
+from tools.synthesis.wrong_rate import Calibration, Count, wrong_rates
+
+NUM = 300
+SHARE_WRONG = 0.2
+
+
+def pairs(start: int, count: int, *, share_wrong: float, marked: bool, discipline: str = "physics") -> Iterator[Any]:
+    """Sums, the first ones wrong; `marked` ones say so."""
+    for number in range(start, start + count):
+        is_wrong = number - start < share_wrong * count
+        result = 2 * number + 7 + is_wrong
+        pair = {
+            "id": f"{discipline} {number}",
+            "discipline": discipline,
+            "language": "zh" if number % 2 else "en",
+            "question": f"What is {number} plus {number + 7}, and how does one find it?",
+            "answer": f"The sum of {number} and {number + 7} is {result}.",
+            "generator": "test",
+            "seed_id": f"page {number}",
+        }
+        yield pair | ({"corruption": {}} if is_wrong and marked else {})
+
+
+def write(path: Path, *rows: Iterator[Any]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for part in rows for row in part))
+    return path
+
+
+@contextmanager
+def judge(folder: Path, *, sensitivity: float, specificity: float) -> Iterator[str]:
+    truth = {}
+    for path in folder.glob("*.jsonl"):
+        for row in map(json.loads, path.read_text().splitlines()):
+            numbers = [int(word.strip(".")) for word in row["answer"].split() if word.strip(".").isdigit()]
+            truth[row["answer"]] = numbers[0] + numbers[1] != numbers[2]
+    (folder / "truth.json").write_text(json.dumps(truth))
+    command = [sys.executable, str(Path(__file__).with_name("judge_stub.py")), str(folder / "truth.json")]
+    process = subprocess.Popen(
+        [*command, str(sensitivity), str(specificity), str(folder / "asked.log")], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    try:
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write(
+        tmp_path / "pairs.jsonl",
+        pairs(1000, NUM, share_wrong=SHARE_WRONG, marked=False),
+        pairs(5000, 40, share_wrong=0.0, marked=False, discipline="biology"),
+    )
+    write(tmp_path / "known.jsonl", pairs(9000, 400, share_wrong=0.5, marked=True))
+    return tmp_path
+
+
+def options(folder: Path, url: str | None, **more: Any) -> AuditOptions:
+    known = {"model": "judge", "calibration": (str(folder / "known.jsonl"),)} if url else {}
+    given = {"inputs": (str(folder / "pairs.jsonl"),), "out": folder / "audit", "url": url, "sample": NUM, "seed": 1}
+    return AuditOptions(**(given | known | more))  # type: ignore[arg-type]
+
+
+def test_the_rate_is_corrected_for_a_judge_that_errs(folder: Path) -> None:
+    with judge(folder, sensitivity=0.8, specificity=0.85) as url:
+        report = audit(options(folder, url, parallel=16))
+    physics, biology = report["disciplines"]["physics"], report["disciplines"]["biology"]
+    assert (physics["pairs"], physics["sample"], biology["sample"]) == (NUM, NUM, 40)
+    apparent = physics["called_wrong"] / NUM
+    wrong, right = (report["calibration"][key]["hits"] / 200 for key in ("found_wrong", "found_right"))
+    assert abs(wrong - 0.8) < 0.1 > abs(right - 0.85)  # 3 standard errors
+    assert physics["wrong_rate"]["value"] == pytest.approx((apparent + right - 1) / (wrong + right - 1), abs=1e-5)
+    assert physics["wrong_rate"]["low"] < SHARE_WRONG < physics["wrong_rate"]["high"]
+    assert abs(apparent - SHARE_WRONG) > 0.05  # what an uncorrected judge would have said
+    assert biology["wrong_rate"]["low"] == 0.0
+    assert json.loads((folder / "audit/audit.json").read_text()) == report
+    assert f"| physics | {NUM} | {NUM} |" in (folder / "audit/audit.md").read_text()
+    verdicts = [json.loads(line) for line in (folder / "audit/verdicts.jsonl").read_text().splitlines()]
+    assert len(verdicts) == len({row["key"] for row in verdicts}) == NUM + 40 + 400
+    assert {row["verdict"] for row in verdicts} == {"right", "wrong"}
+
+
+def test_a_killed_audit_asks_only_for_what_is_missing(folder: Path) -> None:
+    with judge(folder, sensitivity=1.0, specificity=1.0) as url:
+        command = [sys.executable, "-m", "tools", "synth", "audit", "--input", str(folder / "pairs.jsonl")]
+        known = ["--calibration", str(folder / "known.jsonl"), "--calibration-sample", "30", "--seed", "1"]
+        out = folder / "audit"
+        process = subprocess.Popen(
+            [*command, *known, "--url", url, "--model", "judge", "--out", str(out), "--sample", "60"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        verdicts = out / "verdicts.jsonl"
+        while process.poll() is None and not (verdicts.exists() and verdicts.stat().st_size > 2000):
+            os.sched_yield()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kept = [json.loads(line) for line in verdicts.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+        assert 0 < len(kept) < 160
+        (folder / "asked.log").unlink()
+        report = audit(options(folder, url, sample=60, calibration_sample=30))
+    asked = Counter(json.loads(line) for line in (folder / "asked.log").read_text().splitlines())
+    assert len(asked) == 60 + 40 + 60 - len(kept)
+    assert report["disciplines"]["biology"]["called_wrong"] == 0
+    assert report["calibration"]["found_wrong"] == {"hits": 30, "total": 30}
+
+
+def test_a_judge_that_guesses_is_refused(folder: Path) -> None:
+    with judge(folder, sensitivity=0.5, specificity=0.5) as url, pytest.raises(DataError, match="cannot tell them"):
+        audit(options(folder, url, sample=5, parallel=16))
+
+
+def test_a_person_judges_by_the_sheet(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["synth", "audit", "--input", str(folder / "pairs.jsonl"), "--out", str(folder / "audit")]
+    assert main([*arguments, "--sample", "30"]) == 0
+    assert "--filled" in capsys.readouterr().out
+    sheet = folder / "audit/sheet.csv"
+    with sheet.open(encoding="utf-8-sig", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert Counter(row["discipline"] for row in rows) == {"physics": 30, "biology": 30}
+    for number, row in enumerate(rows):
+        row["verdict"] = "wrong" if row["discipline"] == "physics" and number % 3 == 0 else "Right"
+    filled = folder / "filled.csv"
+    with filled.open("w", encoding="utf-8-sig", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    assert main([*arguments, "--sample", "30", "--filled", str(filled)]) == 0
+    report = json.loads((folder / "audit/audit.json").read_text())
+    rate = report["disciplines"]["physics"]["wrong_rate"]
+    assert rate["value"] == pytest.approx(10 / 30, abs=1e-5)
+    assert (rate["low"], rate["high"]) == (pytest.approx(0.185, abs=0.01), pytest.approx(0.512, abs=0.01))
+    assert main([*arguments, "--sample", "30", "--filled", str(sheet)]) == 3  # not filled in
+    assert "not right, wrong or unclear" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("rate", "sensitivity", "specificity"), [(0.3, 0.85, 0.9), (0.02, 0.7, 0.95), (0.6, 1.0, 1.0)])
+def test_the_interval_holds_the_truth_as_often_as_it_says(rate: float, sensitivity: float, specificity: float) -> None:
+    random = np.random.default_rng(7)
+    repeats, inside, corrected = 200, 0, []
+    for seed in range(repeats):
+        apparent = rate * sensitivity + (1 - rate) * (1 - specificity)
+        called = Count(int(random.binomial(150, apparent)), 150)
+        known = (Count(int(random.binomial(150, share)), 150) for share in (sensitivity, specificity))
+        _, found = wrong_rates({"a": called}, {"a": 10}, Calibration(*known), seed=seed)
+        inside += found.low <= rate <= found.high
+        corrected.append(found.value)
+    assert 0.90 * repeats <= inside  # 95 % less three standard errors of 200 repeats
+    assert np.mean(corrected) == pytest.approx(rate, abs=0.015)
+
+
+def test_the_whole_weighs_strata_by_their_size() -> None:
+    counts = {"a": Count(10, 100), "b": Count(50, 100)}
+    _, whole = wrong_rates(counts, {"a": 900, "b": 100}, None, seed=0)
+    assert whole.value == pytest.approx(0.9 * 0.1 + 0.1 * 0.5)
+    known = Calibration(Count(90, 100), Count(80, 100))
+    rates, _ = wrong_rates({"a": Count(31, 100)}, {"a": 1}, known, seed=0)
+    assert rates["a"].value == pytest.approx(0.11 / 0.7)
+
+
+def test_a_verdict_is_read_out_of_what_models_write() -> None:
+    assert parse_verdict('Sure: {"reason": "ok", "verdict": "Right"}') == ("right", "ok")
+    assert parse_verdict('{"reason": "bad \\escape", "verdict": "wrong"}') is not None
+    assert parse_verdict('{"verdict": "maybe"}') is None
+    assert parse_verdict("right") is None
+
+
+@pytest.fixture
+def audited(folder: Path) -> tuple[Path, Path]:
+    """(pairs, audit) of which 12 of 150 are wrong, by a person who looked at all."""
+    path = folder / "some.jsonl"
+    write(path, pairs(100, 120, share_wrong=0.1, marked=False), pairs(5000, 30, share_wrong=0, marked=False))
+    audit(options(folder, None, inputs=(str(path),), out=folder / "some", sample=150))
+    with (folder / "some/sheet.csv").open(encoding="utf-8-sig", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    for row in rows:
+        numbers = [int(word.strip(".")) for word in row["answer"].split() if word.strip(".").isdigit()]
+        row["verdict"] = "right" if numbers[0] + numbers[1] == numbers[2] else "wrong"
+    with (folder / "filled.csv").open("w", encoding="utf-8-sig", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    report = audit(
+        options(folder, None, inputs=(str(path),), out=folder / "some", sample=150, filled=folder / "filled.csv")
+    )
+    assert report["wrong_rate"]["value"] == pytest.approx(12 / 150)
+    return path, folder / "some/audit.json"
+
+
+def test_too_many_wrong_pairs_are_refused_unless_they_are_accepted(
+    audited: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, report = audited
+    hf = corpus.hf_folder(tmp_path / "hf")
+    arguments = ["synth", "format", "--input", str(source), "--tokenizer", str(hf), "--out", str(tmp_path / "text")]
+    assert main(arguments) == 2
+    assert "--no-audit" in capsys.readouterr().err
+    assert main([*arguments, "--audit", str(report)]) == 0
+    content = json.loads(report.read_text())
+    content["wrong_rate"] = {"value": 0.25, "low": 0.1, "high": 0.31}  # the upper end decides
+    bad = tmp_path / "bad.json"
+    bad.write_text(json.dumps(content))
+    assert main([*arguments, "--audit", str(bad)]) == 2
+    message = capsys.readouterr().err
+    assert "31.0%" in message
+    assert "--accept-wrong-rate" in message
+    assert main([*arguments, "--audit", str(bad), "--accept-wrong-rate", "0.35"]) == 0
+    content["wrong_rate"] = {"value": 0.1, "low": 0.05, "high": 0.15}
+    content["disciplines"]["physics"]["wrong_rate"]["value"] = 0.4  # one bad discipline among many
+    bad.write_text(json.dumps(content))
+    assert main([*arguments, "--audit", str(bad)]) == 2
+    assert "physics 40.0%" in capsys.readouterr().err
+    other = tmp_path / "other.jsonl"
+    other.write_text(source.read_text() + source.read_text())
+    again = [word if word != str(source) else str(other) for word in arguments]
+    assert main([*again, "--audit", str(report)]) == 2
+    assert "other files" in capsys.readouterr().err
+
+
+def test_text_goes_straight_into_preprocess_and_counts_agree(audited: tuple[Path, Path], tmp_path: Path) -> None:
+    source, report = audited
+    hf = corpus.hf_folder(tmp_path / "hf")
+    pages = tmp_path / "pages.jsonl"
+    pages.write_text(
+        "".join(json.dumps({"id": f"page {n}", "text": f"About {n}. " * 3}) + "\n" for n in range(100, 220))
+    )
+    given = FormatOptions(
+        inputs=(str(source),), out=tmp_path / "text", tokenizer=hf, audit=report, pages=(str(pages),), page_share=0.5
+    )
+    counted = format_pairs(given)
+    rows = {row["id"]: row for row in read(tmp_path / "text")}
+    made = {row["id"]: row for row in map(json.loads, source.read_text().splitlines())}
+    assert rows.keys() == made.keys()
+    for name, row in rows.items():
+        assert row["text"].count(made[name]["question"]) == row["text"].count(made[name]["answer"]) == 1
+    with_page = [row for row in rows.values() if row["text"].startswith("About")]
+    assert len(with_page) == counted["disciplines"]["physics"]["with_page"]
+    assert 40 <= len(with_page) <= 80  # of 120 pairs with a page, 4 standard errors
+    assert len(counted["layouts"]) == 4
+    assert min(counted["layouts"].values()) > 20
+    zh = next(row for row in rows.values() if row["layout"] == "labelled" and row["language"] == "zh")
+    assert zh["text"].endswith(f"题目：{made[zh['id']]['question']}\n\n解答：{made[zh['id']]['answer']}")
+    written = preprocess(
+        PreprocessOptions(
+            inputs=(str(tmp_path / "text/qa.jsonl.zst"),),
+            tokenizer=hf,
+            out=tmp_path / "data",
+            language="synthetic",
+            source="qa",
+            topic_key="topic",
+            keep_documents_whole=True,
+            seq_length=512,
+        )
+    )
+    assert written.num_documents == written.num_records == 150
+    # each document gets EOS; a window that is not full is padded, so the file can only be longer
+    tokens = counted["disciplines"]["all"]["tokens"] + 150
+    assert tokens <= sum(entry.num_tokens for entry in written.sources) < tokens + 512 * len(written.sources) * 3
+
+
+def test_dropped_pairs_and_unknown_layouts_are_refused(audited: tuple[Path, Path], tmp_path: Path) -> None:
+    source, _ = audited
+    (tmp_path / "dropped").mkdir()
+    (tmp_path / "dropped/a.jsonl").write_text(source.read_text())
+    given = {"out": tmp_path / "text", "tokenizer": tmp_path, "audit": None}
+    with pytest.raises(ConfigError, match="dropped pairs"):
+        format_pairs(FormatOptions(inputs=(str(tmp_path / "dropped/a.jsonl"),), **given))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="--layout nice is not in"):
+        format_pairs(FormatOptions(inputs=(str(source),), layouts=("nice",), **given))  # type: ignore[arg-type]

@@ -1,0 +1,303 @@
+"""`syne synth check`: labelled pairs, real pairs, nothing lost, the same result however it is run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_mixers.errors import ConfigError
+from tests.synthesis.labelled import BENCHMARK, PAGE, can_run_code, given_reasons, labelled, read, scores, table
+from tools.cli import main
+from tools.data.documents import Document
+from tools.data.readers import BadRecord
+from tools.data.selection import SelectionReport
+from tools.synthesis import sandbox
+from tools.synthesis.check import CheckOptions, check
+from tools.synthesis.equations import equations, false_equation
+from tools.synthesis.final_answers import agree, majority, normalised
+from tools.synthesis.latex import latex_fault
+from tools.synthesis.pair_rules import DEFAULT_RULES, load_pair_rules, prepare
+from tools.synthesis.recompute import Recomputer
+from tools.synthesis.sections import Sections, split_sections, stated_result
+
+# What cannot be seen by recomputing: arithmetic in words, a value without an equation, a wrong last step of algebra.
+FLOORS = {"arithmetic": (1.0, 0.85)}
+
+
+def pair(**more: Any) -> dict[str, Any]:
+    given = {"id": "1", "discipline": "mathematics", "language": "en", "generator": "m"}
+    question = "How many apples are in seven boxes of twelve apples each?"
+    return given | {"question": question, "answer": "There are 7 × 12 = 84 apples.\nThe answer is 84."} | more
+
+
+def checked(folder: Path, *rows: dict[str, Any], **options: Any) -> dict[str, str]:
+    """id -> reason, "good" if kept."""
+    source = folder / "in.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    check(CheckOptions(inputs=(str(source),), out=folder / "out", **options))
+    given = {row["id"]: "good" for row in read(folder / "out")}
+    return given | {row["id"]: row["reason"] for row in read(folder / "out" / "dropped")}
+
+
+def test_labelled_pairs_are_sorted_as_their_labels_say(tmp_path: Path) -> None:
+    with_code = can_run_code()
+    rows = labelled(with_code=with_code)
+    assert sum(row["expect"] != "good" for row in rows) >= 100
+    assert len(rows) >= 150
+    given = given_reasons(rows, tmp_path, with_code=with_code)
+    found = scores(rows, given)
+    for name, score in found.items():
+        if name != "good":
+            precision, recall = FLOORS.get(name, (1.0, 1.0))
+            assert score.precision >= precision, (name, score)
+            assert score.recall >= recall, (name, score)
+    assert found["good"].recall == 1.0  # no good pair is lost
+    if with_code:
+        errors = [f"`{row['id']}`: {given[row['id']]}" for row in rows if given[row["id"]] != row["expect"]]
+        assert PAGE.read_text(encoding="utf-8") == table(found, errors), "run python -m tests.synthesis.labelled"
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sources")
+    rows = labelled(with_code=False)
+    for number in range(3):
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows[number::3]]
+        lines += ["", "{broken", json.dumps({"question": "no other key"})][: number + 1]
+        (folder / f"part_{number}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def options(sources: Path, out: Path, workers: int = 1) -> CheckOptions:
+    return CheckOptions(
+        inputs=(str(sources / "*.jsonl"),), out=out, benchmarks=(str(BENCHMARK),), max_bad_share=0.1, workers=workers
+    )
+
+
+@pytest.fixture(scope="module")
+def report(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[SelectionReport, Path]:
+    out = tmp_path_factory.mktemp("straight") / "out"
+    return check(options(sources, out)), out
+
+
+@pytest.fixture(scope="module")
+def straight(report: tuple[SelectionReport, Path]) -> dict[str, bytes]:
+    return everything(report[1])
+
+
+def everything(out: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def test_every_line_is_in_exactly_one_place(sources: Path, report: tuple[SelectionReport, Path]) -> None:
+    counted, out = report
+    rows = [line for path in sources.iterdir() for line in path.read_text("utf-8").splitlines() if line]
+    assert counted.num_read == len(rows) == counted.num_kept + counted.num_dropped + counted.num_quarantined
+    assert counted.num_quarantined == 3
+    ids = Counter(row["id"] for place in (out, out / "dropped") for row in read(place))
+    assert ids == Counter(row["id"] for row in labelled(with_code=False))
+    assert len((out / "quarantine.jsonl").read_text().splitlines()) == 3
+    content = json.loads((out / "report.json").read_text())
+    assert content["sources"]["mathematics"]["dropped"]["arithmetic"] >= 5
+    example = content["examples_by_discipline"]["physics"]["arithmetic"][0]
+    assert example["value"] == "240 / 3 = 70"
+    assert "240 / 3 = 70" in (out / "report.md").read_text()
+
+
+def test_two_workers_write_the_same_bytes(sources: Path, straight: dict[str, bytes], tmp_path: Path) -> None:
+    check(options(sources, tmp_path / "out", workers=2))
+    assert everything(tmp_path / "out") == straight
+
+
+@pytest.mark.parametrize("moment", ["examine/0000001.json", pytest.param("bands/0000003.json", marks=pytest.mark.slow)])
+def test_a_killed_call_goes_on_to_the_same_bytes(
+    sources: Path, straight: dict[str, bytes], tmp_path: Path, moment: str
+) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "tools", "synth", "check", "--input", str(sources / "*.jsonl"), "--out", str(out)]
+    process = subprocess.Popen(
+        [*command, "--benchmarks", str(BENCHMARK), "--max-bad-share", "0.1"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    while process.poll() is None and not (out / ".work" / moment).exists():
+        os.sched_yield()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "report.json").exists()
+    check(options(sources, out))
+    assert everything(out) == straight
+
+
+def test_code_is_refused_where_there_is_no_sandbox(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in.jsonl").write_text(json.dumps(pair(discipline="code")) + "\n")
+    monkeypatch.setenv("PATH", str(tmp_path))  # no bwrap there
+    arguments = ["synth", "check", "--input", str(tmp_path / "in.jsonl"), "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--run-code"]) == 2
+    assert sandbox.INSTALL in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pair_that_goes_for_its_arithmetic_does_not_vote(tmp_path: Path) -> None:
+    rows = [
+        pair(id="wrong 1", answer="There are 7 × 12 = 74 apples in all.\nThe answer is 74."),
+        pair(id="wrong 2", answer="Seven times twelve: 7 × 12 = 74 apples.\nThe answer is 74."),
+        pair(id="right"),
+    ]
+    assert checked(tmp_path, *rows) == {"wrong 1": "arithmetic", "wrong 2": "arithmetic", "right": "good"}
+
+
+def test_the_agreement_that_is_asked_for_decides(tmp_path: Path) -> None:
+    answers = ["84", "84.0", r"\boxed{84}", "74", "no idea"]
+    rows = [pair(id=str(n), answer=f"Think about it once or twice.\nThe answer is {a}.") for n, a in enumerate(answers)]
+    low = checked(tmp_path, *rows, min_agreement=0.5)
+    assert low == {"0": "good", "1": "same_question", "2": "same_question", "3": "disagreement", "4": "disagreement"}
+    (tmp_path / "high").mkdir()
+    assert set(checked(tmp_path / "high", *rows, min_agreement=0.6).values()) == {"disagreement"}
+
+
+def test_a_dropped_pair_does_not_stand_for_its_near_duplicates(tmp_path: Path) -> None:
+    long = " ".join(f"word{number}" for number in range(60))
+    first = pair(id="a", question=f"Explain {long}", answer=f"It is so because of {long} and 2 + 2 = 5.")
+    assert checked(tmp_path, first, first | {"id": "b", "answer": first["answer"].replace("= 5", "= 4")}) == {
+        "a": "arithmetic",
+        "b": "good",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("so x + 3 = 5 and f(2) = 7", []),
+        ("20% of 50 = 10, 3 mod 2 = 1, sin 30 = 0.5", []),
+        ("x = 3 + 4 = 7 = 14/2", ["3 + 4 = 7", "7 = 14/2"]),
+        ("17 ÷ 5 = 3……2", []),
+        ("4 ÷ 2/5 = 10", ["4 ÷ (2/5) = 10"]),
+        ("2 × 1500 = 3 thousand", []),
+        ("共重 15 × 8 = 120 千克", []),
+        ("总重为 15 × 8 = 120 千克", ["15 × 8 = 120"]),
+        (r"\(\frac{1}{2} + 1 = 1.5\)", [r"\frac{1}{2} + 1 = 1.5"]),
+        (r"$2^{4} \equiv 4^2 = 16 \equiv 2$", ["4^2 = 16"]),
+        ("- 3 + 4 = 7", ["3 + 4 = 7"]),
+        ("8 · 2\n= 16", ["8 · 2 = 16"]),
+        ("It pays 14 × 9 = $126 in all", ["14 × 9 = 126"]),
+        ("1011_2 = 8 + 3, 11 = 1011_2", []),
+        ("a 2 × 3 = 6", []),
+    ],
+)
+def test_only_what_is_surely_arithmetic_is_recomputed(text: str, found: list[str]) -> None:
+    assert [str(equation) for equation in equations(text)] == found
+
+
+@pytest.mark.parametrize(
+    ("text", "is_false"),
+    [
+        ("10 / 3 = 3.33", False), ("10 / 3 = 3.34", False), ("10 / 3 = 3.36", True), ("10 / 3 = 3", True),
+        ("3.33 × 3 = 10", False), ("3.3 × 3 = 12", True), ("22 / 7 ≈ 3.14", False), ("22 / 7 ≈ 3.5", True),
+        (r"$\sqrt{2} \approx 1.414$", False), ("0.25 = 1/4 = 25%", False), ("2^0.5 = 1.4", False),
+    ],
+)  # fmt: skip
+def test_rounded_values_hold_and_wrong_ones_do_not(text: str, is_false: bool) -> None:
+    with Recomputer() as recomputer:
+        assert (false_equation(text, recomputer) is not None) == is_false
+
+
+@settings(deadline=None)  # the first example starts a process
+@given(a=st.integers(1, 999), b=st.integers(1, 999), c=st.integers(1, 99), off=st.integers(-3, 3))
+def test_an_equation_is_false_exactly_if_its_sides_differ(a: int, b: int, c: int, off: int) -> None:
+    with_error = a * b - c + off
+    assert (false_equation(f"we get {a} × {b} - {c} = {with_error} kg.", RECOMPUTER) is not None) == (off != 0)
+
+
+RECOMPUTER = Recomputer()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "is_same"),
+    [
+        (r"\boxed{\frac{1}{2}}", "1/2", True), ("x = 0.5", r"\dfrac12", True), ("1,000", "1000", True),
+        ("(B)", "B. 42 metres", True), ("选B", r"\text{(B)}", True), ("A", "B", False), ("50%", "0.5", True),
+        ("0.33", "1/3", True), ("0.34", "1/3", False), ("5 cm", "5 m", False), ("5", "5 m", True),
+        ("$x^2 + 1$", "x^2+1", True), ("-3", "−3", True), ("三", "3", False), ("2 H2 + O2", "2 H2", False),
+        ("1e3", "1000", True), (r"90^\circ", "90°", True), ("3 + 4", "3", False),
+    ],
+)  # fmt: skip
+def test_final_answers_are_compared_by_what_they_say(one: str, other: str, is_same: bool) -> None:
+    assert agree(normalised(one), normalised(other)) == is_same
+    assert agree(normalised(other), normalised(one)) == is_same
+
+
+@given(value=st.fractions(-1000, 1000, max_denominator=500), decimals=st.integers(1, 6))
+def test_a_number_agrees_with_itself_written_otherwise(value: Fraction, decimals: int) -> None:
+    exact = normalised(f"\\frac{{{value.numerator}}}{{{value.denominator}}}")
+    assert agree(exact, normalised(str(value)))
+    assert agree(exact, normalised(f"{round(value * 10**decimals) / 10**decimals:.{decimals}f}"))
+    assert not agree(exact, normalised(str(value + 1)))
+
+
+def test_the_majority_is_the_largest_group() -> None:
+    best, agrees = majority([normalised(text) for text in ("7", "12", "12.0", "7", r"$12$")])
+    assert (best, agrees) == (1, [False, True, True, False, True])
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("costs $5", None), ("from $5$ to $x", "$ is not closed"), (r"\left( a \right]", None), ("{1, 2}", None),
+        (r"a set \{ 1, 2 \}", None), (r"\begin{a}\end{b}", r"\end{b} closes nothing"), ("`$`", None),
+        ("$a$ and\n\n$b", "$ is not closed"), (r"\\[2pt] \[x\]", None), (r"100\$ and $x$", None),
+        ("$$x$", "$$ is not closed"), ("a } b {", "a brace } closes nothing"),
+    ],
+)  # fmt: skip
+def test_what_is_not_closed_is_said(text: str, fault: str | None) -> None:
+    assert latex_fault(text) == fault
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[Problem]\nQ?\n[Solution]\nA.", "## Problem\nQ?\n\n## Solution\n\nA.", "**Problem:** Q?\n\n**Solution:** A.",
+        "Problem: Q?\nSolution: A.", "Sure!\n\nQuestion: Q?\nAnswer: A.\n---", "【题目】Q?\n【解答】A.",
+        "**Question**\nQ?\n**Answer**\nA.", "### 问题：\nQ?\n### 解析：\nA.", "<Problem>\nQ?\n<Solution>\nA.",
+    ],
+)  # fmt: skip
+def test_sections_are_found_however_they_are_marked(text: str) -> None:
+    rules = load_pair_rules(DEFAULT_RULES)
+    assert split_sections(text, rules.question_marks, rules.answer_marks) == Sections("Q?", "A.")
+
+
+def test_the_result_that_is_stated_last_counts() -> None:
+    assert stated_result(r"First \boxed{1}, then \boxed{\frac{1}{2}}.") == r"\frac{1}{2}"
+    assert stated_result("The answer is 3 at first.\nThe final answer is: **42**.") == "42"
+    assert stated_result("所以……\n答案：B。") == "B"
+    assert stated_result("Because of the tides.") is None
+
+
+def test_a_completion_becomes_a_pair_and_keeps_its_words() -> None:
+    fields = pair(text="[Problem]\nWhat is one and one?\n[Solution]\nThe answer is 2.")
+    fields = {key: value for key, value in fields.items() if key not in ("question", "answer")}
+    rules = load_pair_rules(DEFAULT_RULES)
+    found = prepare(Document("1", 1, fields["text"], fields, 0), rules)
+    assert isinstance(found, Document)
+    added = {"question": "What is one and one?", "answer": "The answer is 2.", "final_answer": "2"}
+    assert found.fields == fields | added
+    assert isinstance(prepare(Document("1", 1, "x", fields | {"discipline": "alchemy"}, 0), rules), BadRecord)
+
+
+def test_rules_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
+    text = DEFAULT_RULES.read_text(encoding="utf-8")
+    (tmp_path / "rules.yaml").write_text(text.replace("'\\bas an?", "'(\\bas an?"), encoding="utf-8")
+    with pytest.raises(ConfigError, match="no regular expression"):
+        load_pair_rules(tmp_path / "rules.yaml")

@@ -1,0 +1,399 @@
+"""`syne synth audit`: how wrong is what remains? A sample goes before a judge whose own errors are measured.
+
+pairs ─ sample (the N of each discipline with the lowest hash) ─┐
+calibration (known right, known wrong by `syne synth corrupt`) ─┴─ judge ─> verdicts.jsonl, a line a verdict, at once
+verdicts ─ wrong_rate.py ─> audit.json, audit.md; sheet.csv for a person, who can be the judge (`verdict` filled in)
+"""
+
+import csv
+import hashlib
+import heapq
+import io
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import orjson
+
+from data_mixers.atomic import write_atomic
+from data_mixers.errors import ConfigError, DataError
+from data_mixers.permutation import keyed_hash
+from tools.data.chat import ATTEMPTS, post
+from tools.data.progress import LiveProgress
+from tools.data.readers import BadRecord, find_inputs, plan_tasks
+from tools.data.stage import only_one
+from tools.synthesis.corrupt import RECORD_KEY
+from tools.synthesis.output import kept_inputs
+from tools.synthesis.record import QaRecord, read_records
+from tools.synthesis.wrong_rate import LEAST_INFORMATION, Calibration, Count, wrong_rates
+
+VERDICTS, SHEET, AUDIT, AUDIT_MD, CALL = "verdicts.jsonl", "sheet.csv", "audit.json", "audit.md", "call.json"
+PROMPT = Path(__file__).with_name("judge_prompt.json")
+MAX_TOKENS = 1500
+EXAMPLES = 3  # of pairs called wrong, a discipline
+Verdict = tuple[str, str]
+"""("right", "wrong" or "unclear", reason). Unclear counts as called wrong, in the calibration too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditOptions:
+    """What `syne synth audit` is asked for."""
+
+    inputs: tuple[str, ...]
+    out: Path
+    sample: int = 100
+    """Pairs of each discipline; all of a smaller one."""
+    seed: int = 1234
+    url: str | None = None
+    """Of the judge's server, up to and with /v1; None: the verdicts come from `filled`."""
+    model: str | None = None
+    calibration: tuple[str, ...] = ()
+    """Files of pairs: those with the key `corruption` are wrong, the others right."""
+    calibration_sample: int = 200
+    """Of each of the two kinds."""
+    filled: Path | None = None
+    """A sheet with a person's verdicts."""
+    prompt: Path = PROMPT
+    parallel: int = 8
+    timeout_seconds: float = 120.0
+    key_variable: str = "OPENAI_API_KEY"
+
+
+@dataclass(frozen=True)
+class _Case:
+    key: str
+    """Of its verdict: "sample <id>", "wrong <id>", "right <id>"."""
+    pair: QaRecord
+
+
+def audit(options: AuditOptions) -> dict[str, Any]:
+    """The report, also written to audit.json and audit.md; without a judge or a filled sheet only the sheet is made.
+
+    A verdict is kept when it comes, so a call that was killed asks only for what is missing.
+    Errors: ConfigError for options that do not go together or a folder of another audit; DataError for damaged input,
+    a server that refuses, a sheet that is not filled, or a judge that cannot tell right from wrong.
+    """
+    _check_options(options)
+    prompt = _read_prompt(options.prompt)
+    with only_one(options.out):
+        _take(options, prompt)
+        sizes, sample = _sample(options)
+        _write_sheet(options.out / SHEET, sample)
+        calibration: Calibration | None = None
+        if options.filled is not None:
+            verdicts = _from_sheet(options.filled, sample)
+        elif options.url is None:
+            return {"sheet": str(options.out / SHEET), "sample": len(sample)}
+        else:
+            known = _known(options)
+            verdicts = _ask_all(options, prompt, [*sample, *known])
+            calibration = _calibration(known, verdicts)
+        report = _report(options, sizes, sample, verdicts, calibration)
+        write_atomic(options.out / AUDIT, json.dumps(report, ensure_ascii=False, indent=1).encode())
+        write_atomic(options.out / AUDIT_MD, markdown(report).encode())
+    return report
+
+
+def _check_options(options: AuditOptions) -> None:
+    if options.url is not None and options.filled is not None:
+        raise ConfigError("--url and --filled are two judges; name one")
+    if options.url is not None and (options.model is None or not options.calibration):
+        raise ConfigError(
+            "a judge needs --model, and --calibration FILE with pairs known to be right and wrong: "
+            "syne synth corrupt --share 0.5 makes one of pairs that are right"
+        )
+
+
+def _read_prompt(path: Path) -> dict[str, dict[str, str]]:
+    try:
+        prompt: dict[str, dict[str, str]] = orjson.loads(path.read_bytes())
+        for language, texts in {"en": prompt["en"], **prompt}.items():
+            missing = [key for key in ("system", "user", "again") if not isinstance(texts[key], str)]
+            if missing or not all(name in texts["user"] for name in ("{question}", "{answer}")):
+                raise ValueError(f"{language}: system, user (with {{question}} and {{answer}}), again must be texts")
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"--prompt {path}: {error!r}") from error
+    return prompt
+
+
+def _take(options: AuditOptions, prompt: dict[str, dict[str, str]]) -> None:
+    """Errors: ConfigError if the folder holds the verdicts of another audit."""
+    files = {str(path): digest for path, digest in content_hashes(kept_inputs(options.inputs)).items()}
+    deciding: list[Any] = [options.sample, options.seed, options.model, options.calibration_sample, prompt, files]
+    deciding.append([*content_hashes(find_inputs(options.calibration)).values()] if options.calibration else [])
+    mark = hashlib.sha256(json.dumps(deciding).encode()).hexdigest()
+    path = options.out / CALL
+    if path.exists() and path.read_text() != mark and (options.out / VERDICTS).exists():
+        raise ConfigError(f"{options.out} holds verdicts of another audit (other pairs, judge or prompt); name another")
+    write_atomic(path, mark.encode())
+
+
+def content_hashes(paths: Sequence[Path]) -> dict[Path, str]:
+    """sha256 of each file, by which a later step knows the pairs that were audited."""
+    found = {}
+    for path in paths:
+        with path.open("rb") as stream:
+            found[path] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return found
+
+
+def _pairs(patterns: Sequence[str]) -> Iterator[tuple[QaRecord, bool]]:
+    """(pair, whether it was made wrong)."""
+    for task in plan_tasks(kept_inputs(patterns)):
+        for pair in read_records(task, on_bytes=lambda size: None):
+            if isinstance(pair, BadRecord):
+                raise DataError(f"{task.path}, line {pair.line} of its part from byte {task.start}: {pair.reason}")
+            yield pair, RECORD_KEY in pair.extra
+
+
+class _Lowest:
+    """The n items of each kind with the lowest hash: the same whatever else there is."""
+
+    def __init__(self, n: int, seed: int) -> None:
+        self._n, self._seed = n, seed
+        self._heaps: dict[str, list[tuple[int, str, QaRecord]]] = {}
+        self.sizes: Counter[str] = Counter()
+
+    def add(self, kind: str, pair: QaRecord) -> None:
+        self.sizes[kind] += 1
+        heap = self._heaps.setdefault(kind, [])
+        entry = (-keyed_hash("audit", self._seed, pair.id), pair.id, pair)
+        if len(heap) < self._n:
+            heapq.heappush(heap, entry)
+        elif entry[:2] > heap[0][:2]:
+            heapq.heapreplace(heap, entry)
+
+    def cases(self, prefix: str | None = None) -> list[_Case]:
+        """Each kind's in the order of their hashes."""
+        return [
+            _Case(f"{prefix or kind} {pair.id}", pair)
+            for kind, heap in sorted(self._heaps.items())
+            for _, _, pair in sorted(heap, key=lambda entry: entry[:2], reverse=True)
+        ]
+
+
+def _sample(options: AuditOptions) -> tuple[dict[str, int], list[_Case]]:
+    lowest = _Lowest(options.sample, options.seed)
+    for pair, _ in _pairs(options.inputs):
+        lowest.add(pair.discipline, pair)
+    cases = lowest.cases("sample")
+    if not cases:
+        raise DataError(f"there is no pair in {', '.join(options.inputs)}")
+    twice = [key for key, count in Counter(case.key for case in cases).items() if count > 1]
+    if twice:
+        raise DataError(f"the id of {twice[0]!r} occurs more than once; verdicts are kept by id")
+    return dict(sorted(lowest.sizes.items())), cases
+
+
+def _known(options: AuditOptions) -> list[_Case]:
+    lowest = _Lowest(options.calibration_sample, options.seed)
+    for pair, is_wrong in _pairs(options.calibration):
+        lowest.add("wrong" if is_wrong else "right", pair)
+    for kind in ("wrong", "right"):
+        if not lowest.sizes[kind]:
+            raise DataError(
+                f"--calibration has no pair known to be {kind} (key {RECORD_KEY}: wrong, without it: right)"
+            )
+    return lowest.cases()
+
+
+def _ask_all(options: AuditOptions, prompt: dict[str, dict[str, str]], cases: list[_Case]) -> dict[str, Verdict]:
+    path = options.out / VERDICTS
+    verdicts = _kept(path)
+    missing = [case for case in cases if case.key not in verdicts]
+    key = os.environ.get(options.key_variable)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    with (
+        LiveProgress("judging", total=len(cases), unit="pairs", scale=1.0) as progress,
+        httpx.Client(base_url=str(options.url).rstrip("/"), headers=headers, timeout=options.timeout_seconds) as client,
+        path.open("ab") as kept,
+        ThreadPoolExecutor(options.parallel) as pool,
+    ):
+        progress.skip(len(cases) - len(missing))
+        futures = {pool.submit(_ask, client, options, prompt, case): case for case in missing}
+        try:
+            for future in as_completed(futures):
+                case, (verdict, reason) = futures[future], future.result()
+                row = {"key": case.key, "verdict": verdict, "reason": reason}
+                kept.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+                kept.flush()
+                verdicts[case.key] = (verdict, reason)
+                progress.advance(1)
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+            raise ConfigError(f"--url {options.url}: {error}") from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return verdicts
+
+
+def _kept(path: Path) -> dict[str, Verdict]:
+    """Verdicts of an earlier call; a last line that was cut off is cut from the file too."""
+    if not path.exists():
+        return {}
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        write_atomic(path, whole)
+    rows = [orjson.loads(line) for line in whole.splitlines()]
+    return {row["key"]: (row["verdict"], row["reason"]) for row in rows}
+
+
+def _ask(client: httpx.Client, options: AuditOptions, prompt: dict[str, dict[str, str]], case: _Case) -> Verdict:
+    texts = prompt.get(case.pair.language, prompt["en"])
+    asked = {"{question}": case.pair.question, "{answer}": case.pair.answer}
+    filled = re.sub(r"\{(?:question|answer)\}", lambda found: asked[found[0]], texts["user"])
+    messages = [{"role": "system", "content": texts["system"]}, {"role": "user", "content": filled}]
+    reply, fault, reached = None, "", False
+    for attempt in range(ATTEMPTS):
+        body = {
+            "model": options.model, "messages": messages, "seed": attempt, "max_tokens": MAX_TOKENS,
+            "temperature": 0.0 if attempt == 0 else 0.7,
+        }  # fmt: skip
+        reply, fault = post(client, body, attempt)
+        if reply is None:
+            continue
+        reached = True
+        verdict = parse_verdict(reply)
+        if verdict is not None:
+            return verdict
+        again = [{"role": "assistant", "content": reply}, {"role": "user", "content": texts["again"]}]
+        messages = [*messages[:2], *again]
+    if not reached:
+        raise DataError(
+            f"{case.key}: gave up after {ATTEMPTS} attempts ({fault}); verdicts so far are kept, run the same again"
+        )
+    return "unclear", f"no verdict in {reply!r:.200}"
+
+
+def parse_verdict(reply: str) -> Verdict | None:
+    """What {"reason": …, "verdict": "right" | "wrong"} says; None for anything else."""
+    start, stop = reply.find("{"), reply.rfind("}")
+    try:
+        found = orjson.loads(reply[start : stop + 1]) if 0 <= start < stop else None
+    except orjson.JSONDecodeError:  # LaTeX in a reason breaks JSON: the verdict is what counts
+        verdicts = {word for word in ("right", "wrong") if f'"verdict": "{word}"' in reply}
+        return (verdicts.pop(), reply[start : stop + 1]) if len(verdicts) == 1 else None
+    if not isinstance(found, dict) or str(found.get("verdict")).casefold() not in ("right", "wrong"):
+        return None
+    return str(found["verdict"]).casefold(), str(found.get("reason", ""))
+
+
+def _calibration(known: list[_Case], verdicts: dict[str, Verdict]) -> Calibration:
+    counts = Counter((case.key.split(" ", 1)[0], verdicts[case.key][0] == "right") for case in known)
+    found_wrong = Count(counts["wrong", False], counts["wrong", False] + counts["wrong", True])
+    found_right = Count(counts["right", True], counts["right", False] + counts["right", True])
+    return Calibration(found_wrong, found_right)
+
+
+def _write_sheet(path: Path, sample: list[_Case]) -> None:
+    stream = io.StringIO()
+    writer = csv.writer(stream)
+    writer.writerow(["id", "discipline", "language", "question", "answer", "verdict", "reason"])
+    for case in sample:
+        pair = case.pair
+        cells = [pair.id, pair.discipline, pair.language, pair.question, pair.answer]
+        # A spreadsheet would compute a cell that begins so.
+        writer.writerow([*(f"'{cell}" if cell[:1] in "=+-@" else cell for cell in cells), "", ""])
+    write_atomic(path, stream.getvalue().encode("utf-8-sig"))
+
+
+def _from_sheet(path: Path, sample: list[_Case]) -> dict[str, Verdict]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            rows = {row["id"].removeprefix("'"): row for row in csv.DictReader(stream)}
+        verdicts = {
+            case.key: (rows[case.pair.id]["verdict"].strip().casefold(), rows[case.pair.id].get("reason") or "")
+            for case in sample
+        }
+    except (OSError, UnicodeDecodeError, KeyError, AttributeError, csv.Error) as error:
+        raise DataError(f"--filled {path} is not the sheet of this sample, filled in ({error!r})") from error
+    wrong = [key for key, (verdict, _) in verdicts.items() if verdict not in ("right", "wrong", "unclear")]
+    if wrong:
+        raise DataError(
+            f"--filled {path}: {len(wrong)} verdicts are not right, wrong or unclear, the first of {wrong[0]}"
+        )
+    return verdicts
+
+
+def _report(
+    options: AuditOptions,
+    sizes: dict[str, int],
+    sample: list[_Case],
+    verdicts: dict[str, Verdict],
+    calibration: Calibration | None,
+) -> dict[str, Any]:
+    if calibration is not None and calibration.information < LEAST_INFORMATION:
+        raise DataError(
+            f"the judge {options.model} calls {calibration.found_wrong.share:.0%} of the wrong pairs wrong and "
+            f"{calibration.found_right.share:.0%} of the right ones right: it cannot tell them apart; take another"
+        )
+    called: dict[str, list[_Case]] = {name: [] for name in sizes}
+    totals: Counter[str] = Counter(case.pair.discipline for case in sample)
+    for case in sample:
+        if verdicts[case.key][0] != "right":
+            called[case.pair.discipline].append(case)
+    counts = {name: Count(len(called[name]), totals[name]) for name in sizes}
+    rates, overall = wrong_rates(counts, sizes, calibration, seed=options.seed)
+    return {
+        "inputs": sorted(content_hashes(kept_inputs(options.inputs)).values()),
+        "judge": options.model if calibration is not None else "a person",
+        "calibration": None if calibration is None else asdict(calibration),
+        "wrong_rate": overall.as_json(),
+        "disciplines": {
+            name: {
+                "pairs": sizes[name],
+                "sample": totals[name],
+                "called_wrong": counts[name].hits,
+                "wrong_rate": rates[name].as_json(),
+                "examples": [
+                    {"id": case.pair.id, "verdict": verdicts[case.key][0], "reason": verdicts[case.key][1],
+                     "question": case.pair.question[:300], "answer": case.pair.answer[:600]}
+                    for case in called[name][:EXAMPLES]
+                ],
+            }
+            for name in sizes
+        },
+    }  # fmt: skip
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report as a page."""
+    lines = ["# How wrong the pairs are", "", f"Judge: {report['judge']}."]
+    if report["calibration"] is not None:
+        wrong, right = (Count(**report["calibration"][key]) for key in ("found_wrong", "found_right"))
+        lines.append(
+            f"Of {wrong.total} pairs known to be wrong it called {wrong.share:.1%} wrong, of {right.total} known to be "
+            f"right {right.share:.1%} right; the rates are corrected for that."
+        )
+    lines += ["", "| | pairs | sample | called wrong | wrong rate | 95 % interval |", "|---|---:|---:|---:|---:|---:|"]
+    for name, row in report["disciplines"].items():
+        rate = row["wrong_rate"]
+        lines.append(
+            f"| {name} | {row['pairs']:,} | {row['sample']} | {row['called_wrong']} | {rate['value']:.1%} | "
+            f"{rate['low']:.1%} to {rate['high']:.1%} |"
+        )
+    whole = report["wrong_rate"]
+    lines.append(f"| all, by size | | | | {whole['value']:.1%} | {whole['low']:.1%} to {whole['high']:.1%} |")
+    for name, row in report["disciplines"].items():
+        for example in row["examples"]:
+            text = f"{example['question']}\n—\n{example['answer']}\n—\n{example['verdict']}: {example['reason']}"
+            lines += ["", f"{name}, `{example['id']}`", "", *(f"    {line}" for line in text.splitlines())]
+    return "\n".join(lines) + "\n"
+
+
+def summary(report: dict[str, Any]) -> str:
+    """One line a discipline, and the whole; or where the sheet lies."""
+    if "sheet" in report:
+        return f"{report['sheet']}: {report['sample']} pairs; fill in the column verdict and pass it with --filled"
+    rows = {name: row["wrong_rate"] for name, row in report["disciplines"].items()} | {"all": report["wrong_rate"]}
+    return "\n".join(
+        f"{name}: {rate['value']:.1%} wrong (95 %: {rate['low']:.1%} to {rate['high']:.1%})"
+        for name, rate in rows.items()
+    )

@@ -1,0 +1,302 @@
+"""`syne synth check`: which pairs are fit to train on; every dropped one is kept with its reason and what was measured.
+
+examine (a task a piece of input) ─ rules of one pair, benchmarks, question hashes, final answers
+    └─ questions (a task a range of hashes) ─ agreement of samples, one pair a question
+sign (a task a piece of input) ─ MinHash bands of what is left ─ bands (a task a band) ─ clusters
+write (a task a piece of input) ─> kept · dropped · quarantine.jsonl · report.json, report.md
+"""
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_mixers.atomic import write_atomic
+from data_mixers.errors import DataError
+from tools.data.benchmark_items import read_benchmark
+from tools.data.calls import Call, begin
+from tools.data.contamination import NgramIndex
+from tools.data.documents import Document, read_documents
+from tools.data.exact_duplicates import content_hash, num_ranges
+from tools.data.minhash import node
+from tools.data.near_duplicates import NearWork, find_near, forget_maps, keep_places, near_verdicts, place_of, sign
+from tools.data.readers import BadRecord, InputTask, find_inputs, plan_tasks
+from tools.data.selection import SelectionReport, SelectionTask, Verdict, gather, report_from_json, select
+from tools.data.stage import Report, Stage, only_one, run_stage
+from tools.data.units import Hashes, hashes_of, units_of
+from tools.synthesis.check_report import Examples, write_markdown
+from tools.synthesis.pair_rules import DEFAULT_RULES, RAW_KEYS, PairRules, Tools, judge_pair, load_pair_rules, prepare
+from tools.synthesis.question_groups import FINDING, Findings, settle, write_questions
+from tools.synthesis.recompute import Recomputer
+from tools.synthesis.sandbox import Sandbox, require_sandbox
+
+REPORT_MD = "report.md"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions:
+    """What `syne synth check` is asked for."""
+
+    inputs: tuple[str, ...]
+    out: Path
+    rules: Path = DEFAULT_RULES
+    benchmarks: tuple[str, ...] = ()
+    """File names or globs; none: nothing is known of contamination, and the report says so."""
+    benchmark_keys: tuple[str, ...] = ()
+    run_code: bool = False
+    min_agreement: float = 0.5
+    """Of the samples of one question that state a result, more than this share must agree."""
+    near_duplicates: bool = True
+    max_bad_share: float = 0.01
+    max_bad_lines: int = 10
+    workers: int = 1
+
+
+def check(options: CheckOptions) -> SelectionReport:
+    """Write kept and dropped pairs and the report into `options.out`; sources of the report are disciplines.
+
+    Deterministic for any number of workers, and resumable, as `syne data clean`.
+    Errors: ConfigError for rules that do not fit, a folder in use, or if code is to run and the sandbox cannot be set
+    up; DataError for damaged input or too many lines that are no pairs.
+    Memory: of a worker, its piece of input and 12 bytes an n-gram of the benchmarks.
+    """
+    rules = load_pair_rules(options.rules)
+    tasks = plan_tasks(find_inputs(options.inputs))
+    if not tasks:
+        raise DataError(f"there is no pair in {', '.join(options.inputs)}")
+    benchmarks = tuple(find_inputs(options.benchmarks, option="--benchmarks")) if options.benchmarks else ()
+    _index(benchmarks, options.benchmark_keys, rules.contamination.ngram)  # a fault in them is told first
+    sandbox = require_sandbox() if options.run_code else None
+    call = begin(options.out, command="synth check", options=_deciding(options, rules, benchmarks), tasks=tasks)
+    with only_one(options.out):
+        if (done := call.take(writes=True)) is not None:
+            return report_from_json(done)
+        items = [
+            SelectionTask(task=task, index=index, text_key=RAW_KEYS, source_key="discipline", out=options.out)
+            for index, task in enumerate(tasks)
+        ]
+        work = _Work(call.work, tuple(tasks), rules, benchmarks, options, sandbox)
+        examined = _run(call, work, "examine", _examine)
+        num_pairs, num_bad = (sum(result[key] for result in examined) for key in ("num_pairs", "num_bad"))
+        call.check_bad_share(num_bad, num_pairs, max_share=options.max_bad_share, max_lines=options.max_bad_lines)
+        _settle_questions(call, work, num_pairs)
+        if options.near_duplicates:
+            _run(call, work, "sign", _sign)
+        find_near(
+            call,
+            work.near,
+            num_tasks=len(tasks),
+            settings=rules.near_duplicates if options.near_duplicates else None,
+            workers=options.workers,
+        )
+        counts = [(result["num_pairs"], result["num_bad"]) for result in examined]
+        written = _run(call, work, "write", partial(_write, items=items, counts=counts))
+        report = gather(items, written)
+        examples = Examples.joined([result["by_discipline"] for result in written])
+        notes = _notes(options)
+        extra = {"notes": notes, "examples_by_discipline": examples.as_json()}
+        write_atomic(options.out / REPORT_MD, write_markdown(report, examples, notes).encode())
+        call.finish(report, writes=True, extra=extra)
+        shutil.rmtree(call.work)
+    return report
+
+
+def _deciding(options: CheckOptions, rules: PairRules, benchmarks: tuple[Path, ...]) -> dict[str, Any]:
+    """All that decides the result besides the input."""
+    left_out = ("inputs", "out", "rules", "workers", "benchmarks")
+    return {key: value for key, value in asdict(options).items() if key not in left_out} | {
+        "rules": asdict(rules),
+        "benchmarks": {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in benchmarks},
+    }
+
+
+def _notes(options: CheckOptions) -> list[str]:
+    """What was not looked at."""
+    return [
+        note
+        for note, is_said in (
+            ("no benchmark was given: contamination was not looked for", not options.benchmarks),
+            ("code was not run (--run-code)", not options.run_code),
+            ("near-duplicates were not looked for", not options.near_duplicates),
+        )
+        if is_said
+    ]
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What every task needs, and where intermediate results lie."""
+
+    folder: Path
+    tasks: tuple[InputTask, ...]
+    rules: PairRules
+    benchmarks: tuple[Path, ...]
+    options: CheckOptions
+    sandbox: Sandbox | None
+
+    @property
+    def near(self) -> NearWork:
+        return NearWork(self.folder)
+
+    @property
+    def findings(self) -> Path:
+        return self.folder / "questions.findings"
+
+    def of_task(self, task: int, kind: str) -> Path:
+        return self.folder / "examined" / f"{task:07d}.{kind}"
+
+    def pairs(self, task: int, report: Report) -> Iterator[Document | BadRecord]:
+        """The prepared pairs of a task, and lines that are none."""
+        for document in read_documents(self.tasks[task], text_key=RAW_KEYS, on_bytes=report):
+            yield prepare(document, self.rules) if isinstance(document, Document) else document
+
+
+def _run(call: Call, work: _Work, name: str, do: Any) -> list[Any]:
+    """A stage with a task a piece of input."""
+    stage = Stage(
+        name=name,
+        work=call.work / name,
+        fingerprint=call.fingerprint,
+        sizes=tuple(task.size_bytes for task in work.tasks),
+        do=partial(do, work),
+    )
+    return run_stage(stage, workers=work.options.workers)
+
+
+@lru_cache(maxsize=1)  # once a process
+def _index(paths: tuple[Path, ...], keys: tuple[str, ...], n: int) -> NgramIndex:
+    return NgramIndex([read_benchmark(path, keys) for path in paths], n)
+
+
+def _examine(work: _Work, index: int, report: Report) -> dict[str, Any]:
+    work.of_task(index, "").parent.mkdir(parents=True, exist_ok=True)
+    verdicts: list[list[Any]] = []
+    questions: list[tuple[int, bytes]] = []
+    answers: dict[int, str] = {}
+    places: list[int] = []
+    num_bad = 0
+    with Recomputer() as recomputer:
+        tools = Tools(recomputer, work.sandbox)
+        for pair in work.pairs(index, report):
+            if isinstance(pair, BadRecord):
+                num_bad += 1
+                continue
+            number = len(places)
+            places.append(pair.place)
+            verdict = judge_pair(pair, work.rules, tools) or _contaminated(work, pair)
+            if verdict is not None:
+                verdicts.append([number, verdict.marks()])
+                continue
+            questions.append((number, content_hash(pair.fields["question"])))
+            if pair.fields.get("final_answer"):
+                answers[number] = pair.fields["final_answer"]
+    write_atomic(work.of_task(index, "verdicts"), json.dumps(verdicts, ensure_ascii=False).encode())
+    keep_places(work.near, index, places)
+    write_questions(questions, answers, work.of_task(index, "questions"))
+    return {"num_pairs": len(places), "num_bad": num_bad}
+
+
+def _contaminated(work: _Work, pair: Document) -> Verdict | None:
+    if not work.benchmarks:
+        return None
+    rule = work.rules.contamination
+    index = _index(work.benchmarks, work.options.benchmark_keys, rule.ngram)
+    found = index.look_up(f"{pair.fields['question']}\n{pair.fields['answer']}")
+    if found is None or found.share <= rule.max_share:
+        return None
+    benchmark, line = index.owners[found.items[0]]
+    matched = {"benchmark": f"{work.benchmarks[benchmark]}:{line}", "ngram": found.ngram}
+    return Verdict(reason="contaminated", value=round(found.share, 6), limit=rule.max_share, matched=matched)
+
+
+def _settle_questions(call: Call, work: _Work, num_pairs: int) -> None:
+    count = num_ranges(num_pairs)
+    folder = call.work / "questions"
+    stage = Stage(
+        name="same questions",
+        work=folder,
+        fingerprint=call.fingerprint,
+        sizes=(max(1, num_pairs // count),) * count,
+        do=partial(_settle, work, folder, count),
+    )
+    run_stage(stage, workers=work.options.workers, unit="M pairs")
+    parts = [np.fromfile(path, dtype=FINDING) for path in sorted(folder.glob("*.part"))]
+    write_atomic(work.findings, np.sort(np.concatenate(parts), order="pair").tobytes())
+
+
+def _settle(work: _Work, folder: Path, count: int, index: int, report: Report) -> None:
+    paths = [work.of_task(task, "questions") for task in range(len(work.tasks))]
+    found = settle(paths, index, count, min_agreement=work.options.min_agreement)
+    write_atomic(folder / f"{index:05d}.part", found.tobytes())
+
+
+def _findings(work: _Work, task: int) -> Findings:
+    found = np.fromfile(work.findings, dtype=FINDING)
+    start, stop = np.searchsorted(found["pair"], [node(task, 0), node(task + 1, 0)])
+    return found[start:stop]
+
+
+def _sign(work: _Work, index: int, report: Report) -> None:
+    """MinHash of the pairs that are still kept: what is dropped anyway must not stand for its cluster."""
+    lost = {number for number, _ in json.loads(work.of_task(index, "verdicts").read_bytes())}
+    lost |= {int(pair) - node(index, 0) for pair in _findings(work, index)["pair"]}
+
+    def documents() -> Iterator[Hashes | None]:
+        number = 0
+        for pair in work.pairs(index, report):
+            if isinstance(pair, BadRecord):
+                continue
+            text = None if number in lost else f"{pair.fields['question']}\n{pair.fields['answer']}"
+            number += 1
+            yield None if text is None else hashes_of(units_of(text))
+
+    sign(work.near, documents(), index, work.rules.near_duplicates)
+
+
+def _write(
+    work: _Work, index: int, report: Report, *, items: list[SelectionTask], counts: list[tuple[int, int]]
+) -> dict[str, Any]:
+    forget_maps()
+    verdicts = _verdicts(work, items, index)
+    examples = Examples()
+
+    def judge(number: int, pair: Document) -> Verdict | None:
+        verdict = verdicts.get(number)
+        examples.count(pair, verdict)
+        return verdict
+
+    result = select(items[index], judge, report, prepare=partial(prepare, rules=work.rules))
+    if (result["num_documents"], len(result["bad"])) != counts[index]:
+        raise DataError(f"{items[index].task.path} has changed since this call began; remove --out and start again")
+    return result | {"by_discipline": examples.as_json()}
+
+
+def _verdicts(work: _Work, items: list[SelectionTask], index: int) -> dict[int, Verdict]:
+    """By the pair's number; whatever is not in it is kept."""
+    verdicts = {number: Verdict(**marks) for number, marks in json.loads(work.of_task(index, "verdicts").read_bytes())}
+    for found in _findings(work, index):
+        matched = None if found["kept"] < 0 else place_of(work.near, items, int(found["kept"]))
+        votes = {"votes": int(found["votes"]), "samples": int(found["samples"])}
+        number = int(found["pair"]) - node(index, 0)
+        if found["disagrees"]:
+            limit = work.options.min_agreement
+            verdicts[number] = Verdict(reason="disagreement", value=votes, limit=limit, matched=matched)
+        else:
+            verdicts[number] = Verdict(reason="same_question", value=votes, limit=None, matched=matched)
+    return verdicts | near_verdicts(work.near, items, index)
+
+
+def summary(report: SelectionReport) -> str:
+    """One line: how many of how many pairs are kept, and the most frequent reasons."""
+    reasons: Counter[str] = Counter()
+    for found in report.dropped.values():
+        reasons.update(found)
+    most = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common(5))
+    return f"{report.num_kept:,} of {report.num_read:,} pairs are kept; dropped: {most or 'none'}"

@@ -1,0 +1,96 @@
+"""What `syne synth check` shows a person: counts per discipline and rule, with examples to look at."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from tools.data.documents import Document
+from tools.data.selection import SelectionReport, Verdict
+
+EXAMPLES_PER_CELL = 2  # of each discipline and reason
+EXCERPT_CHARACTERS = 300
+
+
+@dataclass
+class Examples:
+    """discipline -> reason ("kept" for those that stay) -> the first pairs in input order."""
+
+    found: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict)
+
+    def count(self, pair: Document, verdict: Verdict | None) -> None:
+        """Keep the pair if there are few of its kind."""
+        reasons = self.found.setdefault(str(pair.fields["discipline"]), {})
+        kept = reasons.setdefault(verdict.reason if verdict is not None else "kept", [])
+        if len(kept) < EXAMPLES_PER_CELL:
+            question, answer = pair.fields.get("question", pair.text), pair.fields.get("answer", "")
+            marks = {} if verdict is None else {key: value for key, value in verdict.marks().items() if key != "reason"}
+            kept.append(
+                {"id": pair.id}
+                | marks
+                | {
+                    "question": _excerpt(str(question)),
+                    "answer": _excerpt(str(answer)),
+                    "language": pair.fields["language"],
+                }
+            )
+
+    def as_json(self) -> dict[str, dict[str, list[dict[str, Any]]]]:
+        """Sorted, for report.json."""
+        return {name: dict(sorted(reasons.items())) for name, reasons in sorted(self.found.items())}
+
+    @classmethod
+    def joined(cls, parts: Sequence[dict[str, dict[str, list[dict[str, Any]]]]]) -> "Examples":
+        """Of several tasks in input order."""
+        whole = cls()
+        for part in parts:
+            for discipline, reasons in part.items():
+                for reason, examples in reasons.items():
+                    kept = whole.found.setdefault(discipline, {}).setdefault(reason, [])
+                    kept += examples[: EXAMPLES_PER_CELL - len(kept)]
+        return whole
+
+
+def write_markdown(report: SelectionReport, examples: Examples, notes: Sequence[str]) -> str:
+    """The report as a page."""
+    disciplines = sorted({*report.kept, *report.dropped})
+    reasons = sorted({reason for found in report.dropped.values() for reason in found})
+    lines = [
+        "# What `syne synth check` kept and dropped",
+        "",
+        f"{report.num_read:,} read = {report.num_kept:,} kept + {report.num_dropped:,} dropped + "
+        f"{report.num_quarantined:,} that are no pairs (quarantine.jsonl)",
+        *[f"Not looked at: {note}." for note in notes],
+        "",
+        f"| | {' | '.join(disciplines)} |",
+        f"|---|{'---:|' * len(disciplines)}",
+        _row("kept", [report.kept.get(name, 0) for name in disciplines]),
+        *(_row(reason, [report.dropped.get(name, {}).get(reason, 0) for name in disciplines]) for reason in reasons),
+    ]
+    for discipline, by_reason in examples.as_json().items():
+        lines += ["", f"## {discipline}"]
+        for reason, found in by_reason.items():
+            lines += ["", f"### {discipline}: {reason}"]
+            for example in found:
+                lines += ["", f"`{example['id']}`{_measured(example)}", "", *_quoted(example)]
+    return "\n".join(lines) + "\n"
+
+
+def _row(title: str, counts: Sequence[int]) -> str:
+    return f"| {title} | {' | '.join(f'{count:,}' for count in counts)} |"
+
+
+def _measured(example: dict[str, Any]) -> str:
+    shown = {key: example[key] for key in ("value", "limit", "matched") if example.get(key) is not None}
+    return "".join(f", {key} {orjson.dumps(value).decode()}" for key, value in shown.items())
+
+
+def _quoted(example: dict[str, Any]) -> list[str]:
+    text = f"{example['question']}\n—\n{example['answer']}" if example["answer"] else example["question"]
+    fence = "~" * max(4, max((len(line) for line in text.split() if set(line) == {"~"}), default=0) + 1)
+    return [fence, *text.splitlines(), fence]
+
+
+def _excerpt(text: str) -> str:
+    return text if len(text) <= EXCERPT_CHARACTERS else f"{text[:EXCERPT_CHARACTERS]} […]"

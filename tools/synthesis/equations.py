@@ -1,0 +1,163 @@
+r"""Equations between numbers in a solution, found in its text and recomputed: 3 × 4 + 5 = 17, \frac{6}{4} = 1.5.
+
+Only what is surely arithmetic on both sides is looked at. A side that touches a letter, a function, a word like "of" or
+"mod", or a sign the grammar does not know is passed over: a pair is dropped for what is certainly false.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+from tools.synthesis.recompute import Recomputer
+
+NEAR = 0.02  # of ≈, ours
+CARRIED = 0.005  # of = where a decimal stands on the computed side: it may have been rounded before
+# Before a left side these end what came before; after most other words the number belongs to the word.
+_OPENING_WORDS = frozenset(
+    """
+    is are get gets have has give gives gave so thus hence therefore then that compute calculate equals find we
+    obtain obtains yields yield makes make and where since because total answer result needs
+    need costs cost pays pay weighs weigh holds hold leaves leave contains contain uses use takes take earns
+    """.split()  # noqa: SIM905  # a list of words reads better so
+)
+_OPENING_HAN = "有得是为即于共则故由算知因以"
+# A right side before these is not all of the number.
+_MORE_WORDS = frozenset(
+    """
+    mod modulo remainder r times dozen hundred thousand million billion trillion percent of to plus minus over
+    per and factorial divided multiplied
+    """.split()  # noqa: SIM905  # a list of words reads better so
+)
+_MORE_HAN = re.compile(r"[百万亿余…倍乘除加减又比打]|千(?![克米瓦卡焦])|分之")
+_UNIT = re.compile(r"\\(?:text|mathrm|mbox|textrm|operatorname|unit|si)\s*\{[^{}]*\}")
+_TOKEN = re.compile(
+    r"(?P<arithmetic>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\*\*|[-+*/^()×·÷∗⋅−√%％{}]|"
+    r"\\(?:times|cdot|div|ast|left|right|[dt]?frac|sqrt|%|,|!|;)(?![a-zA-Z])|sqrt(?![a-zA-Z])|[ \t]+)"
+    r"|(?P<relation>=|≈|\\approx(?![a-zA-Z]))"
+    r"|(?P<other>\\[a-zA-Z]+|\\.|[A-Za-z]+|.)",
+    re.DOTALL,
+)
+_CONTINUED = re.compile(r"[ \t]*(?:\\\\[ \t]*\n?|\n)[ \t]*(?=[=≈])")  # a line that begins with = goes on
+_MONEY = re.compile(r"([=≈]\s*)(?:\\?\$|[¥€£])(?=\d)")
+_BULLET = re.compile(r"^\s*(?:[-*+•]|\d{1,2}[.)、]|\(\d{1,2}\))\s+")
+_NUMBERED = re.compile(r"^\s*\(\d{1,2}\)\s+")
+_BARE = re.compile(r"[-−]?\s*(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.(\d+))?")
+# Signs between whole expressions.
+_BETWEEN = r"(?:[≡⇒→⟹<>≤≥≠]|\\(?:equiv|Rightarrow|implies|to|rightarrow|quad|qquad|leq?|geq?|neq?|lt|gt)(?![a-zA-Z]))"
+_FRACTION = re.compile(r"(?<![\d/.^])(\d+/\d+)(?![\d/.^])")  # beside ÷ a slash writes a fraction: 4 ÷ 1/3 is 12
+_OPERATION = re.compile(r"[-+*/^×·÷∗⋅−√]|\\(?:times|cdot|div|ast|[dt]?frac|sqrt)|sqrt")
+
+
+@dataclass(frozen=True)
+class Equation:
+    left: str
+    right: str
+    is_approximate: bool
+
+    def __str__(self) -> str:
+        return f"{self.left} {'≈' if self.is_approximate else '='} {self.right}"
+
+
+def false_equation(text: str, recomputer: Recomputer) -> Equation | None:
+    """The first one whose sides have different values; None if all that can be recomputed hold."""
+    return next((equation for equation in equations(text) if _is_false(equation, recomputer)), None)
+
+
+def equations(text: str) -> Iterator[Equation]:
+    """The equations between arithmetic in the text, neighbours in a chain `a = b = c` one by one."""
+    for line in _CONTINUED.sub(" ", _MONEY.sub(r"\1", _UNIT.sub("§", text).replace("&", ""))).splitlines():
+        for chain in _chains(_BULLET.sub("", line)):
+            for number in range(0, len(chain) - 2, 2):
+                left, relation, right = chain[number : number + 3]
+                if left and right and (_OPERATION.search(left) or _OPERATION.search(right)):
+                    yield Equation(left, right, relation != "=")
+
+
+def _chains(line: str) -> Iterator[list[str]]:
+    """side, relation, side, ...: maximal runs of arithmetic and relations; sides that touch anything else are empty."""
+    run: list[tuple[str, str]] = []
+    start = 0
+    for token in [*_TOKEN.finditer(line), None]:
+        if token is not None and token.lastgroup != "other":
+            start = start if run else token.start()
+            run.append((str(token.lastgroup), token[0]))
+            continue
+        if any(kind == "relation" for kind, _ in run):
+            stop = token.start() if token is not None else len(line)
+            yield _sides(run, line[:start], line[stop:])
+        run = []
+
+
+def _sides(run: list[tuple[str, str]], before: str, after: str) -> list[str]:
+    sides = [""]
+    for kind, text in run:
+        if kind == "relation":
+            sides += [text, ""]
+        else:
+            sides[-1] += text
+    if not before or before[-1] in ";,；，。":
+        sides[0] = _NUMBERED.sub("", sides[0])
+    if not _opens(before, sides[0]):
+        sides[0] = ""
+    if not _closes(after, sides[-1]):
+        sides[-1] = ""
+    return [_FRACTION.sub(r"(\1)", side.strip()) if "÷" in side else side.strip() for side in sides]
+
+
+def _opens(before: str, side: str) -> bool:
+    """Whether an expression can begin here: what stands before it is no part of it."""
+    if not before:
+        return True
+    if re.match(r"\s*[+*/^×÷·)}%]", side):
+        return False
+    if re.search(_BETWEEN + "$", before):
+        return True
+    last = before[-1]
+    if last in "$,;，。；：、！？":
+        return True
+    if last in ".:" or before.endswith(("\\(", "\\[")):
+        return side[:1].isspace() or before.endswith("\\[") or before.endswith("\\(")
+    if last in _OPENING_HAN:
+        return True
+    word = re.search(r"(?<![A-Za-z\\])[A-Za-z]+$", before)
+    is_negative = bool(re.match(r"\s*[-−]", side))  # "we - 3" is a subtraction or a dash
+    return word is not None and side[:1].isspace() and not is_negative and word[0].casefold() in _OPENING_WORDS
+
+
+def _closes(after: str, side: str) -> bool:
+    """Whether an expression can end here."""
+    is_bare = _BARE.fullmatch(side.strip()) is not None
+    if not after:
+        return True
+    if re.match(_BETWEEN, after):
+        return True
+    if after[0] in "$,;，。；：、！？)." or after.startswith(("\\)", "\\]", "\\\\")):
+        return not re.match(r"\.{2,}", after)
+    if _MORE_HAN.match(after):
+        return False
+    if "一" <= after[0] <= "鿿" or after[0] == "§":
+        return is_bare
+    word = re.match(r"[A-Za-z]+", after)
+    if word is None or not side[-1:].isspace():
+        return False
+    return is_bare and word[0].casefold() not in _MORE_WORDS
+
+
+def _is_false(equation: Equation, recomputer: Recomputer) -> bool:
+    left, right = (recomputer.value(side) for side in (equation.left, equation.right))
+    if left is None or right is None:
+        return False
+    if isinstance(left, Fraction) and isinstance(right, Fraction) and left == right:
+        return False
+    difference, size = abs(float(left) - float(right)), max(abs(float(left)), abs(float(right)))
+    tolerance = size * 1e-9
+    for side in (equation.left, equation.right):
+        bare = _BARE.fullmatch(side)
+        if bare is not None and bare[1] is not None:
+            tolerance = max(tolerance, 1.01 * 10 ** -len(bare[1]))  # rounded or cut off at the last digit
+    if any("." in side and _BARE.fullmatch(side) is None for side in (equation.left, equation.right)):
+        tolerance = max(tolerance, CARRIED * size)
+    if equation.is_approximate:
+        tolerance = max(tolerance, NEAR * size)
+    return difference > tolerance

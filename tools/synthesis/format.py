@@ -1,0 +1,219 @@
+"""`syne synth format`: audited pairs as plain text for `syne data preprocess`, in several layouts, counted in tokens.
+
+<out>/qa.jsonl.zst   {"id", "text", "topic": the discipline, "language", "layout", "generator"}
+<out>/report.json    counts per discipline, layouts, the audit that let the pairs pass
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_mixers.atomic import write_atomic
+from data_mixers.errors import ConfigError, DataError
+from data_mixers.permutation import keyed_hash
+from tools.data.columns import aligned
+from tools.data.documents import DocumentWriter, read_documents
+from tools.data.progress import LiveProgress
+from tools.data.readers import BadRecord, InputTask, find_inputs, plan_tasks
+from tools.data.stage import only_one
+from tools.data.yaml_file import read_yaml
+from tools.synthesis.audit import content_hashes
+from tools.synthesis.output import kept_inputs
+from tools.synthesis.record import QaRecord, read_records
+
+LAYOUTS = Path(__file__).with_name("layouts.yaml")
+TEXT, REPORT = "qa.jsonl.zst", "report.json"
+MOST_WRONG = 0.30  # the recipe's corruption study (arXiv 2407.18743): below it hardly matters
+BATCH = 256  # texts tokenised at once
+PAGE_SEPARATOR = "page_separator"
+
+Layout = dict[str, str]
+"""language -> template, and the separator after a source page."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormatOptions:
+    """What `syne synth format` is asked for."""
+
+    inputs: tuple[str, ...]
+    out: Path
+    tokenizer: Path
+    audit: Path | None
+    """audit.json of these very files; None: said on purpose that there is none."""
+    most_wrong: float = MOST_WRONG
+    layouts: tuple[str, ...] = ()
+    """Names in the layouts' file; empty: all of them. Each pair gets one by the hash of its id."""
+    layouts_file: Path = LAYOUTS
+    pages: tuple[str, ...] = ()
+    """Files of the source pages."""
+    page_share: float = 0.0
+    """Of the pairs whose page is there, the share that is written behind it."""
+    page_key: str = "text"
+    seed: int = 1234
+
+
+def format_pairs(options: FormatOptions) -> dict[str, Any]:
+    """Write the text and the report. Deterministic.
+
+    Errors: ConfigError if the audit is of other files or finds too many wrong, or for a layout that is not there;
+    DataError for damaged input. Memory: the source pages that pairs ask for, if they are mixed in.
+    """
+    from megatron_synE.data.tokenizers import load_tokenizer
+
+    paths = kept_inputs(options.inputs)
+    audited = _audited(options, paths)
+    layouts = _layouts(options)
+    if bool(options.pages) != (options.page_share > 0):
+        raise ConfigError("--pages and --page-share go together")
+    tokenizer = load_tokenizer(options.tokenizer)
+    tasks = plan_tasks(paths)
+    with only_one(options.out):
+        pages = _pages(options, tasks)
+        counts: Counter[tuple[str, str]] = Counter()
+        used: Counter[str] = Counter()
+        with DocumentWriter(options.out / TEXT) as file:
+            for batch in _batches(_written(options, tasks, layouts, pages)):
+                tokens = tokenizer.encode_ordinary_batch([row["text"] for row in batch])
+                for row, ids in zip(batch, tokens, strict=True):
+                    with_page = row.pop("with_page")
+                    file.write(row)
+                    used[row["layout"]] += 1
+                    for name in (row["topic"], "all"):
+                        counts[name, "pairs"] += 1
+                        counts[name, "with_page"] += with_page
+                        counts[name, "bytes"] += len(row["text"].encode())
+                        counts[name, "tokens"] += len(ids)
+        disciplines = sorted({name for name, _ in counts} - {"all"})
+        report = {
+            "inputs": sorted(content_hashes(paths).values()),
+            "audit": audited,
+            "tokenizer": tokenizer.digest,
+            "layouts": dict(sorted(used.items())),
+            "disciplines": {
+                name: {key: counts[name, key] for key in ("pairs", "with_page", "bytes", "tokens")}
+                for name in [*disciplines, "all"]
+            },
+        }
+        write_atomic(options.out / REPORT, json.dumps(report, ensure_ascii=False, indent=1).encode())
+    return report
+
+
+def table(report: dict[str, Any]) -> str:
+    """Pairs and tokens per discipline."""
+    rows = [["discipline", "pairs", "with page", "tokens"]]
+    for name, found in report["disciplines"].items():
+        rows.append([name, *(f"{found[key]:,}" for key in ("pairs", "with_page", "tokens"))])
+    return aligned(rows, num_left=1)
+
+
+def _audited(options: FormatOptions, paths: Sequence[Path]) -> dict[str, Any] | None:
+    """What the audit says of the pairs, if they may be used.
+
+    Judged by the upper end of the interval over all pairs, so that a small sample does not let them pass, and by the
+    estimate of every discipline, so that a large one does not hide a bad one.
+    """
+    if options.audit is None:
+        return None
+    try:
+        content = json.loads(options.audit.read_text(encoding="utf-8"))
+        whole, disciplines, inputs = content["wrong_rate"], content["disciplines"], content["inputs"]
+        high = float(whole["high"])
+        rates = {name: float(row["wrong_rate"]["value"]) for name, row in disciplines.items()}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"--audit {options.audit} is no audit.json of syne synth audit ({error!r})") from error
+    if inputs != sorted(content_hashes(paths).values()):
+        raise ConfigError(f"--audit {options.audit} is of other files than --input; audit these, or name those")
+    too_wrong = [f"{name} {rate:.1%}" for name, rate in rates.items() if rate > options.most_wrong]
+    if high > options.most_wrong:
+        too_wrong.append(f"all {whole['value']:.1%}, perhaps {high:.1%} (upper end of 95 %)")
+    if too_wrong:
+        raise ConfigError(
+            f"too many pairs are wrong, more than {options.most_wrong:.0%}: {'; '.join(too_wrong)}. Check them more "
+            "strictly, leave the discipline out, audit a larger sample, or take them all the same with "
+            "--accept-wrong-rate"
+        )
+    return {"wrong_rate": whole, "judge": content.get("judge"), "most_wrong": options.most_wrong}
+
+
+def _layouts(options: FormatOptions) -> dict[str, Layout]:
+    known: dict[str, Layout] = read_yaml(options.layouts_file, dict[str, dict[str, str]])
+    wanted = options.layouts or tuple(known)
+    for name in wanted:
+        if name not in known:
+            raise ConfigError(f"--layout {name} is not in {options.layouts_file}; there are {', '.join(known)}")
+        layout = known[name]
+        for key in ("en", PAGE_SEPARATOR):
+            if key not in layout:
+                raise ConfigError(f"{options.layouts_file}: layout {name} has no key {key}")
+        for language, template in layout.items():
+            if language != PAGE_SEPARATOR and sorted(re.findall(r"\{\w+\}", template)) != ["{answer}", "{question}"]:
+                raise ConfigError(
+                    f"{options.layouts_file}: layout {name}, {language}: needs {{question}} and {{answer}}, once each"
+                )
+    return {name: known[name] for name in wanted}
+
+
+def _pages(options: FormatOptions, tasks: Sequence[InputTask]) -> dict[str, str]:
+    """seed_id -> text, of the pages that pairs were made of."""
+    if not options.pages:
+        return {}
+    wanted = {pair.seed_id for pair in _pairs(tasks) if _takes_page(options, pair)}
+    found = {
+        document.id: document.text
+        for task in plan_tasks(find_inputs(options.pages, option="--pages"))
+        for document in read_documents(task, text_key=options.page_key, on_bytes=lambda size: None)
+        if not isinstance(document, BadRecord) and document.id in wanted
+    }
+    if not found:
+        raise DataError("no pair was made of any of --pages: no id of theirs is the seed_id of a pair")
+    return found
+
+
+def _takes_page(options: FormatOptions, pair: QaRecord) -> bool:
+    return pair.seed_id is not None and keyed_hash("page", options.seed, pair.id) < options.page_share * 2**64
+
+
+def _pairs(tasks: Sequence[InputTask], progress: LiveProgress | None = None) -> Iterator[QaRecord]:
+    for task in tasks:
+        for pair in read_records(task, on_bytes=progress.advance if progress is not None else lambda size: None):
+            if isinstance(pair, BadRecord):
+                raise DataError(f"{task.path}, line {pair.line} of its part from byte {task.start}: {pair.reason}")
+            yield pair
+
+
+def _written(
+    options: FormatOptions, tasks: Sequence[InputTask], layouts: dict[str, Layout], pages: dict[str, str]
+) -> Iterator[dict[str, Any]]:
+    names = list(layouts)
+    with LiveProgress("format", total=sum(task.size_bytes for task in tasks)) as progress:
+        for pair in _pairs(tasks, progress):
+            name = names[keyed_hash("layout", options.seed, pair.id) % len(names)]
+            layout = layouts[name]
+            text = _filled(layout.get(pair.language, layout["en"]), pair)
+            page = pages.get(pair.seed_id or "") if _takes_page(options, pair) else None
+            if page is not None:
+                text = f"{page.strip()}{layout[PAGE_SEPARATOR]}{text}"
+            yield {
+                "id": pair.id, "text": text, "topic": pair.discipline, "language": pair.language, "layout": name,
+                "generator": pair.generator, "with_page": page is not None,
+            }  # fmt: skip
+
+
+def _filled(template: str, pair: QaRecord) -> str:
+    values = {"{question}": pair.question.strip(), "{answer}": pair.answer.strip()}
+    return re.sub(r"\{(?:question|answer)\}", lambda found: values[found[0]], template)
+
+
+def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    batch: list[dict[str, Any]] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
