@@ -78,3 +78,52 @@ def corrupt(
         words=words,
     )
     typer.echo(corrupt_file(options))
+
+
+@synth_app.command(epilog=example("syne synth seeds --input 'cleaned/*.zst' --quota 2000 --out runs/seeds.jsonl.zst"))
+def seeds(
+    inputs: Annotated[list[str], typer.Option("--input", help="Pages: file, glob or folder, may be repeated.")],
+    out: Out,
+    quota: Annotated[
+        int | None, typer.Option(min=1, help="Most seeds of a discipline and language.", show_default="all")
+    ] = None,
+    seed: Seed = 1234,
+    per_page: Annotated[int, typer.Option(min=1, help="Most snippets of one page.")] = 1,
+    language: Annotated[
+        str | None, typer.Option(help="zh or en, of all pages.", show_default="their `language` key, else their script")
+    ] = None,
+    discipline: Annotated[
+        str | None, typer.Option(help="Of all pages, e.g. code.", show_default="topic label, domain, keywords")
+    ] = None,
+    whole: Annotated[bool, typer.Option("--whole", help="Pages are problem statements: do not cut them.")] = False,
+    text_key: Annotated[str, typer.Option(help="Key of the text.")] = "text",
+    rules: Annotated[
+        Path | None, typer.Option(help="Folder with zh.json and en.json.", show_default="the project's own")
+    ] = None,
+    near_duplicates: Annotated[bool, typer.Option("--near-duplicates/--no-near-duplicates")] = True,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+) -> None:
+    """Self-contained snippets of pages, by discipline: what `generate` asks a model about."""
+    import json
+
+    from tools.synthesis.seed_rules import OWN_RULES
+    from tools.synthesis.seeds import SeedOptions, write_seeds
+
+    log_to_stderr()
+    report = write_seeds(
+        SeedOptions(
+            inputs=tuple(inputs),
+            out=out,
+            quota=quota,
+            seed=seed,
+            per_page=per_page,
+            language=language,
+            discipline=discipline,
+            whole=whole,
+            text_key=text_key,
+            rules=rules or OWN_RULES,
+            near_duplicates=near_duplicates,
+            workers=workers,
+        )
+    )
+    typer.echo(json.dumps(report, ensure_ascii=False, indent=1))
