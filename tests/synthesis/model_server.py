@@ -1,13 +1,14 @@
 """A server with OpenAI's interface over a real model, as a process: model_server.py HF_DIR PORT [LOG].
 
 The port is the first line of the output (0: a free one). Answers are made one after the other by transformers.
-`SYNE_TEST_SECTIONS` set: a prefix makes a small model write the two sections, so that what follows can be tested.
+`SYNE_TEST_SECTIONS` set: what the model said comes as hex in two sections, which a model of random weights never writes.
 """
 
 import json
 import os
 import sys
 import threading
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,7 @@ class Handler(BaseHTTPRequestHandler):
                     stream.write(json.dumps({"seed": body["seed"], "text": answer.text}) + "\n")
         text = answer.text
         if os.environ.get("SYNE_TEST_SECTIONS"):
-            first, _, rest = text.partition(" ")
-            text = f"[Problem]\n{first or '?'}\n[Solution]\n{rest or '?'}"
+            text = f"[Problem]\n{body['seed']}\n[Solution]\n{text.encode().hex()}"
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": answer.finish_reason}
         self.reply({"object": "chat.completion", "choices": [choice], "usage": answer.usage})
 
@@ -45,7 +45,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        with suppress(ConnectionError):  # the client was killed
+            self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
         pass

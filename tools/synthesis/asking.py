@@ -56,7 +56,8 @@ async def ask_all(
     """Every question is answered or refused for a stated reason when this returns; on_answer is told in the order of
     arrival. At most 2 · concurrency questions are in memory.
 
-    Errors: ConfigError if it refuses the model's name or the key, DataError if the server fails every request for pace.give_up_seconds; what was told before stays told.
+    Errors: ConfigError if the server refuses the model's name or the key, DataError if it fails every request for
+    pace.give_up_seconds; what was told before stays told.
     """
     asker = _Asker(generator, pace)
     waiting: asyncio.Queue[Question | None] = asyncio.Queue(pace.concurrency)

@@ -166,12 +166,14 @@ def generate(
 ) -> None:
     """A model's question and worked answer for every seed and sample, exactly one of each."""
     import json
+    import logging
 
     from tools.synthesis.generate import GenerateOptions
     from tools.synthesis.generate import generate as run
     from tools.synthesis.prompts import OWN_PROMPTS
 
     log_to_stderr()
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line a request
     options = GenerateOptions(
         seeds=tuple(seeds),
         out=out,

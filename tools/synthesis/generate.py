@@ -290,7 +290,8 @@ def _finish(options: GenerateOptions, total: int, results: list[dict[str, Any]])
             raise DataError(f"{len(wanted)} of {total} answers are missing; run the same command again")
     seconds = sum(result["seconds"] for result in results)
     report = {
-        "asked": total, "pairs": num_pairs, "failed": dict(reasons.most_common()), "not_asked_for": others, "accepted_tokens": tokens,
+        "asked": total, "pairs": num_pairs, "failed": dict(reasons.most_common()),
+        "not_asked_for": others, "accepted_tokens": tokens,
         "pairs_by_discipline": {language: dict(sorted(found.items())) for language, found in accepted.items()},
         "last_call": {"requests": sum(r["requests"] for r in results), "retried": sum(r["retried"] for r in results),
                       "seconds": round(seconds, 3)},
