@@ -1,7 +1,7 @@
 """A server with OpenAI's interface over a real model, as a process: model_server.py HF_DIR PORT [LOG].
 
 The port is the first line of the output (0: a free one). Answers are made one after the other by transformers.
-`SYNE_TEST_SECTIONS` set: what the model said comes as hex in two sections, which a model of random weights never writes.
+`SYNE_TEST_SECTIONS` set: what the model said comes as hex in two sections; random weights never write any.
 """
 
 import json

@@ -76,7 +76,10 @@ def test_a_quota_is_filled_by_the_seed_and_a_smaller_one_is_part_of_a_larger(pag
 
 
 def test_punkt_learns_an_abbreviation_of_the_corpus(tmp_path: Path) -> None:
-    text = " ".join(f"We saw approxm. {i} birds there, and the approxm. value stays." for i in range(60))
+    words = ["".join(chr(97 + int(digit)) for digit in f"{i:03}") for i in range(60)]
+    text = " ".join(
+        f"We saw approxm. {i} birds there, and the approxm. value is {word}." for i, word in enumerate(words)
+    )
     train_punkt([text], tmp_path / "trained")
     train_punkt([], tmp_path / "empty")
     assert len(load_punkt(tmp_path / "trained", ()).tokenize(text)) == 60
