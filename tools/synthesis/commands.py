@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from tools.cli_options import example, log_to_stderr
+from tools.data.slurm_options import SlurmArray, with_slurm_options
 from tools.synthesis.verifiable.topic import Kind
 
 synth_app = typer.Typer(
@@ -17,6 +18,122 @@ synth_app = typer.Typer(
 
 Out = Annotated[Path, typer.Option(help="File to write, .jsonl or .jsonl.zst; one that is there is replaced.")]
 Seed = Annotated[int, typer.Option(min=0, help="Another seed, other choices.")]
+
+
+@synth_app.command(epilog=example("syne synth seeds --input 'cleaned/*.zst' --quota 2000 --out runs/seeds.jsonl.zst"))
+def seeds(
+    inputs: Annotated[list[str], typer.Option("--input", help="Pages: file, glob or folder, may be repeated.")],
+    out: Out,
+    quota: Annotated[
+        int | None, typer.Option(min=1, help="Most seeds of a discipline and language.", show_default="all")
+    ] = None,
+    seed: Seed = 1234,
+    per_page: Annotated[int, typer.Option(min=1, help="Most snippets of one page.")] = 1,
+    language: Annotated[
+        str | None, typer.Option(help="zh or en, of all pages.", show_default="their `language` key, else their script")
+    ] = None,
+    discipline: Annotated[
+        str | None, typer.Option(help="Of all pages, e.g. code.", show_default="topic label, domain, keywords")
+    ] = None,
+    whole: Annotated[bool, typer.Option("--whole", help="Pages are problem statements: do not cut them.")] = False,
+    text_key: Annotated[str, typer.Option(help="Key of the text.")] = "text",
+    rules: Annotated[
+        Path | None, typer.Option(help="Folder with zh.json and en.json.", show_default="the project's own")
+    ] = None,
+    near_duplicates: Annotated[bool, typer.Option("--near-duplicates/--no-near-duplicates")] = True,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+) -> None:
+    """Self-contained snippets of pages, by discipline: what `generate` asks a model about."""
+    import json
+
+    from tools.synthesis.seed_rules import OWN_RULES
+    from tools.synthesis.seeds import SeedOptions, write_seeds
+
+    log_to_stderr()
+    report = write_seeds(
+        SeedOptions(
+            inputs=tuple(inputs),
+            out=out,
+            quota=quota,
+            seed=seed,
+            per_page=per_page,
+            language=language,
+            discipline=discipline,
+            whole=whole,
+            text_key=text_key,
+            rules=rules or OWN_RULES,
+            near_duplicates=near_duplicates,
+            workers=workers,
+        )
+    )
+    typer.echo(json.dumps(report, ensure_ascii=False, indent=1))
+
+
+@synth_app.command(
+    epilog=example(
+        "syne synth generate --seeds runs/seeds.jsonl.zst --model mistralai/Mistral-7B-Instruct-v0.3",
+        "--endpoint http://127.0.0.1:8000/v1 --out runs/qa",
+    )
+)
+@with_slurm_options
+def generate(
+    seeds: Annotated[list[str], typer.Option(help="What `seeds` wrote: file or glob, may be repeated.")],
+    model: Annotated[str, typer.Option(help="Its name, as the server knows it.")],
+    out: Annotated[Path, typer.Option(help="Folder of the answers; the same command goes on in it.")],
+    endpoint: Annotated[list[str] | None, typer.Option(help="URL up to /v1, may be repeated.")] = None,
+    local: Annotated[
+        Path | None, typer.Option(help="Hugging Face folder, run here without a server.", show_default=False)
+    ] = None,
+    server_command: Annotated[
+        str | None, typer.Option(help="Starts a server that is ended afterwards; {port} is filled in.")
+    ] = None,
+    server_wait: Annotated[float, typer.Option(min=1.0, help="Seconds until that server must be ready.")] = 900.0,
+    samples: Annotated[int, typer.Option(min=1, help="Answers to each seed.")] = 1,
+    temperature: Annotated[float, typer.Option(min=0.0)] = 0.7,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.95,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 1024,
+    seed: Seed = 1234,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Folder with <language>.json.", show_default="the project's own")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 64,
+    per_second: Annotated[float | None, typer.Option(min=0.001, help="Most requests a second.")] = None,
+    timeout_seconds: Annotated[float, typer.Option(min=0.1, help="Of one request.")] = 300.0,
+    give_up_seconds: Annotated[float, typer.Option(min=0.0, help="So long may every request fail.")] = 600.0,
+    max_answer_bytes: Annotated[int, typer.Option(min=1000, help="Longer answers are not kept.")] = 65536,
+    array: SlurmArray | None = None,
+) -> None:
+    """A model's question and worked answer for every seed and sample, exactly one of each."""
+    import json
+    import logging
+
+    from tools.synthesis.generate import GenerateOptions
+    from tools.synthesis.generate import generate as run
+    from tools.synthesis.prompts import OWN_PROMPTS
+
+    log_to_stderr()
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line a request
+    options = GenerateOptions(
+        seeds=tuple(seeds),
+        out=out,
+        model=model,
+        endpoints=tuple(endpoint or ()),
+        local=local,
+        server_command=server_command,
+        server_wait_seconds=server_wait,
+        samples=samples,
+        temperature=temperature,
+        top_p=top_p,
+        max_tokens=max_tokens,
+        seed=seed,
+        prompts=prompts or OWN_PROMPTS,
+        concurrency=concurrency,
+        per_second=per_second,
+        timeout_seconds=timeout_seconds,
+        give_up_seconds=give_up_seconds,
+        max_answer_bytes=max_answer_bytes,
+    )
+    typer.echo(json.dumps(run(options, array), ensure_ascii=False, indent=1))
 
 
 @synth_app.command(

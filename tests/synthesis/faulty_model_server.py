@@ -1,0 +1,89 @@
+"""A server with OpenAI's interface that errs by a plan, and one of a fixed rate: faulty_model_server.py LOG [RATE].
+
+The word after FAULT in a question says what its first answers (or, with `always`, all of them) are like.
+RATE: requests a second that it completes, one slot after the other, however many wait. LOG gets a line a request.
+"""
+
+import asyncio
+import json
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+
+LOG = Path(sys.argv[1])
+RATE = float(sys.argv[2]) if len(sys.argv) > 2 else 0.0
+seen: Counter[str] = Counter()
+next_slot = 0.0
+
+
+def answer(text: str) -> bytes:
+    return json.dumps(
+        {
+            "choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": 10, "completion_tokens": 7},
+        }
+    ).encode()
+
+
+GOOD = answer("[Problem]\nWhat is 1 + 1?\n[Solution]\n1 + 1 = 2\n2")
+
+
+async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    global next_slot
+    try:
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = int(re.search(rb"content-length: (\d+)", head, re.I).group(1))  # type: ignore[union-attr]
+            body = await reader.readexactly(length)
+            if RATE:
+                now = asyncio.get_running_loop().time()
+                next_slot = max(now, next_slot) + 1 / RATE
+                await asyncio.sleep(next_slot - now)
+                await send(writer, 200, GOOD)
+                continue
+            asked = json.loads(body)["messages"][-1]["content"]
+            found = re.search(r"FAULT (always )?(\S+) (\d+)", asked)
+            fault = found.group(2) if found else ""
+            key = found.group(0) if found else asked
+            seen[key] += 1
+            with LOG.open("a") as stream:
+                stream.write(json.dumps(key) + "\n")
+            if fault and (seen[key] <= 2 or (found and found.group(1))):
+                if fault == "429":
+                    await send(writer, 429, b"{}", "Retry-After: 0\r\n")
+                elif fault.isdigit():
+                    await send(writer, int(fault), b"{}")
+                elif fault == "slow":
+                    await asyncio.sleep(30)
+                elif fault == "cut":
+                    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + GOOD[:40])
+                    await writer.drain()
+                    return
+                elif fault == "broken":
+                    await send(writer, 200, GOOD[:-30])
+                elif fault == "empty":
+                    await send(writer, 200, answer(""))
+                elif fault == "long":
+                    await send(writer, 200, answer("x" * 100_000))
+                continue
+            await send(writer, 200, GOOD)
+    except (asyncio.IncompleteReadError, ConnectionError):
+        pass
+    finally:
+        writer.close()
+
+
+async def send(writer: asyncio.StreamWriter, status: int, body: bytes, more: str = "") -> None:
+    writer.write(f"HTTP/1.1 {status} X\r\n{more}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    await writer.drain()
+
+
+async def main() -> None:
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,211 @@
+"""generate against real servers: a real model, faults, kills. Nothing lost, nothing doubled."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import zstandard
+
+from data_mixers.errors import ConfigError, DataError
+from tools.synthesis.generate import GenerateOptions, generate
+from tools.synthesis.prompts import read_prompts
+
+ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+
+
+@contextmanager
+def process(*arguments: object, **environment: str) -> Iterator[str]:
+    """The URL of a server that runs meanwhile."""
+    command = [sys.executable, *map(str, arguments)]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
+    assert server.stdout is not None
+    try:
+        yield f"http://127.0.0.1:{int(server.stdout.readline())}/v1"
+    finally:
+        server.kill()
+        server.wait()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    content = zstandard.ZstdDecompressor().stream_reader(path.read_bytes(), read_across_frames=True).read()
+    return [orjson.loads(line) for line in content.splitlines()]
+
+
+def write_seeds(path: Path, texts: list[str]) -> Path:
+    rows = [
+        {"text": text, "seed_id": f"page {i}", "seed_hash": f"{i:032x}", "discipline": "physics", "language": "en"}
+        for i, text in enumerate(texts)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def options(seeds: Path, out: Path, *urls: str, **changes: Any) -> GenerateOptions:
+    return GenerateOptions(seeds=(str(seeds),), out=out, model="m", endpoints=urls, **changes)
+
+
+FAULTS = ("429", "500", "slow", "cut", "broken", "empty", "long")
+
+
+def test_every_fault_ends_in_one_answer_or_one_reason_and_few_requests(tmp_path: Path) -> None:
+    texts = [f"FAULT {fault} {i}" for fault in FAULTS for i in range(3)]
+    texts += [f"FAULT always {fault} {i}" for fault in ("500", "400", "empty") for i in range(2)]
+    texts += [f"plain {i}" for i in range(100)]
+    seeds = write_seeds(tmp_path / "seeds.jsonl", texts)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with process(HERE / "faulty_model_server.py", tmp_path / "log") as url:
+        report = generate(options(seeds, tmp_path / "out", url, timeout_seconds=1.0, concurrency=16))
+    pairs, failed = (read(tmp_path / "out" / f"{name}.jsonl.zst") for name in ("pairs", "failed"))
+    by_text = {f"{i:032x}": text for i, text in enumerate(texts)}
+    assert Counter(row["seed_hash"] for row in pairs + failed) == Counter(list(by_text))
+    refused = {by_text[row["seed_hash"]]: row["failed"] for row in failed}
+    assert set(refused) == {t for t in texts if "long" in t or "always" in t}
+    assert refused["FAULT long 0"] == "answer over 65536 bytes"
+    assert refused["FAULT always 400 0"].startswith("status 400")
+    assert refused["FAULT always 500 1"] == "6 attempts: status 500"
+    assert report["asked"] == len(texts) == report["pairs"] + len(failed)
+    asked = Counter(json.loads(line) for line in (tmp_path / "log").read_text().splitlines())
+    # Transient faults: 2 failures and an answer; never an answer: 6 attempts, or a few more until another is answered.
+    assert all(number == 3 for text, number in asked.items() if "always" not in text and "long" not in text
+               and text.startswith("FAULT"))  # fmt: skip
+    assert all(number == 1 for text, number in asked.items() if "long" in text or "always 400" in text)
+    assert sum(asked.values()) <= len(texts) + 2 * 18 + 4 * 8
+    assert pairs[0]["answer"] == "1 + 1 = 2\n2" and pairs[0]["usage"] == {"prompt_tokens": 10, "completion_tokens": 7}
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+    again = generate(options(seeds, tmp_path / "out", "http://127.0.0.1:1/v1"))  # nothing is asked: no server needed
+    assert again["pairs"] == report["pairs"] and again["last_call"]["requests"] == 0
+
+
+def test_a_dead_server_ends_the_call_and_the_same_call_goes_on(tmp_path: Path) -> None:
+    seeds = write_seeds(tmp_path / "seeds.jsonl", [f"plain {i}" for i in range(40)])
+    with pytest.raises(DataError, match=r"run the same command again"):
+        generate(options(seeds, tmp_path / "out", "http://127.0.0.1:1/v1", give_up_seconds=1.0))
+    with process(HERE / "faulty_model_server.py", tmp_path / "log") as url:
+        # One of the two endpoints is dead: the other answers everything.
+        report = generate(options(seeds, tmp_path / "out", "http://127.0.0.1:1/v1", url, concurrency=4))
+        assert report["pairs"] == 40
+        more = generate(options(seeds, tmp_path / "out", url, samples=2))
+        assert more["pairs"] == 80 and more["last_call"]["requests"] == 40
+        with pytest.raises(ConfigError, match="another temperature"):
+            generate(options(seeds, tmp_path / "out", url, temperature=0.1))
+
+
+def test_a_line_that_was_cut_off_is_asked_again(tmp_path: Path) -> None:
+    seeds = write_seeds(tmp_path / "seeds.jsonl", [f"plain {i}" for i in range(10)])
+    with process(HERE / "faulty_model_server.py", tmp_path / "log") as url:
+        generate(options(seeds, tmp_path / "out", url))
+        (part,) = (tmp_path / "out" / "parts").iterdir()
+        part.write_bytes(part.read_bytes()[:-20])
+        report = generate(options(seeds, tmp_path / "out", url))
+    assert report["last_call"]["requests"] == 1
+    assert len({row["id"] for row in read(tmp_path / "out" / "pairs.jsonl.zst")}) == report["pairs"] == 10
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_an_answer_is_two_sections_or_none(language: str) -> None:
+    prompts = read_prompts()[language]
+    first, second = prompts.markers
+    assert prompts.split(f"{first}\nQ?\n{second}\nA.") == ("Q?", "A.")
+    assert prompts.split(f"Sure!\n**{first}**\nQ?\n\n**{second}:**\nA.") == ("Q?", "A.")
+    for broken in (
+        f"{first} Q",
+        f"{second}\nA\n{first}\nQ",
+        f"{first}{second} A",
+        f"{first} Q {second}",
+        "",
+        f"{first} Q {second} A {first} R {second} B",
+    ):
+        assert prompts.split(broken) is None
+    for _, answer in prompts.code_examples:
+        assert prompts.split(answer) is not None
+    assert prompts.template_hash("physics") != prompts.template_hash("code")
+    assert "{user}" in prompts.ask("physics", "{user} text")[-1]["content"]
+
+
+def run_with_kills(seeds: Path, out: Path, url: str, *, total: int, kills: int, max_tokens: int) -> None:
+    """`syne synth generate` as a process, killed each time some more answers lie in its part."""
+    command = [sys.executable, "-m", "tools", "synth", "generate", "--seeds", str(seeds), "--model", "m",
+               "--endpoint", url, "--out", str(out), "--concurrency", "4", "--max-tokens", str(max_tokens)]  # fmt: skip
+    for kill in range(1, kills + 1):
+        running = subprocess.Popen(command, cwd=ROOT)
+        while running.poll() is None and num_lines(out) < kill * total // (kills + 2):
+            time.sleep(0.01)  # the kill's moment is an amount of answers, not a time
+        assert running.poll() is None
+        running.send_signal(signal.SIGKILL)
+        running.wait()
+    subprocess.run(command, cwd=ROOT, check=True)
+
+
+def num_lines(out: Path) -> int:
+    return sum(path.read_bytes().count(b"\n") for path in (out / "parts").glob("*")) if out.exists() else 0
+
+
+def check_whole(out: Path, seeds: Path, log: Path) -> None:
+    rows = [json.loads(line) for line in seeds.read_text().splitlines()]
+    found = read(out / "pairs.jsonl.zst") + read(out / "failed.jsonl.zst")
+    assert Counter(row["seed_hash"] for row in found) == Counter(row["seed_hash"] for row in rows)
+    said = [json.loads(line) for line in log.read_text().splitlines()]
+    assert len(said) <= len(rows) + 2 * 2 * 4  # only what was open at a kill is asked again
+    texts = {(row["seed"], row["text"]) for row in said}
+    for row in found:  # what the server's model said, word for word
+        text = row["text"] if "failed" in row else bytes.fromhex(row["answer"]).decode()
+        assert (row["sampling"]["seed"], text) in texts
+        assert row["usage"]["completion_tokens"] > 0
+
+
+def test_twenty_seeds_of_a_served_model_survive_two_kills(tmp_path: Path, tiny_chat_model: Path) -> None:
+    seeds = write_seeds(tmp_path / "seeds.jsonl", [f"A stone falls for {i} seconds." for i in range(20)])
+    with process(HERE / "model_server.py", tiny_chat_model, 0, tmp_path / "log", SYNE_TEST_SECTIONS="1") as url:
+        run_with_kills(seeds, tmp_path / "out", url, total=20, kills=2, max_tokens=24)
+    check_whole(tmp_path / "out", seeds, tmp_path / "log")
+
+
+def test_a_server_of_its_own_is_started_and_ended(tmp_path: Path, tiny_chat_model: Path) -> None:
+    seeds = write_seeds(tmp_path / "seeds.jsonl", ["A stone falls."])
+    server = f"{sys.executable} {HERE / 'model_server.py'} {tiny_chat_model} {{port}} {tmp_path / 'log'}"
+    command = f"env PYTHONPATH={ROOT} {server}"
+    report = generate(
+        GenerateOptions(seeds=(str(seeds),), out=tmp_path / "out", model="m", server_command=command, max_tokens=8)
+    )
+    assert report["asked"] == 1 and report["failed"] == {"no two sections": 1}
+    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+    assert str(tmp_path / "log") not in listed
+    local = GenerateOptions(seeds=(str(seeds),), out=tmp_path / "local", model="m", local=tiny_chat_model, max_tokens=8)
+    assert generate(local)["asked"] == 1
+    text = [read(tmp_path / name / "failed.jsonl.zst")[0]["text"] for name in ("out", "local")]
+    assert text[0] == text[1]  # the same weights and seed, with a server between or not
+
+
+@pytest.fixture(scope="module")
+def tiny_chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of random weights with a byte-level tokenizer and a chat template."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny_chat")
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Tokenizer(models.BPE({letter: i for i, letter in enumerate([*letters, "<eos>"])}, []))
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=257, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+                         num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=4096,
+                         eos_token_id=256)  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder

@@ -1,0 +1,106 @@
+"""Answers as they come: parts of JSON lines that are only appended to, and what of them survives a kill.
+
+<out>/parts/<rank>-of-<size>.jsonl    a line per (seed_hash, sample): a pair, or `failed` with the reason
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import orjson
+
+from data_mixers.errors import DataError
+from tools.synthesis.record import QaRecord
+
+SECONDS_BETWEEN_SYNCS = 1.0  # a power cut costs so much; a killed process nothing but the line it was writing
+
+Key = tuple[str, int]
+"""seed_hash, sample."""
+
+
+def read_part(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of a part. Errors: DataError for a line that is not JSON."""
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                content: dict[str, Any] = orjson.loads(line)
+            except orjson.JSONDecodeError as error:
+                raise DataError(f"{path}, line {number}: {error}; remove the line and run again") from error
+            yield content
+
+
+def parts_of(out: Path) -> list[Path]:
+    return sorted((out / "parts").glob("*.jsonl"))
+
+
+class Part:
+    """Appends to a part, one writer at a time; a last line that a kill cut off is cut away first."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> "Part":
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._stream: BinaryIO = self._path.open("ab")
+        self._stream.truncate(_whole_bytes(self._path))
+        self._synced = time.monotonic()
+        return self
+
+    def append(self, content: dict[str, Any]) -> None:
+        self._stream.write(orjson.dumps(content, option=orjson.OPT_APPEND_NEWLINE))
+        self._stream.flush()
+        if time.monotonic() - self._synced >= SECONDS_BETWEEN_SYNCS:
+            os.fsync(self._stream.fileno())
+            self._synced = time.monotonic()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        self._stream.close()
+
+
+def _whole_bytes(path: Path) -> int:
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        end = size
+        while end:
+            start = max(0, end - (1 << 16))
+            stream.seek(start)
+            found = stream.read(end - start).rfind(b"\n")
+            if found >= 0:
+                return start + found + 1
+            end = start
+    return 0
+
+
+def key_of(content: dict[str, Any]) -> Key:
+    return content["seed_hash"], content.get("sample", 0)
+
+
+def pair(
+    seed: dict[str, Any], *, question: str, answer: str, sample: int, model: str, prompt_hash: str,
+    sampling: dict[str, int | float], usage: dict[str, int], finish_reason: str,
+) -> dict[str, Any]:  # fmt: skip
+    """The record of an accepted answer, as JSON."""
+    return QaRecord(
+        id=f"{seed['seed_hash']}-{sample}",
+        discipline=seed["discipline"],
+        language=seed["language"],
+        question=question,
+        answer=answer,
+        generator=model,
+        seed_id=seed["seed_id"],
+        seed_hash=seed["seed_hash"],
+        sample=sample,
+        prompt_hash=prompt_hash,
+        sampling=dict(sampling),
+        usage=usage,
+        extra={"finish_reason": finish_reason},
+    ).to_json()

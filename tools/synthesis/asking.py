@@ -1,0 +1,148 @@
+"""Questions put to a generator, many at once: bounded queue, retries with jitter, rate limit, an end to waiting.
+
+questions ─ bounded queue ─ `concurrency` workers ─> on_answer(question, Completion | reason)
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+
+from data_mixers.errors import DataError, UserError
+from tools.synthesis.prompts import Messages
+from tools.synthesis.text_generator import Completion, FaultyError, RefusedError, TextGenerator
+
+ATTEMPTS = 6  # at one question; only those of a server that meanwhile answers others are counted
+FIRST_WAIT_SECONDS = 0.5
+LONGEST_WAIT_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Question:
+    """One sample of one seed."""
+
+    seed_hash: str
+    sample: int
+    messages: Messages
+    sampling: dict[str, int | float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How hard the server is asked."""
+
+    concurrency: int
+    per_second: float | None = None
+    """Most requests a second."""
+    give_up_seconds: float = 600.0
+    """So long may every request fail before the call ends."""
+
+
+@dataclass
+class Requests:
+    """What it took."""
+
+    sent: int = 0
+    retried: int = 0
+
+
+async def ask_all(
+    questions: Iterable[Question],
+    generator: TextGenerator,
+    pace: Pace,
+    on_answer: Callable[[Question, Completion | str], None],
+) -> Requests:
+    """Every question is answered or refused for a stated reason when this returns; on_answer is told in the order of
+    arrival. At most 2 · concurrency questions are in memory.
+
+    Errors: ConfigError if the server refuses the model's name or the key, DataError if it fails every request for
+    pace.give_up_seconds; what was told before stays told.
+    """
+    asker = _Asker(generator, pace)
+    waiting: asyncio.Queue[Question | None] = asyncio.Queue(pace.concurrency)
+
+    async def work() -> None:
+        while (question := await waiting.get()) is not None:
+            on_answer(question, await asker.ask(question))
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(pace.concurrency):
+                group.create_task(work())
+            for question in questions:
+                await waiting.put(question)
+            for _ in range(pace.concurrency):
+                await waiting.put(None)
+    except* UserError as errors:
+        raise errors.exceptions[0] from None
+    return asker.requests
+
+
+class _Asker:
+    def __init__(self, generator: TextGenerator, pace: Pace) -> None:
+        self._generator, self._pace = generator, pace
+        self._failed_in_a_row = 0
+        self._num_answers = 0
+        self._failing_since: float | None = None
+        self._probe = asyncio.Lock()
+        self._next_slot = 0.0
+        self.requests = Requests()
+
+    async def ask(self, question: Question) -> Completion | str:
+        """The answer, or why there is none."""
+        attempts, answers_before, wait = 0, self._num_answers, FIRST_WAIT_SECONDS
+        while True:
+            try:
+                completion = await self._careful(lambda: self._once(question))
+            except RefusedError as error:
+                self._works()
+                return str(error)
+            except FaultyError as error:
+                attempts += not error.blames_server
+                if attempts >= ATTEMPTS and self._num_answers > answers_before:
+                    return f"{attempts} attempts: {error}"
+                self._fails(error)
+                self.requests.retried += 1
+                asked_for = min(error.retry_after, LONGEST_WAIT_SECONDS)
+                await asyncio.sleep(max(asked_for, wait * random.uniform(0.5, 1.0)))
+                wait = min(2 * wait, LONGEST_WAIT_SECONDS)
+            else:
+                self._works()
+                return completion
+
+    async def _careful(self, ask: Callable[[], Awaitable[Completion]]) -> Completion:
+        """While everything fails, one request at a time probes the server; the others wait for it."""
+        if self._is_down():
+            async with self._probe:
+                if self._is_down():
+                    return await ask()
+        return await ask()
+
+    def _is_down(self) -> bool:
+        return self._failed_in_a_row >= 2 * self._pace.concurrency
+
+    async def _once(self, question: Question) -> Completion:
+        if self._pace.per_second is not None:
+            now = time.monotonic()
+            self._next_slot = max(now, self._next_slot) + 1 / self._pace.per_second
+            await asyncio.sleep(self._next_slot - 1 / self._pace.per_second - now)
+        if self._is_down():
+            pause = FIRST_WAIT_SECONDS * 2 ** min(10, self._failed_in_a_row - 2 * self._pace.concurrency)
+            await asyncio.sleep(min(pause, LONGEST_WAIT_SECONDS))
+        self.requests.sent += 1
+        return await self._generator.generate(question.messages, question.sampling)
+
+    def _works(self) -> None:
+        self._failed_in_a_row, self._failing_since = 0, None
+        self._num_answers += 1
+
+    def _fails(self, error: FaultyError) -> None:
+        self._failed_in_a_row += 1
+        self._failing_since = self._failing_since or time.monotonic()
+        failing = time.monotonic() - self._failing_since
+        if failing >= self._pace.give_up_seconds:
+            raise DataError(
+                f"the server has failed every request for {failing:.0f} s (last: {error}); what was answered is kept: "
+                "run the same command again when it is back"
+            )

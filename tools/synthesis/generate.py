@@ -1,0 +1,300 @@
+"""`syne synth generate`: a model's pair for every seed and sample, exactly one of each, whatever happens in between.
+
+    seeds ─ not answered yet ─ asking ─> <out>/parts/*.jsonl (append only)
+    all there ─> pairs.jsonl.zst · failed.jsonl.zst · report.json
+A job array takes seed i on element i modulo the array's size; every element writes a part of its own.
+"""
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from data_mixers.atomic import write_atomic
+from data_mixers.errors import ConfigError, DataError
+from tools.data.documents import DocumentWriter, read_documents
+from tools.data.progress import LiveProgress
+from tools.data.readers import BadRecord, find_inputs, plan_tasks
+from tools.data.slurm_options import SlurmArray
+from tools.data.stage import Report, Stage, only_one, run_stage
+from tools.synthesis.answers import Key, Part, key_of, pair, parts_of, read_part
+from tools.synthesis.asking import Pace, Question, Requests, ask_all
+from tools.synthesis.own_server import own_server
+from tools.synthesis.prompts import OWN_PROMPTS, Prompts, read_prompts
+from tools.synthesis.text_generator import Completion, HttpGenerator, LocalGenerator, TextGenerator
+
+logger = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_NOTES = 5.0
+NEEDED = ("text", "seed_id", "seed_hash", "discipline", "language")
+PAIRS, FAILED, REPORT = "pairs.jsonl.zst", "failed.jsonl.zst", "report.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions:
+    """What `syne synth generate` is asked for."""
+
+    seeds: tuple[str, ...]
+    out: Path
+    model: str
+    endpoints: tuple[str, ...] = ()
+    """Up to and with /v1."""
+    local: Path | None = None
+    """Hugging Face folder, in place of an endpoint."""
+    server_command: str | None = None
+    """Starts an endpoint; {port} in it becomes a free port."""
+    server_wait_seconds: float = 900.0
+    samples: int = 1
+    temperature: float = 0.7
+    top_p: float = 0.95
+    max_tokens: int = 1024
+    seed: int = 1234
+    prompts: Path = OWN_PROMPTS
+    concurrency: int = 64
+    per_second: float | None = None
+    timeout_seconds: float = 300.0
+    give_up_seconds: float = 600.0
+    max_answer_bytes: int = 64 << 10
+    key_variable: str = "OPENAI_API_KEY"
+    """Environment variable that holds the server's key, if it wants one."""
+
+
+def generate(options: GenerateOptions, array: SlurmArray | None = None) -> dict[str, Any]:
+    """Ask what is not answered yet and write pairs, failures and the report, which is returned.
+
+    A call that was stopped in any way goes on when made again, with other endpoints, more samples or more seeds too.
+    Errors: ConfigError for options that do not fit, or a folder of another model, prompt or sampling; DataError for
+    damaged seeds or a server that stays away; KeyboardInterrupt after SIGINT or SIGTERM, with all answers kept.
+    Memory: some 100 bytes a seed and sample, 2 · concurrency questions and max_answer_bytes · concurrency.
+    """
+    if sum(map(bool, (options.endpoints, options.local, options.server_command))) != 1:
+        raise ConfigError("name one of --endpoint (repeated for more), --local and --server-command")
+    prompts = read_prompts(options.prompts)
+    with only_one(options.out):
+        _check_folder(options, prompts)
+        total = _count(options, prompts) * options.samples
+        if array is None:
+            with LiveProgress("generate", total=total, unit="QA", scale=1) as progress:
+                results = [_share(options, 0, 1, progress.advance, progress.skip, progress.note)]
+        else:
+            stage = Stage(
+                name="generate", work=options.out / ".work", fingerprint=_fingerprint(options, array.tasks, total),
+                sizes=tuple(len(range(rank, total, array.tasks)) for rank in range(array.tasks)),
+                do=partial(_task, options, array.tasks),
+            )  # fmt: skip
+            results = run_stage(stage, workers=1, unit="QA", scale=1, array=array)
+        return _finish(options, total, results)
+
+
+def _fingerprint(options: GenerateOptions, size: int, total: int) -> str:
+    return hashlib.sha256(json.dumps([_deciding(options), size, total], sort_keys=True).encode()).hexdigest()
+
+
+def _sampling(options: GenerateOptions) -> dict[str, int | float]:
+    return {"temperature": options.temperature, "top_p": options.top_p, "max_tokens": options.max_tokens}
+
+
+def _deciding(options: GenerateOptions) -> dict[str, Any]:
+    prompts = read_prompts(options.prompts)
+    hashes = {f"{language}/{name}": found.template_hash(name) for language, found in prompts.items()
+              for name in (*found.focus, "code")}  # fmt: skip
+    return {"model": options.model, "seed": options.seed, "prompts": hashes} | _sampling(options)
+
+
+def _check_folder(options: GenerateOptions, prompts: dict[str, Prompts]) -> None:
+    path, deciding = options.out / "call.json", _deciding(options)
+    if path.exists():
+        before = json.loads(path.read_bytes())
+        changed = [key for key in deciding if before.get(key) != deciding[key]]
+        if changed:
+            raise ConfigError(f"{options.out} holds answers with another {', '.join(changed)}; choose another --out")
+    write_atomic(path, json.dumps(deciding, ensure_ascii=False, indent=1).encode())
+
+
+def _seeds(options: GenerateOptions) -> Iterator[dict[str, Any]]:
+    for task in plan_tasks(find_inputs(options.seeds, option="--seeds")):
+        for document in read_documents(task, text_key="text", on_bytes=lambda size: None):
+            if isinstance(document, BadRecord):
+                raise DataError(f"{task.path}, line {document.line}: {document.reason}")
+            missing = [key for key in NEEDED if not isinstance(document.fields.get(key), str)]
+            if missing:
+                raise DataError(f"{task.path}, line {document.line}: no seed, {', '.join(missing)} missing")
+            yield document.fields
+
+
+def _count(options: GenerateOptions, prompts: dict[str, Prompts]) -> int:
+    seen: set[bytes] = set()
+    number = 0
+    for seed in _seeds(options):
+        language, discipline = seed["language"], seed["discipline"]
+        if language not in prompts or discipline not in (*prompts[language].focus, "code"):
+            raise ConfigError(f"{options.prompts} has no prompt for {language}/{discipline} (seed {seed['seed_hash']})")
+        seen.add(hashlib.blake2b(seed["seed_hash"].encode(), digest_size=16).digest())
+        number += 1
+    if not number:
+        raise DataError(f"there is no seed in {', '.join(options.seeds)}")
+    if len(seen) < number:
+        raise DataError(f"{number - len(seen)} seeds have the seed_hash of another; answers are kept by it")
+    return number
+
+
+def _task(options: GenerateOptions, size: int, rank: int, report: Report) -> dict[str, Any]:
+    return _share(options, rank, size, report, report, lambda text: logger.info("%s", text))
+
+
+def _share(
+    options: GenerateOptions, rank: int, size: int, advance: Report, skip: Report, note: Callable[[str], None]
+) -> dict[str, Any]:
+    """Ask what of seeds rank, rank + size, ... is missing; numbers of requests for the report."""
+    done: set[Key] = {key_of(line) for path in parts_of(options.out) for line in read_part(path)}
+    share = _Share(options, done, rank, size, advance, note)
+    skip(sum(1 for index, seed in enumerate(_seeds(options)) if index % size == rank
+             for sample in range(options.samples) if (seed["seed_hash"], sample) in done))  # fmt: skip
+    if next(share.questions(), None) is None:
+        return share.result(Requests())
+    serve = (
+        own_server(options.server_command, wait_seconds=options.server_wait_seconds) if options.server_command else None
+    )
+    with serve or nullcontext(None) as url, Part(options.out / "parts" / f"{rank:05d}-of-{size:05d}.jsonl") as part:
+        share.part = part
+        try:
+            requests = asyncio.run(_run(options, share, (url,) if url else options.endpoints))
+        except (KeyboardInterrupt, asyncio.CancelledError) as error:
+            logger.info("stopped: %s; the same command goes on", share.line())
+            raise KeyboardInterrupt from error
+        except DataError:
+            logger.info("%s", share.line())
+            raise
+    return share.result(requests)
+
+
+async def _run(options: GenerateOptions, share: "_Share", urls: tuple[str, ...]) -> Requests:
+    this = asyncio.current_task()
+    assert this is not None  # asyncio.run makes one
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
+    generator: TextGenerator
+    if options.local is not None:
+        generator = LocalGenerator(options.local)
+    else:
+        generator = HttpGenerator(
+            urls, options.model, key=os.environ.get(options.key_variable), timeout_seconds=options.timeout_seconds,
+            max_bytes=options.max_answer_bytes, most=options.concurrency,
+        )  # fmt: skip
+    pace = Pace(concurrency=options.concurrency, per_second=options.per_second, give_up_seconds=options.give_up_seconds)
+    try:
+        return await ask_all(share.questions(), generator, pace, share.on_answer)
+    finally:
+        await generator.close()
+
+
+class _Share:
+    """One process's questions and its counts."""
+
+    part: Part
+
+    def __init__(
+        self, options: GenerateOptions, done: set[Key], rank: int, size: int, advance: Report,
+        note: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self._options, self._done, self._rank, self._size = options, done, rank, size
+        self._advance, self._note = advance, note
+        self._prompts = read_prompts(options.prompts)
+        self._open: dict[Key, dict[str, Any]] = {}
+        self._started = self._spoken = time.monotonic()
+        self._accepted = self._answered = self._tokens = 0
+
+    def questions(self) -> Iterator[Question]:
+        for index, seed in enumerate(_seeds(self._options)):
+            if index % self._size != self._rank:
+                continue
+            for sample in range(self._options.samples):
+                key = seed["seed_hash"], sample
+                if key in self._done:
+                    continue
+                digest = hashlib.blake2b(f"{self._options.seed} {key}".encode(), digest_size=4).digest()
+                sampling = _sampling(self._options) | {"seed": int.from_bytes(digest, "little") >> 1}
+                messages = self._prompts[seed["language"]].ask(seed["discipline"], seed["text"])
+                self._open[key] = seed
+                yield Question(seed["seed_hash"], sample, messages, sampling)
+
+    def on_answer(self, question: Question, answer: Completion | str) -> None:
+        seed = self._open.pop((question.seed_hash, question.sample))
+        prompts = self._prompts[seed["language"]]
+        self._answered += 1
+        known: dict[str, Any] = {
+            "sample": question.sample, "model": self._options.model, "sampling": question.sampling,
+            "prompt_hash": prompts.template_hash(seed["discipline"]),
+        }  # fmt: skip
+        failed = {key: seed[key] for key in NEEDED if key != "text"} | known
+        if isinstance(answer, str):
+            self.part.append(failed | {"failed": answer})
+        else:
+            self._tokens += answer.usage.get("completion_tokens", 0)
+            usage: dict[str, Any] = {"usage": answer.usage, "finish_reason": answer.finish_reason}
+            sections = prompts.split(answer.text)
+            if sections is None:
+                self.part.append(failed | usage | {"failed": "no two sections", "text": answer.text})
+            else:
+                self._accepted += 1
+                self.part.append(pair(seed, question=sections[0], answer=sections[1], **known, **usage))
+        self._advance(1)
+        if time.monotonic() - self._spoken >= SECONDS_BETWEEN_NOTES:
+            self._spoken = time.monotonic()
+            self._note(self.line())
+
+    def line(self) -> str:
+        """How it goes since this call began."""
+        seconds = max(time.monotonic() - self._started, 1e-3)
+        share = 100 * self._accepted / max(1, self._answered)
+        return (
+            f"{self._answered} answers, {self._answered / seconds:.2f} QA/s, {self._tokens / seconds:.0f} tokens/s, "
+            f"{share:.0f} % accepted"
+        )
+
+    def result(self, requests: Requests) -> dict[str, Any]:
+        return {"requests": requests.sent, "retried": requests.retried, "seconds": time.monotonic() - self._started}
+
+
+def _finish(options: GenerateOptions, total: int, results: list[dict[str, Any]]) -> dict[str, Any]:
+    """All parts as one file of pairs and one of failures; refuses if one is missing or there twice."""
+    wanted = {(seed["seed_hash"], sample) for seed in _seeds(options) for sample in range(options.samples)}
+    reasons: Counter[str] = Counter()
+    accepted: dict[str, Counter[str]] = {}
+    tokens = num_pairs = others = 0
+    with DocumentWriter(options.out / PAIRS) as pairs, DocumentWriter(options.out / FAILED) as failures:
+        for path in parts_of(options.out):
+            for line in read_part(path):
+                if key_of(line) not in wanted:  # of a seed or a sample that this call does not ask for, or there twice
+                    others += 1
+                    continue
+                wanted.remove(key_of(line))
+                if "failed" in line:
+                    reasons[line["failed"].partition(":")[0]] += 1
+                    failures.write(line)
+                    continue
+                num_pairs += 1
+                tokens += line.get("usage", {}).get("completion_tokens", 0)
+                accepted.setdefault(line["language"], Counter())[line["discipline"]] += 1
+                pairs.write(line)
+        if wanted:
+            raise DataError(f"{len(wanted)} of {total} answers are missing; run the same command again")
+    seconds = sum(result["seconds"] for result in results)
+    report = {
+        "asked": total, "pairs": num_pairs, "failed": dict(reasons.most_common()),
+        "not_asked_for": others, "accepted_tokens": tokens,
+        "pairs_by_discipline": {language: dict(sorted(found.items())) for language, found in accepted.items()},
+        "last_call": {"requests": sum(r["requests"] for r in results), "retried": sum(r["retried"] for r in results),
+                      "seconds": round(seconds, 3)},
+    }  # fmt: skip
+    write_atomic(options.out / REPORT, json.dumps(report, ensure_ascii=False, indent=1).encode())
+    return report

@@ -1,0 +1,68 @@
+"""A server of one's own, for a job that brings it along: started on a free port, waited for, ended with the job."""
+
+import logging
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import httpx
+
+from data_mixers.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def own_server(command: str, *, wait_seconds: float) -> Iterator[str]:
+    """The URL, up to /v1, of a server that `command` starts; {port} in it becomes a free port.
+
+    It is ready when GET /v1/models answers 200. Errors: ConfigError for a command without {port} or that cannot be
+    started, DataError if it ends, or is not ready after wait_seconds.
+    """
+    if "{port}" not in command:
+        raise ConfigError(f"--server-command {command!r} must hold {{port}}")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    try:
+        process = subprocess.Popen(shlex.split(command.replace("{port}", str(port))), start_new_session=True)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--server-command {command!r}: {error}") from error
+    url = f"http://127.0.0.1:{port}/v1"
+    try:
+        _wait_until_ready(process, url, wait_seconds)
+        yield url
+    finally:
+        _end(process)
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], url: str, wait_seconds: float) -> None:
+    logger.info("waiting for %s", url)
+    until = time.monotonic() + wait_seconds
+    while time.monotonic() < until:
+        if process.poll() is not None:
+            raise DataError(f"the server ended with code {process.returncode} before it was ready; see its output")
+        try:
+            if httpx.get(f"{url}/models", timeout=5.0).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.2)
+    raise DataError(f"the server was not ready after {wait_seconds:.0f} s; allow more with --server-wait")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    for number, patience in ((signal.SIGTERM, 10.0), (signal.SIGKILL, None)):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        try:
+            process.wait(patience)
+        except subprocess.TimeoutExpired:
+            continue
+        if number == signal.SIGKILL:
+            return

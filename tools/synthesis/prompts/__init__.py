@@ -1,0 +1,80 @@
+"""What a model is asked, as data (<language>.json beside this file), and how its answer falls into two sections."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from data_mixers.errors import ConfigError
+
+OWN_PROMPTS = Path(__file__).parent
+Messages = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of one language."""
+
+    markers: tuple[str, str]
+    """The lines that begin the problem and its solution."""
+    system: str
+    user: str
+    """With {focus}, {problem}, {solution} and {text}."""
+    focus: dict[str, str]
+    """Discipline -> what the problem is to be about."""
+    code_user: str
+    code_examples: tuple[tuple[str, str], ...]
+    """(problem statement, answer) pairs that are shown before the question."""
+
+    def ask(self, discipline: str, text: str) -> Messages:
+        """The messages for one snippet."""
+        rounds = self.code_examples if discipline == "code" else ()
+        messages = [{"role": "system", "content": self.system}]
+        for statement, answer in rounds:
+            messages.append({"role": "user", "content": self._user(discipline, statement)})
+            messages.append({"role": "assistant", "content": answer})
+        return [*messages, {"role": "user", "content": self._user(discipline, text)}]
+
+    def template_hash(self, discipline: str) -> str:
+        """Of everything but the snippet."""
+        return hashlib.sha256(orjson.dumps(self.ask(discipline, "{text}"))).hexdigest()[:16]
+
+    def split(self, answer: str) -> tuple[str, str] | None:
+        """(question, solution) of an answer with each marker once, in order, and text after both; else None."""
+        first, second = self.markers
+        if answer.count(first) != 1 or answer.count(second) != 1:
+            return None
+        _, _, rest = answer.partition(first)
+        question, found, solution = rest.partition(second)
+        question, solution = (part.strip(" \t\r\n:：*#") for part in (question, solution))
+        return (question, solution) if found and question and solution else None
+
+    def _user(self, discipline: str, text: str) -> str:
+        wording = self.code_user if discipline == "code" else self.user
+        values = {"focus": self.focus.get(discipline, ""), "problem": self.markers[0], "solution": self.markers[1]}
+        for name, value in values.items():
+            wording = wording.replace(f"{{{name}}}", value)
+        return wording.replace("{text}", text)  # last: a snippet may hold braces of its own
+
+
+def read_prompts(folder: Path = OWN_PROMPTS) -> dict[str, Prompts]:
+    """By language. Errors: ConfigError naming the file and what is wrong in it."""
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            content = orjson.loads(path.read_bytes())
+            first, second = content["markers"]
+            code = content["code"]
+            examples = tuple((example["text"], example["answer"]) for example in code["examples"])
+            prompts = Prompts(
+                (first, second), content["system"], content["user"], content["focus"], code["user"], examples
+            )
+            if "{text}" not in prompts.user or "{text}" not in prompts.code_user or first == second:
+                raise ValueError("user and code.user need {text}, the markers must differ")
+        except (OSError, orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"prompts {path}: {type(error).__name__}: {error}") from error
+        found[path.stem] = prompts
+    if not found:
+        raise ConfigError(f"prompts {folder}: there is no <language>.json")
+    return found

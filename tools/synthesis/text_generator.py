@@ -1,0 +1,171 @@
+"""Where answers come from: servers with OpenAI's interface, or transformers in this process."""
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import httpx
+import orjson
+
+from data_mixers.errors import ConfigError
+from tools.synthesis.prompts import Messages
+
+BUSY = frozenset({408, 409, 425, 429, 502, 503, 504})
+MISTAKEN = frozenset({401, 403, 404, 405})  # of every question, not of this one
+LONGEST_REST_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Completion:
+    text: str
+    finish_reason: str
+    usage: dict[str, int]
+
+
+class RefusedError(Exception):
+    """There will be no answer to this question, however often it is asked."""
+
+
+class FaultyError(Exception):
+    """This answer is none; another attempt may give one.
+
+    blames_server: it says nothing of the question (no connection, too busy), so it is no attempt at it.
+    """
+
+    def __init__(self, reason: str, *, blames_server: bool = False, retry_after: float = 0.0) -> None:
+        super().__init__(reason)
+        self.blames_server, self.retry_after = blames_server, retry_after
+
+
+class TextGenerator(Protocol):
+    """Answers one conversation. Errors: RefusedError, FaultyError."""
+
+    async def generate(self, messages: Messages, sampling: dict[str, int | float]) -> Completion: ...
+
+    async def close(self) -> None: ...
+
+
+@dataclass
+class _Endpoint:
+    url: str
+    num_open: int = 0
+    rests_until: float = 0.0
+    rest_seconds: float = field(default=0.5)
+
+
+class HttpGenerator:
+    """The endpoint with the fewest open requests is asked; one that cannot be reached rests for a while."""
+
+    def __init__(
+        self, urls: tuple[str, ...], model: str, *, key: str | None, timeout_seconds: float, max_bytes: int, most: int
+    ) -> None:
+        self._endpoints = [_Endpoint(url.rstrip("/")) for url in urls]
+        self._model, self._timeout, self._max_bytes = model, timeout_seconds, max_bytes
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=most)
+        self._client = httpx.AsyncClient(headers=headers, timeout=timeout_seconds, limits=limits)
+
+    async def generate(self, messages: Messages, sampling: dict[str, int | float]) -> Completion:
+        now = time.monotonic()
+        endpoint = min(self._endpoints, key=lambda e: (max(0.0, e.rests_until - now), e.num_open))
+        endpoint.num_open += 1
+        try:
+            async with asyncio.timeout(self._timeout):
+                completion = await self._ask(endpoint.url, {"model": self._model, "messages": messages, **sampling})
+            endpoint.rest_seconds = 0.5
+            return completion
+        except TimeoutError as error:
+            raise FaultyError(f"no answer within {self._timeout:g} s") from error
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            endpoint.rests_until = time.monotonic() + endpoint.rest_seconds
+            endpoint.rest_seconds = min(2 * endpoint.rest_seconds, LONGEST_REST_SECONDS)
+            raise FaultyError(f"{endpoint.url}: {type(error).__name__}", blames_server=True) from error
+        except httpx.TransportError as error:
+            raise FaultyError(type(error).__name__) from error
+        finally:
+            endpoint.num_open -= 1
+
+    async def _ask(self, url: str, body: dict[str, Any]) -> Completion:
+        async with self._client.stream("POST", f"{url}/chat/completions", json=body) as response:
+            content = bytearray()
+            async for piece in response.aiter_bytes():
+                content += piece
+                if len(content) > self._max_bytes:
+                    raise RefusedError(f"answer over {self._max_bytes} bytes")
+        status = response.status_code
+        if status in BUSY or status >= 500:
+            waits = response.headers.get("Retry-After", "")
+            raise FaultyError(
+                f"status {status}", blames_server=status in BUSY, retry_after=float(waits) if waits.isdigit() else 0.0
+            )
+        if status in MISTAKEN:
+            raise ConfigError(f"{url} answers {status}, so URL, model name or key are wrong: {_start(content)}")
+        if status != 200:
+            raise RefusedError(f"status {status}: {_start(content)}")
+        return _completion(bytes(content))
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+
+def _start(content: bytearray) -> str:
+    return content[:300].decode(errors="replace")
+
+
+def _completion(content: bytes) -> Completion:
+    try:
+        found = orjson.loads(content)
+        choice, usage = found["choices"][0], found.get("usage") or {}
+        text = choice["message"]["content"]
+        counts = {key: int(usage[key]) for key in ("prompt_tokens", "completion_tokens") if key in usage}
+        reason = str(choice.get("finish_reason") or "")
+    except (orjson.JSONDecodeError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise FaultyError("the answer is not what OpenAI's interface says") from error
+    if not isinstance(text, str) or not text.strip():
+        raise FaultyError("empty answer")
+    return Completion(text, reason, counts)
+
+
+class LocalGenerator:
+    """A Hugging Face folder in this process, one question at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self._torch = torch
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+        self._model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        self._one = asyncio.Lock()
+
+    async def generate(self, messages: Messages, sampling: dict[str, int | float]) -> Completion:
+        async with self._one:
+            return await asyncio.to_thread(self.answer, messages, sampling)
+
+    def answer(self, messages: Messages, sampling: dict[str, int | float]) -> Completion:
+        """The same at once, for callers without an event loop. Errors: FaultyError for an empty answer."""
+        torch = self._torch
+        asked = self._tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        ).to(self._model.device)
+        torch.manual_seed(int(sampling["seed"]))
+        warm = float(sampling["temperature"]) > 0
+        chances = {"temperature": sampling["temperature"], "top_p": sampling["top_p"], "top_k": 0} if warm else {}
+        with torch.inference_mode():
+            tokens = self._model.generate(
+                **asked, max_new_tokens=int(sampling["max_tokens"]), do_sample=warm, **chances,
+                pad_token_id=self._tokenizer.eos_token_id,
+            )  # fmt: skip
+        num_prompt = asked["input_ids"].shape[1]
+        new = tokens[0, num_prompt:]
+        text = self._tokenizer.decode(new, skip_special_tokens=True)
+        if not text.strip():
+            raise FaultyError("empty answer")
+        reason = "length" if len(new) >= int(sampling["max_tokens"]) else "stop"
+        return Completion(text, reason, {"prompt_tokens": num_prompt, "completion_tokens": len(new)})
+
+    async def close(self) -> None:
+        pass
