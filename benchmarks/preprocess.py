@@ -126,6 +126,10 @@ class Bench:
         # one worker is one thread, as on a cluster
         return run(command, {**os.environ, "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"})
 
+    def start_of(self, tool: Callable[[Path], Run], one: Path) -> float:
+        """CPU seconds of a call on next to nothing."""
+        return statistics.median(tool(one).cpu_seconds for _ in range(3))
+
     def theirs(self, text: Path, tool: str) -> Run:
         assert self.megatron_lm is not None
         (self.folder / "sitecustomize.py").write_text(SHIM if sys.version_info < (3, 12) else "")
@@ -158,13 +162,20 @@ def check_ids(bench: Bench, text: Path) -> None:
     print(f"ids: all {file.num_documents} documents equal HF's, each followed by EOS")
 
 
-def compare(
-    label: str, text: Path, first: Callable[[], Run], second: Callable[[], Run], pairs: int, target: float
-) -> None:
+def compare(bench: Bench, label: str, tool: str, *, text: Path, one: Path, pairs: int, target: float) -> None:
+    """Ours and theirs in interleaved pairs, with the start of each and without it."""
+
+    def theirs(path: Path) -> Run:
+        return bench.theirs(path, tool)
+
     size = text.stat().st_size / 1e6
-    costs = interleaved(lambda: size / first().cpu_seconds, lambda: size / second().cpu_seconds, num_pairs=pairs)
-    rates = [statistics.median(column) for column in zip(*costs, strict=True)]
-    print(f"{label}: {rates[0]:.1f} against {rates[1]:.1f} MB/CPU-s, {ratio_of(costs).against(target)}", flush=True)
+    starts = bench.start_of(bench.ours, one), bench.start_of(theirs, one)
+    costs = interleaved(lambda: bench.ours(text).cpu_seconds, lambda: theirs(text).cpu_seconds, num_pairs=pairs)
+    for kind, taken in (("with", (0.0, 0.0)), ("without", starts)):
+        rates = [(size / (ours - taken[0]), size / (other - taken[1])) for ours, other in costs]
+        medians = [statistics.median(column) for column in zip(*rates, strict=True)]
+        found = f"{medians[0]:.1f} against {medians[1]:.1f} MB/CPU-s, {ratio_of(rates).against(target)}"
+        print(f"{label}, {kind} start ({starts[0]:.1f} and {starts[1]:.1f} CPU-s): {found}", flush=True)
 
 
 def main() -> None:
@@ -207,16 +218,11 @@ def _measure(bench: Bench, texts: Path, megabytes: float, large_megabytes: float
             flush=True,
         )
     if bench.megatron_lm is not None:
-        ours, theirs = (
-            (lambda: bench.ours(files["text"])),
-            (lambda: bench.theirs(files["text"], "preprocess_data_fast.py")),
-        )
-        compare("preprocess_data_fast.py (gigatoken)", files["text"], ours, theirs, pairs, 2.0)
-        ours, theirs = (
-            (lambda: bench.ours(files["small"])),
-            (lambda: bench.theirs(files["small"], "preprocess_data.py")),
-        )
-        compare("preprocess_data.py, a fifth of the text", files["small"], ours, theirs, max(2, pairs // 2), 30.0)
+        one = files["one"]
+        label, tool = "preprocess_data_fast.py (gigatoken)", "preprocess_data_fast.py"
+        compare(bench, label, tool, text=files["text"], one=one, pairs=pairs, target=2.0)
+        label, tool = "preprocess_data.py, a fifth of the text", "preprocess_data.py"
+        compare(bench, label, tool, text=files["small"], one=one, pairs=max(2, pairs // 2), target=30.0)
     two = interleaved(
         lambda: bench.ours(files["large"]).seconds, lambda: bench.ours(files["large"], workers=2).seconds, num_pairs=2
     )

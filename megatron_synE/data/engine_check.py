@@ -1,25 +1,29 @@
 """fastokens, 42 times faster than HF tokenizers, is used only after equal ids on 10,000 strings with this tokenizer.
 
-The outcome is kept in the user's cache folder under the hash of the tokenizer file and the versions, so that it is paid
-once. It decides which engine runs, never what comes out.
+The outcome is kept (`proven_tokenizers`), so that the check and the reference are paid once. It decides which engine
+runs, never what comes out.
 """
 
-import hashlib
-import json
 import logging
-import os
 import random
-from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from data_mixers.atomic import write_atomic
-from megatron_synE.data.tokenizer_engines import Encode, LoadedEngine
+from megatron_synE.data import proven_tokenizers
+from megatron_synE.data.tokenizer_engines import Encode, LoadedEngine, open_fast
 
 logger = logging.getLogger(__name__)
 
+# Ids of these are part of a tokenizer's identity: equal vocabularies with other merges or splitting rules differ here.
+PROBE = (
+    "民法典第一千零四十三条规定，家庭应当树立优良家风。求函数 f(x)=x²−2x+3 的最小值。",
+    "It's the 21st century; we'll measure 3.14159 ± 0.00001 mol/L, won't we?  Two  spaces.\n\n\tTab.",
+    "def mean(values: list[float]) -> float:\n    return sum(values) / len(values)  # 平均值\n",
+)
 NUM_CHECK_STRINGS = 10_000
 CHECK_BATCH = 1_000
 SNIPPETS = (
@@ -64,26 +68,49 @@ SNIPPETS = (
 )
 
 
-def choose(engine: LoadedEngine, path: Path) -> tuple[str, Encode]:
-    """The name and the encoder to use: fastokens where it is proven equal on this tokenizer, else the reference."""
-    if engine.fast is None:
-        return "reference", engine.reference
-    try:
-        fast = engine.fast()
-    except Exception as error:  # noqa: BLE001  # a tokenizer kind it does not know, or not installed: the reference knows
-        logger.warning("fastokens cannot read %s (%s); tokenising with the slower reference", path, error)
-        return "reference", engine.reference
-    record = _record_path(path)
-    is_equal = _recorded(record)
-    if is_equal is None:
-        is_equal = _agree(engine.reference, fast, tuple(engine.control))
-        _keep(record, is_equal)
-    if not is_equal:
-        logger.warning(
-            "fastokens gives other ids than the reference for %s: tokenising with the slower reference", path
-        )
-        return "reference", engine.reference
-    return "fastokens", fast
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """The engine to use for a tokenizer file."""
+
+    name: str
+    """fastokens or reference."""
+    engine: LoadedEngine
+    encode: Encode
+    new_json: str | None = None
+    """What fastokens was opened with, where it has been proven equal just now."""
+
+
+def choose(path: Path, open_file: Callable[[Path], LoadedEngine]) -> Chosen:
+    """fastokens where it is proven equal on this tokenizer, else the reference."""
+    opened = cache(lambda: open_file(path))
+    record = proven_tokenizers.record_path(path, NUM_CHECK_STRINGS)
+    is_equal = proven_tokenizers.is_equal(record)
+    if is_equal:
+        proven = proven_tokenizers.read(record, opened)
+        if proven is not None:
+            return Chosen(name="fastokens", engine=proven.engine, encode=proven.encode)
+    engine = opened()
+    reference = Chosen(name="reference", engine=engine, encode=engine.reference)
+    if engine.fast_json is None:
+        return reference
+    if is_equal is None or is_equal:
+        try:
+            text = engine.fast_json()
+            fast = open_fast(text)
+        except Exception as error:  # noqa: BLE001  # a tokenizer kind it does not know, or not installed
+            logger.warning("fastokens cannot read %s (%s); tokenising with the slower reference", path, error)
+            return reference
+        if _agree(engine.reference, fast, tuple(engine.control)):
+            return Chosen(name="fastokens", engine=engine, encode=fast, new_json=text)
+        proven_tokenizers.keep_unequal(record)
+    logger.warning("fastokens gives other ids than the reference for %s: tokenising with the slower reference", path)
+    return reference
+
+
+def keep(path: Path, chosen: Chosen, new_json: str, *, digest: str) -> None:
+    """Keep what was proven just now."""
+    record = proven_tokenizers.record_path(path, NUM_CHECK_STRINGS)
+    proven_tokenizers.keep(record, chosen.engine, new_json, digest=digest)
 
 
 def check_strings(control: Sequence[str], count: int) -> list[str]:
@@ -115,38 +142,10 @@ def check_strings(control: Sequence[str], count: int) -> list[str]:
 
 
 def _agree(reference: Encode, fast: Encode, control: Sequence[str]) -> bool:
-    strings = check_strings(control, NUM_CHECK_STRINGS)
+    strings = [*PROBE, *check_strings(control, NUM_CHECK_STRINGS)]
     for start in range(0, len(strings), CHECK_BATCH):
         batch = strings[start : start + CHECK_BATCH]
         expected, found = reference(batch), fast(batch)
         if not (np.array_equal(expected[0], found[0]) and np.array_equal(expected[1], found[1])):
             return False
     return True
-
-
-def _record_path(path: Path) -> Path:
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    digest = hashlib.sha256(path.read_bytes())
-    for package in ("fastokens", "tokenizers", "tiktoken"):
-        try:
-            digest.update(f"{package}={version(package)}".encode())
-        except PackageNotFoundError:
-            continue
-    digest.update(str(NUM_CHECK_STRINGS).encode())
-    return root / "megatron-syne" / "tokenizer-check" / f"{digest.hexdigest()}.json"
-
-
-def _recorded(record: Path) -> bool | None:
-    try:
-        value = json.loads(record.read_text(encoding="utf-8"))["equal"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return value if isinstance(value, bool) else None
-
-
-def _keep(record: Path, is_equal: bool) -> None:
-    try:
-        record.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(record, json.dumps({"equal": is_equal}).encode())
-    except OSError as error:
-        logger.warning("cannot keep the tokenizer check in %s (%s): it will be repeated", record.parent, error)

@@ -19,17 +19,11 @@ import numpy.typing as npt
 
 from data_mixers.errors import ConfigError, DataError
 from data_mixers.manifest import TokenizerIdentity
-from megatron_synE.data.engine_check import choose
-from megatron_synE.data.tokenizer_engines import Encode, LoadedEngine, open_hf, open_sentencepiece, open_tiktoken
+from megatron_synE.data.engine_check import PROBE, Chosen, choose, keep
+from megatron_synE.data.tokenizer_engines import LoadedEngine, open_hf, open_sentencepiece, open_tiktoken
 
 logger = logging.getLogger(__name__)
 
-# Ids of these are part of the identity: equal vocabularies with other merges or splitting rules differ here.
-PROBE = (
-    "民法典第一千零四十三条规定，家庭应当树立优良家风。求函数 f(x)=x²−2x+3 的最小值。",
-    "It's the 21st century; we'll measure 3.14159 ± 0.00001 mol/L, won't we?  Two  spaces.\n\n\tTab.",
-    "def mean(values: list[float]) -> float:\n    return sum(values) / len(values)  # 平均值\n",
-)
 GUESSED_EOS = ("<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>", "<|im_end|>")
 BYTE_SPELLING = re.compile(rb"<0x([0-9A-F]{2})>")
 SPACE_SPELLING = "\u2581".encode()
@@ -39,21 +33,21 @@ TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+=* [0-9]+\r?\n")
 class Tokenizer:
     """Ordinary text to ids. `load_tokenizer` makes one."""
 
-    def __init__(
-        self, engine: LoadedEngine, encode: Encode, *, engine_name: str, eos_id: int, bos_id: int | None
-    ) -> None:
-        self.engine_name = engine_name
+    def __init__(self, chosen: Chosen, *, eos_id: int, bos_id: int | None) -> None:
+        self.engine_name = chosen.name
         """fastokens or reference."""
         self.eos_id = eos_id
         self.bos_id = bos_id
-        self.vocab_size = 1 + max((*engine.token_bytes, *engine.control.values()))
+        self.vocab_size = chosen.engine.vocab_size
         """Largest id + 1, control tokens included."""
-        self._encode = encode
-        self._token_bytes = engine.token_bytes
-        self._is_byte_level = engine.is_byte_level
-        self._control = engine.control
+        self._encode = chosen.encode
+        self._engine = chosen.engine
+        self._control = chosen.engine.control
+        self._is_byte_level = chosen.engine.is_byte_level
         self._is_control = np.zeros(self.vocab_size, dtype=bool)
-        self._is_control[list(engine.control.values())] = True
+        self._is_control[list(self._control.values())] = True
+        self._lowest_control = min(self._control.values(), default=self.vocab_size)
+        self._highest_control = max(self._control.values(), default=-1)
 
     def encode_ordinary_batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
         """The ids of each text, in order: no BOS, no EOS, never a control id."""
@@ -63,8 +57,11 @@ class Tokenizer:
     def encode_ordinary_flat(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
         """The same as one flat array and len(texts) + 1 offsets into it."""
         ids, offsets = self._encode(texts)
-        if len(ids) and (int(ids.max()) >= self.vocab_size or int(ids.min()) < 0):
-            raise DataError(f"the tokenizer gave id {int(ids.max())}, outside its vocabulary of {self.vocab_size}")
+        lowest, highest = (int(ids.min()), int(ids.max())) if len(ids) else (0, -1)
+        if highest >= self.vocab_size or lowest < 0:
+            raise DataError(f"the tokenizer gave id {highest}, outside its vocabulary of {self.vocab_size}")
+        if highest < self._lowest_control or lowest > self._highest_control:
+            return ids, offsets  # the usual case; looking up every id takes a tenth of the tokenising
         found = np.flatnonzero(self._is_control[ids])
         if not found.size:
             return ids, offsets
@@ -93,7 +90,7 @@ class Tokenizer:
     @cached_property
     def _text_of_id(self) -> list[bytes]:
         table = [b""] * self.vocab_size
-        for index, token in self._token_bytes.items():
+        for index, token in self._engine.token_bytes().items():
             byte = None if self._is_byte_level else BYTE_SPELLING.fullmatch(token)
             if byte is not None:
                 table[index] = bytes([int(byte[1], 16)])
@@ -108,9 +105,12 @@ class Tokenizer:
     @cached_property
     def digest(self) -> str:
         """TokenizerIdentity.digest of this tokenizer."""
+        if self._engine.digest is not None:
+            return self._engine.digest
         digest = hashlib.sha256()
-        for index in sorted(self._token_bytes):
-            token = self._token_bytes[index]
+        token_bytes = self._engine.token_bytes()
+        for index in sorted(token_bytes):
+            token = token_bytes[index]
             digest.update(struct.pack("<II", index, len(token)) + token)
         # Ids, not spellings: "reserved_special_token_5" is called otherwise from one release to the next.
         digest.update(np.flatnonzero(self._is_control).astype("<i8").tobytes())
@@ -145,11 +145,16 @@ def load_tokenizer(
         raise ConfigError(
             f"no tokenizer at {path}: give an HF folder with tokenizer.json or tokenizer.model, or such a file"
         )
-    loaded = _open(file)
-    name, encode = ("reference", loaded.reference) if engine == "reference" else choose(loaded, file)
-    eos_id = _eos_id(loaded, file, eos_token)
-    bos_id = loaded.control.get(loaded.bos_token) if loaded.bos_token is not None else None
-    return Tokenizer(loaded, encode, engine_name=name, eos_id=eos_id, bos_id=bos_id)
+    chosen = _reference(file) if engine == "reference" else choose(file, _open)
+    bos_token, control = chosen.engine.bos_token, chosen.engine.control
+    tokenizer = Tokenizer(
+        chosen,
+        eos_id=_eos_id(chosen.engine, file, eos_token),
+        bos_id=control.get(bos_token) if bos_token is not None else None,
+    )
+    if chosen.new_json is not None:
+        keep(file, chosen, chosen.new_json, digest=tokenizer.digest)
+    return tokenizer
 
 
 def digest_of(folder: Path) -> str | None:
@@ -160,8 +165,12 @@ def digest_of(folder: Path) -> str | None:
     file = _find(folder)
     if file is None:
         return None
-    loaded = _open(file)
-    return Tokenizer(loaded, loaded.reference, engine_name="reference", eos_id=-1, bos_id=None).digest
+    return Tokenizer(_reference(file), eos_id=-1, bos_id=None).digest
+
+
+def _reference(file: Path) -> Chosen:
+    engine = _open(file)
+    return Chosen(name="reference", engine=engine, encode=engine.reference)
 
 
 def _find(path: Path) -> Path | None:

@@ -175,6 +175,20 @@ def test_a_source_in_two_manifests_is_refused(run: Path) -> None:
     assert any("source zh/web/law is in" in fault for fault in found)
 
 
+def test_a_packed_source_that_is_read_must_have_the_run_s_seq_length(run: Path) -> None:
+    write_dataset(run.parent / "qa", {("synthetic", "qa", "mathematics"): 2000}, packed_seq_length=64)
+    stage = "{name: one, tokens: 4096, languages: {zh: 0.2, en: 0.7, synthetic: 0.1}}"
+    manifests = f"data.manifests=[{run.parent}/data, {run.parent}/qa]"
+    read = [manifests, f"data.stages=[{stage}]"]
+    assert load_config(run).resolved.training.seq_length == 64
+    assert faults(run, *read) == []
+    assert (
+        "training.seq_length: 32, but the documents of synthetic/qa/mathematics are packed whole into windows of 64; "
+        "set it to 64, or preprocess synthetic/qa/mathematics again with --seq-length 32"
+    ) in faults(run, *read, "training.seq_length=32")
+    assert faults(run, manifests, "training.seq_length=32") == []  # a source without a share is not read
+
+
 def test_held_out_sets_cannot_be_trained_on(run: Path) -> None:
     found = faults(run, f"data.manifests=[{run.parent}/heldout]")
     assert any("holds no source with role train" in fault for fault in found)

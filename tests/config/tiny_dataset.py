@@ -25,6 +25,7 @@ def write_dataset(
     role: Role = "train",
     vocab_size: int = 1000,
     digest: str = "a" * 64,
+    packed_seq_length: int | None = None,
 ) -> Path:
     """Sources (language, source, topic) with that many tokens in documents of 50; returns the manifest."""
     entries = []
@@ -46,6 +47,7 @@ def write_dataset(
                 bucket=None,
                 role=role,
                 shards=(shard,),
+                packed_seq_length=packed_seq_length,
             )
         )
     tokenizer = TokenizerIdentity(digest=digest, vocab_size=vocab_size, eos_id=0, bos_id=None)

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -77,9 +78,11 @@ def test_twenty_losses_are_those_of_float64(tmp_path: Path) -> None:
     tiny.train(config)
     run = tmp_path / "run"
     schedule = Schedule.from_json((run / "schedule.json").read_text())
-    expected = float64_losses(
-        float64_model(tmp_path / "hf"), ScheduledDataset(schedule, [read_manifest(tmp_path / "train")])
-    )
+    dataset = ScheduledDataset(schedule, [read_manifest(tmp_path / "train")])
+    tokens = np.stack([dataset[index].tokens for index in range(STEPS * BATCH)])
+    # Both sides of an EOS count, as label and as input: the mask that leaves out EOS after EOS takes nothing else away.
+    assert min((tokens[:, 1:] == tiny.EOS).sum(), (tokens[:, :-1] == tiny.EOS).sum()) > 100
+    expected = float64_losses(float64_model(tmp_path / "hf"), dataset)
     rows = tiny.rows(run, "train")
     assert [row["learning_rate"] for row in rows] == pytest.approx([rate(256 * step) for step in range(STEPS)])
     assert expected[0] - expected[-1] > 0.05  # it learns, so twenty losses are twenty facts

@@ -75,8 +75,9 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 
 
 def done(folder: Path) -> dict[Path, int]:
-    """The kept results of tasks, and when each was written."""
-    return {path: path.stat().st_mtime_ns for path in folder.glob(".work/*/*/*/0*.json")}
+    """The kept results of tasks, and when each was written; work that is finished and being removed is none."""
+    kept = [path for path in folder.glob(".work/*/*/*/0*.json") if path.parents[1].suffix != ".removed"]
+    return {path: path.stat().st_mtime_ns for path in kept}
 
 
 def killed_and_repeated(options: PreprocessOptions, *, seed: int, most: int) -> int:

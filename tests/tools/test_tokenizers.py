@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data_mixers.errors import ConfigError, DataError
-from megatron_synE.data import engine_check, tokenizer_engines
+from megatron_synE.data import engine_check, tokenizer_engines, tokenizers
 from megatron_synE.data.tokenizers import load_tokenizer
 from tests.tools import corpus
 
@@ -116,6 +116,22 @@ def test_tiktoken_ids_equal_tiktoken_and_control_stays_text(small_llama3_file: P
         assert b"".join(tokens[i] for i in ids.tolist()).decode() == text
 
 
+def test_tiktoken_runs_on_fastokens_with_tiktoken_s_ids(small_llama3_file: Path) -> None:
+    import tiktoken
+
+    ranks = {base64.b64decode(line.split()[0]): n for n, line in enumerate(small_llama3_file.read_bytes().splitlines())}
+    pattern = tokenizer_engines.LLAMA3_PATTERN
+    theirs = tiktoken.Encoding("small", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+    tokenizer = load_tokenizer(small_llama3_file)
+    assert tokenizer.engine_name == "fastokens"
+    texts = [SPELT, "", *corpus.documents(300, seed=8), *engine_check.check_strings(("<|eot_id|>",), 300)]
+    found = tokenizer.encode_ordinary_batch(texts)
+    assert [ids.tolist() for ids in found] == [theirs.encode_ordinary(text) for text in texts]
+    again = load_tokenizer(small_llama3_file)
+    assert again.identity() == load_tokenizer(small_llama3_file, engine="reference").identity()
+    assert again.encode_ordinary_batch(texts)[0].tolist() == found[0].tolist()
+
+
 def test_an_unknown_tiktoken_file_is_refused_with_its_cure(tmp_path: Path) -> None:
     path = tmp_path / "qwen.tiktoken"
     path.write_bytes(b"IQ== 0\nIg== 1\n")
@@ -175,7 +191,7 @@ def test_a_fast_engine_with_other_ids_is_not_used_and_said_loudly(
         plain = Tokenizer.from_str((folder / "tokenizer.json").read_text())
         return lambda texts: tokenizer_engines.flatten([plain.encode(t, add_special_tokens=False).ids for t in texts])
 
-    monkeypatch.setattr(tokenizer_engines, "_fastokens_json", honours_control)
+    monkeypatch.setattr(engine_check, "open_fast", honours_control)
     with caplog.at_level(logging.WARNING):
         tokenizer = load_tokenizer(folder)
     assert tokenizer.engine_name == "reference"
@@ -190,6 +206,38 @@ def test_the_check_is_made_once_per_tokenizer(tmp_path: Path, monkeypatch: pytes
     assert len(records) == 1
     records[0].write_text('{"equal": false}')
     assert load_tokenizer(folder).engine_name == "reference"
+
+
+def test_a_proven_tokenizer_opens_without_its_file_being_read_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = corpus.hf_folder(tmp_path / "hf")
+    first = load_tokenizer(folder)
+    texts = [SPELT, *corpus.documents(20)]
+    expected = [ids.tolist() for ids in first.encode_ordinary_batch(texts)]
+    opened = []
+    really_open = tokenizers._open
+    monkeypatch.setattr(tokenizers, "_open", lambda file: opened.append(file) or really_open(file))
+    again = load_tokenizer(folder)
+    assert [ids.tolist() for ids in again.encode_ordinary_batch(texts)] == expected
+    assert (again.engine_name, again.bos_id, again.identity()) == ("fastokens", first.bos_id, first.identity())
+    assert not opened
+    assert again.decode(again.encode_ordinary_batch([TEXT])[0].tolist()) == TEXT
+    assert opened  # the vocabulary is read when it is needed
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
+    assert load_tokenizer(folder).eos_id == first.eos_id + 2  # a changed config is seen
+
+
+@pytest.mark.parametrize("content", [b"{}", b""])
+def test_a_damaged_copy_in_the_cache_is_made_anew(tmp_path: Path, content: bytes) -> None:
+    folder = corpus.hf_folder(tmp_path / "hf")
+    identity = load_tokenizer(folder).identity()
+    (kept,) = (tmp_path / "cache").rglob("*.tokenizer")
+    whole = kept.read_bytes()
+    kept.write_bytes(content)
+    tokenizer = load_tokenizer(folder)
+    assert (tokenizer.engine_name, tokenizer.identity()) == ("fastokens", identity)
+    assert kept.read_bytes() == whole
 
 
 def test_a_tokenizer_without_eos_asks_for_it(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from tools.data.labels import check_label
 from tools.data.readers import MAX_DOCUMENT_BYTES
 from tools.data.slurm_options import SlurmArray
 
-FORMAT = 1  # of what lies in .work: raise it when a stage gives something else for the same options
+FORMAT = 2  # of what lies in .work: raise it when a stage gives something else for the same options
 
 
 @dataclass(frozen=True, kw_only=True)
