@@ -16,6 +16,7 @@ from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
 from tools.data.documents import Document, DocumentWriter, read_documents
 from tools.data.readers import BadRecord, InputTask, find_inputs, plan_tasks
+from tools.data.slurm_options import SlurmArray
 from tools.data.stage import Report, Stage, only_one, run_stage
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class LabelOptions:
     """None: the classifier's own."""
     device: Literal["cpu", "cuda"] = "cpu"
     workers: int = 1
+    array: SlurmArray | None = None
+    """Run on a cluster, not in `workers` processes here."""
     max_bad_share: float = 0.01
     max_bad_lines: int = 10
 
@@ -53,8 +56,9 @@ def label_topics(options: LabelOptions) -> dict[str, int]:
     tasks = plan_tasks(find_inputs(options.inputs))
     if not tasks:
         raise DataError(f"there is no document in {', '.join(options.inputs)}")
-    _check_device(options.device)
-    _open(options.classifier, options.device)  # a fault shows before any work
+    here = options.device if options.array is None else "cpu"  # a login node has no GPU
+    _check_device(here)
+    _open(options.classifier, here)  # a fault shows before any work
     stage = Stage(
         name="label-topics",
         work=options.out / ".work" / "label-topics",
@@ -64,7 +68,7 @@ def label_topics(options: LabelOptions) -> dict[str, int]:
     )
     with only_one(options.out):
         _check_out(options.out, stage.fingerprint)
-        results = run_stage(stage, workers=options.workers)
+        results = run_stage(stage, workers=options.workers, array=options.array)
         bad = [line for result in results for line in result["bad"]]
         num_documents = sum(result["num_documents"] for result in results)
         if len(bad) > max(options.max_bad_lines, options.max_bad_share * (len(bad) + num_documents)):

@@ -30,6 +30,7 @@ from data_mixers.manifest import (
 from tools.data.labels import file_stem
 from tools.data.redistribute import Sidecar, WrittenBucket, redistribute, scores_sidecar
 from tools.data.scores_file import ScoresOrigin, names_of, open_scores, read_origin, scores_path
+from tools.data.slurm_options import SlurmArray
 from tools.data.sort_order import SortKey, Tails, keys_of, lengths_of, order_of, sort_key
 from tools.data.stage import Report, Stage, is_done, only_one, run_stage
 
@@ -59,6 +60,8 @@ class SortOptions:
     keep_share: float = 1.0
     """Of each topic's documents, spread evenly over the order: a smaller copy with every quantile in it."""
     workers: int = 1
+    array: SlurmArray | None = None
+    """Run on a cluster, not in `workers` processes here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +110,7 @@ def sort(options: SortOptions) -> SortReport:
     with only_one(options.out):
         stage = _stage(options, manifest, topics, key)
         _check_replaceable(options, stage)
-        written = run_stage(stage, workers=options.workers, unit="M tokens", scale=2e6)
+        written = run_stage(stage, workers=options.workers, unit="M tokens", scale=2e6, array=options.array)
         chosen = {prefix for topic in topics for prefix, _ in topic.shards}
         carried = [
             entry
