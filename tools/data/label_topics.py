@@ -1,6 +1,6 @@
 """`syne data label-topics`: documents in, the same documents with `topic` and `topic_confidence` out, in their order.
 
-a piece of input ─ up to CHUNK documents ─ ids ─ batches sorted by length ─ topics, back in order ─> <task>.jsonl.zst
+a piece of input ─ up to CHUNK documents ─ ids ─ batches sorted by length ─ topics, back in order ─> .jsonl.zst
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
-from tools.data.documents import Document, DocumentWriter, read_documents
+from tools.data.documents import Document, DocumentWriter, output_name, read_documents
 from tools.data.readers import BadRecord, InputTask, find_inputs, plan_tasks
 from tools.data.slurm_options import SlurmArray
 from tools.data.stage import Report, Stage, only_one, run_stage
@@ -47,7 +47,7 @@ class LabelOptions:
 
 
 def label_topics(options: LabelOptions) -> dict[str, int]:
-    """Topic -> documents. Writes <out>/<task>.jsonl.zst, a file per piece of input, and what is no document beside it.
+    """Topic -> documents. Writes <out>/<task>-<source>.jsonl.zst per piece of input, and beside it what is no document.
 
     The result does not depend on the number of workers, and a killed call goes on when it is run again.
     Errors: DataError for a damaged classifier or input, or too many bad lines; ConfigError for a device that is not
@@ -135,7 +135,7 @@ def _label_task(options: LabelOptions, tasks: list[InputTask], index: int, repor
     bad: list[dict[str, Any]] = []
     task = tasks[index]
     try:
-        with DocumentWriter(options.out / f"{index:07d}.jsonl.zst") as writer:
+        with DocumentWriter(options.out / output_name(task, index)) as writer:
             for chunk in _chunks(task, options.text_key, report, bad):
                 labels = _label([document.text for document in chunk], trained, options)
                 for document, (topic, confidence) in zip(chunk, labels, strict=True):
