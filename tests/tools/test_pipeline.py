@@ -135,7 +135,7 @@ def test_pages_become_a_curriculum_that_trains(classifier: Path, tmp_path: Path)
 
     stage = {
         "name": "adapt",
-        "tokens": 3 * 4 * 64,
+        "tokens": 6 * 4 * 64,
         "languages": {"zh": 0.5, "en": 0.5},
         "curriculum": {"kind": "easy_first"},
     }
@@ -147,4 +147,4 @@ def test_pages_become_a_curriculum_that_trains(classifier: Path, tmp_path: Path)
     config.write_text(yaml.safe_dump(tree))
     assert "/00" in syne("mix", "plan", "--config", config)
     tiny.train(config)
-    assert len(tiny.rows(tmp_path / "run", "train")) == 3
+    assert len(tiny.rows(tmp_path / "run", "train")) == 6
