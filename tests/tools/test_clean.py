@@ -218,7 +218,7 @@ def test_a_finished_call_is_not_done_again_and_another_one_is_refused(tmp_path: 
     assert clean(options).as_json() == report.as_json()
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.zst")} == times
     with pytest.raises(ConfigError, match="another call"):
-        clean(CleanOptions(inputs=options.inputs, out=options.out, max_bad_share=0.2))
+        clean(CleanOptions(inputs=options.inputs, out=options.out, max_bad_share=0.1, near_duplicates=False))
     with only_one(tmp_path / "new"), pytest.raises(ConfigError, match="another call is writing"):
         clean(CleanOptions(inputs=options.inputs, out=tmp_path / "new"))
 
@@ -291,3 +291,12 @@ def test_any_lines_are_kept_dropped_or_quarantined(tmp_path_factory: pytest.Temp
     quarantine = (folder / "out/quarantine.jsonl").read_text().splitlines()
     assert len(kept) + len(dropped) + len(quarantine) == num_lines
     assert kept[0]["text"] == _english(1)
+
+
+def test_more_bad_lines_are_allowed_in_the_folder_that_was_refused(tmp_path: Path) -> None:
+    _write(tmp_path / "in/a.jsonl", ["{broken"] * 3 + [{"text": _english(n)} for n in range(3)])
+    inputs, out = (str(tmp_path / "in/*"),), tmp_path / "out"
+    with pytest.raises(DataError, match="allow more with --max-bad-share"):
+        clean(CleanOptions(inputs=inputs, out=out, max_bad_lines=0))
+    report = clean(CleanOptions(inputs=inputs, out=out, max_bad_lines=0, max_bad_share=0.5))
+    assert (report.num_kept, report.num_quarantined) == (3, 3)
