@@ -7,6 +7,7 @@ import signal
 import string
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from data_mixers.errors import ConfigError, DataError
 from tools.data.clean import CleanOptions, clean
-from tools.data.rules import DEFAULT_RULES, identify_language, load_rules
+from tools.data.rules import DEFAULT_RULES, LanguageRule, identify_language, judge_language, load_rules
 from tools.data.stage import only_one
 from tools.data.units import units_of
 
@@ -300,3 +301,34 @@ def test_more_bad_lines_are_allowed_in_the_folder_that_was_refused(tmp_path: Pat
         clean(CleanOptions(inputs=inputs, out=out, max_bad_lines=0))
     report = clean(CleanOptions(inputs=inputs, out=out, max_bad_lines=0, max_bad_share=0.5))
     assert (report.num_kept, report.num_quarantined) == (3, 3)
+
+
+def test_a_copy_of_a_near_duplicate_names_the_document_that_stays(tmp_path: Path) -> None:
+    first = _english(1, 400)
+    near = first.replace(first.split()[200], "another", 1)
+    assert _clean(tmp_path, [first, near, near]) == {"1": "near_duplicate", "2": "exact_duplicate"}
+    matched = [row["matched"] for row in _read(tmp_path / "out/dropped")]
+    assert matched == [f"{tmp_path}/in/a.jsonl:0"] * 2
+
+
+def test_composed_and_decomposed_letters_are_the_same_text(tmp_path: Path) -> None:
+    text = " ".join(f"caf\u00e9{word}" for word in _english(1).split())
+    texts = [text, unicodedata.normalize("NFD", text)]
+    assert texts[0] != texts[1]
+    assert _clean(tmp_path, texts, near_duplicates=False) == {"1": "exact_duplicate"}
+
+
+def test_a_language_that_is_not_sure_enough_is_dropped() -> None:
+    text = "The court held that the contract was valid. 合同自成立时生效，双方应当履行。"
+    language, score = identify_language(text)
+    assert 0.01 < score < 0.99
+    for limit, is_kept in ((score - 0.01, True), (score + 0.01, False)):
+        verdict = judge_language(text, (language,), LanguageRule(min_score=limit, source="test"))
+        assert (verdict is None) == is_kept
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
+    page = _write(tmp_path / "in/a.jsonl", [{"text": _english(1)}])
+    with pytest.raises(ConfigError, match=r"holds other files \(a.jsonl\)"):
+        clean(CleanOptions(inputs=(str(page),), out=tmp_path / "in"))
+    assert page.is_file()

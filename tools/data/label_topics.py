@@ -17,7 +17,7 @@ from data_mixers.errors import ConfigError, DataError
 from tools.data.documents import Document, DocumentWriter, output_name, read_documents
 from tools.data.readers import BadRecord, InputTask, find_inputs, plan_tasks
 from tools.data.slurm_options import SlurmArray
-from tools.data.stage import Report, Stage, only_one, run_stage
+from tools.data.stage import Report, Stage, only_one, refuse_foreign, run_stage
 
 if TYPE_CHECKING:
     from tools.data.topic_model import Trained
@@ -67,6 +67,7 @@ def label_topics(options: LabelOptions) -> dict[str, int]:
         do=partial(_label_task, options, tasks),
     )
     with only_one(options.out):
+        refuse_foreign(options.out, is_begun=stage.work.is_dir() or (options.out / REPORT).is_file())
         _check_out(options.out, stage.fingerprint)
         results = run_stage(stage, workers=options.workers, array=options.array)
         bad = [line for result in results for line in result["bad"]]

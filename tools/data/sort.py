@@ -32,7 +32,7 @@ from tools.data.redistribute import Sidecar, WrittenBucket, redistribute, scores
 from tools.data.scores_file import ScoresOrigin, names_of, open_scores, read_origin, scores_path
 from tools.data.slurm_options import SlurmArray
 from tools.data.sort_order import SortKey, Tails, keys_of, lengths_of, order_of, sort_key
-from tools.data.stage import Report, Stage, is_done, only_one, run_stage
+from tools.data.stage import Report, Stage, is_done, only_one, refuse_foreign, run_stage
 
 logger = logging.getLogger(__name__)
 
@@ -225,6 +225,7 @@ def _stage(options: SortOptions, manifest: DatasetManifest, topics: Sequence[_To
 
 
 def _check_replaceable(options: SortOptions, stage: Stage) -> None:
+    refuse_foreign(options.out, is_begun=stage.work.is_dir() or (options.out / MANIFEST_NAME).exists())
     is_ours = stage.work.is_dir() and all(is_done(stage, task) for task in range(len(stage.sizes)))
     if (options.out / MANIFEST_NAME).exists() and not is_ours:
         raise ConfigError(f"{options.out} holds other data; choose another --out, or remove it")
