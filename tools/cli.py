@@ -1,5 +1,6 @@
 """`syne`: parse, call one function, return its exit code. Nothing heavy is imported before a command runs."""
 
+import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from data_mixers.errors import UserError
+from data_mixers.errors import DataError, UserError
 from tools.cli_options import Config, Overrides, example
 from tools.data.commands import data_app
 from tools.live_line import live_line
@@ -15,6 +16,10 @@ from tools.mix_commands import mix_app
 from tools.synthesis.commands import synth_app
 
 INTERRUPTED = 130  # what a shell reports for SIGINT
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+PATH_IS_REFUSED = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
+)  # fmt: skip
 
 
 app = typer.Typer(
@@ -45,9 +50,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
+    except OSError as error:
+        if (fault := _of_the_disk(error)) is None:
+            raise
+        sys.stderr.write(f"error: {fault}\n")
+        return DataError.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
     return code if isinstance(code, int) else 0
+
+
+def _of_the_disk(error: OSError) -> str | None:
+    """What a person can do about it; None for a fault that has another cause, or names no file to mend."""
+    if error.errno in DISK_IS_FULL:
+        return (
+            f"{error.filename or 'a file could not be written'}: {error.strerror}; make room, then run the same "
+            "command again: what was finished is kept"
+        )
+    if error.errno in PATH_IS_REFUSED and error.filename is not None:
+        return f"{error.filename}: {error.strerror}; name a path that is there and that you may use, then run it again"
+    return None
 
 
 @app.command(epilog=example("syne doctor"))

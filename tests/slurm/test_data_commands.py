@@ -1,5 +1,6 @@
 """`syne data` commands as job arrays on a real Slurm: an element is killed, the same command completes the output."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import torch
 from tests import tiny
 from tests.slurm.cluster import Cluster
 from tests.tools import corpus
+from tools.data.clean import CleanOptions, clean
 from tools.data.preprocess import PreprocessOptions, preprocess
 from tools.data.score import ScoreOptions, score_ppl
 
@@ -99,3 +101,29 @@ def test_score_ppl_with_an_element_cancelled(cluster: Cluster, tmp_path: Path) -
     cluster.run(*command)
     assert content(out) == content(local)
     assert len(list(out.glob("*.scores.parquet"))) == 3
+
+
+def test_clean_with_an_element_cancelled(cluster: Cluster, tmp_path: Path) -> None:
+    pages = tmp_path / "pages"
+    pages.mkdir()
+    for number in range(4):
+        texts = corpus.documents(600, seed=number % 3)  # the fourth file repeats the first
+        corpus.write_jsonl(pages / f"{number}.jsonl", [f"{text}。 " * 9 for text in texts])
+    local, out = tmp_path / "local", tmp_path / "out"
+    clean(CleanOptions(inputs=(f"{pages}/*.jsonl",), out=local))
+    assert json.loads((local / "report.json").read_text())["documents"]["dropped"] >= 600
+
+    command = [*SYNE, "data", "clean", "--input", f"{pages}/*.jsonl", "--out", out, "--slurm-tasks", "2"]
+    command += ONE_ELEMENT_PER_NODE
+    waiting = cluster.popen(*command)
+
+    def running() -> list[str]:
+        return [line.split()[0] for line in cluster.jobs("--states=RUNNING") if line.split()[0].endswith("_1")]
+
+    cluster.wait("element 1", running, seconds=120)
+    cluster.run("scancel", running()[0])
+    assert "2 of 4 tasks are not done" in unfinished(waiting)
+    assert not (out / "report.json").exists()
+
+    cluster.run(*command)
+    assert content(out) == content(local)

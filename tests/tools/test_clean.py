@@ -7,9 +7,12 @@ import signal
 import string
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 import zstandard
@@ -18,7 +21,7 @@ from hypothesis import strategies as st
 
 from data_mixers.errors import ConfigError, DataError
 from tools.data.clean import CleanOptions, clean
-from tools.data.rules import DEFAULT_RULES, identify_language, load_rules
+from tools.data.rules import DEFAULT_RULES, LanguageRule, identify_language, judge_language, load_rules
 from tools.data.stage import only_one
 from tools.data.units import units_of
 
@@ -218,7 +221,7 @@ def test_a_finished_call_is_not_done_again_and_another_one_is_refused(tmp_path: 
     assert clean(options).as_json() == report.as_json()
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.zst")} == times
     with pytest.raises(ConfigError, match="another call"):
-        clean(CleanOptions(inputs=options.inputs, out=options.out, max_bad_share=0.2))
+        clean(CleanOptions(inputs=options.inputs, out=options.out, max_bad_share=0.1, near_duplicates=False))
     with only_one(tmp_path / "new"), pytest.raises(ConfigError, match="another call is writing"):
         clean(CleanOptions(inputs=options.inputs, out=tmp_path / "new"))
 
@@ -291,3 +294,52 @@ def test_any_lines_are_kept_dropped_or_quarantined(tmp_path_factory: pytest.Temp
     quarantine = (folder / "out/quarantine.jsonl").read_text().splitlines()
     assert len(kept) + len(dropped) + len(quarantine) == num_lines
     assert kept[0]["text"] == _english(1)
+
+
+def test_more_bad_lines_are_allowed_in_the_folder_that_was_refused(tmp_path: Path) -> None:
+    _write(tmp_path / "in/a.jsonl", ["{broken"] * 3 + [{"text": _english(n)} for n in range(3)])
+    inputs, out = (str(tmp_path / "in/*"),), tmp_path / "out"
+    with pytest.raises(DataError, match="allow more with --max-bad-share"):
+        clean(CleanOptions(inputs=inputs, out=out, max_bad_lines=0))
+    report = clean(CleanOptions(inputs=inputs, out=out, max_bad_lines=0, max_bad_share=0.5))
+    assert (report.num_kept, report.num_quarantined) == (3, 3)
+
+
+def test_a_copy_of_a_near_duplicate_names_the_document_that_stays(tmp_path: Path) -> None:
+    first = _english(1, 400)
+    near = first.replace(first.split()[200], "another", 1)
+    assert _clean(tmp_path, [first, near, near]) == {"1": "near_duplicate", "2": "exact_duplicate"}
+    matched = [row["matched"] for row in _read(tmp_path / "out/dropped")]
+    assert matched == [f"{tmp_path}/in/a.jsonl:0"] * 2
+
+
+def test_composed_and_decomposed_letters_are_the_same_text(tmp_path: Path) -> None:
+    text = " ".join(f"caf\u00e9{word}" for word in _english(1).split())
+    texts = [text, unicodedata.normalize("NFD", text)]
+    assert texts[0] != texts[1]
+    assert _clean(tmp_path, texts, near_duplicates=False) == {"1": "exact_duplicate"}
+
+
+def test_a_language_that_is_not_sure_enough_is_dropped() -> None:
+    text = "The court held that the contract was valid. 合同自成立时生效，双方应当履行。"
+    language, score = identify_language(text)
+    assert 0.01 < score < 0.99
+    for limit, is_kept in ((score - 0.01, True), (score + 0.01, False)):
+        verdict = judge_language(text, (language,), LanguageRule(min_score=limit, source="test"))
+        assert (verdict is None) == is_kept
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
+    page = _write(tmp_path / "in/a.jsonl", [{"text": _english(1)}])
+    with pytest.raises(ConfigError, match=r"holds other files \(a.jsonl\)"):
+        clean(CleanOptions(inputs=(str(page),), out=tmp_path / "in"))
+    assert page.is_file()
+
+
+def test_bad_rows_are_numbered_in_their_file_not_in_their_piece(tmp_path: Path) -> None:
+    rows = [_english(n) for n in range(7)]
+    rows[1] = rows[5] = ""
+    pq.write_table(pa.table({"text": rows}), tmp_path / "a.parquet", row_group_size=3)
+    clean(CleanOptions(inputs=(str(tmp_path / "a.parquet"),), out=tmp_path / "out"))
+    lines = (tmp_path / "out/quarantine.jsonl").read_text().splitlines()
+    assert [json.loads(line)["line"] for line in lines] == [2, 6]

@@ -128,6 +128,19 @@ def test_the_report_names_sources_items_and_ngrams_and_writes_nothing(options: d
     assert not list(options["out"].rglob("*.zst"))
 
 
+def test_a_source_keeps_its_name_through_stages_and_what_was_dropped_stays_away(options: dict[str, Any]) -> None:
+    first = options["out"]
+    decontaminate(DecontaminateOptions(**options, remove=True))
+    again = options | {"inputs": (str(first),), "out": first.with_name("again")}
+    report, _ = decontaminate(DecontaminateOptions(**again, remove=True))
+    assert report.kept == {"web": 5} and not report.dropped and not report.quarantined
+    assert [path.name for path in sorted(again["out"].glob("*.zst"))] == [
+        "0000000-qa.jsonl.zst", "0000001-web.jsonl.zst"
+    ]  # fmt: skip
+    dropped = options | {"inputs": (str(first / "dropped/*.zst"),), "out": first.with_name("named")}
+    assert decontaminate(DecontaminateOptions(**dropped))[0].dropped == {"qa": {"contaminated": 2}}
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_removal_keeps_every_document_in_one_place(options: dict[str, Any], workers: int) -> None:
     decontaminate(DecontaminateOptions(**options))

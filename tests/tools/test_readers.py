@@ -192,3 +192,15 @@ def test_a_damaged_file_is_refused_or_read_but_never_crashes(
         path.write_bytes(bytes(content))
         with suppress(DataError):
             read(path)
+
+
+def test_reports_and_dropped_documents_are_read_only_if_they_are_named(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "quarantine.jsonl", "report.json", "dropped/a.jsonl", "mine/dropped/b.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    kept = [tmp_path / "a.jsonl", tmp_path / "mine/dropped/b.jsonl"]  # no report beside: a user's own folder
+    for pattern in ("", "*", "**/*"):
+        assert find_inputs([str(tmp_path / pattern)]) == kept
+    for pattern in ("dropped", "dropped/*", "dropped/a.jsonl"):
+        assert find_inputs([str(tmp_path / pattern)]) == [tmp_path / "dropped/a.jsonl"]
+    assert find_inputs([str(tmp_path / "quarantine.jsonl")]) == [tmp_path / "quarantine.jsonl"]

@@ -15,6 +15,7 @@ from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
 from tools.data.readers import InputTask
 from tools.data.selection import SelectionReport
+from tools.data.stage import refuse_foreign
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class Call:
                     f"{self.out} holds what another call (other input, options or rules) has made of it; "
                     "choose another --out, or remove the folder"
                 )
+        refuse_foreign(self.out, is_begun=finished is not None or (self.work / "call.json").is_file())
         if finished is not None and (finished["writes"] or not writes):
             logger.info("%s is finished already", self.out)
             return finished

@@ -35,6 +35,7 @@ from tools.data.near_duplicates import (
 from tools.data.readers import BadRecord, InputTask, find_inputs, plan_tasks
 from tools.data.rules import DEFAULT_RULES, Rules, judge, judge_language, load_rules
 from tools.data.selection import SelectionReport, SelectionTask, Verdict, gather, report_from_json, select
+from tools.data.slurm_options import SlurmArray
 from tools.data.stage import Report, Stage, only_one, run_stage
 
 
@@ -57,6 +58,8 @@ class CleanOptions:
     max_bad_share: float = 0.01
     max_bad_lines: int = 10
     workers: int = 1
+    array: SlurmArray | None = None
+    """Run on a cluster, not in `workers` processes here."""
 
 
 def clean(options: CleanOptions) -> SelectionReport:
@@ -87,18 +90,20 @@ def clean(options: CleanOptions) -> SelectionReport:
             for index, task in enumerate(tasks)
         ]
         work = _Work(call.work)
-        examined = run_stage(_examine_stage(call, work, tasks, options, rules), workers=options.workers)
+        examine = _examine_stage(call, work, tasks, options, rules)
+        examined = run_stage(examine, workers=options.workers, array=options.array)
         num_documents, num_bad = (sum(result[key] for result in examined) for key in ("num_documents", "num_bad"))
         call.check_bad_share(num_bad, num_documents, max_share=options.max_bad_share, max_lines=options.max_bad_lines)
-        _find_exact(call, work, tasks, num_documents, options.workers)
+        _find_exact(call, work, tasks, num_documents, options)
         find_near(
             call,
             work.near,
             num_tasks=len(tasks),
             settings=rules.near_duplicates if options.near_duplicates else None,
             workers=options.workers,
+            array=options.array,
         )
-        written = run_stage(_write_stage(call, work, items, examined), workers=options.workers)
+        written = run_stage(_write_stage(call, work, items, examined), workers=options.workers, array=options.array)
         report = gather(items, written)
         call.finish(report, writes=not options.report_only)
         shutil.rmtree(call.work)
@@ -107,7 +112,7 @@ def clean(options: CleanOptions) -> SelectionReport:
 
 def _deciding(options: CleanOptions, rules: Rules) -> dict[str, Any]:
     """All that decides the result besides the input."""
-    left_out = ("inputs", "out", "rules", "workers", "report_only")
+    left_out = ("inputs", "out", "rules", "workers", "array", "report_only", "max_bad_share", "max_bad_lines")
     return {key: value for key, value in asdict(options).items() if key not in left_out} | {"rules": asdict(rules)}
 
 
@@ -178,23 +183,24 @@ def _examine(
     return {"num_documents": len(places), "num_bad": num_bad}
 
 
-def _find_exact(call: Call, work: _Work, tasks: list[InputTask], num_documents: int, workers: int) -> None:
+def _find_exact(call: Call, work: _Work, tasks: list[InputTask], num_documents: int, options: CleanOptions) -> None:
     count = num_ranges(num_documents)
     stage = Stage(
         name="exact duplicates",
         work=call.work / "exact",
         fingerprint=call.fingerprint,
         sizes=(max(1, num_documents // count),) * count,
-        do=partial(_exact_range, work, len(tasks), count),
+        do=partial(_exact_range, work, len(tasks), num_documents, count),
     )
-    run_stage(stage, workers=workers, unit="M documents")
+    run_stage(stage, workers=options.workers, unit="M documents", array=options.array)
     _join(sorted((call.work / "exact").glob("*.part")), work.exact)
 
 
-def _exact_range(work: _Work, num_tasks: int, count: int, index: int, report: Report) -> None:
+def _exact_range(work: _Work, num_tasks: int, num_documents: int, count: int, index: int, report: Report) -> None:
     paths = [work.of_task(task, "hashes") for task in range(num_tasks)]
     found = duplicates_in_range(paths, index, count)
     write_atomic(work.folder / "exact" / f"{index:05d}.part", found.astype("<i8").tobytes())
+    report(num_documents // count)
 
 
 def _join(parts: list[Path], target: Path) -> None:

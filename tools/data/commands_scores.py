@@ -87,6 +87,7 @@ def score_ppl(
     "sort",
     epilog=example("syne data sort --data data/stage1 --out data/stage1_sorted --sources 'zh/web/*' --buckets 10"),
 )
+@with_slurm_options
 def sort(
     data: Annotated[Path, typer.Option(help="Folder of token files with scores.")],
     out: Annotated[Path, typer.Option(help="The folder to write: sorted sources, and all others unchanged.")],
@@ -107,6 +108,7 @@ def sort(
         float, typer.Option(min=0.0, max=1.0, help="Of each topic's documents, evenly over the order.")
     ] = 1.0,
     workers: Annotated[int, typer.Option(min=1, help="Processes; the result does not depend on it.")] = 1,
+    array: SlurmArray | None = None,
 ) -> None:
     """Write each topic in the order of its PPL, cut into difficulty buckets, for a curriculum to read."""
     from tools.data.sort import SortOptions
@@ -129,6 +131,7 @@ def sort(
             drop_tails=(low, high),
             keep_share=keep_share,
             workers=workers,
+            array=array,
         )
     )
     typer.echo(str(report.manifest_path))

@@ -7,6 +7,7 @@ import typer
 
 from tools.cli_options import example, log_to_stderr
 from tools.data.app import data_app
+from tools.data.slurm_options import SlurmArray, with_slurm_options
 
 
 @data_app.command(
@@ -14,6 +15,7 @@ from tools.data.app import data_app
         "syne data clean --input 'pages/*.parquet' --out cleaned --language zh --workers 2",
     )
 )
+@with_slurm_options
 def clean(
     inputs: Annotated[
         list[str], typer.Option("--input", help="File or glob, may be repeated: .jsonl, .gz, .zst, .parquet.")
@@ -36,6 +38,7 @@ def clean(
         float, typer.Option(min=0.0, max=1.0, help="Refuse the input above this share of bad lines.")
     ] = 0.01,
     max_bad_lines: Annotated[int, typer.Option(min=0, help="So many bad lines are always accepted.")] = 10,
+    array: SlurmArray | None = None,
 ) -> None:
     """Drop repetitive, too short or long, foreign and duplicate documents; each is kept with its reason."""
     from tools.data.clean import CleanOptions
@@ -57,6 +60,7 @@ def clean(
             max_bad_share=max_bad_share,
             max_bad_lines=max_bad_lines,
             workers=workers,
+            array=array,
         )
     )
     typer.echo(table(report))
@@ -68,6 +72,7 @@ def clean(
         "--remove --workers 2",
     )
 )
+@with_slurm_options
 def decontaminate(
     inputs: Annotated[
         list[str], typer.Option("--input", help="File or glob, may be repeated: .jsonl, .gz, .zst, .parquet.")
@@ -94,6 +99,7 @@ def decontaminate(
         float, typer.Option(min=0.0, max=1.0, help="Refuse the input above this share of bad lines.")
     ] = 0.01,
     max_bad_lines: Annotated[int, typer.Option(min=0, help="So many bad lines are always accepted.")] = 10,
+    array: SlurmArray | None = None,
 ) -> None:
     """Report the documents that share n-grams with benchmarks; with --remove, write the others."""
     from tools.data.decontaminate import DecontaminateOptions, benchmark_table
@@ -115,6 +121,7 @@ def decontaminate(
             max_bad_share=max_bad_share,
             max_bad_lines=max_bad_lines,
             workers=workers,
+            array=array,
         )
     )
     typer.echo(f"{table(report)}\n{benchmark_table(found)}")

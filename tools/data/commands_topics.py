@@ -7,6 +7,7 @@ import typer
 
 from tools.cli_options import example, log_to_stderr
 from tools.data.app import data_app
+from tools.data.slurm_options import SlurmArray, with_slurm_options
 
 
 @data_app.command(
@@ -115,6 +116,7 @@ def train_classifier_(
         "syne data label-topics --input 'clean/*.jsonl.zst' --classifier topics-zh --out labelled --workers 2"
     ),
 )
+@with_slurm_options
 def label_topics_(
     inputs: Annotated[list[str], typer.Option("--input", help="File or glob of documents, may be repeated.")],
     classifier: Annotated[Path, typer.Option(help="Folder of train-classifier.")],
@@ -130,6 +132,7 @@ def label_topics_(
         float, typer.Option(min=0.0, max=1.0, help="Refuse the input above this share of bad lines.")
     ] = 0.01,
     max_bad_lines: Annotated[int, typer.Option(min=0, help="So many bad lines are always accepted.")] = 10,
+    array: SlurmArray | None = None,
 ) -> None:
     """Documents in, the same documents with topic and topic_confidence out."""
     from tools.data.label_topics import LabelOptions, label_topics
@@ -139,6 +142,7 @@ def label_topics_(
         LabelOptions(
             inputs=tuple(inputs), classifier=classifier, out=out, text_key=text_key, threshold=threshold,
             device=device, workers=workers, max_bad_share=max_bad_share, max_bad_lines=max_bad_lines,
+            array=array,
         )
     )  # fmt: skip
     for topic, number in sorted(counts.items(), key=lambda item: -item[1]):

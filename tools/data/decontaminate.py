@@ -15,6 +15,7 @@ from tools.data.contamination import NgramIndex
 from tools.data.documents import Document
 from tools.data.readers import find_inputs, plan_tasks
 from tools.data.selection import SelectionReport, SelectionTask, Verdict, gather, report_from_json, select
+from tools.data.slurm_options import SlurmArray
 from tools.data.stage import Report, Stage, only_one, run_stage
 
 
@@ -39,6 +40,8 @@ class DecontaminateOptions:
     max_bad_share: float = 0.01
     max_bad_lines: int = 10
     workers: int = 1
+    array: SlurmArray | None = None
+    """Run on a cluster, not in `workers` processes here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +84,7 @@ def decontaminate(options: DecontaminateOptions) -> tuple[SelectionReport, tuple
             )
             for number, task in enumerate(tasks)
         ]
-        results = run_stage(_stage(call, items, paths, options), workers=options.workers)
+        results = run_stage(_stage(call, items, paths, options), workers=options.workers, array=options.array)
         report = gather(items, results)
         call.check_bad_share(
             report.num_quarantined,
@@ -111,7 +114,7 @@ def benchmark_table(benchmarks: tuple[BenchmarkReport, ...]) -> str:
 
 def _deciding(options: DecontaminateOptions, paths: tuple[Path, ...]) -> dict[str, Any]:
     """All that decides the result besides the input: the benchmarks by content."""
-    left_out = ("inputs", "out", "workers", "remove", "benchmarks")
+    left_out = ("inputs", "out", "workers", "array", "remove", "benchmarks", "max_bad_share", "max_bad_lines")
     hashes = {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
     return {key: value for key, value in asdict(options).items() if key not in left_out} | {"benchmarks": hashes}
 

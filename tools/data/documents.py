@@ -6,6 +6,7 @@ has one, else the place in its file, and goes with it through all stages into th
 
 import base64
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from tools.data.readers import BadRecord, InputTask, Record, read_task
 
 ID_KEY = "id"
 MAX_DEPTH = 200  # orjson reads 1,024 levels and writes 254
+_OUTPUT = re.compile(r"\d{7}-(?P<source>.+)\.jsonl\.zst")
 COMPRESSION_LEVEL = 3  # of zstd: one core writes some 300 MB/s of text with it
 
 
@@ -35,6 +37,17 @@ class Document:
     """All keys, text and id included."""
     place: int
     """As in readers.Record."""
+
+
+def source_of_file(path: Path) -> str:
+    """The source in the name of a file that these tools have written, else the name of the file's folder."""
+    found = _OUTPUT.fullmatch(path.name)
+    return found["source"] if found else path.resolve().parent.name or "root"
+
+
+def output_name(task: InputTask, index: int) -> str:
+    """Of a task's documents: its number, so that names sort in input order, and the source, for later stages' globs."""
+    return f"{index:07d}-{source_of_file(task.path)[:60]}.jsonl.zst"
 
 
 def document_id(fields: dict[str, Any], path: Path, place: int) -> str:

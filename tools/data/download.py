@@ -124,7 +124,9 @@ def fetch_file(remote: RemoteFile, folder: Path, web: Web, on_bytes: Callable[[i
             error: Exception = ConnectionError("the connection ended early")
         except (OSError, http.client.HTTPException) as fault:
             error = fault
-        if getattr(error, "errno", None) == errno.ENOSPC:
+        if isinstance(error, OSError) and not isinstance(error, urllib.error.URLError) and error.filename is not None:
+            raise error  # of this machine's file, not of the network
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise DataError(f"{partial}: the disk is full; make room and run the same command again") from error
         gained = partial.exists() and partial.stat().st_size > before
         attempt = 1 if gained else attempt + 1

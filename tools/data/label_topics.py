@@ -1,6 +1,6 @@
 """`syne data label-topics`: documents in, the same documents with `topic` and `topic_confidence` out, in their order.
 
-a piece of input ─ up to CHUNK documents ─ ids ─ batches sorted by length ─ topics, back in order ─> <task>.jsonl.zst
+a piece of input ─ up to CHUNK documents ─ ids ─ batches sorted by length ─ topics, back in order ─> .jsonl.zst
 """
 
 import hashlib
@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
-from tools.data.documents import Document, DocumentWriter, read_documents
+from tools.data.documents import Document, DocumentWriter, output_name, read_documents
 from tools.data.readers import BadRecord, InputTask, find_inputs, plan_tasks
-from tools.data.stage import Report, Stage, only_one, run_stage
+from tools.data.slurm_options import SlurmArray
+from tools.data.stage import Report, Stage, only_one, refuse_foreign, run_stage
 
 if TYPE_CHECKING:
     from tools.data.topic_model import Trained
@@ -39,12 +40,14 @@ class LabelOptions:
     """None: the classifier's own."""
     device: Literal["cpu", "cuda"] = "cpu"
     workers: int = 1
+    array: SlurmArray | None = None
+    """Run on a cluster, not in `workers` processes here."""
     max_bad_share: float = 0.01
     max_bad_lines: int = 10
 
 
 def label_topics(options: LabelOptions) -> dict[str, int]:
-    """Topic -> documents. Writes <out>/<task>.jsonl.zst, a file per piece of input, and what is no document beside it.
+    """Topic -> documents. Writes <out>/<task>-<source>.jsonl.zst per piece of input, and beside it what is no document.
 
     The result does not depend on the number of workers, and a killed call goes on when it is run again.
     Errors: DataError for a damaged classifier or input, or too many bad lines; ConfigError for a device that is not
@@ -53,8 +56,9 @@ def label_topics(options: LabelOptions) -> dict[str, int]:
     tasks = plan_tasks(find_inputs(options.inputs))
     if not tasks:
         raise DataError(f"there is no document in {', '.join(options.inputs)}")
-    _check_device(options.device)
-    _open(options.classifier, options.device)  # a fault shows before any work
+    here = options.device if options.array is None else "cpu"  # a login node has no GPU
+    _check_device(here)
+    _open(options.classifier, here)  # a fault shows before any work
     stage = Stage(
         name="label-topics",
         work=options.out / ".work" / "label-topics",
@@ -63,8 +67,9 @@ def label_topics(options: LabelOptions) -> dict[str, int]:
         do=partial(_label_task, options, tasks),
     )
     with only_one(options.out):
+        refuse_foreign(options.out, is_begun=stage.work.is_dir() or (options.out / REPORT).is_file())
         _check_out(options.out, stage.fingerprint)
-        results = run_stage(stage, workers=options.workers)
+        results = run_stage(stage, workers=options.workers, array=options.array)
         bad = [line for result in results for line in result["bad"]]
         num_documents = sum(result["num_documents"] for result in results)
         if len(bad) > max(options.max_bad_lines, options.max_bad_share * (len(bad) + num_documents)):
@@ -131,7 +136,7 @@ def _label_task(options: LabelOptions, tasks: list[InputTask], index: int, repor
     bad: list[dict[str, Any]] = []
     task = tasks[index]
     try:
-        with DocumentWriter(options.out / f"{index:07d}.jsonl.zst") as writer:
+        with DocumentWriter(options.out / output_name(task, index)) as writer:
             for chunk in _chunks(task, options.text_key, report, bad):
                 labels = _label([document.text for document in chunk], trained, options)
                 for document, (topic, confidence) in zip(chunk, labels, strict=True):

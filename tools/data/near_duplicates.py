@@ -17,6 +17,7 @@ from tools.data.calls import Call
 from tools.data.minhash import cluster, match_band, node, similarity, write_signatures
 from tools.data.rules import NearDuplicates
 from tools.data.selection import SelectionTask, Verdict
+from tools.data.slurm_options import SlurmArray
 from tools.data.stage import Report, Stage, run_stage
 from tools.data.units import Hashes
 
@@ -56,7 +57,15 @@ def keep_places(work: NearWork, task: int, places: Sequence[int]) -> None:
     write_atomic(work.of_task(task, "places"), np.array(places, dtype="<u8").tobytes())
 
 
-def find_near(call: Call, work: NearWork, *, num_tasks: int, settings: NearDuplicates | None, workers: int) -> None:
+def find_near(
+    call: Call,
+    work: NearWork,
+    *,
+    num_tasks: int,
+    settings: NearDuplicates | None,
+    workers: int,
+    array: SlurmArray | None = None,
+) -> None:
     """The clusters of all signed documents; settings None: there are none."""
     if settings is None:
         write_atomic(work.duplicates, b"")
@@ -68,7 +77,7 @@ def find_near(call: Call, work: NearWork, *, num_tasks: int, settings: NearDupli
         sizes=(1,) * settings.num_bands,
         do=partial(_match, work, num_tasks, settings),
     )
-    run_stage(stage, workers=workers, unit="bands")
+    run_stage(stage, workers=workers, unit="bands", scale=1.0, array=array)
     write_atomic(work.duplicates, cluster(work.pairs).astype("<i8").tobytes())
 
 

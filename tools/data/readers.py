@@ -1,6 +1,7 @@
 """Input files (.jsonl, .gz, .zst, .parquet) cut into tasks, and tasks read as records or reasons why a line is none."""
 
 import glob
+import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ import orjson
 from data_mixers.errors import ConfigError, DataError
 from tools.data.lines import byte_range, compressed
 
+logger = logging.getLogger(__name__)
+
 Kind = Literal["jsonl", "gz", "zst", "parquet"]
 KINDS: dict[str, Kind] = {
     ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl", ".gz": "gz", ".zst": "zst", ".parquet": "parquet",
@@ -20,6 +23,10 @@ LEAST_CHUNK_BYTES = 8 << 20  # of one plain file per task
 MOST_CHUNK_BYTES = 64 << 20  # a task's tokens are sorted in memory
 NUM_CHUNKS = 64  # wanted: enough to keep many workers busy, few enough to merge
 MAX_DOCUMENT_BYTES = 16 << 20  # ours: four times a Bible; whole books fit, a file without line ends does not
+REPORTS = ("report.json", "quarantine.jsonl", "label_topics.json", "sources.json", "agreement.json", "answers.jsonl")
+"""What these tools write beside documents."""
+DROPPED = "dropped"
+"""The folder in which `clean` and `decontaminate` keep what they leave out."""
 PARQUET_ROWS = 256  # at once in memory, as Python objects
 
 
@@ -61,14 +68,20 @@ class BadRecord(NamedTuple):
 def find_inputs(patterns: Sequence[str], *, option: str = "--input") -> list[Path]:
     """The files behind names, globs and folders (all their files of a known suffix), each once, part-2 before part-10.
 
+    What the tools write beside documents (REPORTS, and DROPPED next to a report) is read only if it is named itself.
     Errors: ConfigError for a pattern without a file.
     """
     found: dict[Path, Path] = {}
     for pattern in patterns:
         matches = [Path(name) for name in glob.glob(pattern, recursive=True)]  # noqa: PTH207  # absolute patterns
+        named = _named_part(pattern)
         files = [path for path in matches if path.is_file()]
         for folder in (path for path in matches if path.is_dir()):
             files += [path for path in folder.rglob("*") if path.suffix in KINDS and _is_visible(path, folder)]
+        by_products = [path for path in files if _is_by_product(path, named)]
+        if by_products:
+            logger.info("%s %s: not read, since no documents to keep: %s", option, pattern, _listed(by_products))
+            files = [path for path in files if path not in set(by_products)]
         if not files:
             raise ConfigError(f"{option} {pattern} matches no file and no folder with {', '.join(KINDS)} files")
         for path in files:
@@ -78,6 +91,26 @@ def find_inputs(patterns: Sequence[str], *, option: str = "--input") -> list[Pat
 
 def _is_visible(path: Path, folder: Path) -> bool:
     return path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+
+def _named_part(pattern: str) -> Path:
+    """The folder, or file, that a pattern names before its first wildcard."""
+    parts = Path(pattern).parts
+    magic = next((number for number, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    return Path(*parts[:magic])
+
+
+def _is_by_product(path: Path, named: Path) -> bool:
+    if path == named:
+        return False
+    parents = [parent for parent in path.parents if parent != named and parent.is_relative_to(named)]
+    is_dropped = any(parent.name == DROPPED and (parent.parent / REPORTS[0]).is_file() for parent in parents)
+    return path.name in REPORTS or is_dropped
+
+
+def _listed(paths: Sequence[Path]) -> str:
+    shown = ", ".join(str(path) for path in paths[:4])
+    return shown if len(paths) <= 4 else f"{shown} and {len(paths) - 4} more"
 
 
 def _natural(path: Path) -> tuple[list[tuple[str, int]], str]:

@@ -13,7 +13,7 @@ import numpy as np
 from data_mixers.errors import ConfigError, DataError
 from megatron_synE.data.tokenizers import Tokenizer, load_tokenizer
 from tools.data.described import DescribedShard, DescribedSource, Numbers, describe
-from tools.data.documents import Document, read_documents
+from tools.data.documents import Document, read_documents, source_of_file
 from tools.data.readers import BadRecord, find_inputs, plan_tasks
 
 WINDOW = 0.01  # of the scored documents, on each side of a percentile
@@ -165,7 +165,7 @@ def sample_files(
 def _of_document(path: Path, document: Document) -> Sample:
     topic = document.fields.get("topic")
     return Sample(
-        source=path.resolve().parent.name,
+        source=source_of_file(path),
         topic=topic if isinstance(topic, str) else None,
         id=document.id,
         file=str(path),

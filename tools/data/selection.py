@@ -13,10 +13,9 @@ from typing import Any
 
 from data_mixers.errors import DataError
 from tools.data.columns import aligned
-from tools.data.documents import Document, DocumentWriter, document_of
-from tools.data.readers import BadRecord, InputTask, read_task
+from tools.data.documents import Document, DocumentWriter, document_of, output_name, source_of_file
+from tools.data.readers import DROPPED, BadRecord, InputTask, read_task
 
-DROPPED = "dropped"
 EXAMPLES_PER_REASON = 3
 EXCERPT_CHARACTERS = 200
 VERDICT_KEYS = ("reason", "value", "limit", "matched")
@@ -53,17 +52,17 @@ class SelectionTask:
     """None: nothing is written, everything is counted."""
 
     @property
-    def folder_name(self) -> str:
-        """The name of the input file's folder: a source, as published data sets lay them out."""
-        return self.task.path.resolve().parent.name or "root"
+    def source(self) -> str:
+        """Of the input file: the name of its folder, as published data sets lay them out."""
+        return source_of_file(self.task.path)
 
     def file_name(self) -> str:
-        """Of its outputs; begins with the task's number, so that names sort in input order."""
-        return f"{self.index:07d}-{self.folder_name[:60]}.jsonl.zst"
+        """Of its outputs."""
+        return output_name(self.task, self.index)
 
     def source_of(self, document: Document) -> str:
         value = None if self.source_key is None else document.fields.get(self.source_key)
-        return self.folder_name if value is None else str(value)
+        return self.source if value is None else str(value)
 
 
 def select(
@@ -198,7 +197,7 @@ def gather(items: list[SelectionTask], results: list[dict[str, Any]]) -> Selecti
             else:
                 kept[source] += count
         text_bytes.update(result["text_bytes"])
-        quarantined[item.folder_name] += len(result["bad"])
+        quarantined[item.source] += len(result["bad"])
         for reason, found in result["examples"].items():
             examples[reason] = (examples.get(reason, []) + found)[:EXAMPLES_PER_REASON]
     report = SelectionReport(

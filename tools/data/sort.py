@@ -30,8 +30,9 @@ from data_mixers.manifest import (
 from tools.data.labels import file_stem
 from tools.data.redistribute import Sidecar, WrittenBucket, redistribute, scores_sidecar
 from tools.data.scores_file import ScoresOrigin, names_of, open_scores, read_origin, scores_path
+from tools.data.slurm_options import SlurmArray
 from tools.data.sort_order import SortKey, Tails, keys_of, lengths_of, order_of, sort_key
-from tools.data.stage import Report, Stage, is_done, only_one, run_stage
+from tools.data.stage import Report, Stage, is_done, only_one, refuse_foreign, run_stage
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,8 @@ class SortOptions:
     keep_share: float = 1.0
     """Of each topic's documents, spread evenly over the order: a smaller copy with every quantile in it."""
     workers: int = 1
+    array: SlurmArray | None = None
+    """Run on a cluster, not in `workers` processes here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +110,7 @@ def sort(options: SortOptions) -> SortReport:
     with only_one(options.out):
         stage = _stage(options, manifest, topics, key)
         _check_replaceable(options, stage)
-        written = run_stage(stage, workers=options.workers, unit="M tokens", scale=2e6)
+        written = run_stage(stage, workers=options.workers, unit="M tokens", scale=2e6, array=options.array)
         chosen = {prefix for topic in topics for prefix, _ in topic.shards}
         carried = [
             entry
@@ -222,6 +225,7 @@ def _stage(options: SortOptions, manifest: DatasetManifest, topics: Sequence[_To
 
 
 def _check_replaceable(options: SortOptions, stage: Stage) -> None:
+    refuse_foreign(options.out, is_begun=stage.work.is_dir() or (options.out / MANIFEST_NAME).exists())
     is_ours = stage.work.is_dir() and all(is_done(stage, task) for task in range(len(stage.sizes)))
     if (options.out / MANIFEST_NAME).exists() and not is_ours:
         raise ConfigError(f"{options.out} holds other data; choose another --out, or remove it")

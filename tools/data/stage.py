@@ -120,6 +120,15 @@ def only_one(folder: Path) -> Iterator[None]:
         yield
 
 
+def refuse_foreign(folder: Path, *, is_begun: bool) -> None:
+    """Errors: ConfigError if the folder holds files and no call of this command has begun in it (`is_begun`)."""
+    if is_begun or not folder.is_dir():
+        return
+    visible = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if visible:
+        raise ConfigError(f"--out {folder} holds other files ({', '.join(visible[:3])}); choose another folder")
+
+
 def _path(stage: Stage, task: int) -> Path:
     return stage.work / f"{task:07d}.json"
 

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_mixers.errors import ConfigError
-from tools.data.readers import find_inputs
-from tools.data.selection import DROPPED
+from tools.data.readers import DROPPED, find_inputs
 
 
 def check_out(out: Path) -> None:
