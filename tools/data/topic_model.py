@@ -14,6 +14,9 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
@@ -23,6 +26,7 @@ from tools.data.topic_labels import OTHERS, Topics, read_topics
 WEIGHTS, SETTINGS, TOKENIZER, TOPICS = "model.safetensors", "classifier.json", "tokenizer.json", "topics.json"
 PAD, UNKNOWN, START, END, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CHARACTERS_PER_TOKEN = 12  # ours: text beyond max_length times this is not even tokenised; English has 4 to 5
+NORMALIZER, PRE_TOKENIZER = BertNormalizer(lowercase=True, handle_chinese_chars=True), BertPreTokenizer()
 LONGEST_END = 5  # ours: characters of a word end that is a token of its own
 BATCH_TOKENS = {"cpu": 2048, "cuda": 65_536}
 """With padding. On one core 1,024 to 4,096 differ by 8 %; the smaller, the less padding. cuda: a guess."""
@@ -103,14 +107,9 @@ def train_tokenizer(texts: Sequence[str], *, vocab_size: int, max_length: int) -
     The vocabulary: every character seen twice, and the most frequent words and word ends, three to one, ties in the
     order of the alphabet. (The tokenizers library's own WordPiece trainer gives another vocabulary at every run.)
     """
-    from tokenizers.models import WordPiece
-    from tokenizers.normalizers import BertNormalizer
-    from tokenizers.pre_tokenizers import BertPreTokenizer
-
-    normalizer, pre_tokenizer = BertNormalizer(lowercase=True, handle_chinese_chars=True), BertPreTokenizer()
     words: Counter[str] = Counter()
     for text in texts:
-        words.update(word for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text)))
+        words.update(words_of(text))
     characters: Counter[str] = Counter()
     inside: Counter[str] = Counter()
     ends: Counter[str] = Counter()
@@ -128,8 +127,13 @@ def train_tokenizer(texts: Sequence[str], *, vocab_size: int, max_length: int) -
     tokens |= dict.fromkeys(_by_count(ends)[: vocab_size - len(tokens)])
     vocabulary = {token: index for index, token in enumerate(tokens)}
     tokenizer = Tokenizer(WordPiece(vocabulary, unk_token=UNKNOWN, max_input_chars_per_word=60))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizer
+    tokenizer.normalizer, tokenizer.pre_tokenizer = NORMALIZER, PRE_TOKENIZER
     return with_ends(tokenizer, max_length=max_length)
+
+
+def words_of(text: str) -> list[str]:
+    """Lower-cased words; a Chinese character is a word."""
+    return [word for word, _ in PRE_TOKENIZER.pre_tokenize_str(NORMALIZER.normalize_str(text))]
 
 
 def _by_count(counts: Counter[str]) -> list[str]:
@@ -248,8 +252,11 @@ def load_encoder(folder: Path, model: TopicClassifier) -> None:
     model.encoder.load_state_dict(taken)
 
 
-def read_init(folder: Path, *, max_length: int) -> tuple[BertConfig, Tokenizer]:
-    """Configuration and tokenizer of a BERT folder. Errors: ConfigError if there is none."""
+def read_init(folder: Path, *, max_length: int, num_layers: int | None = None) -> tuple[BertConfig, Tokenizer]:
+    """Configuration and tokenizer of a BERT folder, of its first num_layers if given.
+
+    Errors: ConfigError if there is none, or none with so many positions or layers.
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -261,6 +268,10 @@ def read_init(folder: Path, *, max_length: int) -> tuple[BertConfig, Tokenizer]:
         raise ConfigError(f"--max-length {max_length} exceeds the {config.max_position_embeddings} of --init {folder}")
     if tokenizer.token_to_id(PAD) != 0:
         raise ConfigError(f"--init {folder}: the id of {PAD} must be 0, it is {tokenizer.token_to_id(PAD)}")
+    if num_layers is not None:
+        if num_layers > config.num_hidden_layers:
+            raise ConfigError(f"--init-layers {num_layers}: --init {folder} has {config.num_hidden_layers} layers")
+        config.num_hidden_layers = num_layers
     return config, with_ends(tokenizer, max_length=max_length)
 
 

@@ -85,7 +85,8 @@ def train(
             loss = loss + options.teacher_weight * distance
         return loss
 
-    parameters = [*model.parameters(), *(project.parameters() if project is not None else ())]
+    given = [*model.parameters(), *(project.parameters() if project is not None else ())]
+    parameters = [parameter for parameter in given if parameter.requires_grad]
     model.train()
     for words_only, steps in ((True, options.word_steps), (False, options.steps)):
         rate = options.word_learning_rate if words_only else options.learning_rate

