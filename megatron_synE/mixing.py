@@ -3,8 +3,7 @@
 Rank 0 decides, the others receive; what was decided is part of every checkpoint and is loaded, never recomputed.
 """
 
-import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -289,55 +288,6 @@ class Mixture:
             ),
             guard=None if content.get("guard") is None else GuardState.from_dict(content["guard"]),
         )
-
-
-def rows_of(answer: Answer) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(kind, values) for metrics.jsonl: everything that `syne mix replay` needs to decide again."""
-    for group, decision in answer.groups.items():
-        yield "observation", {"group": group, **asdict(decision.observation)}
-        if decision.reweight is not None:
-            yield (
-                "reweight",
-                {**asdict(decision.reweight), "ratios": dict(decision.reweight.ratios), "notes": decision.notes},
-            )
-            for topic, share in decision.reweight.ratios:
-                yield "topic_share", {"set": f"{group}/{topic}", "share": share}
-    if answer.guard is not None:
-        seen, decided, shift = answer.guard.observation, answer.guard.decision, answer.guard.shift
-        right = None if seen.answers is None else seen.answers.correct
-        yield (
-            "guard",
-            {
-                "set": decided.state.language,
-                **asdict(seen),
-                "probe_accuracy": None if right is None else sum(right) / len(right),
-                "change": decided.change,
-                "worse": decided.worse,
-                "rise": decided.state.rise,
-                "start_sample": None if shift is None else shift.start_sample,
-                "notes": decided.notes,
-            },
-        )
-
-
-def lines_of(answer: Answer) -> Iterator[tuple[int, str]]:
-    """(level, line) of what a person wants to read of it in the log."""
-    for group, decision in answer.groups.items():
-        yield from ((logging.INFO, f"{group}: {note}") for note in decision.notes)
-        if decision.reweight is not None:
-            moves = " | ".join(
-                f"{topic} {decision.before[topic]:.4f} -> {share:.4f}" for topic, share in decision.reweight.ratios
-            )
-            yield logging.INFO, f"{group} from sample {decision.reweight.start_sample} on: {moves}"
-    if answer.guard is not None:
-        seen, decided, shift = answer.guard.observation, answer.guard.decision, answer.guard.shift
-        right = None if seen.answers is None else seen.answers.correct
-        if right is not None:
-            yield logging.INFO, f"probe: {sum(right)} of {len(right)} items right"
-        yield from ((logging.WARNING if decided.worse else logging.INFO, note) for note in decided.notes)
-        if shift is not None:
-            where = f"guard: from sample {shift.start_sample} on"
-            yield logging.INFO, f"{where} {shift.language} has {shift.rise:g} above its planned share"
 
 
 def mixture_of(config: RunConfig, manifests: Sequence[Any]) -> Mixture:

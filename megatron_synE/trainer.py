@@ -22,9 +22,10 @@ from megatron_synE.config.schema import RunConfig
 from megatron_synE.data.batch import MicroBatch, collate
 from megatron_synE.data.loader import micro_batches_of_samples
 from megatron_synE.data.scheduled_dataset import Sample, ScheduledDataset
+from megatron_synE.decision_log import lines_of, rows_of
 from megatron_synE.exit_codes import DivergedError
 from megatron_synE.metrics import Metrics, console_line
-from megatron_synE.mixing import Mixture, lines_of, rows_of
+from megatron_synE.mixing import Mixture
 from megatron_synE.model.flops import peak_tflops, training_flops_per_token
 from megatron_synE.optim.lr_schedule import LrSchedule
 from megatron_synE.runtime.control import Agreement, Decision, StopRequest, from_rank_zero

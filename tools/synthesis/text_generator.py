@@ -135,10 +135,12 @@ class LocalGenerator:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        from megatron_synE.runtime.device import select
+
         self._torch = torch
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-        self._model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        self._model = model.to(select("auto", local_rank=0).torch_device).eval()
         self._one = asyncio.Lock()
 
     async def generate(self, messages: Messages, sampling: dict[str, int | float]) -> Completion:
