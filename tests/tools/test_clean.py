@@ -11,6 +11,8 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 import zstandard
@@ -332,3 +334,12 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"holds other files \(a.jsonl\)"):
         clean(CleanOptions(inputs=(str(page),), out=tmp_path / "in"))
     assert page.is_file()
+
+
+def test_bad_rows_are_numbered_in_their_file_not_in_their_piece(tmp_path: Path) -> None:
+    rows = [_english(n) for n in range(7)]
+    rows[1] = rows[5] = ""
+    pq.write_table(pa.table({"text": rows}), tmp_path / "a.parquet", row_group_size=3)
+    clean(CleanOptions(inputs=(str(tmp_path / "a.parquet"),), out=tmp_path / "out"))
+    lines = (tmp_path / "out/quarantine.jsonl").read_text().splitlines()
+    assert [json.loads(line)["line"] for line in lines] == [2, 6]
