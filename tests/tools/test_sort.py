@@ -293,6 +293,8 @@ def test_a_folder_with_other_data_and_impossible_buckets_are_refused(data: Path)
         sort(SortOptions(data=data, out=data.parent / "fine", buckets=500))
     with pytest.raises(ConfigError, match="--by ppl is not known; use nll"):
         sort(SortOptions(data=data, out=data.parent / "other", by="ppl"))
+    with pytest.raises(ConfigError, match="holds other files"):
+        sort(SortOptions(data=data, out=data.parent))
     with pytest.raises(ConfigError, match="is the data itself"):
         sort(SortOptions(data=data, out=data))
 

@@ -278,6 +278,8 @@ def test_what_label_topics_refuses(trained: Path, tmp_path: Path) -> None:
     label_topics(options)
     with pytest.raises(ConfigError, match="holds the result of other options"):
         label_topics(LabelOptions(inputs=(str(source),), classifier=trained, out=tmp_path / "out", threshold=0.5))
+    with pytest.raises(ConfigError, match="holds other files"):
+        label_topics(LabelOptions(inputs=(str(source),), classifier=trained, out=tmp_path))
     bad = tmp_path / "bad.jsonl"
     bad.write_text("broken\n" * 11 + json.dumps({"text": "fine"}) + "\n", encoding="utf-8")
     with pytest.raises(DataError, match="11 of 12 lines are no documents"):
