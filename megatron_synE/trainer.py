@@ -107,7 +107,7 @@ class Trainer:
     def fit(self) -> int:
         """Train to the end of the schedule or until asked to stop. Returns an exit code. Collective: every rank."""
         first_iteration = self.progress.iteration
-        self._saved_iteration = self.progress.iteration if self.progress.iteration else None
+        self._saved_iteration = first_iteration or None
         if self._validation_is_due() and not self._validate():
             return self._leave(exit_codes.PREEMPTED)
         samples, followed = self.samples(), self.dataset.schedule
@@ -121,9 +121,8 @@ class Trainer:
             if stopping and self.progress.iteration < self.plan.train_iters:
                 return self._leave(exit_codes.PREEMPTED)
             self._save_if_due(decision)
-        if self._validation_is_due() and not self._validate():
-            return self._leave(exit_codes.PREEMPTED)
-        return self._leave(exit_codes.FINISHED)
+        interrupted = self._validation_is_due() and not self._validate()
+        return self._leave(exit_codes.PREEMPTED if interrupted else exit_codes.FINISHED)
 
     def iterate(self, samples: Iterator[list[Sample]]) -> Decision:
         """One iteration, counted and logged, and what all ranks agreed on meanwhile. Collective: every rank."""
