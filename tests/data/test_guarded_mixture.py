@@ -32,6 +32,7 @@ def mixture(english_windows: int, *, renormalizes: bool) -> Mixture:
         renormalizes=renormalizes,
         settings=ControllerSettings(),
         groups=(),
+        stages=None,
         guard_settings=GuardSettings(action="raise", step=0.02),
     )
 
