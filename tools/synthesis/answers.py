@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import orjson
 
 from data_mixers.errors import DataError
+from tools.synthesis.prompts import Sections
 from tools.synthesis.record import QaRecord
 
 SECONDS_BETWEEN_SYNCS = 1.0  # a power cut costs so much; a killed process nothing but the line it was writing
@@ -98,7 +99,7 @@ def key(seed_hash: str, sample: int) -> Key:
 
 
 def pair(
-    seed: dict[str, Any], *, question: str, answer: str, sample: int, model: str, prompt_hash: str,
+    seed: dict[str, Any], sections: Sections, *, sample: int, model: str, prompt_hash: str,
     sampling: dict[str, int | float], usage: dict[str, int], finish_reason: str,
 ) -> dict[str, Any]:  # fmt: skip
     """The record of an accepted answer, as JSON."""
@@ -106,8 +107,8 @@ def pair(
         id=f"{seed['seed_hash']}-{sample}",
         discipline=seed["discipline"],
         language=seed["language"],
-        question=question,
-        answer=answer,
+        question=sections.question,
+        answer=sections.answer,
         generator=model,
         seed_id=seed["seed_id"],
         seed_hash=seed["seed_hash"],
@@ -115,5 +116,5 @@ def pair(
         prompt_hash=prompt_hash,
         sampling=dict(sampling),
         usage=usage,
-        extra={"finish_reason": finish_reason},
+        extra={"finish_reason": finish_reason} | ({"examples": sections.examples} if sections.examples else {}),
     ).to_json()

@@ -256,12 +256,12 @@ class _Share:
         else:
             self._tokens += answer.usage.get("completion_tokens", 0)
             usage: dict[str, Any] = {"usage": answer.usage, "finish_reason": answer.finish_reason}
-            sections = prompts.split(answer.text)
-            if sections is None:
-                self.part.append(failed | usage | {"failed": "no two sections", "text": answer.text})
+            sections = prompts.sections(seed["discipline"], answer.text)
+            if isinstance(sections, str):
+                self.part.append(failed | usage | {"failed": sections, "text": answer.text})
             else:
                 self._accepted += 1
-                self.part.append(pair(seed, question=sections[0], answer=sections[1], **known, **usage))
+                self.part.append(pair(seed, sections, **known, **usage))
         self._advance(1)
         if time.monotonic() - self._spoken >= SECONDS_BETWEEN_NOTES:
             self._spoken = time.monotonic()
