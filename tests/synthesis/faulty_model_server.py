@@ -67,6 +67,12 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
                     await send(writer, 200, GOOD[:-30])
                 elif fault == "empty":
                     await send(writer, 200, answer(""))
+                elif fault == "long_endless":
+                    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2000000000\r\n\r\n")
+                    for _ in range(2000):
+                        writer.write(b"x" * 1_000_000)
+                        await writer.drain()
+                    return
                 elif fault == "long":
                     await send(writer, 200, answer("x" * 100_000))
                 continue

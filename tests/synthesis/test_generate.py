@@ -57,10 +57,13 @@ def options(seeds: Path, out: Path, *urls: str, **changes: Any) -> GenerateOptio
     return GenerateOptions(seeds=(str(seeds),), out=out, model="m", endpoints=urls, **changes)
 
 
-FAULTS = ("429", "500", "503", "slow", "cut", "broken", "empty", "long")
+FAULTS = ("429", "500", "503", "slow", "cut", "broken", "empty", "long", "long_endless")
 
 
-def test_every_fault_ends_in_one_answer_or_one_reason_and_few_requests(tmp_path: Path) -> None:
+def test_every_fault_ends_in_one_answer_or_one_reason_and_few_requests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tools.synthesis.asking.FIRST_WAIT_SECONDS", 0.05)
     texts = [f"FAULT {fault} {i}" for fault in FAULTS for i in range(3)]
     texts += [f"FAULT always {fault} {i}" for fault in ("500", "400", "empty") for i in range(2)]
     texts += [f"plain {i}" for i in range(100)]

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from data_mixers.errors import ConfigError
+from data_mixers.errors import ConfigError, DataError
 from tests.synthesis.test_generate import HERE, ROOT, num_lines, options, process, read, write_seeds
 from tools.synthesis import generate as module
 from tools.synthesis.answers import key
@@ -118,6 +118,31 @@ def test_a_signal_ends_it_with_one_line_and_the_same_command_goes_on(tmp_path: P
     found = read(out / "pairs.jsonl.zst")
     assert Counter(row["seed_hash"] for row in found) == Counter(f"{i:032x}" for i in range(41))
     assert set(Counter(name for name, _, _ in requests(log)).values()) == {1}
+
+
+def test_a_server_that_is_always_too_busy_is_asked_a_few_times_and_given_up(tmp_path: Path) -> None:
+    seeds = write_seeds(tmp_path / "seeds.jsonl", [f"FAULT always 429 {i}" for i in range(100)])
+    with process(SERVER, tmp_path / "log") as url, pytest.raises(DataError, match=r"status 429.* run the same command"):
+        generate(options(seeds, tmp_path / "out", url, concurrency=8, give_up_seconds=3.0))
+    # Two rounds of eight, those then under way, and one at a time with growing pauses.
+    assert len(requests(tmp_path / "log")) <= 2 * 8 + 8 + 4
+
+
+def test_a_full_disk_is_said_and_what_was_written_is_kept(tmp_path: Path) -> None:
+    seeds = write_seeds(tmp_path / "seeds.jsonl", [f"plain {i}" for i in range(20)])
+    command = [*COMMAND, "--seeds", str(seeds), "--out", str(tmp_path / "out"), "--concurrency", "2"]
+    with process(SERVER, tmp_path / "log") as url:
+        command += ["--endpoint", url]
+        full = subprocess.run(["prlimit", "--fsize=4000", *command], cwd=ROOT, capture_output=True, text=True)
+        assert full.returncode == 3, full.stderr
+        assert "run the same command again" in full.stderr and "Traceback" not in full.stderr
+        kept = num_lines(tmp_path / "out")
+        assert 5 < kept < 20
+        done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout)["last_call"]["requests"] == 20 - kept
+    assert Counter(row["seed_hash"] for row in read(tmp_path / "out" / "pairs.jsonl.zst")) == Counter(
+        f"{i:032x}" for i in range(20)
+    )
 
 
 def test_the_live_line_says_speed_acceptance_and_end(

@@ -74,6 +74,8 @@ class Part:
         with self._stream:
             self._stream.flush()
             os.fsync(self._stream.fileno())
+        if self._syncing is not None:
+            self._syncing.result()
 
 
 def _whole_bytes(path: Path) -> int:

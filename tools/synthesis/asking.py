@@ -75,7 +75,7 @@ async def ask_all(
                 await waiting.put(question)
             for _ in range(pace.concurrency):
                 await waiting.put(None)
-    except* UserError as errors:
+    except* (UserError, OSError) as errors:  # OSError: on_answer could not write
         raise errors.exceptions[0] from None
     return asker.requests
 
