@@ -1,6 +1,6 @@
 """generate against a server of fixed service rate: the rate it is kept at beside that of a bare load.
 
-The server (rate_server.py, a process of its own) completes RATE requests a second and times itself, from the first
+The server (_rate_server.py, a process of its own) completes RATE requests a second and times itself, from the first
 request's arrival to the last answer. The other side is 64 sockets that send the same bytes again as soon as they are
 answered: the rate that a server of this kind reaches on this machine at this moment. Beside it stands the share of
 the nominal rate, and the CPU time of the whole call (reading seeds, asking, writing pairs) for one request.
@@ -24,7 +24,7 @@ import httpx
 from benchmarks.pairs import interleaved, ratio_of
 from tools.synthesis.generate import GenerateOptions, generate
 
-SERVER = Path(__file__).with_name("rate_server.py")
+SERVER = Path(__file__).with_name("_rate_server.py")
 CONCURRENCY = 64
 TARGET_SHARE = 0.95
 

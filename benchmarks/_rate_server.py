@@ -1,4 +1,4 @@
-"""A server with OpenAI's interface and a fixed service rate: rate_server.py RATE ANSWER_TOKENS. Its port is printed.
+"""A server with OpenAI's interface and a fixed service rate: _rate_server.py RATE ANSWER_TOKENS. Its port is printed.
 
 It completes one request every 1 / RATE seconds, the oldest first, however many wait. The slots are deadlines on the
 clock, each one slot after the one before while requests wait, so that a late timer delays an answer and loses no slot.
@@ -25,24 +25,22 @@ class _State:
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
         usage = {"prompt_tokens": 300, "completion_tokens": answer_tokens}
         self.answer = _response({"object": "chat.completion", "choices": [choice], "usage": usage})
-        self.stats()
+        self._begin()
+
+    def _begin(self) -> None:
+        self.served = self.most_waiting = 0
+        self.first = self.last = 0.0
+        self.cpu = _cpu_seconds()
 
     def stats(self) -> dict[str, float]:
         """Since the last call of this."""
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        cpu = used.ru_utime + used.ru_stime
-        if not hasattr(self, "served") or not self.served:
-            found: dict[str, float] = {}
-        else:
-            found = {
-                "served": self.served,
-                "seconds": self.last - self.first,
-                "cpu_seconds": cpu - self.cpu,
-                "most_waiting": self.most_waiting,
-            }
-        self.served = self.most_waiting = 0
-        self.first = self.last = 0.0
-        self.cpu = cpu
+        found = {
+            "served": self.served,
+            "seconds": self.last - self.first,
+            "cpu_seconds": _cpu_seconds() - self.cpu,
+            "most_waiting": self.most_waiting,
+        }
+        self._begin()
         return found
 
     def ask(self, transport: asyncio.Transport) -> None:
@@ -67,6 +65,11 @@ class _State:
             self.last = now
         if self.waiting:
             self._wait()
+
+
+def _cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
 
 
 class _Connection(asyncio.Protocol):
