@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
@@ -104,6 +105,7 @@ def test_a_signal_ends_it_with_one_line_and_the_same_command_goes_on(tmp_path: P
         running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         while num_lines(out) < 40:  # one is never answered: it is in the middle of its work
             assert running.poll() is None, running.communicate()
+            time.sleep(0.01)  # the signal's moment is an amount of answers, not a time
         running.send_signal(number)
         printed, said = running.communicate(timeout=60)
     assert running.returncode == 130, said
@@ -173,12 +175,29 @@ def test_a_server_of_its_own_ends_with_a_call_that_is_killed(tmp_path: Path) -> 
     running = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
     while not (tmp_path / "pid").exists() or "\n" not in (tmp_path / "pid").read_text():
         assert running.poll() is None
+        time.sleep(0.01)
     pid = int((tmp_path / "pid").read_text())
     os.kill(pid, 0)
     running.kill()
     running.communicate()
     while Path(f"/proc/{pid}").exists() and "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text():
-        pass  # it is told by the kernel, and ends at its own pace
+        time.sleep(0.01)  # it is told by the kernel, and ends at its own pace
+
+
+def test_ctrl_c_while_its_server_is_not_ready_ends_both_with_one_line(tmp_path: Path) -> None:
+    seeds = write_seeds(tmp_path / "seeds.jsonl", ["A stone falls."])
+    server = f"sh -c 'echo begun > {tmp_path / 'begun'}; exec sleep 3600' {tmp_path} {{port}}"
+    command = [*COMMAND, "--seeds", str(seeds), "--out", str(tmp_path / "out"), "--server-command", server]
+    running = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "begun").exists():
+        assert running.poll() is None
+        time.sleep(0.01)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 130, said
+    assert "Traceback" not in said and said.endswith(
+        "0 answers, 0.00 QA/s, 0 tokens/s, 0 % accepted; the same command goes on\n"
+    )
 
 
 def test_what_is_kept_of_a_seed_is_small() -> None:

@@ -178,16 +178,16 @@ def _share(
     )
     # By host too: on a node that was cut off an element may still write while its successor runs on another.
     path = options.out / "parts" / f"{rank:05d}-of-{size:05d}.{socket.gethostname()}.jsonl"
-    with serve or nullcontext(None) as url, Part(path) as part:
-        share.part = part
-        try:
+    try:
+        with serve or nullcontext(None) as url, Part(path) as part:
+            share.start(part)
             requests = asyncio.run(_run(options, share, (url,) if url else options.endpoints))
-        except (KeyboardInterrupt, asyncio.CancelledError) as error:
-            logger.info("stopped: %s; the same command goes on", share.line())
-            raise KeyboardInterrupt from error
-        except DataError:
-            logger.info("%s", share.line())
-            raise
+    except (KeyboardInterrupt, asyncio.CancelledError) as error:
+        logger.info("stopped: %s; the same command goes on", share.line())
+        raise KeyboardInterrupt from error
+    except DataError:
+        logger.info("%s", share.line())
+        raise
     return share.result(requests)
 
 
@@ -227,6 +227,11 @@ class _Share:
         self._open: dict[tuple[str, int], dict[str, Any]] = {}
         self._started = self._spoken = time.monotonic()
         self._accepted = self._answered = self._tokens = 0
+
+    def start(self, part: Part) -> None:
+        """From now on answers come into the part; what a server of one's own took to start is no part of the speed."""
+        self.part = part
+        self._started = self._spoken = time.monotonic()
 
     def questions(self) -> Iterator[Question]:
         for index, seed in enumerate(_seeds(self._options)):
