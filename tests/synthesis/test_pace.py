@@ -32,6 +32,14 @@ def requests(log: Path) -> list[tuple[str, float, int]]:
     return [tuple(json.loads(line)) for line in log.read_text().splitlines()]
 
 
+def interruptible(command: list[str]) -> "subprocess.Popen[str]":
+    """As a shell starts it; what runs in a shell's background, even these tests, ignores SIGINT and hands that on."""
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+
+
 def test_questions_are_drawn_no_faster_than_they_are_answered(tmp_path: Path) -> None:
     import asyncio
 
@@ -103,7 +111,7 @@ def test_a_signal_ends_it_with_one_line_and_the_same_command_goes_on(tmp_path: P
     out, log = tmp_path / "out", tmp_path / "log"
     with process(SERVER, log) as url:
         command = [*COMMAND, "--seeds", str(seeds), "--out", str(out), "--endpoint", url, "--concurrency", "4"]
-        running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        running = interruptible(command)
         while num_lines(out) < 40:  # one is never answered: it is in the middle of its work
             assert running.poll() is None, running.communicate()
             time.sleep(0.01)  # the signal's moment is an amount of answers, not a time
@@ -189,7 +197,7 @@ def test_ctrl_c_while_its_server_is_not_ready_ends_both_with_one_line(tmp_path: 
     seeds = write_seeds(tmp_path / "seeds.jsonl", ["A stone falls."])
     server = f"sh -c 'echo begun > {tmp_path / 'begun'}; exec sleep 3600' {tmp_path} {{port}}"
     command = [*COMMAND, "--seeds", str(seeds), "--out", str(tmp_path / "out"), "--server-command", server]
-    running = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    running = interruptible(command)
     while not (tmp_path / "begun").exists():
         assert running.poll() is None
         time.sleep(0.01)
