@@ -85,7 +85,7 @@ def generate(
         Path | None, typer.Option(help="Hugging Face folder, run here without a server.", show_default=False)
     ] = None,
     server_command: Annotated[
-        str | None, typer.Option(help="Starts a server that is ended afterwards; {port} is filled in.")
+        str | None, typer.Option(help="Starts a server, ended afterwards; {port} and {host} are filled in.")
     ] = None,
     server_wait: Annotated[float, typer.Option(min=1.0, help="Seconds until that server must be ready.")] = 900.0,
     samples: Annotated[int, typer.Option(min=1, help="Answers to each seed.")] = 1,
