@@ -1,5 +1,6 @@
 """What is held out, how much of it, and that nothing near it is trained on; sidecars name every document."""
 
+import hashlib
 import json
 import math
 import random
@@ -117,6 +118,43 @@ def test_auto_holds_out_as_little_as_gives_the_error_and_at_most_a_tenth(
     corpus.write_jsonl(tmp_path / "a.jsonl", corpus.documents(200))
     report = preprocess(replace(options, holdout="auto"))
     assert {entry.name: entry.num_documents for entry in report.sources}["und/web/all@holdout"] == 20
+
+
+@pytest.mark.parametrize(("num_held", "is_counted"), [(10, True), (11, False)])
+def test_what_more_than_ten_held_out_documents_share_is_boilerplate(
+    tmp_path: Path, num_held: int, is_counted: bool
+) -> None:
+    footer = list(range(1, 41))  # 36 different 5-grams; of a held-out document's 56 these are more than half
+    bodies = [list(range(100 + 20 * n, 120 + 20 * n)) for n in range(num_held + 1)]
+    with IndexedWriter(tmp_path / "held", dtype="uint16") as writer:
+        for body in bodies[:-1]:
+            writer.add_document(np.array([*footer, *body, EOS]))
+    NearCopies.build(tmp_path, [tmp_path / "held"])
+    stranger = np.array([*footer, *bodies[-1], EOS], dtype=np.uint16)
+    near = NearCopies.open(tmp_path).are_near(stranger, np.array([len(stranger)]))
+    assert near.tolist() == [is_counted]
+
+
+def test_no_text_is_held_out_twice_neither_of_another_topic_nor_of_an_earlier_source(
+    options: PreprocessOptions, tmp_path: Path
+) -> None:
+    rng = random.Random(4)
+    texts = [" ".join("".join(rng.choices("abcdefgh", k=6)) for _ in range(30)) for _ in range(80)]
+    corpus.write_jsonl(tmp_path / "a.jsonl", texts * 2, topics=["art"] * 80 + ["law"] * 80)
+    corpus.write_jsonl(tmp_path / "b.jsonl", texts)
+    preprocess(replace(options, topic_key="topic", holdout=5))
+    preprocess(replace(options, inputs=(str(tmp_path / "b.jsonl"),), source="book", topic="art", holdout=5))
+    # Those with the smallest hashes: the first five of art, so the next five of law, and the next of the book.
+    ranked = sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest())
+    for number, (stem, raw) in enumerate(
+        [("und__web__art", "a.jsonl"), ("und__web__law", "a.jsonl"), ("und__book__art", "b.jsonl")]
+    ):
+        whole = (tmp_path / raw).read_bytes()
+        held = [
+            json.loads(whole[int(row["place"]) :].split(b"\n", 1)[0])["text"]  # type: ignore[call-overload]
+            for row in rows_of(tmp_path / "out", f"{stem}@holdout_text_document")
+        ]
+        assert set(held) == set(ranked[5 * number : 5 * number + 5]), stem
 
 
 def test_the_sidecar_says_where_every_document_came_from(options: PreprocessOptions, tmp_path: Path) -> None:

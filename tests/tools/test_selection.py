@@ -1,0 +1,62 @@
+"""The books of `clean` and `decontaminate`: a lost document, too many bad lines or a changed input stop the call."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_mixers.errors import DataError
+from tests.tools import corpus
+from tools.data import clean as cleaning
+from tools.data import decontaminate as decontamination
+from tools.data.clean import CleanOptions, clean
+from tools.data.decontaminate import DecontaminateOptions, decontaminate
+from tools.data.readers import InputTask, plan_tasks
+from tools.data.selection import SelectionTask, gather
+
+
+def items_of(path: Path, count: int) -> list[SelectionTask]:
+    tasks = [
+        InputTask(file_index=0, path=path, kind="jsonl", start=n, stop=n + 1, size_bytes=1) for n in range(count)
+    ]
+    return [
+        SelectionTask(task=task, index=n, text_key="text", source_key=None, out=None) for n, task in enumerate(tasks)
+    ]
+
+
+def result(num_documents: int, counts: list[list[Any]], bad: list[tuple[int, str]]) -> dict[str, Any]:
+    return {
+        "num_documents": num_documents, "counts": counts, "text_bytes": {}, "examples": {}, "bad": bad, "num_lines": 9,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kept", "is_whole"), [(3, True), (2, False), (4, False)], ids=["whole", "one lost", "one twice"]
+)
+def test_a_document_that_is_lost_or_counted_twice_stops_the_call(tmp_path: Path, kept: int, is_whole: bool) -> None:
+    results = [
+        result(5, [["web", "", kept], ["web", "too_short", 2]], [(4, "broken JSON")]),
+        result(1, [["web", "", 1]], []),
+    ]
+    items = items_of(tmp_path / "web/a.jsonl", 2)
+    if is_whole:
+        assert gather(items, results).num_read == 7  # 4 kept, 2 dropped, 1 bad
+        return
+    with pytest.raises(DataError, match=r"^7 documents were read, but .*'kept': \d"):
+        gather(items, results)
+
+
+def test_bad_lines_are_named_by_their_line_in_the_file(tmp_path: Path) -> None:
+    """Two pieces of nine lines each: line 2 of the second is line 11 of the file; another file counts from 1."""
+    found = [result(0, [], [(4, "first")]), result(0, [], [(2, "second"), (9, "third")])]
+    items = items_of(tmp_path / "a.jsonl", 2)
+    other = items_of(tmp_path / "b.jsonl", 1)[0]
+    other = SelectionTask(
+        task=InputTask(file_index=1, path=tmp_path / "b.jsonl", kind="jsonl", start=0, stop=1, size_bytes=1),
+        index=2, text_key="text", source_key=None, out=None,
+    )  # fmt: skip
+    report = gather([*items, other], [*found, result(0, [], [(1, "fourth")])])
+    assert [(Path(line["file"]).name, line["line"], line["reason"]) for line in report.quarantine] == [
+        ("a.jsonl", 4, "first"), ("a.jsonl", 11, "second"), ("a.jsonl", 18, "third"), ("b.jsonl", 1, "fourth"),
+    ]  # fmt: skip
