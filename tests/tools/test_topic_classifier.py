@@ -282,7 +282,7 @@ def test_what_label_topics_refuses(trained: Path, tmp_path: Path) -> None:
         label_topics(LabelOptions(inputs=(str(source),), classifier=trained, out=tmp_path))
     bad = tmp_path / "bad.jsonl"
     bad.write_text("broken\n" * 11 + json.dumps({"text": "fine"}) + "\n", encoding="utf-8")
-    with pytest.raises(DataError, match="11 of 12 lines are no documents"):
+    with pytest.raises(DataError, match=r"11 of 12 lines are no documents, .*bad\.jsonl line 1: broken JSON"):
         label_topics(LabelOptions(inputs=(str(bad),), classifier=trained, out=tmp_path / "bad"))
     with pytest.raises(DataError, match="is no topic classifier"):
         label_topics(LabelOptions(inputs=(str(source),), classifier=tmp_path, out=tmp_path / "none"))
