@@ -37,6 +37,14 @@ def preprocess(
     holdout: Annotated[
         str, typer.Option(help="Documents per topic kept from training; auto: enough for an error of 0.2 % in log PPL.")
     ] = "0",
+    holdout_scores: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(
+            metavar="BEFORE AFTER",
+            help="Scores files of one token file by two checkpoints, to measure what auto assumes as 0.05 nats.",
+            show_default=False,
+        ),
+    ] = None,
     role: Annotated[
         Literal["train", "validation"], typer.Option(help="validation: everything of this call is held out.")
     ] = "train",
@@ -56,12 +64,19 @@ def preprocess(
     array: SlurmArray | None = None,
 ) -> None:
     """Raw text to .bin/.idx per (language, source, topic), manifest.json, quarantine.jsonl; resumable."""
+    from tools.data.holdout import SD_OF_DOCUMENT, measured_sd
     from tools.data.preprocess import PreprocessOptions
     from tools.data.preprocess import preprocess as run_preprocess
 
     log_to_stderr()
     if holdout != "auto" and not holdout.isdecimal():
         raise ConfigError(f"--holdout {holdout} must be a number of documents, or auto")
+    sd = SD_OF_DOCUMENT
+    if holdout_scores is not None:
+        if holdout == "0":
+            raise ConfigError("--holdout-scores has no effect without --holdout")
+        sd = measured_sd(*holdout_scores)
+        typer.echo(f"the change of a document's mean NLL varies by {sd:.3g} nats per token", err=True)
     report = run_preprocess(
         PreprocessOptions(
             inputs=tuple(inputs),
@@ -74,6 +89,7 @@ def preprocess(
             topic_key=topic_key,
             topic_confidence_key=topic_confidence_key,
             workers=workers,
+            holdout_sd=sd,
             holdout="auto" if holdout == "auto" else int(holdout),
             role=role,
             seed=seed,

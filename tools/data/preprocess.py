@@ -206,7 +206,7 @@ class _Call:
         readers = {
             topic: RunReader(self.runs, [s for s in segments if s.topic == topic], self.dtype) for topic in topics
         }
-        return choose(readers, self.options.holdout, without=before)
+        return choose(readers, self.options.holdout, sd=self.options.holdout_sd, without=before)
 
     def write_held_out(
         self, segments: tuple[RunSegment, ...], num_tokens: Mapping[str, int], chosen: Mapping[str, HeldOut]
