@@ -72,6 +72,11 @@ def label_topics(options: LabelOptions) -> dict[str, int]:
         refuse_foreign(options.out, is_begun=stage.work.is_dir() or (options.out / REPORT).is_file())
         _check_out(options.out, stage.fingerprint)
         results = run_stage(stage, workers=options.workers, array=options.array)
+        if _fingerprint(options, tasks) != stage.fingerprint:
+            raise DataError(
+                f"an input or {options.classifier} has changed since this call began; remove {options.out} and start "
+                "again"
+            )
         bad = bad_lines(tasks, [(result["num_lines"], result["bad"]) for result in results])
         num_documents = sum(result["num_documents"] for result in results)
         lines = [json.dumps(asdict(line), ensure_ascii=False) + "\n" for line in bad]
