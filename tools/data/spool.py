@@ -150,7 +150,7 @@ def tokenise_task(
             writer.add(record)
     writer.flush()
     if writer.bad:
-        write_atomic(bad_lines_path(settings.runs, index), json.dumps(sorted(writer.bad)).encode())
+        write_atomic(_bad_lines_path(settings.runs, index), json.dumps(sorted(writer.bad)).encode())
     return asdict(
         TaskResult(
             num_lines=num_lines,
@@ -162,8 +162,14 @@ def tokenise_task(
     )
 
 
-def bad_lines_path(runs: Path, task: int) -> Path:
-    """[[line inside the task, reason], ...] of the lines that are no documents."""
+def read_bad_lines(runs: Path, task: int, result: TaskResult) -> list[tuple[int, str]]:
+    """(line inside the task, reason) of the lines that are no documents."""
+    if not result.num_bad and not result.num_too_long:
+        return []
+    return [(line, reason) for line, reason in json.loads(_bad_lines_path(runs, task).read_bytes())]
+
+
+def _bad_lines_path(runs: Path, task: int) -> Path:
     return runs / f"{task:07d}.bad.json"
 
 

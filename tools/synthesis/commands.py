@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from tools.cli_options import example, log_to_stderr
+from tools.cli_options import Workers, example, log_to_stderr
 from tools.data.slurm_options import SlurmArray, with_slurm_options
 from tools.synthesis.verifiable.topic import Kind
 
@@ -195,9 +195,6 @@ def corrupt(
         words=words,
     )
     typer.echo(corrupt_file(options))
-
-
-Workers = Annotated[int, typer.Option(min=1, help="Processes; the result does not depend on it.")]
 
 
 @synth_app.command(
