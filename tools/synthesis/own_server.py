@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 import httpx
 
 from data_mixers.errors import ConfigError, DataError
+from megatron_synE.runtime.launch import die_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,9 @@ def own_server(command: str, *, wait_seconds: float) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     try:
-        process = subprocess.Popen(shlex.split(command.replace("{port}", str(port))), start_new_session=True)
+        words = shlex.split(command.replace("{port}", str(port)))
+        # A job that is killed ends nothing: its server would keep the GPU from the next one.
+        process = subprocess.Popen(words, start_new_session=True, preexec_fn=die_with_parent)
     except (OSError, ValueError) as error:
         raise ConfigError(f"--server-command {command!r}: {error}") from error
     url = f"http://127.0.0.1:{port}/v1"
