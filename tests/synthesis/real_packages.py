@@ -48,10 +48,10 @@ def _elements() -> Iterator[tuple[str, str]]:
             yield name, f"{name} is a chemical element. {' '.join(sentences)}"
 
 
-def chinese_triples() -> list[dict[str, Any]]:
-    """School problems as pairs."""
+def chinese_triples(*, most_alike: int | None = None) -> list[dict[str, Any]]:
+    """School problems as pairs; at most `most_alike` of those that differ in their numbers and names alone."""
     archetypes = json.loads((folder("chalkbase") / "data/archetypes.json").read_text("utf-8"))
-    triples = [example for archetype in archetypes for example in archetype["rewritten_examples"]]
+    triples = [example for archetype in archetypes for example in archetype["rewritten_examples"][:most_alike]]
     return [
         _pair(f"zh {number}", "zh", triple["problem"], triple["solution"], triple["answer"])
         for number, triple in enumerate(triples)

@@ -1,0 +1,136 @@
+"""Pages of science, a real chat model behind llama.cpp's own HTTP server, and `syne synth` between: nothing made up.
+
+The client is killed twice and the server once: every seed still has one answer or one reason.
+"""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_synE.runtime.launch import die_with_parent
+from tests.synthesis.real_packages import chat_model, science_pages
+from tools.synthesis.seeds import SeedOptions, write_seeds
+
+ROOT = Path(__file__).parents[2]
+SYNE = (sys.executable, "-m", "tools", "synth")
+
+
+def make_seeds(folder: Path, **quotas: int) -> Path:
+    """So many seeds of each discipline, cut by `seeds` from the pages, in one file."""
+    rows: list[str] = []
+    for discipline, quota in quotas.items():
+        pages = [page for page in science_pages() if page["discipline"] == discipline]
+        path = folder / f"{discipline}.pages.jsonl"
+        path.write_text("".join(json.dumps(page, ensure_ascii=False) + "\n" for page in pages), "utf-8")
+        out = folder / f"{discipline}.jsonl"
+        language = pages[0]["language"]
+        options = SeedOptions(
+            inputs=(str(path),), out=out, quota=quota, per_page=5, discipline=discipline, language=language
+        )
+        assert write_seeds(options)["seeds"] == {language: {discipline: quota}}
+        rows += out.read_text("utf-8").splitlines()
+    seeds = folder / "seeds.jsonl"
+    seeds.write_text("\n".join(rows) + "\n", "utf-8")
+    return seeds
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
+def serve(port: int) -> subprocess.Popen[str]:
+    """The server, ready to answer."""
+    command = [*SYNE, "serve", str(chat_model()), "--port", str(port), "--context", "2048"]
+    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, preexec_fn=die_with_parent)
+    assert server.stdout is not None and server.stdout.readline() == f"http://127.0.0.1:{port}/v1\n"
+    return server
+
+
+def lines_of(out: Path) -> list[bytes]:
+    """Whole lines of the answers so far."""
+    found = [path.read_bytes() for path in sorted((out / "parts").glob("*.jsonl"))]
+    return [line for content in found for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def wait_for(client: subprocess.Popen[bytes], out: Path, count: int) -> None:
+    while len(lines_of(out)) < count:
+        assert client.poll() is None, "the client ended before it was to be interrupted"
+        time.sleep(0.01)  # the moment is a number of answers, not a time
+
+
+def generate_with_interruptions(seeds: Path, out: Path, *, max_tokens: int) -> float:
+    """Seconds that the clients ran. Killed at a quarter and at half of the answers; the server at three quarters."""
+    total, port = len(seeds.read_text().splitlines()), free_port()
+    command = [*SYNE, "generate", "--seeds", str(seeds), "--model", "SmolLM2-135M-Instruct", "--out", str(out),
+               "--endpoint", f"http://127.0.0.1:{port}/v1", "--concurrency", "4",
+               "--max-tokens", str(max_tokens)]  # fmt: skip
+    server, started, kept = serve(port), time.monotonic(), set[bytes]()
+    try:
+        for quarter in (1, 2, 3):
+            client = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, preexec_fn=die_with_parent)
+            wait_for(client, out, quarter * total // 4)
+            kept |= set(lines_of(out))
+            (client if quarter < 3 else server).send_signal(signal.SIGKILL)
+            (client if quarter < 3 else server).wait()
+        server = serve(port)
+        assert client.wait() == 0
+        assert kept < set(lines_of(out))  # not one answer was lost or asked for again
+    finally:
+        server.kill()
+        server.wait()
+    return time.monotonic() - started
+
+
+def check_answers(seeds: Path, out: Path, *, max_tokens: int) -> dict[str, Any]:
+    """Exactly one answer or reason a seed, of the page it was cut from; generate's report."""
+    rows = {row["seed_hash"]: row for row in map(json.loads, seeds.read_text("utf-8").splitlines())}
+    found = [json.loads(line) for line in lines_of(out)]
+    assert Counter(row["seed_hash"] for row in found) == Counter(rows.keys())
+    for row in found:
+        seed = rows[row["seed_hash"]]
+        assert all(row[key] == seed[key] for key in ("seed_id", "discipline", "language"))
+        if row.get("failed", "no two sections") == "no two sections":  # the model said something
+            assert 0 < row["usage"]["completion_tokens"] <= max_tokens
+            assert row["finish_reason"] == ("length" if row["usage"]["completion_tokens"] == max_tokens else "stop")
+    report: dict[str, Any] = json.loads((out / "report.json").read_text("utf-8"))
+    assert report["asked"] == len(rows) == report["pairs"] + sum(report["failed"].values())
+    assert report["not_asked_for"] == 0
+    return report
+
+
+def test_twenty_seeds_of_real_pages_survive_three_kills(tmp_path: Path) -> None:
+    seeds = make_seeds(tmp_path, chemistry=10, computer_science=10)
+    generate_with_interruptions(seeds, tmp_path / "qa", max_tokens=48)
+    check_answers(seeds, tmp_path / "qa", max_tokens=48)
+
+
+def test_a_killed_job_takes_its_own_server_with_it(tmp_path: Path) -> None:
+    script = (
+        "import sys, time\n"
+        "from tools.synthesis.own_server import own_server\n"
+        "with own_server(sys.argv[1], wait_seconds=60) as url:\n"
+        "    print(url, flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    server = f"{sys.executable} -m tools synth serve {chat_model()} --port {{port}} --threads 1 --context 128"
+    job = subprocess.Popen([sys.executable, "-c", script, server], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert job.stdout is not None
+    port = int(job.stdout.readline().rsplit(":", 1)[1].removesuffix("/v1\n"))
+    with socket.create_connection(("127.0.0.1", port)):
+        pass
+    job.kill()
+    job.wait()
+    job.stdout.read()  # ends when the server, which has the same standard output, has ended too
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
