@@ -13,10 +13,11 @@ READY := .venv/package.stamp
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help quickstart test test-long lint bench clean env lock
+.PHONY: help quickstart quickstart-synth test test-long lint bench clean env lock
 
 help:
 	@echo 'make quickstart   the whole line on real text and real weights, on this machine'
+	@echo 'make quickstart-synth   QA of a small model: generated, checked, audited, trained on'
 	@echo 'make test         the tests (minutes, CPU)'
 	@echo 'make test-long    the slow ones too'
 	@echo 'make lint         ruff, mypy, import-linter'
@@ -48,6 +49,9 @@ $(READY): $(STAMP) pyproject.toml setup.py
 
 quickstart: $(READY)
 	@$(BIN)/python -m examples.quickstart
+
+quickstart-synth: $(READY)
+	@$(BIN)/python -m examples.quickstart_synth
 
 test: $(READY)
 	@$(BIN)/python -m pytest -m 'not slow'

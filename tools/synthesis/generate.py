@@ -241,7 +241,7 @@ class _Share:
         else:
             self._tokens += answer.usage.get("completion_tokens", 0)
             usage: dict[str, Any] = {"usage": answer.usage, "finish_reason": answer.finish_reason}
-            sections = prompts.split(answer.text)
+            sections = prompts.split(answer.text, seed["text"])
             if sections is None:
                 self.part.append(failed | usage | {"failed": "no two sections", "text": answer.text})
             else:

@@ -16,8 +16,8 @@ Messages = list[dict[str, str]]
 class Prompts:
     """The prompts of one language."""
 
-    markers: tuple[str, str]
-    """The lines that begin the problem and its solution."""
+    markers: tuple[str, str] | None
+    """Lines that begin the problem and its solution. None: the seed is the problem, the whole answer its solution."""
     system: str
     user: str
     """With {focus}, {problem}, {solution} and {text}."""
@@ -26,10 +26,12 @@ class Prompts:
     code_user: str
     code_examples: tuple[tuple[str, str], ...]
     """(problem statement, answer) pairs that are shown before the question."""
+    examples: tuple[tuple[str, str], ...] = ()
+    """The same of the other disciplines; a small model keeps to the form of what it was shown."""
 
     def ask(self, discipline: str, text: str) -> Messages:
         """The messages for one snippet."""
-        rounds = self.code_examples if discipline == "code" else ()
+        rounds = self.code_examples if discipline == "code" else self.examples
         messages = [{"role": "system", "content": self.system}]
         for statement, answer in rounds:
             messages.append({"role": "user", "content": self._user(discipline, statement)})
@@ -40,8 +42,13 @@ class Prompts:
         """Of everything but the snippet."""
         return hashlib.sha256(orjson.dumps(self.ask(discipline, "{text}"))).hexdigest()[:16]
 
-    def split(self, answer: str) -> tuple[str, str] | None:
-        """(question, solution) of an answer with each marker once, in order, and text after both; else None."""
+    def split(self, answer: str, seed: str = "") -> tuple[str, str] | None:
+        """(question, solution) of an answer with each marker once, in order, and text after both; else None.
+
+        seed: the question where there are no markers.
+        """
+        if self.markers is None:
+            return seed, answer.strip()
         first, second = self.markers
         if answer.count(first) != 1 or answer.count(second) != 1:
             return None
@@ -52,7 +59,8 @@ class Prompts:
 
     def _user(self, discipline: str, text: str) -> str:
         wording = self.code_user if discipline == "code" else self.user
-        values = {"focus": self.focus.get(discipline, ""), "problem": self.markers[0], "solution": self.markers[1]}
+        first, second = self.markers or ("", "")
+        values = {"focus": self.focus.get(discipline, ""), "problem": first, "solution": second}
         for name, value in values.items():
             wording = wording.replace(f"{{{name}}}", value)
         return wording.replace("{text}", text)  # last: a snippet may hold braces of its own
@@ -64,13 +72,21 @@ def read_prompts(folder: Path = OWN_PROMPTS) -> dict[str, Prompts]:
     for path in sorted(folder.glob("*.json")):
         try:
             content = orjson.loads(path.read_bytes())
-            first, second = content["markers"]
-            code = content["code"]
-            examples = tuple((example["text"], example["answer"]) for example in code["examples"])
-            prompts = Prompts(
-                (first, second), content["system"], content["user"], content["focus"], code["user"], examples
+            markers, code = content["markers"], content["code"]
+            shown, shown_code = (
+                tuple((example["text"], example["answer"]) for example in examples)
+                for examples in (content.get("examples", ()), code["examples"])
             )
-            if "{text}" not in prompts.user or "{text}" not in prompts.code_user or first == second:
+            prompts = Prompts(
+                tuple(markers) if markers else None,
+                content["system"],
+                content["user"],
+                content["focus"],
+                code["user"],
+                shown_code,
+                shown,
+            )
+            if "{text}" not in prompts.user or "{text}" not in prompts.code_user or len({*(markers or "ab")}) != 2:
                 raise ValueError("user and code.user need {text}, the markers must differ")
         except (OSError, orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"prompts {path}: {type(error).__name__}: {error}") from error
