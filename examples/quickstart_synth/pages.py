@@ -3,19 +3,19 @@
 import itertools
 import json
 import sqlite3
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import DataError
+from tools.synthesis.record import QaRecord
 from tools.synthesis.verifiable.stream import items
 from tools.synthesis.verifiable.topic import Kind
 
 COMPUTING = ("debian_reference", "libreoffice_help", "python_reference")
-PROBLEMS: dict[Kind, int] = {
-    "arithmetic": 60,
-    "number_theory": 20,
-}  # their results are numbers, so a text can be judged
+PROBLEMS: dict[Kind, int] = {"arithmetic": 60, "number_theory": 20}
+NO_NUMBER = "/factors"  # of these the result is a product, which can be written in many ways
 
 
 def computing_pages(quickstart: Path) -> list[Path]:
@@ -39,21 +39,22 @@ def write_element_pages(out: Path) -> Path:
     return _write(out, pages)
 
 
+def problems(seed: int = 0) -> Iterator[QaRecord]:
+    """Exact pairs whose results are numbers, so that a text can be compared with them."""
+    for kind, number in PROBLEMS.items():
+        numeric = (pair for pair in items(kind, "en", seed=seed) if not pair.generator.endswith(NO_NUMBER))
+        yield from itertools.islice(numeric, number)
+
+
 def write_problem_seeds(out: Path) -> dict[str, str]:
     """Problems as seeds, to be solved as they stand; seed_hash -> the exact answer."""
-    pairs = [pair for kind, number in PROBLEMS.items() for pair in itertools.islice(items(kind, "en", seed=0), number)]
-    seeds = [
-        {
-            "text": pair.question,
-            "seed_id": pair.id,
-            "seed_hash": pair.id,
-            "discipline": pair.discipline,
-            "language": "en",
-        }
-        for pair in pairs
-    ]
+    seeds, answers = [], {}
+    for pair in problems():
+        given = {"text": pair.question, "seed_id": pair.id, "seed_hash": pair.id}
+        seeds.append(given | {"discipline": pair.discipline, "language": "en"})
+        answers[pair.id] = pair.final_answer or ""
     _write(out, seeds)
-    return {pair.id: pair.final_answer or "" for pair in pairs}
+    return answers
 
 
 def _write(path: Path, rows: list[dict[str, str]]) -> Path:
