@@ -53,11 +53,11 @@ def english_sources(train: Path) -> dict[str, float]:
 
 
 def run_config(
-    run_dir: Path, base: Path, stages: list[dict[str, Any]], manifests: Sequence[Path], validation: Path
+    run_dir: Path, base: Path, stages: list[dict[str, Any]], manifests: Sequence[Path], validation: Path | None
 ) -> dict[str, Any]:
-    """A run that starts from `base` and validates before its first step, half-way and at the end."""
+    """A run from `base`; where there is text for it, it validates before its first step, half-way and at the end."""
     total = sum(-(-stage["tokens"] // (GLOBAL_BATCH * SEQ_LENGTH)) for stage in stages) * GLOBAL_BATCH * SEQ_LENGTH
-    return {
+    config: dict[str, Any] = {
         "run": {"name": f"quickstart-{run_dir.name}", "dir": str(run_dir)},
         "init": {"from": "hf", "path": str(base)},
         "training": {
@@ -71,15 +71,17 @@ def run_config(
         "lr_schedule": {"style": "wsd", "start_lr": 1.0e-5, "warmup_tokens": 3 * GLOBAL_BATCH * SEQ_LENGTH,
                         "decay_tokens": total // 5, "decay_style": "1-sqrt"},
         "data": {"manifests": [str(manifest) for manifest in manifests], "stages": stages, "num_workers": 0},
-        "validation": {
+        "checkpoint": {"keep_last": 1},
+        "device": "cpu",
+    }  # fmt: skip
+    if validation is not None:
+        config["validation"] = {
             "manifests": [str(validation)],
             "interval_tokens": max(1, total // 2),
             "max_tokens_per_topic": VALIDATION_TOKENS["bf16" if cpu_has_bf16() else "fp32"],
             "micro_batch_size": 4,
-        },
-        "checkpoint": {"keep_last": 1},
-        "device": "cpu",
-    }  # fmt: skip
+        }
+    return config
 
 
 def timed_scores(hf: Path, files: list[Path], cache: Path) -> tuple[list[SetScore], float]:

@@ -14,7 +14,7 @@ from tools.synthesis.verifiable.stream import items
 from tools.synthesis.verifiable.topic import Kind
 
 COMPUTING = ("debian_reference", "libreoffice_help", "python_reference")
-PROBLEMS: dict[Kind, int] = {"arithmetic": 150, "number_theory": 50}
+PROBLEMS: dict[Kind, int] = {"arithmetic": 120, "number_theory": 40}
 NO_NUMBER = "/factors"  # of these the result is a product, which can be written in many ways
 
 
