@@ -4,7 +4,6 @@ The client is killed twice and the server once: every seed still has one answer 
 """
 
 import json
-import os
 import shutil
 import signal
 import socket
@@ -55,10 +54,8 @@ def free_port() -> int:
 
 
 def serve(port: int, parallel: int) -> subprocess.Popen[str]:
-    """The server, ready to answer. On a busy machine one thread is faster than two, which wait for each other."""
-    threads = min(parallel // 2, os.cpu_count() or 1)
-    command = [*SYNE, "serve", str(chat_model()), "--port", str(port), "--parallel", str(parallel),
-               "--threads", str(threads)]  # fmt: skip
+    """The server, ready to answer."""
+    command = [*SYNE, "serve", str(chat_model()), "--port", str(port), "--parallel", str(parallel)]
     server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, preexec_fn=die_with_parent)
     assert server.stdout is not None and server.stdout.readline() == f"http://127.0.0.1:{port}/v1\n"
     return server
