@@ -19,6 +19,7 @@ import pytest
 from megatron_synE.runtime.launch import die_with_parent
 from tests.synthesis.labelled import read
 from tests.synthesis.real_packages import chat_model, science_pages
+from tools.cli import main
 from tools.synthesis.check import CheckOptions, check
 from tools.synthesis.seeds import SeedOptions, write_seeds
 
@@ -164,3 +165,12 @@ def test_a_killed_job_takes_its_own_server_with_it(tmp_path: Path) -> None:
     job.stdout.read()  # ends when the server, which has the same standard output, has ended too
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port))
+
+
+def test_what_is_no_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["synth", "serve", str(tmp_path / "none.gguf")]) == 2
+    (tmp_path / "cut.gguf").write_bytes(chat_model().read_bytes()[:100_000])
+    assert main(["synth", "serve", str(tmp_path / "cut.gguf"), "--port", "0"]) == 3
+    message = capsys.readouterr().err
+    assert "there is no such file" in message
+    assert "is it a whole GGUF file" in message
