@@ -167,7 +167,7 @@ def train(arm: str, out: Path, quickstart: Path, base: Path, data: Path, held_ou
         content["data"]["max_epochs"] = MAX_EPOCHS
         config.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
     syne("train", "--config", config, "--nproc", NPROC)
-    syne("export", "--checkpoint", out / name, "--out", adapted)
+    syne("export", "--checkpoint", out / name, "--out", adapted, "--no-logits")
     return timed_scores(adapted, held_out, out / f"scores_{name}.json")[0]
 
 
