@@ -13,10 +13,11 @@ READY := .venv/package.stamp
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help quickstart test test-long lint bench clean env lock
+.PHONY: help quickstart quickstart-synth test test-long lint bench clean env lock
 
 help:
 	@echo 'make quickstart   the whole line on real text and real weights, on this machine'
+	@echo 'make quickstart-synth   QA of a small model: generated, checked, audited, trained on'
 	@echo 'make test         the tests (minutes, CPU)'
 	@echo 'make test-long    the slow ones too'
 	@echo 'make lint         ruff, mypy, import-linter'
@@ -29,7 +30,7 @@ env: $(READY)
 $(STAMP): $(LOCK) $(FILES)
 	@if [ -f $@ ] && [ "$$(cat $@)" = "$$(cat $(LOCK) $(FILES) | sha256sum)" ]; then touch $@; exit 0; fi
 	command -v $(PYTHON) > /dev/null || { echo 'needs Python 3.11: apt-get install python3.11 python3.11-venv' >&2; exit 2; }
-	echo "building .venv from $(LOCK): about a minute and 1.6 GB" >&2
+	echo "building .venv from $(LOCK): about a minute and 1.9 GB" >&2
 	started=$$SECONDS
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
@@ -48,6 +49,9 @@ $(READY): $(STAMP) pyproject.toml setup.py
 
 quickstart: $(READY)
 	@$(BIN)/python -m examples.quickstart
+
+quickstart-synth: $(READY)
+	@$(BIN)/python -m examples.quickstart_synth
 
 test: $(READY)
 	@$(BIN)/python -m pytest -m 'not slow'
@@ -71,7 +75,7 @@ lock:
 	@rm -rf .venv-lock
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip --quiet install 'torch==2.13.0'
-	.venv-lock/bin/python -m pip --quiet install --editable '.[data,dev]' accelerate gguf setuptools
+	.venv-lock/bin/python -m pip --quiet install --editable '.[data,dev,synth]' accelerate gguf setuptools
 	{ sed '/^[^#]/,$$d' $(LOCK); .venv-lock/bin/python -m pip freeze --all --exclude-editable --exclude pip \
 	    | sed 's/+cpu$$//' | awk '/^torch==/ { print; next } { rest = rest $$0 "\n" } END { printf "%s", rest }'; } > $(LOCK).partial
 	mv $(LOCK).partial $(LOCK)

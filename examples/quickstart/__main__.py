@@ -8,8 +8,6 @@ Everything lies below runs/quickstart; a second call goes on where the first sto
 import argparse
 import json
 import logging
-import shlex
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,29 +16,31 @@ from typing import Any, Literal
 import yaml
 from rich.console import Console
 
-from data_mixers.errors import DataError, UserError
-from data_mixers.manifest import read_manifest
+from data_mixers.errors import UserError
 from examples.quickstart import assets, corpora
 from examples.quickstart.plot import plot
-from examples.quickstart.score import SetScore, score_hf, set_name
+from examples.quickstart.score import SetScore, set_name
+from examples.quickstart.steps import (
+    GLOBAL_BATCH,
+    NPROC,
+    SEQ_LENGTH,
+    english_sources,
+    load_scores,
+    run_config,
+    syne,
+    timed_scores,
+    tokenise,
+)
 from examples.quickstart.table import before_after_markdown, before_after_table
 from examples.quickstart.weights import unpack_weights
 from megatron_synE.runtime.cpu_features import cpu_has_bf16
-from tools.data.preprocess import PreprocessOptions, preprocess
 
 Arm = Literal["bilingual", "chinese_only"]
 ARMS: dict[Arm, str] = {"bilingual": "2:8, then 1:7:2", "chinese_only": "Chinese only"}
 
-SEQ_LENGTH = 512
-GLOBAL_BATCH = 8
-NPROC = 2
 CALIBRATION_ITERATIONS = 5
 STAGE_1_SHARE = 0.75  # ours; the recipe's 92.5 % would leave too few QA tokens to see anything
-CODE_SHARE = 0.15  # of English, as in the recipe
 FEWEST_TOKENS, MOST_TOKENS = 49_152, 200_000
-# A validation pass of 1,500 tokens a set takes 15 s in bf16 but nearly a minute in fp32 without AMX: there the run's
-# own passes read less. The table's scores come from plain transformers and always read whole sets.
-VALIDATION_TOKENS = {"bf16": 1500, "fp32": 500}
 BUDGET_SECONDS = 690.0  # of the 12 minutes; the rest is for a slower last step
 AFTER_TRAINING_SECONDS = 60.0  # export, verification, table and plot without the scoring, measured on two cores
 
@@ -104,33 +104,10 @@ def run(arm: Arm, out: Path, tokens: int | None) -> None:
     say_where(out, arm, run_dir, adapted, time.monotonic() - started)
 
 
-def tokenise(out: Path, tokenizer: Path) -> None:
-    """JSONL -> token files per (language, source, topic); code is an English source, as in the recipe."""
-    for role in ("train", "validation"):
-        for file in sorted((out / "text" / role).glob("*/*/*.jsonl")):
-            language, source, topic = set_name(file).split("/")
-            preprocess(
-                PreprocessOptions(
-                    inputs=(str(file),),
-                    tokenizer=tokenizer,
-                    out=out / "data" / role,
-                    language="en" if language == "code" else language,
-                    source=source,
-                    topic=topic,
-                    role="train" if role == "train" else "validation",
-                )
-            )
-
-
 def write_config(path: Path, arm: Arm, out: Path, base: Path, tokens: int) -> None:
     """The run of one arm: the paper's language shares, sources inside a language by the tokens there are."""
     stage_1 = int(tokens * STAGE_1_SHARE)
-    sizes = {(s.language, s.source): s.num_tokens for s in read_manifest(out / "data" / "train").sources}
-    text = {
-        source: size for (language, source), size in sizes.items() if language == "en" and source != "python_stdlib"
-    }
-    english = {source: (1 - CODE_SHARE) * size / sum(text.values()) for source, size in text.items()}
-    sources = {"en": english | {"python_stdlib": 1 - sum(english.values())}}
+    sources = {"en": english_sources(out / "data" / "train")}
     stages: list[dict[str, Any]] = [
         {"name": "bilingual adaptation", "tokens": stage_1, "languages": {"zh": 0.2, "en": 0.8}, "sources": sources},
         {
@@ -142,30 +119,7 @@ def write_config(path: Path, arm: Arm, out: Path, base: Path, tokens: int) -> No
     ]
     if arm == "chinese_only":
         stages = [{"name": "Chinese only", "tokens": tokens, "languages": {"zh": 1.0}}]
-    total = sum(-(-stage["tokens"] // (GLOBAL_BATCH * SEQ_LENGTH)) for stage in stages) * GLOBAL_BATCH * SEQ_LENGTH
-    config = {
-        "run": {"name": f"quickstart-{arm}", "dir": str(out / arm)},
-        "init": {"from": "hf", "path": str(base)},
-        "training": {
-            "seq_length": SEQ_LENGTH,
-            "global_batch_size": GLOBAL_BATCH,
-            "micro_batch_size": 2,
-            "precision": "auto",
-        },
-        # Ours, for 150 thousand tokens on 135M parameters; 100 B tokens on 8B want the recipe's 1e-5.
-        "optimizer": {"lr": 1.0e-4},
-        "lr_schedule": {"style": "wsd", "start_lr": 1.0e-5, "warmup_tokens": 3 * GLOBAL_BATCH * SEQ_LENGTH,
-                        "decay_tokens": total // 5, "decay_style": "1-sqrt"},
-        "data": {"manifests": [str(out / "data" / "train")], "stages": stages, "num_workers": 0},
-        "validation": {
-            "manifests": [str(out / "data" / "validation")],
-            "interval_tokens": max(1, total // 2),
-            "max_tokens_per_topic": VALIDATION_TOKENS["bf16" if cpu_has_bf16() else "fp32"],
-            "micro_batch_size": 4,
-        },
-        "checkpoint": {"keep_last": 1},
-        "device": "cpu",
-    }  # fmt: skip
+    config = run_config(out / arm, base, stages, [out / "data" / "train"], out / "data" / "validation")
     path.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
@@ -185,27 +139,6 @@ def fitted_tokens(run_dir: Path, *, left: float) -> int:
         f"{'bf16' if cpu_has_bf16() else 'fp32: this CPU has neither avx512_bf16 nor AMX'}"
     )
     return fitted
-
-
-def timed_scores(hf: Path, files: list[Path], cache: Path) -> tuple[list[SetScore], float]:
-    """Scores by plain transformers, kept in `cache`; and the seconds scoring took when it was done."""
-    stamp = {"weights": (hf / "model.safetensors").stat().st_mtime_ns, "files": [str(file) for file in files]}
-    if cache.exists():
-        kept = json.loads(cache.read_text())
-        if kept["stamp"] == stamp:
-            return [SetScore(**score) for score in kept["scores"]], kept["seconds"]
-    started = time.monotonic()
-    scores = score_hf(hf, files, seq_length=SEQ_LENGTH)
-    seconds = time.monotonic() - started
-    cache.write_text(
-        json.dumps({"stamp": stamp, "seconds": seconds, "scores": [vars(score) for score in scores]}, indent=1)
-    )
-    return scores, seconds
-
-
-def load_scores(cache: Path) -> list[SetScore]:
-    """Scores of an earlier arm."""
-    return [SetScore(**score) for score in json.loads(cache.read_text())["scores"]]
 
 
 def say_english_loss(before: list[SetScore], arms: dict[str, list[SetScore]], kinds: dict[str, str]) -> None:
@@ -245,15 +178,6 @@ def say_where(out: Path, arm: Arm, run_dir: Path, adapted: Path, seconds: float)
     other = next(name for name in ARMS if name != arm)
     total = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])["consumed_tokens"]
     print(f"next: .venv/bin/python -m examples.quickstart --arm {other} --tokens {total}")
-
-
-def syne(*arguments: object, allowed: tuple[int, ...] = (0,)) -> None:
-    """One `syne` command, shown as typed. Errors: DataError if it ends with an exit code that is not allowed."""
-    words = [str(argument) for argument in arguments]
-    print("$ syne " + shlex.join(words), flush=True)
-    done = subprocess.run([sys.executable, "-m", "tools", *words], check=False)
-    if done.returncode not in allowed:
-        raise DataError(f"syne {words[0]} ended with exit code {done.returncode}; its message stands above")
 
 
 if __name__ == "__main__":

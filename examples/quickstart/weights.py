@@ -23,7 +23,7 @@ def unpack_weights(assets: Path, hf_dir: Path) -> Path:
     Cost: about 20 s on one core and 1.5 GB of memory; nothing when the folder already holds this GGUF file.
     Errors: DataError when the package is missing or the file is damaged.
     """
-    gguf = _find_gguf(assets)
+    gguf = find_gguf(assets)
     stamp = hf_dir / STAMP
     with step(f"{BASE_MODEL}: GGUF to Hugging Face folder"):
         digest = hashlib.sha256(gguf.read_bytes()).hexdigest()
@@ -49,7 +49,8 @@ def unpack_weights(assets: Path, hf_dir: Path) -> Path:
     return hf_dir
 
 
-def _find_gguf(assets: Path) -> Path:
+def find_gguf(assets: Path) -> Path:
+    """The packaged file. Errors: DataError if it is not there."""
     found = sorted((assets / "python").glob(GGUF_PATTERN))
     if len(found) != 1:
         raise DataError(

@@ -50,7 +50,7 @@ def launch(arguments: Sequence[str], nproc: int) -> int:
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
             "PYTHONPATH": path,
         }
-        processes.append(subprocess.Popen([sys.executable, *arguments], env=environment, preexec_fn=_die_with_parent))
+        processes.append(subprocess.Popen([sys.executable, *arguments], env=environment, preexec_fn=die_with_parent))
 
     def forward(number: int, frame: object) -> None:
         for process in processes:
@@ -69,8 +69,8 @@ def launch(arguments: Sequence[str], nproc: int) -> int:
                 process.kill()
 
 
-def _die_with_parent() -> None:
-    """Linux: a rank gets KILL when its launcher dies, so that no orphan writes beside a restarted run."""
+def die_with_parent() -> None:
+    """For preexec_fn, Linux: the child gets KILL when the thread that started it ends, so that no orphan goes on."""
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 

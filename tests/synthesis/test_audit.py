@@ -156,8 +156,46 @@ def test_a_person_judges_by_the_sheet(folder: Path, capsys: pytest.CaptureFixtur
     rate = report["disciplines"]["physics"]["wrong_rate"]
     assert rate["value"] == pytest.approx(10 / 30, abs=1e-5)
     assert (rate["low"], rate["high"]) == (pytest.approx(0.185, abs=0.01), pytest.approx(0.512, abs=0.01))
+    assert report["judge"] == "a person"
     assert main([*arguments, "--sample", "30", "--filled", str(sheet)]) == 3  # not filled in
     assert "not right, wrong or unclear" in capsys.readouterr().err
+
+
+def fill(sheet: Path, filled: Path) -> None:
+    """Every verdict "wrong", and what spreadsheet programs do to line ends and blanks."""
+    with sheet.open(encoding="utf-8-sig", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    with filled.open("w", encoding="utf-8-sig", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(row | {"verdict": " Wrong", "answer": row["answer"].replace("\n", " \r\n")} for row in rows)
+
+
+def test_a_sheet_filled_in_where_it_lies_is_read_and_never_overwritten(folder: Path) -> None:
+    path = folder / "pairs.jsonl"
+    rows = [{**row, "answer": f"= {row['answer']}\nSo it is."} for row in pairs(7, 12, share_wrong=0, marked=False)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    audit(options(folder, None, sample=10))
+    sheet = folder / "audit/sheet.csv"
+    fill(sheet, sheet)
+    before = sheet.read_bytes()
+    audit(options(folder, None, sample=10))  # the first command again, by mistake
+    assert sheet.read_bytes() == before
+    report = audit(options(folder, None, sample=10, filled=sheet, judged_by="two readers"))
+    assert sheet.read_bytes() == before
+    assert (report["wrong_rate"]["value"], report["judge"]) == (1.0, "two readers")
+    with pytest.raises(ConfigError, match="verdicts of another sample"):
+        audit(options(folder, None, sample=12))
+    assert sheet.read_bytes() == before
+
+
+def test_verdicts_on_other_texts_of_the_same_ids_are_refused(folder: Path) -> None:
+    path = folder / "pairs.jsonl"
+    audit(options(folder, None, sample=10))
+    fill(folder / "audit/sheet.csv", folder / "filled.csv")
+    path.write_text(path.read_text().replace("The sum of", "In all"))  # made again with another wording
+    with pytest.raises(DataError, match=r"the answer of .* is not what was sampled"):
+        audit(options(folder, None, sample=10, filled=folder / "filled.csv"))
 
 
 @pytest.mark.parametrize(("rate", "sensitivity", "specificity"), [(0.3, 0.85, 0.9), (0.02, 0.7, 0.95), (0.6, 1.0, 1.0)])

@@ -8,53 +8,13 @@ from typing import Any
 
 import pytest
 
-from examples.quickstart import assets
 from tests.synthesis.labelled import read
+from tests.synthesis.real_packages import chinese_triples, english_triples
 from tools.cli import main
 from tools.synthesis.check import CheckOptions, check
 from tools.synthesis.equations import equations
 
-PACKAGES = ("chalkbase", "champ-dataset")
 COUNT = 2000  # of the Chinese ones
-
-
-@pytest.fixture(scope="module")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("assets")
-    for folder in ("python", "stamps"):
-        (target / folder).mkdir()
-    for requirement in assets.locked_requirements(assets.LOCK):
-        if requirement.startswith(PACKAGES):
-            assets._fetch_python_package(requirement, target)
-    return target / "python"
-
-
-def chinese(packages: Path) -> list[dict[str, Any]]:
-    archetypes = json.loads((packages / "chalkbase/data/archetypes.json").read_text("utf-8"))
-    triples = [example for archetype in archetypes for example in archetype["rewritten_examples"]]
-    return [
-        pair(f"zh {number}", "zh", triple["problem"], triple["solution"], triple["answer"])
-        for number, triple in enumerate(triples[:COUNT])
-    ]
-
-
-def english(packages: Path) -> list[dict[str, Any]]:
-    problems = json.loads((packages / "champ_dataset/dataset_files/v0.json").read_text("utf-8"))["problems"]
-    return [
-        pair(
-            f"en {key}",
-            "en",
-            problem["_text"],
-            "\n".join([*(step["_text"] for step in problem["solution"]["steps"]), f"Answer: {problem['_answer']}"]),
-            problem["_answer"],
-        )
-        for key, problem in problems.items()
-    ]
-
-
-def pair(name: str, language: str, question: str, answer: str, final: object) -> dict[str, Any]:
-    given = {"id": name, "discipline": "mathematics", "language": language, "generator": "people"}
-    return given | {"question": question, "answer": answer, "final_answer": str(final)}
 
 
 def dropped(rows: list[dict[str, Any]], folder: Path) -> dict[str, str]:
@@ -66,11 +26,11 @@ def dropped(rows: list[dict[str, Any]], folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_pairs_that_people_wrote_stay(packages: Path, tmp_path: Path) -> None:
-    rows = english(packages)
+def test_pairs_that_people_wrote_stay(tmp_path: Path) -> None:
+    rows = english_triples()
     found = dropped(rows, tmp_path / "en")
     assert len(found) <= 0.02 * len(rows), Counter(found.values())
-    rows = chinese(packages)
+    rows = chinese_triples()[:COUNT]
     found = dropped(rows, tmp_path / "zh")
     # Many exercises are printed beside a picture or a table; what else goes is short, or twice there.
     without = {row["id"] for row in rows if not re.search("[图表]", row["question"])}
@@ -80,8 +40,8 @@ def test_pairs_that_people_wrote_stay(packages: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_pairs_whose_numbers_were_changed_go_where_a_sum_can_be_recomputed(packages: Path, tmp_path: Path) -> None:
-    rows = [row for row in chinese(packages) if len(list(equations(row["answer"]))) >= 2]
+def test_pairs_whose_numbers_were_changed_go_where_a_sum_can_be_recomputed(tmp_path: Path) -> None:
+    rows = [row for row in chinese_triples()[:COUNT] if len(list(equations(row["answer"]))) >= 2]
     assert len(rows) >= 100
     source, wrong = tmp_path / "right.jsonl", tmp_path / "wrong.jsonl"
     source.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")

@@ -92,10 +92,13 @@ def test_every_fault_ends_in_one_answer_or_one_reason_and_few_requests(
     assert again["pairs"] == report["pairs"] and again["last_call"]["requests"] == 0
 
 
-def test_a_dead_server_ends_the_call_and_the_same_call_goes_on(tmp_path: Path) -> None:
+def test_a_dead_server_ends_the_call_and_the_same_call_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     seeds = write_seeds(tmp_path / "seeds.jsonl", [f"plain {i}" for i in range(40)])
     with pytest.raises(DataError, match=r"run the same command again"):
         generate(options(seeds, tmp_path / "out", "http://127.0.0.1:1/v1", give_up_seconds=1.0))
+    assert "no answer (http://127.0.0.1:1/v1: " in caplog.text  # at once, not at the end
     with process(HERE / "faulty_model_server.py", tmp_path / "log") as url:
         # One of the two endpoints is dead: the other answers everything.
         report = generate(options(seeds, tmp_path / "out", "http://127.0.0.1:1/v1", url, concurrency=4))

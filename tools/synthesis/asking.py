@@ -4,6 +4,7 @@ questions ─ bounded queue ─ `concurrency` workers ─> on_answer(question, C
 """
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 from data_mixers.errors import DataError, UserError
 from tools.synthesis.prompts import Messages
 from tools.synthesis.text_generator import Completion, FaultyError, RefusedError, TextGenerator
+
+logger = logging.getLogger(__name__)
 
 ATTEMPTS = 6  # at one question; only those of a server that meanwhile answers others are counted
 FIRST_WAIT_SECONDS = 0.5
@@ -153,6 +156,10 @@ class _Asker:
 
     def _fails(self, error: FaultyError) -> None:
         self._failed_in_a_row += 1
+        if (
+            self._failed_in_a_row == 1 and not self._num_answers
+        ) or self._failed_in_a_row == 2 * self._pace.concurrency:
+            logger.warning("no answer (%s); trying again for at most %g s", error, self._pace.give_up_seconds)
         self._failing_since = self._failing_since or time.monotonic()
         failing = time.monotonic() - self._failing_since
         if failing >= self._pace.give_up_seconds:

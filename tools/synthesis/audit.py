@@ -5,10 +5,8 @@ calibration (known right, known wrong by `syne synth corrupt`) ─┴─ judge �
 verdicts ─ wrong_rate.py ─> audit.json, audit.md; sheet.csv for a person, who can be the judge (`verdict` filled in)
 """
 
-import csv
 import hashlib
 import heapq
-import io
 import json
 import os
 import re
@@ -32,14 +30,13 @@ from tools.data.stage import only_one
 from tools.synthesis.corrupt import RECORD_KEY
 from tools.synthesis.output import kept_inputs
 from tools.synthesis.record import QaRecord, read_records
+from tools.synthesis.sheet import SHEET, Verdict, read_sheet, write_sheet
 from tools.synthesis.wrong_rate import LEAST_INFORMATION, Calibration, Count, wrong_rates
 
-VERDICTS, SHEET, AUDIT, AUDIT_MD, CALL = "verdicts.jsonl", "sheet.csv", "audit.json", "audit.md", "call.json"
+VERDICTS, AUDIT, AUDIT_MD, CALL = "verdicts.jsonl", "audit.json", "audit.md", "call.json"
 PROMPT = Path(__file__).with_name("judge_prompt.json")
 MAX_TOKENS = 1500
 EXAMPLES = 3  # of pairs called wrong, a discipline
-Verdict = tuple[str, str]
-"""("right", "wrong" or "unclear", reason). Unclear counts as called wrong, in the calibration too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +56,9 @@ class AuditOptions:
     calibration_sample: int = 200
     """Of each of the two kinds."""
     filled: Path | None = None
-    """A sheet with a person's verdicts."""
+    """A sheet with verdicts, which then count as the truth."""
+    judged_by: str = "a person"
+    """Who filled it in, for the report."""
     prompt: Path = PROMPT
     parallel: int = 8
     timeout_seconds: float = 120.0
@@ -85,10 +84,11 @@ def audit(options: AuditOptions) -> dict[str, Any]:
     with only_one(options.out):
         _take(options, prompt)
         sizes, sample = _sample(options)
-        _write_sheet(options.out / SHEET, sample)
+        write_sheet(options.out / SHEET, [case.pair for case in sample])
         calibration: Calibration | None = None
         if options.filled is not None:
-            verdicts = _from_sheet(options.filled, sample)
+            by_id = read_sheet(options.filled, [case.pair for case in sample])
+            verdicts = {case.key: by_id[case.pair.id] for case in sample}
         elif options.url is None:
             return {"sheet": str(options.out / SHEET), "sample": len(sample)}
         else:
@@ -292,36 +292,6 @@ def _calibration(known: list[_Case], verdicts: dict[str, Verdict]) -> Calibratio
     return Calibration(found_wrong, found_right)
 
 
-def _write_sheet(path: Path, sample: list[_Case]) -> None:
-    stream = io.StringIO()
-    writer = csv.writer(stream)
-    writer.writerow(["id", "discipline", "language", "question", "answer", "verdict", "reason"])
-    for case in sample:
-        pair = case.pair
-        cells = [pair.id, pair.discipline, pair.language, pair.question, pair.answer]
-        # A spreadsheet would compute a cell that begins so.
-        writer.writerow([*(f"'{cell}" if cell[:1] in "=+-@" else cell for cell in cells), "", ""])
-    write_atomic(path, stream.getvalue().encode("utf-8-sig"))
-
-
-def _from_sheet(path: Path, sample: list[_Case]) -> dict[str, Verdict]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            rows = {row["id"].removeprefix("'"): row for row in csv.DictReader(stream)}
-        verdicts = {
-            case.key: (rows[case.pair.id]["verdict"].strip().casefold(), rows[case.pair.id].get("reason") or "")
-            for case in sample
-        }
-    except (OSError, UnicodeDecodeError, KeyError, AttributeError, csv.Error) as error:
-        raise DataError(f"--filled {path} is not the sheet of this sample, filled in ({error!r})") from error
-    wrong = [key for key, (verdict, _) in verdicts.items() if verdict not in ("right", "wrong", "unclear")]
-    if wrong:
-        raise DataError(
-            f"--filled {path}: {len(wrong)} verdicts are not right, wrong or unclear, the first of {wrong[0]}"
-        )
-    return verdicts
-
-
 def _report(
     options: AuditOptions,
     sizes: dict[str, int],
@@ -343,7 +313,7 @@ def _report(
     rates, overall = wrong_rates(counts, sizes, calibration, seed=options.seed)
     return {
         "inputs": sorted(content_hashes(kept_inputs(options.inputs)).values()),
-        "judge": options.model if calibration is not None else "a person",
+        "judge": options.model if calibration is not None else options.judged_by,
         "calibration": None if calibration is None else asdict(calibration),
         "wrong_rate": overall.as_json(),
         "disciplines": {

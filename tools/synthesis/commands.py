@@ -7,6 +7,7 @@ import typer
 
 from tools.cli_options import Workers, example, log_to_stderr
 from tools.data.slurm_options import SlurmArray, with_slurm_options
+from tools.synthesis.llama_server import serve
 from tools.synthesis.verifiable.topic import Kind
 
 synth_app = typer.Typer(
@@ -18,6 +19,8 @@ synth_app = typer.Typer(
 
 Out = Annotated[Path, typer.Option(help="File to write, .jsonl or .jsonl.zst; one that is there is replaced.")]
 Seed = Annotated[int, typer.Option(min=0, help="Another seed, other choices.")]
+
+synth_app.command(epilog=example("syne synth serve models/SmolLM2-135M-Instruct.Q4_1.gguf --port 8000"))(serve)
 
 
 @synth_app.command(epilog=example("syne synth seeds --input 'cleaned/*.zst' --quota 2000 --out runs/seeds.jsonl.zst"))
@@ -274,6 +277,7 @@ def audit(
     filled: Annotated[
         Path | None, typer.Option(help="sheet.csv with a person's verdicts, in place of a judge.", show_default=False)
     ] = None,
+    judged_by: Annotated[str, typer.Option(help="Who filled the sheet in, for the report.")] = "a person",
     prompt: Annotated[
         Path | None, typer.Option(help="Default: tools/synthesis/judge_prompt.json.", show_default=False)
     ] = None,
@@ -297,6 +301,7 @@ def audit(
             calibration=tuple(calibration or ()),
             calibration_sample=calibration_sample,
             filled=filled,
+            judged_by=judged_by,
             prompt=prompt or PROMPT,
             parallel=parallel,
             timeout_seconds=timeout_seconds,

@@ -148,16 +148,16 @@ def _is_false(equation: Equation, recomputer: Recomputer) -> bool:
     left, right = (recomputer.value(side) for side in (equation.left, equation.right))
     if left is None or right is None:
         return False
-    if isinstance(left, Fraction) and isinstance(right, Fraction) and left == right:
-        return False
-    difference, size = abs(float(left) - float(right)), max(abs(float(left)), abs(float(right)))
-    tolerance = size * 1e-9
+    # Fractions throughout: a whole number of 400 digits is no float.
+    left, right = Fraction(left), Fraction(right)
+    difference, size = abs(left - right), max(abs(left), abs(right))
+    tolerance = size * Fraction(1e-9)
     for side in (equation.left, equation.right):
         bare = _BARE.fullmatch(side)
         if bare is not None and bare[1] is not None:
-            tolerance = max(tolerance, 1.01 * 10 ** -len(bare[1]))  # rounded or cut off at the last digit
+            tolerance = max(tolerance, Fraction(1.01) / 10 ** len(bare[1]))  # rounded or cut off at the last digit
     if any("." in side and _BARE.fullmatch(side) is None for side in (equation.left, equation.right)):
-        tolerance = max(tolerance, CARRIED * size)
+        tolerance = max(tolerance, Fraction(CARRIED) * size)
     if equation.is_approximate:
-        tolerance = max(tolerance, NEAR * size)
+        tolerance = max(tolerance, Fraction(NEAR) * size)
     return difference > tolerance

@@ -118,6 +118,8 @@ def _audited(options: FormatOptions, paths: Sequence[Path]) -> dict[str, Any] | 
     """
     if options.audit is None:
         return None
+    if not options.audit.exists():
+        raise ConfigError(f"--audit {options.audit}: there is no such file; syne synth audit makes it")
     try:
         content = json.loads(options.audit.read_text(encoding="utf-8"))
         whole, disciplines, inputs = content["wrong_rate"], content["disciplines"], content["inputs"]

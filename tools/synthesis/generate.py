@@ -261,7 +261,7 @@ class _Share:
         else:
             self._tokens += answer.usage.get("completion_tokens", 0)
             usage: dict[str, Any] = {"usage": answer.usage, "finish_reason": answer.finish_reason}
-            sections = prompts.sections(seed["discipline"], answer.text)
+            sections = prompts.sections(seed["discipline"], answer.text, seed["text"])
             if isinstance(sections, str):
                 self.part.append(failed | usage | {"failed": sections, "text": answer.text})
             else:

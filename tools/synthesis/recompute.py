@@ -8,6 +8,7 @@ The text goes through tools/synthesis/expression.py alone; SymPy's own parser ex
 """
 
 import json
+import math
 import os
 import resource
 import select
@@ -63,7 +64,10 @@ class Recomputer:
             self._stop()
             return None
         kind, *found = json.loads(answer)
-        return Fraction(found[0]) if kind == "rational" else float(found[0]) if kind == "real" else None
+        if kind == "rational":
+            return Fraction(found[0])
+        real = float(found[0]) if kind == "real" else math.inf
+        return real if math.isfinite(real) else None
 
     def _started(self) -> subprocess.Popen[str]:
         if self._child is None:

@@ -26,8 +26,8 @@ class Sections:
 class Prompts:
     """The prompts of one language."""
 
-    markers: tuple[str, str]
-    """The lines that begin the problem and its solution."""
+    markers: tuple[str, str] | None
+    """Lines that begin the problem and its solution. None: the seed is the problem, the whole answer its solution."""
     system: str
     user: str
     """With {focus}, {problem}, {solution} and {text}."""
@@ -39,10 +39,12 @@ class Prompts:
     """As user, and {tests}."""
     code_examples: tuple[tuple[str, str], ...]
     """(problem statement, answer) pairs that are shown before the question."""
+    examples: tuple[tuple[str, str], ...] = ()
+    """The same of the other disciplines; a small model keeps to the form of what it was shown."""
 
     def ask(self, discipline: str, text: str) -> Messages:
         """The messages for one snippet."""
-        rounds = self.code_examples if discipline == "code" else ()
+        rounds = self.code_examples if discipline == "code" else self.examples
         messages = [{"role": "system", "content": self.system}]
         for statement, answer in rounds:
             messages.append({"role": "user", "content": self._user(discipline, statement)})
@@ -53,8 +55,13 @@ class Prompts:
         """Of everything but the snippet."""
         return hashlib.sha256(orjson.dumps(self.ask(discipline, "{text}"))).hexdigest()[:16]
 
-    def split(self, answer: str) -> tuple[str, str] | None:
-        """(question, solution) of an answer with each marker once, in order, and text after both; else None."""
+    def split(self, answer: str, seed: str = "") -> tuple[str, str] | None:
+        """(question, solution) of an answer with each marker once, in order, and text after both; else None.
+
+        seed: the question where there are no markers.
+        """
+        if self.markers is None:
+            return seed, answer.strip()
         first, second = self.markers
         if answer.count(first) != 1 or answer.count(second) != 1:
             return None
@@ -63,13 +70,13 @@ class Prompts:
         question, solution = (part.strip(" \t\r\n:：*#") for part in (question, solution))
         return (question, solution) if found and question and solution else None
 
-    def sections(self, discipline: str, answer: str) -> Sections | str:
-        """What an answer says, or what is wrong with it."""
+    def sections(self, discipline: str, answer: str, seed: str = "") -> Sections | str:
+        """What an answer says, or what is wrong with it. seed: the text that was asked about."""
         if discipline != "code":
-            pair = self.split(answer)
+            pair = self.split(answer, seed)
             return Sections(*pair) if pair is not None else "no two sections"
         body, found, tests = answer.partition(self.code_marker)
-        pair = self.split(body)
+        pair = self.split(body, seed)
         if pair is None or not found or self.code_marker in tests:
             return "no three sections"
         examples = code_examples(tests.lstrip(" \t\r\n:：*#"), pair[1])
@@ -77,7 +84,8 @@ class Prompts:
 
     def _user(self, discipline: str, text: str) -> str:
         wording = self.code_user if discipline == "code" else self.user
-        values = {"focus": self.focus.get(discipline, ""), "problem": self.markers[0], "solution": self.markers[1],
+        first, second = self.markers or ("", "")
+        values = {"focus": self.focus.get(discipline, ""), "problem": first, "solution": second,
                   "tests": self.code_marker}  # fmt: skip
         for name, value in values.items():
             wording = wording.replace(f"{{{name}}}", value)
@@ -90,12 +98,14 @@ def read_prompts(folder: Path = OWN_PROMPTS) -> dict[str, Prompts]:
     for path in sorted(folder.glob("*.json")):
         try:
             content = orjson.loads(path.read_bytes())
-            first, second = content["markers"]
-            code = content["code"]
-            examples = tuple((example["text"], example["answer"]) for example in code["examples"])
+            code, (first, second) = content["code"], content["markers"] or ("problem", "solution")
+            shown, shown_code = (
+                tuple((example["text"], example["answer"]) for example in examples)
+                for examples in (content.get("examples", ()), code["examples"])
+            )
             prompts = Prompts(
-                (first, second), content["system"], content["user"], content["focus"], code["marker"], code["user"],
-                examples,
+                (first, second) if content["markers"] else None, content["system"], content["user"], content["focus"],
+                code["marker"], code["user"], shown_code, shown,
             )  # fmt: skip
             wordings, marks = (prompts.user, prompts.code_user), {first, second, prompts.code_marker}
             if any("{text}" not in wording for wording in wordings) or len(marks) < 3:

@@ -1,0 +1,115 @@
+"""Steps that several examples share: token files, a run's configuration, scores, one `syne` command."""
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data_mixers.errors import DataError
+from data_mixers.manifest import read_manifest
+from examples.quickstart.score import SetScore, score_hf, set_name
+from megatron_synE.runtime.cpu_features import cpu_has_bf16
+from tools.data.preprocess import PreprocessOptions, preprocess
+
+SEQ_LENGTH = 512
+GLOBAL_BATCH = 8
+NPROC = 2
+CODE_SHARE = 0.15  # of English, as in the recipe
+# A validation pass of 1,500 tokens a set takes 15 s in bf16 but nearly a minute in fp32 without AMX: there the run's
+# own passes read less. The table's scores come from plain transformers and always read whole sets.
+VALIDATION_TOKENS = {"bf16": 1500, "fp32": 500}
+
+
+def tokenise(out: Path, tokenizer: Path) -> None:
+    """JSONL -> token files per (language, source, topic); code is an English source, as in the recipe."""
+    for role in ("train", "validation"):
+        for file in sorted((out / "text" / role).glob("*/*/*.jsonl")):
+            language, source, topic = set_name(file).split("/")
+            preprocess(
+                PreprocessOptions(
+                    inputs=(str(file),),
+                    tokenizer=tokenizer,
+                    out=out / "data" / role,
+                    language="en" if language == "code" else language,
+                    source=source,
+                    topic=topic,
+                    role="train" if role == "train" else "validation",
+                )
+            )
+
+
+def english_sources(train: Path) -> dict[str, float]:
+    """Shares of the English sources by the tokens there are, code apart."""
+    sizes = {(s.language, s.source): s.num_tokens for s in read_manifest(train).sources}
+    text = {
+        source: size for (language, source), size in sizes.items() if language == "en" and source != "python_stdlib"
+    }
+    english = {source: (1 - CODE_SHARE) * size / sum(text.values()) for source, size in text.items()}
+    return english | {"python_stdlib": 1 - sum(english.values())}
+
+
+def run_config(
+    run_dir: Path, base: Path, stages: list[dict[str, Any]], manifests: Sequence[Path], validation: Path | None
+) -> dict[str, Any]:
+    """A run from `base`; where there is text for it, it validates before its first step, half-way and at the end."""
+    total = sum(-(-stage["tokens"] // (GLOBAL_BATCH * SEQ_LENGTH)) for stage in stages) * GLOBAL_BATCH * SEQ_LENGTH
+    config: dict[str, Any] = {
+        "run": {"name": f"quickstart-{run_dir.name}", "dir": str(run_dir)},
+        "init": {"from": "hf", "path": str(base)},
+        "training": {
+            "seq_length": SEQ_LENGTH,
+            "global_batch_size": GLOBAL_BATCH,
+            "micro_batch_size": 2,
+            "precision": "auto",
+        },
+        # Ours, for 150 thousand tokens on 135M parameters; 100 B tokens on 8B want the recipe's 1e-5.
+        "optimizer": {"lr": 1.0e-4},
+        "lr_schedule": {"style": "wsd", "start_lr": 1.0e-5, "warmup_tokens": 3 * GLOBAL_BATCH * SEQ_LENGTH,
+                        "decay_tokens": total // 5, "decay_style": "1-sqrt"},
+        "data": {"manifests": [str(manifest) for manifest in manifests], "stages": stages, "num_workers": 0},
+        "checkpoint": {"keep_last": 1},
+        "device": "cpu",
+    }  # fmt: skip
+    if validation is not None:
+        config["validation"] = {
+            "manifests": [str(validation)],
+            "interval_tokens": max(1, total // 2),
+            "max_tokens_per_topic": VALIDATION_TOKENS["bf16" if cpu_has_bf16() else "fp32"],
+            "micro_batch_size": 4,
+        }
+    return config
+
+
+def timed_scores(hf: Path, files: list[Path], cache: Path) -> tuple[list[SetScore], float]:
+    """Scores by plain transformers, kept in `cache`; and the seconds scoring took when it was done."""
+    stamp = {"weights": (hf / "model.safetensors").stat().st_mtime_ns, "files": [str(file) for file in files]}
+    if cache.exists():
+        kept = json.loads(cache.read_text())
+        if kept["stamp"] == stamp:
+            return [SetScore(**score) for score in kept["scores"]], kept["seconds"]
+    started = time.monotonic()
+    scores = score_hf(hf, files, seq_length=SEQ_LENGTH)
+    seconds = time.monotonic() - started
+    cache.write_text(
+        json.dumps({"stamp": stamp, "seconds": seconds, "scores": [vars(score) for score in scores]}, indent=1)
+    )
+    return scores, seconds
+
+
+def load_scores(cache: Path) -> list[SetScore]:
+    """Scores of an earlier arm."""
+    return [SetScore(**score) for score in json.loads(cache.read_text())["scores"]]
+
+
+def syne(*arguments: object, allowed: tuple[int, ...] = (0,)) -> int:
+    """The exit code of one `syne` command, shown as typed. Errors: DataError if it is not one of `allowed`."""
+    words = [str(argument) for argument in arguments]
+    print("$ syne " + shlex.join(words), flush=True)
+    done = subprocess.run([sys.executable, "-m", "tools", *words], check=False)
+    if done.returncode not in allowed:
+        raise DataError(f"syne {words[0]} ended with exit code {done.returncode}; its message stands above")
+    return done.returncode
