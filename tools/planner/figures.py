@@ -46,10 +46,11 @@ class Measured:
     """One run of 20 steps on a user's cluster."""
 
     card: str
-    model: str
+    num_parameters: int
     seq_length: int
     gpus: int
     layout: str
+    """As the planner prints it."""
     tokens_per_second_per_gpu: float
 
 

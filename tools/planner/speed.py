@@ -65,10 +65,8 @@ def expected_speed(job: Job, layout: Layout, card: Card, efficiency: Efficiency,
     the median of measured over expected.
     """
     speed = _from_table(job, layout, card, efficiency, world_size=world_size)
-    name = model_name(job.architecture)
-    alike = [
-        m for m in efficiency.measured if (m.card, m.model, m.seq_length) == (card.key, name, job.seq_length)
-    ]  # fmt: skip
+    what = (card.key, job.architecture.num_parameters, job.seq_length)
+    alike = [m for m in efficiency.measured if (m.card, m.num_parameters, m.seq_length) == what]
     exact = [m.tokens_per_second_per_gpu for m in alike if m.layout == str(layout) and m.gpus == world_size]
     if exact:
         return _scaled(speed, exact[-1] / speed.tokens_per_second_per_gpu, "measured", "this layout, measured")
