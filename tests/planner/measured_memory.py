@@ -7,6 +7,7 @@ the planner's formulas.
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -52,14 +53,62 @@ def balance(events: Any) -> tuple[int, int]:
     return alive, peak
 
 
-def forward_alone(trainer: Trainer, batch: Any) -> dict[str, int]:
-    """One micro-batch through the only stage: what stays alive for the backward pass, and the most on the way."""
+class Held:
+    """A tensor that autograd keeps; counts its storage, once, for as long as any of it is kept."""
+
+    counts: Counter[int] = Counter()
+    alive = 0
+    peak = 0
+    besides: frozenset[int] = frozenset()
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+        storage = tensor.untyped_storage()
+        self.pointer, self.size = storage.data_ptr(), storage.nbytes()
+        if self.pointer in Held.besides:
+            return
+        Held.counts[self.pointer] += 1
+        if Held.counts[self.pointer] == 1:
+            Held.alive += self.size
+            Held.peak = max(Held.peak, Held.alive)
+
+    def __del__(self) -> None:
+        if self.pointer in Held.besides:
+            return
+        Held.counts[self.pointer] -= 1
+        if Held.counts[self.pointer] == 0:
+            Held.alive -= self.size
+
+
+def saved(trainer: Trainer, batches: list[Any]) -> dict[str, int]:
+    """Most bytes that autograd kept at once in a whole step's passes: every micro-batch in flight counts."""
+    parameters = [p for chunk in trainer.model.chunks for p in chunk.parameters()]
+    Held.besides = storage_bytes(parameters)[1]
+    with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
+        trainer._forward_backward(batches)
+    return {"saved_peak": Held.peak, "saved_left": Held.alive}
+
+
+def saved_by_forward(trainer: Trainer, batch: Any) -> dict[str, int]:
+    """What one forward pass of the only stage leaves for the backward pass."""
+    parameters = [p for chunk in trainer.model.chunks for p in chunk.parameters()]
+    Held.besides = storage_bytes(parameters)[1]
+    with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
+        output, loss = forward_step(iter([batch]), trainer.model.ddp[0])
+        total = loss(output)[0]
+    kept = Held.alive
+    total.backward()
+    return {"forward_saved": kept}
+
+
+def allocated_by_forward(trainer: Trainer, batch: Any) -> dict[str, int]:
+    """The same by the allocator's events."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         output, loss = forward_step(iter([batch]), trainer.model.ddp[0])
         total = loss(output)[0]
     kept, peak = balance(seen.profiler.kineto_results.events())
     total.backward()
-    return {"forward_kept": kept, "forward_peak": peak}
+    return {"forward_allocated": kept, "forward_peak": peak}
 
 
 def main(config_path: Path, out: Path, overrides: list[str]) -> None:
@@ -71,7 +120,9 @@ def main(config_path: Path, out: Path, overrides: list[str]) -> None:
     found: dict[str, Any] = parts_at_rest(trainer)
     batches = [trainer.collate(next(samples)) for _ in range(trainer.plan.num_microbatches)]
     if trainer.config.parallel.pipeline_model_parallel_size == 1:
-        found |= forward_alone(trainer, batches[0])
+        found |= saved_by_forward(trainer, batches[0]) | allocated_by_forward(trainer, batches[0])
+    Held.peak = Held.alive
+    found |= saved(trainer, batches)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         trainer._forward_backward(batches)
     found["step_left"], found["step_peak"] = balance(seen.profiler.kineto_results.events())

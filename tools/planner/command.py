@@ -17,6 +17,7 @@ from megatron_synE.model.flops import training_flops_per_token
 from tools.planner import report
 from tools.planner.figures import Efficiency, card_of, read_efficiency
 from tools.planner.layout import Job, Layers
+from tools.planner.pipeline import Work, as_lines, as_trees, pipeline, read_rates
 from tools.planner.search import Candidate, Place, judge, layout_of, search
 from tools.planner.speed import model_name
 
@@ -161,6 +162,8 @@ def answer(
     }  # fmt: skip
     if options.shows_all:
         tree["refused_all"] = trees(refused)
+    if options.pipeline:
+        tree["pipeline"] = as_trees(pipeline(config, job, place, efficiency, read_rates(options.rates)))
     return tree
 
 
@@ -186,8 +189,12 @@ def _epochs(loaded: LoadedConfig, place: Place) -> dict[str, float] | None:
 def _rendered(trees: list[dict[str, Any]], all_places: list[Place], job: Job, options: PlanOptions) -> str:
     if options.output_format == "json":
         return json.dumps(trees if len(trees) > 1 else trees[0], indent=1, ensure_ascii=False) + "\n"
+    texts = [
+        report.as_text(tree, report.place_line(job, place), shows_all=options.shows_all) + _pipeline_text(tree)
+        for tree, place in zip(trees, all_places, strict=True)
+    ]
     if len(trees) == 1:
-        return report.as_text(trees[0], report.place_line(job, all_places[0]), shows_all=options.shows_all)
+        return texts[0]
     rows = [report.row_of(tree, place) for tree, place in zip(trees, all_places, strict=True)]
     head = (
         f"# --- planner: {trees[0]['job']['model']}, {job.total_tokens / 1e9:.4g} B tokens, {all_places[0].card.name}\n"
@@ -195,8 +202,14 @@ def _rendered(trees: list[dict[str, Any]], all_places: list[Place], job: Job, op
     )
     text = head + "\n".join(report.columns([report.ROW_HEAD, *rows])) + "\n"
     if options.shows_all:
-        text += "\n" + "\n".join(
-            report.as_text(tree, report.place_line(job, place), shows_all=True)
-            for tree, place in zip(trees, all_places, strict=True)
-        )
+        text += "\n" + "\n".join(texts)
+    elif options.pipeline:
+        text += "".join(f"\n# --- {place.nodes} nodes{_pipeline_text(t)}" for t, place in zip(trees, all_places, strict=True))
     return text
+
+
+def _pipeline_text(tree: dict[str, Any]) -> str:
+    if "pipeline" not in tree:
+        return ""
+    lines = ["", "## around training (rates: tools/planner/rates.yaml, or yours with --rates)"]
+    return "\n".join([*lines, *as_lines([Work(**work) for work in tree["pipeline"]])]) + "\n"

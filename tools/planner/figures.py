@@ -113,7 +113,7 @@ def read_efficiency(user_file: Path | None = None) -> Efficiency:
     try:
         return Efficiency(
             reference=tree["reference"],
-            scale=tuple(sorted(tree["scale"], key=lambda point: int(point["gpus"]))),
+            scale=_points(tree["scale"]),
             tensor_parallel={int(size): _factor(entry) for size, entry in tree["tensor_parallel"].items()},
             card={name: _factor(entry) for name, entry in tree["card"].items()},
             model={name: _factor(entry) for name, entry in tree["model"].items()},
@@ -126,6 +126,15 @@ def read_efficiency(user_file: Path | None = None) -> Efficiency:
 def loosest(kinds: list[Kind]) -> Kind:
     """The kind of a product of factors of these kinds."""
     return max(kinds, key=KINDS.index)
+
+
+def _points(entries: list[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+    """By rising number of GPUs."""
+    if len({int(entry["gpus"]) for entry in entries}) < 2:
+        raise ValueError("scale needs points for two numbers of GPUs")
+    for entry in entries:
+        _factor(entry)
+    return tuple(sorted(entries, key=lambda point: int(point["gpus"])))
 
 
 def _factor(entry: dict[str, Any]) -> Factor:
