@@ -22,7 +22,9 @@ from megatron_synE.train import build_trainer
 from megatron_synE.trainer import Trainer, forward_step
 
 
-def storage_bytes(tensors: Iterable[torch.Tensor], *, besides: frozenset[int] = frozenset()) -> tuple[int, frozenset[int]]:
+def storage_bytes(
+    tensors: Iterable[torch.Tensor], *, besides: frozenset[int] = frozenset()
+) -> tuple[int, frozenset[int]]:
     """Bytes of the distinct storages behind `tensors`, and their addresses; those in `besides` are not counted."""
     sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     kept = {pointer: size for pointer, size in sizes.items() if pointer not in besides}

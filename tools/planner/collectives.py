@@ -9,7 +9,9 @@ from tools.planner.memory import layers_on_rank, weights_on_rank, widths
 FP32 = 4
 
 Kind = Literal["reduce-scatter", "all-gather", "all-reduce", "send"]
-Hidden = Literal["nothing", "backward of the last micro-batch", "forward of the first micro-batch", "attention", "other chunks"]
+Hidden = Literal[
+    "nothing", "backward of the last micro-batch", "forward of the first micro-batch", "attention", "other chunks"
+]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,7 +56,9 @@ def parse_nodes(text: str) -> tuple[int, ...]:
         raise ConfigError(f"--nodes {text!r} is not a number of nodes; {cure}")
     numbers = [int(part) for part in parts]
     if min(numbers) < 1 or max(numbers) > MAX_NODES:
-        raise ConfigError(f"--nodes {text}: {min(numbers) if min(numbers) < 1 else max(numbers)} is out of range; {cure}")
+        raise ConfigError(
+            f"--nodes {text}: {min(numbers) if min(numbers) < 1 else max(numbers)} is out of range; {cure}"
+        )
     if not dots:
         return tuple(sorted(set(numbers)))
     low, high = numbers
@@ -172,7 +174,9 @@ def _notes(config: RunConfig) -> list[str]:
     if config.parallel.zero_stage == 2:
         notes.append("parallel.zero_stage=2: this trainer does not shard gradients yet; memory is that of stage 1")
     if config.model.attention == "auto":
-        notes.append("model.attention=auto: taken as transformer_engine; memory with native layers: model.attention=native")
+        notes.append(
+            "model.attention=auto: taken as transformer_engine; memory with native layers: model.attention=native"
+        )
     return notes
 
 
@@ -204,7 +208,9 @@ def _rendered(trees: list[dict[str, Any]], all_places: list[Place], job: Job, op
     if options.shows_all:
         text += "\n" + "\n".join(texts)
     elif options.pipeline:
-        text += "".join(f"\n# --- {place.nodes} nodes{_pipeline_text(t)}" for t, place in zip(trees, all_places, strict=True))
+        text += "".join(
+            f"\n# --- {place.nodes} nodes{_pipeline_text(t)}" for t, place in zip(trees, all_places, strict=True)
+        )
     return text
 
 

@@ -75,8 +75,10 @@ class Efficiency:
         if x < points[0][0]:
             return Factor(points[0][1], "assumed", f"fewer GPUs than the first point, {self.scale[0]['gpus']}")
         beyond = x > points[-1][0]
-        (x0, y0, _), (x1, y1, _) = points[-2:] if beyond else next(
-            (low, high) for low, high in zip(points, points[1:], strict=False) if low[0] < x < high[0]
+        (x0, y0, _), (x1, y1, _) = (
+            points[-2:]
+            if beyond
+            else next((low, high) for low, high in zip(points, points[1:], strict=False) if low[0] < x < high[0])
         )
         value = y0 + (y1 - y0) * (x - x0) / (x1 - x0)
         return Factor(value, "extrapolated" if beyond else "interpolated", "linear in log2(GPUs)")
@@ -145,4 +147,7 @@ def _factor(entry: dict[str, Any]) -> Factor:
 
 def _numbers(entry: dict[str, Any]) -> dict[str, Any]:
     whole = ("gpus_per_node", "memory_bytes")
-    return {name: value if name == "name" else (int(value) if name in whole else float(value)) for name, value in entry.items()}
+    return {
+        name: value if name == "name" else (int(value) if name in whole else float(value))
+        for name, value in entry.items()
+    }

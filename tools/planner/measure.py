@@ -39,7 +39,9 @@ def write_measurement(path: Path, overrides: Sequence[str], options: PlanOptions
     """
     all_places = places(options)
     if len(all_places) != 1:
-        raise ConfigError(f"--measure needs one number of nodes, not {', '.join(map(str, options.nodes))}; e.g. --nodes 2")
+        raise ConfigError(
+            f"--measure needs one number of nodes, not {', '.join(map(str, options.nodes))}; e.g. --nodes 2"
+        )
     if made := sorted(folder.glob("candidate-*")):
         raise ConfigError(f"{made[0]} is there already: {folder} holds a measurement; name another folder")
     place = all_places[0]
@@ -90,9 +92,7 @@ def _short(config: RunConfig, layout: Layout, run_dir: Path) -> RunConfig:
             virtual_pipeline_model_parallel_size=layout.virtual_pipeline_model_parallel_size,
             sequence_parallel=layout.sequence_parallel,
         ),
-        training=replace(
-            config.training, micro_batch_size=layout.micro_batch_size, recompute=layout.recompute
-        ),
+        training=replace(config.training, micro_batch_size=layout.micro_batch_size, recompute=layout.recompute),
         mixture=MixtureSection(),
         validation=ValidationSection(),
         checkpoint=replace(config.checkpoint, interval_tokens=None, export_hf=False),

@@ -1,6 +1,6 @@
 """A few steps of one candidate layout, timed: no validation, no checkpoint, one JSON file at the end.
 
-    python -m tools.planner.measured_run CONFIG RESULT --steps 20 [--nproc N]      a rank under srun; alone with --nproc
+python -m tools.planner.measured_run CONFIG RESULT --steps 20 [--nproc N]      a rank under srun; alone with --nproc
 """
 
 import json

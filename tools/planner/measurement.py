@@ -1,6 +1,6 @@
 """What a measurement found: the table, the winning run.yaml, and the efficiency table corrected by it.
 
-    python -m tools.planner.measurement FOLDER         (the last line of measure.sbatch)
+python -m tools.planner.measurement FOLDER         (the last line of measure.sbatch)
 """
 
 import json

@@ -147,7 +147,9 @@ def as_text(tree: dict[str, Any], place_text: str, *, shows_all: bool) -> str:
         lines += candidate_lines(tree["not_in_this_trainer"])
     lines += ["", "## refused"]
     if shows_all:
-        lines += columns([["layout", "rule", "reason"]] + [[c["layout"], c["rule"], c["reason"]] for c in tree["refused_all"]])
+        lines += columns(
+            [["layout", "rule", "reason"]] + [[c["layout"], c["rule"], c["reason"]] for c in tree["refused_all"]]
+        )
     else:
         for group in tree["refused"]:
             lines.append(f"{group['count']:5d}  {group['rule']}")

@@ -111,7 +111,9 @@ def judge(config: RunConfig, job: Job, layout: Layout, place: Place, efficiency:
             layout=layout, status="refused", rule="out of memory", reason=reason, memory=memory, speed=speed
         )  # fmt: skip
     if not layout.runs_here:
-        reason = f"fits ({memory.total / 1e9:.1f} GB a GPU), but context parallelism is planned, not in this trainer yet"
+        reason = (
+            f"fits ({memory.total / 1e9:.1f} GB a GPU), but context parallelism is planned, not in this trainer yet"
+        )
         return Candidate(
             layout=layout, status="not in this trainer", rule="context parallelism", reason=reason,
             memory=memory, speed=speed,

@@ -92,7 +92,10 @@ def simulate(job: Job, layout: Layout, card: Card, *, world_size: int, kernel_ef
     ring = sum(seconds for c, seconds in cost.items() if c.group == "CP")
     attention = (flops - training_flops_per_token(job.architecture, seq_length=0)) / flops * mean * m
     per_pass = slowest + tp_seconds / m
-    window = {"backward of the last micro-batch": 2 / 3 * per_pass, "forward of the first micro-batch": 1 / 3 * per_pass}
+    window = {
+        "backward of the last micro-batch": 2 / 3 * per_pass,
+        "forward of the first micro-batch": 1 / 3 * per_pass,
+    }
     data_parallel = 0.0
     for c, seconds in cost.items():
         if c.group == "DP":
