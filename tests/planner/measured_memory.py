@@ -10,7 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -58,7 +58,7 @@ def balance(events: Any) -> tuple[int, int]:
 class Held:
     """A tensor that autograd keeps; counts its storage, once, for as long as any of it is kept."""
 
-    counts: Counter[int] = Counter()
+    counts: ClassVar[Counter[int]] = Counter()
     alive = 0
     peak = 0
     besides: frozenset[int] = frozenset()

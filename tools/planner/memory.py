@@ -126,8 +126,8 @@ def norm_bytes(job: Job, layout: Layout) -> int:
 def attention_bytes(job: Job, layout: Layout, *, recomputed: bool) -> int:
     """Core attention and what feeds it, up to and with the input of the output projection.
 
-    The rows of q, k, v come out of one product, [t, q + 2k], and v stays a view of it. All kernels keep rotated q and k,
-    v, their output and the log-sum-exp per head in fp32:
+    The rows of q, k, v come out of one product, [t, q + 2k], and v stays a view of it. All kernels keep rotated q and
+    k, v, their output and the log-sum-exp per head in fp32:
         transformer_engine  t * (b * (q + k + (q + 2k) + q) + 4a)
         native_cpu          the same + t * b * q: the output is written in rows by head and copied to rows by token
         native_cuda         t * (b * (q + q + q + q) + 4a): k and v are repeated to the width of q
@@ -198,7 +198,7 @@ def activation_bytes(job: Job, layout: Layout, stage: int, *, num_microbatches: 
 
 
 def logits_bytes(job: Job, layout: Layout, stage: int) -> int:
-    """On the last stage: the logits, t * b * v, and their softmax in fp32, t * 4 * v, in whose place the gradient is made.
+    """On the last stage: the logits, t * b * v, and their softmax in fp32, t * 4 * v, which becomes the gradient.
 
     Under fp32 one tensor is both, but where rows are padded the gradient behind their mask is a second copy.
     """

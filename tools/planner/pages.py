@@ -115,7 +115,8 @@ def scaling_table(model: str, *, weak: bool) -> list[str]:
         candidate, step = found
         rate = tokens_per_second_per_gpu(job, step, world_size=gpus)
         shares = [
-            step.arithmetic, step.tensor_parallel, step.imbalance + step.bubble, step.pipeline_sends, step.data_parallel,
+            step.arithmetic, step.tensor_parallel, step.imbalance + step.bubble, step.pipeline_sends,
+            step.data_parallel,
         ]  # fmt: skip
         row = [f"{gpus:,}", f"{job.global_batch_size:,}", str(candidate.layout), f"{step.total:.2f}"]
         rows.append([*row, *(f"{100 * share / step.total:.1f}" for share in shares), f"{rate:,.0f}"])

@@ -158,8 +158,8 @@ def as_text(tree: dict[str, Any], place_text: str, *, shows_all: bool) -> str:
     checkpoint = tree["checkpoint"]
     lines += [
         "",
-        f"checkpoint: {checkpoint['size_bytes'] / GB:.1f} GB (computed), {checkpoint['write_seconds']:,.0f} s to write at"
-        f" {checkpoint['write_bytes_per_second'] / GB:g} GB/s ({checkpoint['write_rate_kind']})",
+        f"checkpoint: {checkpoint['size_bytes'] / GB:.1f} GB (computed), {checkpoint['write_seconds']:,.0f} s to write"
+        f" at {checkpoint['write_bytes_per_second'] / GB:g} GB/s ({checkpoint['write_rate_kind']})",
     ]
     if tree["epochs"] is not None:
         lines += ["", "## how often each source is read, in epochs (computed from the manifests)"]

@@ -88,7 +88,7 @@ def layout_of(config: RunConfig) -> Layout:
 
 
 def search(config: RunConfig, job: Job, place: Place, efficiency: Efficiency) -> list[Candidate]:
-    """All candidates: those that run here by falling speed (then by free memory), then the others in the grid's order."""
+    """All candidates: those that run here by falling speed (then free memory), then the others in the grid's order."""
     found = [judge(config, job, layout, place, efficiency) for layout in grid(place.world_size)]
     runs = [candidate for candidate in found if candidate.status == "runs"]
     return sorted(runs, key=_rank) + [candidate for candidate in found if candidate.status != "runs"]

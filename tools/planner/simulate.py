@@ -1,4 +1,4 @@
-"""How long a step takes on paper: arithmetic at one efficiency, messages by alpha and beta, overlap as the trainer does it.
+"""How long a step takes on paper: arithmetic at one efficiency, messages by alpha and beta, overlap as in the trainer.
 
 One parameter is fitted: `kernel_efficiency`, on the published rate of 8 H100s (10,153 tokens/s/GPU). Everything else is
 a data sheet or assumed below. The published rates of 128 H100s and of TP 8 are held out; tests compare with them.
@@ -22,9 +22,9 @@ NVLINK_ALPHA = 3e-6
 NETWORK_ALPHA = 10e-6
 """The same between nodes. Assumed."""
 MIN_BUCKET = 40_000_000
-"""Parameters of one of DDP's buckets, at least; max(40e6, 1e6 * ranks). megatron-core 0.16.1, distributed_data_parallel.py."""
+"""Parameters of a DDP bucket: max(40e6, 1e6 * ranks). Source: megatron-core 0.16.1, distributed_data_parallel.py."""
 OPTIMIZER_BYTES_MOVED = 4 + 4 + 3 * 4 * 2 + 2
-"""Per parameter of a shard: gradient read for the norm and for the update, master and moments read and written, weight."""
+"""Per parameter of a shard: gradient read twice (norm, update), master and moments read and written, weight written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class StepTime:
 
     @property
     def total(self) -> float:
-        return sum(getattr(self, field.name) for field in fields(self))
+        return float(sum(getattr(self, field.name) for field in fields(self)))
 
 
 def ranks_per_node(collective: Collective, layout: Layout, card: Card, world_size: int) -> int:
