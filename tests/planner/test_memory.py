@@ -113,6 +113,13 @@ def _check_saved(what: Job, case: Case, stage: int, counted: dict[str, int]) -> 
         assert expected == pytest.approx(counted["forward_allocated"], rel=TOLERANCE)
 
 
+def test_a_checkpoint_is_as_large_as_the_formula_says(config: Path, tmp_path: Path) -> None:
+    tiny.train(config, f"run.dir={tmp_path / 'run'}", "training.stop_after_iterations=1", code=75)
+    (folder,) = (tmp_path / "run" / "checkpoints").glob("iter_*")
+    written = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    assert memory.checkpoint_bytes(job("fp32")) == pytest.approx(written, rel=TOLERANCE)
+
+
 def llama(**changes: Any) -> Job:
     facts: dict[str, Any] = {
         "architecture": ARCHITECTURES["llama3_8b"], "seq_length": 8192, "global_batch_size": 128, "total_tokens": 1,

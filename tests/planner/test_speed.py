@@ -37,6 +37,12 @@ def test_between_and_beyond_the_points_the_plan_says_so() -> None:
     assert rate(Layout(tensor_model_parallel_size=2))[1] == "interpolated"
 
 
+def test_a_size_of_tensor_parallelism_beyond_the_table_goes_on_along_its_line() -> None:
+    # 28 % for three doublings, so 4/3 of it for four.
+    factor = read_efficiency().tensor_parallel_at(16)
+    assert factor.value == pytest.approx(1 - 0.28 * 4 / 3) and factor.kind == "extrapolated"
+
+
 def test_the_share_of_peak_is_the_published_mfu() -> None:
     speed = expected_speed(JOB, Layout(), H100, read_efficiency(), world_size=8)
     assert speed.mfu == pytest.approx(0.528, abs=5e-4)  # 52.8 % in the causal convention

@@ -202,7 +202,7 @@ def _rendered(trees: list[dict[str, Any]], all_places: list[Place], job: Job, op
     rows = [report.row_of(tree, place) for tree, place in zip(trees, all_places, strict=True)]
     head = (
         f"# --- planner: {trees[0]['job']['model']}, {job.total_tokens / 1e9:.4g} B tokens, {all_places[0].card.name}\n"
-        "GB/GPU: computed. tok/s/GPU, hours, GPU-hours: as `kind` says. Give one number of nodes for parts and refusals.\n"
+        "GB/GPU: computed. tok/s/GPU, hours, GPU-hours: as `kind` says. One number of nodes shows parts and refusals.\n"
     )
     text = head + "\n".join(report.columns([report.ROW_HEAD, *rows])) + "\n"
     if options.shows_all:

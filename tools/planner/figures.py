@@ -83,6 +83,16 @@ class Efficiency:
         value = y0 + (y1 - y0) * (x - x0) / (x1 - x0)
         return Factor(value, "extrapolated" if beyond else "interpolated", "linear in log2(GPUs)")
 
+    def tensor_parallel_at(self, size: int) -> Factor:
+        """tokens/s/GPU relative to none; a size that is not in the table lies on the line through its ends."""
+        if size in self.tensor_parallel:
+            return self.tensor_parallel[size]
+        low, high = min(self.tensor_parallel), max(self.tensor_parallel)
+        first, last = self.tensor_parallel[low].value, self.tensor_parallel[high].value
+        share = math.log2(size / low) / math.log2(high / low)
+        kind: Kind = "interpolated" if low < size < high else "extrapolated"
+        return Factor(max(0.01, first + (last - first) * share), kind, f"linear in log2(TP) from {low} to {high}")
+
 
 @cache
 def cards() -> dict[str, Card]:

@@ -115,13 +115,12 @@ def _from_table(job: Job, layout: Layout, card: Card, efficiency: Efficiency, *,
     reference_flops = training_flops_per_token(reference_architecture, seq_length=reference["seq_length"])
     peak = card.bf16_tflops * 1e12
     reference_mfu = reference["tokens_per_second_per_gpu"] * reference_flops / _peak_of(reference["card"])
-    tp = layout.tensor_model_parallel_size
     name = model_name(job.architecture)
     factors = {
         "reference MFU": Factor(reference_mfu, reference["kind"], reference["source"]),
         "card": efficiency.card.get(card.key, Factor(1.0, "assumed", "no entry in the table")),
         "model": efficiency.model.get(name, efficiency.model["other"]),
-        "tensor parallel": efficiency.tensor_parallel.get(tp, Factor(0.0, "assumed", "no entry in the table")),
+        "tensor parallel": efficiency.tensor_parallel_at(layout.tensor_model_parallel_size),
         "scale": efficiency.scale_at(world_size),
         "pipeline": pipeline_factor(layout, num_microbatches=job.num_microbatches(layout, world_size)),
         "stage balance": balance_factor(job, layout),
