@@ -17,6 +17,9 @@ VIRTUAL = (None, 2, 4)
 CONTEXT = (1, 2, 4)
 MICRO_BATCH = (1, 2, 4)
 
+TIGHT_SHARE = 0.05
+"""Of the usable memory: less free than this is within the formulas' promised error, and is said."""
+
 Status = Literal["runs", "not in this trainer", "refused"]
 
 
@@ -119,7 +122,8 @@ def judge(config: RunConfig, job: Job, layout: Layout, place: Place, efficiency:
             memory=memory, speed=speed,
         )  # fmt: skip
     return Candidate(
-        layout=layout, status="runs", rule="fits", reason=_what_it_costs(speed), memory=memory, speed=speed
+        layout=layout, status="runs", rule="fits", reason=_what_it_costs(speed, memory, place),
+        memory=memory, speed=speed,
     )  # fmt: skip
 
 
@@ -168,14 +172,17 @@ def _with_layout(config: RunConfig, layout: Layout) -> RunConfig:
     )
 
 
-def _what_it_costs(speed: Speed) -> str:
-    """Every factor below 1, with its kind: what a faster layout would have to save."""
+def _what_it_costs(speed: Speed, memory: MemoryParts, place: Place) -> str:
+    """Every factor below 1, with its kind: what a faster layout would have to save; and how little memory is free."""
     shown = ("tensor parallel", "pipeline", "stage balance", "recompute", "scale", "measured")
     costs = [
         f"{name} {100 * (factor.value - 1):+.1f} % ({factor.kind})"
         for name in shown
         if (factor := speed.factors.get(name)) is not None and abs(factor.value - 1) >= 0.0005
     ]
+    free = place.usable_bytes - memory.total
+    if free < TIGHT_SHARE * place.usable_bytes:
+        costs.append(f"tight: {free / 1e9:.1f} GB free")
     return ", ".join(costs) or "nothing lost to the layout"
 
 
