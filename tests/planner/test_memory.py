@@ -18,7 +18,7 @@ SEQ_LENGTH, BATCH = 256, 8
 TOLERANCE = 0.05
 """What is promised. Weights, gradients and optimizer are in fact exact."""
 ARCHITECTURE = LlamaArchitecture(
-    num_layers=4, hidden_size=128, ffn_hidden_size=352, num_attention_heads=8, num_query_groups=4, kv_channels=16,
+    num_layers=4, hidden_size=128, ffn_hidden_size=352, num_attention_heads=8, num_query_groups=4, kv_channels=24,
     vocab_size=1000, max_position_embeddings=4096,
 )  # fmt: skip
 
@@ -59,7 +59,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.manifest(root / "train", {("zh", "web", "law"): 30_000, ("en", "web", "news"): 60_000}, vocab_size=1000)
     hf = tiny.hf_folder(
         root / "hf", vocab_size=1000, hidden_size=128, intermediate_size=352, num_attention_heads=8,
-        num_key_value_heads=4,
+        num_key_value_heads=4, head_dim=24,
     )  # fmt: skip
     training = {"seq_length": SEQ_LENGTH, "global_batch_size": BATCH, "micro_batch_size": 2}
     tree = tiny.run_tree(
