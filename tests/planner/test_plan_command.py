@@ -109,7 +109,7 @@ def test_around_training_by_hand(tmp_path: Path) -> None:
     assert works["preprocess"]["disk_bytes"] == label["tokens"] * 4  # ids of 32 bits: the vocabulary is 128,256
     synthesis = works["synthesize"]
     assert synthesis["gpu_hours"] == pytest.approx(1.5e9 / 0.7 / 5000 / 3600)
-    # A fifth is scored, forward alone: a third of 51.467 GFLOP at the plan's 52.8 % of 989.4 TFLOP/s, 0.93 of that rate.
+    # A fifth is scored, forward alone: a third of 51.467 GFLOP at the plan's 52.8 % of 989.4 TFLOP/s, 0.93 of it.
     score = works["score PPL"]
     assert score["gpu_hours"] == pytest.approx(0.2 * label["tokens"] / (3 * 10_153 * 0.93) / 3600, rel=1e-3)
     assert works["checkpoints"]["disk_bytes"] == 3 * 112_423_657_472  # two kept, one being written
