@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from data_mixers.errors import ConfigError
 from data_mixers.sampling import epochs_read
-from megatron_synE.config.derive import resolve_architecture, resolve_dtype
+from megatron_synE.config.derive import Device, resolve_architecture, resolve_dtype
 from megatron_synE.config.examine import examine
 from megatron_synE.config.load import LoadedConfig, load_config
 from megatron_synE.config.schema import RunConfig
@@ -23,6 +23,8 @@ from tools.planner.speed import model_name
 
 GIB = 1 << 30
 MAX_NODES = 4096
+PLANNED_DEVICE: Device = "cuda"
+"""What device=auto will mean where the run goes."""
 MOST_ROWS = 8
 FLOPS_FORMULA = "6 * weights of all matrices but the embedding + 6 * layers * heads * kv_channels * seq_length (causal)"
 
@@ -80,7 +82,7 @@ def job_of(config: RunConfig) -> Job:
         seq_length=training.seq_length,
         global_batch_size=training.global_batch_size,
         total_tokens=sum(-(-stage.tokens // per_step) * per_step for stage in config.data.stages),
-        dtype=resolve_dtype(training.precision, "cuda"),
+        dtype=resolve_dtype(training.precision, PLANNED_DEVICE),
         grad_reduce_in_fp32=training.grad_reduce_in_fp32,
         make_vocab_size_divisible_by=config.model.make_vocab_size_divisible_by,
         layers="native_cpu" if config.device == "cpu" else layers,
@@ -182,7 +184,7 @@ def _notes(config: RunConfig) -> list[str]:
 
 def _epochs(loaded: LoadedConfig, place: Place) -> dict[str, float] | None:
     """Errors: those of the data."""
-    examination = examine(loaded.resolved, world_size=place.world_size, device="cuda")
+    examination = examine(loaded.resolved, world_size=place.world_size, device=PLANNED_DEVICE)
     if examination.schedule is None:
         faults = [fault for fault in examination.faults if fault.key.startswith("data.")]
         lines = "\n  ".join(map(str, faults))
