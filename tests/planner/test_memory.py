@@ -16,7 +16,7 @@ from tools.planner.layout import Job, Layout
 SCRIPT = Path(__file__).with_name("measured_memory.py")
 SEQ_LENGTH, BATCH = 256, 8
 TOLERANCE = 0.05
-"""What is promised. Weights, gradients and optimizer are in fact exact."""
+"""What docs/planner.md promises."""
 ARCHITECTURE = LlamaArchitecture(
     num_layers=4, hidden_size=128, ffn_hidden_size=352, num_attention_heads=8, num_query_groups=4, kv_channels=24,
     vocab_size=1000, max_position_embeddings=4096,
