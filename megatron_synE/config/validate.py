@@ -47,6 +47,11 @@ def validate(
     return faults
 
 
+def layout_faults(config: RunConfig, *, world_size: int, architecture: LlamaArchitecture) -> list[Fault]:
+    """The faults of the layout alone: of the parallel sizes, the batch and the model's shape on `world_size` ranks."""
+    return [*_world(config, world_size), *_batch(config, world_size), *_model(config, architecture)]
+
+
 def divisors(number: int) -> list[int]:
     """All divisors in ascending order."""
     small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]

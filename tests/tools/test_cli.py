@@ -87,7 +87,7 @@ def test_help_is_quick_and_imports_no_torch() -> None:
         ["bogus"],
         ["plan"],
         ["plan", "--config"],
-        ["plan", "--config", "x", "--nodes", "0"],
+        ["plan", "--config", "x", "--gpus-per-node", "0"],
         ["plan", "--confg", "x"],
         ["plan", "--config", "x", "--format", "xml"],
     ],

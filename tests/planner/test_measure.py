@@ -1,0 +1,135 @@
+"""`syne plan --measure`: the script really runs, outlives a candidate without memory, and corrects the plan."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests import tiny
+from tools.planner.figures import read_efficiency
+
+TEN_GB = 10_000_000  # of address space, in KiB as `ulimit -v` counts
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    tiny.manifest(tmp_path / "train", tiny.TWO_LANGUAGES)
+    tree = tiny.run_tree(tmp_path, hf=tiny.hf_folder(tmp_path / "hf"), tokens=40 * 8 * 32, validation={"manifests": []})
+    return tiny.write_run(tmp_path, tree)
+
+
+def rendered(config: Path, folder: Path, *, nproc: int) -> Path:
+    done = tiny.syne("plan", "--config", config, "--card", "h100", "--nproc", nproc, "--measure", folder)
+    assert done.returncode == 0, done.stderr
+    assert "next: sbatch" in done.stdout
+    return folder / "measure.sbatch"
+
+
+def without_memory(candidate: Path) -> None:
+    """Give a candidate a model that the limit below does not hold."""
+    tree = yaml.safe_load(candidate.read_text())
+    tree["init"] = {"from": "random"}
+    tree["model"]["hf_config"] = str(candidate.with_suffix(".config.json"))
+    wide = {
+        "model_type": "llama", "hidden_size": 65_536, "intermediate_size": 65_536, "num_hidden_layers": 4,
+        "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 256, "max_position_embeddings": 4096,
+    }  # fmt: skip
+    candidate.with_suffix(".config.json").write_text(json.dumps(wide))
+    candidate.write_text(yaml.safe_dump(tree))
+
+
+def bash(script: Path) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "RANK", "WORLD_SIZE"))}
+    command = f"ulimit -v {TEN_GB}; exec bash {script}"
+    return subprocess.run(
+        ["bash", "-c", command], env=environment | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        timeout=480, check=False,
+    )  # fmt: skip
+
+
+def results(folder: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads((folder / "results.json").read_text())
+    return rows
+
+
+def check_outcome(folder: Path, *, failed: str) -> None:
+    """One candidate failed for memory, the fastest of the others is run.yaml, and the table knows their rates."""
+    rows = {row["name"]: row for row in results(folder)}
+    assert rows[failed]["result"] is None and rows[failed]["exit_code"] != 0
+    assert "memory" in rows[failed]["last_words"]
+    finished = [row for row in rows.values() if row["result"]]
+    assert len(finished) == len(rows) - 1
+    best = max(finished, key=lambda row: row["result"]["tokens_per_second_per_gpu"])
+    run = yaml.safe_load((folder / "run.yaml").read_text())
+    for text in best["overrides"]:
+        key, _, value = text.partition("=")
+        section, name = key.split(".")
+        assert run[section][name] == yaml.safe_load(value), key
+    table = read_efficiency(folder / "efficiency.yaml")
+    assert [m.layout for m in table.measured] == [row["layout"] for row in finished]
+
+
+def test_the_script_outlives_a_candidate_without_memory_and_the_plan_learns(config: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "measure"
+    script = rendered(config, folder, nproc=1)
+    without_memory(folder / "candidate-2.yaml")
+    done = bash(script)
+    assert done.returncode == 0, done.stdout + done.stderr
+    check_outcome(folder, failed="candidate-2")
+    # The written run is whole, and no step of it was taken by the measurement.
+    checked = tiny.syne("plan", "--config", folder / "run.yaml", "--nproc", 1)
+    assert checked.returncode == 0, checked.stderr
+    assert yaml.safe_load((folder / "run.yaml").read_text())["run"]["dir"] == str(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    # The rates belong to this CPU. Were they an H100's, the plan would take them as they are.
+    table = folder / "efficiency.yaml"
+    assert "card: cpu" in table.read_text()
+    table.write_text(table.read_text().replace("card: cpu", "card: h100"))
+    answer = tiny.syne(
+        "plan", "--config", config, "--card", "h100", "--nproc", 1, "--efficiency", table, "--format", "json", "--all"
+    )
+    best = {c["layout"]: c for c in json.loads(answer.stdout)["best"]}
+    (first,) = [row for row in results(folder) if row["name"] == "candidate-1"]
+    speed = best[first["layout"]]["speed"]
+    assert speed["kind"] == "measured"
+    assert speed["tokens_per_second_per_gpu"] == pytest.approx(first["result"]["tokens_per_second_per_gpu"], rel=1e-3)
+
+
+def test_running_again_repeats_nothing_and_says_the_same(config: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "measure"
+    script = rendered(config, folder, nproc=1)
+    for number in (1, 2):
+        found = {
+            "steps": 15, "step_seconds": 0.1, "tokens_per_second_per_gpu": 100.0 * number, "peak_memory_bytes": 5_000,
+            "device": "cuda", "device_name": "H100", "world_size": 1,
+        }  # fmt: skip
+        (folder / f"candidate-{number}.result.json").write_text(json.dumps(found))
+        (folder / f"candidate-{number}.code").write_text("0")
+    done = bash(script)
+    assert done.returncode == 0 and "steps" not in done.stderr, done.stderr
+    assert results(folder)[1]["layout"] in done.stdout.split("fastest: ")[1]
+    again = tiny.syne("plan", "--config", config, "--card", "h100", "--nproc", 1, "--measure", folder)
+    assert again.returncode == 2 and "name another folder" in again.stderr
+
+
+def test_when_no_candidate_finishes_the_script_fails(config: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "measure"
+    rendered(config, folder, nproc=1)
+    done = tiny.python("-m", "tools.planner.measurement", folder)
+    assert done.returncode == 3 and "none of 2 candidates finished" in done.stderr
+    assert not (folder / "run.yaml").exists()
+
+
+@pytest.mark.slow
+def test_six_candidates_on_two_ranks(config: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "measure"
+    script = rendered(config, folder, nproc=2)
+    assert len(list(folder.glob("candidate-*.yaml"))) == 6
+    without_memory(folder / "candidate-2.yaml")
+    done = bash(script)
+    assert done.returncode == 0, done.stdout + done.stderr
+    check_outcome(folder, failed="candidate-2")

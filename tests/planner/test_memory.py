@@ -1,0 +1,174 @@
+"""The memory formulas against bytes counted in a real trainer, and against hand arithmetic at Llama-3-8B's shape."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_synE.model.llama import LlamaArchitecture
+from megatron_synE.model.presets import ARCHITECTURES
+from tests import tiny
+from tools.planner import memory
+from tools.planner.layout import Job, Layout
+
+SCRIPT = Path(__file__).with_name("measured_memory.py")
+SEQ_LENGTH, BATCH = 256, 8
+TOLERANCE = 0.05
+"""What docs/planner.md promises."""
+ARCHITECTURE = LlamaArchitecture(
+    num_layers=4, hidden_size=128, ffn_hidden_size=352, num_attention_heads=8, num_query_groups=4, kv_channels=24,
+    vocab_size=1000, max_position_embeddings=4096,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to run the small model."""
+
+    nproc: int
+    dtype: Any
+    layout: Layout = field(default_factory=lambda: Layout(micro_batch_size=2))
+
+
+def laid(**changes: Any) -> Layout:
+    return Layout(micro_batch_size=2, **changes)
+
+
+CASES = {
+    "one process, fp32": Case(1, "fp32"),
+    "one process, bf16": Case(1, "bf16"),
+    "selective": Case(1, "bf16", laid(recompute="selective")),
+    "full": Case(1, "bf16", laid(recompute="full")),
+    "full, fp32": Case(1, "fp32", laid(recompute="full")),
+    "DP2": Case(2, "bf16"),
+    "DP2, fp32": Case(2, "fp32"),
+    "TP2": Case(2, "bf16", laid(tensor_model_parallel_size=2)),
+    "TP2 SP": Case(2, "fp32", laid(tensor_model_parallel_size=2, sequence_parallel=True)),
+    "TP2 SP full": Case(2, "bf16", laid(tensor_model_parallel_size=2, sequence_parallel=True, recompute="full")),
+    "PP2": Case(2, "bf16", laid(pipeline_model_parallel_size=2)),
+    "PP2 full, fp32": Case(2, "fp32", laid(pipeline_model_parallel_size=2, recompute="full")),
+    "VPP": Case(2, "bf16", laid(pipeline_model_parallel_size=2, virtual_pipeline_model_parallel_size=2)),
+}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("memory")
+    tiny.manifest(root / "train", {("zh", "web", "law"): 30_000, ("en", "web", "news"): 60_000}, vocab_size=1000)
+    hf = tiny.hf_folder(
+        root / "hf", vocab_size=1000, hidden_size=128, intermediate_size=352, num_attention_heads=8,
+        num_key_value_heads=4, head_dim=24,
+    )  # fmt: skip
+    training = {"seq_length": SEQ_LENGTH, "global_batch_size": BATCH, "micro_batch_size": 2}
+    tree = tiny.run_tree(
+        root, hf=hf, tokens=SEQ_LENGTH * BATCH * 6, training=training,
+        lr_schedule={"warmup_tokens": 0, "decay_tokens": 0}, validation={"manifests": []},
+    )  # fmt: skip
+    return tiny.write_run(root, tree)
+
+
+def job(dtype: Any) -> Job:
+    return Job(
+        architecture=ARCHITECTURE, seq_length=SEQ_LENGTH, global_batch_size=BATCH, total_tokens=1, dtype=dtype,
+        layers="native_cpu",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bytes_by_part_are_what_a_real_trainer_holds(name: str, config: Path, tmp_path: Path) -> None:
+    case = CASES[name]
+    overrides = [f"run.dir={tmp_path / 'run'}", f"training.precision={case.dtype}", *case.layout.overrides()]
+    tiny.launched(case.nproc, SCRIPT, config, tmp_path, *overrides)
+    for rank in range(case.nproc):
+        counted = json.loads((tmp_path / f"{rank}.json").read_text())
+        stage = rank if case.layout.pipeline_model_parallel_size > 1 else 0
+        what = job(case.dtype)
+        parts = memory.memory_of_stage(what, case.layout, stage, world_size=case.nproc)
+        for part in ("weights", "gradients", "optimizer"):
+            assert getattr(parts, part) == pytest.approx(counted[part], rel=TOLERANCE), (part, rank)
+        _check_saved(what, case, stage, counted)
+        # Where gloo reduces or gathers rows it holds copies of its own for moments that differ from run to run.
+        if case.layout.tensor_model_parallel_size == 1:
+            working = parts.activations + parts.logits + parts.buffers
+            assert working == pytest.approx(counted["step_peak"], rel=TOLERANCE), rank
+
+
+def _check_saved(what: Job, case: Case, stage: int, counted: dict[str, int]) -> None:
+    """Activations, with the softmax of the logits, as autograd kept them."""
+    layout = case.layout
+    in_flight = what.num_microbatches(layout, case.nproc)
+    w = memory.widths(what, layout)
+    expected = memory.activation_bytes(what, layout, stage, num_microbatches=in_flight)
+    if stage == layout.pipeline_model_parallel_size - 1:
+        expected += w.t * w.v * 4  # softmax in fp32
+    if layout.pipeline_model_parallel_size > 1:  # the stage's output row is mcore's to keep, not autograd's
+        expected -= memory.chunks_in_flight(layout, stage, num_microbatches=in_flight) * w.s * w.b * w.h
+    if "forward_saved" in counted:
+        assert expected == pytest.approx(counted["forward_saved"], rel=TOLERANCE)
+    if layout.recompute == "none":  # else the step's peak holds a recomputed layer too
+        assert expected == pytest.approx(counted["saved_peak"], rel=TOLERANCE)
+    if layout.model_ranks == 1:
+        assert expected == pytest.approx(counted["forward_allocated"], rel=TOLERANCE)
+
+
+def test_a_checkpoint_is_as_large_as_the_formula_says(config: Path, tmp_path: Path) -> None:
+    tiny.train(config, f"run.dir={tmp_path / 'run'}", "training.stop_after_iterations=1", code=75)
+    (folder,) = (tmp_path / "run" / "checkpoints").glob("iter_*")
+    written = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    assert memory.checkpoint_bytes(job("fp32")) == pytest.approx(written, rel=TOLERANCE)
+
+
+def llama(**changes: Any) -> Job:
+    facts: dict[str, Any] = {
+        "architecture": ARCHITECTURES["llama3_8b"], "seq_length": 8192, "global_batch_size": 128, "total_tokens": 1,
+    }  # fmt: skip
+    return Job(**facts | changes)
+
+
+def test_llama3_8b_at_rest_by_hand() -> None:
+    # 8,030,261,248 weights: 2 + 4 bytes each, and 12 / 8 of optimizer on eight ranks.
+    parts = memory.memory_of(llama(), Layout(), world_size=8)
+    assert parts.weights == 16_060_522_496
+    assert parts.gradients == 32_121_044_992
+    assert parts.optimizer == 12_045_391_872
+    assert memory.memory_of(llama(grad_reduce_in_fp32=False), Layout(), world_size=8).gradients == 16_060_522_496
+    assert memory.checkpoint_bytes(llama()) == 112_423_657_472
+
+
+def test_llama3_8b_layer_by_hand() -> None:
+    # 8192 tokens, bf16. Norms: 2 * (2 * 4096 * 2 B + 4 B). Attention: rotated q 4096 and k 1024, the product 6144, the
+    # output 4096, log-sum-exp 32 * 4 B. MLP: 2 * 14336 and 14336.
+    per_token = 2 * (2 * 4096 * 2 + 4) + 2 * (4096 + 1024 + 6144 + 4096) + 128 + 2 * 3 * 14336
+    assert per_token == 149_640
+    assert memory.layer_bytes(llama(), Layout()) == 8192 * 149_640
+    assert memory.layer_bytes(llama(), Layout(recompute="full")) == 8192 * 4096 * 2
+    # Native CUDA attention: k and v repeated to 4096 each, the product is free.
+    native = memory.layer_bytes(llama(layers="native_cuda"), Layout())
+    assert native - 8192 * per_token == 8192 * 2 * (4 * 4096 - (4096 + 1024 + 6144 + 4096))
+
+
+def test_llama3_8b_logits_by_hand() -> None:
+    # 8192 * 128256 * (2 + 4).
+    assert memory.logits_bytes(llama(), Layout(), 0) == 6_304_038_912
+    # TP 4 pads 128256 to 128512 = 251 * 512.
+    layout = Layout(tensor_model_parallel_size=4, sequence_parallel=True)
+    assert memory.logits_bytes(llama(), layout, 0) == 8192 * 32_128 * 6
+
+
+def test_stages_and_chunks_in_flight() -> None:
+    plain = Layout(pipeline_model_parallel_size=4)
+    assert [memory.chunks_in_flight(plain, stage, num_microbatches=16) for stage in range(4)] == [4, 3, 2, 1]
+    assert memory.chunks_in_flight(plain, 0, num_microbatches=2) == 2
+    interleaved = Layout(pipeline_model_parallel_size=4, virtual_pipeline_model_parallel_size=2)
+    # Warm-up of rank 0: 2 * 3 + 1 * 4 = 10 chunks, and the one under way.
+    assert memory.chunks_in_flight(interleaved, 0, num_microbatches=16) == 11
+
+
+def test_a_tied_matrix_is_held_by_first_and_last_stage() -> None:
+    job = llama(architecture=ARCHITECTURES["llama3.2_1b"])
+    a, pp2 = job.architecture, Layout(pipeline_model_parallel_size=2)
+    both = memory.weights_on_rank(job, pp2, 0) + memory.weights_on_rank(job, pp2, 1)
+    assert both == a.num_parameters + a.vocab_size * a.hidden_size
+    assert memory.weights_on_rank(job, Layout(), 0) == a.num_parameters

@@ -1,0 +1,113 @@
+"""The efficiency table: interpolation, extrapolation, a user's measurements, and its refusals."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from data_mixers.errors import ConfigError
+from megatron_synE.model.presets import ARCHITECTURES
+from tools.planner.figures import card_of, read_efficiency
+from tools.planner.layout import Job, Layout
+from tools.planner.speed import balance_factor, expected_speed, parse_layout, pipeline_factor, recompute_factor
+
+JOB = Job(architecture=ARCHITECTURES["llama3_8b"], seq_length=8192, global_batch_size=512, total_tokens=1)
+H100 = card_of("h100")
+
+
+def rate(layout: Layout, gpus: int = 8, table: Path | None = None) -> tuple[float, str]:
+    speed = expected_speed(JOB, layout, H100, read_efficiency(table), world_size=gpus)
+    return speed.tokens_per_second_per_gpu, speed.kind
+
+
+def test_the_published_points_come_back() -> None:
+    assert rate(Layout())[0] == pytest.approx(10_153)
+    assert rate(Layout(), 128)[0] == pytest.approx(10_006, rel=1e-4)
+    tp8 = Layout(tensor_model_parallel_size=8, sequence_parallel=True)
+    assert rate(tp8)[0] == pytest.approx(0.72 * 10_153)
+
+
+def test_between_and_beyond_the_points_the_plan_says_so() -> None:
+    # Half way in log2 between 8 and 128 is 32: half the loss.
+    value, kind = rate(Layout(), 32)
+    assert value == pytest.approx(10_153 * (1 - 0.01448 / 2)) and kind == "interpolated"
+    # 512 is two doublings past the four between the points.
+    value, kind = rate(Layout(), 512)
+    assert value == pytest.approx(10_153 * (1 - 0.01448 * 1.5)) and kind == "extrapolated"
+    assert rate(Layout(tensor_model_parallel_size=2))[1] == "interpolated"
+
+
+def test_a_size_of_tensor_parallelism_beyond_the_table_goes_on_along_its_line() -> None:
+    # 28 % for three doublings, so 4/3 of it for four.
+    factor = read_efficiency().tensor_parallel_at(16)
+    assert factor.value == pytest.approx(1 - 0.28 * 4 / 3) and factor.kind == "extrapolated"
+
+
+def test_the_share_of_peak_is_the_published_mfu() -> None:
+    speed = expected_speed(JOB, Layout(), H100, read_efficiency(), world_size=8)
+    assert speed.mfu == pytest.approx(0.528, abs=5e-4)  # 52.8 % in the causal convention
+    assert speed.flops_per_token == pytest.approx(51.5e9, rel=1e-3)
+
+
+def test_what_a_pipeline_costs_by_hand() -> None:
+    assert pipeline_factor(Layout(pipeline_model_parallel_size=4), num_microbatches=16).value == 16 / 19
+    interleaved = Layout(pipeline_model_parallel_size=4, virtual_pipeline_model_parallel_size=2)
+    assert pipeline_factor(interleaved, num_microbatches=16).value == pytest.approx(16 / 17.5)
+    # GFLOP a token: all 51.467, of it the output matrix 6 * 4096 * 128256 = 3.152; PP 2: 25.73 against 24.16 + 3.15.
+    assert balance_factor(JOB, Layout(pipeline_model_parallel_size=2)).value == pytest.approx(25.734 / 27.309, abs=1e-3)
+
+
+def test_what_recomputation_costs_by_hand() -> None:
+    # The layers forward once more: (51.467 - 3.152) / 3 = 16.105 GFLOP a token.
+    assert recompute_factor(JOB, Layout(recompute="full")).value == pytest.approx(51.467 / 67.572, abs=1e-3)
+    assert recompute_factor(JOB, Layout()).value == 1.0
+
+
+def test_a_layout_is_read_back_from_its_name() -> None:
+    for layout in (
+        Layout(), Layout(tensor_model_parallel_size=4, sequence_parallel=True, micro_batch_size=2, recompute="full"),
+        Layout(pipeline_model_parallel_size=8, virtual_pipeline_model_parallel_size=2, recompute="selective"),
+        Layout(context_parallel_size=2),
+    ):  # fmt: skip
+        assert parse_layout(str(layout)) == layout
+
+
+def measured_table(folder: Path, **changes: object) -> Path:
+    entry = {
+        "card": "h100", "num_parameters": JOB.architecture.num_parameters, "seq_length": 8192, "gpus": 8,
+        "layout": str(Layout(pipeline_model_parallel_size=2)), "tokens_per_second_per_gpu": 5000.0,
+    }  # fmt: skip
+    file = folder / "efficiency.yaml"
+    file.write_text(yaml.safe_dump({"measured": [entry | changes]}))
+    return file
+
+
+def test_a_measured_layout_is_taken_as_measured_and_the_others_are_scaled(tmp_path: Path) -> None:
+    table = measured_table(tmp_path)
+    pp2 = Layout(pipeline_model_parallel_size=2)
+    value, kind = rate(pp2, table=table)
+    assert value == pytest.approx(5000.0) and kind == "measured"
+    ratio = 5000.0 / rate(pp2)[0]
+    other = Layout(tensor_model_parallel_size=2, sequence_parallel=True)
+    assert rate(other, table=table)[0] == pytest.approx(ratio * rate(other)[0])
+
+
+def test_another_card_or_model_changes_nothing(tmp_path: Path) -> None:
+    for change in ({"card": "a100"}, {"num_parameters": 1}, {"seq_length": 4096}):
+        assert rate(Layout(), table=measured_table(tmp_path, **change))[0] == pytest.approx(10_153)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("measurd: []", "did you mean measured"),
+        ("measured: [{card: h100}]", "not an efficiency table"),
+        ("scale: [{gpus: 8}]", "not an efficiency table"),
+        ("card: {h100: {factor: 1, kind: guessed, source: x}}", "guessed"),
+    ],
+)
+def test_a_table_that_is_none_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "table.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_efficiency(file)

@@ -1,0 +1,101 @@
+"""What ranks send each other in one optimizer step: which collective, over which group, how much, and what hides it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tools.planner.layout import Job, Layout
+from tools.planner.memory import layers_on_rank, weights_on_rank, widths
+
+FP32 = 4
+
+Kind = Literal["reduce-scatter", "all-gather", "all-reduce", "send"]
+Hidden = Literal[
+    "nothing", "backward of the last micro-batch", "forward of the first micro-batch", "attention", "other chunks"
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collective:
+    """One kind of message; sizes for one GPU of the fullest pipeline stage."""
+
+    name: str
+    kind: Kind
+    group: Literal["TP", "CP", "PP", "DP"]
+    ranks: int
+    count: int
+    """Per optimizer step."""
+    payload_bytes: int
+    """Of one: the whole tensor before a reduce-scatter or an all-reduce, and after an all-gather; what a send sends."""
+    hidden_behind: Hidden
+
+    @property
+    def sent_bytes(self) -> int:
+        """What one GPU sends in all of them, by a ring: (n - 1) / n of the payload, all-reduce twice that."""
+        if self.kind == "send":
+            return self.count * self.payload_bytes
+        rounds = 2 if self.kind == "all-reduce" else 1
+        return self.count * rounds * self.payload_bytes * (self.ranks - 1) // self.ranks
+
+
+def collectives_of_step(job: Job, layout: Layout, *, world_size: int) -> list[Collective]:
+    """All messages but those of a few bytes (loss, gradient norm, maxima of the cross-entropy).
+
+    TP, each layer and micro-batch: with sequence parallelism an all-gather before and a reduce-scatter after attention
+    and MLP, the two mirrored going backward, and one more gather of each input for the weights' gradients; without it
+    one all-reduce each. The output matrix gathers its input once forward, twice backward. Full recomputation repeats
+    the forward ones.
+    DP, once a step: gradients (fp32 by default) are reduce-scattered, weights gathered. Groups: DP * CP ranks.
+    PP: each border of chunks passes a row forward and its gradient backward.
+    CP: keys and values go round the ring forward; backward they go round again with their gradients.
+    """
+    w = widths(job, layout)
+    m, dp = job.num_microbatches(layout, world_size), job.data_parallel_size(layout, world_size)
+    tp, pp, cp = layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size, layout.context_parallel_size
+    layers, row = layers_on_rank(job, layout), w.t * w.b * w.h
+    found: list[Collective] = []
+    forward = 2 if layout.recompute == "full" else 1
+    if tp > 1 and layout.sequence_parallel:
+        gathers = layers * (2 * forward + 2 + 2) + 3
+        scatters = layers * (2 * forward + 2) + 1
+        found += [
+            _tp("rows gathered", "all-gather", tp, m * gathers, row),
+            _tp("rows scattered", "reduce-scatter", tp, m * scatters, row),
+        ]
+    elif tp > 1:
+        found.append(_tp("rows summed", "all-reduce", tp, m * (layers * (2 * forward + 2) + 1), row))
+    if cp > 1:
+        keys = w.t * w.b * 2 * w.k
+        found.append(
+            Collective(
+                name="keys and values", kind="send", group="CP", ranks=cp,
+                count=m * layers * (cp - 1) * (forward + 2), payload_bytes=keys, hidden_behind="attention",
+            )
+        )  # fmt: skip
+    if pp > 1:
+        chunks = layout.virtual_pipeline_model_parallel_size
+        found.append(
+            Collective(
+                name="rows between stages", kind="send", group="PP", ranks=2, count=m * 2 * (chunks or 1),
+                payload_bytes=w.s * w.b * w.h, hidden_behind="other chunks" if chunks else "nothing",
+            )
+        )  # fmt: skip
+    if dp * cp > 1:
+        weights = max(weights_on_rank(job, layout, stage) for stage in (0, pp - 1))
+        gradient = FP32 if job.grad_reduce_in_fp32 else job.dtype_bytes
+        found += [
+            Collective(
+                name="gradients", kind="reduce-scatter", group="DP", ranks=dp * cp, count=1,
+                payload_bytes=gradient * weights, hidden_behind="backward of the last micro-batch",
+            ),
+            Collective(
+                name="weights", kind="all-gather", group="DP", ranks=dp * cp, count=1,
+                payload_bytes=job.dtype_bytes * weights, hidden_behind="forward of the first micro-batch",
+            ),
+        ]  # fmt: skip
+    return found
+
+
+def _tp(name: str, kind: Kind, ranks: int, count: int, payload: int) -> Collective:
+    return Collective(
+        name=name, kind=kind, group="TP", ranks=ranks, count=count, payload_bytes=payload, hidden_behind="nothing"
+    )  # fmt: skip

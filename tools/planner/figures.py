@@ -1,0 +1,163 @@
+"""Cards and the efficiency table: data files with sources, and a user's measured file merged over the second."""
+
+import difflib
+import math
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from data_mixers.errors import ConfigError
+from megatron_synE.config.load import read_yaml
+
+Kind = Literal["measured", "published", "computed", "interpolated", "extrapolated", "assumed"]
+KINDS: tuple[Kind, ...] = ("measured", "published", "computed", "interpolated", "extrapolated", "assumed")
+"""From firm to loose: a product is as loose as its loosest factor."""
+_FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """One kind of GPU and its links; sources in cards.yaml."""
+
+    key: str
+    name: str
+    gpus_per_node: int
+    memory_bytes: int
+    bf16_tflops: float
+    memory_bytes_per_second: float
+    nvlink_bytes_per_second: float
+    """One direction."""
+    network_bytes_per_second: float
+    """One direction, for each GPU."""
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A number, how sure it is, and where it is from."""
+
+    value: float
+    kind: Kind
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One run of 20 steps on a user's cluster."""
+
+    card: str
+    num_parameters: int
+    seq_length: int
+    gpus: int
+    layout: str
+    """As the planner prints it."""
+    tokens_per_second_per_gpu: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Efficiency:
+    """efficiency.yaml."""
+
+    reference: dict[str, Any]
+    scale: tuple[dict[str, Any], ...]
+    tensor_parallel: dict[int, Factor]
+    card: dict[str, Factor]
+    model: dict[str, Factor]
+    measured: tuple[Measured, ...]
+
+    def scale_at(self, gpus: int) -> Factor:
+        """tokens/s/GPU relative to the reference's number of GPUs, at constant work per GPU."""
+        points = [(math.log2(point["gpus"]), point["factor"], point["kind"]) for point in self.scale]
+        x = math.log2(gpus)
+        for position, factor, kind in points:
+            if x == position:
+                return Factor(factor, kind, "a point of the table")
+        if x < points[0][0]:
+            return Factor(points[0][1], "assumed", f"fewer GPUs than the first point, {self.scale[0]['gpus']}")
+        beyond = x > points[-1][0]
+        (x0, y0, _), (x1, y1, _) = (
+            points[-2:]
+            if beyond
+            else next((low, high) for low, high in zip(points, points[1:], strict=False) if low[0] < x < high[0])
+        )
+        value = y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+        return Factor(value, "extrapolated" if beyond else "interpolated", "linear in log2(GPUs)")
+
+    def tensor_parallel_at(self, size: int) -> Factor:
+        """tokens/s/GPU relative to none; a size that is not in the table lies on the line through its ends."""
+        if size in self.tensor_parallel:
+            return self.tensor_parallel[size]
+        low, high = min(self.tensor_parallel), max(self.tensor_parallel)
+        first, last = self.tensor_parallel[low].value, self.tensor_parallel[high].value
+        share = math.log2(size / low) / math.log2(high / low)
+        kind: Kind = "interpolated" if low < size < high else "extrapolated"
+        return Factor(max(0.01, first + (last - first) * share), kind, f"linear in log2(TP) from {low} to {high}")
+
+
+@cache
+def cards() -> dict[str, Card]:
+    """Every card of cards.yaml."""
+    return {key: Card(key=key, **_numbers(entry)) for key, entry in read_yaml(_FOLDER / "cards.yaml").items()}
+
+
+def card_of(name: str) -> Card:
+    """Errors: ConfigError with the nearest name."""
+    known = cards()
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise ConfigError(f"--card {name!r} is unknown; {hint}cards known here: {', '.join(known)}")
+
+
+def read_efficiency(user_file: Path | None = None) -> Efficiency:
+    """The shipped table, with the user's file merged over it. Errors: ConfigError naming file and key."""
+    tree = read_yaml(_FOLDER / "efficiency.yaml")
+    if user_file is not None:
+        user = read_yaml(user_file)
+        if unknown := sorted(user.keys() - tree.keys()):
+            near = difflib.get_close_matches(unknown[0], tree, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; it has {', '.join(tree)}"
+            raise ConfigError(f"{user_file}: unknown key {unknown[0]!r}{hint}")
+        for key, value in user.items():
+            tree[key] = tree[key] | value if isinstance(tree[key], dict) and isinstance(value, dict) else value
+    where = user_file or _FOLDER / "efficiency.yaml"
+    try:
+        return Efficiency(
+            reference=tree["reference"],
+            scale=_points(tree["scale"]),
+            tensor_parallel={int(size): _factor(entry) for size, entry in tree["tensor_parallel"].items()},
+            card={name: _factor(entry) for name, entry in tree["card"].items()},
+            model={name: _factor(entry) for name, entry in tree["model"].items()},
+            measured=tuple(Measured(**entry) for entry in tree["measured"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{where}: not an efficiency table ({error}); see tools/planner/efficiency.yaml") from error
+
+
+def loosest(kinds: list[Kind]) -> Kind:
+    """The kind of a product of factors of these kinds."""
+    return max(kinds, key=KINDS.index)
+
+
+def _points(entries: list[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+    """By rising number of GPUs."""
+    if len({int(entry["gpus"]) for entry in entries}) < 2:
+        raise ValueError("scale needs points for two numbers of GPUs")
+    for entry in entries:
+        _factor(entry)
+    return tuple(sorted(entries, key=lambda point: int(point["gpus"])))
+
+
+def _factor(entry: dict[str, Any]) -> Factor:
+    if entry["kind"] not in KINDS:
+        raise ValueError(f"kind {entry['kind']!r} is none of {', '.join(KINDS)}")
+    return Factor(float(entry["factor"]), entry["kind"], str(entry["source"]))
+
+
+def _numbers(entry: dict[str, Any]) -> dict[str, Any]:
+    whole = ("gpus_per_node", "memory_bytes")
+    return {
+        name: value if name == "name" else (int(value) if name in whole else float(value))
+        for name, value in entry.items()
+    }

@@ -1,0 +1,275 @@
+"""Bytes on one GPU, part by part, as plain formulas.
+
+Letters, all for one rank: t tokens of one micro-batch row = seq_length * micro_batch_size / CP; h hidden_size;
+q = num_attention_heads * kv_channels / TP, the width of the queries; k the width of the keys, and of the values;
+f = ffn_hidden_size / TP; v vocabulary rows / TP; a heads / TP; b bytes of a weight (bf16 2, fp32 4); N weights of the
+rank; D ranks that share its optimizer state (DP * CP). A width marked s is divided by TP under sequence parallelism.
+
+Source: which tensors autograd keeps in megatron-core 0.16.1 with this project's layers, read from a saved-tensors hook
+(tests/planner/measured_memory.py counts the allocator's own events; the two agree within 5 %). Not counted: padding of
+mcore's gradient buckets (under 128 elements a bucket), and what the CUDA context, NCCL and fragmentation take, which
+the planner holds back as `reserve`.
+"""
+
+from dataclasses import dataclass, fields
+
+from tools.planner.layout import Job, Layout
+
+FP32 = 4
+MOMENTS = 2
+NORMS_PER_LAYER = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryParts:
+    """Unit: bytes on one GPU, at the moment of the step at which most is alive."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    buffers: int
+    """What is alive beside them at that moment: rows of a gather, gradients on their way, one recomputed layer."""
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+def weights_on_rank(job: Job, layout: Layout, stage: int) -> int:
+    """N: number of weights of pipeline stage `stage` (from 0) on one of its TP ranks.
+
+    Matrices are cut over TP, norms are whole on every rank. The first stage has the embedding, the last the output
+    matrix and the final norm; with tied embeddings each of the two has the one matrix.
+    """
+    a, tp = job.architecture, layout.tensor_model_parallel_size
+    last = layout.pipeline_model_parallel_size - 1
+    attention = a.hidden_size * a.kv_channels * 2 * (a.num_attention_heads + a.num_query_groups)
+    layer = (attention + 3 * a.hidden_size * a.ffn_hidden_size) // tp + NORMS_PER_LAYER * a.hidden_size
+    number = layers_on_rank(job, layout) * layer
+    matrix = job.padded_vocab_size(layout) // tp * a.hidden_size
+    if stage == 0:
+        number += matrix
+    if stage == last:
+        number += a.hidden_size + (0 if a.tied and last == 0 else matrix)
+    return number
+
+
+def layers_on_rank(job: Job, layout: Layout) -> int:
+    """Layers of one pipeline rank over all its chunks."""
+    return job.architecture.num_layers // layout.pipeline_model_parallel_size
+
+
+def weight_bytes(job: Job, layout: Layout, stage: int) -> int:
+    """b * N."""
+    return job.dtype_bytes * weights_on_rank(job, layout, stage)
+
+
+def gradient_bytes(job: Job, layout: Layout, stage: int) -> int:
+    """4 * N, or b * N with grad_reduce_in_fp32 off: mcore's DDP keeps the whole buffer on every rank (ZeRO-1)."""
+    return (FP32 if job.grad_reduce_in_fp32 else job.dtype_bytes) * weights_on_rank(job, layout, stage)
+
+
+def optimizer_bytes(job: Job, layout: Layout, stage: int, *, shards: int) -> int:
+    """(4 * 2 moments + 4 for the fp32 master under bf16) * N / D; under fp32 the weight is its own master."""
+    master = FP32 if job.dtype == "bf16" else 0
+    return (FP32 * MOMENTS + master) * weights_on_rank(job, layout, stage) // shards
+
+
+@dataclass(frozen=True)
+class Widths:
+    """The letters of this file's head."""
+
+    t: int
+    s: int
+    """Under sequence parallelism t / TP, else t."""
+    h: int
+    q: int
+    k: int
+    f: int
+    v: int
+    a: int
+    b: int
+    hn: int
+
+
+def widths(job: Job, layout: Layout) -> Widths:
+    """The letters, for one rank."""
+    a, tp = job.architecture, layout.tensor_model_parallel_size
+    t = job.seq_length * layout.micro_batch_size // layout.context_parallel_size
+    return Widths(
+        t=t,
+        s=t // tp if layout.sequence_parallel else t,
+        h=a.hidden_size,
+        q=a.num_attention_heads * a.kv_channels // tp,
+        k=a.num_query_groups * a.kv_channels // tp,
+        f=a.ffn_hidden_size // tp,
+        v=job.padded_vocab_size(layout) // tp,
+        a=a.num_attention_heads // tp,
+        b=job.dtype_bytes,
+        hn=a.kv_channels,
+    )
+
+
+def norm_bytes(job: Job, layout: Layout) -> int:
+    """One RMSNorm: its input, 1 / rms per token in fp32, its output.
+
+    s * (b*h + 4 + b*h). On a CPU torch composes it from products in fp32 and keeps input and normalised input in fp32:
+    s * (4*h + 4 + 4*h + b*h).
+    """
+    w = widths(job, layout)
+    kept = 2 * FP32 * w.h if job.layers == "native_cpu" else w.b * w.h
+    return w.s * (kept + FP32 + w.b * w.h)
+
+
+def attention_bytes(job: Job, layout: Layout, *, recomputed: bool) -> int:
+    """Core attention and what feeds it, up to and with the input of the output projection.
+
+    The rows of q, k, v come out of one product, [t, q + 2k], and v stays a view of it. All kernels keep rotated q and
+    k, v, their output and the log-sum-exp per head in fp32:
+        transformer_engine  t * (b * (q + k + (q + 2k) + q) + 4a)
+        native_cpu          the same + t * b * q: the output is written in rows by head and copied to rows by token
+        native_cuda         t * (b * (q + q + q + q) + 4a): k and v are repeated to the width of q
+    recomputed (selective): the inputs before rotation and the output alone, t * b * (q + (q + 2k) + q).
+    """
+    w = widths(job, layout)
+    product = w.q + 2 * w.k
+    if recomputed:
+        return w.t * w.b * (w.q + product + w.q)
+    lse = FP32 * w.a
+    if job.layers == "native_cuda" and w.q != w.k:
+        return w.t * (w.b * 4 * w.q + lse)
+    copy = w.q if job.layers == "native_cpu" else 0
+    return w.t * (w.b * (w.q + w.k + product + w.q + copy) + lse)
+
+
+def mlp_bytes(job: Job, layout: Layout) -> int:
+    """SwiGLU: gate and up in one tensor of 2f, and the input of the second product, f: t * b * 3f.
+
+    On a CPU the activation is not fused and also keeps silu(gate) and a copy of up: t * b * 5f.
+    """
+    w = widths(job, layout)
+    return w.t * w.b * (5 if job.layers == "native_cpu" else 3) * w.f
+
+
+def layer_bytes(job: Job, layout: Layout) -> int:
+    """What one layer keeps of one micro-batch for the backward pass; full: its input alone, s * b * h."""
+    if layout.recompute == "full":
+        w = widths(job, layout)
+        return w.s * w.b * w.h
+    return whole_layer_bytes(job, layout, recomputes_attention=layout.recompute == "selective")
+
+
+def whole_layer_bytes(job: Job, layout: Layout, *, recomputes_attention: bool) -> int:
+    """One layer with all its tensors."""
+    return (
+        NORMS_PER_LAYER * norm_bytes(job, layout)
+        + attention_bytes(job, layout, recomputed=recomputes_attention)
+        + mlp_bytes(job, layout)
+    )
+
+
+def chunks_in_flight(layout: Layout, stage: int, *, num_microbatches: int) -> int:
+    """Forward passes of model chunks whose backward pass is still to come on this stage, at the most.
+
+    1F1B: min(PP - stage, micro-batches). Interleaved (mcore, schedules.py): 2 (PP - stage - 1) + (VPP - 1) PP + 1.
+    """
+    pp, vpp = layout.pipeline_model_parallel_size, layout.virtual_pipeline_model_parallel_size
+    if vpp is None:
+        return min(pp - stage, num_microbatches)
+    return min(2 * (pp - stage - 1) + (vpp - 1) * pp + 1, num_microbatches * vpp)
+
+
+def activation_bytes(job: Job, layout: Layout, stage: int, *, num_microbatches: int) -> int:
+    """Kept for the backward pass over all micro-batches in flight.
+
+    In each: the chunk's layers, cos and sin of the rotary angles, t * b * 2hn, and under PP its output row, s * b * h,
+    which mcore holds until it is used; on the last stage the final norm of one micro-batch.
+    """
+    w = widths(job, layout)
+    pp = layout.pipeline_model_parallel_size
+    layers = layers_on_rank(job, layout) // (layout.virtual_pipeline_model_parallel_size or 1)
+    chunk = layers * layer_bytes(job, layout) + w.t * w.b * 2 * w.hn
+    if pp > 1:
+        chunk += w.s * w.b * w.h
+    total = chunks_in_flight(layout, stage, num_microbatches=num_microbatches) * chunk
+    return total + (norm_bytes(job, layout) if stage == pp - 1 else 0)
+
+
+def logits_bytes(job: Job, layout: Layout, stage: int) -> int:
+    """On the last stage: the logits, t * b * v, and their softmax in fp32, t * 4 * v, which becomes the gradient.
+
+    Under fp32 one tensor is both, but where rows are padded the gradient behind their mask is a second copy.
+    """
+    if stage != layout.pipeline_model_parallel_size - 1:
+        return 0
+    w = widths(job, layout)
+    is_padded = job.padded_vocab_size(layout) != job.architecture.vocab_size
+    return w.t * w.v * (FP32 + (w.b if job.dtype == "bf16" or is_padded else 0))
+
+
+def backward_bytes(job: Job, layout: Layout) -> int:
+    """Alive while a layer goes backward beyond what the forward pass kept.
+
+    The row's gradient, s * b * h; the gradient of gate and up, t * b * 2f; the largest weight's gradient, b * h * 2f,
+    before it is added to the buffer; under full recomputation also that layer's own tensors but its input.
+    """
+    w = widths(job, layout)
+    working = w.s * w.b * w.h + w.t * w.b * 2 * w.f + w.b * w.h * 2 * w.f
+    if layout.recompute == "full":
+        working += whole_layer_bytes(job, layout, recomputes_attention=False)
+    elif layout.recompute == "selective":
+        working += attention_bytes(job, layout, recomputed=False) - attention_bytes(job, layout, recomputed=True)
+    return working
+
+
+def gather_bytes(job: Job, layout: Layout) -> int:
+    """Sequence parallelism gathers rows into one buffer that mcore keeps for good: t * b * h.
+
+    Parameters are gathered in place, into the weights' own buffer: nothing more.
+    """
+    w = widths(job, layout)
+    return w.t * w.b * w.h if layout.sequence_parallel and layout.tensor_model_parallel_size > 1 else 0
+
+
+def memory_of_stage(job: Job, layout: Layout, stage: int, *, world_size: int) -> MemoryParts:
+    """All parts of one GPU of pipeline stage `stage`.
+
+    Most is alive either when the loss is computed (logits) or when the last layer goes backward (working tensors; the
+    logits and the final norm are gone). The larger counts.
+    """
+    num_microbatches = job.num_microbatches(layout, world_size)
+    shards = job.data_parallel_size(layout, world_size) * layout.context_parallel_size
+    activations = activation_bytes(job, layout, stage, num_microbatches=num_microbatches)
+    logits = logits_bytes(job, layout, stage)
+    working = backward_bytes(job, layout)
+    if logits + norm_bytes(job, layout) >= working:
+        working = 0
+    else:
+        logits = 0
+        activations -= norm_bytes(job, layout) if stage == layout.pipeline_model_parallel_size - 1 else 0
+    return MemoryParts(
+        weights=weight_bytes(job, layout, stage),
+        gradients=gradient_bytes(job, layout, stage),
+        optimizer=optimizer_bytes(job, layout, stage, shards=shards),
+        activations=activations,
+        logits=logits,
+        buffers=working + gather_bytes(job, layout),
+    )
+
+
+def memory_of(job: Job, layout: Layout, *, world_size: int) -> MemoryParts:
+    """The parts of the GPU that needs most; of the stages the first and the last can be it."""
+    stages = {0, layout.pipeline_model_parallel_size - 1}
+    parts = [memory_of_stage(job, layout, stage, world_size=world_size) for stage in sorted(stages)]
+    return max(parts, key=lambda part: part.total)
+
+
+def checkpoint_bytes(job: Job) -> int:
+    """Size of one checkpoint over all ranks: weights, fp32 masters under bf16, two moments, each written once.
+
+    14 bytes a parameter under bf16, 12 under fp32 (docs/checkpoint.md); rows of padding are not written.
+    """
+    master = FP32 if job.dtype == "bf16" else 0
+    return (job.dtype_bytes + master + FP32 * MOMENTS) * job.architecture.num_parameters

@@ -1,0 +1,191 @@
+"""Every layout of a small grid on a number of GPUs: which fit, how fast each is, and why the others do not."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from megatron_synE.config.schema import RunConfig
+from megatron_synE.config.validate import layout_faults
+from tools.planner.figures import Card, Efficiency
+from tools.planner.layout import RECOMPUTE, Job, Layout
+from tools.planner.memory import MemoryParts, memory_of
+from tools.planner.speed import Speed, expected_speed
+
+TENSOR = (1, 2, 4, 8, 16)
+PIPELINE = (1, 2, 3, 4, 5, 8, 10, 16)
+VIRTUAL = (None, 2, 4)
+CONTEXT = (1, 2, 4)
+MICRO_BATCH = (1, 2, 4)
+
+TIGHT_SHARE = 0.05
+"""Of the usable memory: less free than this is within the formulas' promised error, and is said."""
+
+Status = Literal["runs", "not in this trainer", "refused"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A layout and the verdict on it."""
+
+    layout: Layout
+    status: Status
+    rule: str
+    """Short name of what decided, to group by."""
+    reason: str
+    """In full, with the values."""
+    memory: MemoryParts | None = None
+    speed: Speed | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where it is to run."""
+
+    card: Card
+    nodes: int
+    gpus_per_node: int
+    reserve_bytes: int
+
+    @property
+    def world_size(self) -> int:
+        return self.nodes * self.gpus_per_node
+
+    @property
+    def usable_bytes(self) -> int:
+        return self.card.memory_bytes - self.reserve_bytes
+
+
+def grid(gpus: int) -> Iterator[Layout]:
+    """All combinations tried; those that need more GPUs than there are in one replica are left to the rules."""
+    for tp in TENSOR:
+        for pp in PIPELINE:
+            for cp in CONTEXT:
+                if tp * pp * cp > max(gpus, TENSOR[-1]):
+                    continue
+                for sequence_parallel in (True, False) if tp > 1 else (False,):
+                    for vpp in VIRTUAL if pp > 1 else (None,):
+                        for micro_batch_size in MICRO_BATCH:
+                            for recompute in RECOMPUTE:
+                                yield Layout(
+                                    tensor_model_parallel_size=tp,
+                                    pipeline_model_parallel_size=pp,
+                                    virtual_pipeline_model_parallel_size=vpp,
+                                    context_parallel_size=cp,
+                                    sequence_parallel=sequence_parallel,
+                                    micro_batch_size=micro_batch_size,
+                                    recompute=recompute,
+                                )
+
+
+def layout_of(config: RunConfig) -> Layout:
+    """The layout as the user wrote it."""
+    parallel, training = config.parallel, config.training
+    return Layout(
+        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
+        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
+        sequence_parallel=parallel.sequence_parallel,
+        micro_batch_size=training.micro_batch_size,
+        recompute=training.recompute,
+    )
+
+
+def search(config: RunConfig, job: Job, place: Place, efficiency: Efficiency) -> list[Candidate]:
+    """All candidates: those that run here by falling speed (then free memory), then the others in the grid's order."""
+    found = [judge(config, job, layout, place, efficiency) for layout in grid(place.world_size)]
+    runs = [candidate for candidate in found if candidate.status == "runs"]
+    return sorted(runs, key=_rank) + [candidate for candidate in found if candidate.status != "runs"]
+
+
+def judge(config: RunConfig, job: Job, layout: Layout, place: Place, efficiency: Efficiency) -> Candidate:
+    """One layout: the trainer's own rules, then the node's border, then memory."""
+    if refusal := _rule_against(config, job, layout, place):
+        return Candidate(layout=layout, status="refused", rule=refusal[0], reason=refusal[1])
+    memory = memory_of(job, layout, world_size=place.world_size)
+    speed = expected_speed(job, layout, place.card, efficiency, world_size=place.world_size)
+    if memory.total > place.usable_bytes:
+        reason = (
+            f"needs {memory.total / 1e9:.1f} GB of {place.usable_bytes / 1e9:.1f} GB a GPU:"
+            f" weights {memory.weights / 1e9:.1f}, gradients {memory.gradients / 1e9:.1f}, optimizer"
+            f" {memory.optimizer / 1e9:.1f}, activations {memory.activations / 1e9:.1f}, logits"
+            f" {memory.logits / 1e9:.1f}, buffers {memory.buffers / 1e9:.1f}"
+        )
+        return Candidate(
+            layout=layout, status="refused", rule="out of memory", reason=reason, memory=memory, speed=speed
+        )  # fmt: skip
+    if not layout.runs_here:
+        reason = (
+            f"fits ({memory.total / 1e9:.1f} GB a GPU), but context parallelism is planned, not in this trainer yet"
+        )
+        return Candidate(
+            layout=layout, status="not in this trainer", rule="context parallelism", reason=reason,
+            memory=memory, speed=speed,
+        )  # fmt: skip
+    return Candidate(
+        layout=layout, status="runs", rule="fits", reason=_what_it_costs(speed, memory, place),
+        memory=memory, speed=speed,
+    )  # fmt: skip
+
+
+def _rule_against(config: RunConfig, job: Job, layout: Layout, place: Place) -> tuple[str, str] | None:
+    tp, cp = layout.tensor_model_parallel_size, layout.context_parallel_size
+    if tp > place.gpus_per_node:
+        return "TP across nodes", (
+            f"tensor parallelism of {tp} would leave a node of {place.gpus_per_node} GPUs: its collectives, four and"
+            " more in every layer, would cross the network"
+        )
+    if layout.model_ranks > place.world_size:
+        return "too few GPUs", f"one replica takes {layout.model_ranks} GPUs, there are {place.world_size}"
+    if place.world_size % layout.model_ranks:
+        return "GPUs not divisible", f"{place.world_size} GPUs are not a multiple of {layout.model_ranks}, one replica"
+    if job.seq_length * layout.micro_batch_size % (2 * cp if cp > 1 else 1):
+        return "sequence not divisible", f"a row of {job.seq_length} tokens is not a multiple of 2 * CP = {2 * cp}"
+    # Context-parallel ranks share samples: for the batch the world is that much smaller.
+    faults = layout_faults(
+        _with_layout(config, layout), world_size=place.world_size // cp, architecture=job.architecture
+    )
+    if faults:
+        # The shape of the model first: it is what no other batch or world can mend.
+        first = min(faults, key=lambda fault: "the model's" not in fault.message)
+        name = {
+            "parallel.tensor_model_parallel_size": "TP does not divide the model",
+            "parallel.pipeline_model_parallel_size": "PP does not divide the layers",
+            "parallel.virtual_pipeline_model_parallel_size": "VPP does not divide the stage",
+            "training.global_batch_size": "global batch not divisible",
+            "parallel.zero_stage": "ZeRO-2 with a pipeline",
+        }.get(first.key, first.key)
+        return name, f"{first.key}: {first.message}"
+    return None
+
+
+def _with_layout(config: RunConfig, layout: Layout) -> RunConfig:
+    return replace(
+        config,
+        parallel=replace(
+            config.parallel,
+            tensor_model_parallel_size=layout.tensor_model_parallel_size,
+            pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
+            virtual_pipeline_model_parallel_size=layout.virtual_pipeline_model_parallel_size,
+            sequence_parallel=layout.sequence_parallel,
+        ),
+        training=replace(config.training, micro_batch_size=layout.micro_batch_size, recompute=layout.recompute),
+    )
+
+
+def _what_it_costs(speed: Speed, memory: MemoryParts, place: Place) -> str:
+    """Every factor below 1, with its kind: what a faster layout would have to save; and how little memory is free."""
+    shown = ("tensor parallel", "pipeline", "stage balance", "recompute", "scale", "measured")
+    costs = [
+        f"{name} {100 * (factor.value - 1):+.1f} % ({factor.kind})"
+        for name in shown
+        if (factor := speed.factors.get(name)) is not None and abs(factor.value - 1) >= 0.0005
+    ]
+    free = place.usable_bytes - memory.total
+    if free < TIGHT_SHARE * place.usable_bytes:
+        costs.append(f"tight: {free / 1e9:.1f} GB free")
+    return ", ".join(costs) or "nothing lost to the layout"
+
+
+def _rank(candidate: Candidate) -> tuple[float, int]:
+    assert candidate.speed is not None and candidate.memory is not None
+    return -round(candidate.speed.tokens_per_second_per_gpu, 3), candidate.memory.total

@@ -1,0 +1,156 @@
+"""Tokens per second of a layout: arithmetic per token, the card's peak, and the factors of the efficiency table."""
+
+from dataclasses import dataclass
+from statistics import median
+
+from megatron_synE.model.flops import training_flops_per_token
+from megatron_synE.model.llama import LlamaArchitecture
+from megatron_synE.model.presets import ARCHITECTURES
+from tools.planner.figures import Card, Efficiency, Factor, Kind, Measured, loosest
+from tools.planner.layout import Job, Layout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """What a layout is expected to do, and from what."""
+
+    tokens_per_second_per_gpu: float
+    kind: Kind
+    flops_per_token: float
+    mfu: float
+    """Useful arithmetic over the dense bf16 peak, causal convention."""
+    factors: dict[str, Factor]
+
+
+def pipeline_factor(layout: Layout, *, num_microbatches: int) -> Factor:
+    """m / (m + (PP - 1) / VPP): the share of time in which a stage has work. Source: arXiv 2104.04473, section 2.2."""
+    chunks = layout.virtual_pipeline_model_parallel_size or 1
+    idle = (layout.pipeline_model_parallel_size - 1) / chunks
+    return Factor(num_microbatches / (num_microbatches + idle), "computed", "m / (m + (PP - 1) / VPP)")
+
+
+def balance_factor(job: Job, layout: Layout) -> Factor:
+    """Mean work of a pipeline stage over that of the last one, which has the output matrix on top of its layers.
+
+    Every stage waits for the slowest. Work is counted in FLOPs: layers / PP each, and 6 * h * vocabulary on the last.
+    """
+    a, pp = job.architecture, layout.pipeline_model_parallel_size
+    whole = training_flops_per_token(a, seq_length=job.seq_length)
+    head = 6.0 * a.hidden_size * a.vocab_size
+    return Factor(whole / pp / ((whole - head) / pp + head), "computed", "mean stage / last stage, which has the head")
+
+
+def recompute_factor(job: Job, layout: Layout) -> Factor:
+    """Useful over all arithmetic. full: one more forward pass of the layers; selective: of the core attention.
+
+    The layers' forward pass is a third of all training arithmetic without the output matrix.
+    """
+    a = job.architecture
+    whole = training_flops_per_token(a, seq_length=job.seq_length)
+    without_attention = training_flops_per_token(a, seq_length=0)
+    head = 6.0 * a.hidden_size * a.vocab_size
+    again = {"none": 0.0, "selective": (whole - without_attention) / 3, "full": (whole - head) / 3}[layout.recompute]
+    return Factor(whole / (whole + again), "computed", "useful arithmetic / arithmetic with recomputation")
+
+
+def model_name(architecture: LlamaArchitecture) -> str:
+    """The preset of this architecture, or `other`."""
+    return next((name for name, known in ARCHITECTURES.items() if known == architecture), "other")
+
+
+def expected_speed(job: Job, layout: Layout, card: Card, efficiency: Efficiency, *, world_size: int) -> Speed:
+    """Tokens/s/GPU = peak * reference MFU * factors / FLOPs per token.
+
+    A run of this very layout, measured, wins over the product; other measured runs of this card and model scale it by
+    the median of measured over expected.
+    """
+    speed = _from_table(job, layout, card, efficiency, world_size=world_size)
+    what = (card.key, job.architecture.num_parameters, job.seq_length)
+    alike = [m for m in efficiency.measured if (m.card, m.num_parameters, m.seq_length) == what]
+    exact = [m.tokens_per_second_per_gpu for m in alike if m.layout == str(layout) and m.gpus == world_size]
+    if exact:
+        return _scaled(speed, exact[-1] / speed.tokens_per_second_per_gpu, "measured", "this layout, measured")
+    ratios = [r for m in alike if (r := _ratio(m, job, card, efficiency)) is not None]
+    if ratios:
+        return _scaled(speed, median(ratios), speed.kind, f"median of {len(ratios)} measured layouts over expected")
+    return speed
+
+
+def _ratio(measured: Measured, job: Job, card: Card, efficiency: Efficiency) -> float | None:
+    """Measured over the table's figure for that layout; None for a layout that cannot be read."""
+    layout = parse_layout(measured.layout)
+    if layout is None or measured.gpus < layout.model_ranks or not job.num_microbatches(layout, measured.gpus):
+        return None
+    table = _from_table(job, layout, card, efficiency, world_size=measured.gpus)
+    return measured.tokens_per_second_per_gpu / table.tokens_per_second_per_gpu
+
+
+def parse_layout(text: str) -> Layout | None:
+    """The inverse of str(Layout)."""
+    sizes = {"TP": 1, "PP": 1, "CP": 1, "MBS": 1, "VPP": 0}
+    recompute = None
+    for word in text.replace(",", "").split():
+        for name in sizes:
+            if word.removeprefix(name).isdecimal() and word.startswith(name):
+                sizes[name] = int(word.removeprefix(name))
+        if word in ("none", "selective", "full"):
+            recompute = word
+    if recompute is None:
+        return None
+    return Layout(
+        tensor_model_parallel_size=sizes["TP"],
+        pipeline_model_parallel_size=sizes["PP"],
+        virtual_pipeline_model_parallel_size=sizes["VPP"] or None,
+        context_parallel_size=sizes["CP"],
+        sequence_parallel=" SP" in text,
+        micro_batch_size=sizes["MBS"],
+        recompute=recompute,  # type: ignore[arg-type]  # one of the three, as found above
+    )
+
+
+def _from_table(job: Job, layout: Layout, card: Card, efficiency: Efficiency, *, world_size: int) -> Speed:
+    flops = training_flops_per_token(job.architecture, seq_length=job.seq_length)
+    reference = efficiency.reference
+    reference_architecture = ARCHITECTURES[reference["model"]]
+    reference_flops = training_flops_per_token(reference_architecture, seq_length=reference["seq_length"])
+    peak = card.bf16_tflops * 1e12
+    reference_mfu = reference["tokens_per_second_per_gpu"] * reference_flops / _peak_of(reference["card"])
+    name = model_name(job.architecture)
+    factors = {
+        "reference MFU": Factor(reference_mfu, reference["kind"], reference["source"]),
+        "card": efficiency.card.get(card.key, Factor(1.0, "assumed", "no entry in the table")),
+        "model": efficiency.model.get(name, efficiency.model["other"]),
+        "tensor parallel": efficiency.tensor_parallel_at(layout.tensor_model_parallel_size),
+        "scale": efficiency.scale_at(world_size),
+        "pipeline": pipeline_factor(layout, num_microbatches=job.num_microbatches(layout, world_size)),
+        "stage balance": balance_factor(job, layout),
+        "recompute": recompute_factor(job, layout),
+    }
+    if job.seq_length != reference["seq_length"]:
+        factors["sequence length"] = Factor(1.0, "assumed", f"the share of peak at {reference['seq_length']} tokens")
+    mfu = 1.0
+    for factor in factors.values():
+        mfu *= factor.value
+    return Speed(
+        tokens_per_second_per_gpu=peak * mfu / flops,
+        kind=loosest([factor.kind for factor in factors.values()]),
+        flops_per_token=flops,
+        mfu=mfu,
+        factors=factors,
+    )
+
+
+def _peak_of(card: str) -> float:
+    from tools.planner.figures import cards
+
+    return cards()[card].bf16_tflops * 1e12
+
+
+def _scaled(speed: Speed, ratio: float, kind: Kind, source: str) -> Speed:
+    return Speed(
+        tokens_per_second_per_gpu=speed.tokens_per_second_per_gpu * ratio,
+        kind=kind,
+        flops_per_token=speed.flops_per_token,
+        mfu=speed.mfu * ratio,
+        factors=speed.factors | {"measured": Factor(ratio, "measured", source)},
+    )
