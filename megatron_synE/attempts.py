@@ -42,19 +42,18 @@ class Attempts:
         self.note()
 
     def note(self, *, at_once: bool = True) -> None:
-        """Write that this start still lives; at_once=False: if that was not written for a minute."""
+        """Write that this start still lives; at_once=False: on disk only if it was not for a minute."""
         now = time.time()
+        self._attempts = (*self._attempts[:-1], replace(self._attempts[-1], last_seen=now))
         if not at_once and now - self._written < _WRITE_SECONDS:
             return
         self._written = now
-        self._attempts = (*self._attempts[:-1], replace(self._attempts[-1], last_seen=now))
         content = {"schema_version": 1, "attempts": [asdict(attempt) for attempt in self._attempts]}
         self._run_dir.write(ATTEMPTS, json.dumps(content, indent=1) + "\n")
 
     def goodput(self, productive_seconds: float) -> float:
-        """Share of the allocated time so far."""
-        earlier = sum(attempt.last_seen - attempt.began for attempt in self._attempts[:-1])
-        return productive_seconds / max(earlier + time.time() - self._attempts[-1].began, 1e-9)
+        """Share of the time allocated until the last `note`."""
+        return productive_seconds / max(sum(attempt.last_seen - attempt.began for attempt in self._attempts), 1e-9)
 
 
 def begin(
@@ -95,5 +94,5 @@ def read(run_dir: RunDir) -> tuple[Attempt, ...]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))["attempts"]
         return tuple(parse(Attempt, item, where=ATTEMPTS, fault=ConfigError) for item in content)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
         raise ConfigError(f"{file}: cannot be read ({error}); remove it, it holds the run's starts alone") from error

@@ -27,7 +27,7 @@ class Events:
         """Start the command; one rank calls it."""
         if not self._command:
             return
-        text = json.dumps({"event": event, **self._facts, **facts})
+        text = json.dumps({"event": event, **self._facts, **facts}) + "\n"
         thread = threading.Thread(target=self._run, args=(event, text), name="on_event", daemon=True)
         self._threads.append(thread)
         thread.start()

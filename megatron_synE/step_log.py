@@ -25,6 +25,9 @@ from megatron_synE.validation import SetResult
 
 logger = logging.getLogger(__name__)
 
+LEAST_STEPS = 10
+"""Ours: ranks are compared over at least so many steps, so that one file read late slows nobody."""
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -131,23 +134,21 @@ class StepLog:
 
     def finish(self) -> None:
         """Say how much of the run's allocated time counted. Rank 0 speaks."""
-        if self.attempts is not None:
-            self.attempts.note()
-            logger.info(
-                "goodput: %.1f %% of the allocated time were training steps of this run", 100 * (self._goodput() or 0.0)
-            )
+        if (goodput := self._goodput(at_once=True)) is not None:
+            logger.info("goodput: %.1f %% of the allocated time were training steps of this run", 100 * goodput)
 
-    def _goodput(self) -> float | None:
+    def _goodput(self, *, at_once: bool = False) -> float | None:
         if self.attempts is None:
             return None
-        self.attempts.note(at_once=False)
+        self.attempts.note(at_once=at_once)
         return self.attempts.goodput(self._productive_seconds)
 
     def _compare_ranks(self, iteration: int, timer: StepTimer) -> None:
-        """Name a rank whose own part of the steps since the last log takes much longer than that of the others."""
-        mine, factor = timer.mean_seconds(), self.config.operations.straggler_factor
-        if factor is None or self.plan.world_size == 1:
+        """Name a rank whose own part of the steps since the last time takes much longer than that of the others."""
+        factor = self.config.operations.straggler_factor
+        if factor is None or self.plan.world_size == 1 or timer.num_steps < LEAST_STEPS:
             return
+        mine = timer.mean_seconds()
         seconds = torch.zeros(self.plan.world_size, dtype=torch.float64)
         dist.all_gather_into_tensor(seconds, torch.tensor([mine], dtype=torch.float64), group=self.control_group)
         if dist.get_rank() != 0:

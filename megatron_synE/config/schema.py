@@ -282,7 +282,7 @@ class OperationsSection:
     restart_budget: Positive = 5
     """Restarts that may begin at the same iteration with the same configuration; one more ends with exit code 7."""
     straggler_factor: Annotated[float, Field(gt=1.0, allow_inf_nan=False)] | None = 1.5
-    """A rank whose share of a step takes so many times the median of all is named. None: ranks are not compared."""
+    """A rank whose own part of ten steps takes so many times the median is named. None: ranks are not compared."""
     on_event: tuple[str, ...] = ()
     """A command and its arguments, started on one rank without a shell, the event as JSON on its standard input: nan,
     spike, hardware, straggler, hang, requeue, finish (docs/operations.md)."""

@@ -32,6 +32,11 @@ class StepTimer:
 
         return timed
 
+    @property
+    def num_steps(self) -> int:
+        """Steps since the last `mean_seconds`; the same on every rank."""
+        return len(self._spans)
+
     def mean_seconds(self) -> float:
         """Of the steps since the last call. Call it when the device has finished them."""
         spans, self._spans = self._spans, []
