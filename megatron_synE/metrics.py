@@ -8,7 +8,7 @@ from typing import Any, TextIO
 
 from data_mixers.errors import ConfigError
 from megatron_synE.config.schema import LoggingSection
-from megatron_synE.exit_codes import LeaseLostError, OneRankError
+from megatron_synE.exit_codes import OneRankError, UserError
 from megatron_synE.runtime.lease import Lease, write_text
 
 logger = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ class Metrics:
                 self._lease.check()
             self._stream.write(json.dumps({"kind": kind, "iteration": iteration, **values}) + "\n")
             self._stream.flush()
-        except LeaseLostError as error:
+        except UserError as error:
             raise OneRankError(error) from error
         except OSError as error:
             raise OneRankError(

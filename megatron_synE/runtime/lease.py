@@ -120,14 +120,20 @@ class Lease:
             except (LeaseLostError, FileNotFoundError):
                 self.lost = True
                 return
-            except OSError as error:  # a file system that is away for a while
+            except (OSError, ConfigError) as error:  # a file system that is away for a while
                 logger.warning("%s: %s", self._alive, error)
 
 
 def read_holder(root: Path) -> Holder | None:
     """Who holds the run folder; None if nobody ever did. Errors: ConfigError for a damaged lease.json."""
     try:
-        return Holder(**json.loads((root / LEASE).read_text(encoding="utf-8")))
+        try:
+            text = (root / LEASE).read_text(encoding="utf-8")
+        except OSError as error:
+            if error.errno != errno.ESTALE:  # NFS: it was replaced between finding and opening it
+                raise
+            text = (root / LEASE).read_text(encoding="utf-8")
+        return Holder(**json.loads(text))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:

@@ -4,7 +4,7 @@ nan:SAMPLE, spike:SAMPLE    the data of this sample of the planned schedule give
                             wherever in the run it is read
 weight:ITERATION            after this iteration a weight of rank 1 becomes NaN, once
 flip:ITERATION              in the step after this iteration rank 1 computes a too high loss, the first time it is asked
-slow                        rank 1 computes every micro-batch five times
+slow                        rank 1 computes every micro-batch twenty times more
 """
 
 import sys
@@ -68,7 +68,7 @@ def with_bit_flip(self: Trainer, batches: Any) -> Any:
 
 def slowly(self: Trainer, batches: Any) -> Any:
     if dist.get_rank() == 1:
-        for _ in range(4):
+        for _ in range(20):
             with torch.no_grad():
                 for batch in batches:
                     self.model.ddp[0](batch.input_ids, None, None, labels=batch.labels, packed_seq_params=batch.row)

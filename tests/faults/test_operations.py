@@ -30,13 +30,11 @@ def events(file: Path) -> list[dict[str, object]]:
 
 def test_a_slow_rank_is_named(root: Path, tmp_path: Path) -> None:
     run, told = tmp_path / "run", tmp_path / "told"
-    long = ("data.stages.0.tokens=7680", "data.max_epochs=9", "operations.straggler_factor=1.8")
-    said = run_poisoned(root, run, "slow", telling(told), *long)
-    rows = tiny.rows(run, "ranks")
-    assert [row["iteration"] for row in rows] == [10, 20, 30]
-    assert all(row["slow_ranks"] == [1] for row in rows), rows  # four more forward passes beside one step
+    said = run_poisoned(root, run, "slow", telling(told), "data.stages.0.tokens=3072", "data.max_epochs=9")
+    (row,) = tiny.rows(run, "ranks")  # of twelve steps, after the tenth
+    assert (row["iteration"], row["slow_ranks"]) == (10, [1]), row  # twenty forward passes beside one whole step
     assert "rank 1 is slow" in said and "rank 0 is slow" not in said
-    assert [event["event"] for event in events(told)] == [*["straggler"] * 3, "finish"]
+    assert [event["event"] for event in events(told)] == ["straggler", "finish"]
 
 
 def test_the_command_hears_what_happens_and_cannot_harm(root: Path, tmp_path: Path) -> None:
@@ -50,7 +48,7 @@ def test_the_command_hears_what_happens_and_cannot_harm(root: Path, tmp_path: Pa
     assert (finish["event"], finish["iteration"], finish["exit_code"]) == ("finish", 5, 0)
     failing = f"operations.on_event={json.dumps([sys.executable, '-c', 'raise SystemExit(9)'])}"
     done = tiny.train(root / "run.yaml", f"run.dir={tmp_path / 'other'}", failing)
-    assert "exit 9 for event finish" in done.stderr
+    assert "ended with 9 for event finish" in done.stderr
     absent = tiny.syne("train", "--config", root / "run.yaml", "operations.on_event=[no-such-program]")
     assert (absent.returncode, "no-such-program" in absent.stderr) == (2, True)
 
