@@ -17,7 +17,7 @@ MEANINGS = {
     USER_ERROR: "the user's input or configuration",
     DATA_ERROR: "data",
     CHECKPOINT_ERROR: "checkpoint or conversion",
-    DIVERGED: "diverged: loss or gradient norm is not finite",
+    DIVERGED: "diverged: loss or gradient norm is not finite, or the loss spiked",
     HANG: "hang",
     NO_PROGRESS: "no progress",
     LEASE_LOST: "a later restart holds the run; this copy stopped",
@@ -32,7 +32,7 @@ class CheckpointError(UserError):
 
 
 class DivergedError(UserError):
-    """Loss or gradient norm is not finite."""
+    """Loss or gradient norm is not finite, or the loss spiked."""
 
     exit_code = DIVERGED
 

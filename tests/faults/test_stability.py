@@ -15,7 +15,7 @@ from megatron_synE.config.schema import StabilitySection
 from megatron_synE.exit_codes import DivergedError
 from megatron_synE.stability import Remedy, Stability, find_anomaly
 from tests import tiny
-from tests.distributed.test_resume import assert_same_tensors, training_rows, validation_rows
+from tests.distributed.test_resume import PP2, assert_same_tensors, training_rows, validation_rows
 
 SCRIPT = Path(__file__).with_name("poisoned_run.py")
 BATCH = 8
@@ -41,8 +41,8 @@ def run_poisoned(root: Path, run: Path, what: str, *overrides: str, nproc: int =
     return done.stderr
 
 
-def left_out_from_the_start(root: Path, run: Path, ranges: list[str]) -> None:
-    tiny.train(root / "run.yaml", f"run.dir={run}", f"data.skip_samples={json.dumps(ranges)}", nproc=2)
+def left_out_from_the_start(root: Path, run: Path, ranges: list[str], *overrides: str) -> None:
+    tiny.train(root / "run.yaml", f"run.dir={run}", f"data.skip_samples={json.dumps(ranges)}", *overrides, nproc=2)
 
 
 def addresses(schedule: Schedule, start: int, stop: int) -> list[Any]:
@@ -56,13 +56,14 @@ def assert_same_run(run: Path, other: Path) -> None:
     assert_same_tensors(run / "checkpoints/iter_0000010", other / "checkpoints/iter_0000010")
 
 
+@pytest.mark.parametrize("overrides", [[], PP2], ids=["DP2", "PP2"])
 def test_a_batch_that_gives_nan_is_left_out_and_the_run_is_the_one_that_never_had_it(
-    root: Path, tmp_path: Path
+    root: Path, tmp_path: Path, overrides: list[str]
 ) -> None:
     run, without = tmp_path / "run", tmp_path / "without"
-    said = run_poisoned(root, run, "nan:43", "stability.on_nan=skip")
+    said = run_poisoned(root, run, "nan:43", "stability.on_nan=skip", *overrides)
     assert "the loss is nan" in said and "samples 40 to 47 is left out" in said
-    left_out_from_the_start(root, without, ["40:48"])
+    left_out_from_the_start(root, without, ["40:48"], *overrides)
     assert_same_run(run, without)
     # By the laws of the schedule itself: what is read is the plan with a hole, and counts stay whole.
     plan, followed = Schedule.from_json(read_schedule(without).to_json()), read_schedule(run)
