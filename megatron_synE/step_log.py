@@ -20,7 +20,7 @@ from megatron_synE.optim.lr_schedule import LrSchedule
 from megatron_synE.progress import Progress
 from megatron_synE.runtime.device import Device
 from megatron_synE.runtime.step_timer import StepTimer
-from megatron_synE.stability import Anomaly
+from megatron_synE.stability import Anomaly, Remedy
 from megatron_synE.validation import SetResult
 
 logger = logging.getLogger(__name__)
@@ -119,6 +119,25 @@ class StepLog:
             grad_norm=result.grad_norm,
         )
         logger.info("%s", line)
+
+    def anomaly(self, anomaly: Anomaly, *, iteration: int, action: str) -> None:
+        """A bad step, before anything is done about it. Rank 0 tells."""
+        if dist.get_rank() == 0:
+            self.events.tell(anomaly.kind, iteration=iteration, action=action, **anomaly.facts())
+
+    def recovery(self, anomaly: Anomaly, remedy: Remedy, samples: range, *, now_at: int) -> None:
+        """What was left out after a bad step. Rank 0 speaks."""
+        if dist.get_rank() != 0:
+            return
+        back = f"back at iteration {now_at}, " if remedy.action == "rollback" else ""
+        logger.warning(
+            "%s at iteration %d: %sthe data of samples %d to %d is left out",
+            anomaly, remedy.last, back, samples.start, samples.stop - 1,
+        )  # fmt: skip
+        self.metrics.row(
+            "recovery", now_at, bad_iteration=remedy.last, action=remedy.action, start_sample=samples.start,
+            stop_sample=samples.stop, **anomaly.facts(),
+        )  # fmt: skip
 
     def hardware(self, iteration: int, first: StepResult, again: StepResult, ranks: Sequence[int]) -> None:
         """A step that was computed twice gave two losses on these ranks. Rank 0 speaks."""

@@ -215,19 +215,14 @@ class Trainer:
         Errors: DivergedError, on every rank alike, if the run is to stop, or has left out as much as it may.
         """
         bad = self.progress.iteration + 1
-        if dist.get_rank() == 0:
-            self.events.tell(anomaly.kind, iteration=bad, action=self.stability.action(anomaly), **anomaly.facts())
+        self.step_log.anomaly(anomaly, iteration=bad, action=self.stability.action(anomaly))
         remedy = self.stability.remedy(anomaly, iteration=bad)
         if remedy.action == "rollback":
             self._go_back_before(remedy.first, anomaly)
         batch = self.config.training.global_batch_size
-        start, stop = (remedy.first - 1) * batch, remedy.last * batch
-        logger.warning("%s at iteration %d: the data of samples %d to %d is left out", anomaly, bad, start, stop - 1)
-        self._follow(self.mixture.skipping(start, stop))
-        self.metrics.row(
-            "recovery", self.progress.iteration, bad_iteration=bad, action=remedy.action, start_sample=start,
-            stop_sample=stop, **anomaly.facts(),
-        )  # fmt: skip
+        samples = range((remedy.first - 1) * batch, remedy.last * batch)
+        self._follow(self.mixture.skipping(samples.start, samples.stop))
+        self.step_log.recovery(anomaly, remedy, samples, now_at=self.progress.iteration)
 
     def _go_back_before(self, iteration: int, anomaly: Anomaly) -> None:
         """Load the newest checkpoint before `iteration`. Errors: DivergedError if there is none."""

@@ -62,7 +62,7 @@ def test_a_batch_that_gives_nan_is_left_out_and_the_run_is_the_one_that_never_ha
 ) -> None:
     run, without = tmp_path / "run", tmp_path / "without"
     said = run_poisoned(root, run, "nan:43", "stability.on_nan=skip", *overrides)
-    assert "the loss is nan" in said and "samples 40 to 47 is left out" in said
+    assert said.count("the loss is nan") == 1 and "samples 40 to 47 is left out" in said
     left_out_from_the_start(root, without, ["40:48"], *overrides)
     assert_same_run(run, without)
     # By the laws of the schedule itself: what is read is the plan with a hole, and counts stay whole.
@@ -88,7 +88,7 @@ def test_a_spike_goes_back_to_a_checkpoint_and_leaves_out_what_came_before_it(ro
     spike = ["stability.on_spike=rollback", "stability.spike_window=4", "stability.spike_sigma=6",
              "stability.rollback_steps=3"]  # fmt: skip
     said = run_poisoned(root, run, "spike:43", *SAVING, *spike)
-    assert "at iteration 6: the data of samples 24 to 47 is left out" in said
+    assert "at iteration 6: back at iteration 3, the data of samples 24 to 47 is left out" in said
     left_out_from_the_start(root, without, ["24:48"])
     assert_same_run(run, without)
     # What the run left is nowhere: not in metrics, not among the checkpoints, not in a resumed run.
