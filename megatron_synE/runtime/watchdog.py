@@ -111,21 +111,36 @@ class Watchdog:
         guard = threading.Timer(3 * grace, os._exit, [exit_codes.HANG])
         guard.daemon = True
         guard.start()
-        self.dump()
-        deadline = time.monotonic() + grace
-        while (present := self._present()) < set(range(self._world_size)) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        missing = sorted(set(range(self._world_size)) - present)
-        if self._rank == min(present):
-            absent = f"; none from rank {', '.join(map(str, missing))}: stopped, or its node is gone" if missing else ""
-            message = (
-                f"no step for {silent:.0f} s (limit {limit:.0f} s) after iteration {self._iteration}; the stacks of "
-                f"{len(present)} of {self._world_size} ranks are in {self.folder}{absent}"
+        try:
+            self.dump()
+            self._say(silent, limit, self._missing_after(grace))
+        except OSError as error:
+            sys.stderr.write(
+                f"error: no step for {silent:.0f} s; the stacks cannot be written to {self.folder}: {error}\n"
             )
-            sys.stderr.write(f"error: {message}\n")
-            sys.stderr.flush()
-            self._tell(message)
-        os._exit(exit_codes.HANG)
+            faulthandler.dump_traceback(sys.stderr, all_threads=True)
+        finally:
+            os._exit(exit_codes.HANG)
 
-    def _present(self) -> set[int]:
-        return {int(file.stem.removeprefix("rank_")) for file in self.folder.glob("rank_*.txt")}
+    def _missing_after(self, grace: float) -> list[int]:
+        """Ranks that have not written their stacks after so many seconds."""
+        deadline = time.monotonic() + grace
+        while (missing := self._missing()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return missing
+
+    def _missing(self) -> list[int]:
+        return [rank for rank in range(self._world_size) if not self._file(rank).exists()]
+
+    def _say(self, silent: float, limit: float, missing: list[int]) -> None:
+        present = [rank for rank in range(self._world_size) if rank not in missing]
+        if self._rank != min(present):
+            return
+        absent = f"; none from rank {', '.join(map(str, missing))}: stopped, or its node is gone" if missing else ""
+        message = (
+            f"no step for {silent:.0f} s (limit {limit:.0f} s) after iteration {self._iteration}; the stacks of "
+            f"{len(present)} of {self._world_size} ranks are in {self.folder}{absent}"
+        )
+        sys.stderr.write(f"error: {message}\n")
+        sys.stderr.flush()
+        self._tell(message)

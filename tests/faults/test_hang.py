@@ -79,3 +79,22 @@ def test_the_limit_follows_the_measured_steps(tmp_path: Path) -> None:
     with watched.patient():
         assert watched.limit_seconds == 3600.0
     assert watched.limit_seconds == 1100.0
+
+
+def test_a_hang_ends_also_where_no_stacks_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    program = """
+import sys, threading
+from pathlib import Path
+from megatron_synE.runtime.watchdog import Watchdog
+watched = Watchdog(Path(sys.argv[1]), rank=0, world_size=1, timeout_seconds=0.1)
+with watched:
+    watched.step(1, 0.0)
+    threading.Event().wait()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "file/stacks")],
+        cwd=tiny.ROOT, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 6
+    assert "stacks cannot be written" in done.stderr and "File " in done.stderr
