@@ -48,8 +48,6 @@ trainer = build_trainer(load_config(config, []), config, ranks_from_environment(
 for shard in optimizer_shards(trainer.model, trainer.optimizer):
     for moment in shard.moments.values():
         moment.fill_(0.5)  # touched: an untouched page of zeros is no memory
-    for name in ("exp_avg", "exp_avg_sq"):
-        trainer.optimizer.optimizer.state[shard.master].setdefault(name, shard.moments[name])
 own = sum(chunk.size_bytes for chunk in chunks_to_save(trainer.model, trainer.optimizer))
 
 
