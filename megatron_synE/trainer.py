@@ -335,7 +335,7 @@ class Trainer:
     def _save_if_due(self, decision: Decision) -> None:
         if decision.save_failed:
             self.saver.finish()  # raises on every rank: the failure was agreed
-        self._report_save()
+        self._report_saves()
         iteration, interval = self.progress.iteration, self.plan.checkpoint_interval_iterations
         if interval is None or iteration % interval or iteration in (self.plan.train_iters, self._saved_iteration):
             return
@@ -351,12 +351,12 @@ class Trainer:
                 self.lineage,
                 in_background=in_background,
             )
-        self._report_save()
+        self._report_saves()
         self._saved_iteration = self.progress.iteration
 
-    def _report_save(self) -> None:
-        """Say what the last save cost, once it has ended."""
-        if (report := self.saver.report()) is not None:
+    def _report_saves(self) -> None:
+        """Say what the saves cost that have ended."""
+        for report in self.saver.reports():
             self.metrics.row("checkpoint", **asdict(report))
             if self.attempts is not None:
                 self.attempts.note()
@@ -367,7 +367,7 @@ class Trainer:
             self._save(in_background=False)
         with self.watchdog.patient():
             self.saver.finish()
-        self._report_save()
+        self._report_saves()
         return code
 
     def _common_state(self) -> CommonState:

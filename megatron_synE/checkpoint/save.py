@@ -65,6 +65,7 @@ class Saver:
         self._error: BaseException | None = None
         self._seconds = 0.0
         self._started: SaveReport | None = None
+        self._ended: list[SaveReport] = []
 
     def start(
         self,
@@ -81,6 +82,7 @@ class Saver:
         """
         began = time.perf_counter()
         self.finish()
+        self._note_ended()
         copies = [_snapshot(chunk) for chunk in chunks] if in_background else list(chunks)
         copied = sum(chunk.size_bytes for chunk in copies) if in_background else 0
         self._thread = threading.Thread(target=self._run, args=(copies, state, hf_config, facts), name="checkpoint")
@@ -90,12 +92,16 @@ class Saver:
         blocking = time.perf_counter() - began
         self._started = SaveReport(state.iteration, in_background, blocking, copied, 0.0)
 
-    def report(self) -> SaveReport | None:
-        """What the last save cost, once, when it has ended well."""
-        if self._started is None or self.is_running or self.has_failed:
-            return None
-        report, self._started = replace(self._started, seconds=self._seconds), None
-        return report
+    def reports(self) -> list[SaveReport]:
+        """What the saves cost that have ended well since the last call."""
+        self._note_ended()
+        ended, self._ended = self._ended, []
+        return ended
+
+    def _note_ended(self) -> None:
+        if self._started is not None and not self.is_running and not self.has_failed:
+            self._ended.append(replace(self._started, seconds=self._seconds))
+            self._started = None
 
     @property
     def is_running(self) -> bool:
