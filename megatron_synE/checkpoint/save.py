@@ -117,7 +117,7 @@ class Saver:
             self._thread.join()
             self._thread = None
         if self._error is not None:
-            error, self._error = self._error, None
+            error, self._error, self._started = self._error, None, None
             if isinstance(error, UserError):
                 raise error
             raise CheckpointError(f"{self._checkpoints}: the checkpoint could not be written ({error})") from error
