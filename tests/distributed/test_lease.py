@@ -2,13 +2,14 @@
 
 import os
 import signal
-import subprocess
-import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from megatron_synE.checkpoint import layout
+from megatron_synE.runtime.lease import read_holder, take
 from tests import tiny
 from tests.distributed.test_resume import assert_same_tensors, training_rows, validation_rows
 
@@ -35,54 +36,55 @@ def snapshot(run: Path) -> dict[str, bytes]:
     }
 
 
+def stopped(run: Path) -> int:
+    """The process that holds the run, once it has stopped itself."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        holder = read_holder(run) if run.exists() else None
+        if holder is not None and Path(f"/proc/{holder.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T":
+            return holder.pid
+        time.sleep(0.02)
+    raise AssertionError("it did not stop")
+
+
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_an_old_copy_held_up_inside_a_save_is_fenced_off(root: Path, tmp_path: Path, moment: str) -> None:
     run, straight = tmp_path / "run", root / "straight"
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "SLURM_JOB_ID": "77"}
-    old = subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("paused_rank.py"), moment, "6", root / "run.yaml", f"run.dir={run}"],
-        cwd=tiny.ROOT, env=environment, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        _, status = os.waitpid(old.pid, os.WUNTRACED)
-        assert os.WIFSTOPPED(status)
-        # It holds the folder's lock, and stands before or after the rename of iteration 6.
-        assert (run / "checkpoints/iter_0000006").exists() == (moment == "after")
-        done = tiny.syne(
-            "train", "--config", root / "run.yaml", f"run.dir={run}", SLURM_JOB_ID="77", SLURM_RESTART_COUNT="1"
-        )
-        assert done.returncode == 0, done.stderr
-        assert "it is fenced off" in done.stderr
-        assert f"resume from {run / 'checkpoints'}/iter_000000{6 if moment == 'after' else 4}" in done.stderr
-        seen = snapshot(run)
-        os.kill(old.pid, signal.SIGCONT)
-        _, said = old.communicate(timeout=60)
-    finally:
-        old.kill()
-    assert old.returncode == 8, said
-    assert "restart 1 of job 77" in said and "Traceback" not in said
+    arguments = (Path(__file__).with_name("paused_rank.py"), moment, 6, root / "run.yaml", f"run.dir={run}")
+    with ThreadPoolExecutor(1) as pool:
+        old = pool.submit(tiny.python, *arguments, SLURM_JOB_ID="77")
+        pid = stopped(run)
+        try:
+            # It holds the folder's lock, and stands before or after the rename of iteration 6.
+            assert (run / "checkpoints/iter_0000006").exists() == (moment == "after")
+            done = tiny.syne(
+                "train", "--config", root / "run.yaml", f"run.dir={run}", SLURM_JOB_ID="77", SLURM_RESTART_COUNT="1"
+            )
+            assert done.returncode == 0, done.stderr
+            assert "it is fenced off" in done.stderr
+            assert f"resume from {run / 'checkpoints'}/iter_000000{6 if moment == 'after' else 4}" in done.stderr
+            seen = snapshot(run)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+    ended = old.result()
+    assert ended.returncode == 8, ended.stderr
+    assert "restart 1 of job 77" in ended.stderr and "Traceback" not in ended.stderr
     assert snapshot(run) == seen
     assert not list(run.rglob(".tmp-*"))
     assert training_rows(run) == training_rows(straight)
     assert validation_rows(run) == validation_rows(straight)
     assert_same_tensors(run / "checkpoints/iter_0000010", straight / "checkpoints/iter_0000010")
-    assert [folder.name for folder in layout.complete_checkpoints(run / "checkpoints")] == [
-        "iter_0000008",
-        "iter_0000010",
-    ]
+    kept = [folder.name for folder in layout.complete_checkpoints(run / "checkpoints")]
+    assert kept == ["iter_0000008", "iter_0000010"]
 
 
+@pytest.mark.slow
 def test_a_second_run_in_the_folder_is_refused(root: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    old = subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("paused_rank.py"), "after", "2", root / "run.yaml", f"run.dir={run}"],
-        cwd=tiny.ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        os.waitpid(old.pid, os.WUNTRACED)
-        done = tiny.syne("train", "--config", root / "run.yaml", f"run.dir={run}", SLURM_JOB_ID="78")
-        assert done.returncode == 2
-        assert f"another run is writing there (process {old.pid} on" in done.stderr
-    finally:
-        old.kill()
-        old.wait()
+    run.mkdir()
+    mine = take(run)
+    done = tiny.syne("train", "--config", root / "run.yaml", f"run.dir={run}", SLURM_JOB_ID="78")
+    assert done.returncode == 2
+    assert f"another run is writing there (process {os.getpid()} on" in done.stderr
+    mine.check()
+    mine.release()

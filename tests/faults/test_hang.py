@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from megatron_synE.runtime import watchdog
+from megatron_synE.runtime.launch import _free_port
 from tests import tiny
 
 SCRIPT = Path(__file__).with_name("stopped_rank.py")
@@ -23,14 +24,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_stopped_rank_ends_the_run_with_code_6_and_stacks_of_those_that_wait(root: Path, tmp_path: Path) -> None:
-    run, told = tmp_path / "run", tmp_path / "told"
+    run, told, port = tmp_path / "run", tmp_path / "told", str(_free_port())
     ranks = [
         subprocess.Popen(
             [sys.executable, SCRIPT, "3", root / "run.yaml", f"run.dir={run}", "operations.watchdog_seconds=2",
              f"operations.on_event=[tee, -a, {told}]"],
             cwd=tiny.ROOT, stderr=subprocess.PIPE, text=True,
             env=os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1",
-                              "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(tiny_port())},
+                              "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
         )
         for rank in range(2)
     ]  # fmt: skip
@@ -57,15 +58,11 @@ def test_a_stopped_rank_ends_the_run_with_code_6_and_stacks_of_those_that_wait(r
     assert [row["iteration"] for row in tiny.rows(run, "train")] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_the_launcher_ends_with_code_6_too(root: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     tiny.launched(2, SCRIPT, 1, root / "run.yaml", f"run.dir={run}", "operations.watchdog_seconds=1", code=6)
     assert len(list(run.glob("stacks-*/rank_00000.txt"))) == 1
-
-
-def tiny_port() -> int:
-    """One port for both ranks."""
-    return 29000 + os.getpid() % 900
 
 
 def test_the_limit_follows_the_measured_steps(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def assert_same_run(run: Path, other: Path) -> None:
     assert_same_tensors(run / "checkpoints/iter_0000010", other / "checkpoints/iter_0000010")
 
 
-@pytest.mark.parametrize("overrides", [[], PP2], ids=["DP2", "PP2"])
+@pytest.mark.parametrize("overrides", [[], pytest.param(PP2, marks=pytest.mark.slow)], ids=["DP2", "PP2"])
 def test_a_batch_that_gives_nan_is_left_out_and_the_run_is_the_one_that_never_had_it(
     root: Path, tmp_path: Path, overrides: list[str]
 ) -> None:
