@@ -5,7 +5,21 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
+import torch.distributed as dist
+
+from megatron_synE.metrics import Metrics
 from megatron_synE.mixing import Answer
+
+logger = logging.getLogger(__name__)
+
+
+def report_answer(answer: Answer, metrics: Metrics, iteration: int) -> None:
+    """Rows and lines of an answer. Rank 0 speaks."""
+    for kind, values in rows_of(answer):
+        metrics.row(kind, iteration, **values)
+    if dist.get_rank() == 0:
+        for level, line in lines_of(answer):
+            logger.log(level, "%s", line)
 
 
 def rows_of(answer: Answer) -> Iterator[tuple[str, dict[str, Any]]]:

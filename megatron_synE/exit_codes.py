@@ -9,6 +9,7 @@ CHECKPOINT_ERROR = 4
 DIVERGED = 5
 HANG = 6
 NO_PROGRESS = 7
+LEASE_LOST = 8
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h
 
 MEANINGS = {
@@ -16,9 +17,10 @@ MEANINGS = {
     USER_ERROR: "the user's input or configuration",
     DATA_ERROR: "data",
     CHECKPOINT_ERROR: "checkpoint or conversion",
-    DIVERGED: "diverged: loss or gradient norm is not finite",
+    DIVERGED: "diverged: loss or gradient norm is not finite, or the loss spiked",
     HANG: "hang",
     NO_PROGRESS: "no progress",
+    LEASE_LOST: "a later restart holds the run; this copy stopped",
     PREEMPTED: "checkpointed, requeue me",
 }
 
@@ -30,9 +32,27 @@ class CheckpointError(UserError):
 
 
 class DivergedError(UserError):
-    """Loss or gradient norm is not finite."""
+    """Loss or gradient norm is not finite, or the loss spiked."""
 
     exit_code = DIVERGED
+
+
+class HangError(UserError):
+    """No rank, or not every rank, gets further."""
+
+    exit_code = HANG
+
+
+class NoProgressError(UserError):
+    """The run was restarted as often as it may be without getting further."""
+
+    exit_code = NO_PROGRESS
+
+
+class LeaseLostError(UserError):
+    """Another process has become the run's writer; this one must not write any more."""
+
+    exit_code = LEASE_LOST
 
 
 class OneRankError(UserError):
@@ -43,4 +63,14 @@ class OneRankError(UserError):
         self.exit_code = fault.exit_code
 
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "DivergedError", "OneRankError", "UserError"]
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "DivergedError",
+    "HangError",
+    "LeaseLostError",
+    "NoProgressError",
+    "OneRankError",
+    "UserError",
+]

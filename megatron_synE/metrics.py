@@ -4,19 +4,20 @@ import json
 import logging
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from data_mixers.errors import ConfigError
 from megatron_synE.config.schema import LoggingSection
-from megatron_synE.exit_codes import OneRankError
+from megatron_synE.exit_codes import OneRankError, UserError
+from megatron_synE.runtime.lease import Lease, write_text
 
 logger = logging.getLogger(__name__)
 
 
-def truncate_after(metrics: Path, iteration: int) -> None:
+def truncate_after(metrics: Path, iteration: int, lease: Lease) -> None:
     """Drop rows after `iteration`: a killed job may have logged steps that its checkpoint does not hold.
 
-    A last line that was cut by the kill goes too.
+    A last line that was cut by the kill goes too. The file is a new one: what an earlier writer still has open is not.
     """
     if not metrics.exists():
         return
@@ -28,12 +29,19 @@ def truncate_after(metrics: Path, iteration: int) -> None:
             continue
         if row["iteration"] <= iteration:
             kept.append(line if line.endswith("\n") else line + "\n")
-    temporary = metrics.with_suffix(".tmp")
     try:
-        temporary.write_text("".join(kept), encoding="utf-8")
-        temporary.replace(metrics)
+        write_text(metrics, "".join(kept), token=lease.token, lease=lease)
     except OSError as error:
         raise ConfigError(f"{metrics}: cannot be written ({error.strerror}); make room") from error
+
+
+def last_row(metrics: Path, kind: str) -> dict[str, Any] | None:
+    """The last row of a kind, if there is one. Call it after truncate_after: a line cut by a kill is refused."""
+    found: dict[str, Any] | None = None
+    for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else ():
+        row = json.loads(line)
+        found = row if row["kind"] == kind else found
+    return found
 
 
 class Metrics:
@@ -48,18 +56,20 @@ class Metrics:
         enabled: bool,
         wandb_id: str | None,
         iteration: int,
+        lease: Lease | None = None,
     ) -> None:
-        """iteration: where the run stands; what trackers hold beyond it came from steps that were lost."""
+        """iteration: where the run stands; what trackers hold beyond it came from steps that were lost.
+
+        lease: checked before every row.
+        """
         self.wandb_id = wandb_id if section.wandb != "off" else None
-        self._stream = self._tensorboard = self._wandb = None
+        self._stream: TextIO | None = None
+        self._tensorboard: Any = None
+        self._wandb: Any = None
         if not enabled:
             return
-        self._path = path
-        self._stream = path.open("a", encoding="utf-8")
-        if section.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._tensorboard = SummaryWriter(str(path.parent / "tensorboard"), purge_step=iteration + 1)
+        self._path, self._lease, self._section = path, lease, section
+        self._open(iteration)
         if section.wandb != "off":
             import wandb
 
@@ -80,13 +90,35 @@ class Metrics:
                     )
                 ) from error
 
+    def _open(self, iteration: int) -> None:
+        self._stream = self._path.open("a", encoding="utf-8")
+        if self._section.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._tensorboard = SummaryWriter(str(self._path.parent / "tensorboard"), purge_step=iteration + 1)
+
+    def go_back_to(self, iteration: int) -> None:
+        """Drop what was reported after `iteration`; W&B cannot, and keeps its own."""
+        if self._stream is None:
+            return
+        self._stream.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        assert self._lease is not None
+        truncate_after(self._path, iteration, self._lease)
+        self._open(iteration)
+
     def row(self, kind: str, iteration: int, **values: Any) -> None:
         """One line of metrics.jsonl, flushed; numbers also go to the trackers as `<kind>/<name>`."""
         if self._stream is None:
             return
         try:
+            if self._lease is not None:
+                self._lease.check()
             self._stream.write(json.dumps({"kind": kind, "iteration": iteration, **values}) + "\n")
             self._stream.flush()
+        except UserError as error:
+            raise OneRankError(error) from error
         except OSError as error:
             raise OneRankError(
                 ConfigError(f"{self._path}: cannot be written ({error.strerror}); make room, and start again to resume")

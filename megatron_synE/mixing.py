@@ -5,7 +5,7 @@ Rank 0 decides, the others receive; what was decided is part of every checkpoint
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 from data_mixers.controllers import (
@@ -100,6 +100,8 @@ class Mixture:
     states: Mapping[str, ControllerState] = field(default_factory=dict)
     shifts: tuple[GuardShift, ...] = ()
     guard: GuardState | None = None
+    bad_ranges: tuple[tuple[int, int], ...] = ()
+    """Ranges of samples that the run itself leaves out, after a loss spike or NaN; like `skips`."""
 
     @property
     def schedule(self) -> Schedule:
@@ -113,7 +115,7 @@ class Mixture:
             limits=self.limits if self.renormalizes else None,
             shifts=self.shifts,
         )
-        for start, stop in self.skips:
+        for start, stop in sorted((*self.skips, *self.bad_ranges)):
             # Whether a skip touches what is read already is for the digest of the past to say, when a run resumes.
             schedule = schedule.skip(start, stop, consumed_samples=0)
         return schedule
@@ -264,6 +266,12 @@ class Mixture:
             guard=self.guard if guard is None else guard.decision.state,
         )
 
+    def skipping(self, start: int, stop: int) -> "Mixture":
+        """This mixture without the data of samples start..stop-1; as many others are read in their place."""
+        inside = {phase.end_sample for phase in self.schedule.phases if start < phase.end_sample < stop}
+        bounds = [start, *sorted(inside), stop]  # an entry of the schedule does not cross a change of weights
+        return replace(self, bad_ranges=(*self.bad_ranges, *pairwise(bounds)))
+
     def to_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of it."""
         return {
@@ -271,6 +279,7 @@ class Mixture:
             "states": {group: state.to_dict() for group, state in self.states.items()},
             "shifts": [asdict(shift) for shift in self.shifts],
             "guard": None if self.guard is None else self.guard.to_dict(),
+            "bad_ranges": self.bad_ranges,
         }
 
     def restored(self, content: Mapping[str, Any]) -> "Mixture":
@@ -287,6 +296,7 @@ class Mixture:
                 for item in content.get("shifts", [])  # a checkpoint from before the guard has none
             ),
             guard=None if content.get("guard") is None else GuardState.from_dict(content["guard"]),
+            bad_ranges=tuple((int(start), int(stop)) for start, stop in content.get("bad_ranges", [])),
         )
 
 

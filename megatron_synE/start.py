@@ -12,11 +12,12 @@ from data_mixers.errors import ConfigError
 from data_mixers.schedule import Schedule
 from megatron_synE.checkpoint import layout
 from megatron_synE.config.schema import RunConfig
-from megatron_synE.exit_codes import CheckpointError
+from megatron_synE.exit_codes import CheckpointError, DivergedError
 from megatron_synE.mixing import Mixture, check_past
 from megatron_synE.model.llama import LlamaArchitecture, architecture_from_hf, read_hf_config
 from megatron_synE.runtime.control import from_rank_zero
 from megatron_synE.runtime.run_dir import RunDir
+from megatron_synE.stability import Anomaly
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,30 @@ def _found(config: RunConfig, run_dir: RunDir) -> Start:
         folder = layout.resolve_checkpoint(config.init.path)
         return Start(config.init.mode, folder, layout.read_state(folder))
     return Start("init", None, None)
+
+
+def checkpoint_before(
+    iteration: int, config: RunConfig, run_dir: RunDir, group: dist.ProcessGroup, anomaly: Anomaly
+) -> tuple[Path, layout.CommonState]:
+    """The newest complete checkpoint of iterations before `iteration`; later ones are withdrawn.
+
+    Collective: every rank. Errors: DivergedError if there is none.
+    """
+
+    def found() -> tuple[Path, layout.CommonState]:
+        assert run_dir.lease is not None
+        folder = layout.newest_complete(
+            run_dir.checkpoints, verify_hashes=config.checkpoint.verify_hashes, at_most=iteration - 1
+        )
+        if folder is None:
+            raise DivergedError(
+                f"{anomaly}, and {run_dir.checkpoints} holds no checkpoint before iteration {iteration} to go back to; "
+                "lower optimizer.lr, or stability.rollback_steps"
+            )
+        layout.withdraw_after(run_dir.checkpoints, layout.iteration_of(folder), run_dir.lease)
+        return folder, layout.read_state(folder)
+
+    return from_rank_zero(group, found)
 
 
 def mixture_to_follow(from_config: Mixture, start: Start) -> Mixture:

@@ -3,7 +3,6 @@
 Reading order: this file, trainer.py, build.py, data_mixers/schedule.py.
 """
 
-import dataclasses
 import logging
 import os
 import sys
@@ -14,21 +13,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from data_mixers.errors import UserError
-from data_mixers.schedule import Schedule
 from megatron_synE import exit_codes
 from megatron_synE.checkpoint import layout
 from megatron_synE.config.derive import derive
 from megatron_synE.config.examine import Examination, examine
 from megatron_synE.config.fault import require
-from megatron_synE.config.load import LoadedConfig, dump_yaml, load_config, resolved_tree
+from megatron_synE.config.load import LoadedConfig, load_config
 from megatron_synE.config.schema import RunConfig
 from megatron_synE.data.probe import Probe
-from megatron_synE.exit_codes import OneRankError
+from megatron_synE.exit_codes import HangError, OneRankError
 from megatron_synE.runtime.environment import ALONE, Ranks, hide_cuda, ranks_from_environment
 from megatron_synE.runtime.launch import default_nproc, launch
-from megatron_synE.runtime.run_dir import RunDir, masked, write_run_manifest
+from megatron_synE.runtime.run_dir import RunDir
 
 if TYPE_CHECKING:
+    from megatron_synE.events import Event, Events
     from megatron_synE.start import Start
     from megatron_synE.trainer import Trainer
 
@@ -61,20 +60,35 @@ def run_rank(loaded: LoadedConfig, config_path: Path, ranks: Ranks) -> int:
     """One rank of the run, from process groups to exit code. Collective: every rank."""
     from megatron_synE.runtime import distributed
 
+    trainer: Trainer | None = None
     try:
         trainer = build_trainer(loaded, config_path, ranks)
-        code = trainer.fit()
+        with trainer.watchdog:
+            code = trainer.fit()
         trainer.metrics.close()
         if code == exit_codes.FINISHED and loaded.resolved.checkpoint.export_hf:
-            _export(RunDir(loaded.resolved.run.dir), is_writer=ranks.rank == 0)
-    except BaseException:
+            _export(trainer.run_dir)
+        _say_goodbye(trainer, code)
+    except BaseException as error:
         # An interpreter that leaves with gloo's threads running may abort and lose the exit code. With peers one
         # must not wait for them: such a rank ends in end_as_one_rank.
         if ranks.world_size == 1:
             distributed.shut_down()
+        if trainer is not None and _is_lost_peer(error) and trainer.watchdog.hang_is_declared():
+            trainer.watchdog.dump()
+            raise HangError("another rank has found the run to hang") from error
         raise
     distributed.shut_down()
     return code
+
+
+def _say_goodbye(trainer: "Trainer", code: int) -> None:
+    trainer.step_log.finish()
+    if trainer.run_dir.lease is not None:
+        event: Event = "finish" if code == exit_codes.FINISHED else "requeue"
+        trainer.events.tell(event, iteration=trainer.progress.iteration, exit_code=code)
+    trainer.events.close()
+    trainer.run_dir.release()
 
 
 def build_trainer(loaded: LoadedConfig, config_path: Path, ranks: Ranks = ALONE) -> "Trainer":
@@ -100,18 +114,24 @@ def build_trainer(loaded: LoadedConfig, config_path: Path, ranks: Ranks = ALONE)
 def _assemble(loaded: LoadedConfig, examination: Examination, device: Any, groups: Any, run_dir: RunDir) -> "Trainer":
     import torch.distributed as dist
 
+    from megatron_synE.attempts import Attempts, begin
     from megatron_synE.build import build_model, build_optimizer
     from megatron_synE.checkpoint.hf_folder import side_files
     from megatron_synE.checkpoint.load import load_training_state
     from megatron_synE.checkpoint.save import Saver
     from megatron_synE.checkpoint.training_state import check_masters
     from megatron_synE.data.scheduled_dataset import ScheduledDataset
+    from megatron_synE.events import Events
     from megatron_synE.metrics import Metrics, truncate_after
     from megatron_synE.mixing import mixture_of
     from megatron_synE.optim.lr_schedule import LrSchedule
-    from megatron_synE.runtime.control import Agreement, StopRequest, agreed
+    from megatron_synE.progress import Progress
+    from megatron_synE.run_files import config_digest, lineage, write_run_files
+    from megatron_synE.runtime.control import Agreement, StopRequest, agreed, from_rank_zero
+    from megatron_synE.runtime.watchdog import Watchdog
     from megatron_synE.start import check_resumable, find_start, mixture_to_follow
-    from megatron_synE.trainer import Progress, Trainer
+    from megatron_synE.step_log import StepLog, ValidationLog
+    from megatron_synE.trainer import Trainer
     from megatron_synE.validation import build_validator
 
     config = loaded.resolved
@@ -119,7 +139,10 @@ def _assemble(loaded: LoadedConfig, examination: Examination, device: Any, group
     assert examination.architecture is not None and examination.hf_config is not None
     assert examination.schedule is not None
     plan = derive(config, examination.architecture, dist.get_world_size(), device=device.kind)
-    agreed(groups.control, lambda: run_dir.lock() if dist.get_rank() == 0 else None)
+    is_writer, operations = dist.get_rank() == 0, config.operations
+    agreed(groups.control, lambda: run_dir.take(takeover=config.run.takeover) if is_writer else None)
+    token = from_rank_zero(groups.control, lambda: run_dir.token)
+    events = Events(operations.on_event, run=config.run.name, folder=run_dir.root)
     start = find_start(config, run_dir, groups.control)
     if start.mode == "resume":
         check_resumable(config, plan.architecture, start)
@@ -143,15 +166,31 @@ def _assemble(loaded: LoadedConfig, examination: Examination, device: Any, group
     for caution in examination.cautions:
         logger.warning("%s", caution)
 
-    is_writer = dist.get_rank() == 0
-
-    def write_run_files() -> None:
+    def write_files() -> Attempts | None:
         if is_writer:
             # A run killed before its first checkpoint begins again: its rows go, also those of iteration 0.
-            truncate_after(run_dir.metrics, progress.iteration if start.mode == "resume" else -1)
-            _write_run_files(loaded, run_dir, examination, schedule, start)
+            assert run_dir.lease is not None
+            truncate_after(run_dir.metrics, progress.iteration if start.mode == "resume" else -1, run_dir.lease)
+            write_run_files(loaded, run_dir, examination, schedule, start)
+            return begin(
+                run_dir,
+                first_iteration=progress.iteration,
+                is_finished=progress.iteration >= plan.train_iters,
+                config_digest=config_digest(config),
+                restart_budget=operations.restart_budget,
+            )
+        return None
 
-    agreed(groups.control, write_run_files)
+    attempts = agreed(groups.control, write_files)
+    metrics = Metrics(
+        config.logging,
+        path=run_dir.metrics,
+        run_name=config.run.name,
+        enabled=is_writer,
+        wandb_id=start.state.wandb_id if start.mode == "resume" and start.state else None,
+        iteration=progress.iteration,
+        lease=run_dir.lease,
+    )
     return Trainer(
         config=config,
         plan=plan,
@@ -181,20 +220,35 @@ def _assemble(loaded: LoadedConfig, examination: Examination, device: Any, group
             groups.checkpoint,
             keep_last=config.checkpoint.keep_last,
             source_files=side_files(_tokenizer_folder(config, start)),
+            lease=run_dir.lease,
         ),
-        metrics=Metrics(
-            config.logging,
-            path=run_dir.metrics,
-            run_name=config.run.name,
-            enabled=is_writer,
-            wandb_id=start.state.wandb_id if start.mode == "resume" and start.state else None,
-            iteration=progress.iteration,
+        metrics=metrics,
+        step_log=StepLog(
+            config=config,
+            plan=plan,
+            device=device,
+            metrics=metrics,
+            lr_schedule=lr_schedule,
+            control_group=groups.control,
+            events=events,
+            attempts=attempts,
+            metrics_path=run_dir.metrics,
         ),
+        validation_log=ValidationLog(metrics),
         stop_request=stop_request,
         agreement=Agreement(groups.control),
+        watchdog=Watchdog(
+            run_dir.root / f"stacks-{token}",
+            rank=dist.get_rank(),
+            world_size=dist.get_world_size(),
+            timeout_seconds=operations.watchdog_seconds,
+            tell=partial(_tell_hang, events),
+        ),
+        events=events,
+        attempts=attempts,
         hf_config=examination.hf_config,
         tokenizer_digest=tokenizer.digest,
-        lineage=_lineage(config, examination, start),
+        lineage=lineage(config, examination, start),
     )
 
 
@@ -234,58 +288,9 @@ def _announce(plan: Any, start: "Start", progress: Any, lr_schedule: Any, *, dat
     logger.info("next five learning rates: %s", ", ".join(f"{rate:.4e}" for rate in rates))
 
 
-def _write_run_files(
-    loaded: LoadedConfig, run_dir: RunDir, examination: Examination, schedule: Schedule, start: "Start"
-) -> None:
-    # The run, to go on with: how long this job was to work on it is the job's, and stands in manifest.json.
-    training = dataclasses.replace(loaded.resolved.training, stop_after_iterations=None)
-    whole = dataclasses.replace(loaded.resolved, training=training)
-    run_dir.write("run_config.yaml", dump_yaml(resolved_tree(whole)))
-    run_dir.write("schedule.json", schedule.to_json() + "\n")
-    write_run_manifest(
-        run_dir,
-        run=loaded.resolved.run.name,
-        written=masked(loaded.user),
-        resolved=masked(resolved_tree(loaded.resolved)),
-        seed=loaded.resolved.run.seed,
-        schedule_hash=schedule.digest(),
-        data={
-            str(m.folder): {s.name: [shard.bin_sha256 for shard in s.shards] for s in m.sources}
-            for m in examination.manifests
-        },
-        tokenizer_digest=examination.manifests[0].tokenizer.digest,
-        started_from=str(start.folder or loaded.resolved.init.path or "random"),
-        source_hashes=_source_hashes(loaded.resolved) if start.mode == "init" else {},
-    )
-
-
-def _source_hashes(config: RunConfig) -> dict[str, str]:
-    """sha256 of the HF weight files the run starts from."""
-    if config.init.source != "hf" or config.init.path is None:
-        return {}
-    hashes = {}
-    for file in sorted(config.init.path.glob("*.safetensors")):
-        if file.stat().st_size > 1 << 30:  # seconds at least: say what takes them
-            logger.info("hashing %s for the run's manifest", file.name)
-        hashes[file.name] = layout.sha256_of(file)
-    return hashes
-
-
-def _lineage(config: RunConfig, examination: Examination, start: "Start") -> dict[str, Any]:
-    """What every checkpoint's manifest says of where it comes from."""
-    from megatron_synE.runtime.run_dir import versions
-
-    assert examination.schedule is not None
-    return {
-        "run": config.run.name,
-        "parent": str(start.folder or config.init.path or "random"),
-        "parent_lineage_hash": layout.read_manifest(start.folder)["lineage_hash"] if start.folder else None,
-        "schedule_hash": examination.schedule.digest(),
-        "versions": versions(),
-        "stages": [
-            {"name": stage.name, "tokens": stage.tokens, "languages": stage.languages} for stage in config.data.stages
-        ],
-    }
+def _tell_hang(events: "Events", message: str) -> None:
+    events.tell("hang", message=message)
+    events.close()
 
 
 def _tokenizer_folder(config: RunConfig, start: "Start") -> Path:
@@ -295,12 +300,13 @@ def _tokenizer_folder(config: RunConfig, start: "Start") -> Path:
     return config.init.path if config.init.source == "hf" and config.init.path is not None else Path(os.devnull)
 
 
-def _export(run_dir: RunDir, *, is_writer: bool) -> None:
+def _export(run_dir: RunDir) -> None:
     import torch.distributed as dist
 
     from megatron_synE.checkpoint.hf_export import write_hf_folder
 
-    if is_writer:
+    if run_dir.lease is not None:
+        run_dir.lease.check()
         write_hf_folder(layout.resolve_checkpoint(run_dir.checkpoints, verify_hashes=False), run_dir.hf)
         logger.info("exported %s", run_dir.hf)
     dist.barrier()
@@ -318,8 +324,14 @@ def _log_to_stderr(rank: int) -> None:
     logging.getLogger("megatron.core").setLevel(logging.WARNING)  # at INFO it lists every parameter of every bucket
 
 
+# What gloo says in a collective that did not end in time: somebody hangs (gloo/transport/tcp/pair.cc).
+_TIMED_OUT = "Timed out waiting"
 # What gloo says in a collective whose other end has died (gloo/transport/tcp/pair.cc).
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+
+
+def _is_lost_peer(error: BaseException) -> bool:
+    return any(sign in str(error) for sign in _LOST_PEER)
 
 
 def end_as_one_rank(config_path: Path, overrides: Sequence[str] = ()) -> NoReturn:
@@ -344,11 +356,11 @@ def _as_one_rank(config_path: Path, overrides: Sequence[str]) -> int:
             sys.stderr.write(f"error: {error}\n")
         return error.exit_code
     except Exception as error:  # noqa: BLE001  # a fault of ours: shown whole, and this rank must die at once
-        if any(sign in str(error) for sign in _LOST_PEER):
+        if _is_lost_peer(error):
             sys.stderr.write(f"[rank {rank}] another rank has gone; its own message says why\n")
-        else:
-            sys.stderr.write(f"[rank {rank}]\n{traceback.format_exc()}")
-        return 1
+            return 1
+        sys.stderr.write(f"[rank {rank}]\n{traceback.format_exc()}")
+        return exit_codes.HANG if _TIMED_OUT in str(error) else 1
 
 
 if __name__ == "__main__":

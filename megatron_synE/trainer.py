@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -13,8 +13,10 @@ import torch.distributed as dist
 
 from data_mixers.sampling import Sampler
 from megatron_synE import exit_codes
+from megatron_synE.attempts import Attempts
 from megatron_synE.build import Model, sync_parameters
 from megatron_synE.checkpoint.layout import CommonState
+from megatron_synE.checkpoint.load import load_training_state
 from megatron_synE.checkpoint.save import Saver
 from megatron_synE.checkpoint.training_state import adam_step, chunks_to_save
 from megatron_synE.config.derive import RunPlan
@@ -22,55 +24,26 @@ from megatron_synE.config.schema import RunConfig
 from megatron_synE.data.batch import MicroBatch, collate
 from megatron_synE.data.loader import micro_batches_of_samples
 from megatron_synE.data.scheduled_dataset import Sample, ScheduledDataset
-from megatron_synE.decision_log import lines_of, rows_of
-from megatron_synE.exit_codes import DivergedError
-from megatron_synE.metrics import Metrics, console_line
+from megatron_synE.decision_log import report_answer
+from megatron_synE.events import Events
+from megatron_synE.exit_codes import DivergedError, LeaseLostError
+from megatron_synE.metrics import Metrics
 from megatron_synE.mixing import Mixture
-from megatron_synE.model.flops import peak_tflops, training_flops_per_token
 from megatron_synE.optim.lr_schedule import LrSchedule
-from megatron_synE.runtime.control import Agreement, Decision, StopRequest, from_rank_zero
+from megatron_synE.progress import Progress, state_to_save
+from megatron_synE.runtime.control import Agreement, Decision, StopRequest, from_rank_zero, ranks_where
 from megatron_synE.runtime.device import Device
-from megatron_synE.runtime.distributed import broadcast_from_last_stage, sum_over_data_parallel
+from megatron_synE.runtime.distributed import sum_of_last_stages
 from megatron_synE.runtime.mcore import parallel_state
 from megatron_synE.runtime.run_dir import RunDir
+from megatron_synE.runtime.step_timer import StepTimer
+from megatron_synE.runtime.watchdog import Watchdog
+from megatron_synE.stability import Anomaly, Stability, find_anomaly
+from megatron_synE.start import checkpoint_before
+from megatron_synE.step_log import StepLog, StepResult, ValidationLog
 from megatron_synE.validation import DocumentLosses, Validator
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Progress:
-    """How far the run is. All of it is in the checkpoint."""
-
-    iteration: int = 0
-    consumed_samples: int = 0
-    consumed_tokens: int = 0
-    last_validated_iteration: int | None = None
-    last_validation: dict[str, Any] | None = None
-
-    @classmethod
-    def after(cls, state: CommonState, mode: str) -> "Progress":
-        """Where a run stands that resumes `state`, or branches from it: a branch counts its own samples from zero."""
-        if mode == "branch":
-            return cls(consumed_tokens=state.consumed_tokens)
-        validation = dict(state.last_validation) if state.last_validation else None
-        return cls(
-            iteration=state.iteration,
-            consumed_samples=state.consumed_samples,
-            consumed_tokens=state.consumed_tokens,
-            last_validated_iteration=None if validation is None else validation["iteration"],
-            last_validation=validation,
-        )
-
-
-@dataclass
-class StepResult:
-    """One optimizer step, reduced over all ranks."""
-
-    nll_sum: torch.Tensor
-    """Scalar fp64: summed loss of this rank's micro-batches, not yet reduced (reduced when logged)."""
-    tokens: torch.Tensor
-    grad_norm: float
 
 
 @dataclass
@@ -92,8 +65,14 @@ class Trainer:
     progress: Progress
     saver: Saver
     metrics: Metrics
+    step_log: StepLog
+    validation_log: ValidationLog
     stop_request: StopRequest
     agreement: Agreement
+    watchdog: Watchdog
+    events: Events
+    attempts: Attempts | None
+    """On rank 0."""
     hf_config: dict[str, Any]
     tokenizer_digest: str
     lineage: dict[str, Any] = field(default_factory=dict)
@@ -102,7 +81,9 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self._sampler = Sampler(self.dataset.schedule)
-        self._began, self._validation_seconds = time.perf_counter(), 0.0
+        self.stability = Stability(self.config.stability)
+        self._timer = StepTimer(self.device)
+        self.model.config.finalize_model_grads_func = self._timer.before(self.model.config.finalize_model_grads_func)
 
     def fit(self) -> int:
         """Train to the end of the schedule or until asked to stop. Returns an exit code. Collective: every rank."""
@@ -116,58 +97,68 @@ class Trainer:
             stopping = decision.stop or self._slice_is_over(first_iteration)
             if self._validation_is_due() and not stopping:
                 stopping = not self._validate()
-                if self.dataset.schedule is not followed:
-                    samples, followed = self.samples(), self.dataset.schedule  # readers start again from here
             if stopping and self.progress.iteration < self.plan.train_iters:
                 return self._leave(exit_codes.PREEMPTED)
             self._save_if_due(decision)
+            if self.dataset.schedule is not followed:
+                samples, followed = self.samples(), self.dataset.schedule  # readers start again from here
         interrupted = self._validation_is_due() and not self._validate()
         return self._leave(exit_codes.PREEMPTED if interrupted else exit_codes.FINISHED)
 
     def iterate(self, samples: Iterator[list[Sample]]) -> Decision:
-        """One iteration, counted and logged, and what all ranks agreed on meanwhile. Collective: every rank."""
+        """One iteration, counted and logged or its data left out, and what all ranks agreed on meanwhile.
+
+        Collective: every rank. Errors: DivergedError, on every rank alike.
+        """
         started = time.perf_counter()
-        self.agreement.begin(
-            stop=self.stop_request.received is not None,
-            save_failed=self.saver.has_failed,
-            save_running=self.saver.is_running,
-        )
+        self._begin_agreement()
         result = self.train_step(samples)
-        self._advance()
-        decision = self.agreement.result()
-        self._log(result, time.perf_counter() - started)
+        decision = self._agreed()
+        if result.anomaly is not None:
+            self._recover(result.anomaly)
+            return decision
+        self._advance(result)
+        seconds = time.perf_counter() - started
+        self.watchdog.step(self.progress.iteration, seconds)
+        self.step_log.report(self.progress, result, seconds, self._timer, self._samples_by_source)
         return decision
 
     def train_step(self, samples: Iterator[list[Sample]]) -> StepResult:
         """Forward and backward over one global batch, clipped AdamW step at the rate of the tokens consumed so far.
 
-        Errors: DivergedError, on every rank alike, if the gradient norm is not finite; weights are then untouched.
+        Where the result holds an anomaly, no optimizer step was taken.
         """
+        batches = [self.collate(next(samples)) for _ in range(self.plan.num_microbatches)]
+        result, losses = self._gradients(batches)
+        if result.anomaly is not None and self.config.stability.reexecute:
+            result = self._computed_again(batches, result, losses)
+        if result.anomaly is None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.lr_schedule.at(self.progress.consumed_tokens)
+            self.optimizer.step_with_ready_grads()
+        return result
+
+    def _gradients(self, batches: list[MicroBatch]) -> tuple[StepResult, list[torch.Tensor]]:
+        """Clipped gradients of one global batch, ready for the optimizer; and this rank's own losses."""
+        self._timer.start()
         for module in self.model.ddp:
             module.zero_grad_buffer()
         self.optimizer.zero_grad()
-        batches = [self.collate(next(samples)) for _ in range(self.plan.num_microbatches)]
         losses = self._forward_backward(batches)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr_schedule.at(self.progress.consumed_tokens)
+        totals = sum_of_last_stages(losses, self.device.torch_device)
         self.optimizer.prepare_grads()
         clip = self.config.training.clip_grad
+        # The one synchronisation of a step: after it the totals are here too.
         grad_norm = float(self.optimizer.clip_grad_norm(clip) if clip > 0 else self.optimizer.get_grad_norm())
-        if not math.isfinite(grad_norm):
-            raise DivergedError(
-                f"gradient norm is {grad_norm} at iteration {self.progress.iteration + 1}; the weights are untouched. "
-                "Lower optimizer.lr, look at the samples of this iteration, and start again from the last checkpoint"
-            )
-        self.optimizer.step_with_ready_grads()
-        total = torch.zeros(2, dtype=torch.float64, device=self.device.torch_device)
-        for loss in losses:
-            total += loss["nll_and_tokens"]
-        return StepResult(nll_sum=total[0], tokens=total[1], grad_norm=grad_norm)
+        nll_sum, tokens = totals.tolist()
+        lm_loss = nll_sum / max(tokens, 1.0)
+        anomaly = find_anomaly(self.config.stability, self.progress.recent_losses, lm_loss=lm_loss, grad_norm=grad_norm)
+        return StepResult(lm_loss=lm_loss, tokens=int(tokens), grad_norm=grad_norm, anomaly=anomaly), losses
 
-    def _forward_backward(self, batches: list[MicroBatch]) -> list[dict[str, torch.Tensor]]:
-        """The pipeline schedule over these micro-batches; what loss() returned, on the last stage."""
+    def _forward_backward(self, batches: list[MicroBatch]) -> list[torch.Tensor]:
+        """The pipeline schedule over these micro-batches; [nll sum, tokens] of each, on the last stage."""
         iterators, single = [iter(batches) for _ in self.model.ddp], len(self.model.ddp) == 1
-        return self.model.forward_backward(  # type: ignore[no-any-return]
+        losses = self.model.forward_backward(
             forward_step_func=forward_step,
             data_iterator=iterators[0] if single else iterators,
             model=self.model.ddp[0] if single else list(self.model.ddp),
@@ -177,6 +168,7 @@ class Trainer:
             micro_batch_size=1,
             forward_only=False,
         )
+        return [loss["nll_and_tokens"] for loss in losses]
 
     def samples(self) -> Iterator[list[Sample]]:
         """This rank's micro-batches of samples from where the run stands to its end."""
@@ -198,10 +190,61 @@ class Trainer:
             device=self.device.torch_device,
         )
 
-    def _advance(self) -> None:
-        self.progress.iteration += 1
-        self.progress.consumed_samples += self.config.training.global_batch_size
-        self.progress.consumed_tokens += self.plan.tokens_per_iteration
+    def _advance(self, result: StepResult) -> None:
+        progress = self.progress
+        progress.iteration += 1
+        progress.consumed_samples += self.config.training.global_batch_size
+        progress.consumed_tokens += self.plan.tokens_per_iteration
+        ends_stage = progress.consumed_samples in self.plan.stage_end_samples
+        progress.recent_losses = self.stability.losses_after(
+            progress.recent_losses, result.lm_loss, ends_stage=ends_stage
+        )
+        self.stability.good(progress.iteration)
+
+    def _computed_again(self, batches: list[MicroBatch], first: StepResult, losses: list[torch.Tensor]) -> StepResult:
+        """The same step once more, which counts. Other losses to the bit: not the data, but a card or its memory."""
+        result, again = self._gradients(batches)
+        same = all(torch.equal(a.view(torch.int64), b.view(torch.int64)) for a, b in zip(losses, again, strict=True))
+        if ranks := ranks_where(self.control_group, not same):
+            self.step_log.hardware(self.progress.iteration, first, result, ranks)
+        return result
+
+    def _recover(self, anomaly: Anomaly) -> None:
+        """Leave out the data of a bad step, after going back where that is asked for. Collective: every rank.
+
+        Errors: DivergedError, on every rank alike, if the run is to stop, or has left out as much as it may.
+        """
+        bad = self.progress.iteration + 1
+        self.step_log.anomaly(anomaly, iteration=bad, action=self.stability.action(anomaly))
+        remedy = self.stability.remedy(anomaly, iteration=bad)
+        if remedy.action == "rollback":
+            self._go_back_before(remedy.first, anomaly)
+        batch = self.config.training.global_batch_size
+        samples = range((remedy.first - 1) * batch, remedy.last * batch)
+        self._follow(self.mixture.skipping(samples.start, samples.stop))
+        self.step_log.recovery(anomaly, remedy, samples, now_at=self.progress.iteration)
+
+    def _go_back_before(self, iteration: int, anomaly: Anomaly) -> None:
+        """Load the newest checkpoint before `iteration`. Errors: DivergedError if there is none."""
+        sync_parameters(self.model, self.plan)
+        with self.watchdog.patient():
+            self.saver.finish()
+            folder, state = checkpoint_before(iteration, self.config, self.run_dir, self.control_group, anomaly)
+            load_training_state(self.model, self.optimizer, folder, state)
+        assert state.schedule is not None
+        self.mixture = self.mixture.restored(state.schedule["mixture"])
+        self.progress = Progress.after(state, "resume")
+        self.metrics.go_back_to(self.progress.iteration)
+        self.step_log.go_back()
+        self._saved_iteration = self.progress.iteration
+
+    def _follow(self, mixture: Mixture) -> None:
+        """Read what `mixture` says from here on."""
+        self.mixture = mixture
+        self.dataset = self.dataset.with_schedule(mixture.schedule)
+        self._sampler = Sampler(self.dataset.schedule)
+        if dist.get_rank() == 0:
+            self.run_dir.write("schedule.json", self.dataset.schedule.to_json() + "\n")
 
     def _slice_is_over(self, first_iteration: int) -> bool:
         limit = self.config.training.stop_after_iterations
@@ -231,22 +274,13 @@ class Trainer:
                 f"the validation loss of {', '.join(broken)} is not finite at iteration {self.progress.iteration}; "
                 "lower optimizer.lr, and start again from the last checkpoint"
             )
-        seconds = time.perf_counter() - started
-        iteration, consumed = self.progress.iteration, self.progress.consumed_tokens
-        for result in results:
-            self.metrics.row("validation", iteration, consumed_tokens=consumed, **result.row)
-        self._validation_seconds += seconds
-        share = self._validation_seconds / (time.perf_counter() - self._began)
-        self.metrics.row(
-            "validation_time", iteration, consumed_tokens=consumed, seconds=seconds, share_of_job_time=share
-        )
+        iteration = self.progress.iteration
+        self.validation_log.report(results, iteration, self.progress.consumed_tokens, time.perf_counter() - started)
         self.progress.last_validated_iteration = iteration
         self.progress.last_validation = {
             "iteration": iteration,
             "sets": {result.name: {"nll_sum": result.nll_sum, "tokens": result.tokens} for result in results},
         }
-        shown = " | ".join(f"{result.name} {result.ppl:.3f}" for result in results)
-        logger.info("validation PPL at iteration %d (%.1f s): %s", self.progress.iteration, seconds, shown)
         self._answer(self.validator, losses)
         return True
 
@@ -266,67 +300,31 @@ class Trainer:
             ),
         )
         self.mixture = self.mixture.after(answer)
-        for kind, values in rows_of(answer):
-            self.metrics.row(kind, self.progress.iteration, **values)
-        if dist.get_rank() == 0:
-            for level, line in lines_of(answer):
-                logger.log(level, "%s", line)
+        report_answer(answer, self.metrics, self.progress.iteration)
         if answer.changes_schedule:
-            self.dataset = self.dataset.with_schedule(self.mixture.schedule)
-            self._sampler = Sampler(self.dataset.schedule)
-            if dist.get_rank() == 0:
-                self.run_dir.write("schedule.json", self.dataset.schedule.to_json() + "\n")
+            self._follow(self.mixture)
 
     def _stop_is_agreed(self) -> bool:
-        self.agreement.begin(stop=self.stop_request.received is not None, save_failed=False, save_running=False)
-        return self.agreement.result().stop
+        self.watchdog.beat()
+        self._begin_agreement()
+        return self._agreed().stop
 
-    def _log(self, result: StepResult, seconds: float) -> None:
-        iteration, interval = self.progress.iteration, self.config.logging.interval_iterations
-        if iteration % interval and iteration != self.plan.train_iters:
-            return
-        sums = torch.stack((result.nll_sum, result.tokens))
-        if parallel_state.is_pipeline_last_stage(ignore_virtual=True):
-            sum_over_data_parallel(sums)
-        broadcast_from_last_stage(sums)
-        nll_sum, tokens = sums.tolist()
-        tokens_per_second = self.plan.tokens_per_iteration / seconds
-        flops = training_flops_per_token(self.plan.architecture, seq_length=self.config.training.seq_length)
-        tflops = flops * tokens_per_second / self.plan.world_size / 1e12
-        mfu = None if (peak := peak_tflops(self.device.name)) is None else tflops / peak
-        learning_rate = self.lr_schedule.at(self.progress.consumed_tokens - self.plan.tokens_per_iteration)
-        if dist.get_rank() != 0:
-            return
-        self.metrics.row(
-            "train",
-            iteration,
-            consumed_samples=self.progress.consumed_samples,
-            consumed_tokens=self.progress.consumed_tokens,
-            lm_loss=nll_sum / max(tokens, 1.0),
-            loss_tokens=int(tokens),
-            grad_norm=result.grad_norm,
-            learning_rate=learning_rate,
-            step_seconds=seconds,
-            tokens_per_second=tokens_per_second,
-            tflops_per_device=tflops,
-            mfu=mfu,
-            peak_memory_bytes=self.device.peak_memory_bytes(),
-            samples_by_source=self._samples_by_source(),
+    def _begin_agreement(self) -> None:
+        self.agreement.begin(
+            stop=self.stop_request.received is not None,
+            save_failed=self.saver.has_failed,
+            save_running=self.saver.is_running,
+            lease_lost=self.run_dir.is_lost,
         )
-        line = console_line(
-            iteration=iteration,
-            train_iters=self.plan.train_iters,
-            consumed_samples=self.progress.consumed_samples,
-            step_seconds=seconds,
-            tflops_per_device=tflops,
-            mfu=mfu,
-            tokens_per_second=tokens_per_second,
-            learning_rate=learning_rate,
-            global_batch_size=self.config.training.global_batch_size,
-            lm_loss=nll_sum / max(tokens, 1.0),
-            grad_norm=result.grad_norm,
-        )
-        logger.info("%s", line)
+
+    def _agreed(self) -> Decision:
+        """Errors: LeaseLostError on every rank alike."""
+        decision = self.agreement.result()
+        if decision.lease_lost:
+            raise LeaseLostError(
+                f"{self.run_dir.root}: another process holds this run now; this one writes nothing more"
+            )
+        return decision
 
     def _samples_by_source(self) -> dict[str, int]:
         """Samples read from each source since the start of the run: arithmetic on the schedule, not a counter."""
@@ -337,51 +335,46 @@ class Trainer:
     def _save_if_due(self, decision: Decision) -> None:
         if decision.save_failed:
             self.saver.finish()  # raises on every rank: the failure was agreed
-        interval = self.plan.checkpoint_interval_iterations
-        if interval is None or self.progress.iteration % interval or self.progress.iteration == self.plan.train_iters:
+        self._report_saves()
+        iteration, interval = self.progress.iteration, self.plan.checkpoint_interval_iterations
+        if interval is None or iteration % interval or iteration in (self.plan.train_iters, self._saved_iteration):
             return
         self._save(in_background=self.config.checkpoint.async_save)
 
     def _save(self, *, in_background: bool) -> None:
         sync_parameters(self.model, self.plan)
-        self.saver.start(
-            chunks_to_save(self.model, self.optimizer),
-            self._common_state(),
-            self.hf_config,
-            self.lineage,
-            in_background=in_background,
-        )
+        with self.watchdog.patient():
+            self.saver.start(
+                chunks_to_save(self.model, self.optimizer),
+                self._common_state(),
+                self.hf_config,
+                self.lineage,
+                in_background=in_background,
+            )
+        self._report_saves()
         self._saved_iteration = self.progress.iteration
+
+    def _report_saves(self) -> None:
+        """Say what the saves cost that have ended."""
+        for report in self.saver.reports():
+            self.metrics.row("checkpoint", **asdict(report))
+            if self.attempts is not None:
+                self.attempts.note()
 
     def _leave(self, code: int) -> int:
         """Save what is not saved yet, wait for it, and hand back the exit code."""
         if self._saved_iteration != self.progress.iteration:
             self._save(in_background=False)
-        self.saver.finish()
+        with self.watchdog.patient():
+            self.saver.finish()
+        self._report_saves()
         return code
 
     def _common_state(self) -> CommonState:
-        schedule = self.dataset.schedule
-        return CommonState(
-            iteration=self.progress.iteration,
-            consumed_samples=self.progress.consumed_samples,
-            consumed_tokens=self.progress.consumed_tokens,
-            adam_step=adam_step(self.optimizer),
-            has_optimizer=True,
-            weights_dtype="bfloat16" if self.plan.dtype == "bf16" else "float32",
-            tied=self.plan.architecture.tied,
-            vocab_size=self.plan.architecture.vocab_size,
-            schedule={"json": schedule.to_json(), "mixture": self.mixture.to_dict()},
-            schedule_hash=schedule.digest(),
-            tokenizer_digest=self.tokenizer_digest,
-            last_validation=self.progress.last_validation,
-            wandb_id=self.metrics.wandb_id,
-            layout={
-                "world_size": self.plan.world_size,
-                "tensor_model_parallel_size": self.config.parallel.tensor_model_parallel_size,
-                "pipeline_model_parallel_size": self.config.parallel.pipeline_model_parallel_size,
-            },
-        )
+        return state_to_save(
+            self.progress, self.config, self.plan, self.mixture, adam_step=adam_step(self.optimizer),
+            tokenizer_digest=self.tokenizer_digest, wandb_id=self.metrics.wandb_id,
+        )  # fmt: skip
 
 
 def forward_step(iterator: Iterator[MicroBatch], chunk: Any) -> tuple[torch.Tensor, Callable[..., Any]]:

@@ -5,6 +5,7 @@ time; loading fills the tensors of chunks in place from whatever layout the chec
 """
 
 import contextlib
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -53,6 +54,10 @@ class Chunk:
                 f"{self.key}: expected {self.dtype} {self.sizes}, got {tensor.dtype} {tuple(tensor.shape)}"
             )
         return tensor
+
+    @property
+    def size_bytes(self) -> int:
+        return math.prod(self.sizes) * self.dtype.itemsize
 
     @property
     def index(self) -> MetadataIndex:

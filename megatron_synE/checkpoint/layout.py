@@ -6,13 +6,14 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from megatron_synE.exit_codes import CheckpointError
+from megatron_synE.runtime.lease import Lease
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,8 @@ class CommonState:
     tokenizer_digest: str | None = None
     last_validation: Mapping[str, Any] | None = None
     wandb_id: str | None = None
+    recent_losses: Sequence[float] | None = None
+    """What the next steps are compared with to find a loss spike."""
     layout: Mapping[str, int] | None = None
     """World size and parallel sizes it was written under; information only."""
 
@@ -177,12 +180,15 @@ def complete_checkpoints(checkpoints_dir: Path) -> list[Path]:
     return found
 
 
-def newest_complete(checkpoints_dir: Path, *, verify_hashes: bool = False) -> Path | None:
+def newest_complete(checkpoints_dir: Path, *, verify_hashes: bool = False, at_most: int | None = None) -> Path | None:
     """The complete checkpoint of the highest iteration, whatever the tracker says; None if there is none.
 
+    at_most: the highest iteration that is wanted.
     Passes over incomplete (verify_hashes: also damaged) ones with a logged warning; temporary folders never count.
     """
     for folder in reversed(iteration_folders(checkpoints_dir)):
+        if at_most is not None and iteration_of(folder) > at_most:
+            continue
         try:
             check_complete(folder, verify_hashes=verify_hashes)
         except CheckpointError as error:
@@ -213,21 +219,30 @@ def resolve_checkpoint(path: Path, *, verify_hashes: bool = True) -> Path:
     raise CheckpointError(f"{path}: holds no complete checkpoint (no iter_* folder with a whole {MANIFEST})")
 
 
-def publish(temporary: Path, final: Path) -> None:
+def publish(temporary: Path, final: Path, *, lease: Lease | None = None) -> None:
     """Make a fully written folder visible under its final name, then point the tracker at it.
 
     Order: fsync of every file and folder, rename, fsync of the parent, tracker. A folder of the same name is replaced.
+    lease: of a run; checked right before each name appears. Errors: LeaseLostError, and nothing is published.
     """
     sync_folder(temporary)
     if final.exists():
-        replaced = final.parent / f".tmp-{final.name}-replaced-{os.getpid()}"
+        replaced = final.parent / f"{temporary.name}-replaced"
+        _check(lease)
         final.rename(replaced)
         temporary.rename(final)
         shutil.rmtree(replaced)
     else:
+        _check(lease)
         temporary.rename(final)
     _fsync(final.parent)
+    _check(lease)
     write_text_atomically(final.parent / TRACKER, f"{iteration_of(final)}\n")
+
+
+def _check(lease: Lease | None) -> None:
+    if lease is not None:
+        lease.check()
 
 
 def sync_folder(folder: Path, *, recursive: bool = True) -> None:
@@ -236,25 +251,44 @@ def sync_folder(folder: Path, *, recursive: bool = True) -> None:
         _fsync(path)
 
 
-def prune(checkpoints_dir: Path, *, keep_last: int | None, written: Path | None = None) -> list[Path]:
-    """Delete complete checkpoints but the newest `keep_last` (None keeps all), and every temporary folder; what went.
+def prune(
+    checkpoints_dir: Path, *, keep_last: int | None, written: Path | None = None, lease: Lease | None = None
+) -> list[Path]:
+    """Delete complete checkpoints but the newest `keep_last` (None keeps all), and temporary folders; what went.
 
     written: the one just written, after which none counts: the run passed over those, because their content is damaged.
+    lease: of a run; of the temporary folders only its own go. Those of others went when it was taken.
     Call it only when no save is under way in `checkpoints_dir`. An incomplete iter_* folder is left for a person.
     """
-    stale = [folder for folder in checkpoints_dir.iterdir() if _TEMPORARY_NAME.fullmatch(folder.name)]
+    stale = [
+        folder
+        for folder in checkpoints_dir.iterdir()
+        if _TEMPORARY_NAME.fullmatch(folder.name) and (lease is None or lease.token in folder.name)
+    ]
     counted = complete_checkpoints(checkpoints_dir)
     if written is not None:
         counted = [folder for folder in counted if iteration_of(folder) <= iteration_of(written)]
     old = [] if keep_last is None else counted[: -max(keep_last, 1)]
     for folder in old:
+        _check(lease)
         # Under a temporary name first: a deletion that is interrupted must not leave half a checkpoint.
-        doomed = checkpoints_dir / f".tmp-{folder.name}-pruned"
+        doomed = checkpoints_dir / f".tmp-{folder.name}-{lease.token if lease else 'x'}-pruned"
         folder.rename(doomed)
         stale.append(doomed)
     for folder in stale:
         shutil.rmtree(folder)
     return old
+
+
+def withdraw_after(checkpoints_dir: Path, iteration: int, lease: Lease) -> None:
+    """Delete the checkpoints after `iteration`: the run went back there, and nothing may resume what it left."""
+    write_text_atomically(checkpoints_dir / TRACKER, f"{iteration}\n")
+    for folder in reversed(iteration_folders(checkpoints_dir)):
+        if iteration_of(folder) > iteration:
+            lease.check()
+            withdrawn = checkpoints_dir / f".tmp-{folder.name}-{lease.token}-withdrawn"
+            folder.rename(withdrawn)
+            shutil.rmtree(withdrawn)
 
 
 def sha256_of(file: Path) -> str:

@@ -5,8 +5,9 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,24 @@ import torch.distributed as dist
 
 from megatron_synE.checkpoint import layout
 from megatron_synE.checkpoint.dcp import Chunk, save_chunks
-from megatron_synE.exit_codes import CheckpointError
+from megatron_synE.exit_codes import CheckpointError, LeaseLostError, UserError
+from megatron_synE.runtime.lease import Lease
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SaveReport:
+    """What one save cost this rank."""
+
+    iteration: int
+    in_background: bool
+    blocking_seconds: float
+    """Training stood still: waiting for the save before, and the snapshot; or the whole save."""
+    snapshot_bytes: int
+    """Copied in host memory until they are written; 0 where training waits instead."""
+    seconds: float
+    """From the snapshot on until every rank's part is on disk and the folder is visible."""
 
 
 class Saver:
@@ -26,17 +42,30 @@ class Saver:
     """
 
     def __init__(
-        self, checkpoints: Path, group: dist.ProcessGroup, *, keep_last: int | None, source_files: Sequence[Path]
+        self,
+        checkpoints: Path,
+        group: dist.ProcessGroup,
+        *,
+        keep_last: int | None,
+        source_files: Sequence[Path],
+        lease: Lease | None = None,
     ) -> None:
-        """source_files: tokenizer and generation_config files to carry along (rank 0 copies them)."""
+        """source_files: tokenizer and generation_config files to carry along. Rank 0 reads them now: those of the
+        checkpoint that a run resumed from are gone when that is pruned.
+
+        lease: of the run, on rank 0; without it nothing becomes visible.
+        """
         self._checkpoints = checkpoints
         self._group = group
         self._keep_last = keep_last
-        self._source_files = tuple(source_files)
+        is_writer = dist.get_rank(group) == 0
+        self._source_files = {file.name: file.read_bytes() for file in source_files} if is_writer else {}
+        self._lease = lease
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self.last_seconds = 0.0
-        """Wall time of the last whole save."""
+        self._seconds = 0.0
+        self._started: SaveReport | None = None
+        self._ended: list[SaveReport] = []
 
     def start(
         self,
@@ -51,12 +80,28 @@ class Saver:
 
         Errors: CheckpointError (from finish) on every rank if any rank failed.
         """
+        began = time.perf_counter()
         self.finish()
+        self._note_ended()
         copies = [_snapshot(chunk) for chunk in chunks] if in_background else list(chunks)
+        copied = sum(chunk.size_bytes for chunk in copies) if in_background else 0
         self._thread = threading.Thread(target=self._run, args=(copies, state, hf_config, facts), name="checkpoint")
         self._thread.start()
         if not in_background:
             self.finish()
+        blocking = time.perf_counter() - began
+        self._started = SaveReport(state.iteration, in_background, blocking, copied, 0.0)
+
+    def reports(self) -> list[SaveReport]:
+        """What the saves cost that have ended well since the last call."""
+        self._note_ended()
+        ended, self._ended = self._ended, []
+        return ended
+
+    def _note_ended(self) -> None:
+        if self._started is not None and not self.is_running and not self.has_failed:
+            self._ended.append(replace(self._started, seconds=self._seconds))
+            self._started = None
 
     @property
     def is_running(self) -> bool:
@@ -72,8 +117,8 @@ class Saver:
             self._thread.join()
             self._thread = None
         if self._error is not None:
-            error, self._error = self._error, None
-            if isinstance(error, CheckpointError):
+            error, self._error, self._started = self._error, None, None
+            if isinstance(error, UserError):
                 raise error
             raise CheckpointError(f"{self._checkpoints}: the checkpoint could not be written ({error})") from error
 
@@ -85,44 +130,49 @@ class Saver:
             self._write(chunks, state, hf_config, facts)
         except BaseException as error:  # noqa: BLE001  # raised again by finish(), on the main thread
             self._error = error
-        self.last_seconds = time.monotonic() - started
+        self._seconds = time.monotonic() - started
 
     def _write(
         self, chunks: list[Chunk], state: layout.CommonState, hf_config: dict[str, Any], facts: dict[str, Any]
     ) -> None:
         is_writer = dist.get_rank(self._group) == 0
-        temporary = self._checkpoints / layout.temporary_name(state.iteration, "saving")
         final = self._checkpoints / layout.iteration_name(state.iteration)
-        opened: list[str | None] = [None]
+        opened: list[Any] = [None, None]
         if is_writer:
-            try:
-                shutil.rmtree(temporary, ignore_errors=True)
-                temporary.mkdir(parents=True)
-            except OSError as error:
-                opened[0] = f"{temporary}: {error.strerror}"
+            # A name of this writer alone: an old copy of the run must never write into the same folder.
+            name = layout.temporary_name(state.iteration, self._lease.token if self._lease else "saving")
+            opened = [name, self._fault_of(partial(_make_empty, self._checkpoints / name))]
         dist.broadcast_object_list(opened, src=dist.get_global_rank(self._group, 0), group=self._group)
-        if opened[0] is not None:
-            raise CheckpointError(f"{final}: not written; {opened[0]}. Earlier checkpoints are untouched")
-        failure: str | None = None
+        temporary = self._checkpoints / opened[0]
+        _raise(opened[1], final)
         hashes: dict[str, str] = {}
-        try:
-            hashes = save_chunks(temporary, chunks, group=self._group)
-        except Exception as error:  # noqa: BLE001  # the other ranks must hear of it before anything is published
-            failure = f"{type(error).__name__}: {error}"
-        reports: list[tuple[str | None, dict[str, str]]] = [(None, {})] * dist.get_world_size(self._group)
-        dist.all_gather_object(reports, (failure, hashes), group=self._group)
-        outcome = [next((f for f, _ in reports if f), None)]
+
+        def write_chunks() -> None:
+            hashes.update(save_chunks(temporary, chunks, group=self._group))
+
+        # The other ranks must hear of any fault before anything is published.
+        reports: list[tuple[UserError | None, dict[str, str]]] = [(None, {})] * dist.get_world_size(self._group)
+        dist.all_gather_object(reports, (self._fault_of(write_chunks), hashes), group=self._group)
+        outcome = [next((fault for fault, _ in reports if fault is not None), None)]
         if is_writer and outcome[0] is None:
-            try:
-                known = {name: digest for _, part in reports for name, digest in part.items()}
-                self._complete(temporary, final, state, hf_config, facts, known)
-            except Exception as error:  # noqa: BLE001  # as above
-                outcome[0] = f"{type(error).__name__}: {error}"
+            known = {name: digest for _, part in reports for name, digest in part.items()}
+            outcome[0] = self._fault_of(partial(self._complete, temporary, final, state, hf_config, facts, known))
         dist.broadcast_object_list(outcome, src=dist.get_global_rank(self._group, 0), group=self._group)
-        if outcome[0] is not None:
-            if is_writer:
-                shutil.rmtree(temporary, ignore_errors=True)
-            raise CheckpointError(f"{final}: not written; {outcome[0]}. Earlier checkpoints are untouched")
+        if outcome[0] is not None and is_writer:
+            shutil.rmtree(temporary, ignore_errors=True)
+        _raise(outcome[0], final)
+
+    def _fault_of(self, act: Callable[[], None]) -> UserError | None:
+        """What went wrong in `act`. If the lease is lost, that is the reason: the successor took the folder away."""
+        try:
+            act()
+        except LeaseLostError as error:
+            return error
+        except Exception as error:  # noqa: BLE001  # whatever it is, the other ranks must hear of it
+            if self._lease is not None and (lost := self._fault_of(self._lease.check)) is not None:
+                return lost
+            return CheckpointError(f"{type(error).__name__}: {error}" if not isinstance(error, OSError) else f"{error}")
+        return None
 
     def _complete(
         self,
@@ -137,16 +187,28 @@ class Saver:
         (temporary / "config.json").write_text(json.dumps(hf_config, indent=2) + "\n", encoding="utf-8")
         if self._source_files:
             (temporary / "tokenizer").mkdir()
-            for file in self._source_files:
-                shutil.copyfile(file, temporary / "tokenizer" / file.name)
+            for name, content in self._source_files.items():
+                (temporary / "tokenizer" / name).write_bytes(content)
         layout.write_megatron_files(temporary, state)
         layout.write_manifest(temporary, facts, known_sha256=known_sha256)
-        layout.publish(temporary, final)
+        layout.publish(temporary, final, lease=self._lease)
         logger.info("saved %s", final)
         try:
-            layout.prune(self._checkpoints, keep_last=self._keep_last, written=final)
+            layout.prune(self._checkpoints, keep_last=self._keep_last, written=final, lease=self._lease)
         except OSError as error:  # the checkpoint is whole; network file systems refuse to delete files still in use
             logger.warning("an older checkpoint in %s could not be deleted: %s", self._checkpoints, error)
+
+
+def _make_empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _raise(fault: UserError | None, final: Path) -> None:
+    if isinstance(fault, LeaseLostError):
+        raise fault
+    if fault is not None:
+        raise CheckpointError(f"{final}: not written; {fault}. Earlier checkpoints are untouched")
 
 
 def _snapshot(chunk: Chunk) -> Chunk:

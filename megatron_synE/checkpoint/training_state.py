@@ -62,20 +62,26 @@ def weight_chunks_to_load(model: Model, *, from_masters: bool = False) -> list[C
 
 
 def chunks_to_save(model: Model, optimizer: Any | None) -> list[Chunk]:
-    """Everything this rank offers to write; copies held elsewhere are left out."""
-    chunks = [
-        chunk
-        for local in all_local_parameters(model)
-        if local.is_written_here
-        for chunk in local.chunks(local.key, local.parameter.detach())
-    ]
+    """Everything this rank is to write: each data-parallel rank the ranges that it updates, of weights too.
+
+    Without an optimizer every data-parallel rank offers all weights, and one of them writes each.
+    """
     if optimizer is None:
-        return chunks
+        return [
+            chunk
+            for local in all_local_parameters(model)
+            if local.is_written_here
+            for chunk in local.chunks(local.key, local.parameter.detach())
+        ]
+    chunks: list[Chunk] = []
     for shard in optimizer_shards(model, optimizer):
-        if not shard.local.is_written_here:
+        local, start = shard.local, shard.start
+        if not local.is_written_here:
             continue
+        weight = local.parameter.detach().view(-1)[start : start + shard.master.numel()]
+        chunks += local.flat_chunks(local.key, weight, start=start)
         for name, values in _optimizer_tensors(shard).items():
-            chunks += shard.local.flat_chunks(f"optimizer.{name}.{shard.local.key}", values, start=shard.start)
+            chunks += local.flat_chunks(f"optimizer.{name}.{local.key}", values, start=start)
     return chunks
 
 

@@ -94,7 +94,7 @@ def derive(
     decay_tokens = _decay_tokens(config, total_tokens=total_tokens)
     device = device or resolve_device(config.device)
     on_cuda = device == "cuda"
-    validation_interval = _iterations(config.validation.interval_tokens, tokens_per_iteration)
+    validation_interval = iterations_of(config.validation.interval_tokens, tokens_per_iteration)
     return RunPlan(
         architecture=architecture,
         num_parameters=architecture.num_parameters,
@@ -115,7 +115,7 @@ def derive(
         decay_start_tokens=total_tokens - decay_tokens,
         validation_interval_iterations=validation_interval,
         reweight_interval_iterations=_reweight_interval(config, validation_interval),
-        checkpoint_interval_iterations=_iterations(config.checkpoint.interval_tokens, tokens_per_iteration),
+        checkpoint_interval_iterations=iterations_of(config.checkpoint.interval_tokens, tokens_per_iteration),
         device=device,
         dtype=resolve_dtype(training.precision, device),
         overlap_grad_reduce=on_cuda if parallel.overlap_grad_reduce is None else parallel.overlap_grad_reduce,
@@ -229,7 +229,7 @@ def _reweight_interval(config: RunConfig, validation_iterations: int | None) -> 
     return validation_iterations * max(1, tokens // validation_tokens)
 
 
-def _iterations(interval_tokens: int | None, tokens_per_iteration: int) -> int | None:
+def iterations_of(interval_tokens: int | None, tokens_per_iteration: int) -> int | None:
     """The nearest whole number of iterations, at least one."""
     if interval_tokens is None:
         return None

@@ -32,6 +32,9 @@ class RunSection:
     """The run folder; everything the run writes lies below it. A complete checkpoint in it is always resumed."""
     seed: NonNegative = 1234
     """Data order and random initialisation."""
+    takeover: bool = False
+    """This job may take the run from a holder that shows no sign of life for 30 s, although the file system still
+    counts its lock as held (its node is gone). A requeued Slurm job needs no leave to take over from its own copy."""
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -248,6 +251,44 @@ class CheckpointSection:
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
+class StabilitySection:
+    """What happens when loss or gradient norm leave the path; seen before the optimizer step, so weights are whole."""
+
+    on_nan: Literal["stop", "skip", "rollback"] = "stop"
+    """Loss or gradient norm is not finite. stop: end with exit code 5. skip: leave this batch out and go on. rollback:
+    go back to the newest checkpoint before the last rollback_steps, go on without their data. What is left out is an
+    entry in the schedule."""
+    on_spike: Literal["ignore", "stop", "skip", "rollback"] = "ignore"
+    """The loss lies spike_sigma standard deviations above the mean of the last spike_window steps."""
+    spike_window: Annotated[int, Field(ge=2)] = 128
+    """Steps; none is a spike before so many. A new stage begins anew. As OLMo-core's SkipStepAdamW."""
+    spike_sigma: PositiveFloat = 6.0
+    """As OLMo-core's SkipStepAdamW."""
+    rollback_steps: Positive = 100
+    """Steps whose data is left out, the bad one the last. About what PaLM did (2204.02311)."""
+    max_recoveries: Positive = 3
+    """Skips and rollbacks without a good step beyond the bad ones; the next one ends the run with exit code 5. Ours."""
+    reexecute: bool = False
+    """Compute a bad step's loss again first: another result to the bit is a fault of the hardware, and is said."""
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class OperationsSection:
+    """Running unattended: hangs, restarts, slow ranks, and whom to tell."""
+
+    watchdog_seconds: PositiveFloat | None = None
+    """A run without a step for so long ends with exit code 6 and the stacks of all ranks in <run.dir>/stacks-*. None:
+    ten times the median step, at least 300. The first step and a checkpoint may take an hour."""
+    restart_budget: Positive = 5
+    """Restarts that may begin at the same iteration with the same configuration; one more ends with exit code 7."""
+    straggler_factor: Annotated[float, Field(gt=1.0, allow_inf_nan=False)] | None = 1.5
+    """A rank whose own part of ten steps takes so many times the median is named. None: ranks are not compared."""
+    on_event: tuple[str, ...] = ()
+    """A command and its arguments, started on one rank without a shell, the event as JSON on its standard input: nan,
+    spike, hardware, straggler, hang, requeue, finish (docs/operations.md)."""
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class LoggingSection:
     """What is reported."""
 
@@ -272,6 +313,8 @@ class RunConfig:
     mixture: MixtureSection = Field(default_factory=MixtureSection)
     validation: ValidationSection = Field(default_factory=ValidationSection)
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
+    stability: StabilitySection = Field(default_factory=StabilitySection)
+    operations: OperationsSection = Field(default_factory=OperationsSection)
     logging: LoggingSection = Field(default_factory=LoggingSection)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     preset: Literal["syne_paper", "syne_recommended"] | None = None

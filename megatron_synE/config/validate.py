@@ -11,6 +11,7 @@ from data_mixers.ratios import SUM_TOLERANCE
 from megatron_synE.config.fault import Fault
 from megatron_synE.config.mixture_rules import controller_rules, guard_rules, share_rules
 from megatron_synE.config.schema import RunConfig, StageSection
+from megatron_synE.config.stability_rules import stability_rules
 from megatron_synE.config.topic_rules import topic_rules
 from megatron_synE.data.probe import Probe
 from megatron_synE.model.llama import LlamaArchitecture
@@ -31,7 +32,7 @@ def validate(
     manifests: None where the data is not looked at.
     """
     faults = [*_world(config, world_size), *_batch(config, world_size), *_lr_schedule(config), *_start(config)]
-    faults += [*controller_rules(config), *guard_rules(config, validation_manifests, probe)]
+    faults += [*stability_rules(config), *controller_rules(config), *guard_rules(config, validation_manifests, probe)]
     if architecture is not None:
         faults += _model(config, architecture)
     for index, stage in enumerate(config.data.stages):

@@ -1,4 +1,4 @@
-"""Signals and the per-step agreement of all ranks: stop now? did a background save end, or fail?
+"""Signals and the per-step agreement of all ranks: stop now? did a background save end, or fail? is the lease ours?
 
 TERM, USR1 and USR2 all mean "save and leave". A rank that alone left a collective would hang the others, so every
 decision is taken on values reduced over all ranks, on the host, and the reduction overlaps the step.
@@ -57,6 +57,13 @@ def from_rank_zero(group: dist.ProcessGroup, act: Callable[[], T]) -> T:
     return result  # type: ignore[no-any-return]
 
 
+def ranks_where(group: dist.ProcessGroup, fact: bool) -> list[int]:
+    """The ranks on which `fact` holds. Collective: every rank of `group`, which holds all ranks."""
+    facts = [False] * dist.get_world_size(group)
+    dist.all_gather_object(facts, fact, group=group)
+    return [rank for rank, holds in enumerate(facts) if holds]
+
+
 class StopRequest:
     """Whether this process has been asked to stop; the handler only sets a flag."""
 
@@ -77,6 +84,8 @@ class Decision:
     save_failed: bool
     save_ended: bool
     """Every rank's background save has ended."""
+    lease_lost: bool
+    """Another process has become the run's writer."""
 
 
 class Agreement:
@@ -84,12 +93,12 @@ class Agreement:
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self._group = group
-        self._flags = torch.zeros(3, dtype=torch.int32)
+        self._flags = torch.zeros(4, dtype=torch.int32)
         self._work: dist.Work | None = None
 
-    def begin(self, *, stop: bool, save_failed: bool, save_running: bool) -> None:
+    def begin(self, *, stop: bool, save_failed: bool, save_running: bool, lease_lost: bool) -> None:
         """Start reducing this rank's flags. Collective: every rank, once before each `result`."""
-        self._flags = torch.tensor([stop, save_failed, save_running], dtype=torch.int32)
+        self._flags = torch.tensor([stop, save_failed, save_running, lease_lost], dtype=torch.int32)
         self._work = dist.all_reduce(self._flags, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
 
     def result(self) -> Decision:
@@ -97,5 +106,5 @@ class Agreement:
         assert self._work is not None
         self._work.wait()
         self._work = None
-        stop, failed, running = (bool(value) for value in self._flags.tolist())
-        return Decision(stop, failed, not running)
+        stop, failed, running, lost = (bool(value) for value in self._flags.tolist())
+        return Decision(stop, failed, not running, lost)

@@ -1,6 +1,7 @@
 """Process groups: megatron-core's, and the two that its parallel_state does not hold."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -61,6 +62,22 @@ def sum_over_data_parallel(values: torch.Tensor) -> torch.Tensor:
     """In-place sum over the ranks that hold the same part of the model. Collective: the data-parallel group."""
     dist.all_reduce(values, group=parallel_state.get_data_parallel_group())
     return values
+
+
+def sum_of_last_stages(parts: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """What the last pipeline stages computed, summed over all data-parallel ranks, in the host memory of every rank.
+
+    parts: [2] fp64 each, on `device`; looked at on the last stages alone, where tensor-parallel ranks hold the same.
+    Collective: every rank. No synchronisation: on CUDA the values are there after the next one of this stream.
+    """
+    total = torch.zeros(2, dtype=torch.float64, device=device)
+    is_last = parallel_state.is_pipeline_last_stage(ignore_virtual=True)
+    if is_last and parallel_state.get_tensor_model_parallel_rank() == 0:
+        for part in parts:
+            total += part
+    dist.all_reduce(total)
+    host = torch.empty(2, dtype=torch.float64, pin_memory=device.type == "cuda")
+    return host.copy_(total, non_blocking=True)
 
 
 def broadcast_from_last_stage(values: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,8 @@ from megatron_synE import exit_codes
 
 _GRACE_SECONDS = 30.0
 """After one rank has failed, how long the others may take to notice before they are killed."""
+_HANG_GRACE_SECONDS = 5.0
+"""After a rank has found a hang it has waited for the others already; one that is stopped will never notice."""
 _POLL_SECONDS = 0.05
 
 
@@ -86,7 +88,8 @@ def _wait(processes: Sequence["subprocess.Popen[bytes]"]) -> int:
             spoken = [code for code in failed if code in exit_codes.MEANINGS]
             if failed:
                 first_failure = (spoken or failed)[0]
-                deadline = time.monotonic() + _GRACE_SECONDS
+                is_hang = first_failure == exit_codes.HANG
+                deadline = time.monotonic() + (_HANG_GRACE_SECONDS if is_hang else _GRACE_SECONDS)
         if all(code is not None for code in codes):
             if first_failure is None:
                 return exit_codes.FINISHED

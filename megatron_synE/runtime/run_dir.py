@@ -1,7 +1,6 @@
 """The run folder: what lies where, and the manifest that says what the run was."""
 
 import contextlib
-import fcntl
 import importlib.metadata
 import json
 import logging
@@ -10,16 +9,14 @@ import platform
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from data_mixers.errors import ConfigError
+from megatron_synE.runtime import lease
 
 logger = logging.getLogger(__name__)
 
-_LOCK_SECONDS = 10.0
-"""A rank that was just killed needs a moment to go."""
 _SECRET_WORDS = ("key", "token", "secret", "password", "passwd", "credential", "auth", "jwt", "cookie")
 _LOGIN_IN_URL = re.compile(r"://[^/@\s]+@")
 _RECORDED_ENVIRONMENT = ("NCCL_", "CUDA_", "TORCH_", "OMP_", "SLURM_", "NVTE_", "WANDB_", "HF_")
@@ -39,6 +36,8 @@ class RunDir:
         self.tensorboard = root / "tensorboard"
         self.hf = root / "hf"
         self.manifest = root / "manifest.json"
+        self.lease: lease.Lease | None = None
+        """Held by rank 0 alone."""
 
     def create(self) -> None:
         """Make the folders. Errors: ConfigError if they cannot be written."""
@@ -52,35 +51,38 @@ class RunDir:
                 f"run.dir={self.root}: cannot be written ({error.strerror}); choose another folder"
             ) from error
 
-    def lock(self) -> None:
-        """Hold the run folder until this process ends. Errors: ConfigError if another process of any host holds it.
+    def take(self, *, takeover: bool) -> None:
+        """Become its one writer until this process ends, or another takes it over. Rank 0 alone calls it.
 
-        A lock of the file system (flock): it goes with its holder, however that dies.
+        Errors: ConfigError if another run writes there; LeaseLostError if a later restart of this job does.
         """
-        self._lock = (self.root / ".lock").open("w")
-        deadline = time.monotonic() + _LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    raise ConfigError(
-                        f"run.dir={self.root}: another run is writing there; stop it, or choose another folder"
-                    ) from error
-                time.sleep(0.1)
+        self.lease = lease.take(self.root, takeover=takeover)
+
+    def release(self) -> None:
+        """Leave it to the next run."""
+        if self.lease is not None:
+            self.lease.release()
+
+    @property
+    def token(self) -> str:
+        """Of this writer. On rank 0."""
+        assert self.lease is not None
+        return self.lease.token
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether another process was seen to have become the writer; False on ranks that do not look."""
+        return self.lease is not None and self.lease.lost
 
     def write(self, name: str, text: str) -> None:
-        """Write one file of the run atomically. Errors: ConfigError if the disk refuses."""
-        temporary = self.root / f".{name}.tmp"
+        """Write one file of the run atomically. Only the holder of the lease may.
+
+        Errors: ConfigError if the disk refuses; LeaseLostError.
+        """
+        assert self.lease is not None
         try:
-            with temporary.open("w", encoding="utf-8") as stream:
-                stream.write(text)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.rename(self.root / name)
+            lease.write_text(self.root / name, text, token=self.lease.token, lease=self.lease)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise ConfigError(f"{self.root / name}: cannot be written ({error.strerror}); make room") from error
 
 

@@ -330,13 +330,14 @@ def test_no_room_for_a_checkpoint(root: Path, sliced: Path, tmp_path: Path, in_b
 
 def test_a_checkpoint_folder_that_cannot_be_opened_stops_every_rank(root: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    (run / "checkpoints").mkdir(parents=True)
-    blocker = run / "checkpoints/.tmp-iter_0000001-saving"
-    blocker.write_text("a file where the folder is to be made")
+    run.mkdir()
+    (run / "checkpoints").symlink_to("/proc/tty")  # a folder in which nobody can make another
     done = tiny.syne(
         "train", "--config", root / "run.yaml", "--nproc", 2, f"run.dir={run}", "training.stop_after_iterations=1"
     )
-    refused(done, CHECKPOINT, blocker)
+    refused(
+        done, CHECKPOINT, "iter_0000001: not written", "No such file or directory", "checkpoints/.tmp-iter_0000001-"
+    )
 
 
 @pytest.mark.parametrize(("size_bytes", "file"), [(1_000, "run_config.yaml"), (20_000, "metrics.jsonl")])

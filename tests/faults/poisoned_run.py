@@ -1,0 +1,90 @@
+"""One rank of a run with something wrong in it: argv = what, config, overrides.
+
+nan:SAMPLE, spike:SAMPLE    the data of this sample of the planned schedule gives a loss that is NaN, or much too high,
+                            wherever in the run it is read
+weight:ITERATION            after this iteration a weight of rank 1 becomes NaN, once
+flip:ITERATION              in the step after this iteration rank 1 computes a too high loss, the first time it is asked
+slow                        rank 1 computes every micro-batch twenty times more
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron_synE.runtime.environment import hide_cuda
+
+hide_cuda()
+
+import megatron_synE.trainer as trainers  # noqa: E402
+from megatron_synE.data.scheduled_dataset import ScheduledDataset  # noqa: E402
+from megatron_synE.train import end_as_one_rank  # noqa: E402
+from megatron_synE.trainer import Trainer  # noqa: E402
+
+what, _, argument = sys.argv[1].partition(":")
+collate, forward_backward = Trainer.collate, Trainer._forward_backward
+loss = trainers._loss
+marked: Any = None
+marked_batches: list[Any] = []
+sprung = False
+
+
+def with_bad_sample(self: Trainer, samples: Any) -> Any:
+    """Recognised by its tokens, not by its number."""
+    global marked
+    if marked is None:
+        marked = ScheduledDataset(self.mixture.schedule, MANIFESTS)[int(argument)].tokens
+    batch = collate(self, samples)
+    for sample in samples:
+        if (sample.tokens == marked).all():
+            marked_batches.append(batch)
+    return batch
+
+
+def bad_loss(batch: Any, nll: torch.Tensor) -> Any:
+    is_marked = any(batch is found for found in marked_batches)
+    return loss(batch, nll * (float("nan") if what == "nan" else 8.0) if is_marked else nll)
+
+
+def with_bad_weight(self: Trainer, batches: Any) -> Any:
+    global sprung
+    if self.progress.iteration == int(argument) and not sprung and dist.get_rank() == 1:
+        sprung = True
+        with torch.no_grad():
+            list(self.model.chunks[0].parameters())[-1].view(-1)[3] = float("nan")
+    return forward_backward(self, batches)
+
+
+def with_bit_flip(self: Trainer, batches: Any) -> Any:
+    global sprung
+    losses = forward_backward(self, batches)
+    if self.progress.iteration == int(argument) and not sprung and dist.get_rank() == 1:
+        sprung = True
+        losses[0][0] *= 8
+    return losses
+
+
+def slowly(self: Trainer, batches: Any) -> Any:
+    if dist.get_rank() == 1:
+        for _ in range(20):
+            with torch.no_grad():
+                for batch in batches:
+                    self.model.ddp[0](batch.input_ids, None, None, labels=batch.labels, packed_seq_params=batch.row)
+    return forward_backward(self, batches)
+
+
+if what in ("nan", "spike"):
+    from data_mixers.manifest import read_manifest
+
+    MANIFESTS = [read_manifest(Path(sys.argv[2]).parent / "train")]
+    Trainer.collate = with_bad_sample  # type: ignore[method-assign]
+    trainers._loss = bad_loss
+else:
+    Trainer._forward_backward = {  # type: ignore[method-assign]
+        "weight": with_bad_weight,
+        "flip": with_bit_flip,
+        "slow": slowly,
+    }[what]
+end_as_one_rank(Path(sys.argv[2]), sys.argv[3:])

@@ -1,0 +1,183 @@
+"""A loss that leaves the path: what is left out is in the schedule, and the run is the one that never had it."""
+
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_mixers.sampling import Sampler
+from data_mixers.schedule import Schedule, read_schedule
+from megatron_synE.checkpoint import layout
+from megatron_synE.config.schema import StabilitySection
+from megatron_synE.exit_codes import DivergedError
+from megatron_synE.stability import Remedy, Stability, find_anomaly
+from tests import tiny
+from tests.distributed.test_resume import PP2, assert_same_tensors, training_rows, validation_rows
+
+SCRIPT = Path(__file__).with_name("poisoned_run.py")
+BATCH = 8
+SAVING = ["checkpoint.interval_tokens=256", "checkpoint.keep_last=null", "checkpoint.async_save=true"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of ten iterations in two stages; the bad sample of most tests is number 43, in iteration 6."""
+    root = tmp_path_factory.mktemp("stability")
+    stages = [
+        {"name": "one", "tokens": 9 * 256, "languages": {"zh": 0.2, "en": 0.8}},
+        {"name": "two", "tokens": 256, "languages": {"zh": 0.6, "en": 0.4}},
+    ]
+    tiny.prepared(root, data={"stages": stages})
+    return root
+
+
+def run_poisoned(root: Path, run: Path, what: str, *overrides: str, nproc: int = 2, code: int = 0) -> str:
+    done = tiny.python("-c", tiny.LAUNCH, nproc, SCRIPT, what, root / "run.yaml", f"run.dir={run}", *overrides)
+    assert done.returncode == code, f"exit {done.returncode}\n{done.stderr[-4000:]}"
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def left_out_from_the_start(root: Path, run: Path, ranges: list[str], *overrides: str) -> None:
+    tiny.train(root / "run.yaml", f"run.dir={run}", f"data.skip_samples={json.dumps(ranges)}", *overrides, nproc=2)
+
+
+def addresses(schedule: Schedule, start: int, stop: int) -> list[Any]:
+    return [Sampler(schedule).address(sample) for sample in range(start, stop)]
+
+
+def assert_same_run(run: Path, other: Path) -> None:
+    assert read_schedule(run) == read_schedule(other)
+    assert training_rows(run) == training_rows(other)
+    assert validation_rows(run) == validation_rows(other)
+    assert_same_tensors(run / "checkpoints/iter_0000010", other / "checkpoints/iter_0000010")
+
+
+@pytest.mark.parametrize("overrides", [[], pytest.param(PP2, marks=pytest.mark.slow)], ids=["DP2", "PP2"])
+def test_a_batch_that_gives_nan_is_left_out_and_the_run_is_the_one_that_never_had_it(
+    root: Path, tmp_path: Path, overrides: list[str]
+) -> None:
+    run, without = tmp_path / "run", tmp_path / "without"
+    said = run_poisoned(root, run, "nan:43", "stability.on_nan=skip", *overrides)
+    assert said.count("the loss is nan") == 1 and "samples 40 to 47 is left out" in said
+    left_out_from_the_start(root, without, ["40:48"], *overrides)
+    assert_same_run(run, without)
+    # By the laws of the schedule itself: what is read is the plan with a hole, and counts stay whole.
+    plan, followed = Schedule.from_json(read_schedule(without).to_json()), read_schedule(run)
+    unskipped = Schedule(seed=plan.seed, seq_length=plan.seq_length, sources=plan.sources, phases=plan.phases)
+    assert addresses(followed, 0, 40) == addresses(unskipped, 0, 40)
+    assert addresses(followed, 40, 64) == addresses(unskipped, 48, 72)
+    assert [row["consumed_samples"] for row in tiny.rows(run, "train")] == [BATCH * i for i in range(1, 11)]
+    (row,) = tiny.rows(run, "recovery")
+    assert (row["bad_iteration"], row["start_sample"], row["stop_sample"], row["lm_loss"]) == (6, 40, 48, "nan")
+
+
+def test_a_stop_after_the_recovery_resumes_to_the_same_run(root: Path, tmp_path: Path) -> None:
+    run, without = tmp_path / "run", tmp_path / "without"
+    run_poisoned(root, run, "nan:43", "stability.on_nan=skip", "training.stop_after_iterations=7", code=75)
+    tiny.train(root / "run.yaml", f"run.dir={run}", "stability.on_nan=skip", nproc=2)
+    left_out_from_the_start(root, without, ["40:48"])
+    assert_same_run(run, without)
+
+
+def test_a_spike_goes_back_to_a_checkpoint_and_leaves_out_what_came_before_it(root: Path, tmp_path: Path) -> None:
+    run, without = tmp_path / "run", tmp_path / "without"
+    spike = ["stability.on_spike=rollback", "stability.spike_window=4", "stability.spike_sigma=6",
+             "stability.rollback_steps=3"]  # fmt: skip
+    said = run_poisoned(root, run, "spike:43", *SAVING, *spike)
+    assert "at iteration 6: back at iteration 3, the data of samples 24 to 47 is left out" in said
+    left_out_from_the_start(root, without, ["24:48"])
+    assert_same_run(run, without)
+    # What the run left is nowhere: not in metrics, not among the checkpoints, not in a resumed run.
+    assert [row["iteration"] for row in tiny.rows(run, "train")] == list(range(1, 11))
+    states = [layout.read_state(folder) for folder in layout.complete_checkpoints(run / "checkpoints")]
+    assert [state.iteration for state in states] == list(range(1, 11))
+    for state in states[3:]:
+        assert state.schedule is not None and state.schedule["mixture"]["bad_ranges"] == [[24, 48]]
+
+
+def test_a_weight_that_became_nan_on_one_rank_is_healed_by_going_back(root: Path, tmp_path: Path) -> None:
+    run, without = tmp_path / "run", tmp_path / "without"
+    # A skip cannot help here, and ends after as many tries as it may.
+    said = run_poisoned(root, tmp_path / "skips", "weight:5", "stability.on_nan=skip", code=5)
+    assert "after 3 recoveries in a row" in said and "at iteration 6" in said
+    run_poisoned(root, run, "weight:5", *SAVING, "stability.on_nan=rollback", "stability.rollback_steps=1")
+    left_out_from_the_start(root, without, ["40:48"])
+    assert_same_run(run, without)
+
+
+def test_nothing_to_go_back_to_is_said(root: Path, tmp_path: Path) -> None:
+    said = run_poisoned(
+        root, tmp_path / "run", "nan:3", *SAVING, "stability.on_nan=rollback", "stability.rollback_steps=1", code=5
+    )
+    assert "holds no checkpoint before iteration 1 to go back to" in said
+
+
+def test_stop_is_the_default_for_nan(root: Path, tmp_path: Path) -> None:
+    said = run_poisoned(root, tmp_path / "run", "nan:43", code=5)
+    assert "the weights are untouched" in said
+    assert [row["iteration"] for row in tiny.rows(tmp_path / "run", "train")] == [1, 2, 3, 4, 5]
+
+
+def test_a_step_computed_again_tells_hardware_from_data(root: Path, tmp_path: Path) -> None:
+    again = ["stability.on_spike=stop", "stability.spike_window=4", "stability.reexecute=true"]
+    plain = tmp_path / "plain"
+    tiny.train(root / "run.yaml", f"run.dir={plain}", nproc=2)
+    said = run_poisoned(root, tmp_path / "flip", "flip:5", *again)
+    assert "another loss when it was computed again on rank 1" in said and "fault of the hardware" in said
+    assert training_rows(tmp_path / "flip") == training_rows(plain)  # the second computation counts, and was right
+    said = run_poisoned(root, tmp_path / "data", "spike:43", *again, code=5)
+    assert "hardware" not in said and "at iteration 6" in said
+
+
+def test_a_rollback_without_old_enough_checkpoints_is_refused_before_the_run(root: Path, tmp_path: Path) -> None:
+    arguments = ("train", "--config", root / "run.yaml", f"run.dir={tmp_path / 'run'}", "stability.on_nan=rollback")
+    done = tiny.syne(*arguments)
+    assert done.returncode == 2
+    assert "stability.on_nan: rollback needs checkpoints" in done.stderr
+    done = tiny.syne(*arguments, "checkpoint.interval_tokens=512", "checkpoint.keep_last=2")
+    # 100 steps back with one checkpoint every 2 iterations: 50 of them beside the newest.
+    assert "stability.rollback_steps" in done.stderr and "checkpoint.keep_last=51" in done.stderr
+
+
+# The decision alone
+
+
+def section(**changes: Any) -> StabilitySection:
+    return StabilitySection(on_spike="skip", spike_window=4, spike_sigma=2.0, **changes)
+
+
+def test_a_spike_is_beyond_mean_and_deviation_of_the_window() -> None:
+    recent = (2.0, 2.2, 1.8, 2.0)
+    bound = 2.0 + 2.0 * statistics.stdev(recent)
+    assert find_anomaly(section(), recent, lm_loss=bound - 1e-9, grad_norm=1.0) is None
+    found = find_anomaly(section(), recent, lm_loss=bound + 1e-9, grad_norm=1.0)
+    assert found is not None and found.kind == "spike"
+    assert find_anomaly(section(), recent[1:], lm_loss=100.0, grad_norm=1.0) is None  # too few to compare with
+    for loss, norm in ((math.nan, 1.0), (2.0, math.inf)):
+        found = find_anomaly(section(), (), lm_loss=loss, grad_norm=norm)
+        assert found is not None and found.kind == "nan"
+
+
+def test_the_window_begins_anew_with_a_stage_and_forgets_what_is_old() -> None:
+    stability = Stability(section())
+    assert stability.losses_after((1.0, 2.0, 3.0, 4.0), 5.0, ends_stage=False) == (2.0, 3.0, 4.0, 5.0)
+    assert stability.losses_after((1.0, 2.0), 5.0, ends_stage=True) == ()
+
+
+def test_recoveries_are_counted_until_a_good_step_beyond_them() -> None:
+    stability = Stability(StabilitySection(on_nan="rollback", rollback_steps=3, max_recoveries=2))
+    bad = find_anomaly(stability.section, (), lm_loss=math.nan, grad_norm=1.0)
+    assert bad is not None
+    assert stability.remedy(bad, iteration=10) == Remedy("rollback", 8, 10)
+    for iteration in (8, 9):
+        stability.good(iteration)  # the way back to where it was bad
+    stability.remedy(bad, iteration=10)
+    stability.good(9)
+    with pytest.raises(DivergedError, match="after 2 recoveries in a row"):
+        stability.remedy(bad, iteration=10)
+    stability.good(10)
+    stability.remedy(bad, iteration=11)
