@@ -322,6 +322,10 @@ def _log_to_stderr(rank: int) -> None:
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
 
+def _is_lost_peer(error: BaseException) -> bool:
+    return any(sign in str(error) for sign in _LOST_PEER)
+
+
 def end_as_one_rank(config_path: Path, overrides: Sequence[str] = ()) -> NoReturn:
     """`main` as the whole life of a rank started by launch(), torchrun or srun."""
     code = _as_one_rank(config_path, overrides)
@@ -339,12 +343,15 @@ def _as_one_rank(config_path: Path, overrides: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except UserError as error:
+        if _is_lost_peer(error):  # in a save, whose faults are otherwise the checkpoint's
+            sys.stderr.write(f"[rank {rank}] another rank has gone; its own message says why\n")
+            return 1
         # Every rank finds, or has heard of, the same fault: one saying it is enough, unless only this one knows.
         if rank == "0" or isinstance(error, OneRankError):
             sys.stderr.write(f"error: {error}\n")
         return error.exit_code
     except Exception as error:  # noqa: BLE001  # a fault of ours: shown whole, and this rank must die at once
-        if any(sign in str(error) for sign in _LOST_PEER):
+        if _is_lost_peer(error):
             sys.stderr.write(f"[rank {rank}] another rank has gone; its own message says why\n")
         else:
             sys.stderr.write(f"[rank {rank}]\n{traceback.format_exc()}")

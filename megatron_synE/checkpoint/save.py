@@ -35,7 +35,6 @@ class Saver:
         self._source_files = tuple(source_files)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._started = 0.0
         self.last_seconds = 0.0
         """Wall time of the last whole save."""
 
@@ -81,7 +80,7 @@ class Saver:
     def _run(
         self, chunks: list[Chunk], state: layout.CommonState, hf_config: dict[str, Any], facts: dict[str, Any]
     ) -> None:
-        self._started = started = time.monotonic()
+        started = time.monotonic()
         try:
             self._write(chunks, state, hf_config, facts)
         except BaseException as error:  # noqa: BLE001  # raised again by finish(), on the main thread
@@ -141,8 +140,6 @@ class Saver:
             for file in self._source_files:
                 shutil.copyfile(file, temporary / "tokenizer" / file.name)
         layout.write_megatron_files(temporary, state)
-        # How long before its wall time a job must be told to save is computed from this (`syne slurm render`).
-        facts = {**facts, "save_seconds": round(time.monotonic() - self._started, 3)}
         layout.write_manifest(temporary, facts, known_sha256=known_sha256)
         layout.publish(temporary, final)
         logger.info("saved %s", final)

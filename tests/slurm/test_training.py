@@ -1,13 +1,16 @@
 """A run on a real Slurm, stopped by what clusters do: it goes on by itself, and is the run that was not stopped."""
 
-import signal
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from megatron_synE import exit_codes
 from tests import tiny
 from tests.slurm import training
 from tests.slurm.cluster import Cluster
+from tests.slurm.training import Job
 
 pytestmark = pytest.mark.slurm
 
@@ -21,23 +24,117 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture
+def job(cluster: Cluster, root: Path, tmp_path: Path) -> Iterator[Job]:
+    """A job of the run on both nodes, not yet submitted."""
+    started = time.monotonic()
+    yield training.job(cluster, root / "run.yaml", tmp_path / "run")
+    print(f"{time.monotonic() - started:.0f} s")
+
+
 def test_at_its_wall_time_a_job_saves_is_requeued_and_goes_on(cluster: Cluster, root: Path, tmp_path: Path) -> None:
-    job = training.job(cluster, root / "run.yaml", tmp_path / "run", "--time", "1")
-    job.submit()
-    job.wait("some steps", lambda: job.iteration() >= 12)
+    job = training.job(cluster, root / "run.yaml", tmp_path / "run", "--time", "1").submit()
     # Held until Slurm gives the signal, which it does within 30 s: this run would be over before.
-    ranks = job.ranks()
-    assert sorted(node for node, _ in ranks) == ["node1", "node2"]
-    for rank in ranks:
-        cluster.kill(*rank, signal.SIGSTOP)
-    held_at = job.iteration()
+    held_at = job.hold(12)
     job.wait("the signal", lambda: "syne: USR1 at" in job.log)
-    for rank in ranks:
-        cluster.kill(*rank, signal.SIGCONT)
+    job.release()
     job.wait("the save", lambda: "requeue" in job.log)
-    stopped_at = max(path.name for path in (job.run / "checkpoints").glob("iter_*"))
-    assert held_at < int(stopped_at.removeprefix("iter_")) <= held_at + 3
+    assert held_at < job.newest() <= held_at + 3
     job.finished()
     assert job.log.count("syne: restart") == 2
     assert "finished" in job.log
     training.assert_same_run(job.run, root / "straight")
+
+
+def test_a_preempted_job_saves_in_its_grace_time(cluster: Cluster, job: Job, root: Path) -> None:
+    job.submit("--partition=low")
+    held_at = job.hold(12)  # SLURM's TERM comes with a CONT
+    cluster.run("sbatch", "--partition=main", "--nodes=2", "--exclusive", "--wrap", "true", cwd=job.run.parent)
+    job.wait("the save", lambda: job.newest() > held_at)
+    assert held_at < job.newest() <= held_at + 3
+    job.finished()
+    training.assert_same_run(job.run, root / "straight")
+
+
+def test_usr2_to_the_script_saves_and_stops_for_good(cluster: Cluster, job: Job, root: Path) -> None:
+    job.submit()
+    held_at = job.hold(12)
+    cluster.run("scancel", "--batch", "--signal=USR2", job.id)
+    job.wait("the signal", lambda: "syne: USR2 at" in job.log)
+    job.release()
+    job.finished(exit_codes.PREEMPTED)
+    assert held_at < job.newest() <= held_at + 3
+    job.submit().finished()
+    training.assert_same_run(job.run, root / "straight")
+
+
+def test_scancel_leaves_a_complete_checkpoint_and_no_requeue(cluster: Cluster, job: Job, root: Path) -> None:
+    job.submit()
+    job.hold(12)
+    cluster.run("scancel", job.id)
+    job.wait("the end of the job", lambda: not cluster.jobs() and not job.ranks())
+    assert job.state == "CANCELLED"
+    assert job.newest() >= 10
+    print(job.newest(), job.everything())
+    job.submit().finished()
+    training.assert_same_run(job.run, root / "straight")
+
+
+def test_a_killed_rank(cluster: Cluster, job: Job, root: Path) -> None:
+    job.submit()
+    job.hold(12)
+    cluster.kill(*job.ranks()[1])
+    job.release()
+    job.finished()
+    assert "killed; iteration -1 -> 10: requeue" in job.log
+    training.assert_same_run(job.run, root / "straight")
+
+
+def test_a_killed_slurmstepd(cluster: Cluster, job: Job, root: Path) -> None:
+    job.submit()
+    job.hold(12)
+    for node, pid in cluster.processes(f"slurmstepd: [{job.id}.0]"):
+        if node == "node2":
+            cluster.kill(node, pid)
+    job.release()
+    job.finished()
+    print(job.everything())
+    training.assert_same_run(job.run, root / "straight")
+
+
+def test_a_crashed_node(cluster: Cluster, job: Job, root: Path) -> None:
+    job.submit()
+    job.hold(12)
+    cluster.crash("node2")
+    job.wait("the requeue", lambda: job.state == "PENDING")
+    cluster.start_node("node2")
+    job.finished()
+    print(job.everything())
+    training.assert_same_run(job.run, root / "straight")
+
+
+@pytest.mark.parametrize("node", ["node1", "node2"])
+def test_a_cut_network(cluster: Cluster, job: Job, root: Path, node: str) -> None:
+    job.submit()
+    job.hold(12)
+    cluster.cut(node)
+    job.release()
+    job.wait("the requeue", lambda: job.state == "PENDING")
+    cluster.join(node)
+    job.finished()
+    print(job.everything())
+    training.assert_same_run(job.run, root / "straight")
+
+
+def test_a_run_that_gets_nowhere_stops_with_its_own_code(cluster: Cluster, root: Path, tmp_path: Path) -> None:
+    job = training.job(
+        cluster, root / "run.yaml", tmp_path / "run", "--retries", "1", overrides=("checkpoint.interval_tokens=null",)
+    ).submit()
+    for attempt in (0, 1):
+        job.wait_for_restart(attempt)
+        job.hold(5)
+        cluster.kill(*job.ranks()[0])
+        job.release()
+        (job.run / "metrics.jsonl").unlink()
+    job.finished(exit_codes.NO_PROGRESS)
+    assert "2 attempts in a row got no further than iteration -1: stopped" in job.log

@@ -1,6 +1,7 @@
 """A tiny run as a job of two nodes: its script, its log, and the same run without Slurm to compare with."""
 
 import json
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 from megatron_synE.checkpoint.chunk_reader import ChunkReader
 from tests import tiny
 from tests.slurm.cluster import NODES, Cluster
+from tools.slurm.after_step import newest_iteration
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {"PYTHONPATH": str(ROOT)}
@@ -56,7 +58,7 @@ class Job:
 
     @property
     def state(self) -> str:
-        """RUNNING, PENDING, COMPLETED, ..."""
+        """RUNNING, PENDING, COMPLETED, ... as squeue says."""
         lines = self.cluster.jobs("--states=all", f"--jobs={self.id}")
         return lines[0].split()[1]
 
@@ -91,9 +93,25 @@ class Job:
                 found += [(node, int(pid)) for pid, args in lines if args.startswith(f"{sys.executable} -m {RANK} ")]
         return found
 
-    def iteration(self) -> int:
-        """The last one logged."""
+    def wait_for_restart(self, number: int) -> None:
+        """Until the job has begun for the (number + 1)-th time."""
+        self.wait(f"restart {number}", lambda: f"syne: restart {number} " in self.log)
+
+    def hold(self, iteration: int) -> int:
+        """Stop the ranks (SIGSTOP) once this iteration is logged; the last one logged then."""
+        self.wait(f"iteration {iteration}", lambda: last_iteration(self.run) >= iteration)
+        for rank in self.ranks():
+            self.cluster.kill(*rank, signal.SIGSTOP)
         return last_iteration(self.run)
+
+    def release(self) -> None:
+        """Let the ranks go on."""
+        for rank in self.ranks():
+            self.cluster.kill(*rank, signal.SIGCONT)
+
+    def newest(self) -> int:
+        """Iteration of the newest complete checkpoint."""
+        return newest_iteration(self.run)
 
 
 def last_iteration(run: Path) -> int:
@@ -117,8 +135,8 @@ def job(cluster: Cluster, config: Path, run: Path, *options: str, overrides: tup
     script = run.parent / f"{run.name}.sbatch"
     rendered = tiny.syne(
         "slurm", "render", "--config", config, "--nodes", 2, "--gpus-per-node", 1, "--cpus-per-task", 1,
-        "--python", sys.executable, "--env", f"PYTHONPATH={ROOT}", "--no-preflight", "--lead", 15, "--out", script, *options,
-        f"run.dir={run}", *overrides,
+        "--python", sys.executable, "--env", f"PYTHONPATH={ROOT}", "--no-preflight", "--lead", 15, "--out", script,
+        *options, f"run.dir={run}", *overrides,
     )  # fmt: skip
     assert rendered.returncode == 0, rendered.stderr
     return Job(cluster, run, script)

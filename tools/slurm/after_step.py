@@ -19,7 +19,9 @@ from megatron_synE.checkpoint import layout
 from megatron_synE.exit_codes import CheckpointError
 
 DIED_OF_A_SIGNAL = 128
-"""Codes above it, and negative ones: the process did not end by itself."""
+"""Codes above it: a rank did not end by itself."""
+FAULT_OR_LOST_PEER = 1
+"""A fault of the program, or what is left of a run one of whose ranks went without a word, with its node or step."""
 
 
 @dataclass(frozen=True)
@@ -72,15 +74,15 @@ def verdict(code: int, *, before: int, now: int, finished: bool, stuck: int, ret
 
     before, now: newest complete iteration when the attempt began, and after it. stuck: attempts that began at `now`.
     """
-    died = code < 0 or code > DIED_OF_A_SIGNAL
+    how = {exit_codes.PREEMPTED: "asked to leave", exit_codes.HANG: "hung", FAULT_OR_LOST_PEER: "broken off"}.get(code)
     if code == exit_codes.FINISHED:
         if finished:
             return exit_codes.FINISHED, "finished"
-        # srun also ends with 0 when the step it started was cancelled (seen with Slurm 22.05).
-        died = True
-    if code != exit_codes.PREEMPTED and code != exit_codes.HANG and not died:
-        return code, f"stopped: {exit_codes.MEANINGS.get(code, 'a fault of the program')}"
-    how = "asked to leave" if code == exit_codes.PREEMPTED else "hung" if code == exit_codes.HANG else "was killed"
+        how = "cancelled"  # srun says 0 too when its step was (seen with Slurm 22.05)
+    elif code > DIED_OF_A_SIGNAL:
+        how = "killed"
+    if how is None:
+        return code, f"stopped: {exit_codes.MEANINGS.get(code, 'unknown')}"
     if now > before:
         return exit_codes.PREEMPTED, f"{how}; iteration {before} -> {now}: requeue"
     if stuck <= retries:

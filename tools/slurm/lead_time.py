@@ -3,15 +3,13 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-
-from megatron_synE.checkpoint import layout
-from megatron_synE.exit_codes import CheckpointError
+from typing import Any
 
 DEFAULT_SECONDS = 600
 """Ours, until the run has saved once: users report 40 s to 6 min for a save of 8B."""
 SHORTEST_SECONDS = 30
 RECENT_STEPS = 200
-_TAIL_BYTES = 1 << 20
+_TAIL_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -22,48 +20,37 @@ class LeadTime:
     reason: str
 
 
-def lead_time(run_dir: Path) -> LeadTime:
-    """Twice the last measured save, one step and one validation batch, rounded up to ten seconds.
+def lead_time(metrics: Path) -> LeadTime:
+    """Twice the slowest save on record, one step and one validation batch, rounded up to ten seconds.
 
-    A validation batch is a forward pass of part of a global batch: the slowest recent step stands for it.
+    metrics: the run's metrics.jsonl. A validation batch is a forward pass of a part of a global batch, so the slowest
+    recent step stands for it too.
     """
-    saved = _save_seconds(run_dir / layout.CHECKPOINTS)
-    step = _slowest_step(run_dir / "metrics.jsonl")
-    if saved is None or step is None:
-        return LeadTime(DEFAULT_SECONDS, f"default; no save of {run_dir} has been measured yet")
-    needed = 2 * saved + 2 * step
-    seconds = max(SHORTEST_SECONDS, 10 * -(-int(needed + 1) // 10))
-    return LeadTime(seconds, f"2 x {saved:.1f} s (measured save) + 2 x {step:.1f} s (a step, a validation batch)")
+    rows = _last_rows(metrics)
+    saves = [float(row["seconds"]) for row in rows if row.get("kind") == "checkpoint" and "seconds" in row]
+    steps = [float(row["step_seconds"]) for row in rows if row.get("kind") == "train" and "step_seconds" in row]
+    if not saves or not steps:
+        return LeadTime(DEFAULT_SECONDS, f"default, {metrics} tells of no save yet")
+    save, step = max(saves), max(steps[-RECENT_STEPS:])
+    seconds = max(SHORTEST_SECONDS, 10 * -(-int(2 * save + 2 * step + 1) // 10))
+    return LeadTime(
+        seconds, f"2 x {save:.1f} s (slowest save measured) + 2 x {step:.1f} s (a step, a validation batch)"
+    )
 
 
-def _save_seconds(checkpoints: Path) -> float | None:
-    """Of the newest complete checkpoint that says how long it took."""
-    for folder in reversed(layout.complete_checkpoints(checkpoints)):
-        try:
-            seconds = layout.read_manifest(folder).get("save_seconds")
-        except CheckpointError:
-            continue
-        if isinstance(seconds, int | float):
-            return float(seconds)
-    return None
-
-
-def _slowest_step(metrics: Path) -> float | None:
-    """Of the last steps on record; the first step of a job, which compiles and warms up, is among them at times."""
+def _last_rows(metrics: Path) -> list[dict[str, Any]]:
     try:
         with metrics.open("rb") as stream:
             stream.seek(max(0, metrics.stat().st_size - _TAIL_BYTES))
             lines = stream.read().splitlines()
     except OSError:
-        return None
-    seconds = []
-    for line in reversed(lines):
+        return []
+    rows = []
+    for line in lines:
         try:
             row = json.loads(line)
         except ValueError:
-            continue  # the cut line at either end
-        if row.get("kind") == "train" and "step_seconds" in row:
-            seconds.append(float(row["step_seconds"]))
-            if len(seconds) == RECENT_STEPS:
-                break
-    return max(seconds, default=None)
+            continue  # cut, at either end
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows

@@ -22,7 +22,11 @@ def render_training(job: TrainingJob, command: list[str]) -> str:
     command: how this script was made, for its first lines.
     """
     given = job.lead_seconds
-    lead = lead_time(job.config.run.dir) if given is None else LeadTime(given, "as asked for with --lead")
+    lead = (
+        lead_time(job.config.run.dir / "metrics.jsonl")
+        if given is None
+        else LeadTime(given, "as asked for with --lead")
+    )
     if lead.seconds >= seconds_of(job.resources.time):
         raise ConfigError(
             f"--time {job.resources.time}: a save needs {lead.seconds} s of it ({lead.reason}); ask for more time, or "

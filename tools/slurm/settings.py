@@ -17,9 +17,7 @@ class Setting:
 def settings_for(config: RunConfig) -> tuple[Setting, ...]:
     """What every rank of this run gets; those for GPUs only where the run may use them."""
     common = (
-        Setting(
-            "OMP_NUM_THREADS", "${SLURM_CPUS_PER_TASK:-1}", "else each rank starts a thread for every core it sees"
-        ),
+        Setting("OMP_NUM_THREADS", "${SLURM_CPUS_PER_TASK:-1}", "a rank would start a thread for every core"),
         Setting("PYTHONFAULTHANDLER", "1", "a rank that crashes in native code prints its Python stack"),
         Setting("HF_HUB_OFFLINE", "1", "compute nodes have no internet: fail at once, not after a timeout"),
         Setting("TOKENIZERS_PARALLELISM", "false", "reader processes are forks; its threads would not survive one"),
@@ -31,9 +29,7 @@ def settings_for(config: RunConfig) -> tuple[Setting, ...]:
         Setting("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1", "a rank whose peer has gone ends, and does not wait for good"),
         Setting("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000", "keeps the last collectives, to see which rank did not come"),
         Setting("TORCH_NCCL_DUMP_ON_TIMEOUT", "1", "and writes them down when one times out"),
-        Setting(
-            "PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True", "less memory lost between blocks of other sizes"
-        ),
+        Setting("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True", "less memory lost between blocks of other size"),
     ]
     parallel = config.parallel
     if parallel.tensor_model_parallel_size > 1:
