@@ -1,4 +1,4 @@
-"""Job scripts as text: the committed ones are what the commands in them write, and no value of a user reaches a shell."""
+"""Job scripts as text: the committed ones are what their commands write; no value of a user reaches a shell."""
 
 import json
 import os

@@ -113,14 +113,33 @@ def test_a_crashed_node(cluster: Cluster, job: Job, root: Path) -> None:
     training.assert_same_run(job.run, root / "straight")
 
 
-@pytest.mark.parametrize("node", ["node1", "node2"])
+def test_the_old_copy_on_a_node_with_a_dead_slurmd_writes_nothing(cluster: Cluster, root: Path, tmp_path: Path) -> None:
+    job = training.job(cluster, root / "run.yaml", tmp_path / "run", "--nodes", "1", "--gpus-per-node", "2").submit()
+    job.hold(12)
+    [(old, _), (same, _)] = job.ranks()
+    assert old == same
+    cluster.kill_slurmd(old)
+    job.wait_for_restart(1)
+    new = ({"node1", "node2"} - {old}).pop()
+    job.wait("the new copy", lambda: [node for node, _ in job.ranks()].count(new) == 2 and job.iteration() > 20)
+    job.hold(21, node=new)
+    job.release(old)
+    job.wait("the end of the old copy", lambda: {node for node, _ in job.ranks()} == {new})
+    job.release()
+    job.finished()
+    training.assert_same_run(job.run, root / "straight")
+
+
+@pytest.mark.parametrize("node", ["node1", pytest.param("node2", marks=pytest.mark.slow)])
 def test_a_cut_network(cluster: Cluster, job: Job, root: Path, node: str) -> None:
+    """node1 has the script and rank 0: while it is cut off, the old copy lives there."""
     job.submit()
     job.hold(12)
     cluster.cut(node)
     job.release()
     job.wait("the requeue", lambda: job.state == "PENDING")
     cluster.join(node)
+    cluster.run("scontrol", "update", f"nodename={node}", "state=resume", code=None)  # else SLURM looks in a minute
     job.finished()
     print(job.everything())
     training.assert_same_run(job.run, root / "straight")

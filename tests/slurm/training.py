@@ -15,11 +15,16 @@ from tests.slurm.cluster import NODES, Cluster
 from tools.slurm.after_step import newest_iteration
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {"PYTHONPATH": str(ROOT)}
 RANK = "megatron_synE.train"
 """Part of the command line of a rank, and of srun that starts it."""
 COMPARED = ("iteration", "consumed_samples", "consumed_tokens", "lm_loss", "loss_tokens", "grad_norm", "learning_rate")
 ITERATIONS, TOKENS_PER_ITERATION = 60, 8 * 32
+
+RESOURCES = (
+    "--nodes", "2", "--gpus-per-node", "1", "--cpus-per-task", "1", "--python", sys.executable,
+    "--env", f"PYTHONPATH={ROOT}",
+)  # fmt: skip
+"""Of `syne slurm render` and `submit`: a rank on each node."""
 
 
 def prepare(root: Path) -> Path:
@@ -97,17 +102,23 @@ class Job:
         """Until the job has begun for the (number + 1)-th time."""
         self.wait(f"restart {number}", lambda: f"syne: restart {number} " in self.log)
 
-    def hold(self, iteration: int) -> int:
-        """Stop the ranks (SIGSTOP) once this iteration is logged; the last one logged then."""
+    def hold(self, iteration: int, *, node: str | None = None) -> int:
+        """Stop the ranks (SIGSTOP), those of one node, once this iteration is logged; the last one logged then."""
         self.wait(f"iteration {iteration}", lambda: last_iteration(self.run) >= iteration)
         for rank in self.ranks():
-            self.cluster.kill(*rank, signal.SIGSTOP)
+            if node in (None, rank[0]):
+                self.cluster.kill(*rank, signal.SIGSTOP)
         return last_iteration(self.run)
 
-    def release(self) -> None:
-        """Let the ranks go on."""
+    def release(self, node: str | None = None) -> None:
+        """Let the ranks go on; those of one node."""
         for rank in self.ranks():
-            self.cluster.kill(*rank, signal.SIGCONT)
+            if node in (None, rank[0]):
+                self.cluster.kill(*rank, signal.SIGCONT)
+
+    def iteration(self) -> int:
+        """The last one logged."""
+        return last_iteration(self.run)
 
     def newest(self) -> int:
         """Iteration of the newest complete checkpoint."""
@@ -134,9 +145,8 @@ def job(cluster: Cluster, config: Path, run: Path, *options: str, overrides: tup
     run.parent.mkdir(parents=True, exist_ok=True)
     script = run.parent / f"{run.name}.sbatch"
     rendered = tiny.syne(
-        "slurm", "render", "--config", config, "--nodes", 2, "--gpus-per-node", 1, "--cpus-per-task", 1,
-        "--python", sys.executable, "--env", f"PYTHONPATH={ROOT}", "--no-preflight", "--lead", 15, "--out", script,
-        *options, f"run.dir={run}", *overrides,
+        "slurm", "render", "--config", config, *RESOURCES, "--no-preflight", "--lead", 15, "--out", script, *options,
+        f"run.dir={run}", *overrides,
     )  # fmt: skip
     assert rendered.returncode == 0, rendered.stderr
     return Job(cluster, run, script)

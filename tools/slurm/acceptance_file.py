@@ -8,7 +8,6 @@ from megatron_synE import __version__
 from megatron_synE.runtime.run_dir import versions
 
 SCHEMA_VERSION = 1
-DEFAULT = Path("runs/acceptance.json")
 COMPARED = ("torch", "megatron-core", "transformer-engine")
 """Another version of one of them computes with other kernels."""
 

@@ -2,12 +2,17 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from data_mixers.errors import ConfigError
-from tools.cli_options import Config, Overrides, example
+from tools.cli_options import Config, Overrides, example, log_to_stderr
+
+if TYPE_CHECKING:
+    from tools.slurm.job import Environment, Resources
+
+ACCEPTANCE = Path("runs/acceptance.json")
 
 slurm_app = typer.Typer(
     help="A run on a Slurm cluster, over as many jobs' wall times as it needs.",
@@ -54,6 +59,7 @@ Lead = Annotated[
         show_default=False,
     ),
 ]
+AcceptanceFile = Annotated[Path, typer.Option("--acceptance", help="The report of `syne slurm acceptance`.")]
 Job = Annotated[Literal["train", "export"], typer.Option(help="export: <run.dir>/hf from the newest checkpoint.")]
 
 
@@ -84,23 +90,11 @@ def render(
 ) -> None:
     """Write the job script of a run; `sbatch FILE` starts it, and it goes on by itself until the run is finished."""
     from data_mixers.atomic import write_atomic
-    from tools.slurm.job import Environment, Resources, training_job
+    from tools.slurm.job import training_job
     from tools.slurm.render import render_export, render_training
 
-    resources = Resources(
-        nodes=nodes,
-        gpus_per_node=gpus_per_node,
-        cpus_per_task=cpus_per_task,
-        time=time,
-        options=_pairs("--sbatch", sbatch, flags=True),
-    )
-    environment = Environment(
-        python=python,
-        container=container,
-        image=image,
-        mounts=tuple(mount or ()),
-        variables=_pairs("--env", env, flags=False),
-    )
+    resources = _resources(nodes, gpus_per_node, cpus_per_task, time, sbatch)
+    environment = _environment(python, container, image, mount, env)
     made = training_job(
         config,
         tuple(overrides or ()),
@@ -119,6 +113,114 @@ def render(
         sys.stdout.write(text)
     else:
         write_atomic(out, text.encode())
+
+
+@slurm_app.command(
+    epilog=example("syne slurm submit --config examples/llama3_8b/run_recommended.yaml --nodes 16 --time 12:00:00")
+)
+def submit(
+    config: Config,
+    overrides: Overrides = None,
+    nodes: Nodes = 1,
+    gpus_per_node: GpusPerNode = 8,
+    cpus_per_task: CpusPerTask = None,
+    time: Time = "1-00:00:00",
+    sbatch: Sbatch = None,
+    python: Python = sys.executable,
+    container: ContainerOption = "none",
+    image: Image = None,
+    mount: Mount = None,
+    env: Env = None,
+    retries: Retries = 3,
+    preflight: Preflight = True,
+    lead: Lead = None,
+    export: Annotated[bool, typer.Option("--export/--no-export", help="Then convert it to Hugging Face.")] = True,
+    acceptance: AcceptanceFile = ACCEPTANCE,
+) -> None:
+    """Submit a run over as many time slices as it needs, and its conversion behind it; prints the jobs' ids."""
+    from tools.slurm.job import training_job
+    from tools.slurm.submit import submit as submit_run
+
+    log_to_stderr()
+    made = training_job(
+        config,
+        tuple(overrides or ()),
+        _resources(nodes, gpus_per_node, cpus_per_task, time, sbatch),
+        _environment(python, container, image, mount, env),
+        retries=retries,
+        preflight=preflight,
+        lead_seconds=lead,
+    )
+    typer.echo("\n".join(submit_run(made, ["syne", *_typed()], acceptance=acceptance, export=export)))
+
+
+@slurm_app.command(epilog=example("syne slurm preflight --config runs/quickstart/bilingual.yaml"))
+def preflight(config: Config, overrides: Overrides = None) -> None:
+    """Check the nodes this runs on, as one rank under srun or torchrun; job scripts do it before they train."""
+    from tools.slurm.preflight import run_preflight
+
+    raise typer.Exit(run_preflight(config, overrides or []))
+
+
+@slurm_app.command(epilog=example("syne slurm acceptance --nodes 2 --time 30:00"))
+def acceptance(
+    nodes: Annotated[int, typer.Option(min=1, max=2, help="Machines.")] = 1,
+    gpus_per_node: GpusPerNode = 8,
+    cpus_per_task: CpusPerTask = None,
+    time: Time = "30:00",
+    sbatch: Sbatch = None,
+    python: Python = sys.executable,
+    container: ContainerOption = "none",
+    image: Image = None,
+    mount: Mount = None,
+    env: Env = None,
+    device: Annotated[Literal["cuda", "cpu"], typer.Option(help="cpu: over gloo, to try the script.")] = "cuda",
+    only: Annotated[
+        list[str] | None, typer.Option(help="Layouts by name, e.g. tp2_sp; may be repeated. Default: all.")
+    ] = None,
+    report: AcceptanceFile = ACCEPTANCE,
+    out: Annotated[Path | None, typer.Option(help="Write the script there and submit nothing.")] = None,
+) -> None:
+    """Submit the one job that says whether this cluster and this software train as they should."""
+    from data_mixers.atomic import write_atomic
+    from tools.slurm import scheduler
+    from tools.slurm.render import render_acceptance
+
+    text = render_acceptance(
+        report,
+        _resources(nodes, gpus_per_node, cpus_per_task, time, sbatch),
+        _environment(python, container, image, mount, env),
+        device=device,
+        only=only or (),
+        command=["syne", *_typed()],
+    )
+    script = out or report.with_suffix(".sbatch")
+    script.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(script, text.encode())
+    if out is None:
+        typer.echo(scheduler.submit(script))
+
+
+def _resources(
+    nodes: int, gpus_per_node: int, cpus_per_task: int | None, time: str, sbatch: list[str] | None
+) -> "Resources":
+    from tools.slurm.job import Resources
+
+    options = _pairs("--sbatch", sbatch, flags=True)
+    return Resources(nodes=nodes, gpus_per_node=gpus_per_node, cpus_per_task=cpus_per_task, time=time, options=options)
+
+
+def _environment(
+    python: str,
+    container: Literal["none", "pyxis", "apptainer"],
+    image: str | None,
+    mount: list[str] | None,
+    env: list[str] | None,
+) -> "Environment":
+    from tools.slurm.job import Environment
+
+    variables = _pairs("--env", env, flags=False)
+    return Environment(python=python, container=container, image=image, mounts=tuple(mount or ()), variables=variables)
 
 
 def _typed() -> list[str]:

@@ -1,6 +1,7 @@
 """Environment variables of a training job, each with the reason that stands beside it in the job script."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from megatron_synE.config.schema import RunConfig
 
@@ -15,14 +16,19 @@ class Setting:
 
 
 def settings_for(config: RunConfig) -> tuple[Setting, ...]:
-    """What every rank of this run gets; those for GPUs only where the run may use them."""
+    """What every rank of this run gets."""
+    return settings_of(config.device, tp=config.parallel.tensor_model_parallel_size > 1)
+
+
+def settings_of(device: Literal["auto", "cpu", "cuda"], *, tp: bool = False) -> tuple[Setting, ...]:
+    """Those for GPUs only where they may be used; tp: there is tensor parallelism."""
     common = (
         Setting("OMP_NUM_THREADS", "${SLURM_CPUS_PER_TASK:-1}", "a rank would start a thread for every core"),
         Setting("PYTHONFAULTHANDLER", "1", "a rank that crashes in native code prints its Python stack"),
         Setting("HF_HUB_OFFLINE", "1", "compute nodes have no internet: fail at once, not after a timeout"),
         Setting("TOKENIZERS_PARALLELISM", "false", "reader processes are forks; its threads would not survive one"),
     )
-    if config.device == "cpu":
+    if device == "cpu":
         return common
     cuda = [
         Setting("NCCL_DEBUG", "WARN", "NCCL names what failed; INFO would write megabytes for each rank"),
@@ -31,8 +37,7 @@ def settings_for(config: RunConfig) -> tuple[Setting, ...]:
         Setting("TORCH_NCCL_DUMP_ON_TIMEOUT", "1", "and writes them down when one times out"),
         Setting("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True", "less memory lost between blocks of other size"),
     ]
-    parallel = config.parallel
-    if parallel.tensor_model_parallel_size > 1:
+    if tp:
         cuda.append(
             Setting(
                 "CUDA_DEVICE_MAX_CONNECTIONS",

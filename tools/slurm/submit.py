@@ -5,7 +5,6 @@ Scripts and job ids stay in <run.dir>/slurm, so what was submitted can be read a
 """
 
 import logging
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,8 +30,8 @@ def submit(job: TrainingJob, command: list[str], *, acceptance: Path, export: bo
     """
     resources = job.resources
     world_size = resources.nodes * resources.gpus_per_node
-    device = "cpu" if job.config.device == "cpu" else "cuda"
-    require(examine(job.config, world_size=world_size, device=device).faults, where=str(job.config_path))
+    examination = examine(job.config, world_size=world_size, device="cpu" if job.config.device == "cpu" else "cuda")
+    require(examination.faults, where=str(job.config_path))
     if fault := acceptance_fault(acceptance, cluster=scheduler.cluster_name(), nodes=resources.nodes):
         logger.warning("caution: %s", fault)
     folder = job.config.run.dir / "slurm"
@@ -52,8 +51,6 @@ def submit(job: TrainingJob, command: list[str], *, acceptance: Path, export: bo
     jobs: list[str] = []
     for script in scripts:
         jobs.append(scheduler.submit(script, after=jobs[-1] if jobs else None))
-    write_atomic(
-        folder / "jobs.txt",
-        ("".join(f"{job} {script.name}{os.linesep}" for job, script in zip(jobs, scripts, strict=True))).encode(),
-    )
+    lines = [f"{job} {script.name}\n" for job, script in zip(jobs, scripts, strict=True)]
+    write_atomic(folder / "jobs.txt", "".join(lines).encode())
     return jobs
