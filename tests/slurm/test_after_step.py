@@ -22,7 +22,7 @@ def test_an_end_that_asks_for_it_is_followed_by_a_restart_while_there_is_progres
     assert [told(before=10, now=10, stuck=stuck) for stuck in (1, 2, 3, 4)] == [75, 75, 75, exit_codes.NO_PROGRESS]
 
 
-@pytest.mark.parametrize("code", [2, 3, 4, 5, 7, 8, 9])
+@pytest.mark.parametrize("code", [2, 3, 4, 5, 7, 8, 9, 130])
 def test_other_ends_are_final_whatever_was_saved(code: int) -> None:
     assert after_step.verdict(code, before=10, now=20, finished=False, stuck=0, retries=3)[0] == code
 

@@ -68,7 +68,7 @@ def test_what_a_user_writes_reaches_no_shell(tmp_path: Path, container: tuple[st
     config.write_text((ROOT / "examples/llama3_8b/stage1.yaml").read_text())
     python = tmp_path / "bin" / "py thon"
     python.parent.mkdir()
-    for name in ("srun", "scontrol", "squeue", "py thon"):
+    for name in ("srun", "scontrol", "py thon"):
         (python.parent / name).write_text(f'#!/bin/bash\nprintf "%s\\0" "{name}" "$@" "\n" >> {tmp_path}/calls\n')
         (python.parent / name).chmod(0o755)
     script = tmp_path / "job.sbatch"
@@ -84,7 +84,7 @@ def test_what_a_user_writes_reaches_no_shell(tmp_path: Path, container: tuple[st
         cwd=tmp_path,
         env={
             "PATH": f"{python.parent}:{os.environ['PATH']}", "SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "a",
-            "SLURM_NTASKS": "8", "SLURM_JOB_NUM_NODES": "1", "SLURM_CPUS_ON_NODE": "8",
+            "SLURM_NTASKS_PER_NODE": "8", "SLURM_JOB_NUM_NODES": "1", "SLURM_CPUS_ON_NODE": "8",
         },
         check=True,
     )  # fmt: skip

@@ -3,6 +3,7 @@
 import json
 import signal
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,7 @@ class Job:
     run: Path
     script: Path
     id: str = ""
+    held: float = 0.0
 
     def submit(self, *options: str) -> "Job":
         submitted = self.cluster.run("sbatch", "--parsable", *options, self.script, cwd=self.run.parent)
@@ -99,8 +101,10 @@ class Job:
         return found
 
     def wait_for_restart(self, number: int) -> None:
-        """Until the job has begun for the (number + 1)-th time."""
+        """Until the job has begun for the (number + 1)-th time; prints how long after `hold` that was."""
         self.wait(f"restart {number}", lambda: f"syne: restart {number} " in self.log)
+        if number:
+            print(f"begins again {time.monotonic() - self.held:.0f} s after the fault")
 
     def hold(self, iteration: int, *, node: str | None = None) -> int:
         """Stop the ranks (SIGSTOP), those of one node, once this iteration is logged; the last one logged then."""
@@ -108,6 +112,7 @@ class Job:
         for rank in self.ranks():
             if node in (None, rank[0]):
                 self.cluster.kill(*rank, signal.SIGSTOP)
+        self.held = time.monotonic()
         return last_iteration(self.run)
 
     def release(self, node: str | None = None) -> None:
