@@ -107,6 +107,14 @@ def test_a_slowed_rank_is_named(root: Path, tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_run_folder_that_cannot_be_written(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "slurm").write_text("a file where a folder should be")
+    done = preflight("tools.slurm.preflight", root, f"run.dir={tmp_path}")
+    assert done.returncode == 2, done.stderr
+    assert f"{tmp_path}/slurm/preflight: cannot be written (" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_too_little_room_for_the_checkpoints(root: Path, tmp_path: Path) -> None:
     """70 B parameters in fp32 with two moments, twice and one being written: no disk here has 2.5 TB."""
     from megatron_synE.config.derive import derive

@@ -4,6 +4,7 @@
 Under two minutes: arithmetic, memory and network are measured for a second each, token files are looked into.
 """
 
+import contextlib
 import os
 import sys
 import time
@@ -115,11 +116,12 @@ def _shared_files(
             fault = f"{folder}: cannot be written ({error.strerror})"
     dist.barrier()
     if is_first and fault is None:
-        unseen = [name for name in first_of_node if not (folder / name).exists()]
+        seen = {path.name for path in folder.iterdir()}  # NFS: opening the folder asks the server, a name may be cached
+        unseen = [name for name in first_of_node if name not in seen]
         if unseen:
             fault = f"run.dir={run_dir} is not the same folder on all nodes: no file of {', '.join(unseen)} in it"
     dist.barrier()
-    if is_first:
+    if write is not None:
         (folder / node).unlink(missing_ok=True)
     return write, fault
 
@@ -159,6 +161,8 @@ def _all_reduce_gbps(device: Device, group: dist.ProcessGroup | None) -> float:
 
 
 def _room(config: RunConfig, plan: RunPlan) -> str | None:
+    if not config.run.dir.is_dir():
+        return None  # it could not be made, which is said already
     complete = layout.complete_checkpoints(config.run.dir / layout.CHECKPOINTS)
     return checks.disk_fault(config, plan, len(complete))
 
@@ -173,7 +177,8 @@ def _report(config: RunConfig, ranks: list[RankFacts], faults: list[str], *, rat
         "seconds": seconds,
         "ranks": [asdict(rank) | {"hashes": len(rank.hashes)} for rank in ranks],
     }
-    layout.write_json(config.run.dir / "slurm" / "preflight.json", document)
+    with contextlib.suppress(OSError):  # a folder that cannot be written is among the faults
+        layout.write_json(config.run.dir / "slurm" / "preflight.json", document)
     slowest, fastest = min(rank.matmul_tflops for rank in ranks), max(rank.matmul_tflops for rank in ranks)
     sys.stderr.write(
         f"preflight of {len(ranks)} ranks on {', '.join(nodes)}: matmul {slowest:.3g} to {fastest:.3g} TFLOP/s, "
@@ -190,7 +195,7 @@ def main(arguments: Sequence[str]) -> int:
         if os.environ.get("SLURM_PROCID", "0") == "0":
             sys.stderr.write(f"error: {error}\n")
         return error.exit_code
-    except RuntimeError as error:  # what torch.distributed raises when a peer is not there
+    except (RuntimeError, OSError) as error:  # what torch.distributed raises when a peer is not there
         fault = ConfigError(f"{os.uname().nodename}: the ranks do not reach each other ({error})")
         sys.stderr.write(f"error: {fault}\n")
         return fault.exit_code
