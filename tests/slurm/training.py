@@ -23,9 +23,9 @@ ITERATIONS, TOKENS_PER_ITERATION = 60, 8 * 32
 
 RESOURCES = (
     "--nodes", "2", "--gpus-per-node", "1", "--cpus-per-task", "1", "--python", sys.executable,
-    "--env", f"PYTHONPATH={ROOT}",
+    "--env", f"PYTHONPATH={ROOT}", "--env", "SLURM_WAIT=5",
 )  # fmt: skip
-"""Of `syne slurm render` and `submit`: a rank on each node."""
+"""Of `syne slurm render` and `submit`: a rank on each node, and a short wait for what is left of a broken step."""
 
 
 def prepare(root: Path) -> Path:
