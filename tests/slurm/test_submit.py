@@ -56,6 +56,7 @@ def test_what_slurm_would_not_take_is_not_submitted(cluster: Cluster, root: Path
 
 
 @slurm
+@pytest.mark.slow
 def test_an_acceptance_over_gloo_passes_and_its_report_is_believed(cluster: Cluster, tmp_path: Path) -> None:
     report = tmp_path / "acceptance.json"
     command = (*SYNE, "acceptance", *training.RESOURCES, "--device", "cpu", "--only", "tp2_sp", "--acceptance", report)

@@ -54,6 +54,7 @@ def test_a_preempted_job_saves_in_its_grace_time(cluster: Cluster, job: Job, roo
     training.assert_same_run(job.run, root / "straight")
 
 
+@pytest.mark.slow
 def test_usr2_to_the_script_saves_and_stops_for_good(cluster: Cluster, job: Job, root: Path) -> None:
     job.submit()
     held_at = job.hold(12)
@@ -77,26 +78,19 @@ def test_scancel_leaves_a_complete_checkpoint_and_no_requeue(cluster: Cluster, j
     training.assert_same_run(job.run, root / "straight")
 
 
-def test_a_killed_rank(cluster: Cluster, job: Job, root: Path) -> None:
+def test_a_killed_rank_and_then_a_killed_slurmstepd(cluster: Cluster, job: Job, root: Path) -> None:
     job.submit()
     job.hold(12)
     cluster.kill(*job.ranks()[1])
     job.release()
     job.wait_for_restart(1)
-    job.finished()
-    assert f"restart 1 of job {job.id}, from iteration 10" in job.log
     assert "killed; iteration -1 -> 10: requeue" in job.log
-    training.assert_same_run(job.run, root / "straight")
-
-
-def test_a_killed_slurmstepd(cluster: Cluster, job: Job, root: Path) -> None:
-    job.submit()
-    job.hold(12)
-    for node, pid in cluster.processes(f"slurmstepd: [{job.id}.0]"):
-        if node == "node2":
-            cluster.kill(node, pid)
+    assert f"restart 1 of job {job.id}, from iteration 10" in job.log
+    job.hold(32)
+    [(node, pid)] = [found for found in cluster.processes(f"slurmstepd: [{job.id}.0]") if found[0] == "node2"]
+    cluster.kill(node, pid)
     job.release()
-    job.wait_for_restart(1)
+    job.wait_for_restart(2)
     job.finished()
     training.assert_same_run(job.run, root / "straight")
 
