@@ -351,6 +351,9 @@ def _as_one_rank(config_path: Path, overrides: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except UserError as error:
+        if _is_lost_peer(error):  # in a save, whose faults are otherwise the checkpoint's
+            sys.stderr.write(f"[rank {rank}] another rank has gone; its own message says why\n")
+            return 1
         # Every rank finds, or has heard of, the same fault: one saying it is enough, unless only this one knows.
         if rank == "0" or isinstance(error, OneRankError):
             sys.stderr.write(f"error: {error}\n")

@@ -12,6 +12,7 @@ from data_mixers.errors import DataError, UserError
 from tools.cli_options import Config, Overrides, example, log_to_stderr
 from tools.data.commands import data_app
 from tools.mix_commands import mix_app
+from tools.slurm.commands import slurm_app
 from tools.synthesis.commands import synth_app
 
 INTERRUPTED = 130  # what a shell reports for SIGINT
@@ -34,6 +35,7 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(synth_app, name="synth")
 app.add_typer(mix_app, name="mix")
+app.add_typer(slurm_app, name="slurm")
 
 Processes = Annotated[
     int | None, typer.Option(min=1, help="Local processes; default: one per GPU, or one.", show_default=False)

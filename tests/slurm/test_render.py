@@ -1,0 +1,136 @@
+"""Job scripts as text: the committed ones are what their commands write; no value of a user reaches a shell."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+from tests.slurm.cluster import Cluster
+from tools.slurm.job import seconds_of
+from tools.slurm.lead_time import lead_time
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "examples" / "llama3_8b").glob("*.sbatch"))
+SHELLCHECK = Path(sys.executable).with_name("shellcheck")
+
+
+def rendered(*arguments: object, code: int = 0) -> str:
+    done = tiny.syne("slurm", "render", *arguments)
+    assert done.returncode == code, done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+def shellcheck(script: str) -> None:
+    done = subprocess.run([SHELLCHECK, "-S", "style", "-"], input=script, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_stages_both_and_conversion_are_there_for_1_8_and_16_nodes() -> None:
+    names = {path.stem for path in EXAMPLES}
+    runs = {f"{run}_{nodes}_nodes" for run in ("run_recommended", "stage1", "stage2") for nodes in (1, 8, 16)}
+    assert names == {*runs, "export"}
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_a_committed_script_is_what_its_command_writes(path: Path) -> None:
+    text = path.read_text()
+    command = re.search(r"^# Made by: syne slurm render (.*)$", text, re.MULTILINE)
+    assert command
+    assert rendered(*shlex.split(command[1])) == text
+    shellcheck(text)
+
+
+@pytest.mark.slurm
+def test_sbatch_takes_the_committed_scripts(cluster: Cluster) -> None:
+    """What asks for more than the two small nodes here gets less of it: the command line wins over the script."""
+    for path in EXAMPLES:
+        nodes = ("--nodes=2",) if re.search("_(8|16)_nodes", path.name) else ()
+        memory = ("--mem=8G", "--cpus-per-task=8") if path.stem == "export" else ()
+        said = cluster.run("sbatch", "--test-only", *nodes, *memory, path, cwd=ROOT).stderr
+        assert re.search(r"Job \d+ to start at .* using \d+ processors on nodes node", said), said
+        if nodes:  # and as they are written, only for want of nodes
+            refusal = cluster.run("sbatch", "--test-only", path, cwd=ROOT, code=1).stderr
+            assert "node configuration is not available" in refusal or "More nodes requested" in refusal, refusal
+
+
+HOSTILE = ("run.name=x", "init.path=$(touch HERE); `touch HERE`", 'data.manifests=["a b", "\'; touch HERE #"]')
+
+
+@pytest.mark.parametrize("container", [("none",), ("pyxis", "--image", "$(touch HERE) x.sqsh", "--mount", "/a b:/b")])
+def test_what_a_user_writes_reaches_no_shell(tmp_path: Path, container: tuple[str, ...]) -> None:
+    """The script runs with srun, scontrol and python as programs that write down what they get."""
+    config = tmp_path / "a $(touch HERE) run.yaml"
+    config.write_text((ROOT / "examples/llama3_8b/stage1.yaml").read_text())
+    python = tmp_path / "bin" / "py thon"
+    python.parent.mkdir()
+    for name in ("srun", "scontrol", "py thon"):
+        (python.parent / name).write_text(f'#!/bin/bash\nprintf "%s\\0" "{name}" "$@" "\n" >> {tmp_path}/calls\n')
+        (python.parent / name).chmod(0o755)
+    script = tmp_path / "job.sbatch"
+    multi_line = 'data.stages=[{"name": "a\n$(touch HERE)", "tokens": 1, "languages": {"zh": 1.0}}]'
+    overrides = (*HOSTILE, multi_line, f"run.dir={tmp_path}/run 'dir")
+    rendered(
+        "--config", config, "--container", *container, "--python", python, "--env", "LAB=$(touch HERE)'\"",
+        "--out", script, *overrides,
+    )  # fmt: skip
+    shellcheck(script.read_text().replace("$(touch", "(touch").replace("`touch HERE`", ""))  # SC2016 is their meaning
+    subprocess.run(
+        ["bash", script],
+        cwd=tmp_path,
+        env={
+            "PATH": f"{python.parent}:{os.environ['PATH']}", "SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "a",
+            "SLURM_NTASKS_PER_NODE": "8", "SLURM_JOB_NUM_NODES": "1", "SLURM_CPUS_ON_NODE": "8",
+        },
+        check=True,
+    )  # fmt: skip
+    assert not list(tmp_path.rglob("HERE"))
+    calls = [call.split("\0")[:-1] for call in (tmp_path / "calls").read_text().split("\n\0")]
+    [training] = [call for call in calls if "megatron_synE.train" in call]
+    assert training[training.index("megatron_synE.train") + 1 :] == [str(config), *overrides]
+    assert str(python) in training
+    if container[0] == "pyxis":
+        assert "--container-image=$(touch HERE) x.sqsh" in training
+        assert f"--container-mounts={tmp_path}:{tmp_path},/a b:/b" in training
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--time", "a day"), "--time 'a day'"),
+        (("--time", "5"), "a save needs 600 s of it"),
+        (("--sbatch", "signal=B:USR2@1"), "--sbatch signal: not an option that can be added"),
+        (("--sbatch", "comment=a\n#SBATCH --uid=0"), "holds a character that cannot stand in a directive"),
+        (("--sbatch", "nodes=4"), "--sbatch nodes: use --nodes"),
+        (("--image", "x.sqsh"), "--container pyxis or apptainer needs --image"),
+        (("--env", "A B=c"), "--env 'A B'"),
+        (("run.dir=a%j",), "run.dir=a%j"),
+    ],
+)
+def test_what_cannot_be_asked_for(arguments: tuple[str, ...], message: str) -> None:
+    said = rendered("--config", ROOT / "examples/llama3_8b/stage1.yaml", *arguments, code=2)
+    assert message in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 5400), ("1:30", 90), ("2:00:01", 7201), ("1-12", 129_600), ("1-0:30", 88_200), ("1-00:00:05", 86_405)],
+)
+def test_wall_times_are_read_as_sbatch_reads_them(text: str, seconds: int) -> None:
+    assert seconds_of(text) == seconds
+
+
+def test_the_lead_time_is_two_saves_a_step_and_a_validation_batch(tmp_path: Path) -> None:
+    metrics = tmp_path / "metrics.jsonl"
+    assert lead_time(metrics).seconds == 600
+    rows = [{"kind": "train", "iteration": n, "step_seconds": 9.5 if n == 3 else 8.0} for n in range(6)]
+    rows += [{"kind": "checkpoint", "iteration": 5, "seconds": seconds} for seconds in (40.0, 71.3, 50.0)]
+    metrics.write_text('cut": 1}\n' + "".join(json.dumps(row) + "\n" for row in rows) + '{"kind": "trai')
+    # 2 x 71.3 + 2 x 9.5 = 161.6
+    assert lead_time(metrics).seconds == 170

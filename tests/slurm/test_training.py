@@ -1,0 +1,165 @@
+"""A run on a real Slurm, stopped by what clusters do: it goes on by itself, and is the run that was not stopped."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from megatron_synE import exit_codes
+from tests import tiny
+from tests.slurm import training
+from tests.slurm.cluster import Cluster
+from tests.slurm.training import Job
+
+pytestmark = pytest.mark.slurm
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Model, data, run.yaml, and `straight`: the run without Slurm and without a stop."""
+    root = tmp_path_factory.mktemp("slurm-training")
+    config = training.prepare(root)
+    tiny.train(config, f"run.dir={root / 'straight'}", nproc=2)
+    return root
+
+
+@pytest.fixture
+def job(cluster: Cluster, root: Path, tmp_path: Path) -> Job:
+    """A job of the run on both nodes, not yet submitted."""
+    return training.job(cluster, root / "run.yaml", tmp_path / "run")
+
+
+def test_at_its_wall_time_a_job_saves_is_requeued_and_goes_on(cluster: Cluster, root: Path, tmp_path: Path) -> None:
+    job = training.job(cluster, root / "run.yaml", tmp_path / "run", "--time", "1").submit()
+    # Held until Slurm gives the signal, which it does within 30 s: this run would be over before.
+    held_at = job.hold(12)
+    job.wait("the signal", lambda: "syne: USR1 at" in job.log)
+    job.release()
+    job.wait("the save", lambda: "requeue" in job.log)
+    assert held_at < job.newest() <= held_at + 3
+    job.finished()
+    assert job.log.count("syne: restart") == 2
+    assert "finished" in job.log
+    training.assert_same_run(job.run, root / "straight")
+
+
+def test_a_preempted_job_saves_in_its_grace_time(cluster: Cluster, job: Job, root: Path) -> None:
+    job.submit("--partition=low")
+    held_at = job.hold(12)  # SLURM's TERM comes with a CONT
+    cluster.run("sbatch", "--partition=main", "--nodes=2", "--exclusive", "--wrap", "true", cwd=job.run.parent)
+    job.wait("the save", lambda: job.newest() > held_at)
+    assert held_at < job.newest() <= held_at + 3
+    job.wait_for_restart(1)
+    job.finished()
+    training.assert_same_run(job.run, root / "straight")
+
+
+@pytest.mark.slow
+def test_usr2_to_the_script_saves_and_stops_for_good(cluster: Cluster, job: Job, root: Path) -> None:
+    job.submit()
+    held_at = job.hold(12)
+    cluster.run("scancel", "--batch", "--signal=USR2", job.id)
+    job.wait("the signal", lambda: "syne: USR2 at" in job.log)
+    job.release()
+    job.finished(exit_codes.PREEMPTED)
+    assert held_at < job.newest() <= held_at + 3
+    job.submit().finished()
+    training.assert_same_run(job.run, root / "straight")
+
+
+def test_scancel_leaves_a_complete_checkpoint_and_no_requeue(cluster: Cluster, job: Job, root: Path) -> None:
+    job.submit()
+    job.hold(12)
+    cluster.run("scancel", job.id)
+    job.wait("the end of the job", lambda: not cluster.jobs() and not job.ranks())
+    assert job.state == "CANCELLED"
+    assert job.newest() >= 10
+    job.submit().finished()
+    training.assert_same_run(job.run, root / "straight")
+
+
+def test_a_killed_rank_and_then_a_killed_slurmstepd(cluster: Cluster, job: Job, root: Path) -> None:
+    job.submit()
+    job.hold(12)
+    saved = job.newest()
+    cluster.kill(*job.ranks()[1])
+    job.release()
+    job.wait_for_restart(1)
+    assert f"killed; iteration -1 -> {saved}: requeue" in job.log
+    assert f"restart 1 of job {job.id}, from iteration {saved}" in job.log
+    job.hold(32)
+    [(node, pid)] = [found for found in cluster.processes(f"slurmstepd: [{job.id}.0]") if found[0] == "node2"]
+    cluster.kill(node, pid)
+    job.release()
+    job.wait_for_restart(2)
+    job.finished()
+    training.assert_same_run(job.run, root / "straight")
+
+
+def test_a_crashed_node(cluster: Cluster, job: Job, root: Path) -> None:
+    job.submit()
+    job.hold(12)
+    saved = job.newest()
+    cluster.crash("node2")
+    job.wait("the requeue", lambda: job.state == "PENDING")
+    cluster.start_node("node2")
+    job.wait_for_restart(1)
+    job.finished()
+    assert f"restart 1 of job {job.id}, from iteration {saved}" in job.log
+    training.assert_same_run(job.run, root / "straight")
+
+
+@pytest.mark.skipif(find_spec("megatron_synE.runtime.lease") is None, reason="needs the lease of the run folder")
+def test_the_old_copy_on_a_node_with_a_dead_slurmd_neither_writes_nor_requeues(
+    cluster: Cluster, root: Path, tmp_path: Path
+) -> None:
+    job = training.job(cluster, root / "run.yaml", tmp_path / "run", "--nodes", "1", "--gpus-per-node", "2").submit()
+    job.hold(12)
+    [(old, _), (same, _)] = job.ranks()
+    assert old == same
+    cluster.kill_slurmd(old)
+    job.wait_for_restart(1)
+    new = ({"node1", "node2"} - {old}).pop()
+    job.wait("the new copy", lambda: [node for node, _ in job.ranks()].count(new) == 2 and job.iteration() > 20)
+    job.hold(21, node=new)
+    job.release(old)
+    job.wait("the end of the old copy", lambda: job.log.count("step ended with") == 1 and not ranks_on(job, old))
+    job.release()
+    job.finished()
+    assert job.log.count("syne: restart") == 2
+    training.assert_same_run(job.run, root / "straight")
+
+
+def ranks_on(job: Job, node: str) -> list[int]:
+    return [pid for place, pid in job.ranks() if place == node]
+
+
+@pytest.mark.parametrize("node", ["node1", pytest.param("node2", marks=pytest.mark.slow)])
+def test_a_cut_network(cluster: Cluster, job: Job, root: Path, node: str) -> None:
+    """node1 has the script and rank 0: while it is cut off, the old copy lives there."""
+    job.submit()
+    job.hold(12)
+    saved = job.newest()
+    cluster.cut(node)
+    job.release()
+    job.wait("the requeue", lambda: job.state == "PENDING")
+    cluster.join(node)
+    cluster.run("scontrol", "update", f"nodename={node}", "state=resume", code=None)  # else SLURM looks in a minute
+    job.wait_for_restart(1)
+    job.finished()
+    assert f"restart 1 of job {job.id}, from iteration {saved}" in job.log
+    training.assert_same_run(job.run, root / "straight")
+
+
+def test_a_run_that_gets_nowhere_stops_with_its_own_code(cluster: Cluster, root: Path, tmp_path: Path) -> None:
+    job = training.job(
+        cluster, root / "run.yaml", tmp_path / "run", "--retries", "1", overrides=("checkpoint.interval_tokens=null",)
+    ).submit()
+    for attempt in (0, 1):
+        job.wait_for_restart(attempt)
+        job.hold(5)
+        cluster.kill(*job.ranks()[0])
+        job.release()
+        (job.run / "metrics.jsonl").unlink()
+    job.finished(exit_codes.NO_PROGRESS)
+    assert "2 attempts in a row got no further than iteration -1: stopped" in job.log

@@ -1,0 +1,134 @@
+"""What a training job asks of a cluster, checked: nothing here can change a meaning inside a script."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from data_mixers.errors import ConfigError
+from megatron_synE.config.load import load_config
+from megatron_synE.config.schema import RunConfig
+
+Container = Literal["none", "pyxis", "apptainer"]
+
+OWN_OPTIONS = {
+    "nodes": "--nodes",
+    "gpus-per-node": "--gpus-per-node",
+    "ntasks-per-node": "--gpus-per-node",
+    "cpus-per-task": "--cpus-per-task",
+    "time": "--time",
+}
+FIXED_OPTIONS = ("signal", "requeue", "no-requeue", "open-mode", "output", "error", "wrap", "array", "ntasks", "chdir")
+"""The script relies on them."""
+# sbatch reads a directive's words itself, not through a shell; so no spaces, quotes, # or backslashes.
+_DIRECTIVE_VALUE = re.compile(r"[A-Za-z0-9_.,:=/+@%\[\]*&|!~-]*")
+_TIME = re.compile(r"(\d+-)?\d+(:\d+){0,2}")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """Machines and their time; what is not said is left to the cluster."""
+
+    nodes: int
+    gpus_per_node: int = 8
+    """Also the tasks of a node: one rank a GPU. With device=cpu: the ranks of a node, without GPUs."""
+    cpus_per_task: int | None = None
+    """None: whole nodes, whose cores are shared out at run time."""
+    time: str = "1-00:00:00"
+    """Wall time of one slice, as sbatch writes it."""
+    options: dict[str, str] = field(default_factory=dict)
+    """More options of sbatch; an empty value: a flag."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """Where the commands run."""
+
+    python: str = "python"
+    container: Container = "none"
+    image: str | None = None
+    mounts: tuple[str, ...] = ()
+    variables: dict[str, str] = field(default_factory=dict)
+    """More environment variables, e.g. NCCL_SOCKET_IFNAME."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingJob:
+    """One run as a job that is requeued until the run is finished."""
+
+    config_path: Path
+    overrides: tuple[str, ...]
+    config: RunConfig
+    resources: Resources
+    environment: Environment = field(default_factory=Environment)
+    retries: int = 3
+    """Restarts in a row without a new checkpoint before the job gives up. Ours."""
+    preflight: bool = True
+    lead_seconds: int | None = None
+    """Between the signal and the wall time; None: as measured (lead_time.py)."""
+
+
+def training_job(
+    config_path: Path,
+    overrides: tuple[str, ...],
+    resources: Resources,
+    environment: Environment,
+    *,
+    retries: int = 3,
+    preflight: bool = True,
+    lead_seconds: int | None = None,
+) -> TrainingJob:
+    """A checked job. Errors: ConfigError for what the run's file, Slurm or a shell would not take."""
+    config = load_config(config_path, overrides).resolved
+    check_resources(resources)
+    check_environment(environment)
+    if re.search(r"[%\\\n]", str(config.run.dir)):
+        raise ConfigError(f"run.dir={config.run.dir}: Slurm reads % and \\ in the name of a log; choose another folder")
+    return TrainingJob(
+        config_path=config_path,
+        overrides=overrides,
+        config=config,
+        resources=resources,
+        environment=environment,
+        retries=retries,
+        preflight=preflight,
+        lead_seconds=lead_seconds,
+    )
+
+
+def check_resources(resources: Resources) -> None:
+    """Errors: ConfigError naming the option that sbatch would not take as it is meant."""
+    if not _TIME.fullmatch(resources.time):
+        raise ConfigError(f"--time {resources.time!r}: give it as sbatch does, e.g. 12:00:00 or 2-00:00:00")
+    for name, value in resources.options.items():
+        if name in OWN_OPTIONS:
+            raise ConfigError(f"--sbatch {name}: use {OWN_OPTIONS[name]}")
+        if name in FIXED_OPTIONS or not re.fullmatch(r"[a-z][a-z-]*", name):
+            raise ConfigError(f"--sbatch {name}: not an option that can be added; give a long option without dashes")
+        if not _DIRECTIVE_VALUE.fullmatch(value):
+            raise ConfigError(f"--sbatch {name}={value!r}: holds a character that cannot stand in a directive")
+
+
+def check_environment(environment: Environment) -> None:
+    """Errors: ConfigError for a container without an image, or a name that is no variable's."""
+    if (environment.container == "none") != (environment.image is None):
+        raise ConfigError("--container pyxis or apptainer needs --image, and --image one of them")
+    if environment.container == "none" and environment.mounts:
+        raise ConfigError("--mount has no effect without --container")
+    for name in environment.variables:
+        if not _VARIABLE.fullmatch(name):
+            raise ConfigError(f"--env {name!r}: not the name of an environment variable")
+
+
+def seconds_of(time: str) -> int:
+    """Wall time in seconds: minutes, minutes:seconds, h:m:s, days-hours, days-h:m, days-h:m:s."""
+    days, dash, rest = time.rpartition("-")
+    numbers = [int(part) for part in rest.split(":")]
+    if dash:
+        hours, minutes, seconds = (*numbers, 0, 0)[:3]
+    elif len(numbers) == 3:
+        hours, minutes, seconds = numbers
+    else:
+        hours, (minutes, seconds) = 0, (*numbers, 0)[:2]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds

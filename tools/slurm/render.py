@@ -1,0 +1,153 @@
+"""The job scripts: of a training run, of its conversion to Hugging Face, of an acceptance, as text.
+
+Values of the user stand in them quoted for the shell, in arrays at the top; what depends on the machine (nodes, ports,
+cores) is asked of Slurm when the job runs, so a script can be moved to another partition as it is.
+"""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from string import Template
+from typing import Literal
+
+from data_mixers.errors import ConfigError
+from tools.slurm.job import Environment, Resources, TrainingJob, check_environment, check_resources, seconds_of
+from tools.slurm.lead_time import LeadTime, lead_time
+from tools.slurm.settings import Setting, settings_for, settings_of
+
+Name = Literal["train", "export", "acceptance"]
+
+
+def render_training(job: TrainingJob, command: Sequence[str]) -> str:
+    """The script that trains, saves when its time is over, and requeues itself until the run is finished.
+
+    command: how this script was made, for its first lines.
+    Errors: ConfigError if a save does not fit into the wall time.
+    """
+    if job.lead_seconds is None:
+        lead = lead_time(job.config.run.dir / "metrics.jsonl")
+    else:
+        lead = LeadTime(job.lead_seconds, "as asked for with --lead")
+    if lead.seconds >= seconds_of(job.resources.time):
+        raise ConfigError(
+            f"--time {job.resources.time}: a save needs {lead.seconds} s of it ({lead.reason}); ask for more time, or "
+            "give a measured --lead"
+        )
+    directives = [
+        f"job-name={job.config.run.name}",
+        *_all_ranks(job.resources, on_gpus=job.config.device != "cpu"),
+        f"signal=B:USR1@{lead.seconds}",
+        "requeue",
+    ]
+    return _filled(
+        "train",
+        command,
+        directives,
+        job.resources,
+        job.environment,
+        settings_for(job.config),
+        lead=f"# Told {lead.seconds} s before its wall time: {lead.reason}.",
+        config=shlex.quote(str(job.config_path)),
+        overrides=shlex.join(job.overrides),
+        run_dir=shlex.quote(str(job.config.run.dir)),
+        retries=str(job.retries),
+        preflight="true" if job.preflight else "false",
+    )
+
+
+def render_export(
+    run_dir: Path, name: str, resources: Resources, environment: Environment, command: Sequence[str]
+) -> str:
+    """The script that turns a run's newest complete checkpoint into <run.dir>/hf and compares the two."""
+    check_resources(resources)
+    check_environment(environment)
+    directives = [f"job-name={name}-export", "nodes=1", "ntasks=1"]
+    return _filled(
+        "export", command, directives, resources, environment, settings_of("cpu"), run_dir=shlex.quote(str(run_dir))
+    )
+
+
+def render_acceptance(
+    out: Path,
+    resources: Resources,
+    environment: Environment,
+    *,
+    device: Literal["cpu", "cuda"],
+    only: Sequence[str],
+    command: Sequence[str],
+) -> str:
+    """The script that runs every layout against one card, kills a run and resumes it; its verdict: `out`, JSON.
+
+    What it writes on the way lies beside it, in a folder of the same name ending in .work.
+    """
+    check_resources(resources)
+    check_environment(environment)
+    return _filled(
+        "acceptance",
+        command,
+        ["job-name=syne-acceptance", *_all_ranks(resources, on_gpus=device == "cuda")],
+        resources,
+        environment,
+        settings_of(device, tp=True),
+        work=shlex.quote(str(out.with_suffix(".work"))),
+        out=shlex.quote(str(out)),
+        only=shlex.quote(",".join(only)),
+        device=device,
+    )
+
+
+def _filled(
+    name: Name,
+    command: Sequence[str],
+    directives: Sequence[str],
+    resources: Resources,
+    environment: Environment,
+    settings: Sequence[Setting],
+    **values: str,
+) -> str:
+    options = [
+        *directives,
+        *(["exclusive", "mem=0"] if resources.cpus_per_task is None else [f"cpus-per-task={resources.cpus_per_task}"]),
+        f"time={resources.time}",
+        "open-mode=append",
+        "output=%x-%j.out",
+        *(f"{option}={value}" if value else option for option, value in resources.options.items()),
+    ]
+    exports = [f"# {setting.reason}\nexport {setting.name}={setting.value}" for setting in settings]
+    exports += [f"export {variable}={shlex.quote(value)}" for variable, value in environment.variables.items()]
+    template = Template(Path(__file__).with_name(f"{name}.sbatch.in").read_text(encoding="utf-8"))
+    return template.substitute(
+        # On one line, whatever it holds: a line break would end the comment.
+        made="\\n".join(shlex.join(command).splitlines()),
+        directives="\n".join(f"#SBATCH --{option}" for option in options),
+        settings="\n".join(exports),
+        **_commands(environment),
+        **values,
+    )
+
+
+def _all_ranks(resources: Resources, *, on_gpus: bool) -> list[str]:
+    return [
+        f"nodes={resources.nodes}",
+        f"ntasks-per-node={resources.gpus_per_node}",
+        *([f"gpus-per-node={resources.gpus_per_node}"] if on_gpus else []),
+    ]
+
+
+def _commands(environment: Environment) -> dict[str, str]:
+    """What stands before python: in every task of a step, and in the batch script."""
+    python = shlex.quote(environment.python)
+    if environment.container == "none":
+        return {"srun_options": "", "in_task": python, "in_batch": python}
+    image = shlex.quote(environment.image or "")
+    if environment.container == "apptainer":
+        binds = "".join(f" --bind {shlex.quote(mount)}" for mount in environment.mounts)
+        run = f'--bind "$PWD" --pwd "$PWD"{binds} {image} {python}'
+        return {"srun_options": "", "in_task": f"apptainer exec --nv {run}", "in_batch": f"apptainer exec {run}"}
+    mounts = "".join(f",{mount}" for mount in environment.mounts)
+    options = (
+        f'--container-image={image} --container-mounts="$PWD:$PWD"{shlex.quote(mounts) if mounts else ""} '
+        '--container-workdir="$PWD" --no-container-mount-home'
+    )
+    batch = f"srun --overlap --nodes=1 --ntasks=1 {options} {python}"
+    return {"srun_options": options, "in_task": python, "in_batch": batch}

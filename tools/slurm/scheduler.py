@@ -1,0 +1,40 @@
+"""Calls of Slurm's own commands, with its message where it refuses."""
+
+import re
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_mixers.errors import ConfigError
+
+
+def call(command: Sequence[str | Path]) -> str:
+    """What the command prints. Errors: ConfigError with Slurm's reason, or where there is no Slurm."""
+    try:
+        done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise ConfigError(f"no {command[0]} on this machine; call from a login node of the cluster") from error
+    if done.returncode != 0:
+        raise ConfigError(f"{command[0]} refuses: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout
+
+
+def submit(script: Path, *, after: str | None = None, test_only: bool = False) -> str:
+    """Submit a script and give its job id; `after`: a job that must have ended with exit code 0.
+
+    test_only: ask Slurm whether it would take it, and give nothing.
+    Errors: ConfigError with Slurm's reason.
+    """
+    # Without the second, a job whose predecessor failed would wait for good.
+    dependency = [] if after is None else [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"]
+    if test_only:
+        call(["sbatch", "--test-only", script])
+        return ""
+    output = call(["sbatch", "--parsable", *dependency, script])
+    return output.strip().split(";")[0]  # 12, or 12;cluster where one is named
+
+
+def cluster_name() -> str:
+    """ClusterName of slurm.conf."""
+    found = re.search(r"^ClusterName\s*=\s*(\S+)", call(["scontrol", "show", "config"]), re.MULTILINE)
+    return found[1] if found else "unknown"

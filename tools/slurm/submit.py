@@ -1,0 +1,56 @@
+"""`syne slurm submit`: a run's job, and behind it the conversion of what it has trained.
+
+    train.sbatch ─ requeues itself, slice after slice, stage after stage ─ afterok ─> export.sbatch
+Scripts and job ids stay in <run.dir>/slurm, so what was submitted can be read and submitted again.
+"""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from data_mixers.atomic import write_atomic
+from data_mixers.errors import ConfigError
+from megatron_synE.config.examine import examine
+from megatron_synE.config.fault import require
+from tools.slurm import scheduler
+from tools.slurm.acceptance_file import acceptance_fault
+from tools.slurm.job import TrainingJob
+from tools.slurm.render import render_export, render_training
+
+logger = logging.getLogger(__name__)
+
+EXPORT_TIME = "4:00:00"
+"""Ours: 8B is read, written and compared in minutes, 70B in an hour or two."""
+
+
+def submit(job: TrainingJob, command: list[str], *, acceptance: Path, export: bool) -> list[str]:
+    """Submit and give the job ids, the run's first. A missing or failed acceptance is a logged warning.
+
+    Errors: ConfigError for a fault of the run, or if Slurm would not take a script; then nothing was submitted.
+    """
+    resources = job.resources
+    world_size = resources.nodes * resources.gpus_per_node
+    examination = examine(job.config, world_size=world_size, device="cpu" if job.config.device == "cpu" else "cuda")
+    require(examination.faults, where=str(job.config_path))
+    if fault := acceptance_fault(acceptance, cluster=scheduler.cluster_name(), nodes=resources.nodes):
+        logger.warning("caution: %s", fault)
+    folder = job.config.run.dir / "slurm"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be made ({error.strerror})") from error
+    scripts = [folder / "train.sbatch"]
+    write_atomic(scripts[0], render_training(job, command).encode())
+    if export:
+        one_node = replace(resources, nodes=1, time=EXPORT_TIME)
+        text = render_export(job.config.run.dir, job.config.run.name, one_node, job.environment, command)
+        scripts.append(folder / "export.sbatch")
+        write_atomic(scripts[1], text.encode())
+    for script in scripts:
+        scheduler.submit(script, test_only=True)
+    jobs: list[str] = []
+    for script in scripts:
+        jobs.append(scheduler.submit(script, after=jobs[-1] if jobs else None))
+    lines = [f"{job} {script.name}\n" for job, script in zip(jobs, scripts, strict=True)]
+    write_atomic(folder / "jobs.txt", "".join(lines).encode())
+    return jobs
