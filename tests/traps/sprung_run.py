@@ -97,7 +97,10 @@ def keep_torch_adamw() -> None:
 
 
 def forget_to_sync() -> None:
+    """And take whole weights from a rank, as validation does: its own ranges, which a save takes, are always new."""
     trainers.sync_parameters = lambda model, plan: None
+    shipped = trainers.chunks_to_save
+    trainers.chunks_to_save = lambda model, optimizer: shipped(model, None)
 
 
 def unmark_norms(which: str) -> Callable[[Any], None]:

@@ -119,7 +119,7 @@ def test_s4_a_logged_loss_that_is_not_a_copy_is_divided_in_place(run: Run) -> No
     assert run("copied loss, divided in place").losses == pytest.approx(right, abs=1e-5)
 
 
-def test_s5_overlapped_gather_without_a_forced_sync_saves_the_weights_of_the_step_before(run: Run) -> None:
+def test_s5_overlapped_gather_without_a_forced_sync_leaves_a_rank_weights_of_the_step_before(run: Run) -> None:
     shipped = assert_shipped_is_right(run, "DP2 overlapped")
     sprung = run("no forced sync", "DP2 overlapped")
     assert sprung.losses == shipped.losses
