@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,8 +126,9 @@ class Bench:
     megatron_lm: Path | None
     peer_packages: Path | None
 
-    def ours(self, text: Path, *, workers: int = 1) -> Run:
-        out = self.folder / "out"
+    def ours(self, text: Path, *, workers: int = 1, name: str = "out") -> Run:
+        """name: of the folder below `folder` that is written."""
+        out = self.folder / name
         subprocess.run(["rm", "-rf", str(out)], check=True)
         command = [
             sys.executable,
@@ -271,6 +273,12 @@ def _texts_for(bench: Bench, texts: Path, megabytes: float, large_megabytes: flo
     return files
 
 
+def _side_by_side(bench: Bench, text: Path) -> float:
+    """Seconds until two calls of one worker each, begun together, have both ended."""
+    with ThreadPoolExecutor(2) as pool:
+        return max(run.seconds for run in pool.map(lambda name: bench.ours(text, name=name), ("out", "out-too")))
+
+
 def _measure(bench: Bench, part: str, files: dict[str, Path], pairs: int) -> None:
     one, text, large = files["one"], files["text"], files["large"]
     if part == "ours":
@@ -297,7 +305,13 @@ def _measure(bench: Bench, part: str, files: dict[str, Path], pairs: int) -> Non
 
         seconds = interleaved(lambda: bench.ours(large).seconds, two, num_pairs=pairs)
         size, peak = large.stat().st_size / 1e6, max(run.peak_mb for run in with_two)
-        print(f"two workers, {size:.0f} MB: {ratio_of(seconds).against(1.8)}; peak of a process {peak:.0f} MB")
+        print(
+            f"two workers, {size:.0f} MB: {ratio_of(seconds).against(1.8)}; peak of a process {peak:.0f} MB", flush=True
+        )
+        # What this machine's cores, memory and disk give to any two processes: the same call twice, side by side.
+        apart = interleaved(lambda: 2 * bench.ours(large).seconds, lambda: _side_by_side(bench, large), num_pairs=pairs)
+        limit = ratio_of(apart)
+        print(f"two calls side by side to one after the other: {limit.median:.2f}x [{limit.low:.2f}, {limit.high:.2f}]")
     elif bench.megatron_lm is not None:
         tool, target = PEERS[part]
         compare(
