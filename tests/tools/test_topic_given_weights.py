@@ -12,10 +12,11 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 
 from data_mixers.errors import ConfigError
 from tests.tools.topic_corpus import documents, write
-from tools.data import topic_search
+from tools.data import topic_learner
+from tools.data.kept import Kept
 from tools.data.topic_head import fit_head, language_directions, logits_of
 from tools.data.topic_labels import read_labelled, read_topics
-from tools.data.topic_learner import Learner, given_features, head_alone, mixed, new_learner, new_model, tuned
+from tools.data.topic_learner import Learner, features_of, head_of, model_of, new_learner, new_model, tuned
 from tools.data.topic_model import SPECIAL_TOKENS, load_classifier, tokenise, train_tokenizer
 from tools.data.topic_options import ClassifierOptions
 from tools.data.topic_training import TrainingOptions
@@ -52,7 +53,7 @@ def bert(labelled: Path) -> Path:
 
 def options(labelled: Path, bert: Path, out: Path, **changes: Any) -> ClassifierOptions:
     training = TrainingOptions(steps=2, batch_documents=8, train_length=24, learning_rate=1e-3)
-    given = {
+    given: dict[str, Any] = {
         "training": training, "max_length": 48, "baselines": False, "init": bert, "init_layers": 2,
         "test_sources": ("third",), "folds": 2,
     }  # fmt: skip
@@ -77,26 +78,22 @@ def test_with_a_frozen_encoder_the_given_weights_are_the_ones_that_are_saved(
             assert name.replace("bert.", "encoder.", 1) not in saved
         elif name.startswith("bert.") and "pooler" not in name:
             assert torch.equal(saved[name.replace("bert.", "encoder.", 1)], tensor)
-    assert report.settings["fine_tuned_share"] == 0.0 and [way.title for way in report.ways] == ["head alone"]
+    assert report.settings["way"] == "head alone" and [way.title for way in report.ways] == ["head alone"]
     assert report.languages["ours"]["en"].macro_f1 > 0.8  # a few words tell the topics apart, even at random weights
     assert report.split["sources held in trial 1"] == "first"
     assert not (tmp_path / "out.work/kept").exists()
 
 
-def test_fine_tuning_leaves_words_alone_and_a_mix_is_the_weighted_mean(
-    labelled: Path, bert: Path, tmp_path: Path
-) -> None:
+def test_fine_tuning_leaves_words_alone(labelled: Path, bert: Path, tmp_path: Path) -> None:
     learner = learner_of(options(labelled, bert, tmp_path))
-    features = given_features(learner, learner.rows).numpy()
+    features = features_of(learner, {}, learner.rows).numpy()
     everything = list(range(len(learner.documents)))
-    head = head_alone(learner, features, everything, penalty=0.01)
-    after = tuned(learner, everything, head=head, teacher=None)
+    head = head_of(learner, features, everything, penalty=0.01)
+    after = tuned(learner, everything, "final", Kept(tmp_path / "kept", ""), head=head, teacher=None)
     given = new_model(learner).state_dict()
     assert WORDS not in after and not torch.equal(after[QUERY], given[QUERY])
-    quarter = mixed(learner, head, after, 0.25).state_dict()
-    assert torch.allclose(quarter[QUERY], 0.75 * given[QUERY] + 0.25 * after[QUERY], atol=1e-7)
-    assert torch.allclose(quarter["head.bias"], 0.75 * head["head.bias"] + 0.25 * after["head.bias"], atol=1e-7)
-    assert torch.equal(quarter[WORDS], given[WORDS])
+    model = model_of(learner, after, head)
+    assert torch.equal(model.state_dict()[QUERY], after[QUERY]) and torch.equal(model.state_dict()[WORDS], given[WORDS])
 
 
 def test_the_saved_classifier_gives_the_logits_of_the_way_that_was_chosen(
@@ -104,7 +101,9 @@ def test_the_saved_classifier_gives_the_logits_of_the_way_that_was_chosen(
 ) -> None:
     """report.json's confusion of the test worked out again with the folder that was written."""
     report = train_classifier(options(labelled, bert, tmp_path / "out"))
-    assert [way.share for way in report.ways] == [0.0, 0.5, 1.0] and sum(way.is_chosen for way in report.ways) == 1
+    assert [way.title for way in report.ways] == ["head alone", "fine-tuned"] and sum(
+        way.is_chosen for way in report.ways
+    ) == 1
     means = [sum(way.held.values()) / len(way.held) for way in report.ways]
     assert max(means) == means[[way.is_chosen for way in report.ways].index(True)]
     classifier = load_classifier(tmp_path / "out")
@@ -123,15 +122,15 @@ def test_a_call_that_broke_off_goes_on_from_its_last_step_to_the_same_classifier
 ) -> None:
     train_classifier(options(labelled, bert, tmp_path / "straight"))
     trainings: list[int] = []
-    whole = topic_search.tuned
+    whole = vars(topic_learner)["train"]
 
-    def breaking(learner: Learner, places: Any, **given: Any) -> Any:
-        trainings.append(len(places))
+    def breaking(model: Any, tokenizer: Any, chosen: Any, *rest: Any, **given: Any) -> None:
+        trainings.append(len(chosen))
         if len(trainings) == 2:
             raise KeyboardInterrupt
-        return whole(learner, places, **given)
+        whole(model, tokenizer, chosen, *rest, **given)
 
-    monkeypatch.setattr(topic_search, "tuned", breaking)
+    monkeypatch.setattr(topic_learner, "train", breaking)
     with pytest.raises(KeyboardInterrupt):
         train_classifier(options(labelled, bert, tmp_path / "broken"))
     assert not (tmp_path / "broken").exists()

@@ -1,39 +1,39 @@
 """Classifiers from labelled documents: a head on given weights, then the whole encoder; or all of it from scratch.
 
-    --init    ─ head alone, on features that are computed once ─ fine-tuned from there ─ a mix of both
-    scratch   ─ word embeddings and head ─ whole encoder
+    --init    ─ head alone, on features that are computed once ─ whole encoder ─ head fitted again on its features
+    scratch   ─ word embeddings ─ whole encoder ─ head fitted again
 The head first, so that fine-tuning does not begin with a random head that bends the encoder (LP-FT, arXiv 2202.10054);
-the mean of the weights before and after holds better on new sources than either (WiSE-FT, arXiv 2109.01903).
+the head again, because logistic regression with a strong penalty holds better on new sources than the head that was
+trained along (ours; docs/topic_classifier.md has the figures).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
+from torch import nn
 from transformers import BertConfig
 
-from tools.data.kept import Tensors
+from tools.data.kept import Kept, Tensors
 from tools.data.topic_baselines import frozen_encoder
-from tools.data.topic_head import Vectors, fit_head, logits_of
+from tools.data.topic_head import Vectors, fit_head
 from tools.data.topic_labels import Labelled
 from tools.data.topic_model import (
     TopicClassifier,
     load_encoder,
     new_config,
     predict_features,
-    predict_logits,
     read_init,
     tokenise,
     train_tokenizer,
 )
 from tools.data.topic_options import ClassifierOptions
-from tools.data.topic_training import embed_tokens, train
+from tools.data.topic_training import TrainingOptions, embed_tokens, train
 
-SHARES = (0.0, 0.5, 1.0)
-"""Of the fine-tuned weights in a mix with the given ones: 0 is the head alone. Tried in trials (ours)."""
+HEAD_ALONE, FINE_TUNED = "head alone", "fine-tuned"
 PENALTIES = (0.003, 0.01, 0.03, 0.1)
 """On the squared weights of the head alone. Tried in trials (ours)."""
 Logits = NDArray[np.float64]
@@ -56,11 +56,11 @@ class Learner:
     """The same, as long as the classifier reads."""
 
     @property
-    def shares(self) -> tuple[float, ...]:
+    def ways(self) -> tuple[str, ...]:
         """What there is to choose from."""
         if self.options.init is None:
-            return (1.0,)
-        return (0.0,) if self.options.freeze_encoder else SHARES
+            return (FINE_TUNED,)
+        return (HEAD_ALONE,) if self.options.freeze_encoder else (HEAD_ALONE, FINE_TUNED)
 
 
 def new_learner(options: ClassifierOptions, documents: Sequence[Labelled], labels: tuple[str, ...]) -> Learner:
@@ -91,62 +91,75 @@ def new_model(learner: Learner) -> TopicClassifier:
     return model
 
 
-def given_features(learner: Learner, rows: Sequence[list[int]]) -> torch.Tensor:
-    """What --init says of documents: [documents, h]."""
-    model = new_model(learner).to(learner.options.device)
-    return predict_features(model, rows, device=learner.options.device)
+def features_of(learner: Learner, weights: Tensors, rows: Sequence[list[int]]) -> torch.Tensor:
+    """What the encoder says of documents: [documents, h]. weights: what training changed; empty: --init as it is."""
+    return predict_features(model_of(learner, weights), rows, device=learner.options.device)
 
 
-def head_alone(learner: Learner, features: Vectors, train_places: Sequence[int], *, penalty: float) -> Tensors:
-    """The head that logistic regression finds, as weights of the classifier."""
+def head_of(learner: Learner, features: Vectors, train_places: Sequence[int], *, penalty: float) -> Tensors:
+    """The head that logistic regression finds, as weights of the classifier. features: of all the documents."""
     chosen = [learner.documents[place] for place in train_places]
     truth, languages = [learner.labels.index(d.topic) for d in chosen], [d.language for d in chosen]
     layer = fit_head(features[list(train_places)], truth, languages, num_topics=len(learner.labels), penalty=penalty)
     return {"head.weight": layer.weight.detach(), "head.bias": layer.bias.detach()}
 
 
-def tuned(learner: Learner, train_places: Sequence[int], *, head: Tensors | None, teacher: Vectors | None) -> Tensors:
-    """Every weight that training changes, after it. head: where it begins; None: at random."""
-    options = learner.options
+def tuned(
+    learner: Learner,
+    train_places: Sequence[int],
+    step: str,
+    kept: Kept,
+    *,
+    head: Tensors | None,
+    teacher: Vectors | None,
+) -> Tensors:
+    """Every weight that training changes, after it. head: where it begins; None: at random.
+
+    The steps with word embeddings alone and those of the whole encoder are each a step of `kept`.
+    """
+    training = learner.options.training
     model = new_model(learner)
-    if head is not None:
-        model.load_state_dict(head, strict=False)
-    elif options.teacher != "none":
-        encode = frozen_encoder()
-        assert not isinstance(encode, str)  # there are its vectors
-        embed_tokens(model, learner.tokenizer, encode)
-    model.to(options.device)
-    train(
-        model, learner.tokenizer, [learner.documents[place] for place in train_places],
-        [learner.windows[place] for place in train_places], labels=learner.labels, options=options.training,
-        teacher=None if teacher is None else teacher[list(train_places)], device=options.device,
-    )  # fmt: skip
-    return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
+    project = None if teacher is None else nn.Linear(model.head.in_features, teacher.shape[1])
+    both = nn.ModuleDict({"model": model} | ({} if project is None else {"project": project}))
+    chosen = [learner.documents[place] for place in train_places]
+
+    def trained(options: TrainingOptions) -> Tensors:
+        both.to(learner.options.device)
+        train(
+            model, learner.tokenizer, chosen, [learner.windows[place] for place in train_places],
+            labels=learner.labels, options=options, project=project,
+            teacher=None if teacher is None else teacher[list(train_places)], device=learner.options.device,
+        )  # fmt: skip
+        return {name: weight.detach() for name, weight in both.named_parameters() if weight.requires_grad}
+
+    def of_words() -> Tensors:
+        if teacher is not None:
+            encode = frozen_encoder()
+            assert not isinstance(encode, str)  # there are its vectors
+            embed_tokens(model, learner.tokenizer, encode)
+        return trained(replace(training, steps=0))
+
+    def of_all() -> Tensors:
+        if head is not None:
+            model.load_state_dict(head, strict=False)
+        else:
+            both.load_state_dict(kept.tensors(f"{step}-words", of_words), strict=False)
+        return trained(replace(training, word_steps=0))
+
+    found = kept.tensors(step, of_all)
+    prefix = "model."
+    return {name.removeprefix(prefix): weight for name, weight in found.items() if name.startswith(prefix)}
 
 
-def mixed(learner: Learner, head: Tensors | None, after: Tensors | None, share: float) -> TopicClassifier:
-    """The classifier whose weights are `share` fine-tuned ones and the rest given ones with the head alone."""
+def model_of(learner: Learner, *weights: Tensors) -> TopicClassifier:
+    """The classifier with these weights in place of those before any training."""
     model = new_model(learner)
-    if head is not None:
-        model.load_state_dict(head, strict=False)
-    if after is not None:
-        before = model.state_dict()
-        model.load_state_dict({name: before[name].lerp(after[name], share) for name in after}, strict=False)
+    for given in weights:
+        model.load_state_dict(given, strict=False)
     return model.to(learner.options.device).eval()
 
 
-def logits_of_mix(
-    learner: Learner,
-    rows: Sequence[list[int]],
-    features: Vectors | None,
-    head: Tensors | None,
-    after: Tensors | None,
-    share: float,
-) -> Logits:
-    """features: of the same documents; the head alone needs no more."""
-    if share == 0 and features is not None and head is not None:
-        layer = torch.nn.Linear(features.shape[1], len(learner.labels))
-        layer.load_state_dict({"weight": head["head.weight"], "bias": head["head.bias"]})
-        return logits_of(layer, features)
-    model = mixed(learner, head, after, share)
-    return np.asarray(predict_logits(model, rows, device=learner.options.device).double().numpy())
+def logits_by(head: Tensors, features: Vectors) -> Logits:
+    """What the classifier with this head says of documents with these features."""
+    found = features.astype(np.float64) @ head["head.weight"].double().numpy().T + head["head.bias"].double().numpy()
+    return np.asarray(found)

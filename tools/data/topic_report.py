@@ -36,16 +36,11 @@ class Confidence:
 class Way:
     """A way of training, by language."""
 
-    share: float
-    """Of fine-tuned weights: 0 is the head alone on given weights."""
+    title: str
     is_chosen: bool
     held: Mapping[str, float]
     """Macro-F1 on the held documents: what the choice is made by."""
     test: Mapping[str, float]
-
-    @property
-    def title(self) -> str:
-        return {0.0: "head alone", 1.0: "fine-tuned"}.get(self.share, f"{self.share:.0%} fine-tuned")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +85,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "sources": {name: _each(sources) for name, sources in report.sources.items()},
         "not_measured": dict(report.not_measured),
         "ways": [
-            {"fine_tuned_share": way.share, "chosen": way.is_chosen, "held": dict(way.held), "test": dict(way.test)}
+            {"way": way.title, "chosen": way.is_chosen, "held": dict(way.held), "test": dict(way.test)}
             for way in report.ways
         ],
         "held": _scores(report.held),

@@ -1,18 +1,28 @@
 """Every way of training tried on sources that were new to it; the best one trained on everything.
 
-trials ─ head alone, fine-tuned, half of each ─ labels of held documents ─ the best mean macro-F1
+trials ─ head alone, fine-tuned ─ penalty of the head ─ labels of held documents ─ the best mean macro-F1
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from tools.data.kept import Kept, Tensors
 from tools.data.topic_head import Vectors
 from tools.data.topic_labels import Labelled
-from tools.data.topic_learner import PENALTIES, Learner, Logits, head_alone, logits_of_mix, mixed, tuned
+from tools.data.topic_learner import (
+    FINE_TUNED,
+    HEAD_ALONE,
+    PENALTIES,
+    Learner,
+    Logits,
+    features_of,
+    head_of,
+    logits_by,
+    model_of,
+    tuned,
+)
 from tools.data.topic_model import TopicClassifier
 from tools.data.topic_trials import Trial, best_of
 
@@ -25,22 +35,24 @@ class Plan:
     train: Sequence[int]
     test_rows: Sequence[list[int]]
     """Token ids."""
-    features: Vectors | None
-    """What given weights say of the learner's documents; None from scratch."""
-    test_features: Vectors | None
     teacher: Vectors | None
+
+    @property
+    def is_trained_in_trial(self) -> bool:
+        """The only trial learns from the very documents of the final training."""
+        return len(self.trials) == 1 and self.trials[0].train == list(self.train)
 
 
 @dataclass(frozen=True)
 class Searched:
-    """Logits by share of fine-tuning, and the share that the trials chose."""
+    """Logits by way of training, and the way that the trials chose."""
 
-    held: Mapping[float, Logits]
+    held: Mapping[str, Logits]
     """Of the held documents, trial after trial."""
-    test: Mapping[float, Logits]
-    share: float
-    penalty: float | None
-    """Of the head alone."""
+    test: Mapping[str, Logits]
+    penalties: Mapping[str, float]
+    """Of the head."""
+    way: str
     model: TopicClassifier
 
 
@@ -50,75 +62,83 @@ def held_documents(learner: Learner, plan: Plan) -> list[Labelled]:
 
 
 def search(learner: Learner, plan: Plan, kept: Kept) -> Searched:
-    """Tries, chooses, trains. Every training is a step of its own in `kept`.
+    """Tries, chooses, trains. Every training and every pass over the documents is a step of its own in `kept`.
 
     Cost: a training a trial, and one more unless the only trial learns from the same documents.
     """
-    penalty = None
-    if plan.features is not None:
-        penalty = _best_penalty(learner, plan, plan.features)
-    found: dict[float, list[Logits]] = {share: [] for share in learner.shares}
-    for number, trial in enumerate(plan.trials):
-        head, after = _trained(learner, plan, trial.train, f"trial-{number}", penalty, kept)
-        rows = [learner.rows[place] for place in trial.held]
-        features = None if plan.features is None else plan.features[trial.held]
-        for share in found:
-            name = f"trial-{number}-{share}"
-            found[share].append(_labelled(learner, name, kept, rows, features, head, after, share))
-    held = {share: np.concatenate(logits) for share, logits in found.items()}
-    share = _best_share(learner, plan, held)
-    is_trained = len(plan.trials) == 1 and plan.trials[0].train == list(plan.train)
-    head, after = _trained(learner, plan, plan.train, "trial-0" if is_trained else "final", penalty, kept)
-    test = {
-        each: _labelled(learner, f"test-{each}", kept, plan.test_rows, plan.test_features, head, after, each)
-        for each in learner.shares
-    }
-    return Searched(held, test, share, penalty, mixed(learner, head, after, share))
+    of_trials: dict[str, list[Vectors]] = {}
+    penalties: dict[str, float] = {}
+    if HEAD_ALONE in learner.ways:
+        given = _features(learner, plan, kept, "given", {})
+        of_trials[HEAD_ALONE] = [given["documents"]] * len(plan.trials)
+        penalties[HEAD_ALONE] = _best_penalty(learner, plan, of_trials[HEAD_ALONE])
+
+    def encoder(train: Sequence[int], step: str) -> Tensors:
+        head = None
+        if HEAD_ALONE in learner.ways:
+            head = head_of(learner, given["documents"], train, penalty=penalties[HEAD_ALONE])
+        return tuned(learner, train, step, kept, head=head, teacher=plan.teacher)
+
+    if FINE_TUNED in learner.ways:
+        of_trials[FINE_TUNED] = [
+            _features(learner, plan, kept, f"trial-{number}", encoder(trial.train, f"trial-{number}"), trial)[
+                "documents"
+            ]
+            for number, trial in enumerate(plan.trials)
+        ]
+        penalties[FINE_TUNED] = _best_penalty(learner, plan, of_trials[FINE_TUNED])
+    held = {way: _held(learner, plan, of_trials[way], penalties[way]) for way in learner.ways}
+    way = best_of(learner.ways, learner.documents, plan.trials, _labels_by(learner, plan, held), learner.labels)
+    test, weights = {}, {}
+    for each in learner.ways:
+        step = "trial-0" if plan.is_trained_in_trial else "final"
+        after = encoder(plan.train, step) if each == FINE_TUNED else {}
+        found = _features(learner, plan, kept, step, after) if each == FINE_TUNED else given
+        head = head_of(learner, found["documents"], plan.train, penalty=penalties[each])
+        test[each], weights[each] = logits_by(head, found["test"]), (after, head)
+    return Searched(held, test, penalties, way, model_of(learner, *weights[way]))
 
 
-def _best_penalty(learner: Learner, plan: Plan, features: Vectors) -> float:
+def _features(
+    learner: Learner, plan: Plan, kept: Kept, step: str, weights: Tensors, trial: Trial | None = None
+) -> dict[str, Vectors]:
+    """Of the documents (of a trial: of its own, zeros elsewhere) and, but for a trial's, of the test."""
+    is_final = trial is None or plan.is_trained_in_trial
+
+    def made() -> Tensors:
+        places = list(range(len(learner.rows))) if trial is None else sorted({*trial.train, *trial.held})
+        rows = [*(learner.rows[place] for place in places), *(plan.test_rows if is_final else ())]
+        found = features_of(learner, weights, rows)
+        documents = found.new_zeros(len(learner.rows), found.shape[1])
+        documents[places] = found[: len(places)]
+        return {"documents": documents, "test": found[len(places) :].clone()}
+
+    return {part: tensor.numpy() for part, tensor in kept.tensors(f"{step}-features", made).items()}
+
+
+def _best_penalty(learner: Learner, plan: Plan, features: Sequence[Vectors]) -> float:
     def label(penalty: float, trial: Trial) -> list[str]:
-        head = head_alone(learner, features, trial.train, penalty=penalty)
-        logits = logits_of_mix(learner, [], features[trial.held], head, None, 0.0)
-        return [learner.labels[index] for index in logits.argmax(axis=1)]
+        of_trial = features[[trial is other for other in plan.trials].index(True)]
+        head = head_of(learner, of_trial, trial.train, penalty=penalty)
+        return [learner.labels[index] for index in logits_by(head, of_trial[trial.held]).argmax(axis=1)]
 
     return best_of(PENALTIES, learner.documents, plan.trials, label, learner.labels)
 
 
-def _trained(
-    learner: Learner, plan: Plan, train: Sequence[int], step: str, penalty: float | None, kept: Kept
-) -> tuple[Tensors | None, Tensors | None]:
-    """(head alone, fine-tuned weights), each None where the options have none."""
-    head = None
-    if plan.features is not None and penalty is not None:
-        head = head_alone(learner, plan.features, train, penalty=penalty)
-    if learner.options.freeze_encoder:
-        return head, None
-    return head, kept.tensors(step, lambda: tuned(learner, train, head=head, teacher=plan.teacher))
+def _held(learner: Learner, plan: Plan, features: Sequence[Vectors], penalty: float) -> Logits:
+    return np.concatenate(
+        [
+            logits_by(head_of(learner, of_trial, trial.train, penalty=penalty), of_trial[trial.held])
+            for of_trial, trial in zip(features, plan.trials, strict=True)
+        ]
+    )
 
 
-def _labelled(
-    learner: Learner,
-    step: str,
-    kept: Kept,
-    rows: Sequence[list[int]],
-    features: Vectors | None,
-    head: Tensors | None,
-    after: Tensors | None,
-    share: float,
-) -> Logits:
-    def made() -> Tensors:
-        return {"logits": torch.from_numpy(logits_of_mix(learner, rows, features, head, after, share))}
-
-    return np.asarray(kept.tensors(step, made)["logits"].numpy())
-
-
-def _best_share(learner: Learner, plan: Plan, held: Mapping[float, Logits]) -> float:
-    """Of equals the one that is nearest to the given weights."""
+def _labels_by(learner: Learner, plan: Plan, held: Mapping[str, Logits]) -> Callable[[str, Trial], list[str]]:
     starts = np.cumsum([0, *(len(trial.held) for trial in plan.trials)])
 
-    def label(share: float, trial: Trial) -> list[str]:
+    def label(way: str, trial: Trial) -> list[str]:
         start = int(starts[[trial is other for other in plan.trials].index(True)])
-        return [learner.labels[index] for index in held[share][start : start + len(trial.held)].argmax(axis=1)]
+        return [learner.labels[index] for index in held[way][start : start + len(trial.held)].argmax(axis=1)]
 
-    return best_of(learner.shares, learner.documents, plan.trials, label, learner.labels)
+    return label

@@ -55,17 +55,18 @@ def train(
     labels: Sequence[str],
     options: TrainingOptions,
     teacher: NDArray[np.float32] | None = None,
+    project: nn.Linear | None = None,
     device: str = "cpu",
 ) -> None:
     """Trains in place.
 
     rows: token ids of the documents, [CLS] and [SEP] included. teacher: [documents, dimensions], vectors of length 1.
+    project: from our vectors to the teacher's, trained too.
     """
     torch.manual_seed(options.seed)
     random = np.random.default_rng(options.seed)
     place = {label: index for index, label in enumerate(labels)}
     truth = torch.tensor([place[document.topic] for document in documents])
-    project = None if teacher is None else nn.Linear(model.head.in_features, teacher.shape[1]).to(device)
     mask_id, of_document = tokenizer.get_vocab()[MASK], chances(documents)
 
     def loss_of_step(words_only: bool) -> Tensor:

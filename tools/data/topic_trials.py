@@ -8,11 +8,13 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from data_mixers.errors import ConfigError
 from tools.data.topic_labels import Labelled
 from tools.data.topic_metrics import score
 
+Choice = TypeVar("Choice")
 MOST_HELD = 40
 """Documents of a source and topic that are labelled in a trial: they count alike, and labelling takes time (ours)."""
 
@@ -95,12 +97,12 @@ def mean_macro_f1(documents: Sequence[Labelled], given: Sequence[str], labels: S
 
 
 def best_of(
-    choices: Sequence[float],
+    choices: Sequence[Choice],
     documents: Sequence[Labelled],
     trials: Sequence[Trial],
-    label: Callable[[float, Trial], Sequence[str]],
+    label: Callable[[Choice, Trial], Sequence[str]],
     labels: Sequence[str],
-) -> float:
+) -> Choice:
     """The choice whose labels of all held documents have the highest mean macro-F1; the first of equals.
 
     label(choice, trial): topics of the trial's held documents.

@@ -34,7 +34,7 @@ from tools.data.topic_labels import (
     read_topics,
     split_by_source,
 )
-from tools.data.topic_learner import Learner, Logits, given_features, new_learner
+from tools.data.topic_learner import Learner, Logits, new_learner
 from tools.data.topic_metrics import Scores, score
 from tools.data.topic_model import Trained, save_classifier, tokenise, words_of
 from tools.data.topic_options import ClassifierOptions, check
@@ -73,12 +73,12 @@ def _train(options: ClassifierOptions, topics: Topics, left_out: Mapping[str, in
     seconds: dict[str, float] = {}
     learner = new_learner(options, [*split.train, *split.dev], _label_order(topics, split.train))
     vectors = _timed(seconds, "sentence vectors", lambda: _vectors(options, learner, split, kept))
-    plan = _timed(seconds, "features", lambda: _plan(learner, split, vectors, kept))
+    plan = _plan(learner, split, vectors)
     searched = _timed(seconds, "training", lambda: search(learner, plan, kept))
     held = held_documents(learner, plan)
     confidence = confidence_of(
         {"held": held, "test": split.test},
-        {"held": searched.held[searched.share], "test": searched.test[searched.share]},
+        {"held": searched.held[searched.way], "test": searched.test[searched.way]},
         learner.labels, accuracy=options.accuracy,
     )  # fmt: skip
     trained = Trained(
@@ -86,8 +86,8 @@ def _train(options: ClassifierOptions, topics: Topics, left_out: Mapping[str, in
         options.max_length,
     )  # fmt: skip
     baselines, not_measured = _timed(seconds, "baselines", lambda: _baselines(learner, plan, split, vectors))
-    ways = {share: _labels(learner, logits) for share, logits in searched.test.items()}
-    given = {OURS: ways[searched.share]} | baselines
+    ways = {way: _labels(learner, logits) for way, logits in searched.test.items()}
+    given = {OURS: ways[searched.way]} | baselines
     report = Report(
         settings=_settings(options, trained, searched),
         split=_described(options, split),
@@ -97,7 +97,7 @@ def _train(options: ClassifierOptions, topics: Topics, left_out: Mapping[str, in
         sources={name: _scores(split.test, labels, learner.labels, "source") for name, labels in given.items()},
         not_measured=not_measured,
         ways=_ways(learner, held, searched, split.test, ways),
-        held=score([d.topic for d in held], _labels(learner, searched.held[searched.share]), topics=learner.labels),
+        held=score([d.topic for d in held], _labels(learner, searched.held[searched.way]), topics=learner.labels),
         confidence=confidence,
         seconds=seconds,
     )
@@ -131,7 +131,7 @@ def _vectors(options: ClassifierOptions, learner: Learner, split: Split, kept: K
     return {part: vectors.numpy() for part, vectors in kept.tensors("sentence-vectors", made).items()}
 
 
-def _plan(learner: Learner, split: Split, vectors: dict[str, Vectors] | str, kept: Kept) -> Plan:
+def _plan(learner: Learner, split: Split, vectors: dict[str, Vectors] | str) -> Plan:
     options = learner.options
     if options.folds:
         trials = trials_of_folds(learner.documents, num_folds=options.folds)
@@ -140,15 +140,8 @@ def _plan(learner: Learner, split: Split, vectors: dict[str, Vectors] | str, kep
         train = list(range(len(split.train)))
         trials = [Trial(train, list(range(len(split.train), len(learner.documents))))]
     test_rows = tokenise(learner.tokenizer, [d.text for d in split.test], max_length=options.max_length)
-    features = {}
-    if options.init is not None:
-        features = kept.tensors(
-            "features",
-            lambda: {"documents": given_features(learner, learner.rows), "test": given_features(learner, test_rows)},
-        )
-    by_part = {part: tensor.numpy() for part, tensor in features.items()}
     teacher = None if isinstance(vectors, str) or options.teacher == "none" else vectors["documents"]
-    return Plan(trials, train, test_rows, by_part.get("documents"), by_part.get("test"), teacher)
+    return Plan(trials, train, test_rows, teacher)
 
 
 def _label_order(topics: Topics, documents: Sequence[Labelled]) -> tuple[str, ...]:
@@ -188,8 +181,8 @@ def _settings(options: ClassifierOptions, trained: Trained, searched: Searched) 
         "teacher": options.teacher,
         "init": None if options.init is None else options.init.name,
         "word_embeddings": "learnt" if options.init is None else "as given",
-        "head_penalty": searched.penalty,
-        "fine_tuned_share": searched.share,
+        "way": searched.way,
+        "head_penalty": searched.penalties[searched.way],
         "folds": options.folds,
         "threshold_accuracy": options.accuracy,
     }
@@ -204,15 +197,15 @@ def _ways(
     held: Sequence[Labelled],
     searched: Searched,
     test: Sequence[Labelled],
-    ways: dict[float, list[str]],
+    ways: dict[str, list[str]],
 ) -> list[Way]:
     return [
         Way(
-            share, share == searched.share,
-            macro_f1_by_language(held, _labels(learner, searched.held[share]), learner.labels),
+            way, way == searched.way,
+            macro_f1_by_language(held, _labels(learner, searched.held[way]), learner.labels),
             macro_f1_by_language(test, labels, learner.labels),
         )
-        for share, labels in ways.items()
+        for way, labels in ways.items()
     ]  # fmt: skip
 
 
