@@ -89,7 +89,7 @@ def train_classifier_(
     vocab_size: Annotated[int, typer.Option(min=100, help="Of the tokenizer that is trained.")] = 16_000,
     max_length: Annotated[int, typer.Option(min=16, max=512, help="Tokens of a document that are read.")] = 256,
     word_steps: Annotated[
-        int, typer.Option(min=0, help="First steps, with word embeddings alone; 0 suits --init.")
+        int, typer.Option(min=0, help="First steps, with word embeddings alone; none with --init.")
     ] = 800,
     steps: Annotated[int, typer.Option(min=1, help="Of the whole encoder.")] = 1500,
     batch_documents: Annotated[int, typer.Option(min=1, help="Documents of a step.")] = 32,
