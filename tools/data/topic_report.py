@@ -40,7 +40,6 @@ class Way:
     is_chosen: bool
     held: Mapping[str, float]
     """Macro-F1 on the held documents: what the choice is made by."""
-    test: Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +83,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "results": {name: _each(languages) for name, languages in report.languages.items()},
         "sources": {name: _each(sources) for name, sources in report.sources.items()},
         "not_measured": dict(report.not_measured),
-        "ways": [
-            {"way": way.title, "chosen": way.is_chosen, "held": dict(way.held), "test": dict(way.test)}
-            for way in report.ways
-        ],
+        "ways": [{"way": way.title, "chosen": way.is_chosen, "held": dict(way.held)} for way in report.ways],
         "held": _scores(report.held),
         "temperature": report.confidence.temperature,
         "threshold": report.confidence.threshold,
@@ -166,22 +162,22 @@ def _by_source(report: Report) -> list[str]:
 
 
 def _ways(ways: Sequence[Way]) -> list[str]:
-    """What the held documents say, and what came of it."""
+    """What the held documents say."""
     languages = list(ways[0].held)
-    columns = [f"{part} {language}" for part in ("held", "test") for language in languages]
     lines = [
         "## Ways of training",
         "",
-        "Macro-F1. The held documents decide; the test is there to see if they were right.",
+        "Macro-F1 on the held documents, which decide by its mean over the languages.",
+        "",
     ]
-    lines += ["", "| | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
+    lines += ["| | " + " | ".join(languages) + " | mean |", "|---|" + "---:|" * (len(languages) + 1)]
     for way in ways:
-        cells = [f"{way.held[language]:.3f}" for language in languages]
-        cells += [f"{way.test[language]:.3f}" if language in way.test else "" for language in languages]
-        lines.append(f"| {way.title}{' (chosen)' if way.is_chosen else ''} | " + " | ".join(cells) + " |")
+        cells = [*way.held.values(), sum(way.held.values()) / len(languages)]
+        title = f"{way.title}{' (chosen)' if way.is_chosen else ''}"
+        lines.append(f"| {title} | " + " | ".join(f"{cell:.3f}" for cell in cells) + " |")
     for language in languages:
         best = max(ways, key=lambda way: way.held[language])
-        lines += ["", f"For {language} alone the held documents recommend: {best.title}."]
+        lines += ["", f"For {language} alone they recommend: {best.title}."]
     return lines
 
 

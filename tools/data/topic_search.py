@@ -5,8 +5,10 @@ trials ─ head alone, fine-tuned ─ penalty of the head ─ labels of held doc
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+import torch
 
 from tools.data.kept import Kept, Tensors
 from tools.data.topic_head import Vectors
@@ -25,6 +27,9 @@ from tools.data.topic_learner import (
 )
 from tools.data.topic_model import TopicClassifier
 from tools.data.topic_trials import Trial, best_of
+
+PASS_ROWS = 2000
+"""Documents of a step that is kept in a pass over all of them: half a minute of a core (ours)."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +50,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Searched:
-    """Logits by way of training, and the way that the trials chose."""
+    """Logits of the held documents by way of training, and of the test by the way that the trials chose."""
 
     held: Mapping[str, Logits]
-    """Of the held documents, trial after trial."""
-    test: Mapping[str, Logits]
+    """Trial after trial."""
+    test: Logits
     penalties: Mapping[str, float]
     """Of the head."""
     way: str
@@ -64,7 +69,7 @@ def held_documents(learner: Learner, plan: Plan) -> list[Labelled]:
 def search(learner: Learner, plan: Plan, kept: Kept) -> Searched:
     """Tries, chooses, trains. Every training and every pass over the documents is a step of its own in `kept`.
 
-    Cost: a training a trial, and one more unless the only trial learns from the same documents.
+    Cost: a training a trial, and one more if fine-tuning is chosen and no trial learnt from all documents.
     """
     of_trials: dict[str, list[Vectors]] = {}
     penalties: dict[str, float] = {}
@@ -89,14 +94,11 @@ def search(learner: Learner, plan: Plan, kept: Kept) -> Searched:
         penalties[FINE_TUNED] = _best_penalty(learner, plan, of_trials[FINE_TUNED])
     held = {way: _held(learner, plan, of_trials[way], penalties[way]) for way in learner.ways}
     way = best_of(learner.ways, learner.documents, plan.trials, _labels_by(learner, plan, held), learner.labels)
-    test, weights = {}, {}
-    for each in learner.ways:
-        step = "trial-0" if plan.is_trained_in_trial else "final"
-        after = encoder(plan.train, step) if each == FINE_TUNED else {}
-        found = _features(learner, plan, kept, step, after) if each == FINE_TUNED else given
-        head = head_of(learner, found["documents"], plan.train, penalty=penalties[each])
-        test[each], weights[each] = logits_by(head, found["test"]), (after, head)
-    return Searched(held, test, penalties, way, model_of(learner, *weights[way]))
+    step = "trial-0" if plan.is_trained_in_trial else "final"
+    after = encoder(plan.train, step) if way == FINE_TUNED else {}
+    found = _features(learner, plan, kept, step, after) if way == FINE_TUNED else given
+    head = head_of(learner, found["documents"], plan.train, penalty=penalties[way])
+    return Searched(held, logits_by(head, found["test"]), penalties, way, model_of(learner, after, head))
 
 
 def _features(
@@ -108,12 +110,23 @@ def _features(
     def made() -> Tensors:
         places = list(range(len(learner.rows))) if trial is None else sorted({*trial.train, *trial.held})
         rows = [*(learner.rows[place] for place in places), *(plan.test_rows if is_final else ())]
-        found = features_of(learner, weights, rows)
+        found = torch.cat(
+            [
+                kept.tensors(
+                    f"{step}-rows-{start}", partial(_of_rows, learner, weights, rows[start : start + PASS_ROWS])
+                )["features"]
+                for start in range(0, len(rows), PASS_ROWS)
+            ]
+        )
         documents = found.new_zeros(len(learner.rows), found.shape[1])
         documents[places] = found[: len(places)]
         return {"documents": documents, "test": found[len(places) :].clone()}
 
     return {part: tensor.numpy() for part, tensor in kept.tensors(f"{step}-features", made).items()}
+
+
+def _of_rows(learner: Learner, weights: Tensors, rows: Sequence[list[int]]) -> Tensors:
+    return {"features": features_of(learner, weights, rows)}
 
 
 def _best_penalty(learner: Learner, plan: Plan, features: Sequence[Vectors]) -> float:

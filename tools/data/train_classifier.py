@@ -78,16 +78,15 @@ def _train(options: ClassifierOptions, topics: Topics, left_out: Mapping[str, in
     held = held_documents(learner, plan)
     confidence = confidence_of(
         {"held": held, "test": split.test},
-        {"held": searched.held[searched.way], "test": searched.test[searched.way]},
+        {"held": searched.held[searched.way], "test": searched.test},
         learner.labels, accuracy=options.accuracy,
     )  # fmt: skip
     trained = Trained(
         searched.model, learner.tokenizer, topics, learner.labels, confidence.temperature, confidence.threshold,
         options.max_length,
     )  # fmt: skip
-    baselines, not_measured = _timed(seconds, "baselines", lambda: _baselines(learner, plan, split, vectors))
-    ways = {way: _labels(learner, logits) for way, logits in searched.test.items()}
-    given = {OURS: ways[searched.way]} | baselines
+    baselines, not_measured = _timed(seconds, "baselines", lambda: _baselines(learner, plan, split, vectors, kept))
+    given = {OURS: _labels(learner, searched.test)} | baselines
     report = Report(
         settings=_settings(options, trained, searched),
         split=_described(options, split),
@@ -96,7 +95,7 @@ def _train(options: ClassifierOptions, topics: Topics, left_out: Mapping[str, in
         languages={name: _scores(split.test, labels, learner.labels, "language") for name, labels in given.items()},
         sources={name: _scores(split.test, labels, learner.labels, "source") for name, labels in given.items()},
         not_measured=not_measured,
-        ways=_ways(learner, held, searched, split.test, ways),
+        ways=_ways(learner, held, searched),
         held=score([d.topic for d in held], _labels(learner, searched.held[searched.way]), topics=learner.labels),
         confidence=confidence,
         seconds=seconds,
@@ -192,21 +191,11 @@ def _labels(learner: Learner, logits: Logits) -> list[str]:
     return [learner.labels[index] for index in logits.argmax(axis=1)]
 
 
-def _ways(
-    learner: Learner,
-    held: Sequence[Labelled],
-    searched: Searched,
-    test: Sequence[Labelled],
-    ways: dict[str, list[str]],
-) -> list[Way]:
+def _ways(learner: Learner, held: Sequence[Labelled], searched: Searched) -> list[Way]:
     return [
-        Way(
-            way, way == searched.way,
-            macro_f1_by_language(held, _labels(learner, searched.held[way]), learner.labels),
-            macro_f1_by_language(test, labels, learner.labels),
-        )
-        for way, labels in ways.items()
-    ]  # fmt: skip
+        Way(way, way == searched.way, macro_f1_by_language(held, _labels(learner, logits), learner.labels))
+        for way, logits in searched.held.items()
+    ]
 
 
 def _scores(
@@ -225,7 +214,7 @@ def _scores(
 
 
 def _baselines(
-    learner: Learner, plan: Plan, split: Split, vectors: dict[str, Vectors] | str
+    learner: Learner, plan: Plan, split: Split, vectors: dict[str, Vectors] | str, kept: Kept
 ) -> tuple[dict[str, list[str]], dict[str, str]]:
     """(baseline -> topics of the test, baseline -> why not)."""
     if not learner.options.baselines or not split.test:
@@ -236,7 +225,7 @@ def _baselines(
         return " ".join(words_of(document.text))
 
     given: dict[str, list[str] | str] = {
-        "fastText": fasttext(learner.documents, plan.trials, plan.train, split.test, learner.labels, as_words),
+        "fastText": fasttext(learner.documents, plan.trials, plan.train, split.test, learner.labels, as_words, kept),
         "frozen encoder": vectors
         if isinstance(vectors, str)
         else logistic_regression(
