@@ -13,6 +13,7 @@ from data_mixers.errors import ConfigError
 from tools.data.kept import Kept
 from tools.data.topic_confidence import confidence_of
 from tools.data.topic_labels import Labelled
+from tools.data.topic_report import confidence_lines
 from tools.data.topic_trials import MOST_HELD, Trial, best_of, fold_sources, mean_macro_f1, trials_of_folds
 
 PAIRS = st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from("xyz")), min_size=1, max_size=60)
@@ -92,6 +93,9 @@ def test_confidence_is_fitted_on_held_documents_and_told_by_language() -> None:
     assert found.errors["held en"] == pytest.approx((raw - 0.75, 0.0), abs=1e-3)
     assert found.errors["test zh"] == pytest.approx((raw, 0.75), abs=1e-3)
     assert found.kept == {"held en": (1.0, 0.75), "test en": (1.0, 1.0), "test zh": (1.0, 0.0)}
+    said = "\n".join(confidence_lines(found))
+    assert "The temperature does NOT carry over to test en: 0.119 without it, 0.250 with it." in said
+    assert "The threshold does NOT carry over to test zh: 0.0% of what keeps a topic is right, not 70%." in said
 
 
 def test_a_step_is_made_once_and_again_for_another_fingerprint(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def as_markdown(report: Report) -> str:
     if report.sources[OURS]:
         lines += ["", *_by_source(report)]
     lines += [f"\n{name} is not measured: {reason}" for name, reason in report.not_measured.items()]
-    lines += ["", *_confidence(report.confidence)]
+    lines += ["", *confidence_lines(report.confidence)]
     lines += ["", f"Held documents: accuracy {report.held.accuracy:.3f}, macro-F1 {report.held.macro_f1:.3f}."]
     if report.untested:
         lines += ["", "## Untested", ""]
@@ -181,7 +181,8 @@ def _ways(ways: Sequence[Way]) -> list[str]:
     return lines
 
 
-def _confidence(confidence: Confidence) -> list[str]:
+def confidence_lines(confidence: Confidence) -> list[str]:
+    """Calibration and threshold, and what of it does not hold on the test."""
     lines = [
         "## Confidence", "",
         "| documents | calibration error, raw | after temperature scaling | keep a topic | of these right |",
@@ -190,11 +191,19 @@ def _confidence(confidence: Confidence) -> list[str]:
     for part, (raw, scaled) in confidence.errors.items():
         share, right = confidence.kept[part]
         lines.append(f"| {part} | {raw:.3f} | {scaled:.3f} | {share:.1%} | {right:.1%} |")
-    return [
-        *lines, "",
+    lines += [
+        "",
         f"Temperature {confidence.temperature:.3f}. Below confidence {confidence.threshold:.3f} a document becomes "
         f"Others: from there on {confidence.accuracy:.0%} of the held documents are right.",
-    ]  # fmt: skip
+    ]
+    for part, (raw, scaled) in confidence.errors.items():
+        share, right = confidence.kept[part]
+        if part.startswith("test") and scaled > raw:
+            lines += ["", f"The temperature does NOT carry over to {part}: {raw:.3f} without it, {scaled:.3f} with it."]
+        if part.startswith("test") and share and right < confidence.accuracy:
+            missed = f"{right:.1%} of what keeps a topic is right, not {confidence.accuracy:.0%}"
+            lines += ["", f"The threshold does NOT carry over to {part}: {missed}."]
+    return lines
 
 
 def _as_csv(languages: Mapping[str, Scores]) -> str:
