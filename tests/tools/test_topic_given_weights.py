@@ -81,7 +81,7 @@ def test_with_a_frozen_encoder_the_given_weights_are_the_ones_that_are_saved(
     assert report.settings["way"] == "head alone" and [way.title for way in report.ways] == ["head alone"]
     assert report.languages["ours"]["en"].macro_f1 > 0.8  # a few words tell the topics apart, even at random weights
     assert report.split["sources held in trial 1"] == "first"
-    assert not (tmp_path / "out.work/kept").exists()
+    assert not (tmp_path / "out.work").exists()
 
 
 def test_fine_tuning_leaves_words_alone(labelled: Path, bert: Path, tmp_path: Path) -> None:

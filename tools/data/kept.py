@@ -23,7 +23,7 @@ class Kept:
         self._folder = folder
         note = folder / FINGERPRINT
         if not note.is_file() or note.read_text(encoding="utf-8") != fingerprint:
-            self.drop()
+            shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             write_atomic(note, fingerprint.encode())
 
@@ -37,7 +37,3 @@ class Kept:
             publish(temporary, file)
         found: Tensors = load_file(file)
         return found
-
-    def drop(self) -> None:
-        """Removes all of it: the call is at its end."""
-        shutil.rmtree(self._folder, ignore_errors=True)

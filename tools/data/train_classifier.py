@@ -66,7 +66,9 @@ def train_classifier(options: ClassifierOptions) -> Report:
     )  # fmt: skip
     work = options.out.with_name(f"{options.out.name}.work")
     with only_one(work):
-        return _train(options, topics, labelled.left_out, split, Kept(work / "kept", _fingerprint(options)))
+        report = _train(options, topics, labelled.left_out, split, Kept(work / "kept", _fingerprint(options)))
+    shutil.rmtree(work, ignore_errors=True)
+    return report
 
 
 def _train(options: ClassifierOptions, topics: Topics, left_out: Mapping[str, int], split: Split, kept: Kept) -> Report:
@@ -101,7 +103,6 @@ def _train(options: ClassifierOptions, topics: Topics, left_out: Mapping[str, in
         seconds=seconds,
     )
     _write(options.out, trained, report)
-    kept.drop()
     return report
 
 
