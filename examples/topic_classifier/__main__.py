@@ -238,7 +238,7 @@ def main() -> None:
     """The whole of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", type=Path, default=Path("build/topic_classifier"), help="for everything it writes")
-    parser.add_argument("--fine-tune-steps", type=int, default=0, help="try fine-tuning too; 70: three trainings more")
+    parser.add_argument("--fine-tune-steps", type=int, default=70, help="0: the head alone, in minutes")
     parser.add_argument("--scratch", action="store_true", help="train one from scratch too")
     parser.add_argument("--word-steps", type=int, default=700, help="of --scratch")
     parser.add_argument("--steps", type=int, default=100, help="of --scratch")
