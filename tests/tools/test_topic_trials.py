@@ -71,9 +71,11 @@ def test_a_choice_goes_by_the_mean_over_languages_of_all_trials_together() -> No
     assert mean_macro_f1(documents, given_labels["one"], "xy") == pytest.approx(1 / 2)
     assert mean_macro_f1(documents, given_labels["two"], "xy") == pytest.approx(1 / 3)
     trials = [Trial([], [0, 1]), Trial([], [2, 3, 4, 5])]
-    chosen = best_of(
-        ["two", "one"], documents, trials, lambda choice, trial: [given_labels[choice][p] for p in trial.held], "xy"
-    )
+
+    def label(choice: str, number: int) -> list[str]:
+        return [given_labels[choice][place] for place in trials[number].held]
+
+    chosen = best_of(["two", "one"], documents, trials, label, "xy")
     assert chosen == "one"
 
 

@@ -93,7 +93,9 @@ def train_classifier_(
     ] = 800,
     steps: Annotated[int, typer.Option(min=1, help="Of the whole encoder.")] = 1500,
     batch_documents: Annotated[int, typer.Option(min=1, help="Documents of a step.")] = 32,
-    learning_rate: Annotated[float, typer.Option(min=0.0, help="Highest; 5e-5 suits --init.")] = 5e-4,
+    learning_rate: Annotated[
+        float | None, typer.Option(min=0.0, help="Highest; default: 5e-4, with --init 5e-5.", show_default=False)
+    ] = None,
     accuracy: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Of dev documents above the threshold to Others.")
     ] = 0.9,
@@ -106,8 +108,10 @@ def train_classifier_(
     from tools.data.train_classifier import train_classifier
 
     log_to_stderr()
+    # Given weights are bent by a rate that new ones need.
+    rate = learning_rate if learning_rate is not None else 5e-4 if init is None else 5e-5
     training = TrainingOptions(
-        steps=steps, word_steps=word_steps, batch_documents=batch_documents, learning_rate=learning_rate, seed=seed
+        steps=steps, word_steps=word_steps, batch_documents=batch_documents, learning_rate=rate, seed=seed
     )
     train_classifier(
         ClassifierOptions(

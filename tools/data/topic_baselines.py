@@ -57,8 +57,8 @@ def logistic_regression(
         layer = fit_linear(vectors[list(places)], truth, num_topics=len(labels), penalty=penalty)
         return [labels[index] for index in logits_of(layer, asked).argmax(axis=1)]
 
-    def label(penalty: float, trial: Trial) -> list[str]:
-        return by_vectors(penalty, trial.train, vectors[trial.held])
+    def label(penalty: float, number: int) -> list[str]:
+        return by_vectors(penalty, trials[number].train, vectors[trials[number].held])
 
     return by_vectors(best_of(PENALTIES, documents, trials, label, labels), train, test_vectors)
 
@@ -97,8 +97,8 @@ def fasttext(
 
         return [labels[index] for index in kept.tensors(f"fasttext-{step}", made)["labels"].tolist()]
 
-    def label(rate: float, trial: Trial) -> list[str]:
-        number = [trial is other for other in trials].index(True)
+    def label(rate: float, number: int) -> list[str]:
+        trial = trials[number]
         return by_words(f"{number}-{rate}", rate, trial.train, [lines[place] for place in trial.held])
 
     rate = best_of(FASTTEXT_RATES, documents, trials, label, labels)

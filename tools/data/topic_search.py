@@ -3,7 +3,7 @@
 trials ─ head alone, fine-tuned ─ penalty of the head ─ labels of held documents ─ the best mean macro-F1
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -92,13 +92,24 @@ def search(learner: Learner, plan: Plan, kept: Kept) -> Searched:
             for number, trial in enumerate(plan.trials)
         ]
         penalties[FINE_TUNED] = _best_penalty(learner, plan, of_trials[FINE_TUNED])
-    held = {way: _held(learner, plan, of_trials[way], penalties[way]) for way in learner.ways}
-    way = best_of(learner.ways, learner.documents, plan.trials, _labels_by(learner, plan, held), learner.labels)
+    held = {
+        way: [
+            _held(learner, trial, features, penalties[way])
+            for trial, features in zip(plan.trials, of_trials[way], strict=True)
+        ]
+        for way in learner.ways
+    }
+
+    def label(way: str, number: int) -> list[str]:
+        return [learner.labels[index] for index in held[way][number].argmax(axis=1)]
+
+    way = best_of(learner.ways, learner.documents, plan.trials, label, learner.labels)
     step = "trial-0" if plan.is_trained_in_trial else "final"
     after = encoder(plan.train, step) if way == FINE_TUNED else {}
     found = _features(learner, plan, kept, step, after) if way == FINE_TUNED else given
     head = head_of(learner, found["documents"], plan.train, penalty=penalties[way])
-    return Searched(held, logits_by(head, found["test"]), penalties, way, model_of(learner, after, head))
+    of_held = {each: np.concatenate(logits) for each, logits in held.items()}
+    return Searched(of_held, logits_by(head, found["test"]), penalties, way, model_of(learner, after, head))
 
 
 def _features(
@@ -130,28 +141,12 @@ def _of_rows(learner: Learner, weights: Tensors, rows: Sequence[list[int]]) -> T
 
 
 def _best_penalty(learner: Learner, plan: Plan, features: Sequence[Vectors]) -> float:
-    def label(penalty: float, trial: Trial) -> list[str]:
-        of_trial = features[[trial is other for other in plan.trials].index(True)]
-        head = head_of(learner, of_trial, trial.train, penalty=penalty)
-        return [learner.labels[index] for index in logits_by(head, of_trial[trial.held]).argmax(axis=1)]
+    def label(penalty: float, number: int) -> list[str]:
+        logits = _held(learner, plan.trials[number], features[number], penalty)
+        return [learner.labels[index] for index in logits.argmax(axis=1)]
 
     return best_of(PENALTIES, learner.documents, plan.trials, label, learner.labels)
 
 
-def _held(learner: Learner, plan: Plan, features: Sequence[Vectors], penalty: float) -> Logits:
-    return np.concatenate(
-        [
-            logits_by(head_of(learner, of_trial, trial.train, penalty=penalty), of_trial[trial.held])
-            for of_trial, trial in zip(features, plan.trials, strict=True)
-        ]
-    )
-
-
-def _labels_by(learner: Learner, plan: Plan, held: Mapping[str, Logits]) -> Callable[[str, Trial], list[str]]:
-    starts = np.cumsum([0, *(len(trial.held) for trial in plan.trials)])
-
-    def label(way: str, trial: Trial) -> list[str]:
-        start = int(starts[[trial is other for other in plan.trials].index(True)])
-        return [learner.labels[index] for index in held[way][start : start + len(trial.held)].argmax(axis=1)]
-
-    return label
+def _held(learner: Learner, trial: Trial, features: Vectors, penalty: float) -> Logits:
+    return logits_by(head_of(learner, features, trial.train, penalty=penalty), features[trial.held])

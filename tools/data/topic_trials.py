@@ -100,14 +100,17 @@ def best_of(
     choices: Sequence[Choice],
     documents: Sequence[Labelled],
     trials: Sequence[Trial],
-    label: Callable[[Choice, Trial], Sequence[str]],
+    label: Callable[[Choice, int], Sequence[str]],
     labels: Sequence[str],
 ) -> Choice:
     """The choice whose labels of all held documents have the highest mean macro-F1; the first of equals.
 
-    label(choice, trial): topics of the trial's held documents.
+    label(choice, number): topics of the held documents of that trial, the first is 0.
     """
     held = [documents[place] for trial in trials for place in trial.held]
-    return max(
-        choices, key=lambda choice: mean_macro_f1(held, [name for t in trials for name in label(choice, t)], labels)
-    )
+
+    def score_of(choice: Choice) -> float:
+        given = [name for number in range(len(trials)) for name in label(choice, number)]
+        return mean_macro_f1(held, given, labels)
+
+    return max(choices, key=score_of)
