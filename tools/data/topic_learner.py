@@ -4,7 +4,8 @@
     scratch   ─ word embeddings ─ whole encoder ─ head fitted again
 The head first, so that fine-tuning does not begin with a random head that bends the encoder (LP-FT, arXiv 2202.10054);
 the head again, because logistic regression with a strong penalty holds better on new sources than the head that was
-trained along (ours; docs/topic_classifier.md has the figures).
+trained along (in the two trials of examples/topic_classifier macro-F1 was en 0.39 and 0.67 against 0.36 and 0.67, zh
+0.96 and 0.81 against 0.92 and 0.76).
 """
 
 from collections.abc import Sequence
