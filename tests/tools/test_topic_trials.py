@@ -91,6 +91,8 @@ def test_confidence_is_fitted_on_held_documents_and_told_by_language() -> None:
     )  # fmt: skip
     assert found.temperature == pytest.approx(2 / np.log(3), rel=1e-3)
     assert found.threshold == 0.0
+    certain = confidence_of({"held": held[:3]}, {"held": np.array([[2.0, 0.0]] * 3)}, ("x", "y"), accuracy=0.7)
+    assert certain.temperature == 1.0  # nothing was wrong, which says nothing of how sure to be
     raw = np.exp(2) / (np.exp(2) + 1)
     assert found.errors["held en"] == pytest.approx((raw - 0.75, 0.0), abs=1e-3)
     assert found.errors["test zh"] == pytest.approx((raw, 0.75), abs=1e-3)

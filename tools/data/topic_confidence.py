@@ -19,8 +19,9 @@ def confidence_of(
 ) -> Confidence:
     """Temperature and threshold of the held documents, and what they do on the test's. Keys: held, test."""
     truth = {part: np.array([labels.index(d.topic) for d in documents[part]], dtype=np.int64) for part in logits}
-    temperature = fit_temperature(logits["held"], truth["held"])
     right = {part: logits[part].argmax(axis=1) == truth[part] for part in logits}
+    # Where all are right the lowest temperature there is would fit best, and every label would be certain.
+    temperature = 1.0 if right["held"].all() else fit_temperature(logits["held"], truth["held"])
     raw = {part: softmax(logits[part]).max(axis=1) for part in logits}
     scaled = {part: softmax(logits[part], temperature=temperature).max(axis=1) for part in logits}
     threshold = choose_threshold(scaled["held"], right["held"], accuracy=accuracy)
