@@ -2,16 +2,18 @@
 
 python -m examples.quickstart.write_pages TEXT
 python -m benchmarks.preprocess --text TEXT --tokenizer-model tokenizer.model \
-    [--megatron-lm CHECKOUT --peer-packages DIR] [--megabytes 106] [--pairs 5]
+    [--megatron-lm CHECKOUT --peer-packages DIR] [--megabytes 106] [--pairs 5] [--part gigatoken] [--folder DIR]
 
 tokenizer.model is Llama-3's, of the package llama-models; a Hugging Face folder is made of it, which all sides read.
 CHECKOUT is github.com/NVIDIA/Megatron-LM, fetched by whoever runs this; DIR holds what its tools import beside torch
 (pip install --no-deps --target DIR gigatoken awkward awkward-cpp fsspec triton).
 The text is 80 % English with code and 20 % Chinese by bytes; where there is too little of it, whole
-documents come again in another order. A process's cost is all its CPU time, start included, and its children's.
+documents come again in another order. A process's cost is all its CPU time, start included, and its children's;
+its memory is the peak of the largest process, which is a worker.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import random
@@ -31,8 +33,20 @@ from megatron_synE.data.indexed import IndexedFile
 from megatron_synE.data.tokenizer_engines import LLAMA3_NAMED, LLAMA3_NUM_CONTROL, LLAMA3_PATTERN
 
 ENGLISH_PER_CHINESE = 4
+PEERS = {"gigatoken": ("preprocess_data_fast.py", 2.0), "preprocess_data": ("preprocess_data.py", 30.0)}
+"""Megatron-LM's tools and how many times as fast ours is to be."""
+PARTS = ("ours", "parts", *PEERS, "workers")
 # What a Python before 3.12 lacks for Megatron-LM's tools.
 SHIM = "import typing, typing_extensions\ntyping.override = typing_extensions.override\n"
+# A process starts with the peak of the one that forked it, so what is measured is forked from a small one.
+LAUNCHER = """
+import json, resource, subprocess, sys, time
+started = time.perf_counter()
+status = subprocess.call(sys.argv[2:])
+seconds, usage = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+with open(sys.argv[1], "w") as report:
+    json.dump([status, seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss], report)
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +68,7 @@ def hf_folder(model: Path, folder: Path) -> Path:
     named = {place: spelling for spelling, place in LLAMA3_NAMED.items()}
     spellings = [named.get(place, f"<|reserved_{place}|>") for place in range(LLAMA3_NUM_CONTROL)]
     tokenizer.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in spellings])
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     roles = {"eos_token": "<|end_of_text|>", "bos_token": "<|begin_of_text|>"}
     config = {"tokenizer_class": "PreTrainedTokenizerFast", **roles}
@@ -63,10 +77,13 @@ def hf_folder(model: Path, folder: Path) -> Path:
 
 
 def write_text(path: Path, folder: Path, *, size_bytes: int, languages: Sequence[str] = ("en", "zh")) -> None:
-    """JSONL of about so many bytes of text."""
+    """JSONL of about so many bytes of text; a file that is there already is taken as it is."""
+    if path.is_file():
+        return
     streams = {language: _endless(_texts(folder / f"{language}.jsonl"), random.Random(0)) for language in languages}
     written = dict.fromkeys(languages, 0)
-    with path.open("w", encoding="utf-8") as stream:
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", encoding="utf-8") as stream:
         while sum(written.values()) < size_bytes:
             language = languages[0]
             if len(languages) == 2 and written["zh"] * ENGLISH_PER_CHINESE < written["en"]:
@@ -74,6 +91,7 @@ def write_text(path: Path, folder: Path, *, size_bytes: int, languages: Sequence
             text = next(streams[language])
             written[language] += len(text.encode())
             stream.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+    temporary.replace(path)
 
 
 def _texts(path: Path) -> list[str]:
@@ -88,15 +106,14 @@ def _endless(texts: list[str], rng: random.Random) -> Iterator[str]:
 
 def run(command: Sequence[str], environment: dict[str, str]) -> Run:
     """Errors: SystemExit with its output if it fails."""
-    started = time.perf_counter()
-    with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(process.pid, 0)
+    with tempfile.TemporaryFile("w+") as output, tempfile.NamedTemporaryFile("r") as report:
+        launched = [sys.executable, "-S", "-c", LAUNCHER, report.name, *command]
+        subprocess.run(launched, env=environment, stdout=output, stderr=subprocess.STDOUT, check=True)
+        status, seconds, cpu_seconds, peak_kb = json.load(report)
         if status:
             output.seek(0)
             raise SystemExit(f"{' '.join(command)}\n{output.read()[-3000:]}")
-    seconds = time.perf_counter() - started
-    return Run(cpu_seconds=usage.ru_utime + usage.ru_stime, seconds=seconds, peak_mb=usage.ru_maxrss / 1024)
+    return Run(cpu_seconds=cpu_seconds, seconds=seconds, peak_mb=peak_kb / 1024)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +145,7 @@ class Bench:
 
     def start_of(self, tool: Callable[[Path], Run], one: Path) -> float:
         """CPU seconds of a call on next to nothing."""
-        return statistics.median(tool(one).cpu_seconds for _ in range(3))
+        return statistics.median(tool(one).cpu_seconds for _ in range(5))
 
     def theirs(self, text: Path, tool: str) -> Run:
         assert self.megatron_lm is not None
@@ -178,6 +195,45 @@ def compare(bench: Bench, label: str, tool: str, *, text: Path, one: Path, pairs
         print(f"{label}, {kind} start ({starts[0]:.1f} and {starts[1]:.1f} CPU-s): {found}", flush=True)
 
 
+def stock_parts(bench: Bench, text: Path) -> None:
+    """CPU seconds of what no pipeline of these parts can do without, each alone in this process.
+
+    The best of three, but for fastokens the first time: it keeps the words it has met.
+    """
+    import orjson
+
+    from megatron_synE.data.tokenizers import load_tokenizer
+
+    def cost(step: Callable[[], object]) -> float:
+        before = time.process_time()
+        step()
+        return time.process_time() - before
+
+    os.environ["RAYON_NUM_THREADS"] = "1"  # read when the first batch is encoded
+    tokenizer = load_tokenizer(bench.hf)
+    tokenizer.encode_ordinary_batch(["the tables are built here"])
+    lines = text.read_bytes().splitlines()
+    texts = [orjson.loads(line)["text"] for line in lines]
+    batches = [texts[start : start + 2048] for start in range(0, len(texts), 2048)]
+    raw, output = [one.encode() for one in texts], bench.folder / "ids"
+    cold = cost(lambda: [tokenizer.encode_ordinary_flat(batch) and None for batch in batches])
+    ids = tokenizer.encode_ordinary_flat(texts)[0]
+    steps: dict[str, Callable[[], object]] = {
+        "reading lines": lambda: [None for _ in text.open("rb")],
+        "orjson": lambda: [orjson.loads(line)["text"] for line in lines],
+        "texts as UTF-8": lambda: [len(one.encode()) for one in texts],
+        "sha256 of texts": lambda: [hashlib.sha256(one).digest() for one in raw],
+        "ids written twice": lambda: [output.write_bytes(ids.data) for _ in range(2)],
+        "sha256 of the ids": lambda: hashlib.sha256(ids.data),
+    }
+    costs = {"fastokens": cold} | {name: min(cost(step) for _ in range(3)) for name, step in steps.items()}
+    output.unlink()
+    total = sum(costs.values())
+    listed = ", ".join(f"{name} {seconds:.2f}" for name, seconds in costs.items())
+    size = text.stat().st_size / 1e6
+    print(f"parts alone, CPU-s of {size:.0f} MB: {listed}; sum {total:.2f}, {size / total:.0f} MB/CPU-s", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer-model", type=Path, required=True)
@@ -187,46 +243,66 @@ def main() -> None:
     parser.add_argument("--megabytes", type=float, default=106)
     parser.add_argument("--large-megabytes", type=float, default=2000)
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--part", choices=PARTS, action="append", help="only these; may be repeated")
+    parser.add_argument("--folder", type=Path, help="keeps the texts for the next call; default: a temporary one")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder = arguments.folder or Path(name)
+        folder.mkdir(parents=True, exist_ok=True)
         bench = Bench(
             folder=folder,
             hf=hf_folder(arguments.tokenizer_model, folder / "hf"),
             megatron_lm=arguments.megatron_lm,
             peer_packages=arguments.peer_packages,
         )
-        _measure(bench, arguments.text, arguments.megabytes, arguments.large_megabytes, arguments.pairs)
+        files = _texts_for(bench, arguments.text, arguments.megabytes, arguments.large_megabytes)
+        bench.ours(files["one"])  # the tokenizer is checked against HF once, and the outcome kept
+        for part in arguments.part or PARTS:
+            _measure(bench, part, files, arguments.pairs)
 
 
-def _measure(bench: Bench, texts: Path, megabytes: float, large_megabytes: float, pairs: int) -> None:
+def _texts_for(bench: Bench, texts: Path, megabytes: float, large_megabytes: float) -> dict[str, Path]:
     sizes = {"one": 0.001, "small": megabytes / 5, "text": megabytes, "large": large_megabytes}
-    files = {label: bench.folder / f"{label}.jsonl" for label in (*sizes, "zh")}
+    files = {label: bench.folder / f"{label}-{size:g}.jsonl" for label, size in sizes.items()}
     for label, size in sizes.items():
         write_text(files[label], texts, size_bytes=int(size * 1e6))
-    write_text(files["zh"], texts, size_bytes=int(megabytes / 5 * 1e6), languages=("zh",))
-    bench.ours(files["one"])  # the tokenizer is checked against HF once, and the outcome kept
-    start = statistics.median(bench.ours(files["one"]).cpu_seconds for _ in range(5))
-    print(f"start: {start:.2f} CPU-s", flush=True)
-    bench.ours(files["small"])
-    check_ids(bench, files["small"])
-    for label in ("text", "zh", "large"):
-        size, done = files[label].stat().st_size / 1e6, bench.ours(files[label])
-        print(
-            f"{label}: {size:.0f} MB, {size / done.cpu_seconds:.1f} MB/CPU-s with start, "
-            f"{size / max(done.cpu_seconds - start, 1e-3):.1f} without; peak {done.peak_mb:.0f} MB",
-            flush=True,
+    files["zh"] = bench.folder / f"zh-{sizes['small']:g}.jsonl"
+    write_text(files["zh"], texts, size_bytes=int(sizes["small"] * 1e6), languages=("zh",))
+    return files
+
+
+def _measure(bench: Bench, part: str, files: dict[str, Path], pairs: int) -> None:
+    one, text, large = files["one"], files["text"], files["large"]
+    if part == "ours":
+        starts = [bench.ours(one) for _ in range(7)]
+        start = statistics.median(run.cpu_seconds for run in starts)
+        print(f"start: {start:.2f} CPU-s, {statistics.median(run.seconds for run in starts):.2f} s", flush=True)
+        bench.ours(files["small"])
+        check_ids(bench, files["small"])
+        for label in ("text", "zh", "large"):
+            size, done = files[label].stat().st_size / 1e6, bench.ours(files[label])
+            print(
+                f"{label}: {size:.0f} MB, {size / done.cpu_seconds:.1f} MB/CPU-s with start, "
+                f"{size / max(done.cpu_seconds - start, 1e-3):.1f} without; peak {done.peak_mb:.0f} MB",
+                flush=True,
+            )
+    elif part == "parts":
+        stock_parts(bench, text)
+    elif part == "workers":
+        with_two: list[Run] = []
+
+        def two() -> float:
+            with_two.append(bench.ours(large, workers=2))
+            return with_two[-1].seconds
+
+        seconds = interleaved(lambda: bench.ours(large).seconds, two, num_pairs=pairs)
+        size, peak = large.stat().st_size / 1e6, max(run.peak_mb for run in with_two)
+        print(f"two workers, {size:.0f} MB: {ratio_of(seconds).against(1.8)}; peak of a process {peak:.0f} MB")
+    elif bench.megatron_lm is not None:
+        tool, target = PEERS[part]
+        compare(
+            bench, f"{tool}, {text.stat().st_size / 1e6:.0f} MB", tool, text=text, one=one, pairs=pairs, target=target
         )
-    if bench.megatron_lm is not None:
-        one = files["one"]
-        label, tool = "preprocess_data_fast.py (gigatoken)", "preprocess_data_fast.py"
-        compare(bench, label, tool, text=files["text"], one=one, pairs=pairs, target=2.0)
-        label, tool = "preprocess_data.py, a fifth of the text", "preprocess_data.py"
-        compare(bench, label, tool, text=files["small"], one=one, pairs=max(2, pairs // 2), target=30.0)
-    two = interleaved(
-        lambda: bench.ours(files["large"]).seconds, lambda: bench.ours(files["large"], workers=2).seconds, num_pairs=2
-    )
-    print(f"two workers, {large_megabytes:.0f} MB: {ratio_of(two).against(1.8)}", flush=True)
 
 
 if __name__ == "__main__":

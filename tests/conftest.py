@@ -6,6 +6,10 @@ from collections.abc import Generator
 import pytest
 from hypothesis import settings
 
+# Before torch is imported. The tests' tensors are so small that a second thread only waits for the first, which on a
+# busy machine takes ten times as long as the work itself. Every process that a test starts inherits it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # A slow machine is no fault of the code: an example may take as long as it takes.
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")

@@ -9,9 +9,8 @@ from typing import Annotated, Literal
 import typer
 
 from data_mixers.errors import DataError, UserError
-from tools.cli_options import Config, Overrides, example
+from tools.cli_options import Config, Overrides, example, log_to_stderr
 from tools.data.commands import data_app
-from tools.live_line import live_line
 from tools.mix_commands import mix_app
 from tools.synthesis.commands import synth_app
 
@@ -158,8 +157,11 @@ def import_command(
 ) -> None:
     """Hugging Face folder to a weights-only checkpoint, at any size in little memory."""
     from tools.checkpoint.importer import import_hf
+    from tools.data.progress import live_bytes
 
-    report = import_hf(hf, out, dtype=dtype, verify=verify, progress=live_line(f"import {hf}"))
+    log_to_stderr()
+    with live_bytes(f"import {hf}") as progress:
+        report = import_hf(hf, out, dtype=dtype, verify=verify, progress=progress)
     typer.echo(report.summary())
     if verify and logits:
         _compare_logits(hf, report.checkpoint, dtype)
@@ -180,16 +182,13 @@ def export(
 ) -> None:
     """Checkpoint to a Hugging Face folder with tokenizer, generation config and model card."""
     from tools.checkpoint.exporter import export_hf
+    from tools.data.progress import live_bytes
 
-    report = export_hf(
-        checkpoint,
-        out,
-        dtype=dtype,
-        verify=verify,
-        hf_config=hf_config,
-        name=name,
-        progress=live_line(f"export {checkpoint}"),
-    )
+    log_to_stderr()
+    with live_bytes(f"export {checkpoint}") as progress:
+        report = export_hf(
+            checkpoint, out, dtype=dtype, verify=verify, hf_config=hf_config, name=name, progress=progress
+        )
     typer.echo(report.summary())
     if verify and logits and hf_config is None:
         _compare_logits(out, checkpoint, dtype)

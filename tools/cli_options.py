@@ -14,6 +14,9 @@ Overrides = Annotated[
         metavar="[KEY=VALUE]...", help="Values that win over the file, e.g. optimizer.lr=1e-4", show_default=False
     ),
 ]
+Workers = Annotated[int, typer.Option(min=1, help="Processes; the result does not depend on it.")]
+MaxBadShare = Annotated[float, typer.Option(min=0.0, max=1.0, help="Refuse the input above this share of bad lines.")]
+MaxBadLines = Annotated[int, typer.Option(min=0, help="So many bad lines are always accepted.")]
 
 
 def example(*lines: str) -> str:

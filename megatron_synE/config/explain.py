@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import types
 import typing
 from typing import Any
 
@@ -48,10 +49,16 @@ def section_at(loc: tuple[str | int, ...]) -> type | None:
             arguments = typing.get_args(current)
             current = arguments[0] if arguments else None
         elif _is_section(current):
-            current = typing.get_type_hints(current).get("source" if part == "from" else part)
+            current = _present(typing.get_type_hints(current).get("source" if part == "from" else part))
         else:
             return None
     return current if _is_section(current) else None
+
+
+def _present(hint: Any) -> Any:
+    """X of `X | None`, else the hint itself."""
+    arguments = [argument for argument in typing.get_args(hint) if argument is not type(None)]
+    return arguments[0] if isinstance(hint, types.UnionType) and len(arguments) == 1 else hint
 
 
 def _is_section(hint: Any) -> bool:

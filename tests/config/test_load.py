@@ -132,6 +132,18 @@ def test_all_faults_are_in_one_report_with_the_nearest_name(tmp_path: Path) -> N
     )
 
 
+def test_an_unknown_key_of_an_optional_section_names_the_keys_there(minimal: Path) -> None:
+    """The section may be absent, so its type is a union with None."""
+    stage = {"name": "adapt", "tokens": 640, "languages": {"en": 1.0}}
+    for wrong, said in (
+        ("kind", "known here: pacing, languages, warmup_share"),
+        ("pacin", "did you mean data.stages.0.curriculum.pacing?"),
+    ):
+        override = f"data.stages={json.dumps([stage | {'curriculum': {wrong: 'easy_first'}}])}"
+        lines = faults_of(minimal, [override])
+        assert lines[1:] == [f"data.stages.0.curriculum.{wrong}: unknown key; {said}"]
+
+
 def test_a_missing_key_is_named(tmp_path: Path) -> None:
     path = write(tmp_path, MINIMAL.replace("seq_length: 128, ", ""))
     assert faults_of(path)[1:] == ["training.seq_length: missing; it has no default"]

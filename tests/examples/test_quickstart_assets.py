@@ -286,6 +286,7 @@ def test_the_corpora_hold_what_they_say(assets: Path, tmp_path: Path) -> None:
     for entry in report.sets:
         texts = [json.loads(line)["text"] for line in (tmp_path / entry.path).read_text("utf-8").splitlines()]
         assert len(texts) == entry.num_documents > 2
-        assert (share_of_chinese("".join(texts)) > 0.3) == (entry.language == "zh" or entry.topic.endswith("_zh"))
+        # A quarter of a Chinese problem with its formulas is Chinese characters, of English text none.
+        assert (share_of_chinese("".join(texts)) > 0.15) == (entry.language == "zh" or entry.topic.endswith("_zh"))
         if entry.language != "code":  # code may hold markup as data
             assert not [text for text in texts if "</p>" in text or "<div" in text or "&nbsp;" in text]

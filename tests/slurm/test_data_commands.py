@@ -1,6 +1,7 @@
 """`syne data` commands as job arrays on a real Slurm: an element is killed, the same command completes the output."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,10 +12,15 @@ import torch
 
 from tests import tiny
 from tests.slurm.cluster import Cluster
-from tests.tools import corpus
+from tests.tools import corpus, topic_corpus
 from tools.data.clean import CleanOptions, clean
+from tools.data.decontaminate import DecontaminateOptions, decontaminate
+from tools.data.label_topics import LabelOptions, label_topics
 from tools.data.preprocess import PreprocessOptions, preprocess
 from tools.data.score import ScoreOptions, score_ppl
+from tools.data.sort import SortOptions, sort
+from tools.data.topic_labels import read_topics
+from tools.data.topic_model import Shape, TopicClassifier, Trained, new_config, save_classifier, train_tokenizer
 
 pytestmark = pytest.mark.slurm
 ROOT = Path(__file__).parents[2]
@@ -127,3 +133,67 @@ def test_clean_with_an_element_cancelled(cluster: Cluster, tmp_path: Path) -> No
 
     cluster.run(*command)
     assert content(out) == content(local)
+
+
+def submitted(cluster: Cluster, *arguments: str | Path) -> list[str]:
+    """Runs a command as arrays of two elements; the stages of which it submitted one."""
+    done = cluster.run(*SYNE, "data", *arguments, "--slurm-tasks", "2", *ONE_ELEMENT_PER_NODE)
+    return re.findall(r"^(.+): SLURM job array \d+ submitted", done.stderr, re.MULTILINE)
+
+
+def visible(folder: Path) -> dict[str, bytes]:
+    return {name: raw for name, raw in content(folder).items() if not name.startswith(".")}
+
+
+def test_decontaminate_gives_the_bytes_of_a_local_run(cluster: Cluster, tmp_path: Path) -> None:
+    texts = [corpus.documents(200, seed=seed) for seed in range(4)]
+    for number, pages in enumerate(texts):
+        corpus.write_jsonl(tmp_path / f"{number}.jsonl", pages)
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text("".join(json.dumps({"question": texts[n][n]}) + "\n" for n in (1, 3)), encoding="utf-8")
+    local, out = tmp_path / "local", tmp_path / "out"
+    inputs = f"{tmp_path}/[0-3].jsonl"
+    report, _ = decontaminate(
+        DecontaminateOptions(inputs=(inputs,), benchmarks=(str(questions),), out=local, remove=True)
+    )
+    assert report.num_dropped >= 2
+    command = ("decontaminate", "--input", inputs, "--benchmarks", questions, "--remove", "--out", out)
+    assert submitted(cluster, *command) == ["decontaminate"]
+    assert content(out) == content(local)
+
+
+def test_label_topics_gives_the_bytes_of_a_local_run(cluster: Cluster, tmp_path: Path) -> None:
+    rows = topic_corpus.documents(sources=("web",), count=100)
+    for number in range(4):
+        topic_corpus.write(tmp_path / f"{number}.jsonl", rows[number::4])
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer([row["text"] for row in rows], vocab_size=400, max_length=48)
+    config = new_config(
+        Shape(num_layers=1, hidden_size=48, num_heads=4, ffn_size=96),
+        vocab_size=tokenizer.get_vocab_size(),
+        max_length=48,
+    )
+    labels = ("law_and_policy", "medicine_and_health", "others")
+    classifier = tmp_path / "classifier"
+    classifier.mkdir()
+    save_classifier(
+        Trained(TopicClassifier(config, num_topics=3), tokenizer, read_topics(None), labels, 1.0, 0.0, 48), classifier
+    )
+    local, out = tmp_path / "local", tmp_path / "out"
+    inputs = f"{tmp_path}/[0-3].jsonl"
+    counts = label_topics(LabelOptions(inputs=(inputs,), classifier=classifier, out=local))
+    assert sum(counts.values()) == len(rows) and len(counts) > 1
+    command = ("label-topics", "--input", inputs, "--classifier", classifier, "--out", out)
+    assert submitted(cluster, *command) == ["label-topics"]
+    assert visible(out) == visible(local)
+
+
+def test_sort_gives_the_bytes_of_a_local_run(cluster: Cluster, tmp_path: Path) -> None:
+    hf, data = tiny.hf_folder(tmp_path / "hf", num_hidden_layers=1), tmp_path / "data"
+    tiny.manifest(data, {("zh", "web", "law"): 3000, ("zh", "web", "art"): 2000, ("en", "web", "law"): 3000})
+    score_ppl(ScoreOptions(data=data, hf=hf, device="cpu", precision="fp32"))
+    local, out = tmp_path / "local", tmp_path / "out"
+    sort(SortOptions(data=data, out=local, buckets=3))
+    assert submitted(cluster, "sort", "--data", data, "--buckets", "3", "--out", out) == ["sort"]
+    assert visible(out) == visible(local)
+    assert len(list(out.glob("*.bin"))) == 9

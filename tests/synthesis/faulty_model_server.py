@@ -1,20 +1,22 @@
-"""A server with OpenAI's interface that errs by a plan, and one of a fixed rate: faulty_model_server.py LOG [RATE].
+"""A server with OpenAI's interface that errs by a plan: faulty_model_server.py LOG [DELAY].
 
-The word after FAULT in a question says what its first answers (or, with `always`, all of them) are like.
-RATE: requests a second that it completes, one slot after the other, however many wait. LOG gets a line a request.
+The word after FAULT in a question says what its first two answers (or, with `always`, all of them) are like.
+LOG gets a line a request: the fault or the question, when it came, how many were open then. DELAY: seconds before
+each answer. A question with HOLD is never answered.
 """
 
 import asyncio
 import json
 import re
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
 LOG = Path(sys.argv[1])
-RATE = float(sys.argv[2]) if len(sys.argv) > 2 else 0.0
+DELAY = float(sys.argv[2]) if len(sys.argv) > 2 else 0.0
 seen: Counter[str] = Counter()
-next_slot = 0.0
+num_open = 0
 
 
 def answer(text: str) -> bytes:
@@ -30,28 +32,29 @@ GOOD = answer("[Problem]\nWhat is 1 + 1?\n[Solution]\n1 + 1 = 2\n2")
 
 
 async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    global next_slot
+    global num_open
     try:
         while True:
             head = await reader.readuntil(b"\r\n\r\n")
             length = int(re.search(rb"content-length: (\d+)", head, re.I).group(1))  # type: ignore[union-attr]
             body = await reader.readexactly(length)
-            if RATE:
-                now = asyncio.get_running_loop().time()
-                next_slot = max(now, next_slot) + 1 / RATE
-                await asyncio.sleep(next_slot - now)
-                await send(writer, 200, GOOD)
-                continue
             asked = json.loads(body)["messages"][-1]["content"]
             found = re.search(r"FAULT (always )?(\S+) (\d+)", asked)
             fault = found.group(2) if found else ""
             key = found.group(0) if found else asked
             seen[key] += 1
+            num_open += 1
             with LOG.open("a") as stream:
-                stream.write(json.dumps(key) + "\n")
+                stream.write(json.dumps([key, time.monotonic(), num_open]) + "\n")
+            try:
+                await asyncio.sleep(3600 if "HOLD" in asked else DELAY)
+            finally:
+                num_open -= 1
             if fault and (seen[key] <= 2 or (found and found.group(1))):
                 if fault == "429":
                     await send(writer, 429, b"{}", "Retry-After: 0\r\n")
+                elif fault == "wait":
+                    await send(writer, 429, b"{}", "Retry-After: 2\r\n")
                 elif fault.isdigit():
                     await send(writer, int(fault), b"{}")
                 elif fault == "slow":
@@ -64,6 +67,12 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
                     await send(writer, 200, GOOD[:-30])
                 elif fault == "empty":
                     await send(writer, 200, answer(""))
+                elif fault == "long_endless":
+                    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2000000000\r\n\r\n")
+                    for _ in range(2000):
+                        writer.write(b"x" * 1_000_000)
+                        await writer.drain()
+                    return
                 elif fault == "long":
                     await send(writer, 200, answer("x" * 100_000))
                 continue

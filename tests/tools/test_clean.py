@@ -241,9 +241,19 @@ def test_report_only_counts_the_same_and_writes_no_document(
 
 
 def test_too_many_bad_lines_stop_the_call(tmp_path: Path) -> None:
-    _write(tmp_path / "in/a.jsonl", [{"text": _english(1)}, *["{"] * 11])
-    with pytest.raises(DataError, match="11 of 12 lines are no documents"):
+    _write(tmp_path / "in/a.jsonl", [{"text": _english(1)}, "", "7", *["{"] * 10])
+    message = (
+        r"11 of 12 lines are no documents, more than 1\.0%: broken JSON \(10\), not a JSON object \(1\)\. First: "
+        r".*/in/a\.jsonl line 3: not a JSON object; .*a\.jsonl line 4: broken JSON.*; .*line 5: .*/quarantine\.jsonl"
+    )
+    with pytest.raises(DataError, match=message):
         clean(CleanOptions(inputs=(str(tmp_path / "in/*"),), out=tmp_path / "out"))
+    lines = (tmp_path / "out/quarantine.jsonl").read_text().splitlines()
+    assert [json.loads(line)["line"] for line in lines] == list(range(3, 14))
+    # One more good line makes no difference to ten bad ones; the share counts only above --max-bad-lines.
+    options = {"inputs": (str(tmp_path / "in/*"),), "out": tmp_path / "allowed"}
+    assert clean(CleanOptions(**options, max_bad_share=11 / 12)).num_quarantined == 11  # equality is accepted
+    assert clean(CleanOptions(**options | {"out": tmp_path / "counted"}, max_bad_lines=11)).num_quarantined == 11
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,34 @@ def test_a_short_item_is_sought_as_a_whole_and_a_tiny_one_is_counted() -> None:
     assert index.look_up("What is it? " * 20) is None
 
 
+def test_every_item_that_is_hit_is_counted_and_every_benchmark(options: dict[str, Any], tmp_path: Path) -> None:
+    asked = [_filler(20, 20 + n) for n in range(3)]
+    _write(tmp_path / "math/test.jsonl", [{"question": text} for text in asked])
+    _write(tmp_path / "law/test.jsonl", [{"question": _filler(20, 30)}, {"question": _filler(20, 31)}])
+    quoting = " ".join([_filler(40, 40), asked[2], _filler(40, 41), asked[0], _filler(9, 42), _filler(20, 31)])
+    _write(tmp_path / "qa/b.jsonl", [{"text": quoting}])
+    options["benchmarks"] = (str(tmp_path / "*/test.jsonl"),)
+    report, (law, math) = decontaminate(DecontaminateOptions(**options))
+    assert report.dropped == {"qa": {"contaminated": 1}}
+    assert (math.num_items_hit, math.documents) == (2, {"qa": 1})
+    assert (law.num_items_hit, law.documents) == (1, {"qa": 1})
+
+
+def test_a_short_item_makes_no_share_of_n_grams() -> None:
+    index = NgramIndex([_benchmark("why does water boil at lower heat uphill", QUESTION)], 13)
+    # 8 + 30 + 14 words are 52, hence 40 n-grams of 13; two of them are the question's. The short item has none.
+    found = index.look_up(f"Why does water boil at lower heat uphill {_filler(30)} {_words(QUESTION, 0, 14)}")
+    assert found is not None and found.share == 2 / 40 and set(found.items) == {0, 1}
+
+
+@pytest.mark.parametrize(("limit", "num_dropped"), [(0.05, 0), (0.0499, 1)])
+def test_a_share_that_equals_the_limit_is_kept(options: dict[str, Any], limit: float, num_dropped: int) -> None:
+    page = f"{_filler(38, 50)} {_words(QUESTION, 0, 14)}"  # 40 n-grams, two of the question: 0.05
+    _write(options["out"].parent / "qa/b.jsonl", [{"text": page}])
+    report, _ = decontaminate(DecontaminateOptions(**options, max_share=limit))
+    assert report.num_dropped == num_dropped
+
+
 def _slow_share(text: str, items: list[str], n: int) -> float:
     def grams(source: str) -> list[tuple[str, ...]]:
         units = units_of(source)

@@ -1,5 +1,6 @@
 """What is held out, how much of it, and that nothing near it is trained on; sidecars name every document."""
 
+import hashlib
 import json
 import math
 import random
@@ -7,18 +8,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_mixers.errors import DataError
 from data_mixers.manifest import read_manifest
 from megatron_synE.data import engine_check
 from megatron_synE.data.indexed import IndexedFile, IndexedWriter
+from tests import tiny
 from tests.tools import corpus
 from tools.data import near_copies
-from tools.data.holdout import SD_OF_DOCUMENT, TARGET_ERROR, enough, standard_error
+from tools.data.holdout import SD_OF_DOCUMENT, TARGET_ERROR, enough, measured_sd, standard_error
 from tools.data.near_copies import NearCopies
 from tools.data.preprocess import PreprocessOptions, preprocess
+from tools.data.scores_file import SCHEMA, ScoresOrigin, metadata_of
 from tools.data.sidecar import read_rows
 
 EOS = 0
@@ -109,14 +115,112 @@ def test_auto_holds_out_as_little_as_gives_the_error_and_at_most_a_tenth(
     options: PreprocessOptions, tmp_path: Path
 ) -> None:
     equal = [100] * 2000
-    assert enough(equal) == (SD_OF_DOCUMENT / TARGET_ERROR) ** 2 == 625
-    assert standard_error(equal[:625]) == pytest.approx(TARGET_ERROR)
+    assert enough(equal, SD_OF_DOCUMENT) == (SD_OF_DOCUMENT / TARGET_ERROR) ** 2 == 625
+    assert standard_error(equal[:625], SD_OF_DOCUMENT) == pytest.approx(TARGET_ERROR)
     uneven = [5000, *[100] * 2000]
-    share = np.array(uneven[: enough(uneven)]) / sum(uneven[: enough(uneven)])
+    taken = uneven[: enough(uneven, SD_OF_DOCUMENT)]
+    share = np.array(taken) / sum(taken)
     assert SD_OF_DOCUMENT * math.sqrt((share**2).sum()) <= TARGET_ERROR
     corpus.write_jsonl(tmp_path / "a.jsonl", corpus.documents(200))
     report = preprocess(replace(options, holdout="auto"))
     assert {entry.name: entry.num_documents for entry in report.sources}["und/web/all@holdout"] == 20
+
+
+@pytest.mark.parametrize(("num_held", "is_counted"), [(10, True), (11, False)])
+def test_what_more_than_ten_held_out_documents_share_is_boilerplate(
+    tmp_path: Path, num_held: int, is_counted: bool
+) -> None:
+    footer = list(range(1, 41))  # 36 different 5-grams; of a held-out document's 56 these are more than half
+    bodies = [list(range(100 + 20 * n, 120 + 20 * n)) for n in range(num_held + 1)]
+    with IndexedWriter(tmp_path / "held", dtype="uint16") as writer:
+        for body in bodies[:-1]:
+            writer.add_document(np.array([*footer, *body, EOS]))
+    NearCopies.build(tmp_path, [tmp_path / "held"])
+    stranger = np.array([*footer, *bodies[-1], EOS], dtype=np.uint16)
+    near = NearCopies.open(tmp_path).are_near(stranger, np.array([len(stranger)]))
+    assert near.tolist() == [is_counted]
+
+
+def test_no_text_is_held_out_twice_neither_of_another_topic_nor_of_an_earlier_source(
+    options: PreprocessOptions, tmp_path: Path
+) -> None:
+    rng = random.Random(4)
+    texts = [" ".join("".join(rng.choices("abcdefgh", k=6)) for _ in range(30)) for _ in range(80)]
+    corpus.write_jsonl(tmp_path / "a.jsonl", texts * 2, topics=["art"] * 80 + ["law"] * 80)
+    corpus.write_jsonl(tmp_path / "b.jsonl", texts)
+    preprocess(replace(options, topic_key="topic", holdout=5))
+    preprocess(replace(options, inputs=(str(tmp_path / "b.jsonl"),), source="book", topic="art", holdout=5))
+    # Those with the smallest hashes: the first five of art, so the next five of law, and the next of the book.
+    ranked = sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest())
+    for number, (stem, raw) in enumerate(
+        [("und__web__art", "a.jsonl"), ("und__web__law", "a.jsonl"), ("und__book__art", "b.jsonl")]
+    ):
+        whole = (tmp_path / raw).read_bytes()
+        held = [
+            json.loads(whole[int(row["place"]) :].split(b"\n", 1)[0])["text"]  # type: ignore[call-overload]
+            for row in rows_of(tmp_path / "out", f"{stem}@holdout_text_document")
+        ]
+        assert set(held) == set(ranked[5 * number : 5 * number + 5]), stem
+
+
+def write_scores(path: Path, nll: np.ndarray, tokens: np.ndarray, *, of: str = "a" * 64) -> Path:
+    origin = ScoresOrigin(
+        bin_sha256=of, weights_sha256="f" * 64, seq_length=128, overlap=8, precision="fp32", tokenizer_digest=None
+    )
+    nothing = pa.nulls(len(nll), pa.float64())
+    columns = [pa.array(nll), pa.array(tokens), nothing, nothing, nothing]
+    pq.write_table(pa.Table.from_arrays(columns, schema=SCHEMA.with_metadata(metadata_of(origin))), path)
+    return path
+
+
+def test_the_deviation_is_measured_from_two_scores_of_the_same_documents(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    tokens = rng.integers(20, 2000, size=400)
+    before = rng.normal(3.0, 0.5, size=400) * tokens  # documents differ much, their changes little
+    change = rng.normal(-0.1, 0.02, size=400)
+    files = (
+        write_scores(tmp_path / "a.parquet", before, tokens),
+        write_scores(tmp_path / "b.parquet", before + change * tokens, tokens),
+    )
+    sd = measured_sd(*files)
+    # The error it foretells for these documents is the one that drawing them again and again shows.
+    drawn = rng.integers(0, 400, size=(4000, 400))
+    means = (change * tokens)[drawn].sum(axis=1) / tokens[drawn].sum(axis=1)
+    assert standard_error(tokens.tolist(), sd) == pytest.approx(means.std(), rel=0.06)
+    equal = (
+        write_scores(tmp_path / "c.parquet", before * 0, tokens * 0 + 7),
+        write_scores(tmp_path / "d.parquet", change, tokens * 0 + 7),
+    )
+    assert measured_sd(*equal) == pytest.approx(np.std(change / 7, ddof=1))
+    other = write_scores(tmp_path / "e.parquet", before, tokens, of="b" * 64)
+    with pytest.raises(DataError, match="are not of the same documents; score one token file with two checkpoints"):
+        measured_sd(files[0], other)
+    few = write_scores(tmp_path / "f.parquet", before[:29], tokens[:29])
+    with pytest.raises(DataError, match="scores 29 documents; 30 are needed"):
+        measured_sd(few, few)
+
+
+def test_the_command_sizes_the_holdout_by_what_was_measured(options: PreprocessOptions, tmp_path: Path) -> None:
+    """All documents of a topic are equally long; a deviation of 0.004 nats needs four of them for an error of 0.002."""
+    rng = random.Random(0)
+    corpus.write_jsonl(tmp_path / "a.jsonl", ["".join(rng.choices("0123456789", k=3)) * 20 for _ in range(200)])
+    tokens = np.full(100, 50)
+    alternating = np.where(np.arange(100) % 2 == 0, 0.004, -0.004) * np.sqrt(99 / 100)  # so that ddof=1 gives 0.004
+    scores = [
+        write_scores(tmp_path / f"{name}.scores.parquet", nll, tokens)
+        for name, nll in (("before", tokens * 2.0), ("after", tokens * (1.9 + alternating)))
+    ]
+    command = ["data", "preprocess", "--input", *options.inputs, "--tokenizer", options.tokenizer, "--out", options.out]
+    done = tiny.syne(*command, "--holdout", "auto", "--holdout-scores", *scores)
+    assert done.returncode == 0, done.stderr
+    assert "the change of a document's mean NLL varies by 0.004 nats per token" in done.stderr
+    (held,) = (entry for entry in read_manifest(options.out).sources if entry.role == "validation")
+    lengths = [int(row["num_tokens"]) for row in rows_of(options.out, "und__web__all@holdout_text_document")]  # type: ignore[call-overload]
+    assert held.num_documents == len(lengths) < 20
+    assert 0.004 * math.sqrt(sum(n * n for n in lengths)) <= 0.002 * sum(lengths)
+    assert 0.004 * math.sqrt(sum(n * n for n in lengths[:-1])) > 0.002 * sum(lengths[:-1])
+    done = tiny.syne(*command, "--holdout-scores", *scores)
+    assert (done.returncode, done.stderr) == (2, "error: --holdout-scores has no effect without --holdout\n")
 
 
 def test_the_sidecar_says_where_every_document_came_from(options: PreprocessOptions, tmp_path: Path) -> None:

@@ -138,9 +138,8 @@ def test_pages_become_a_curriculum_that_trains(classifier: Path, tmp_path: Path)
         "name": "adapt",
         "tokens": 6 * 4 * 64,
         "languages": {"zh": 0.5, "en": 0.5},
-        "curriculum": {"kind": "easy_first"},
+        "curriculum": {"pacing": "low_to_high", "languages": ["zh", "en"]},
     }
-    stage["curriculum"] = {"pacing": "low_to_high", "languages": ["zh", "en"]}
     tree = tiny.run_tree(tmp_path, hf=hf, data={"manifests": [str(tmp_path / "sorted")], "stages": [stage]})
     tree["training"] |= {"seq_length": 64, "global_batch_size": 4}
     tree["validation"] = {"manifests": [str(tmp_path / "sorted")]}

@@ -177,7 +177,7 @@ def test_a_file_that_cannot_grow_is_a_clear_error_and_the_same_command_goes_on(
 def test_a_changed_threshold_takes_the_work_over(options: PreprocessOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     from data_mixers.errors import DataError
 
-    with pytest.raises(DataError, match="lines are bad"):
+    with pytest.raises(DataError, match="lines are no documents"):
         preprocess(replace(options, max_bad_lines=0, max_bad_share=0.0))
     monkeypatch.setattr(spool, "read_task", None)  # nothing is read again
     assert preprocess(options).num_quarantined == 1

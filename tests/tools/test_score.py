@@ -15,8 +15,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from data_mixers.errors import ConfigError, DataError
-from data_mixers.manifest import DatasetManifest, read_manifest
-from megatron_synE.data.indexed import IndexedFile
+from data_mixers.manifest import DatasetManifest, read_manifest, write_manifest
+from megatron_synE.data.indexed import IndexedFile, IndexedWriter
 from megatron_synE.data.tokenizers import load_tokenizer
 from megatron_synE.runtime.environment import Ranks, independent_ranks
 from tests import tiny
@@ -102,6 +102,44 @@ def test_a_killed_call_goes_on_and_gives_the_bytes_of_an_undisturbed_one(
     monkeypatch.setattr(score, "score_chunk", real)
     score_ppl(options(data, hf))
     assert scores_of(manifest) == interrupted
+
+
+def test_parts_of_another_call_are_not_taken_for_this_ones(
+    data: Path, hf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An earlier call with other windows was killed with all its parts written and no file joined."""
+    with monkeypatch.context() as patch:
+        patch.setattr(score, "_join", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            score_ppl(options(data, hf, seq_length=16, overlap=0))
+    assert len(list((data / ".work" / "score-default").glob("*.parquet"))) == 7  # ceil(900/250) + ceil(700/250)
+    for rank, complete in ((1, 0), (0, 2)):
+        for key, value in {"ID": rank, "MIN": 0, "MAX": 1, "COUNT": 2}.items():
+            monkeypatch.setenv(f"SLURM_ARRAY_TASK_{key}", str(value))
+        assert score_ppl(options(data, hf)).num_complete == complete
+    for key in ("ID", "MIN", "MAX", "COUNT"):
+        monkeypatch.delenv(f"SLURM_ARRAY_TASK_{key}")
+    found = scores_of(read_manifest(data))
+    score_ppl(options(data, hf, name="alone"))
+    assert {prefix: scores_path(data / prefix, "alone").read_bytes() for prefix in found} == found
+
+
+def test_empty_documents_behind_the_last_token_are_in_the_last_chunk(data: Path, hf: Path) -> None:
+    """500 tokens are two whole chunks; the documents without a token begin where a third would."""
+    manifest = read_manifest(data)
+    shard = manifest.sources[0].shards[0]
+    with IndexedWriter(manifest.shard_prefix(shard), dtype="uint16") as writer:
+        for length in (200, 300, 0, 0):
+            writer.add_document(np.arange(3, 3 + length) % 250 + 3)
+    pair = writer.written
+    assert pair is not None and (pair.num_documents, pair.num_tokens) == (4, 500)
+    described = {name: getattr(pair, name) for name in pair.__dataclass_fields__}
+    entry = replace(manifest.sources[0], shards=(replace(shard, **described),))
+    write_manifest(replace(manifest, sources=(entry,)))
+    score_ppl(options(data, hf))
+    rows = open_scores(data / shard.prefix, entry.shards[0], "default").read().to_pylist()
+    assert [row["nll_tokens"] for row in rows] == [199, 299, 0, 0]
+    assert [row["nll_sum"] > 0 for row in rows] == [True, True, False, False]
 
 
 def test_what_is_scored_is_not_scored_again(data: Path, hf: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from tests import tiny
 from tools.data import redistribute
 from tools.data.scores_file import SCHEMA, ScoresOrigin, metadata_of, open_scores, scores_path
 from tools.data.sort import SortOptions, sort
+from tools.data.sort_order import order_of
 
 LAW, NOVEL = ("zh", "web", "law"), ("zh", "book", "novel")
 ORIGIN = ScoresOrigin(
@@ -199,6 +200,25 @@ def test_tails_are_reported_always_and_cut_on_request(data: Path) -> None:
     assert cut_report["num_dropped_documents"] == len(ordered) - len(kept)
     assert cut_report["num_dropped_tokens"] == total - sum(len(row["tokens"]) for row in kept)
     assert cut_report["quantiles"] == report["quantiles"]
+
+
+def test_a_document_that_ends_at_the_border_of_a_tail_is_cut_and_one_that_crosses_it_stays(data: Path) -> None:
+    (entry,) = tiny.manifest(data.parent / "eight", {LAW: 1}).sources[0].shards
+    shards = [(Path("eight"), replace(entry, num_documents=8))]
+    keys = np.arange(8.0)
+
+    def kept(lengths: list[int]) -> list[int]:
+        order, tails = order_of(
+            keys, np.array(lengths), shards, descending=False, num_buckets=1, drop=(0.25, 0.25), keep_share=1.0,
+            where="x",
+        )  # fmt: skip
+        assert tails.num_dropped_tokens == sum(lengths) - sum(lengths[n] for n in order.documents)
+        return order.documents.tolist()
+
+    # Of 32 tokens the tails are 0 to 8 and 24 to 32: documents of 4 tokens end and begin at both borders.
+    assert kept([4] * 8) == [2, 3, 4, 5]
+    # One token over each border: both that cross stay.
+    assert kept([4, 5, 3, 4, 4, 3, 5, 4]) == [1, 2, 3, 4, 5, 6]
 
 
 def test_thinning_keeps_every_quantile(data: Path) -> None:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from data_mixers.errors import ConfigError, DataError
 from tests.tools.topic_corpus import documents, write
 from tools.cli import main
+from tools.data import label_topics as labelling
 from tools.data.label_topics import LabelOptions, label_topics
 from tools.data.topic_metrics import score
 from tools.data.topic_model import (
@@ -243,13 +244,30 @@ def test_what_label_topics_refuses(trained: Path, tmp_path: Path) -> None:
         label_topics(LabelOptions(inputs=(str(source),), classifier=trained, out=tmp_path))
     bad = tmp_path / "bad.jsonl"
     bad.write_text("broken\n" * 11 + json.dumps({"text": "fine"}) + "\n", encoding="utf-8")
-    with pytest.raises(DataError, match="11 of 12 lines are no documents"):
+    with pytest.raises(DataError, match=r"11 of 12 lines are no documents, .*bad\.jsonl line 1: broken JSON"):
         label_topics(LabelOptions(inputs=(str(bad),), classifier=trained, out=tmp_path / "bad"))
     with pytest.raises(DataError, match="is no topic classifier"):
         label_topics(LabelOptions(inputs=(str(source),), classifier=tmp_path, out=tmp_path / "none"))
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="no CUDA device"):
             label_topics(LabelOptions(inputs=(str(source),), classifier=trained, out=tmp_path / "gpu", device="cuda"))
+
+
+def test_an_input_that_changes_while_it_is_labelled_is_noticed(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write(tmp_path / "in.jsonl", documents(sources=("x",), count=2))
+    real = labelling.run_stage
+
+    def changed(*arguments: Any, **options: Any) -> Any:
+        found = real(*arguments, **options)
+        write(source, documents(sources=("x",), count=2, seed=1))
+        return found
+
+    monkeypatch.setattr(labelling, "run_stage", changed)
+    with pytest.raises(DataError, match="has changed since this call began"):
+        label_topics(LabelOptions(inputs=(str(source),), classifier=trained, out=tmp_path / "out"))
+    assert not (tmp_path / "out" / "label_topics.json").exists()
 
 
 def test_the_confusion_goes_into_the_simulation(

@@ -52,6 +52,32 @@ def test_every_document_lies_in_one_window_and_no_window_overflows(
     assert num_windows == len(used)
 
 
+def slow_best_fit(lengths: list[int], window: int) -> list[int]:
+    """Sums of the windows by the definition: longest first, each into the fullest window with room for it."""
+    sums: list[int] = []
+    for length in sorted(lengths, reverse=True):
+        fitting = [n for n, used in enumerate(sums) if used + length <= window]
+        if fitting:
+            sums[max(fitting, key=lambda n: sums[n])] += length
+        else:
+            sums.append(length)
+    return sorted(sums)
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=80), st.integers(30, 60))
+@settings(max_examples=80, deadline=None)
+def test_windows_are_those_of_best_fit_decreasing(lengths: list[int], window: int) -> None:
+    used = np.bincount(best_fit(np.array(lengths), window=window), weights=lengths)
+    assert sorted(used.tolist()) == slow_best_fit(lengths, window)
+
+
+def test_the_fullest_window_with_room_is_taken_and_an_exact_fit_closes_it() -> None:
+    # 7 and 6 open windows 0 and 1. The first 3 fits both and goes where it leaves nothing, the second into window 1.
+    assert best_fit(np.array([3, 7, 3, 6]), window=10).tolist() == [0, 0, 1, 1]
+    # In the order they came (first fit): 5+4, 5+1, 4; longest first: 5+5, 4+4+1.
+    assert best_fit(np.array([5, 4, 5, 1, 4]), window=10).tolist() == [0, 1, 0, 1, 1]
+
+
 def test_short_documents_waste_less_than_two_per_cent() -> None:
     lengths = np.random.default_rng(0).lognormal(5.5, 0.8, 20_000).clip(20, 4096).astype(np.int32)
     used = np.bincount(best_fit(lengths, window=4096), weights=lengths)

@@ -7,12 +7,14 @@
 import hashlib
 import json
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
+from tools.data.quarantine import BadLine, is_too_much, too_many
 from tools.data.readers import InputTask
 from tools.data.selection import SelectionReport
 from tools.data.stage import refuse_foreign
@@ -60,18 +62,22 @@ class Call:
         write_atomic(self.work / "call.json", json.dumps({"fingerprint": self.fingerprint}).encode())
         return None
 
-    def check_bad_share(self, num_bad: int, num_documents: int, *, max_share: float, max_lines: int) -> None:
-        """Errors: DataError if too many lines are no documents."""
-        if num_bad > max_lines and num_bad > max_share * (num_documents + num_bad):
-            raise DataError(
-                f"{num_bad} of {num_documents + num_bad} lines are no documents, more than {max_share:.1%}: name the "
-                "right --text-key, mend the input, or allow more with --max-bad-share"
-            )
+    def check_bad_share(self, bad: Sequence[BadLine], num_documents: int, *, max_share: float, max_lines: int) -> None:
+        """Errors: DataError, with quarantine.jsonl written, if too many lines are no documents."""
+        num_records = num_documents + len(bad)
+        if is_too_much(len(bad), num_records, max_share=max_share, max_lines=max_lines):
+            path = self._write_quarantine(bad)
+            raise too_many(bad, num_bad=len(bad), num_records=num_records, max_share=max_share, quarantine_path=path)
 
     def finish(self, report: SelectionReport, *, writes: bool, extra: dict[str, Any] | None = None) -> None:
-        """Write quarantine.jsonl and report.json, which gets the keys of `extra` too."""
-        lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in report.quarantine)
-        write_atomic(self.out / QUARANTINE_NAME, lines.encode())
+        """Write quarantine.jsonl and report.json, which gets the keys of `extra` too.
+
+        Errors: DataError if an input file has changed since `begin`: its verdicts may belong to other documents.
+        """
+        for file, *was in self.inputs:
+            if _state(Path(file)) != was:
+                raise DataError(f"{file} has changed since this call began; remove {self.out} and start again")
+        self._write_quarantine(report.quarantine)
         content = {
             "command": self.command,
             "fingerprint": self.fingerprint,
@@ -83,16 +89,27 @@ class Call:
         }
         write_atomic(self.out / REPORT_NAME, json.dumps(content, ensure_ascii=False, indent=1, default=str).encode())
 
+    def _write_quarantine(self, bad: Sequence[BadLine]) -> Path:
+        lines = "".join(json.dumps(asdict(line), ensure_ascii=False) + "\n" for line in bad)
+        write_atomic(self.out / QUARANTINE_NAME, lines.encode())
+        return self.out / QUARANTINE_NAME
+
 
 def begin(out: Path, *, command: str, options: dict[str, Any], tasks: list[InputTask]) -> Call:
     """The call over the tasks' files."""
-    inputs = []
-    for path in dict.fromkeys(task.path for task in tasks):
-        status = path.stat()
-        inputs.append([str(path), status.st_size, status.st_mtime_ns])
+    inputs = [[str(path), *_state(path)] for path in dict.fromkeys(task.path for task in tasks)]
     what = json.dumps([command, options, inputs], sort_keys=True, default=str)
     fingerprint = hashlib.sha256(what.encode()).hexdigest()
     return Call(out=out, command=command, options=options, inputs=inputs, fingerprint=fingerprint)
+
+
+def _state(path: Path) -> list[int]:
+    """Size and time of change. Errors: DataError if the file is gone."""
+    try:
+        status = path.stat()
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is gone; put it back, or start again without it") from error
+    return [status.st_size, status.st_mtime_ns]
 
 
 def _read(path: Path) -> dict[str, Any] | None:

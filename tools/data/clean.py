@@ -19,7 +19,7 @@ import numpy as np
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import DataError
 from tools.data.calls import Call, begin
-from tools.data.documents import read_documents
+from tools.data.documents import read_lines
 from tools.data.exact_duplicates import content_hash, duplicates_in_range, num_ranges, write_hashes
 from tools.data.measures import Measured
 from tools.data.near_duplicates import (
@@ -32,6 +32,7 @@ from tools.data.near_duplicates import (
     place_of,
     sign,
 )
+from tools.data.quarantine import bad_lines
 from tools.data.readers import BadRecord, InputTask, find_inputs, plan_tasks
 from tools.data.rules import DEFAULT_RULES, Rules, judge, judge_language, load_rules
 from tools.data.selection import SelectionReport, SelectionTask, Verdict, gather, report_from_json, select
@@ -92,8 +93,9 @@ def clean(options: CleanOptions) -> SelectionReport:
         work = _Work(call.work)
         examine = _examine_stage(call, work, tasks, options, rules)
         examined = run_stage(examine, workers=options.workers, array=options.array)
-        num_documents, num_bad = (sum(result[key] for result in examined) for key in ("num_documents", "num_bad"))
-        call.check_bad_share(num_bad, num_documents, max_share=options.max_bad_share, max_lines=options.max_bad_lines)
+        num_documents = sum(result["num_documents"] for result in examined)
+        bad = bad_lines(tasks, [(result["num_lines"], result["bad"]) for result in examined])
+        call.check_bad_share(bad, num_documents, max_share=options.max_bad_share, max_lines=options.max_bad_lines)
         _find_exact(call, work, tasks, num_documents, options)
         find_near(
             call,
@@ -103,7 +105,7 @@ def clean(options: CleanOptions) -> SelectionReport:
             workers=options.workers,
             array=options.array,
         )
-        written = run_stage(_write_stage(call, work, items, examined), workers=options.workers, array=options.array)
+        written = run_stage(_write_stage(call, work, items), workers=options.workers, array=options.array)
         report = gather(items, written)
         call.finish(report, writes=not options.report_only)
         shutil.rmtree(call.work)
@@ -151,13 +153,17 @@ def _examine(
     verdicts: list[list[Any]] = []
     hashes: list[tuple[int, bytes]] = []
     places: list[int] = []
-    num_bad = 0
+    bad: list[tuple[int, str]] = []
+    num_lines = 0
 
     def documents() -> Any:
-        nonlocal num_bad
-        for document in read_documents(tasks[index], text_key=options.text_key, on_bytes=report):
+        nonlocal num_lines
+        for document in read_lines(tasks[index], text_key=options.text_key, on_bytes=report):
+            num_lines += 1
+            if document is None:
+                continue
             if isinstance(document, BadRecord):
-                num_bad += 1
+                bad.append((document.line, document.reason))
                 continue
             number = len(places)
             places.append(document.place)
@@ -180,7 +186,7 @@ def _examine(
     write_atomic(work.of_task(index, "verdicts"), json.dumps(verdicts, ensure_ascii=False).encode())
     keep_places(work.near, index, places)
     write_hashes(hashes, work.of_task(index, "hashes"))
-    return {"num_documents": len(places), "num_bad": num_bad}
+    return {"num_documents": len(places), "num_lines": num_lines, "bad": bad}
 
 
 def _find_exact(call: Call, work: _Work, tasks: list[InputTask], num_documents: int, options: CleanOptions) -> None:
@@ -208,27 +214,21 @@ def _join(parts: list[Path], target: Path) -> None:
     write_atomic(target, pairs[np.argsort(pairs[:, 0])].tobytes())
 
 
-def _write_stage(call: Call, work: _Work, items: list[SelectionTask], examined: list[dict[str, Any]]) -> Stage:
-    counts = [(result["num_documents"], result["num_bad"]) for result in examined]
+def _write_stage(call: Call, work: _Work, items: list[SelectionTask]) -> Stage:
     name = "count" if items[0].out is None else "write"
     return Stage(
         name=name,
         work=call.work / name,
         fingerprint=call.fingerprint,
         sizes=tuple(item.task.size_bytes for item in items),
-        do=partial(_write, work, items, counts),
+        do=partial(_write, work, items),
     )
 
 
-def _write(
-    work: _Work, items: list[SelectionTask], counts: list[tuple[int, int]], index: int, report: Report
-) -> dict[str, Any]:
+def _write(work: _Work, items: list[SelectionTask], index: int, report: Report) -> dict[str, Any]:
     forget_maps()
     verdicts = _verdicts(work, items, index)
-    result = select(items[index], lambda number, document: verdicts.get(number), report)
-    if (result["num_documents"], len(result["bad"])) != counts[index]:
-        raise DataError(f"{items[index].task.path} has changed since this call began; remove --out and start again")
-    return result
+    return select(items[index], lambda number, document: verdicts.get(number), report)
 
 
 def _verdicts(work: _Work, items: list[SelectionTask], index: int) -> dict[int, Verdict]:

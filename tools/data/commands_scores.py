@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from data_mixers.errors import ConfigError
-from tools.cli_options import example, log_to_stderr
+from tools.cli_options import Workers, example, log_to_stderr
 from tools.data.app import data_app
 from tools.data.slurm_options import SlurmArray, with_slurm_options
 
@@ -107,7 +107,7 @@ def sort(
     keep_share: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Of each topic's documents, evenly over the order.")
     ] = 1.0,
-    workers: Annotated[int, typer.Option(min=1, help="Processes; the result does not depend on it.")] = 1,
+    workers: Workers = 1,
     array: SlurmArray | None = None,
 ) -> None:
     """Write each topic in the order of its PPL, cut into difficulty buckets, for a curriculum to read."""

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from tools.cli_options import example, log_to_stderr
+from tools.cli_options import MaxBadLines, MaxBadShare, Workers, example, log_to_stderr
 from tools.data.app import data_app
 from tools.data.slurm_options import SlurmArray, with_slurm_options
 
@@ -33,11 +33,9 @@ def clean(
     ] = None,
     near_duplicates: Annotated[bool, typer.Option(help="MinHash; exact duplicates always go.")] = True,
     report_only: Annotated[bool, typer.Option("--report-only", help="Count, write no documents.")] = False,
-    workers: Annotated[int, typer.Option(min=1, help="Processes; the result does not depend on it.")] = 1,
-    max_bad_share: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Refuse the input above this share of bad lines.")
-    ] = 0.01,
-    max_bad_lines: Annotated[int, typer.Option(min=0, help="So many bad lines are always accepted.")] = 10,
+    workers: Workers = 1,
+    max_bad_share: MaxBadShare = 0.01,
+    max_bad_lines: MaxBadLines = 10,
     array: SlurmArray | None = None,
 ) -> None:
     """Drop repetitive, too short or long, foreign and duplicate documents; each is kept with its reason."""
@@ -94,11 +92,9 @@ def decontaminate(
     source_key: Annotated[
         str | None, typer.Option(help="Key to count by; default: the file's folder.", show_default=False)
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes; the result does not depend on it.")] = 1,
-    max_bad_share: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Refuse the input above this share of bad lines.")
-    ] = 0.01,
-    max_bad_lines: Annotated[int, typer.Option(min=0, help="So many bad lines are always accepted.")] = 10,
+    workers: Workers = 1,
+    max_bad_share: MaxBadShare = 0.01,
+    max_bad_lines: MaxBadLines = 10,
     array: SlurmArray | None = None,
 ) -> None:
     """Report the documents that share n-grams with benchmarks; with --remove, write the others."""

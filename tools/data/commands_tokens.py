@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from data_mixers.errors import ConfigError
-from tools.cli_options import example, log_to_stderr
+from tools.cli_options import MaxBadLines, MaxBadShare, Workers, example, log_to_stderr
 from tools.data.app import data_app
 from tools.data.slurm_options import SlurmArray, with_slurm_options
 
@@ -33,10 +33,18 @@ def preprocess(
     topic_confidence_key: Annotated[
         str, typer.Option(help="Key of how sure the topic is, where a document has it; for the sidecar.")
     ] = "topic_confidence",
-    workers: Annotated[int, typer.Option(min=1, help="Processes; the result does not depend on it.")] = 1,
+    workers: Workers = 1,
     holdout: Annotated[
         str, typer.Option(help="Documents per topic kept from training; auto: enough for an error of 0.2 % in log PPL.")
     ] = "0",
+    holdout_scores: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(
+            metavar="BEFORE AFTER",
+            help="Scores files of one token file by two checkpoints, to measure what auto assumes as 0.05 nats.",
+            show_default=False,
+        ),
+    ] = None,
     role: Annotated[
         Literal["train", "validation"], typer.Option(help="validation: everything of this call is held out.")
     ] = "train",
@@ -51,19 +59,24 @@ def preprocess(
         int | None, typer.Option(help="Of the runs that will read them: training.seq_length.", show_default=False)
     ] = None,
     max_document_bytes: Annotated[int, typer.Option(min=1, help="Longer texts are bad lines.")] = 16 << 20,
-    max_bad_share: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Refuse the input above this share of bad lines.")
-    ] = 0.01,
-    max_bad_lines: Annotated[int, typer.Option(min=0, help="So many bad lines are always accepted.")] = 10,
+    max_bad_share: MaxBadShare = 0.01,
+    max_bad_lines: MaxBadLines = 10,
     array: SlurmArray | None = None,
 ) -> None:
     """Raw text to .bin/.idx per (language, source, topic), manifest.json, quarantine.jsonl; resumable."""
+    from tools.data.holdout import SD_OF_DOCUMENT, measured_sd
     from tools.data.preprocess import PreprocessOptions
     from tools.data.preprocess import preprocess as run_preprocess
 
     log_to_stderr()
     if holdout != "auto" and not holdout.isdecimal():
         raise ConfigError(f"--holdout {holdout} must be a number of documents, or auto")
+    sd = SD_OF_DOCUMENT
+    if holdout_scores is not None:
+        if holdout == "0":
+            raise ConfigError("--holdout-scores has no effect without --holdout")
+        sd = measured_sd(*holdout_scores)
+        typer.echo(f"the change of a document's mean NLL varies by {sd:.3g} nats per token", err=True)
     report = run_preprocess(
         PreprocessOptions(
             inputs=tuple(inputs),
@@ -76,6 +89,7 @@ def preprocess(
             topic_key=topic_key,
             topic_confidence_key=topic_confidence_key,
             workers=workers,
+            holdout_sd=sd,
             holdout="auto" if holdout == "auto" else int(holdout),
             role=role,
             seed=seed,

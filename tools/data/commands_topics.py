@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from tools.cli_options import example, log_to_stderr
+from tools.cli_options import MaxBadLines, MaxBadShare, Workers, example, log_to_stderr
 from tools.data.app import data_app
 from tools.data.slurm_options import SlurmArray, with_slurm_options
 
@@ -142,11 +142,9 @@ def label_topics_(
         typer.Option(min=0.0, max=1.0, help="Below it: others; default: the classifier's.", show_default=False),
     ] = None,
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where the model runs.")] = "cpu",
-    workers: Annotated[int, typer.Option(min=1, help="Processes; the result does not depend on it.")] = 1,
-    max_bad_share: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Refuse the input above this share of bad lines.")
-    ] = 0.01,
-    max_bad_lines: Annotated[int, typer.Option(min=0, help="So many bad lines are always accepted.")] = 10,
+    workers: Workers = 1,
+    max_bad_share: MaxBadShare = 0.01,
+    max_bad_lines: MaxBadLines = 10,
     array: SlurmArray | None = None,
 ) -> None:
     """Documents in, the same documents with topic and topic_confidence out."""

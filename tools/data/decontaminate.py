@@ -87,7 +87,7 @@ def decontaminate(options: DecontaminateOptions) -> tuple[SelectionReport, tuple
         results = run_stage(_stage(call, items, paths, options), workers=options.workers, array=options.array)
         report = gather(items, results)
         call.check_bad_share(
-            report.num_quarantined,
+            report.quarantine,
             report.num_read - report.num_quarantined,
             max_share=options.max_bad_share,
             max_lines=options.max_bad_lines,

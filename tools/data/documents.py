@@ -63,12 +63,18 @@ def read_documents(
 
     text_key: as in readers.read_task.
     """
+    return (line for line in read_lines(task, text_key=text_key, on_bytes=on_bytes) if line is not None)
+
+
+def read_lines(
+    task: InputTask, *, text_key: str | tuple[str, ...], on_bytes: Callable[[int], None]
+) -> Iterator[Document | BadRecord | None]:
+    """Every line of a task, None for a blank one: for those who count lines to say where a bad one stands."""
     for record in read_task(task, text_key=text_key, topic_key=None, on_bytes=on_bytes, all_columns=True):
-        if record is not None:
-            yield document_of(record, task)
+        yield None if record is None else _document_of(record, task)
 
 
-def document_of(record: Record | BadRecord, task: InputTask) -> Document | BadRecord:
+def _document_of(record: Record | BadRecord, task: InputTask) -> Document | BadRecord:
     """A record of the task with its id, or why it cannot be kept whole."""
     if isinstance(record, BadRecord):
         return record

@@ -4,7 +4,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -22,7 +22,7 @@ from data_mixers.manifest import (
 )
 from tools.data.labels import file_stem
 from tools.data.merge import digests_path, read_digests
-from tools.data.quarantine import Quarantined
+from tools.data.quarantine import BadLine
 from tools.data.sidecar import SUFFIX
 
 _FILE = re.compile(r"(?P<prefix>(?P<stem>.+_text_document)(_\d{5})?)\.(bin|idx|documents\.parquet|digests|scores.*)")
@@ -67,7 +67,7 @@ class DataFolder:
                     digests |= read_digests(digests_path(prefix))
         return digests, prefixes
 
-    def replace_sources(self, new: list[NewSource], quarantine: list[Quarantined], *, call: str) -> Path:
+    def replace_sources(self, new: list[NewSource], quarantine: Sequence[BadLine], *, call: str) -> Path:
         """Put finished sources under their names; a holdout of a replaced training source goes with it.
 
         Returns the path of the manifest, which is written last. The caller holds stage.only_one of the folder. After a
@@ -96,14 +96,14 @@ class DataFolder:
         ordered = sorted((*kept, *(source.entry for source in new)), key=lambda entry: entry.name)
         return write_manifest(replace(before, sources=tuple(ordered)))
 
-    def write_quarantine(self, quarantine: list[Quarantined], *, call: str) -> None:
-        """Replace this call's part of quarantine.jsonl."""
+    def write_quarantine(self, quarantine: Sequence[BadLine], *, call: str) -> None:
+        """Replace this call's part of quarantine.jsonl. call: language/source/topic, or topic key."""
         lines = []
         if self.quarantine_path.is_file():
             for line in self.quarantine_path.read_text(encoding="utf-8").splitlines():
                 if json.loads(line)["call"] != call:
                     lines.append(line)
-        lines += [json.dumps(asdict(item), ensure_ascii=False) for item in quarantine]
+        lines += [json.dumps({"call": call, **asdict(item)}, ensure_ascii=False) for item in quarantine]
         write_atomic(self.quarantine_path, "".join(f"{line}\n" for line in lines).encode())
 
     def _manifest(self) -> DatasetManifest:

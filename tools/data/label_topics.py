@@ -7,14 +7,16 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
-from tools.data.documents import Document, DocumentWriter, output_name, read_documents
+from tools.data.documents import Document, DocumentWriter, output_name, read_lines
+from tools.data.quarantine import bad_lines, is_too_much, too_many
 from tools.data.readers import BadRecord, InputTask, find_inputs, plan_tasks
 from tools.data.slurm_options import SlurmArray
 from tools.data.stage import Report, Stage, only_one, refuse_foreign, run_stage
@@ -70,12 +72,23 @@ def label_topics(options: LabelOptions) -> dict[str, int]:
         refuse_foreign(options.out, is_begun=stage.work.is_dir() or (options.out / REPORT).is_file())
         _check_out(options.out, stage.fingerprint)
         results = run_stage(stage, workers=options.workers, array=options.array)
-        bad = [line for result in results for line in result["bad"]]
-        num_documents = sum(result["num_documents"] for result in results)
-        if len(bad) > max(options.max_bad_lines, options.max_bad_share * (len(bad) + num_documents)):
+        if _fingerprint(options, tasks) != stage.fingerprint:
             raise DataError(
-                f"{len(bad)} of {len(bad) + num_documents} lines are no documents, the first: {bad[0]}; "
-                "mend the input, or allow more with --max-bad-share"
+                f"an input or {options.classifier} has changed since this call began; remove {options.out} and start "
+                "again"
+            )
+        bad = bad_lines(tasks, [(result["num_lines"], result["bad"]) for result in results])
+        num_documents = sum(result["num_documents"] for result in results)
+        lines = [json.dumps(asdict(line), ensure_ascii=False) + "\n" for line in bad]
+        write_atomic(options.out / QUARANTINE, "".join(lines).encode())
+        num_records = len(bad) + num_documents
+        if is_too_much(len(bad), num_records, max_share=options.max_bad_share, max_lines=options.max_bad_lines):
+            raise too_many(
+                bad,
+                num_bad=len(bad),
+                num_records=num_records,
+                max_share=options.max_bad_share,
+                quarantine_path=options.out / QUARANTINE,
             )
         counts: Counter[str] = Counter()
         for result in results:
@@ -85,8 +98,6 @@ def label_topics(options: LabelOptions) -> dict[str, int]:
             "num_documents": num_documents,
             "topics": dict(sorted(counts.items())),
         }
-        lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in bad]
-        write_atomic(options.out / QUARANTINE, "".join(lines).encode())
         write_atomic(options.out / REPORT, json.dumps(report, ensure_ascii=False, indent=1).encode())
     return dict(counts)
 
@@ -133,31 +144,35 @@ def _label_task(options: LabelOptions, tasks: list[InputTask], index: int, repor
     # One thread a worker: the last digit of a sum depends on their number, and a label must not.
     torch.set_num_threads(1)
     topics: Counter[str] = Counter()
-    bad: list[dict[str, Any]] = []
+    bad: list[tuple[int, str]] = []
     task = tasks[index]
+    num_lines = 0
+
+    def documents() -> Iterator[Document]:
+        nonlocal num_lines
+        for found in read_lines(task, text_key=options.text_key, on_bytes=report):
+            num_lines += 1
+            if isinstance(found, BadRecord):
+                bad.append((found.line, found.reason))
+            elif found is not None:
+                yield found
+
     try:
         with DocumentWriter(options.out / output_name(task, index)) as writer:
-            for chunk in _chunks(task, options.text_key, report, bad):
+            for chunk in _chunks(documents()):
                 labels = _label([document.text for document in chunk], trained, options)
                 for document, (topic, confidence) in zip(chunk, labels, strict=True):
                     writer.write(document.fields | {TOPIC_KEY: topic, CONFIDENCE_KEY: round(confidence, DIGITS)})
                     topics[topic] += 1
     finally:
         torch.set_num_threads(threads)
-    return {"num_documents": writer.num_documents, "topics": dict(topics), "bad": bad}
+    return {
+        "num_documents": writer.num_documents, "topics": dict(topics), "num_lines": num_lines, "bad": bad,
+    }  # fmt: skip
 
 
-def _chunks(task: InputTask, text_key: str, report: Report, bad: list[dict[str, Any]]) -> Iterator[list[Document]]:
-    chunk: list[Document] = []
-    for found in read_documents(task, text_key=text_key, on_bytes=report):
-        if isinstance(found, BadRecord):
-            bad.append({"file": str(task.path), "start": task.start, "line": found.line, "reason": found.reason})
-            continue
-        chunk.append(found)
-        if len(chunk) == CHUNK:
-            yield chunk
-            chunk = []
-    if chunk:
+def _chunks(documents: Iterator[Document]) -> Iterator[list[Document]]:
+    while chunk := list(islice(documents, CHUNK)):
         yield chunk
 
 

@@ -11,7 +11,9 @@ from typing import IO, Any, Literal
 from data_mixers.errors import DataError
 
 UTF8_BOM = b"\xef\xbb\xbf"
+_TOLD_BYTES = 1 << 20  # between two reports of progress
 _SKIP_BYTES = 1 << 20
+_BUFFER_BYTES = 1 << 18  # Python's own 8 KB would be a system call for every few lines
 _ZSTD_INPUT_BYTES = 1 << 13  # at most 256 MB of output a piece, whatever was compressed
 
 
@@ -19,23 +21,27 @@ def byte_range(
     path: Path, start: int, stop: int, *, limit: int, on_bytes: Callable[[int], None]
 ) -> Iterator[tuple[int, bytes | None]]:
     """(first byte, line) of the lines that begin in start..stop-1 of a plain file, whole; None: longer than limit."""
-    with path.open("rb") as raw:
+    with path.open("rb", buffering=_BUFFER_BYTES) as raw:
         position = start
         if start:
             raw.seek(start - 1)  # the rest of a line that began before, but never past the end of this range
             position += _skip_line(raw, most=stop - start + 1) - 1
-        pending = 0
+        told = position
         while position < stop:
-            line, length = _limited(raw, limit)
+            line = raw.readline(limit + 1)
+            length = len(line)
             if not length:
                 break
-            yield position, line.removeprefix(UTF8_BOM) if line is not None and position == 0 else line
+            if length > limit and not line.endswith(b"\n"):
+                length += _skip_line(raw, most=None)
+                yield position, None
+            else:
+                yield position, line if position else line.removeprefix(UTF8_BOM)
             position += length
-            pending += length
-            if pending >= 1 << 20:
-                on_bytes(pending)
-                pending = 0
-        on_bytes(pending)
+            if position - told >= _TOLD_BYTES:
+                on_bytes(position - told)
+                told = position
+        on_bytes(position - told)
 
 
 def compressed(

@@ -310,7 +310,7 @@ class _Output:
 
     def write(self, meta: Meta, tokens: Tokens, ids: Sequence[str]) -> None:
         self._pair.add_documents(tokens, meta["length"])
-        self._describe(meta, ids, meta["length"].tolist(), None)
+        self._describe(meta, ids, meta["length"], None)
 
     def write_windows(self, meta: Meta, tokens: Tokens, ids: Sequence[str], windows: Windows, window: int) -> None:
         """Documents window by window; a window that is not full ends in one more document of EOS."""
@@ -322,28 +322,30 @@ class _Output:
         tokens = np.insert(tokens, np.repeat(ends[last[filled]], fillers[filled]), self._eos_id)
         lengths = np.insert(meta["length"], after, fillers[filled])
         self._pair.add_documents(tokens, lengths)
-        self._describe(meta, ids, lengths.tolist(), set((after + np.arange(len(after))).tolist()))
+        self._describe(meta, ids, lengths, set((after + np.arange(len(after))).tolist()))
         self.num_filler_tokens += int(fillers.sum())
 
     def close_windows(self) -> None:
         """One EOS more: the label of the last token of the last window."""
         self._pair.add_document(np.array([self._eos_id]))
-        self._describe(np.zeros(0, dtype=META), [], [1], {0})
+        self._describe(np.zeros(0, dtype=META), [], np.ones(1, dtype=np.int32), {0})
         self.num_filler_tokens += 1
 
-    def _describe(self, meta: Meta, ids: Sequence[str], lengths: list[int], fillers: set[int] | None) -> None:
+    def _describe(
+        self, meta: Meta, ids: Sequence[str], lengths: npt.NDArray[np.int32], fillers: set[int] | None
+    ) -> None:
         """Sidecar rows; those of fillers have neither id nor text."""
         files, places = meta["file"].tolist(), meta["place"].tolist()
-        rows: dict[str, list[Any]] = {
+        rows: dict[str, Any] = {
             "id": [own or f"{self._names[f]}:{place}" for own, f, place in zip(ids, files, places, strict=True)],
             "file": [self._inputs[file] for file in files],
-            "place": places,
-            "topic_confidence": meta["confidence"].tolist(),
-            "text_bytes": meta["text_bytes"].tolist(),
+            "place": meta["place"],
+            "topic_confidence": meta["confidence"],
+            "text_bytes": meta["text_bytes"],
         }
         if fillers:
             for column, values in rows.items():
-                real = iter(values)
+                real = iter(values if isinstance(values, list) else values.tolist())
                 empty = 0 if column == "text_bytes" else None
                 rows[column] = [empty if row in fillers else next(real) for row in range(len(lengths))]
         self._sidecar.write(**rows, topic=[self._topic] * len(lengths), num_tokens=lengths)

@@ -9,6 +9,7 @@ from typing import Literal
 
 from data_mixers.errors import ConfigError
 from data_mixers.manifest import Role, TokenizerIdentity
+from tools.data.holdout import SD_OF_DOCUMENT
 from tools.data.labels import check_label
 from tools.data.readers import MAX_DOCUMENT_BYTES
 from tools.data.slurm_options import SlurmArray
@@ -41,6 +42,8 @@ class PreprocessOptions:
     """Run on a cluster, not in `workers` processes here."""
     holdout: int | Literal["auto"] = 0
     """Documents per topic kept from training, those with the smallest content hashes; auto: see holdout.choose."""
+    holdout_sd: float = SD_OF_DOCUMENT
+    """What the size of the holdout and its error are worked out with: see holdout.measured_sd."""
     role: Role = "train"
     """validation: everything of this call is held out."""
     seed: int = 1234

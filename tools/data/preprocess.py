@@ -40,9 +40,9 @@ from tools.data.merge import (
 )
 from tools.data.near_copies import NearCopies
 from tools.data.options import PreprocessOptions, check, fingerprint
-from tools.data.quarantine import quarantined, too_many
+from tools.data.quarantine import BadLine, bad_lines, is_too_much, too_many
 from tools.data.readers import find_inputs, plan_tasks
-from tools.data.spool import RunSegment, TaskResult, TaskSettings, open_tokenizer, tokenise_task
+from tools.data.spool import RunSegment, TaskResult, TaskSettings, open_tokenizer, read_bad_lines, tokenise_task
 from tools.data.stage import Report, Stage, only_one, run_stage
 
 __all__ = ["PreprocessOptions", "PreprocessReport", "preprocess"]
@@ -127,9 +127,12 @@ class _Call:
 
     def run(self) -> PreprocessReport:
         results = self.tokenise()
-        bad = quarantined(self.tasks, results, self.runs, call=self.name)
-        num_records = sum(result.num_records for result in results)
-        self.check_bad_share(results, num_records)
+        if fingerprint(self.options, self.inputs, self.identity) != self.fingerprint:
+            raise DataError(f"an input of {self.name} has changed since this call began; run the same command again")
+        bad = bad_lines(
+            self.tasks, [(result.num_lines, read_bad_lines(self.runs, n, result)) for n, result in enumerate(results)]
+        )
+        self.check_bad_share(bad, results)
         segments = tuple(segment for result in results for segment in result.segments)
         if not segments:
             raise DataError(f"there is no document in {', '.join(self.options.inputs)}")
@@ -182,19 +185,18 @@ class _Call:
         results = run_stage(stage, workers=options.workers, unit="M tokens", array=options.array)
         return [MergedShard.from_json(result) for result in results]
 
-    def check_bad_share(self, results: Sequence[TaskResult], num_records: int) -> None:
-        options, num_bad = self.options, sum(result.num_bad for result in results)
-        if num_bad <= options.max_bad_lines or num_bad <= options.max_bad_share * num_records:
-            return
-        bad = quarantined(self.tasks, results, self.runs, call=self.name)
-        self.folder.write_quarantine(bad, call=self.name)
-        raise too_many(
-            bad,
-            num_bad=num_bad,
-            num_records=num_records,
-            max_share=options.max_bad_share,
-            quarantine_path=self.folder.quarantine_path,
-        )
+    def check_bad_share(self, bad: Sequence[BadLine], results: Sequence[TaskResult]) -> None:
+        options = self.options
+        num_bad, num_records = (sum(getattr(result, name) for result in results) for name in ("num_bad", "num_records"))
+        if is_too_much(num_bad, num_records, max_share=options.max_bad_share, max_lines=options.max_bad_lines):
+            self.folder.write_quarantine(bad, call=self.name)
+            raise too_many(
+                bad,
+                num_bad=num_bad,
+                num_records=num_records,
+                max_share=options.max_bad_share,
+                quarantine_path=self.folder.quarantine_path,
+            )
 
     def choose_held_out(
         self, segments: Sequence[RunSegment], topics: Iterable[str], before: set[int]
@@ -204,7 +206,7 @@ class _Call:
         readers = {
             topic: RunReader(self.runs, [s for s in segments if s.topic == topic], self.dtype) for topic in topics
         }
-        return choose(readers, self.options.holdout, without=before)
+        return choose(readers, self.options.holdout, sd=self.options.holdout_sd, without=before)
 
     def write_held_out(
         self, segments: tuple[RunSegment, ...], num_tokens: Mapping[str, int], chosen: Mapping[str, HeldOut]

@@ -2,6 +2,8 @@
 
 import logging
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 
 from rich.console import Console
@@ -10,6 +12,23 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 5.0
+
+
+@contextmanager
+def live_bytes(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A function of (bytes done, bytes in all), for a step that learns its size only when it begins."""
+    live: LiveProgress | None = None
+    shown = 0
+    with ExitStack() as stack:
+
+        def show(done: int, total: int) -> None:
+            nonlocal live, shown
+            if live is None:
+                live = stack.enter_context(LiveProgress(title, total=total))
+            live.advance(done - shown)
+            shown = done
+
+        yield show
 
 
 class LiveProgress:

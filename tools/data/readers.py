@@ -213,8 +213,10 @@ def _parse(
         return BadRecord(number, f"{kind}: {error}")
     if not isinstance(content, dict):
         return BadRecord(number, "not a JSON object")
-    text_key = next((key for key in text_keys if key in content), None)
-    if text_key is None:
+    for text_key in text_keys:
+        if text_key in content:
+            break
+    else:
         return BadRecord(number, f"missing key {' or '.join(text_keys)}")
     if topic_key is not None and topic_key not in content:
         return BadRecord(number, f"missing key {topic_key}")

@@ -13,8 +13,9 @@ from typing import Any
 
 from data_mixers.errors import DataError
 from tools.data.columns import aligned
-from tools.data.documents import Document, DocumentWriter, document_of, output_name, source_of_file
-from tools.data.readers import DROPPED, BadRecord, InputTask, read_task
+from tools.data.documents import Document, DocumentWriter, output_name, read_lines, source_of_file
+from tools.data.quarantine import BadLine, bad_lines
+from tools.data.readers import DROPPED, BadRecord, InputTask
 
 EXAMPLES_PER_REASON = 3
 EXCERPT_CHARACTERS = 200
@@ -84,11 +85,10 @@ def select(
     number = num_lines = 0
     with ExitStack() as stack:
         writers = _writers(item, stack)
-        for record in read_task(item.task, text_key=item.text_key, topic_key=None, on_bytes=report, all_columns=True):
+        for document in read_lines(item.task, text_key=item.text_key, on_bytes=report):
             num_lines += 1
-            if record is None:
+            if document is None:
                 continue
-            document = document_of(record, item.task)
             if prepare is not None and isinstance(document, Document):
                 document = prepare(document)
             if isinstance(document, BadRecord):
@@ -148,8 +148,8 @@ class SelectionReport:
     kept_text_bytes: dict[str, int]
     examples: dict[str, list[dict[str, Any]]]
     """reason -> the first ones in input order."""
-    quarantine: list[dict[str, Any]]
-    """file, line, reason of every line that is no document; empty in a report that was read back."""
+    quarantine: list[BadLine]
+    """Every line that is no document; empty in a report that was read back."""
 
     @property
     def num_kept(self) -> int:
@@ -207,7 +207,9 @@ def gather(items: list[SelectionTask], results: list[dict[str, Any]]) -> Selecti
         quarantined={source: count for source, count in quarantined.items() if count},
         kept_text_bytes=dict(text_bytes),
         examples=dict(sorted(examples.items())),
-        quarantine=quarantine_of(items, results),
+        quarantine=bad_lines(
+            [item.task for item in items], [(result["num_lines"], result["bad"]) for result in results]
+        ),
     )
     if report.num_read != report.num_kept + report.num_dropped + report.num_quarantined:
         raise DataError(f"{report.num_read} documents were read, but {report.as_json()['documents']} are accounted for")
@@ -226,20 +228,6 @@ def report_from_json(content: dict[str, Any]) -> SelectionReport:
         examples=content["examples"],
         quarantine=[],
     )
-
-
-def quarantine_of(items: list[SelectionTask], results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every bad line with its line number in its file (a row for parquet)."""
-    found, lines_before, previous = [], 0, -1
-    for item, result in zip(items, results, strict=True):
-        lines_before = lines_before if item.task.file_index == previous else 0
-        previous = item.task.file_index
-        found += [
-            {"file": str(item.task.path), "line": lines_before + line, "reason": reason}
-            for line, reason in result["bad"]
-        ]
-        lines_before += result["num_lines"]
-    return found
 
 
 def table(report: SelectionReport) -> str:

@@ -6,6 +6,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy.typing as npt
+
 from data_mixers.atomic import publish
 
 SUFFIX = ".documents.parquet"
@@ -45,7 +47,7 @@ class SidecarWriter:
         self._writer = pyarrow.parquet.ParquetWriter(self._stream, self._schema)
         return self
 
-    def write(self, **columns: Sequence[Any]) -> None:
+    def write(self, **columns: Sequence[Any] | npt.NDArray[Any]) -> None:
         """Rows in order: id, file, place, topic, topic_confidence, num_tokens, text_bytes, all of one length."""
         import pyarrow as pa
 

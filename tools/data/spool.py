@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from hashlib import sha256
+from itertools import compress, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,8 +28,8 @@ from tools.data.readers import BadRecord, InputTask, Record, read_task
 
 RUN_BYTES = 64 << 20
 BATCH_BYTES = 4 << 20  # a call of the tokenizer costs about a millisecond beside its text
-GATHERED = 1 << 12  # documents put together at once: a megabyte or so
-_NUMBERS = (int, float)  # a union would be made anew for every document
+GATHERED = 1 << 12  # documents put together at once: a few megabytes
+_NUMBERS, _NAMES = (int, float), (int, str)  # a union would be made anew for every document
 HOPELESS = 1000  # lines without one document: the input is not what it was taken for
 
 META = np.dtype(
@@ -149,7 +150,7 @@ def tokenise_task(
             writer.add(record)
     writer.flush()
     if writer.bad:
-        write_atomic(bad_lines_path(settings.runs, index), json.dumps(sorted(writer.bad)).encode())
+        write_atomic(_bad_lines_path(settings.runs, index), json.dumps(sorted(writer.bad)).encode())
     return asdict(
         TaskResult(
             num_lines=num_lines,
@@ -161,8 +162,14 @@ def tokenise_task(
     )
 
 
-def bad_lines_path(runs: Path, task: int) -> Path:
-    """[[line inside the task, reason], ...] of the lines that are no documents."""
+def read_bad_lines(runs: Path, task: int, result: TaskResult) -> list[tuple[int, str]]:
+    """(line inside the task, reason) of the lines that are no documents."""
+    if not result.num_bad and not result.num_too_long:
+        return []
+    return [(line, reason) for line, reason in json.loads(_bad_lines_path(runs, task).read_bytes())]
+
+
+def _bad_lines_path(runs: Path, task: int) -> Path:
     return runs / f"{task:07d}.bad.json"
 
 
@@ -199,66 +206,85 @@ class _RunWriter:
     def flush(self) -> None:
         """Write what is collected as one run."""
         self._tokenise()
-        if self._rows:
+        if self._tokens:
             self._write_run()
         self._start_run()
 
     def _start_run(self) -> None:
-        self._rows: list[tuple[int, float, int, int, int]] = []
-        self._digests: list[bytes] = []
+        self._metas: list[Meta] = []  # of each batch, as read
+        self._topic_of: list[npt.NDArray[np.int64]] = []  # likewise
         self._ids: list[bytes] = []
-        self._topic_of: list[int] = []
         self._tokens: list[Tokens] = []
         self._run_bytes = 0
 
     def _tokenise(self) -> None:
         if not self._batch:
             return
-        flat, offsets = self.tokenizer.encode_ordinary_flat([record.text for record, _, _ in self._batch])
+        records, sizes, digests = zip(*self._batch, strict=True)
+        flat, offsets = self.tokenizer.encode_ordinary_flat([record.text for record in records])
         if flat.dtype != self._dtype:
             flat = flat.astype(self._dtype)
-        longest = self.settings.longest
+        lengths = np.diff(offsets) + 1  # with EOS
+        fits = lengths > 1
+        if self.settings.longest is not None:
+            fits &= lengths <= self.settings.longest
         places = offsets.tolist()
-        for (record, text_bytes, digest), start, stop in zip(self._batch, places[:-1], places[1:], strict=True):
-            length = stop - start + 1
-            if length == 1:
-                self.bad.append((record.line, f"{self.settings.text_key} gives no token"))
-            elif longest is not None and length > longest:
-                self.num_too_long += 1
-                self.bad.append((record.line, f"{length} tokens with EOS, longer than a window of {longest}"))
-            else:
-                name = _own_id(record.fields)
-                self._rows.append((record.place, self._confidence(record), length, text_bytes, len(name)))
-                self._digests.append(digest)
-                self._ids.append(name)
-                topic = self.settings.topic if record.topic is None else record.topic
-                self._topic_of.append(self._topics.setdefault(topic, len(self._topics)))
-                self._tokens.append(flat[start:stop])
+        tokens = [flat[start:stop] for start, stop in pairwise(places)]
+        if not fits.all():
+            for row in np.flatnonzero(~fits).tolist():
+                self._refuse(records[row], int(lengths[row]))
+            kept = fits.tolist()
+            records, sizes, digests, tokens = (
+                list(compress(column, kept)) for column in (records, sizes, digests, tokens)
+            )
+            lengths = lengths[fits]
+        if tokens:
+            self._describe(records, sizes, digests, lengths)
+            self._tokens += tokens
         self._run_bytes += self._batch_bytes
         self._batch, self._batch_bytes = [], 0
 
-    def _confidence(self, record: Record) -> float:
-        value = record.fields.get(self.settings.confidence_key)
-        return float(value) if isinstance(value, _NUMBERS) else np.nan
+    def _refuse(self, record: Record, length: int) -> None:
+        if length == 1:
+            self.bad.append((record.line, f"{self.settings.text_key} gives no token"))
+        else:
+            self.num_too_long += 1
+            reason = f"{length} tokens with EOS, longer than a window of {self.settings.longest}"
+            self.bad.append((record.line, reason))
 
-    def _metas(self) -> tuple[Meta, npt.NDArray[np.int64]]:
-        """The records in the order read, and the order of the run: by topic's number, then key."""
-        meta = np.zeros(len(self._rows), dtype=META)
-        places, confidences, lengths, text_bytes, id_bytes = zip(*self._rows, strict=True)
-        meta["place"], meta["confidence"], meta["length"] = places, confidences, lengths
-        meta["text_bytes"], meta["id_bytes"], meta["file"] = text_bytes, id_bytes, self.task.file_index
-        halves = np.frombuffer(b"".join(self._digests), dtype=">u8").reshape(-1, 4)  # a sha256's first 128 bits
+    def _describe(
+        self,
+        records: Sequence[Record],
+        sizes: Sequence[int],
+        digests: Sequence[bytes],
+        lengths: npt.NDArray[np.int64],
+    ) -> None:
+        """Records of META for a batch, column by column: row by row takes twice the time of parsing the JSON."""
+        if int(lengths.max()) > np.iinfo(np.int32).max:
+            raise DataError(f"{self.task.path}: a document has 2**31 tokens, more than the index holds")
+        ids = [_own_id(record.fields) for record in records]
+        key = self.settings.confidence_key
+        confidences = [record.fields.get(key) for record in records]
+        meta = np.zeros(len(records), dtype=META)
+        meta["place"] = [record.place for record in records]
+        meta["confidence"] = [float(v) if isinstance(v, _NUMBERS) else np.nan for v in confidences]
+        meta["length"], meta["text_bytes"] = lengths, sizes
+        meta["id_bytes"] = [len(name) for name in ids]
+        meta["file"] = self.task.file_index
+        halves = np.frombuffer(b"".join(digests), dtype=">u8").reshape(-1, 4)  # a sha256's first 128 bits
         meta["high"], meta["low"] = halves[:, 0], halves[:, 1]
         meta["key"] = _keys(meta, self.settings.seed)
-        order = np.lexsort((meta["place"], meta["key"], np.array(self._topic_of)))
-        return meta, order
+        topics = [self.settings.topic if record.topic is None else record.topic for record in records]
+        numbers = [self._topics.setdefault(topic, len(self._topics)) for topic in topics]
+        self._metas.append(meta)
+        self._topic_of.append(np.array(numbers))
+        self._ids += ids
 
     def _write_run(self) -> None:
-        meta, order = self._metas()
+        meta, topic_of = np.concatenate(self._metas), np.concatenate(self._topic_of)
+        order = np.lexsort((meta["place"], meta["key"], topic_of))  # by topic's number, then key
+        meta, topic_of = meta[order], topic_of[order]
         total = meta["length"].sum(dtype=np.int64)
-        if int(meta["length"].max()) == np.iinfo(np.int32).max:
-            raise DataError(f"{self.task.path}: a document has 2**31 tokens, more than the index holds")
-        meta = meta[order]
         meta["token_start"] = np.cumsum(meta["length"], dtype=np.int64) - meta["length"]
         meta["id_start"] = np.cumsum(meta["id_bytes"], dtype=np.int64) - meta["id_bytes"]
         name = f"{self.task_index:07d}-{self.num_runs:05d}.run"
@@ -266,14 +292,15 @@ class _RunWriter:
         rows = order.tolist()
         with temporary.open("wb") as stream:
             for start in range(0, len(rows), GATHERED):
-                pieces = [piece for row in rows[start : start + GATHERED] for piece in (self._tokens[row], self._eos)]
+                documents = rows[start : start + GATHERED]
+                pieces = [self._eos] * (2 * len(documents))
+                pieces[::2] = [self._tokens[row] for row in documents]
                 stream.write(np.concatenate(pieces).data)
             stream.write(meta.tobytes())
             stream.write(b"".join(self._ids[row] for row in rows))
         publish(temporary, self.settings.runs / name)
         meta_offset = int(total) * self._dtype.itemsize
         id_offset = meta_offset + meta.nbytes
-        topic_of = np.array(self._topic_of)[order]
         for topic, number in self._topics.items():
             first, last = np.searchsorted(topic_of, (number, number + 1)).tolist()
             if first < last:
@@ -292,7 +319,9 @@ class _RunWriter:
 def _own_id(fields: dict[str, Any]) -> bytes:
     """The id that `documents.document_id` takes over; empty: it names the document by its place."""
     own = fields.get(ID_KEY)
-    return str(own).encode() if isinstance(own, str | int) and own != "" else b""
+    if own is None or own == "" or not isinstance(own, _NAMES):
+        return b""
+    return str(own).encode()
 
 
 def _keys(meta: Meta, seed: int) -> npt.NDArray[np.uint64]:

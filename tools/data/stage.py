@@ -10,9 +10,8 @@ import fcntl
 import json
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -167,8 +166,7 @@ def _in_processes(stage: Stage, tasks: list[int], workers: int, on_progress: Rep
         shown = 0
         try:
             for future in futures:
-                while not future.done():
-                    time.sleep(POLL_SECONDS)
+                while wait((future,), timeout=POLL_SECONDS).not_done:
                     shown = _show(counter, shown, on_progress)
                 future.result()
             _show(counter, shown, on_progress)

@@ -1,11 +1,13 @@
 """Answers as they come: parts of JSON lines that are only appended to, and what of them survives a kill.
 
-<out>/parts/<rank>-of-<size>.jsonl    a line per (seed_hash, sample): a pair, or `failed` with the reason
+<out>/parts/<rank>-of-<size>.<host>.jsonl    a line per (seed_hash, sample): a pair, or `failed` with the reason
 """
 
+import hashlib
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -13,12 +15,13 @@ from typing import Any, BinaryIO
 import orjson
 
 from data_mixers.errors import DataError
+from tools.synthesis.prompts import Sections
 from tools.synthesis.record import QaRecord
 
 SECONDS_BETWEEN_SYNCS = 1.0  # a power cut costs so much; a killed process nothing but the line it was writing
 
-Key = tuple[str, int]
-"""seed_hash, sample."""
+Key = bytes
+"""Of seed_hash and sample, 16 bytes: millions of them are in memory."""
 
 
 def read_part(path: Path) -> Iterator[dict[str, Any]]:
@@ -49,21 +52,30 @@ class Part:
         self._stream: BinaryIO = self._path.open("ab")
         self._stream.truncate(_whole_bytes(self._path))
         self._synced = time.monotonic()
+        self._syncing: Future[None] | None = None
+        self._thread = ThreadPoolExecutor(1)  # a sync can take longer than a server of 400 answers a second has work
         return self
 
     def append(self, content: dict[str, Any]) -> None:
         self._stream.write(orjson.dumps(content, option=orjson.OPT_APPEND_NEWLINE))
         self._stream.flush()
         if time.monotonic() - self._synced >= SECONDS_BETWEEN_SYNCS:
-            os.fsync(self._stream.fileno())
+            if self._syncing is not None:
+                if not self._syncing.done():
+                    return
+                self._syncing.result()  # raises what the disk said
+            self._syncing = self._thread.submit(os.fsync, self._stream.fileno())
             self._synced = time.monotonic()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
-        self._stream.close()
+        self._thread.shutdown()
+        with self._stream:
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+        if self._syncing is not None:
+            self._syncing.result()
 
 
 def _whole_bytes(path: Path) -> int:
@@ -81,11 +93,15 @@ def _whole_bytes(path: Path) -> int:
 
 
 def key_of(content: dict[str, Any]) -> Key:
-    return content["seed_hash"], content.get("sample", 0)
+    return key(content["seed_hash"], content.get("sample", 0))
+
+
+def key(seed_hash: str, sample: int) -> Key:
+    return hashlib.blake2b(f"{seed_hash} {sample}".encode(), digest_size=16).digest()
 
 
 def pair(
-    seed: dict[str, Any], *, question: str, answer: str, sample: int, model: str, prompt_hash: str,
+    seed: dict[str, Any], sections: Sections, *, sample: int, model: str, prompt_hash: str,
     sampling: dict[str, int | float], usage: dict[str, int], finish_reason: str,
 ) -> dict[str, Any]:  # fmt: skip
     """The record of an accepted answer, as JSON."""
@@ -93,8 +109,8 @@ def pair(
         id=f"{seed['seed_hash']}-{sample}",
         discipline=seed["discipline"],
         language=seed["language"],
-        question=question,
-        answer=answer,
+        question=sections.question,
+        answer=sections.answer,
         generator=model,
         seed_id=seed["seed_id"],
         seed_hash=seed["seed_hash"],
@@ -102,5 +118,5 @@ def pair(
         prompt_hash=prompt_hash,
         sampling=dict(sampling),
         usage=usage,
-        extra={"finish_reason": finish_reason},
+        extra={"finish_reason": finish_reason} | ({"examples": sections.examples} if sections.examples else {}),
     ).to_json()

@@ -16,6 +16,7 @@ from tools.synthesis.text_generator import Completion, FaultyError, RefusedError
 ATTEMPTS = 6  # at one question; only those of a server that meanwhile answers others are counted
 FIRST_WAIT_SECONDS = 0.5
 LONGEST_WAIT_SECONDS = 30.0
+LONGEST_ASKED_WAIT_SECONDS = 300.0  # of Retry-After
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ async def ask_all(
                 await waiting.put(question)
             for _ in range(pace.concurrency):
                 await waiting.put(None)
-    except* UserError as errors:
+    except* (UserError, OSError) as errors:  # OSError: on_answer could not write
         raise errors.exceptions[0] from None
     return asker.requests
 
@@ -100,16 +101,29 @@ class _Asker:
                 return str(error)
             except FaultyError as error:
                 attempts += not error.blames_server
-                if attempts >= ATTEMPTS and self._num_answers > answers_before:
+                if attempts >= ATTEMPTS and (
+                    self._num_answers > answers_before or await self._answers_others(question)
+                ):
                     return f"{attempts} attempts: {error}"
                 self._fails(error)
                 self.requests.retried += 1
-                asked_for = min(error.retry_after, LONGEST_WAIT_SECONDS)
+                asked_for = min(error.retry_after, LONGEST_ASKED_WAIT_SECONDS)
                 await asyncio.sleep(max(asked_for, wait * random.uniform(0.5, 1.0)))
                 wait = min(2 * wait, LONGEST_WAIT_SECONDS)
             else:
                 self._works()
                 return completion
+
+    async def _answers_others(self, question: Question) -> bool:
+        """Whether the server answers a plain question now: without others that are answered (the last ones of a call),
+        what it fails always would else be asked for ever."""
+        plain = Question("", 0, [{"role": "user", "content": "Say yes."}], question.sampling | {"max_tokens": 16})
+        try:
+            await self._careful(lambda: self._once(plain))
+        except (FaultyError, RefusedError):
+            return False
+        self._works()
+        return True
 
     async def _careful(self, ask: Callable[[], Awaitable[Completion]]) -> Completion:
         """While everything fails, one request at a time probes the server; the others wait for it."""

@@ -23,10 +23,11 @@ from data_mixers.errors import DataError
 from tools.data.benchmark_items import read_benchmark
 from tools.data.calls import Call, begin
 from tools.data.contamination import NgramIndex
-from tools.data.documents import Document, read_documents
+from tools.data.documents import Document, read_lines
 from tools.data.exact_duplicates import content_hash, num_ranges
 from tools.data.minhash import node
 from tools.data.near_duplicates import NearWork, find_near, forget_maps, keep_places, near_verdicts, place_of, sign
+from tools.data.quarantine import bad_lines
 from tools.data.readers import BadRecord, InputTask, find_inputs, plan_tasks
 from tools.data.selection import SelectionReport, SelectionTask, Verdict, gather, report_from_json, select
 from tools.data.stage import Report, Stage, only_one, run_stage
@@ -84,8 +85,9 @@ def check(options: CheckOptions) -> SelectionReport:
         ]
         work = _Work(call.work, tuple(tasks), rules, benchmarks, options, sandbox)
         examined = _run(call, work, "examine", _examine)
-        num_pairs, num_bad = (sum(result[key] for result in examined) for key in ("num_pairs", "num_bad"))
-        call.check_bad_share(num_bad, num_pairs, max_share=options.max_bad_share, max_lines=options.max_bad_lines)
+        num_pairs = sum(result["num_pairs"] for result in examined)
+        bad = bad_lines(tasks, [(result["num_lines"], result["bad"]) for result in examined])
+        call.check_bad_share(bad, num_pairs, max_share=options.max_bad_share, max_lines=options.max_bad_lines)
         _settle_questions(call, work, num_pairs)
         if options.near_duplicates:
             _run(call, work, "sign", _sign)
@@ -96,8 +98,7 @@ def check(options: CheckOptions) -> SelectionReport:
             settings=rules.near_duplicates if options.near_duplicates else None,
             workers=options.workers,
         )
-        counts = [(result["num_pairs"], result["num_bad"]) for result in examined]
-        written = _run(call, work, "write", partial(_write, items=items, counts=counts))
+        written = _run(call, work, "write", partial(_write, items=items))
         report = gather(items, written)
         examples = Examples.joined([result["by_discipline"] for result in written])
         notes = _notes(options)
@@ -152,9 +153,9 @@ class _Work:
     def of_task(self, task: int, kind: str) -> Path:
         return self.folder / "examined" / f"{task:07d}.{kind}"
 
-    def pairs(self, task: int, report: Report) -> Iterator[Document | BadRecord]:
-        """The prepared pairs of a task, and lines that are none."""
-        for document in read_documents(self.tasks[task], text_key=RAW_KEYS, on_bytes=report):
+    def pairs(self, task: int, report: Report) -> Iterator[Document | BadRecord | None]:
+        """The prepared pairs of a task, lines that are none, and None for a blank line."""
+        for document in read_lines(self.tasks[task], text_key=RAW_KEYS, on_bytes=report):
             yield prepare(document, self.rules) if isinstance(document, Document) else document
 
 
@@ -181,12 +182,16 @@ def _examine(work: _Work, index: int, report: Report) -> dict[str, Any]:
     questions: list[tuple[int, bytes]] = []
     answers: dict[int, str] = {}
     places: list[int] = []
-    num_bad = 0
+    bad: list[tuple[int, str]] = []
+    num_lines = 0
     with Recomputer() as recomputer:
         tools = Tools(recomputer, work.sandbox)
         for pair in work.pairs(index, report):
+            num_lines += 1
+            if pair is None:
+                continue
             if isinstance(pair, BadRecord):
-                num_bad += 1
+                bad.append((pair.line, pair.reason))
                 continue
             number = len(places)
             places.append(pair.place)
@@ -200,7 +205,7 @@ def _examine(work: _Work, index: int, report: Report) -> dict[str, Any]:
     write_atomic(work.of_task(index, "verdicts"), json.dumps(verdicts, ensure_ascii=False).encode())
     keep_places(work.near, index, places)
     write_questions(questions, answers, work.of_task(index, "questions"))
-    return {"num_pairs": len(places), "num_bad": num_bad}
+    return {"num_pairs": len(places), "num_lines": num_lines, "bad": bad}
 
 
 def _contaminated(work: _Work, pair: Document) -> Verdict | None:
@@ -251,7 +256,7 @@ def _sign(work: _Work, index: int, report: Report) -> None:
     def documents() -> Iterator[Hashes | None]:
         number = 0
         for pair in work.pairs(index, report):
-            if isinstance(pair, BadRecord):
+            if not isinstance(pair, Document):
                 continue
             text = None if number in lost else f"{pair.fields['question']}\n{pair.fields['answer']}"
             number += 1
@@ -260,9 +265,7 @@ def _sign(work: _Work, index: int, report: Report) -> None:
     sign(work.near, documents(), index, work.rules.near_duplicates)
 
 
-def _write(
-    work: _Work, index: int, report: Report, *, items: list[SelectionTask], counts: list[tuple[int, int]]
-) -> dict[str, Any]:
+def _write(work: _Work, index: int, report: Report, *, items: list[SelectionTask]) -> dict[str, Any]:
     forget_maps()
     verdicts = _verdicts(work, items, index)
     examples = Examples()
@@ -273,8 +276,6 @@ def _write(
         return verdict
 
     result = select(items[index], judge, report, prepare=partial(prepare, rules=work.rules))
-    if (result["num_documents"], len(result["bad"])) != counts[index]:
-        raise DataError(f"{items[index].task.path} has changed since this call began; remove --out and start again")
     return result | {"by_discipline": examples.as_json()}
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from tools.cli_options import example, log_to_stderr
+from tools.cli_options import Workers, example, log_to_stderr
 from tools.data.slurm_options import SlurmArray, with_slurm_options
 from tools.synthesis.verifiable.topic import Kind
 
@@ -85,7 +85,7 @@ def generate(
         Path | None, typer.Option(help="Hugging Face folder, run here without a server.", show_default=False)
     ] = None,
     server_command: Annotated[
-        str | None, typer.Option(help="Starts a server that is ended afterwards; {port} is filled in.")
+        str | None, typer.Option(help="Starts a server, ended afterwards; {port} and {host} are filled in.")
     ] = None,
     server_wait: Annotated[float, typer.Option(min=1.0, help="Seconds until that server must be ready.")] = 900.0,
     samples: Annotated[int, typer.Option(min=1, help="Answers to each seed.")] = 1,
@@ -195,9 +195,6 @@ def corrupt(
         words=words,
     )
     typer.echo(corrupt_file(options))
-
-
-Workers = Annotated[int, typer.Option(min=1, help="Processes; the result does not depend on it.")]
 
 
 @synth_app.command(

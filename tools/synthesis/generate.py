@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
@@ -27,7 +28,7 @@ from tools.data.progress import LiveProgress
 from tools.data.readers import BadRecord, find_inputs, plan_tasks
 from tools.data.slurm_options import SlurmArray
 from tools.data.stage import Report, Stage, only_one, run_stage
-from tools.synthesis.answers import Key, Part, key_of, pair, parts_of, read_part
+from tools.synthesis.answers import Key, Part, key, key_of, pair, parts_of, read_part
 from tools.synthesis.asking import Pace, Question, Requests, ask_all
 from tools.synthesis.own_server import own_server
 from tools.synthesis.prompts import OWN_PROMPTS, Prompts, read_prompts
@@ -82,13 +83,14 @@ def generate(options: GenerateOptions, array: SlurmArray | None = None) -> dict[
     prompts = read_prompts(options.prompts)
     with only_one(options.out):
         _check_folder(options, prompts)
-        total = _count(options, prompts) * options.samples
+        counted = _count(options, prompts)
+        total = counted.seeds * options.samples
         if array is None:
             with LiveProgress("generate", total=total, unit="QA", scale=1) as progress:
                 results = [_share(options, 0, 1, progress.advance, progress.skip, progress.note)]
         else:
             stage = Stage(
-                name="generate", work=options.out / ".work", fingerprint=_fingerprint(options, array.tasks, total),
+                name="generate", work=options.out / ".work", fingerprint=_fingerprint(options, array.tasks, counted),
                 sizes=tuple(len(range(rank, total, array.tasks)) for rank in range(array.tasks)),
                 do=partial(_task, options, array.tasks),
             )  # fmt: skip
@@ -96,8 +98,9 @@ def generate(options: GenerateOptions, array: SlurmArray | None = None) -> dict[
         return _finish(options, total, results)
 
 
-def _fingerprint(options: GenerateOptions, size: int, total: int) -> str:
-    return hashlib.sha256(json.dumps([_deciding(options), size, total], sort_keys=True).encode()).hexdigest()
+def _fingerprint(options: GenerateOptions, size: int, counted: "_Counted") -> str:
+    deciding = [_deciding(options), size, options.samples, counted.digest]
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 
 def _sampling(options: GenerateOptions) -> dict[str, int | float]:
@@ -132,20 +135,28 @@ def _seeds(options: GenerateOptions) -> Iterator[dict[str, Any]]:
             yield document.fields
 
 
-def _count(options: GenerateOptions, prompts: dict[str, Prompts]) -> int:
+class _Counted(NamedTuple):
+    seeds: int
+    digest: str
+    """Of all seeds in their order."""
+
+
+def _count(options: GenerateOptions, prompts: dict[str, Prompts]) -> _Counted:
     seen: set[bytes] = set()
+    whole = hashlib.sha256()
     number = 0
     for seed in _seeds(options):
         language, discipline = seed["language"], seed["discipline"]
         if language not in prompts or discipline not in (*prompts[language].focus, "code"):
             raise ConfigError(f"{options.prompts} has no prompt for {language}/{discipline} (seed {seed['seed_hash']})")
-        seen.add(hashlib.blake2b(seed["seed_hash"].encode(), digest_size=16).digest())
+        seen.add(key(seed["seed_hash"], 0))
+        whole.update(key(seed["seed_hash"], 0))
         number += 1
     if not number:
         raise DataError(f"there is no seed in {', '.join(options.seeds)}")
     if len(seen) < number:
         raise DataError(f"{number - len(seen)} seeds have the seed_hash of another; answers are kept by it")
-    return number
+    return _Counted(number, whole.hexdigest())
 
 
 def _task(options: GenerateOptions, size: int, rank: int, report: Report) -> dict[str, Any]:
@@ -159,22 +170,24 @@ def _share(
     done: set[Key] = {key_of(line) for path in parts_of(options.out) for line in read_part(path)}
     share = _Share(options, done, rank, size, advance, note)
     skip(sum(1 for index, seed in enumerate(_seeds(options)) if index % size == rank
-             for sample in range(options.samples) if (seed["seed_hash"], sample) in done))  # fmt: skip
+             for sample in range(options.samples) if key(seed["seed_hash"], sample) in done))  # fmt: skip
     if next(share.questions(), None) is None:
         return share.result(Requests())
     serve = (
         own_server(options.server_command, wait_seconds=options.server_wait_seconds) if options.server_command else None
     )
-    with serve or nullcontext(None) as url, Part(options.out / "parts" / f"{rank:05d}-of-{size:05d}.jsonl") as part:
-        share.part = part
-        try:
+    # By host too: on a node that was cut off an element may still write while its successor runs on another.
+    path = options.out / "parts" / f"{rank:05d}-of-{size:05d}.{socket.gethostname()}.jsonl"
+    try:
+        with serve or nullcontext(None) as url, Part(path) as part:
+            share.start(part)
             requests = asyncio.run(_run(options, share, (url,) if url else options.endpoints))
-        except (KeyboardInterrupt, asyncio.CancelledError) as error:
-            logger.info("stopped: %s; the same command goes on", share.line())
-            raise KeyboardInterrupt from error
-        except DataError:
-            logger.info("%s", share.line())
-            raise
+    except (KeyboardInterrupt, asyncio.CancelledError) as error:
+        logger.info("stopped: %s; the same command goes on", share.line())
+        raise KeyboardInterrupt from error
+    except DataError:
+        logger.info("%s", share.line())
+        raise
     return share.result(requests)
 
 
@@ -188,7 +201,7 @@ async def _run(options: GenerateOptions, share: "_Share", urls: tuple[str, ...])
     else:
         generator = HttpGenerator(
             urls, options.model, key=os.environ.get(options.key_variable), timeout_seconds=options.timeout_seconds,
-            max_bytes=options.max_answer_bytes, most=options.concurrency,
+            max_bytes=options.max_answer_bytes,
         )  # fmt: skip
     pace = Pace(concurrency=options.concurrency, per_second=options.per_second, give_up_seconds=options.give_up_seconds)
     try:
@@ -209,22 +222,29 @@ class _Share:
         self._options, self._done, self._rank, self._size = options, done, rank, size
         self._advance, self._note = advance, note
         self._prompts = read_prompts(options.prompts)
-        self._open: dict[Key, dict[str, Any]] = {}
+        self._hashes = {(language, name): found.template_hash(name) for language, found in self._prompts.items()
+                        for name in (*found.focus, "code")}  # fmt: skip
+        self._open: dict[tuple[str, int], dict[str, Any]] = {}
         self._started = self._spoken = time.monotonic()
         self._accepted = self._answered = self._tokens = 0
+
+    def start(self, part: Part) -> None:
+        """From now on answers come into the part; what a server of one's own took to start is no part of the speed."""
+        self.part = part
+        self._started = self._spoken = time.monotonic()
 
     def questions(self) -> Iterator[Question]:
         for index, seed in enumerate(_seeds(self._options)):
             if index % self._size != self._rank:
                 continue
             for sample in range(self._options.samples):
-                key = seed["seed_hash"], sample
-                if key in self._done:
+                if key(seed["seed_hash"], sample) in self._done:
                     continue
-                digest = hashlib.blake2b(f"{self._options.seed} {key}".encode(), digest_size=4).digest()
+                asked = seed["seed_hash"], sample
+                digest = hashlib.blake2b(f"{self._options.seed} {asked}".encode(), digest_size=4).digest()
                 sampling = _sampling(self._options) | {"seed": int.from_bytes(digest, "little") >> 1}
                 messages = self._prompts[seed["language"]].ask(seed["discipline"], seed["text"])
-                self._open[key] = seed
+                self._open[asked] = seed
                 yield Question(seed["seed_hash"], sample, messages, sampling)
 
     def on_answer(self, question: Question, answer: Completion | str) -> None:
@@ -233,20 +253,20 @@ class _Share:
         self._answered += 1
         known: dict[str, Any] = {
             "sample": question.sample, "model": self._options.model, "sampling": question.sampling,
-            "prompt_hash": prompts.template_hash(seed["discipline"]),
+            "prompt_hash": self._hashes[seed["language"], seed["discipline"]],
         }  # fmt: skip
-        failed = {key: seed[key] for key in NEEDED if key != "text"} | known
+        failed = {name: seed[name] for name in NEEDED if name != "text"} | known
         if isinstance(answer, str):
             self.part.append(failed | {"failed": answer})
         else:
             self._tokens += answer.usage.get("completion_tokens", 0)
             usage: dict[str, Any] = {"usage": answer.usage, "finish_reason": answer.finish_reason}
-            sections = prompts.split(answer.text)
-            if sections is None:
-                self.part.append(failed | usage | {"failed": "no two sections", "text": answer.text})
+            sections = prompts.sections(seed["discipline"], answer.text)
+            if isinstance(sections, str):
+                self.part.append(failed | usage | {"failed": sections, "text": answer.text})
             else:
                 self._accepted += 1
-                self.part.append(pair(seed, question=sections[0], answer=sections[1], **known, **usage))
+                self.part.append(pair(seed, sections, **known, **usage))
         self._advance(1)
         if time.monotonic() - self._spoken >= SECONDS_BETWEEN_NOTES:
             self._spoken = time.monotonic()
@@ -267,17 +287,18 @@ class _Share:
 
 def _finish(options: GenerateOptions, total: int, results: list[dict[str, Any]]) -> dict[str, Any]:
     """All parts as one file of pairs and one of failures; refuses if one is missing or there twice."""
-    wanted = {(seed["seed_hash"], sample) for seed in _seeds(options) for sample in range(options.samples)}
+    wanted = {key(seed["seed_hash"], sample) for seed in _seeds(options) for sample in range(options.samples)}
     reasons: Counter[str] = Counter()
     accepted: dict[str, Counter[str]] = {}
     tokens = num_pairs = others = 0
     with DocumentWriter(options.out / PAIRS) as pairs, DocumentWriter(options.out / FAILED) as failures:
         for path in parts_of(options.out):
             for line in read_part(path):
-                if key_of(line) not in wanted:  # of a seed or a sample that this call does not ask for, or there twice
+                found = key_of(line)
+                if found not in wanted:  # of a seed or a sample that this call does not ask for, or there twice
                     others += 1
                     continue
-                wanted.remove(key_of(line))
+                wanted.remove(found)
                 if "failed" in line:
                     reasons[line["failed"].partition(":")[0]] += 1
                     failures.write(line)
@@ -292,7 +313,7 @@ def _finish(options: GenerateOptions, total: int, results: list[dict[str, Any]])
     report = {
         "asked": total, "pairs": num_pairs, "failed": dict(reasons.most_common()),
         "not_asked_for": others, "accepted_tokens": tokens,
-        "pairs_by_discipline": {language: dict(sorted(found.items())) for language, found in accepted.items()},
+        "pairs_by_discipline": {language: dict(sorted(counts.items())) for language, counts in accepted.items()},
         "last_call": {"requests": sum(r["requests"] for r in results), "retried": sum(r["retried"] for r in results),
                       "seconds": round(seconds, 3)},
     }  # fmt: skip

@@ -1,5 +1,6 @@
 """A server of one's own, for a job that brings it along: started on a free port, waited for, ended with the job."""
 
+import ctypes
 import logging
 import os
 import shlex
@@ -16,10 +17,14 @@ from data_mixers.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
+HOST = "127.0.0.1"  # what serves one job is nobody else's
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
 
 @contextmanager
 def own_server(command: str, *, wait_seconds: float) -> Iterator[str]:
-    """The URL, up to /v1, of a server that `command` starts; {port} in it becomes a free port.
+    """The URL, up to /v1, of a server that `command` starts; {port} becomes a free port, {host} its address.
 
     It is ready when GET /v1/models answers 200. Errors: ConfigError for a command without {port} or that cannot be
     started, DataError if it ends, or is not ready after wait_seconds.
@@ -27,13 +32,17 @@ def own_server(command: str, *, wait_seconds: float) -> Iterator[str]:
     if "{port}" not in command:
         raise ConfigError(f"--server-command {command!r} must hold {{port}}")
     with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+        free.bind((HOST, 0))
         port = free.getsockname()[1]
     try:
-        process = subprocess.Popen(shlex.split(command.replace("{port}", str(port))), start_new_session=True)
+        process = subprocess.Popen(
+            shlex.split(command.replace("{port}", str(port)).replace("{host}", HOST)),
+            start_new_session=True,
+            preexec_fn=_end_with_parent,  # a call that is killed must not leave a server on the GPU of its successor
+        )
     except (OSError, ValueError) as error:
         raise ConfigError(f"--server-command {command!r}: {error}") from error
-    url = f"http://127.0.0.1:{port}/v1"
+    url = f"http://{HOST}:{port}/v1"
     try:
         _wait_until_ready(process, url, wait_seconds)
         yield url
@@ -48,12 +57,16 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str, wait_seconds: 
         if process.poll() is not None:
             raise DataError(f"the server ended with code {process.returncode} before it was ready; see its output")
         try:
-            if httpx.get(f"{url}/models", timeout=5.0).status_code == 200:
+            if httpx.get(f"{url}/models", timeout=5.0, trust_env=False).status_code == 200:
                 return
         except httpx.TransportError:
             pass
         time.sleep(0.2)
     raise DataError(f"the server was not ready after {wait_seconds:.0f} s; allow more with --server-wait")
+
+
+def _end_with_parent() -> None:
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

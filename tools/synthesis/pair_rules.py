@@ -20,6 +20,7 @@ from tools.data.rules import NearDuplicates, Rule, check_rules, identify_languag
 from tools.data.selection import Verdict
 from tools.data.units import num_han, units_of
 from tools.data.yaml_file import STRICT, read_yaml
+from tools.synthesis.code_examples import code_of
 from tools.synthesis.equations import false_equation
 from tools.synthesis.latex import latex_fault
 from tools.synthesis.recompute import Recomputer
@@ -266,14 +267,6 @@ def _arithmetic(pair: QaRecord, recomputer: Recomputer) -> Verdict | None:
     return None if found is None else Verdict(reason="arithmetic", value=str(found), limit=None)
 
 
-_BLOCK = re.compile(r"```(?:python|py|python3)?[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
-
-
-def program_of(answer: str) -> str:
-    """The Python of an answer: its code blocks one after the other, or all of it where there is none."""
-    return "\n".join(_BLOCK.findall(answer)) or answer
-
-
 def _code(pair: QaRecord, sandbox: Sandbox | None) -> Verdict | None:
     """A code answer against its `examples`: [{"stdin": …, "stdout": …} or {"test": …}, …]."""
     if sandbox is None or pair.discipline != "code":
@@ -287,5 +280,5 @@ def _code(pair: QaRecord, sandbox: Sandbox | None) -> Verdict | None:
         return Verdict(reason="no_examples", value="examples are not stdin, stdout, test", limit=None)
     if any(example.stdout is None and example.test is None for example in examples):
         return Verdict(reason="no_examples", value="an example has neither stdout nor test", limit=None)
-    verdict = sandbox.check(program_of(pair.answer), examples)
+    verdict = sandbox.check(code_of(pair.answer), examples)
     return None if verdict.passed else Verdict(reason="code_fails", value=verdict.reason, limit=None)

@@ -1,7 +1,7 @@
 """The record that every step of `syne synth` reads and writes: a question with its worked answer, a JSON line."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from tools.data.documents import Document, read_documents
@@ -51,7 +51,7 @@ class QaRecord:
 
     def to_json(self) -> dict[str, Any]:
         """What is written: keys without a value are left out, `extra` lies beside the others."""
-        known = asdict(self)
+        known = {item.name: getattr(self, item.name) for item in fields(self)}  # asdict copies all that lies in them
         extra: dict[str, Any] = known.pop("extra")
         return {key: value for key, value in known.items() if value not in (None, {})} | extra
 

@@ -52,7 +52,7 @@ class SeedOptions:
     discipline: str | None = None
     """Of all pages; None: the rules decide."""
     whole: bool = False
-    """A page is a snippet as it stands (problem statements), if its length fits the window."""
+    """A page is a snippet as it stands (problem statements), if its length fits the rules' whole_window."""
     text_key: str = "text"
     rules: Path = OWN_RULES
     """Folder with <language>.json."""
@@ -181,7 +181,7 @@ def _cut_task(options: SeedOptions, tasks: list[InputTask], work: Path, index: i
             if picked is None:
                 pages["no_discipline"] += 1
                 continue
-            fits = rules[language].window[0] <= len(units) <= rules[language].window[1]
+            fits = rules[language].whole_window[0] <= len(units) <= rules[language].whole_window[1]
             texts = (
                 [document.text.strip()] * fits if options.whole
                 else list(snippets(document.text, language, rules[language], punkt))

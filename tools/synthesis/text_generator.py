@@ -3,10 +3,13 @@
 import asyncio
 import time
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
-import httpx
+import aiohttp
 import orjson
 
 from data_mixers.errors import ConfigError
@@ -15,6 +18,7 @@ from tools.synthesis.prompts import Messages
 BUSY = frozenset({408, 409, 425, 429, 502, 503, 504})
 MISTAKEN = frozenset({401, 403, 404, 405})  # of every question, not of this one
 LONGEST_REST_SECONDS = 30.0
+CONNECT_SECONDS = 10.0  # ours: a server that works accepts at once, however long its answers take
 
 
 @dataclass(frozen=True)
@@ -50,22 +54,32 @@ class TextGenerator(Protocol):
 @dataclass
 class _Endpoint:
     url: str
+    proxy: str | None
     num_open: int = 0
     rests_until: float = 0.0
     rest_seconds: float = field(default=0.5)
 
 
 class HttpGenerator:
-    """The endpoint with the fewest open requests is asked; one that cannot be reached rests for a while."""
+    """The endpoint with the fewest open requests is asked; one that cannot be reached rests for a while.
+
+    To be made inside an event loop. Errors: ConfigError for a URL that is none.
+    aiohttp rather than httpx: httpcore looks through all its connections several times a request, which at 64 cost
+    most of 4 to 8 ms of CPU a request, so that the client could not keep a server of 200 requests a second busy.
+    """
 
     def __init__(
-        self, urls: tuple[str, ...], model: str, *, key: str | None, timeout_seconds: float, max_bytes: int, most: int
+        self, urls: tuple[str, ...], model: str, *, key: str | None, timeout_seconds: float, max_bytes: int
     ) -> None:
-        self._endpoints = [_Endpoint(url.rstrip("/")) for url in urls]
+        self._endpoints = [_endpoint(url) for url in urls]
         self._model, self._timeout, self._max_bytes = model, timeout_seconds, max_bytes
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=most)
-        self._client = httpx.AsyncClient(headers=headers, timeout=timeout_seconds, limits=limits)
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        self._client = aiohttp.ClientSession(
+            headers=headers,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=min(timeout_seconds, CONNECT_SECONDS)),
+            connector=aiohttp.TCPConnector(limit=0),  # as many as there are workers
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
 
     async def generate(self, messages: Messages, sampling: dict[str, int | float]) -> Completion:
         now = time.monotonic()
@@ -73,41 +87,64 @@ class HttpGenerator:
         endpoint.num_open += 1
         try:
             async with asyncio.timeout(self._timeout):
-                completion = await self._ask(endpoint.url, {"model": self._model, "messages": messages, **sampling})
+                completion = await self._ask(endpoint, {"model": self._model, "messages": messages, **sampling})
             endpoint.rest_seconds = 0.5
             return completion
-        except TimeoutError as error:
-            raise FaultyError(f"no answer within {self._timeout:g} s") from error
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             endpoint.rests_until = time.monotonic() + endpoint.rest_seconds
             endpoint.rest_seconds = min(2 * endpoint.rest_seconds, LONGEST_REST_SECONDS)
             raise FaultyError(f"{endpoint.url}: {type(error).__name__}", blames_server=True) from error
-        except httpx.TransportError as error:
+        except TimeoutError as error:
+            raise FaultyError(f"no answer within {self._timeout:g} s") from error
+        except aiohttp.ClientError as error:
             raise FaultyError(type(error).__name__) from error
         finally:
             endpoint.num_open -= 1
 
-    async def _ask(self, url: str, body: dict[str, Any]) -> Completion:
-        async with self._client.stream("POST", f"{url}/chat/completions", json=body) as response:
+    async def _ask(self, endpoint: _Endpoint, body: dict[str, Any]) -> Completion:
+        asked = self._client.post(
+            f"{endpoint.url}/chat/completions", data=orjson.dumps(body), proxy=endpoint.proxy, allow_redirects=False
+        )
+        async with asked as response:
             content = bytearray()
-            async for piece in response.aiter_bytes():
+            async for piece in response.content.iter_any():
                 content += piece
                 if len(content) > self._max_bytes:
                     raise RefusedError(f"answer over {self._max_bytes} bytes")
-        status = response.status_code
+        status = response.status
         if status in BUSY or status >= 500:
-            waits = response.headers.get("Retry-After", "")
             raise FaultyError(
-                f"status {status}", blames_server=status in BUSY, retry_after=float(waits) if waits.isdigit() else 0.0
+                f"status {status}",
+                blames_server=status in BUSY,
+                retry_after=_seconds(response.headers.get("Retry-After", "")),
             )
-        if status in MISTAKEN:
-            raise ConfigError(f"{url} answers {status}, so URL, model name or key are wrong: {_start(content)}")
+        if status in MISTAKEN or 300 <= status < 400:
+            raise ConfigError(f"{endpoint.url} answers {status}, so URL, model or key are wrong: {_start(content)}")
         if status != 200:
             raise RefusedError(f"status {status}: {_start(content)}")
         return _completion(bytes(content))
 
     async def close(self) -> None:
-        await self._client.aclose()
+        await self._client.close()
+
+
+def _endpoint(url: str) -> _Endpoint:
+    """With the proxy that the environment names for it; this machine itself is reached without one."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(f"--endpoint {url!r} is no URL; write http://host:port/v1")
+    direct = parts.hostname in ("localhost", "127.0.0.1", "::1") or proxy_bypass(parts.hostname)
+    return _Endpoint(url.rstrip("/"), None if direct else getproxies().get(parts.scheme))
+
+
+def _seconds(retry_after: str) -> float:
+    """Of the header Retry-After: a number of seconds, or a date; 0 where it is neither."""
+    if retry_after.isdigit():
+        return float(retry_after)
+    try:
+        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
+    except ValueError:
+        return 0.0
 
 
 def _start(content: bytearray) -> str:

@@ -1,4 +1,4 @@
-"""What a model is asked, as data (<language>.json beside this file), and how its answer falls into two sections."""
+"""What a model is asked, as data (<language>.json beside this file), and how its answer falls into sections."""
 
 import hashlib
 from dataclasses import dataclass
@@ -7,9 +7,19 @@ from pathlib import Path
 import orjson
 
 from data_mixers.errors import ConfigError
+from tools.synthesis.code_examples import code_examples
 
 OWN_PROMPTS = Path(__file__).parent
 Messages = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Sections:
+    """A question, its worked answer, and for code what the program can be run against."""
+
+    question: str
+    answer: str
+    examples: tuple[dict[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -23,7 +33,10 @@ class Prompts:
     """With {focus}, {problem}, {solution} and {text}."""
     focus: dict[str, str]
     """Discipline -> what the problem is to be about."""
+    code_marker: str
+    """The line that begins a code answer's third section, assertions that can be run."""
     code_user: str
+    """As user, and {tests}."""
     code_examples: tuple[tuple[str, str], ...]
     """(problem statement, answer) pairs that are shown before the question."""
 
@@ -50,9 +63,22 @@ class Prompts:
         question, solution = (part.strip(" \t\r\n:：*#") for part in (question, solution))
         return (question, solution) if found and question and solution else None
 
+    def sections(self, discipline: str, answer: str) -> Sections | str:
+        """What an answer says, or what is wrong with it."""
+        if discipline != "code":
+            pair = self.split(answer)
+            return Sections(*pair) if pair is not None else "no two sections"
+        body, found, tests = answer.partition(self.code_marker)
+        pair = self.split(body)
+        if pair is None or not found or self.code_marker in tests:
+            return "no three sections"
+        examples = code_examples(tests.lstrip(" \t\r\n:：*#"), pair[1])
+        return Sections(*pair, tuple(examples)) if examples else "no assertion of the program"
+
     def _user(self, discipline: str, text: str) -> str:
         wording = self.code_user if discipline == "code" else self.user
-        values = {"focus": self.focus.get(discipline, ""), "problem": self.markers[0], "solution": self.markers[1]}
+        values = {"focus": self.focus.get(discipline, ""), "problem": self.markers[0], "solution": self.markers[1],
+                  "tests": self.code_marker}  # fmt: skip
         for name, value in values.items():
             wording = wording.replace(f"{{{name}}}", value)
         return wording.replace("{text}", text)  # last: a snippet may hold braces of its own
@@ -68,9 +94,11 @@ def read_prompts(folder: Path = OWN_PROMPTS) -> dict[str, Prompts]:
             code = content["code"]
             examples = tuple((example["text"], example["answer"]) for example in code["examples"])
             prompts = Prompts(
-                (first, second), content["system"], content["user"], content["focus"], code["user"], examples
-            )
-            if "{text}" not in prompts.user or "{text}" not in prompts.code_user or first == second:
+                (first, second), content["system"], content["user"], content["focus"], code["marker"], code["user"],
+                examples,
+            )  # fmt: skip
+            wordings, marks = (prompts.user, prompts.code_user), {first, second, prompts.code_marker}
+            if any("{text}" not in wording for wording in wordings) or len(marks) < 3:
                 raise ValueError("user and code.user need {text}, the markers must differ")
         except (OSError, orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"prompts {path}: {type(error).__name__}: {error}") from error

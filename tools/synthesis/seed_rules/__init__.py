@@ -33,6 +33,8 @@ class SeedRules:
 
     window: tuple[int, int]
     """Fewest and most units (words; characters of Chinese) of a snippet."""
+    whole_window: tuple[int, int]
+    """Of a problem statement that is taken as it stands."""
     least_keywords: int
     """Different keywords that a page picked by them alone must hold."""
     least_per_hundred: float
@@ -80,6 +82,7 @@ def read_seed_rules(language: str, folder: Path = OWN_RULES) -> SeedRules:
     try:
         content = orjson.loads(path.read_bytes())
         fewest, most = content["window"]
+        fewest_whole, most_whole = content["whole_window"]
         disciplines = content["disciplines"]
         unknown = sorted(set(disciplines) - set(DISCIPLINES))
         if unknown or not 0 < fewest <= most:
@@ -90,6 +93,7 @@ def read_seed_rules(language: str, folder: Path = OWN_RULES) -> SeedRules:
                 topics[topic] = (*topics.get(topic, ()), name)
         return SeedRules(
             window=(fewest, most),
+            whole_window=(fewest_whole, most_whole),
             least_keywords=content["least_keywords"],
             least_per_hundred=content["least_per_hundred"],
             abbreviations=tuple(content["abbreviations"]),

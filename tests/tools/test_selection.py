@@ -1,0 +1,122 @@
+"""The books of `clean` and `decontaminate`: a lost document, too many bad lines or a changed input stop the call."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_mixers.errors import DataError
+from megatron_synE.data import engine_check
+from tests.tools import corpus
+from tools.data import clean as cleaning
+from tools.data import decontaminate as decontamination
+from tools.data import preprocess as preprocessing
+from tools.data.clean import CleanOptions, clean
+from tools.data.decontaminate import DecontaminateOptions, decontaminate
+from tools.data.documents import read_lines
+from tools.data.preprocess import PreprocessOptions, preprocess
+from tools.data.quarantine import bad_lines
+from tools.data.readers import BadRecord, InputTask, plan_tasks
+from tools.data.selection import SelectionTask, gather
+
+
+def items_of(path: Path, count: int) -> list[SelectionTask]:
+    tasks = [InputTask(file_index=0, path=path, kind="jsonl", start=n, stop=n + 1, size_bytes=1) for n in range(count)]
+    return [
+        SelectionTask(task=task, index=n, text_key="text", source_key=None, out=None) for n, task in enumerate(tasks)
+    ]
+
+
+def result(num_documents: int, counts: list[list[Any]], bad: list[tuple[int, str]]) -> dict[str, Any]:
+    return {
+        "num_documents": num_documents, "counts": counts, "text_bytes": {}, "examples": {}, "bad": bad, "num_lines": 9,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kept", "is_whole"), [(3, True), (2, False), (4, False)], ids=["whole", "one lost", "one twice"]
+)
+def test_a_document_that_is_lost_or_counted_twice_stops_the_call(tmp_path: Path, kept: int, is_whole: bool) -> None:
+    results = [
+        result(5, [["web", "", kept], ["web", "too_short", 2]], [(4, "broken JSON")]),
+        result(1, [["web", "", 1]], []),
+    ]
+    items = items_of(tmp_path / "web/a.jsonl", 2)
+    if is_whole:
+        assert gather(items, results).num_read == 7  # 4 kept, 2 dropped, 1 bad
+        return
+    with pytest.raises(DataError, match=r"^7 documents were read, but .*'kept': \d"):
+        gather(items, results)
+
+
+def test_bad_lines_are_named_by_their_line_in_the_file(tmp_path: Path) -> None:
+    """Two pieces of nine lines each: line 2 of the second is line 11 of the file; another file counts from 1."""
+    found = [result(0, [], [(4, "first")]), result(0, [], [(2, "second"), (9, "third")])]
+    items = items_of(tmp_path / "a.jsonl", 2)
+    other = items_of(tmp_path / "b.jsonl", 1)[0]
+    other = SelectionTask(
+        task=InputTask(file_index=1, path=tmp_path / "b.jsonl", kind="jsonl", start=0, stop=1, size_bytes=1),
+        index=2, text_key="text", source_key=None, out=None,
+    )  # fmt: skip
+    report = gather([*items, other], [*found, result(0, [], [(1, "fourth")])])
+    assert [(Path(bad.file).name, bad.line, bad.reason) for bad in report.quarantine] == [
+        ("a.jsonl", 4, "first"), ("a.jsonl", 11, "second"), ("a.jsonl", 18, "third"), ("b.jsonl", 1, "fourth"),
+    ]  # fmt: skip
+
+
+def changing(path: Path, after: Any) -> Any:
+    """A stage's function that also writes the file again, as long and with as many documents as before."""
+
+    def run(*arguments: Any, **options: Any) -> Any:
+        found = after(*arguments, **options)
+        before = path.stat()
+        path.write_bytes(path.read_bytes().swapcase().replace(b"TEXT", b"text"))
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+        return found
+
+    return run
+
+
+def test_an_input_that_changes_in_mid_call_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(engine_check, "NUM_CHECK_STRINGS", 200)
+    tokenizer = corpus.hf_folder(tmp_path / "hf")
+    path = corpus.write_jsonl(tmp_path / "a.jsonl", [f"{n} {'word ' * 60}" for n in range(5)])
+    (tmp_path / "b.jsonl").write_text('{"question": "one of those that nobody asks"}\n')
+    inputs = (str(path),)
+    calls = [
+        (cleaning, "find_near", lambda: clean(CleanOptions(inputs=inputs, out=tmp_path / "clean"))),
+        (
+            decontamination,
+            "run_stage",
+            lambda: decontaminate(
+                DecontaminateOptions(inputs=inputs, benchmarks=(str(tmp_path / "b.jsonl"),), out=tmp_path / "report")
+            ),
+        ),
+        (
+            preprocessing,
+            "run_stage",
+            lambda: preprocess(PreprocessOptions(inputs=inputs, tokenizer=tokenizer, out=tmp_path / "tokens")),
+        ),
+    ]
+    for module, name, call in calls:
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, changing(path, getattr(module, name)))
+            with pytest.raises(DataError, match="has changed since this call began"):
+                call()
+    assert not list(tmp_path.rglob("report.json")) and not list(tmp_path.rglob("manifest.json"))
+
+
+def test_blank_lines_count_in_every_piece_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'\n{"text": "fine"}\n\n[1]\n' + b'{"text": "fine"}\n' * 3 + b"\n{\n")
+    tasks = plan_tasks([path], chunk_bytes=20)
+    assert len(tasks) > 3
+    found = []
+    for task in tasks:
+        lines = list(read_lines(task, text_key="text", on_bytes=lambda _: None))
+        found.append((len(lines), [(line.line, line.reason) for line in lines if isinstance(line, BadRecord)]))
+    assert [(bad.line, bad.reason.split(":")[0]) for bad in bad_lines(tasks, found)] == [
+        (4, "not a JSON object"), (9, "broken JSON"),
+    ]  # fmt: skip
