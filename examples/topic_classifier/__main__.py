@@ -23,6 +23,7 @@ from data_mixers.errors import ConfigError, DataError
 from examples.quickstart.assets import Asset, fetch, licences
 from examples.topic_classifier import chinese, english
 from examples.topic_classifier.given_weights import given_bert
+from examples.topic_classifier.verdict import verdict
 from tools import mix_simulate
 from tools.data.topic_options import ClassifierOptions
 from tools.data.topic_report import read_confusion
@@ -123,12 +124,11 @@ def write_labelled(assets: Path, file: Path) -> None:
         write_atomic(file, content)
 
 
-def beside_each_other(given: Path, scratch: Path | None) -> str:
+def beside_each_other(given: Path, scratch: Path) -> str:
     """Accuracy and F1 of the classifiers and the baselines on the same documents, and who is ahead of whom."""
     results = json.loads(given.read_text("utf-8"))["results"]
     of_name = {"from given weights" if name == "ours" else name: found for name, found in results.items()}
-    if scratch is not None:
-        of_name |= {"from scratch": json.loads(scratch.read_text("utf-8"))["results"]["ours"]}
+    of_name |= {"from scratch": json.loads(scratch.read_text("utf-8"))["results"]["ours"]}
     names = list(of_name)
     lines = ["## Beside each other", ""]
     for language in of_name[names[0]]:
@@ -211,13 +211,16 @@ def train_from_scratch(labelled: Path, out: Path, *, word_steps: int, steps: int
 def write_document(build: Path, document: Path, *, with_scratch: bool) -> None:
     """The reports of the trainings, and the figure."""
     given, scratch = build / "given", build / "scratch"
-    languages = list(json.loads((given / "report.json").read_text("utf-8"))["results"]["ours"])
+    report = json.loads((given / "report.json").read_text("utf-8"))
+    languages = list(report["results"]["ours"])
     table = ["| package | version | licence | used for |", "|---|---|---|---|"]
     table += [f"| {' | '.join(row)} |" for row in licences(build / "assets", ASSETS, LOCK)[:-1]]
     here = Path(__file__).parent
     parts = [
+        "# The topic classifier on real text\n",
+        verdict(report),
         (here / "introduction.md").read_text("utf-8"),
-        beside_each_other(given / "report.json", scratch / "report.json" if with_scratch else None),
+        *([beside_each_other(given / "report.json", scratch / "report.json")] if with_scratch else []),
         "# From given weights, and the two baselines\n",
         (given / "report.md").read_text("utf-8"),
         f"## Confusion\n\n![Share of each true topic that got each label]({FIGURE})\n",

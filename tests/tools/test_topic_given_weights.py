@@ -115,7 +115,11 @@ def test_the_saved_classifier_gives_the_logits_of_the_way_that_was_chosen(
         given = [classifier.labels[int(classifier.model(torch.tensor([row]), None).argmax())] for row in ids]
     right = sum(label == row["topic"] for label, row in zip(given, rows, strict=True))
     assert report.languages["ours"]["zh"].accuracy == pytest.approx(right / len(rows))
-    assert "## Ways of training" in (tmp_path / "out/report.md").read_text()
+    chosen = next(way for way in report.ways if way.is_chosen)
+    of_test = {language: found.macro_f1 for language, found in report.languages["ours"].items()}
+    assert chosen.test == pytest.approx(of_test)
+    assert set(report.ways[0].test) == {"en", "zh"}  # the head alone is there anyway
+    assert "| fine-tuned" in (tmp_path / "out/report.md").read_text().split("## Ways of training")[1]
 
 
 def test_a_call_that_broke_off_goes_on_from_its_last_step_to_the_same_classifier(

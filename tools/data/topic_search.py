@@ -49,14 +49,25 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Encoded:
+    """An encoder and what it says."""
+
+    weights: Tensors
+    """Those that training changed."""
+    features: Mapping[str, Vectors]
+    """documents, test: as _features says."""
+
+
+@dataclass(frozen=True)
 class Searched:
-    """Logits of the held documents by way of training, and of the test by the way that the trials chose."""
+    """Logits of the held documents and of the test by way of training, and what the trials chose."""
 
     held: Mapping[str, Logits]
     """Trial after trial."""
-    test: Logits
+    test: Mapping[str, Logits]
+    """Of the ways that were trained on everything: the chosen one, and the head alone, which costs nothing more."""
     penalties: Mapping[str, float]
-    """Of the head."""
+    """Of the heads that were fitted on features."""
     way: str
     model: TopicClassifier
 
@@ -71,31 +82,26 @@ def search(learner: Learner, plan: Plan, kept: Kept) -> Searched:
 
     Cost: a training a trial, and one more if fine-tuning is chosen and no trial learnt from all documents.
     """
-    of_trials: dict[str, list[Vectors]] = {}
+    given = _features(learner, plan, kept, "given", {}) if HEAD_ALONE in learner.ways else {}
+    of_trials: dict[str, list[Encoded]] = {}
     penalties: dict[str, float] = {}
-    if HEAD_ALONE in learner.ways:
-        given = _features(learner, plan, kept, "given", {})
-        of_trials[HEAD_ALONE] = [given["documents"]] * len(plan.trials)
+    if given:
+        of_trials[HEAD_ALONE] = [Encoded({}, given)] * len(plan.trials)
         penalties[HEAD_ALONE] = _best_penalty(learner, plan, of_trials[HEAD_ALONE])
 
-    def encoder(train: Sequence[int], step: str) -> Tensors:
-        head = None
-        if HEAD_ALONE in learner.ways:
-            head = head_of(learner, given["documents"], train, penalty=penalties[HEAD_ALONE])
-        return tuned(learner, train, step, kept, head=head, teacher=plan.teacher)
+    def encoded(train: Sequence[int], step: str, trial: Trial | None) -> Encoded:
+        head = head_of(learner, given["documents"], train, penalty=penalties[HEAD_ALONE]) if given else None
+        weights = tuned(learner, train, step, kept, head=head, teacher=plan.teacher)
+        return Encoded(weights, _features(learner, plan, kept, step, weights, trial))
 
     if FINE_TUNED in learner.ways:
-        of_trials[FINE_TUNED] = [
-            _features(learner, plan, kept, f"trial-{number}", encoder(trial.train, f"trial-{number}"), trial)[
-                "documents"
-            ]
-            for number, trial in enumerate(plan.trials)
-        ]
-        penalties[FINE_TUNED] = _best_penalty(learner, plan, of_trials[FINE_TUNED])
+        of_trials[FINE_TUNED] = [encoded(trial.train, f"trial-{n}", trial) for n, trial in enumerate(plan.trials)]
+        if learner.is_head_refitted:
+            penalties[FINE_TUNED] = _best_penalty(learner, plan, of_trials[FINE_TUNED])
     held = {
         way: [
-            _held(learner, trial, features, penalties[way])
-            for trial, features in zip(plan.trials, of_trials[way], strict=True)
+            _held(learner, trial, found, penalties.get(way))
+            for trial, found in zip(plan.trials, of_trials[way], strict=True)
         ]
         for way in learner.ways
     }
@@ -104,12 +110,18 @@ def search(learner: Learner, plan: Plan, kept: Kept) -> Searched:
         return [learner.labels[index] for index in held[way][number].argmax(axis=1)]
 
     way = best_of(learner.ways, learner.documents, plan.trials, label, learner.labels)
-    step = "trial-0" if plan.is_trained_in_trial else "final"
-    after = encoder(plan.train, step) if way == FINE_TUNED else {}
-    found = _features(learner, plan, kept, step, after) if way == FINE_TUNED else given
-    head = head_of(learner, found["documents"], plan.train, penalty=penalties[way])
-    of_held = {each: np.concatenate(logits) for each, logits in held.items()}
-    return Searched(of_held, logits_by(head, found["test"]), penalties, way, model_of(learner, after, head))
+    finals = {HEAD_ALONE: Encoded({}, given)} if given else {}
+    if way == FINE_TUNED:
+        in_trial = plan.is_trained_in_trial
+        finals[FINE_TUNED] = of_trials[FINE_TUNED][0] if in_trial else encoded(plan.train, "final", None)
+    heads = {each: _head(learner, plan.train, found, penalties.get(each)) for each, found in finals.items()}
+    return Searched(
+        {each: np.concatenate(logits) for each, logits in held.items()},
+        {each: logits_by(heads[each], found.features["test"]) for each, found in finals.items()},
+        penalties,
+        way,
+        model_of(learner, finals[way].weights, heads[way]),
+    )
 
 
 def _features(
@@ -140,13 +152,20 @@ def _of_rows(learner: Learner, weights: Tensors, rows: Sequence[list[int]]) -> T
     return {"features": features_of(learner, weights, rows)}
 
 
-def _best_penalty(learner: Learner, plan: Plan, features: Sequence[Vectors]) -> float:
+def _best_penalty(learner: Learner, plan: Plan, found: Sequence[Encoded]) -> float:
     def label(penalty: float, number: int) -> list[str]:
-        logits = _held(learner, plan.trials[number], features[number], penalty)
+        logits = _held(learner, plan.trials[number], found[number], penalty)
         return [learner.labels[index] for index in logits.argmax(axis=1)]
 
     return best_of(PENALTIES, learner.documents, plan.trials, label, learner.labels)
 
 
-def _held(learner: Learner, trial: Trial, features: Vectors, penalty: float) -> Logits:
-    return logits_by(head_of(learner, features, trial.train, penalty=penalty), features[trial.held])
+def _head(learner: Learner, train: Sequence[int], found: Encoded, penalty: float | None) -> Tensors:
+    """Fitted on the features; without a penalty the one that was trained along."""
+    if penalty is None:
+        return {name: weight for name, weight in found.weights.items() if name.startswith("head.")}
+    return head_of(learner, found.features["documents"], train, penalty=penalty)
+
+
+def _held(learner: Learner, trial: Trial, found: Encoded, penalty: float | None) -> Logits:
+    return logits_by(_head(learner, trial.train, found, penalty), found.features["documents"][trial.held])

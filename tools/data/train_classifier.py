@@ -80,7 +80,7 @@ def _train(options: ClassifierOptions, topics: Topics, left_out: Mapping[str, in
     held = held_documents(learner, plan)
     confidence = confidence_of(
         {"held": held, "test": split.test},
-        {"held": searched.held[searched.way], "test": searched.test},
+        {"held": searched.held[searched.way], "test": searched.test[searched.way]},
         learner.labels, accuracy=options.accuracy,
     )  # fmt: skip
     trained = Trained(
@@ -88,7 +88,7 @@ def _train(options: ClassifierOptions, topics: Topics, left_out: Mapping[str, in
         options.max_length,
     )  # fmt: skip
     baselines, not_measured = _timed(seconds, "baselines", lambda: _baselines(learner, plan, split, vectors, kept))
-    given = {OURS: _labels(learner, searched.test)} | baselines
+    given = {OURS: _labels(learner, searched.test[searched.way])} | baselines
     report = Report(
         settings=_settings(options, trained, searched),
         split=_described(options, split),
@@ -97,7 +97,7 @@ def _train(options: ClassifierOptions, topics: Topics, left_out: Mapping[str, in
         languages={name: _scores(split.test, labels, learner.labels, "language") for name, labels in given.items()},
         sources={name: _scores(split.test, labels, learner.labels, "source") for name, labels in given.items()},
         not_measured=not_measured,
-        ways=_ways(learner, held, searched),
+        ways=_ways(learner, held, split.test, searched),
         held=score([d.topic for d in held], _labels(learner, searched.held[searched.way]), topics=learner.labels),
         confidence=confidence,
         seconds=seconds,
@@ -182,7 +182,7 @@ def _settings(options: ClassifierOptions, trained: Trained, searched: Searched) 
         "init": None if options.init is None else options.init.name,
         "word_embeddings": "learnt" if options.init is None else "as given",
         "way": searched.way,
-        "head_penalty": searched.penalties[searched.way],
+        "head_penalty": searched.penalties.get(searched.way),
         "folds": options.folds,
         "threshold_accuracy": options.accuracy,
     }
@@ -192,9 +192,17 @@ def _labels(learner: Learner, logits: Logits) -> list[str]:
     return [learner.labels[index] for index in logits.argmax(axis=1)]
 
 
-def _ways(learner: Learner, held: Sequence[Labelled], searched: Searched) -> list[Way]:
+def _ways(learner: Learner, held: Sequence[Labelled], test: Sequence[Labelled], searched: Searched) -> list[Way]:
+    def by_language(documents: Sequence[Labelled], logits: Logits) -> dict[str, float]:
+        return macro_f1_by_language(documents, _labels(learner, logits), learner.labels)
+
     return [
-        Way(way, way == searched.way, macro_f1_by_language(held, _labels(learner, logits), learner.labels))
+        Way(
+            way,
+            way == searched.way,
+            by_language(held, logits),
+            by_language(test, searched.test[way]) if way in searched.test else {},
+        )
         for way, logits in searched.held.items()
     ]
 
