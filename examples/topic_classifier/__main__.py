@@ -216,8 +216,12 @@ def write_document(build: Path, document: Path, *, with_scratch: bool) -> None:
     table = ["| package | version | licence | used for |", "|---|---|---|---|"]
     table += [f"| {' | '.join(row)} |" for row in licences(build / "assets", ASSETS, LOCK)[:-1]]
     here = Path(__file__).parent
+    is_head_alone = report["settings"]["steps"] == 0
+    command = ["python -m examples.topic_classifier", *(["--fine-tune-steps 0"] if is_head_alone else [])]
+    command += ["--scratch"] if with_scratch else []
+    origin = f"Written by `{' '.join(command)}`." + (" Fine-tuning was not tried here." if is_head_alone else "")
     parts = [
-        "# The topic classifier on real text\n",
+        f"# The topic classifier on real text\n\n{origin}\n",
         verdict(report),
         (here / "introduction.md").read_text("utf-8"),
         *([beside_each_other(given / "report.json", scratch / "report.json")] if with_scratch else []),

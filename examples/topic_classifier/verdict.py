@@ -39,9 +39,9 @@ def verdict(report: Mapping[str, Any]) -> str:
         )
         lines += [
             "",
-            f"Held training sources promise too much ({promised}): they are of the same kind as the sources that were "
-            "learnt from (dictionaries, word lists, manuals, exams), and what is chosen on them need not be best "
-            "on text of another kind.",
+            f"Held training sources promise too much ({promised}), over the topics that they have: they are of the "
+            "same kind as the sources that were learnt from (dictionaries, word lists, manuals, exams), and what is "
+            "chosen on them need not be best on text of another kind.",
         ]
     better = [
         f"{language}: {way['way']} {way['test'][language]:.3f}, chosen {chosen['test'][language]:.3f}"
