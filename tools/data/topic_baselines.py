@@ -1,21 +1,21 @@
 """What the classifier has to beat: fastText, and logistic regression on a frozen sentence encoder."""
 
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
+from tools.data.kept import Kept, Tensors
 from tools.data.progress import LiveProgress
+from tools.data.topic_head import Vectors, fit_linear, logits_of
 from tools.data.topic_labels import Labelled
-from tools.data.topic_metrics import score
+from tools.data.topic_trials import Trial, best_of
 
 ENCODER_CHARACTERS = 300  # ours: the time of the encoder grows with the text; 300 characters hold some sentences
-FASTTEXT_RATES = (0.1, 0.3, 1.0)  # tried, the best on dev is taken
+FASTTEXT_RATES = (0.1, 0.3, 1.0)  # tried in the trials, like these
 PENALTIES = (0.0, 1e-5, 1e-4, 1e-3)
 MISSING = "the package {} is not installed (pip install 'megatron-synE[data]')"
 
@@ -43,74 +43,63 @@ def frozen_encoder() -> Callable[[Sequence[str]], NDArray[np.float32]] | str:
 
 
 def logistic_regression(
-    vectors: dict[str, NDArray[np.float32]], parts: dict[str, Sequence[Labelled]], labels: Sequence[str]
+    vectors: Vectors,
+    documents: Sequence[Labelled],
+    trials: Sequence[Trial],
+    train: Sequence[int],
+    test_vectors: Vectors,
+    labels: Sequence[str],
 ) -> list[str]:
-    """Topics of the test. vectors, parts: train, dev, test. Topics are weighted alike; the penalty is chosen on dev."""
-    truth = torch.tensor([list(labels).index(d.topic) for d in parts["train"]])
-    counts = Counter(truth.tolist())
-    weights = torch.tensor(
-        [len(truth) / len(counts) / counts[index] if index in counts else 0.0 for index in range(len(labels))]
-    )
-    best: tuple[float, list[str]] = (-1.0, [])
-    for penalty in PENALTIES:
-        layer = _fitted(torch.from_numpy(vectors["train"]), truth, weights, penalty=penalty)
-        predicted = {part: _most_likely(layer, vectors[part], labels) for part in ("dev", "test")}
-        dev = score([d.topic for d in parts["dev"]], predicted["dev"], topics=labels).macro_f1
-        if dev > best[0]:
-            best = (dev, predicted["test"])
-    return best[1]
+    """Topics of the test, the penalty chosen in the trials. train: documents to learn from at last."""
+
+    def by_vectors(penalty: float, places: Sequence[int], asked: Vectors) -> list[str]:
+        truth = [labels.index(documents[place].topic) for place in places]
+        layer = fit_linear(vectors[list(places)], truth, num_topics=len(labels), penalty=penalty)
+        return [labels[index] for index in logits_of(layer, asked).argmax(axis=1)]
+
+    def label(penalty: float, number: int) -> list[str]:
+        return by_vectors(penalty, trials[number].train, vectors[trials[number].held])
+
+    return by_vectors(best_of(PENALTIES, documents, trials, label, labels), train, test_vectors)
 
 
-def _fitted(vectors: torch.Tensor, truth: torch.Tensor, weights: torch.Tensor, *, penalty: float) -> nn.Linear:
-    layer = nn.Linear(vectors.shape[1], len(weights))
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=200, line_search_fn="strong_wolfe")
-
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        loss: torch.Tensor = nn.functional.cross_entropy(layer(vectors), truth, weight=weights)
-        loss = loss + penalty * layer.weight.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
-
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
-    return layer
-
-
-@torch.inference_mode()
-def _most_likely(layer: nn.Linear, vectors: NDArray[np.float32], labels: Sequence[str]) -> list[str]:
-    best: list[int] = layer(torch.from_numpy(vectors)).argmax(dim=1).tolist()
-    return [labels[index] for index in best]
-
-
-def fasttext(parts: dict[str, Sequence[Labelled]], texts: Callable[[Labelled], str]) -> list[str] | str:
+def fasttext(
+    documents: Sequence[Labelled],
+    trials: Sequence[Trial],
+    train: Sequence[int],
+    test: Sequence[Labelled],
+    labels: Sequence[str],
+    as_words: Callable[[Labelled], str],
+    kept: Kept,
+) -> list[str] | str:
     """Topics of the test by fastText (its own code, as floret packages it), or why it is not there.
 
-    Words and pairs of words, 25 epochs, one thread (so that the result is fixed); the rate is chosen on dev.
-    texts: a document as words with blanks between; Chinese characters are words.
+    Words and pairs of words, 25 epochs, one thread (so that the result is fixed); the rate is chosen in the trials.
+    as_words: a document as words with blanks between; Chinese characters are words.
     """
     try:
         import floret
     except ImportError:
         return MISSING.format("floret")
-    labels = sorted({d.topic for d in parts["train"]})
-    lines = {part: [" ".join(texts(d).split()) for d in parts[part]] for part in parts}
-    best: tuple[float, list[str]] = (-1.0, [])
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "train.txt"
-        rows = [f"__label__{d.topic} {line}\n" for d, line in zip(parts["train"], lines["train"], strict=True)]
-        file.write_text("".join(rows), encoding="utf-8")
-        for rate in FASTTEXT_RATES:
-            model = floret.train_supervised(
-                str(file), lr=rate, epoch=25, wordNgrams=2, minCount=2, dim=100, bucket=200_000, thread=1, verbose=0
-            )
-            predicted = {
-                part: [labels_of[0].removeprefix("__label__") for labels_of in model.predict(lines[part])[0]]
-                for part in ("dev", "test")
-            }
-            known = sorted({*labels, *(d.topic for d in parts["dev"])})
-            dev = score([d.topic for d in parts["dev"]], predicted["dev"], topics=known).macro_f1
-            if dev > best[0]:
-                best = (dev, predicted["test"])
-    return best[1]
+    lines = [" ".join(as_words(document).split()) for document in documents]
+
+    def by_words(step: str, rate: float, places: Sequence[int], asked: Sequence[str]) -> list[str]:
+        def made() -> Tensors:
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder) / "train.txt"
+                rows = [f"__label__{documents[place].topic} {lines[place]}\n" for place in places]
+                file.write_text("".join(rows), encoding="utf-8")
+                model = floret.train_supervised(
+                    str(file), lr=rate, epoch=25, wordNgrams=2, minCount=2, dim=100, bucket=200_000, thread=1, verbose=0
+                )
+            given = [found[0].removeprefix("__label__") for found in model.predict(list(asked))[0]]
+            return {"labels": torch.tensor([labels.index(label) for label in given], dtype=torch.long)}
+
+        return [labels[index] for index in kept.tensors(f"fasttext-{step}", made)["labels"].tolist()]
+
+    def label(rate: float, number: int) -> list[str]:
+        trial = trials[number]
+        return by_words(f"{number}-{rate}", rate, trial.train, [lines[place] for place in trial.held])
+
+    rate = best_of(FASTTEXT_RATES, documents, trials, label, labels)
+    return by_words("test", rate, train, [" ".join(as_words(document).split()) for document in test])

@@ -15,6 +15,9 @@ from tools.data.readers import BadRecord, find_inputs, plan_tasks
 OTHERS = "others"
 """The topic of what no other topic fits, and of every document whose label is not confident enough."""
 
+DEV_SHARE = 0.1
+"""Of the training documents, where no dev source is named (ours)."""
+
 Topics = Mapping[str, Mapping[str, str]]
 """Language -> topic -> title."""
 
@@ -108,14 +111,15 @@ def split_by_source(
     *,
     test_sources: Sequence[str] = (),
     dev_sources: Sequence[str] = (),
-    dev_share: float = 0.1,
+    dev_share: float = DEV_SHARE,
     seed: int = 0,
 ) -> Split:
     """Whole sources go to the test: a model that only knows a source's style fails there.
 
     test_sources: default: small sources first, each source that leaves every topic of its own at least one training
     source and gives a topic its first test.
-    dev: documents of dev_sources, or, without any, a share of the training documents by the hash of their id.
+    dev: documents of dev_sources, or, without any, a share of the training documents by the hash of their id; a share
+    of 0: none.
     Errors: ConfigError for a source that is not there, or if nothing is left to train, develop or test on; DataError
     if there is only one topic.
     """
@@ -151,7 +155,7 @@ def split_by_source(
             seen.add(_key(document))
             test.append(document)
     untested = _untested(documents, kinds, {(d.language, d.topic) for d in test}, learned)
-    if not train or not dev or len({d.topic for d in train}) < 2:
+    if not train or not (dev or dev_share == 0) or len({d.topic for d in train}) < 2:
         raise ConfigError(
             f"{len(train)} documents of {len({d.topic for d in train})} topics are left to train on and {len(dev)} to "
             "develop on; name fewer --test-source and --dev-source, or label more"

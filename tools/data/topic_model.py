@@ -7,7 +7,7 @@ The first max_length tokens of a document are read.
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,11 +185,24 @@ def padded(rows: Sequence[list[int]], *, pad_id: int = 0) -> tuple[Tensor, Tenso
 def predict_logits(model: TopicClassifier, rows: Sequence[list[int]], *, device: str = "cpu") -> Tensor:
     """Logits of tokenised documents: [documents, topics], on the CPU, in the order of the rows."""
     model.eval()
-    logits = torch.empty(len(rows), model.head.out_features)
+    return _in_batches(model, rows, width=model.head.out_features, device=device)
+
+
+@torch.inference_mode()
+def predict_features(model: TopicClassifier, rows: Sequence[list[int]], *, device: str = "cpu") -> Tensor:
+    """What the head sees of tokenised documents: [documents, h], on the CPU, in the order of the rows."""
+    model.eval()
+    return _in_batches(model.features, rows, width=model.head.in_features, device=device)
+
+
+def _in_batches(
+    forward: Callable[[Tensor, Tensor | None], Tensor], rows: Sequence[list[int]], *, width: int, device: str
+) -> Tensor:
+    found = torch.empty(len(rows), width)
     for batch in batches_by_length([len(row) for row in rows], batch_tokens=BATCH_TOKENS[device]):
         ids, mask = padded([rows[index] for index in batch])
-        logits[batch] = model(ids.to(device), None if mask is None else mask.to(device)).float().cpu()
-    return logits
+        found[batch] = forward(ids.to(device), None if mask is None else mask.to(device)).float().cpu()
+    return found
 
 
 def save_classifier(trained: Trained, folder: Path) -> None:

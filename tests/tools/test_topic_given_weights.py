@@ -1,0 +1,210 @@
+"""A classifier on given weights: the head alone, fine-tuning, the mix of both, and how the trials choose."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+from data_mixers.errors import ConfigError
+from tests.tools.topic_corpus import documents, write
+from tools.cli import main
+from tools.data import topic_learner
+from tools.data.kept import Kept
+from tools.data.topic_head import fit_head, language_directions, logits_of
+from tools.data.topic_labels import read_labelled, read_topics
+from tools.data.topic_learner import Learner, features_of, head_of, model_of, new_learner, new_model, tuned
+from tools.data.topic_model import SPECIAL_TOKENS, load_classifier, tokenise, train_tokenizer
+from tools.data.topic_options import ClassifierOptions
+from tools.data.topic_training import TrainingOptions
+from tools.data.train_classifier import train_classifier
+
+WORDS = "encoder.embeddings.word_embeddings.weight"
+QUERY = "encoder.encoder.layer.0.attention.self.query.weight"
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rows = documents(sources=("first", "second", "third"), count=20)
+    return write(tmp_path_factory.mktemp("labelled") / "rows.jsonl", rows)
+
+
+@pytest.fixture(scope="module")
+def bert(labelled: Path) -> Path:
+    """A BERT of three layers with random weights, as transformers saves it."""
+    folder = labelled.parent / "bert"
+    texts = [json.loads(line)["text"] for line in labelled.read_text().splitlines()]
+    tokenizer = train_tokenizer(texts, vocab_size=300, max_length=48)
+    config = BertConfig(
+        vocab_size=tokenizer.get_vocab_size(), hidden_size=48, num_hidden_layers=3, num_attention_heads=4,
+        intermediate_size=96, max_position_embeddings=64, num_labels=3,
+    )  # fmt: skip
+    torch.manual_seed(3)
+    BertForSequenceClassification(config).save_pretrained(folder)
+    vocabulary = [token for token, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])]
+    assert tuple(vocabulary[:5]) == SPECIAL_TOKENS
+    (labelled.parent / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
+    BertTokenizerFast(str(labelled.parent / "vocab.txt")).save_pretrained(folder)
+    return folder
+
+
+def options(labelled: Path, bert: Path, out: Path, **changes: Any) -> ClassifierOptions:
+    training = TrainingOptions(steps=2, batch_documents=8, train_length=24, learning_rate=1e-3)
+    given: dict[str, Any] = {
+        "training": training, "max_length": 48, "baselines": False, "init": bert, "init_layers": 2,
+        "test_sources": ("third",), "folds": 2,
+    }  # fmt: skip
+    return ClassifierOptions(inputs=(str(labelled),), out=out, **(given | changes))
+
+
+def learner_of(asked: ClassifierOptions) -> Learner:
+    found = read_labelled(
+        asked.inputs, topics=read_topics(None), text_key="text", topic_key="topic", source_key="source",
+        language_key="language",
+    )  # fmt: skip
+    return new_learner(asked, found.documents, ("law_and_policy", "medicine_and_health", "others"))
+
+
+def test_with_a_frozen_encoder_the_given_weights_are_the_ones_that_are_saved(
+    labelled: Path, bert: Path, tmp_path: Path
+) -> None:
+    report = train_classifier(options(labelled, bert, tmp_path / "out", freeze_encoder=True))
+    saved, given = load_file(tmp_path / "out/model.safetensors"), load_file(bert / "model.safetensors")
+    for name, tensor in given.items():
+        if name.startswith("bert.encoder.layer.2."):
+            assert name.replace("bert.", "encoder.", 1) not in saved
+        elif name.startswith("bert.") and "pooler" not in name:
+            assert torch.equal(saved[name.replace("bert.", "encoder.", 1)], tensor)
+    assert report.settings["way"] == "head alone" and [way.title for way in report.ways] == ["head alone"]
+    assert report.languages["ours"]["en"].macro_f1 > 0.8  # a few words tell the topics apart, even at random weights
+    assert report.split["sources held in trial 1"] == "first"
+    assert not (tmp_path / "out.work").exists()
+
+
+def test_fine_tuning_leaves_words_alone(labelled: Path, bert: Path, tmp_path: Path) -> None:
+    learner = learner_of(options(labelled, bert, tmp_path))
+    features = features_of(learner, {}, learner.rows).numpy()
+    everything = list(range(len(learner.documents)))
+    head = head_of(learner, features, everything, penalty=0.01)
+    after = tuned(learner, everything, "final", Kept(tmp_path / "kept", ""), head=head, teacher=None)
+    given = new_model(learner).state_dict()
+    assert WORDS not in after and not torch.equal(after[QUERY], given[QUERY])
+    model = model_of(learner, after, head)
+    assert torch.equal(model.state_dict()[QUERY], after[QUERY]) and torch.equal(model.state_dict()[WORDS], given[WORDS])
+
+
+def test_the_saved_classifier_gives_the_logits_of_the_way_that_was_chosen(
+    labelled: Path, bert: Path, tmp_path: Path
+) -> None:
+    """report.json's confusion of the test worked out again with the folder that was written."""
+    report = train_classifier(options(labelled, bert, tmp_path / "out"))
+    assert [way.title for way in report.ways] == ["head alone", "fine-tuned"] and sum(
+        way.is_chosen for way in report.ways
+    ) == 1
+    means = [sum(way.held.values()) / len(way.held) for way in report.ways]
+    assert max(means) == means[[way.is_chosen for way in report.ways].index(True)]
+    classifier = load_classifier(tmp_path / "out")
+    rows = [json.loads(line) for line in labelled.read_text().splitlines()]
+    rows = [row for row in rows if row["source"] == "third" and row["language"] == "zh"]
+    ids = tokenise(classifier.tokenizer, [row["text"] for row in rows], max_length=48)
+    with torch.inference_mode():
+        given = [classifier.labels[int(classifier.model(torch.tensor([row]), None).argmax())] for row in ids]
+    right = sum(label == row["topic"] for label, row in zip(given, rows, strict=True))
+    assert report.languages["ours"]["zh"].accuracy == pytest.approx(right / len(rows))
+    chosen = next(way for way in report.ways if way.is_chosen)
+    of_test = {language: found.macro_f1 for language, found in report.languages["ours"].items()}
+    assert chosen.test == pytest.approx(of_test)
+    assert set(report.ways[0].test) == {"en", "zh"}  # the head alone is there anyway
+    assert "| fine-tuned" in (tmp_path / "out/report.md").read_text().split("## Ways of training")[1]
+
+
+def test_a_call_that_broke_off_goes_on_from_its_last_step_to_the_same_classifier(
+    labelled: Path, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_classifier(options(labelled, bert, tmp_path / "straight"))
+    trainings: list[int] = []
+    whole = vars(topic_learner)["train"]
+
+    def breaking(model: Any, tokenizer: Any, chosen: Any, *rest: Any, **given: Any) -> None:
+        trainings.append(len(chosen))
+        if len(trainings) == 2:
+            raise KeyboardInterrupt
+        whole(model, tokenizer, chosen, *rest, **given)
+
+    monkeypatch.setattr(topic_learner, "train", breaking)
+    with pytest.raises(KeyboardInterrupt):
+        train_classifier(options(labelled, bert, tmp_path / "broken"))
+    assert not (tmp_path / "broken").exists()
+    train_classifier(options(labelled, bert, tmp_path / "broken"))
+    assert len(trainings) == 4  # two, the second broke off; the second again and the final one
+    for name in ("model.safetensors", "classifier.json", "confusion.csv"):
+        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
+
+
+def test_what_one_language_has_learnt_of_a_topic_holds_for_the_other() -> None:
+    """Two topics on one axis, the languages far apart on another; zh has documents of one topic alone."""
+    random = np.random.default_rng(0)
+    topic = np.array([0] * 40 + [1] * 40 + [0] * 40)
+    languages = ["en"] * 80 + ["zh"] * 40
+    vectors = random.normal(0, 0.3, (120, 6)).astype(np.float32)
+    vectors[:, 0] += 2 * topic
+    vectors[80:, 1] += 5
+    of_zh = random.normal(0, 0.3, (50, 6)).astype(np.float32)
+    of_zh[:, 0] += 2  # the topic that zh has no document of
+    of_zh[:, 1] += 5
+    layer = fit_head(vectors, topic.tolist(), languages, num_topics=2, penalty=0.01)
+    assert (logits_of(layer, of_zh).argmax(axis=1) == 1).mean() == 1.0
+    means = [vectors[:80].mean(axis=0), vectors[80:].mean(axis=0)]
+    (direction,) = language_directions(vectors, languages)
+    assert direction @ direction == pytest.approx(1.0, abs=1e-5)
+    assert abs(direction @ (means[1] - means[0])) == pytest.approx(float(np.linalg.norm(means[1] - means[0])), rel=1e-5)
+    assert language_directions(vectors[:80], languages[:80]).shape == (0, 6)  # one language: nothing to remove
+
+
+def test_the_head_is_the_minimum_that_a_plain_descent_finds() -> None:
+    """The folded layer against gradient descent on standardised vectors, one language."""
+    random = np.random.default_rng(1)
+    vectors = random.normal(3, [1, 5, 0.2], (60, 3)).astype(np.float32)
+    truth = (vectors @ np.array([1, 0.2, -3]) + random.normal(0, 1, 60) > 3).astype(int).tolist()
+    layer = fit_head(vectors, truth, ["en"] * 60, num_topics=2, penalty=0.01)
+    given = torch.from_numpy((vectors - vectors.mean(axis=0)) / vectors.std(axis=0))
+    weight, bias = torch.zeros(2, 3, requires_grad=True), torch.zeros(2, requires_grad=True)
+    share = torch.tensor([1 / 2 / truth.count(label) for label in truth])
+    for _ in range(4000):
+        log_probabilities = (given @ weight.T + bias).log_softmax(dim=1)
+        loss = -(log_probabilities[torch.arange(60), torch.tensor(truth)] * share).sum() + 0.01 * (weight**2).sum()
+        by_weight, by_bias = torch.autograd.grad(loss, [weight, bias])
+        with torch.no_grad():
+            weight -= by_weight
+            bias -= by_bias
+    wanted = (given @ weight.T + bias).softmax(dim=1).detach().numpy()
+    found = torch.from_numpy(logits_of(layer, vectors)).softmax(dim=1).numpy()
+    assert found == pytest.approx(wanted, abs=2e-3)
+
+
+def test_what_contradicts_itself_is_refused(labelled: Path, bert: Path, tmp_path: Path) -> None:
+    for message, changes in (
+        ("--freeze-encoder keeps given weights", {"init": None, "init_layers": None, "freeze_encoder": True}),
+        ("which --freeze-encoder keeps", {"freeze_encoder": True, "teacher": "usem3"}),
+        ("--folds 1", {"folds": 1}),
+        ("drop --dev-source", {"dev_sources": ("first",)}),
+        ("--folds 3 needs as many training sources; there are 2: first, second", {"folds": 3}),
+        (r"--init-layers 4: .* has 3 layers", {"init_layers": 4}),
+        ("no BERT folder", {"init": tmp_path / "nothing"}),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            train_classifier(options(labelled, bert, tmp_path / "out", **changes))
+        assert not (tmp_path / "out").exists()
+
+
+def test_the_command_names_the_option_that_is_missing(
+    labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["data", "train-classifier", "--input", str(labelled), "--out", str(tmp_path / "out"), "--freeze-encoder"]
+    assert main(asked) == 2
+    said = capsys.readouterr().err
+    assert "name them with --init" in said and "Traceback" not in said
