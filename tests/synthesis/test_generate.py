@@ -124,6 +124,7 @@ def test_a_line_that_was_cut_off_is_asked_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_an_answer_is_two_sections_or_none(language: str) -> None:
     prompts = read_prompts()[language]
+    assert prompts.markers is not None
     first, second = prompts.markers
     assert prompts.split(f"{first}\nQ?\n{second}\nA.") == ("Q?", "A.")
     assert prompts.split(f"Sure!\n**{first}**\nQ?\n\n**{second}:**\nA.") == ("Q?", "A.")
