@@ -58,6 +58,9 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -92,7 +95,7 @@ def run(arm: Arm, out: Path, tokens: int | None) -> None:
     timed_scores(adapted, held_out, out / f"scores_{arm}.json")
 
     arms = {ARMS[a]: load_scores(out / f"scores_{a}.json") for a in ARMS if (out / f"scores_{a}.json").exists()}
-    kinds = {
+    kinds: dict[str, str] = {
         set_name(out / "text" / entry.path): entry.held_out or "documents" for entry in report.of_role("validation")
     }
     # Narrower, and set names break over lines.

@@ -13,6 +13,7 @@ from data_mixers.errors import DataError
 from data_mixers.manifest import read_manifest
 from examples.quickstart.score import SetScore, score_hf, set_name
 from megatron_synE.runtime.cpu_features import cpu_has_bf16
+from megatron_synE.runtime.launch import die_with_parent
 from tools.data.preprocess import PreprocessOptions, preprocess
 
 SEQ_LENGTH = 512
@@ -109,7 +110,8 @@ def syne(*arguments: object, allowed: tuple[int, ...] = (0,)) -> int:
     """The exit code of one `syne` command, shown as typed. Errors: DataError if it is not one of `allowed`."""
     words = [str(argument) for argument in arguments]
     print("$ syne " + shlex.join(words), flush=True)
-    done = subprocess.run([sys.executable, "-m", "tools", *words], check=False)
+    # A command that outlived a killed example would hold its folder, and the same call could not go on.
+    done = subprocess.run([sys.executable, "-m", "tools", *words], check=False, preexec_fn=die_with_parent)
     if done.returncode not in allowed:
         raise DataError(f"syne {words[0]} ended with exit code {done.returncode}; its message stands above")
     return done.returncode

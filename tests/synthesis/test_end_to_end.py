@@ -131,8 +131,8 @@ def test_two_hundred_seeds_of_real_pages_and_what_they_cost(tmp_path: Path, caps
     prompts = tmp_path / "prompts"
     shutil.copytree(PROMPTS, prompts)
     shutil.copy(PROMPTS / "en.json", prompts / "zh.json")  # it writes hardly any Chinese, but it must be asked
-    seconds = generate_with_interruptions(seeds, tmp_path / "qa", prompts, parallel=4, max_tokens=128)
-    report = check_answers(seeds, tmp_path / "qa", max_tokens=128)
+    seconds = generate_with_interruptions(seeds, tmp_path / "qa", prompts, parallel=4, max_tokens=96)
+    report = check_answers(seeds, tmp_path / "qa", max_tokens=96)
     checked = check(CheckOptions(inputs=(str(tmp_path / "qa/pairs.jsonl.zst"),), out=tmp_path / "checked"))
     assert checked.num_read == report["pairs"] == checked.num_kept + checked.num_dropped > 0
     kept = read(tmp_path / "checked")
@@ -144,6 +144,29 @@ def test_two_hundred_seeds_of_real_pages_and_what_they_cost(tmp_path: Path, caps
             f"{len(kept)} kept, dropped {dict(dropped)}; {tokens} accepted QA tokens in {seconds:.0f} s: "
             f"{3600 * tokens / seconds:.0f} an hour"
         )
+
+
+@pytest.mark.slow
+def test_calibration_on_labelled_pairs_finds_out_a_model_that_is_no_judge(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right, labelled = tmp_path / "right.jsonl", tmp_path / "labelled.jsonl"
+    assert main(["synth", "verifiable", "--kind", "arithmetic", "--num", "60", "--out", str(right)]) == 0
+    numbers = ["--no-nouns", "--no-adjectives"]
+    assert main(["synth", "corrupt", "--input", str(right), "--share", "0.5", *numbers, "--out", str(labelled)]) == 0
+    port = free_port()
+    server = serve(port, 4)
+    try:
+        judge = ["--url", f"http://127.0.0.1:{port}/v1", "--model", "SmolLM2-135M-Instruct", "--parallel", "4"]
+        asked = ["--input", str(right), "--sample", "4", "--calibration", str(labelled)]
+        assert main(["synth", "audit", *asked, *judge, "--out", str(tmp_path / "audit")]) == 3
+    finally:
+        server.kill()
+        server.wait()
+    assert "it cannot tell them apart; take another" in capsys.readouterr().err
+    verdicts = Counter(row["key"].split()[0] for row in map(json.loads, (tmp_path / "audit/verdicts.jsonl").open("rb")))
+    assert verdicts == {"sample": 4, "wrong": 30, "right": 30}  # all were asked; no rate was made of it
+    assert not (tmp_path / "audit/audit.json").exists()
 
 
 def test_a_killed_job_takes_its_own_server_with_it(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import pytest
 import zstandard
 
 from data_mixers.errors import ConfigError, DataError
+from tools.synthesis.check import CheckOptions, check
 from tools.synthesis.generate import GenerateOptions, generate
 from tools.synthesis.prompts import read_prompts
 
@@ -123,6 +124,7 @@ def test_a_line_that_was_cut_off_is_asked_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_an_answer_is_two_sections_or_none(language: str) -> None:
     prompts = read_prompts()[language]
+    assert prompts.markers is not None
     first, second = prompts.markers
     assert prompts.split(f"{first}\nQ?\n{second}\nA.") == ("Q?", "A.")
     assert prompts.split(f"Sure!\n**{first}**\nQ?\n\n**{second}:**\nA.") == ("Q?", "A.")
@@ -215,3 +217,20 @@ def tiny_chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
                          eos_token_id=256)  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+def test_a_finished_call_again_leaves_its_files_as_they_are_so_that_check_goes_on(tmp_path: Path) -> None:
+    seeds = write_seeds(tmp_path / "seeds.jsonl", [f"plain {i}" for i in range(8)])
+    pairs = tmp_path / "out/pairs.jsonl.zst"
+    checking = CheckOptions(inputs=(str(pairs),), out=tmp_path / "checked")
+    with process(HERE / "faulty_model_server.py", tmp_path / "log") as url:
+        generate(options(seeds, tmp_path / "out", url))
+        before, first = pairs.stat(), check(checking)
+        generate(options(seeds, tmp_path / "out", url))
+        assert (pairs.stat().st_ino, pairs.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+        again = check(checking)
+        assert (again.num_read, again.num_kept) == (first.num_read, first.num_kept) and first.num_read == 8
+        generate(options(seeds, tmp_path / "out", url, samples=2))
+    assert len(read(pairs)) == 16
+    with pytest.raises(ConfigError, match="another call"):
+        check(checking)

@@ -5,6 +5,7 @@ has one, else the place in its file, and goes with it through all stages into th
 """
 
 import base64
+import filecmp
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -100,7 +101,10 @@ def _plain(value: object) -> str:
 
 
 class DocumentWriter:
-    """Writes documents as .jsonl.zst or .jsonl under a temporary name; the file appears, synced, if all went well."""
+    """Writes documents as .jsonl.zst or .jsonl under a temporary name; the file appears, synced, if all went well.
+
+    A file that has the same bytes already keeps its time of change: by that a later step knows its input again.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -133,5 +137,9 @@ class DocumentWriter:
         self._raw.flush()
         os.fsync(self._raw.fileno())
         self._raw.close()
+        filecmp.clear_cache()  # it goes by times of change, which may be too coarse for two writes on end
+        if self.path.exists() and filecmp.cmp(self._partial, self.path, shallow=False):
+            self._partial.unlink()
+            return
         self._partial.replace(self.path)
         sync_folder(self.path.parent)
