@@ -31,7 +31,7 @@ def validate(
     architecture: None where it could not be read (the caller reports that); its rules are then left out.
     manifests: None where the data is not looked at.
     """
-    faults = [*_world(config, world_size), *_batch(config, world_size), *_lr_schedule(config), *_start(config)]
+    faults = [*world_faults(config, world_size=world_size), *_lr_schedule(config), *_start(config)]
     faults += [*stability_rules(config), *controller_rules(config), *guard_rules(config, validation_manifests, probe)]
     if architecture is not None:
         faults += _model(config, architecture)
@@ -50,7 +50,12 @@ def validate(
 
 def layout_faults(config: RunConfig, *, world_size: int, architecture: LlamaArchitecture) -> list[Fault]:
     """The faults of the layout alone: of the parallel sizes, the batch and the model's shape on `world_size` ranks."""
-    return [*_world(config, world_size), *_batch(config, world_size), *_model(config, architecture)]
+    return [*world_faults(config, world_size=world_size), *_model(config, architecture)]
+
+
+def world_faults(config: RunConfig, *, world_size: int) -> list[Fault]:
+    """The faults of `config` that hang on the number of ranks; needs no file of the run but its own."""
+    return [*_world(config, world_size), *_batch(config, world_size)]
 
 
 def divisors(number: int) -> list[int]:

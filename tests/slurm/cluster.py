@@ -175,7 +175,7 @@ class Cluster:
             self.run("scancel", "--signal=KILL", *jobs, code=None)
             self.run("scancel", *jobs, code=None)
         self.wait("the end of all jobs", lambda: not self.jobs())
-        self._wait_for_nodes()
+        self.wait_for_nodes()
 
     def stop(self) -> None:
         """End every process and remove the folder; may be called twice."""
@@ -201,7 +201,7 @@ class Cluster:
         self._daemon("slurmctld", "slurmctld", "-D", "-f", self.conf)
         for node in NODES:
             self.start_node(node)
-        self._wait_for_nodes()
+        self.wait_for_nodes()
 
     def _write_configuration(self) -> None:
         devices = [self.folder / "dev" / f"nvidia{index}" for index in range(GPUS)]
@@ -289,7 +289,8 @@ class Cluster:
             tuple(line.split()) for line in self.on(node, "ps", "-eo", "comm=,pid=").splitlines()
         ]
 
-    def _wait_for_nodes(self) -> None:
+    def wait_for_nodes(self) -> None:
+        """Until every node can be given to jobs."""
         def all_up() -> bool:
             states = self.run("sinfo", "-h", "-N", "-p", "main", "-o", "%T", code=None, timeout=30).stdout.split()
             return len(states) == len(NODES) and all(state in ("idle", "mixed", "allocated") for state in states)

@@ -118,6 +118,24 @@ def test_what_cannot_be_asked_for(arguments: tuple[str, ...], message: str) -> N
     assert "Traceback" not in said
 
 
+def test_with_fewer_nodes_allowed_the_script_knows_which_numbers_fit() -> None:
+    """8 GPUs a node, TP 4: data-parallel sizes 2 to 32; 512 sequences go into 2, 4, 8, 16 and 32 parts."""
+    config = ROOT / "examples/llama3_8b/run_recommended.yaml"
+    script = rendered("--config", config, "--nodes", 16, "--min-nodes", 3)
+    assert "#SBATCH --nodes=4-16\n" in script
+    assert "\nnode_counts=(16 8 4)\n" in script
+    shellcheck(script)
+    for arguments, cure in (
+        (("--nodes", 16, "--min-nodes", 12), "use --min-nodes 8"),
+        (("--nodes", 8, "--min-nodes", 8), "lower it, or leave it out"),
+        (("--nodes", 7, "--min-nodes", 4), "use one of 504, 518"),
+        (("--nodes", 2, "--min-nodes", 1, "parallel.pipeline_model_parallel_size=4"), "leave --min-nodes out"),
+        (("--nodes", 16, "--min-nodes", 1), "never give more than 8 of the 16 nodes; use --min-nodes 2"),
+        (("--nodes", 2, "--min-nodes", 1, "--gpus-per-node", 1), "leave --min-nodes out"),
+    ):
+        assert cure in rendered("--config", config, *arguments, code=2)
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [("90", 5400), ("1:30", 90), ("2:00:01", 7201), ("1-12", 129_600), ("1-0:30", 88_200), ("1-00:00:05", 86_405)],

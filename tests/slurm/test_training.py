@@ -109,6 +109,32 @@ def test_a_crashed_node(cluster: Cluster, job: Job, root: Path) -> None:
     training.assert_same_run(job.run, root / "straight")
 
 
+def test_a_run_that_loses_a_node_goes_on_with_one_and_later_with_both(
+    cluster: Cluster, root: Path, tmp_path: Path
+) -> None:
+    job = training.job(cluster, root / "run.yaml", tmp_path / "run", "--gpus-per-node", "2", "--min-nodes", "1").submit()
+    job.hold(12)
+    saved = job.newest()
+    assert [node for node, _ in job.ranks()] == ["node1", "node1", "node2", "node2"]
+    cluster.crash("node2")
+    job.wait_for_restart(1)
+    assert f"restart 1 of job {job.id}, from iteration {saved}" in job.log
+    job.hold(32)
+    assert [node for node, _ in job.ranks()] == ["node1", "node1"]
+    assert "CAUTION: runs on 1 of 2 nodes (1 given). The global batch of 8 sequences" in job.log
+    saved = job.newest()
+    cluster.start_node("node2")
+    cluster.wait_for_nodes()
+    cluster.kill(*job.ranks()[0])
+    job.release()
+    job.wait_for_restart(2)
+    assert f"restart 2 of job {job.id}, from iteration {saved}" in job.log
+    job.wait("the ranks", lambda: [node for node, _ in job.ranks()] == ["node1", "node1", "node2", "node2"])
+    job.finished()
+    assert job.log.count("CAUTION: runs on") == 1
+    training.assert_same_run_but_for_rounding(job.run, root / "straight")
+
+
 @pytest.mark.skipif(find_spec("megatron_synE.runtime.lease") is None, reason="needs the lease of the run folder")
 def test_the_old_copy_on_a_node_with_a_dead_slurmd_neither_writes_nor_requeues(
     cluster: Cluster, root: Path, tmp_path: Path

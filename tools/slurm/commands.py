@@ -28,6 +28,14 @@ def _group() -> None:
 
 
 Nodes = Annotated[int, typer.Option(min=1, help="Machines.")]
+MinNodes = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Go on with as few when nodes are lost, with the same global batch; default: wait for all.",
+        show_default=False,
+    ),
+]
 GpusPerNode = Annotated[int, typer.Option(min=1, help="GPUs, so ranks, of a machine; with device=cpu its ranks.")]
 CpusPerTask = Annotated[
     int | None, typer.Option(min=1, help="Cores of a rank; default: whole nodes, shared out.", show_default=False)
@@ -73,6 +81,7 @@ def render(
     config: Config,
     overrides: Overrides = None,
     nodes: Nodes = 1,
+    min_nodes: MinNodes = None,
     gpus_per_node: GpusPerNode = 8,
     cpus_per_task: CpusPerTask = None,
     time: Time = "1-00:00:00",
@@ -93,7 +102,7 @@ def render(
     from tools.slurm.job import training_job
     from tools.slurm.render import render_export, render_training
 
-    resources = _resources(nodes, gpus_per_node, cpus_per_task, time, sbatch)
+    resources = _resources(nodes, gpus_per_node, cpus_per_task, time, sbatch, min_nodes=min_nodes)
     environment = _environment(python, container, image, mount, env)
     made = training_job(
         config,
@@ -122,6 +131,7 @@ def submit(
     config: Config,
     overrides: Overrides = None,
     nodes: Nodes = 1,
+    min_nodes: MinNodes = None,
     gpus_per_node: GpusPerNode = 8,
     cpus_per_task: CpusPerTask = None,
     time: Time = "1-00:00:00",
@@ -145,7 +155,7 @@ def submit(
     made = training_job(
         config,
         tuple(overrides or ()),
-        _resources(nodes, gpus_per_node, cpus_per_task, time, sbatch),
+        _resources(nodes, gpus_per_node, cpus_per_task, time, sbatch, min_nodes=min_nodes),
         _environment(python, container, image, mount, env),
         retries=retries,
         preflight=preflight,
@@ -202,12 +212,24 @@ def acceptance(
 
 
 def _resources(
-    nodes: int, gpus_per_node: int, cpus_per_task: int | None, time: str, sbatch: list[str] | None
+    nodes: int,
+    gpus_per_node: int,
+    cpus_per_task: int | None,
+    time: str,
+    sbatch: list[str] | None,
+    *,
+    min_nodes: int | None = None,
 ) -> "Resources":
     from tools.slurm.job import Resources
 
-    options = _pairs("--sbatch", sbatch, flags=True)
-    return Resources(nodes=nodes, gpus_per_node=gpus_per_node, cpus_per_task=cpus_per_task, time=time, options=options)
+    return Resources(
+        nodes=nodes,
+        min_nodes=min_nodes,
+        gpus_per_node=gpus_per_node,
+        cpus_per_task=cpus_per_task,
+        time=time,
+        options=_pairs("--sbatch", sbatch, flags=True),
+    )
 
 
 def _environment(

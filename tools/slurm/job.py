@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Literal
 
 from data_mixers.errors import ConfigError
+from megatron_synE.config.fault import require
 from megatron_synE.config.load import load_config
 from megatron_synE.config.schema import RunConfig
+from megatron_synE.config.validate import world_faults
 
 Container = Literal["none", "pyxis", "apptainer"]
 
@@ -31,6 +33,8 @@ class Resources:
     """Machines and their time; what is not said is left to the cluster."""
 
     nodes: int
+    min_nodes: int | None = None
+    """Of a training run: goes on with as few when nodes are lost. None: waits for all of them."""
     gpus_per_node: int = 8
     """Also the tasks of a node: one rank a GPU. With device=cpu: the ranks of a node, without GPUs."""
     cpus_per_task: int | None = None
@@ -67,6 +71,8 @@ class TrainingJob:
     preflight: bool = True
     lead_seconds: int | None = None
     """Between the signal and the wall time; None: as measured (lead_time.py)."""
+    node_counts: tuple[int, ...]
+    """Numbers of nodes it can train on, the largest first; with min_nodes more than one."""
 
 
 def training_job(
@@ -83,6 +89,7 @@ def training_job(
     config = load_config(config_path, overrides).resolved
     check_resources(resources)
     check_environment(environment)
+    node_counts = usable_node_counts(config, resources) if resources.min_nodes else (resources.nodes,)
     if re.search(r"[%\\\n]", str(config.run.dir)):
         raise ConfigError(f"run.dir={config.run.dir}: Slurm reads % and \\ in the name of a log; choose another folder")
     return TrainingJob(
@@ -94,7 +101,37 @@ def training_job(
         retries=retries,
         preflight=preflight,
         lead_seconds=lead_seconds,
+        node_counts=node_counts,
     )
+
+
+def usable_node_counts(config: RunConfig, resources: Resources) -> tuple[int, ...]:
+    """From nodes down to min_nodes, those over whose ranks the run's global batch can be divided.
+
+    Errors: ConfigError if `nodes` is none of them, or if there is no smaller one.
+    """
+    nodes, fewest = resources.nodes, resources.min_nodes or resources.nodes
+    if fewest >= nodes:
+        raise ConfigError(f"--min-nodes {fewest} is not below --nodes {nodes}; lower it, or leave it out")
+    ranks = resources.gpus_per_node
+    if fewest * ranks < nodes:  # seen with Slurm 22.05: a range's upper end is cut to the tasks of its lower one
+        floor = -(-nodes // ranks)
+        cure = f"use --min-nodes {floor}" if floor < nodes else "leave --min-nodes out"
+        raise ConfigError(
+            f"--min-nodes {fewest} with {ranks} ranks a node: Slurm would never give more than {fewest * ranks} of the "
+            f"{nodes} nodes; {cure}"
+        )
+    faults = {count: world_faults(config, world_size=count * ranks) for count in range(nodes, 0, -1)}
+    require(faults[nodes], where=f"--nodes {nodes}")
+    fitting = [count for count, found in faults.items() if not found]
+    usable = tuple(count for count in fitting if count >= fewest)
+    if len(usable) == 1:
+        cure = f"use --min-nodes {fitting[1]}" if len(fitting) > 1 else "change it, or leave --min-nodes out"
+        raise ConfigError(
+            f"--min-nodes {fewest}: no number of nodes from {fewest} to {nodes - 1} fits the run; with {nodes - 1}: "
+            f"{faults[nodes - 1][0].key}: {faults[nodes - 1][0].message}; {cure}"
+        )
+    return usable
 
 
 def check_resources(resources: Resources) -> None:

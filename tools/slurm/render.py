@@ -35,7 +35,7 @@ def render_training(job: TrainingJob, command: Sequence[str]) -> str:
         )
     directives = [
         f"job-name={job.config.run.name}",
-        *_all_ranks(job.resources, on_gpus=job.config.device != "cpu"),
+        *_all_ranks(job.resources, on_gpus=job.config.device != "cpu", fewest_nodes=job.node_counts[-1]),
         f"signal=B:USR1@{lead.seconds}",
         "requeue",
     ]
@@ -52,6 +52,7 @@ def render_training(job: TrainingJob, command: Sequence[str]) -> str:
         run_dir=shlex.quote(str(job.config.run.dir)),
         retries=str(job.retries),
         preflight="true" if job.preflight else "false",
+        fewer_nodes=_fewer_nodes(job),
     )
 
 
@@ -115,8 +116,7 @@ def _filled(
     ]
     exports = [f"# {setting.reason}\nexport {setting.name}={setting.value}" for setting in settings]
     exports += [f"export {variable}={shlex.quote(value)}" for variable, value in environment.variables.items()]
-    template = Template(Path(__file__).with_name(f"{name}.sbatch.in").read_text(encoding="utf-8"))
-    return template.substitute(
+    return _template(name).substitute(
         # On one line, whatever it holds: a line break would end the comment.
         made="\\n".join(shlex.join(command).splitlines()),
         directives="\n".join(f"#SBATCH --{option}" for option in options),
@@ -126,9 +126,25 @@ def _filled(
     )
 
 
-def _all_ranks(resources: Resources, *, on_gpus: bool) -> list[str]:
+def _fewer_nodes(job: TrainingJob) -> str:
+    """The lines that choose among the nodes which Slurm gave; none where it must give all that are asked for."""
+    if len(job.node_counts) == 1:
+        return ""
+    return _template("fewer_nodes").substitute(
+        node_counts=" ".join(map(str, job.node_counts)),
+        nodes=str(job.resources.nodes),
+        global_batch_size=str(job.config.training.global_batch_size),
+    )
+
+
+def _template(name: str) -> Template:
+    return Template(Path(__file__).with_name(f"{name}.sbatch.in").read_text(encoding="utf-8"))
+
+
+def _all_ranks(resources: Resources, *, on_gpus: bool, fewest_nodes: int | None = None) -> list[str]:
+    fewest = "" if fewest_nodes in (None, resources.nodes) else f"{fewest_nodes}-"
     return [
-        f"nodes={resources.nodes}",
+        f"nodes={fewest}{resources.nodes}",
         f"ntasks-per-node={resources.gpus_per_node}",
         *([f"gpus-per-node={resources.gpus_per_node}"] if on_gpus else []),
     ]
