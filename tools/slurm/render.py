@@ -147,8 +147,8 @@ def _template(name: str) -> Template:
 def _all_ranks(resources: Resources, *, on_gpus: bool, fewest_nodes: int | None = None) -> list[str]:
     gpus = [f"gpus-per-node={resources.gpus_per_node}"] if on_gpus else []
     if resources.min_nodes is not None:
-        # No tasks: Slurm 22.05 cuts the range's upper end to the tasks of its lower one, and holds a job that is requeued
-        # to the tasks of its last start, so that it never runs on fewer nodes. The steps say how many.
+        # No tasks: Slurm 22.05 cuts the range's upper end to the tasks of its lower one, and holds a requeued job to
+        # the tasks of its last start, so that it never runs on fewer nodes. The steps say how many.
         return [f"nodes={fewest_nodes}-{resources.nodes}", *gpus]
     return [f"nodes={resources.nodes}", f"ntasks-per-node={resources.gpus_per_node}", *gpus]
 
