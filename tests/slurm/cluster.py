@@ -291,6 +291,7 @@ class Cluster:
 
     def wait_for_nodes(self) -> None:
         """Until every node can be given to jobs."""
+
         def all_up() -> bool:
             states = self.run("sinfo", "-h", "-N", "-p", "main", "-o", "%T", code=None, timeout=30).stdout.split()
             return len(states) == len(NODES) and all(state in ("idle", "mixed", "allocated") for state in states)

@@ -112,7 +112,9 @@ def test_a_crashed_node(cluster: Cluster, job: Job, root: Path) -> None:
 def test_a_run_that_loses_a_node_goes_on_with_one_and_later_with_both(
     cluster: Cluster, root: Path, tmp_path: Path
 ) -> None:
-    job = training.job(cluster, root / "run.yaml", tmp_path / "run", "--gpus-per-node", "2", "--min-nodes", "1").submit()
+    job = training.job(
+        cluster, root / "run.yaml", tmp_path / "run", "--gpus-per-node", "2", "--min-nodes", "1"
+    ).submit()
     job.hold(12)
     saved = job.newest()
     assert [node for node, _ in job.ranks()] == ["node1", "node1", "node2", "node2"]

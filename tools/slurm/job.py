@@ -114,13 +114,6 @@ def usable_node_counts(config: RunConfig, resources: Resources) -> tuple[int, ..
     if fewest >= nodes:
         raise ConfigError(f"--min-nodes {fewest} is not below --nodes {nodes}; lower it, or leave it out")
     ranks = resources.gpus_per_node
-    if fewest * ranks < nodes:  # seen with Slurm 22.05: a range's upper end is cut to the tasks of its lower one
-        floor = -(-nodes // ranks)
-        cure = f"use --min-nodes {floor}" if floor < nodes else "leave --min-nodes out"
-        raise ConfigError(
-            f"--min-nodes {fewest} with {ranks} ranks a node: Slurm would never give more than {fewest * ranks} of the "
-            f"{nodes} nodes; {cure}"
-        )
     faults = {count: world_faults(config, world_size=count * ranks) for count in range(nodes, 0, -1)}
     require(faults[nodes], where=f"--nodes {nodes}")
     fitting = [count for count, found in faults.items() if not found]

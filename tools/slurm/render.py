@@ -6,6 +6,7 @@ cores) is asked of Slurm when the job runs, so a script can be moved to another 
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from string import Template
 from typing import Literal
@@ -62,6 +63,7 @@ def render_export(
     """The script that turns a run's newest complete checkpoint into <run.dir>/hf and compares the two."""
     check_resources(resources)
     check_environment(environment)
+    resources = replace(resources, nodes=1, min_nodes=None)
     directives = [f"job-name={name}-export", "nodes=1", "ntasks=1"]
     return _filled(
         "export", command, directives, resources, environment, settings_of("cpu"), run_dir=shlex.quote(str(run_dir))
@@ -108,7 +110,7 @@ def _filled(
 ) -> str:
     options = [
         *directives,
-        *(["exclusive", "mem=0"] if resources.cpus_per_task is None else [f"cpus-per-task={resources.cpus_per_task}"]),
+        *_cores(resources),
         f"time={resources.time}",
         "open-mode=append",
         "output=%x-%j.out",
@@ -133,6 +135,7 @@ def _fewer_nodes(job: TrainingJob) -> str:
     return _template("fewer_nodes").substitute(
         node_counts=" ".join(map(str, job.node_counts)),
         nodes=str(job.resources.nodes),
+        ranks_per_node=str(job.resources.gpus_per_node),
         global_batch_size=str(job.config.training.global_batch_size),
     )
 
@@ -142,12 +145,20 @@ def _template(name: str) -> Template:
 
 
 def _all_ranks(resources: Resources, *, on_gpus: bool, fewest_nodes: int | None = None) -> list[str]:
-    fewest = "" if fewest_nodes in (None, resources.nodes) else f"{fewest_nodes}-"
-    return [
-        f"nodes={fewest}{resources.nodes}",
-        f"ntasks-per-node={resources.gpus_per_node}",
-        *([f"gpus-per-node={resources.gpus_per_node}"] if on_gpus else []),
-    ]
+    gpus = [f"gpus-per-node={resources.gpus_per_node}"] if on_gpus else []
+    if resources.min_nodes is not None:
+        # No tasks: Slurm 22.05 cuts the range's upper end to the tasks of its lower one, and holds a requeued job to
+        # the tasks of its last start, so that it never runs on fewer nodes. The steps say how many.
+        return [f"nodes={fewest_nodes}-{resources.nodes}", *gpus]
+    return [f"nodes={resources.nodes}", f"ntasks-per-node={resources.gpus_per_node}", *gpus]
+
+
+def _cores(resources: Resources) -> list[str]:
+    if resources.cpus_per_task is None:
+        return ["exclusive", "mem=0"]
+    if resources.min_nodes is not None:  # a job without tasks
+        return [f"mincpus={resources.cpus_per_task * resources.gpus_per_node}"]
+    return [f"cpus-per-task={resources.cpus_per_task}"]
 
 
 def _commands(environment: Environment) -> dict[str, str]:

@@ -42,7 +42,7 @@ def submit(job: TrainingJob, command: list[str], *, acceptance: Path, export: bo
     scripts = [folder / "train.sbatch"]
     write_atomic(scripts[0], render_training(job, command).encode())
     if export:
-        one_node = replace(resources, nodes=1, min_nodes=None, time=EXPORT_TIME)
+        one_node = replace(resources, nodes=1, time=EXPORT_TIME)
         text = render_export(job.config.run.dir, job.config.run.name, one_node, job.environment, command)
         scripts.append(folder / "export.sbatch")
         write_atomic(scripts[1], text.encode())
