@@ -31,6 +31,8 @@ class Attempt:
     first_iteration: int
     config_digest: str
     """Of the configuration: a person who changed it has another try."""
+    job: str | None
+    """SLURM_JOB_ID, which a requeue keeps: a person who submits again has another try, as in the job script."""
 
 
 class Attempts:
@@ -63,10 +65,10 @@ def begin(
 
     Errors: NoProgressError if restart_budget restarts with this configuration have begun at this iteration already.
     """
-    earlier = read(run_dir)
+    earlier, job = read(run_dir), os.environ.get("SLURM_JOB_ID")
     same = 0
     for attempt in reversed(earlier):
-        if (attempt.first_iteration, attempt.config_digest) != (first_iteration, config_digest):
+        if (attempt.first_iteration, attempt.config_digest, attempt.job) != (first_iteration, config_digest, job):
             break
         same += 1
     # The first of them was no restart.
@@ -81,7 +83,7 @@ def begin(
         began = max(began, earlier[-1].last_seen)  # a second step of one job
     now = Attempt(
         began=min(began, time.time()), last_seen=time.time(), first_iteration=first_iteration,
-        config_digest=config_digest,
+        config_digest=config_digest, job=job,
     )  # fmt: skip
     return Attempts(run_dir, (*earlier, now))
 

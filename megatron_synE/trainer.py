@@ -116,6 +116,7 @@ class Trainer:
         decision = self._agreed()
         if result.anomaly is not None:
             self._recover(result.anomaly)
+            self.watchdog.beat()
             return decision
         self._advance(result)
         seconds = time.perf_counter() - started

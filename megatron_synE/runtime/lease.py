@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
+from data_mixers.atomic import sync_folder
 from data_mixers.errors import ConfigError
 from megatron_synE.exit_codes import LeaseLostError
 
@@ -59,7 +60,7 @@ class Holder:
         return cls(
             token=secrets.token_hex(8),
             job=os.environ.get("SLURM_JOB_ID"),
-            restart_count=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+            restart_count=int(os.environ.get("SLURM_RESTART_COUNT") or 0),
             host=os.uname().nodename,
             pid=os.getpid(),
         )
@@ -146,8 +147,8 @@ def take(root: Path, *, takeover: bool = False, expiry_seconds: float = EXPIRY_S
     """Become the writer of `root`, and take away what earlier writers left half-written.
 
     A later restart of the holder's Slurm job takes it at once. Anyone else needs the lock, and if the holder ran on
-    another host (whose locks this one may not see) or with takeover=True (the file system holds on to the lock of a
-    node that is gone), the holder must not be seen to beat for expiry_seconds.
+    another host (whose locks this one may not see), where the file system has no locks, or with takeover=True (the
+    file system holds on to the lock of a node that is gone), the holder must not be seen to beat for expiry_seconds.
     Errors: ConfigError if another run writes there; LeaseLostError if a later restart of this very job does.
     """
     me = Holder.this_process()
@@ -158,7 +159,7 @@ def take(root: Path, *, takeover: bool = False, expiry_seconds: float = EXPIRY_S
         lock = _try_lock(root)
     held = read_holder(root)
     if held is not None and not me.is_restart_of(held) and not held.is_restart_of(me):
-        _require_gone(root, held, has_lock=lock is not None, takeover=takeover, expiry_seconds=expiry_seconds)
+        _require_gone(root, held, lock, takeover=takeover, expiry_seconds=expiry_seconds)
     with _decision(root):
         now = read_holder(root)
         if now is not None and now.is_restart_of(me):
@@ -184,6 +185,7 @@ def write_text(file: Path, text: str, *, token: str, lease: Lease | None = None)
         if lease is not None:
             lease.check()
         temporary.rename(file)
+        sync_folder(file.parent)
     except OSError:
         if lease is not None:
             lease.check()  # the successor takes temporary files away: then that is the reason
@@ -192,11 +194,11 @@ def write_text(file: Path, text: str, *, token: str, lease: Lease | None = None)
         temporary.unlink(missing_ok=True)
 
 
-def _require_gone(root: Path, held: Holder, *, has_lock: bool, takeover: bool, expiry_seconds: float) -> None:
+def _require_gone(root: Path, held: Holder, lock: IO[str] | None, *, takeover: bool, expiry_seconds: float) -> None:
     alive = _alive(root, held)
-    if has_lock and (held.host == os.uname().nodename or not alive.exists()):
+    if lock is not None and (not alive.exists() or (held.host == os.uname().nodename and _is_locked(lock))):
         return
-    if not has_lock and not takeover:
+    if lock is None and not takeover:
         raise ConfigError(
             f"run.dir={root}: another run is writing there ({held}); stop it, or choose another folder. If its node is "
             "gone and the file system still holds its lock, run.takeover=true takes the folder once it does not beat"
@@ -238,7 +240,10 @@ def _alive(root: Path, holder: Holder) -> Path:
 
 def _mtime(file: Path) -> int | None:
     try:
-        return file.stat().st_mtime_ns
+        with file.open(
+            "rb"
+        ) as stream:  # NFS: opening asks the server; a stat may be answered from a cache for a minute
+            return os.fstat(stream.fileno()).st_mtime_ns
     except FileNotFoundError:
         return None
 
@@ -271,6 +276,15 @@ def _flock(stream: IO[str]) -> bool:
         logger.warning(
             "%s: this file system has no locks (%s); only the lease keeps a second run out", stream.name, error
         )
+    return True
+
+
+def _is_locked(stream: IO[str]) -> bool:
+    """Whether what `_flock` gave is a lock: on a file system without them it is not."""
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
     return True
 
 

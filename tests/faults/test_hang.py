@@ -78,6 +78,24 @@ def test_the_limit_follows_the_measured_steps(tmp_path: Path) -> None:
     assert watched.limit_seconds == 1100.0
 
 
+def test_a_file_system_that_hangs_hides_no_hang() -> None:
+    """Whoever asks for the folder of stacks waits for good, as in a call to a server that is away."""
+    program = """
+import threading
+from pathlib import PosixPath
+from megatron_synE.runtime.watchdog import Watchdog
+class Away(PosixPath):
+    def exists(self): threading.Event().wait()
+    def mkdir(self, *args, **named): threading.Event().wait()
+watched = Watchdog(Away("/away/stacks"), rank=0, world_size=1, timeout_seconds=0.1)
+with watched:
+    watched.step(1, 0.0)
+    threading.Event().wait()
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tiny.ROOT, check=False, timeout=60)
+    assert done.returncode == 6
+
+
 def test_a_hang_ends_also_where_no_stacks_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     program = """

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from megatron_synE import attempts
+from megatron_synE.exit_codes import NoProgressError
+from megatron_synE.runtime.run_dir import RunDir
 from tests import tiny
 from tests.faults.test_stability import run_poisoned
 
@@ -82,6 +84,25 @@ def test_a_run_that_gets_no_further_stops_with_code_7(root: Path, tmp_path: Path
     tiny.train(root / "run.yaml", f"run.dir={run}", "operations.restart_budget=2")
     for _ in range(4):  # a finished run may be started as often as one likes
         tiny.train(root / "run.yaml", f"run.dir={run}", "operations.restart_budget=2")
+
+
+def test_who_submits_again_has_another_try_and_slurm_has_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunDir(tmp_path)
+    folder.create()
+    folder.take(takeover=False)
+
+    def start(job: str) -> None:
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        attempts.begin(folder, first_iteration=4, is_finished=False, config_digest="a", restart_budget=2)
+
+    for _ in range(3):
+        start("7")
+    with pytest.raises(NoProgressError, match="restarted 2 times at iteration 4"):
+        start("7")
+    for _ in range(3):
+        start("8")
+    with pytest.raises(NoProgressError):
+        start("8")
 
 
 def test_a_damaged_record_of_starts_is_said(root: Path, tmp_path: Path) -> None:

@@ -138,6 +138,9 @@ def test_without_a_card_the_output_is_the_old_one() -> None:
         (["--card", "tpu"], "cards known here: h100, h200, a100"),
         (["--card", "h100", "--efficiency", "/nowhere.yaml"], "/nowhere.yaml: cannot be read"),
         (["--nodes", "1..4", "--measure", "/tmp/never"], "--measure needs one number of nodes"),
+        (["--measure", "never\n$(touch HERE)"], "name another folder"),
+        (["--card", "h100", "--reserve-gib", "inf"], "hold back less"),
+        (["--card", "h100", "--reserve-gib", "80"], "hold back less"),
     ],
 )
 def test_a_wrong_option_is_one_message_and_exit_code_2(arguments: list[str], message: str) -> None:

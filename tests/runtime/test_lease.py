@@ -1,5 +1,6 @@
 """Who may write into a run folder, between real processes, and what a copy that lost it can still do: nothing."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -126,6 +127,24 @@ def test_a_takeover_on_request_needs_a_holder_without_sign_of_life(
     lease.take(tmp_path, takeover=True, expiry_seconds=0.2)
     os.kill(other.process.pid, signal.SIGCONT)
     assert "writes nothing more" in other.writes("second")
+
+
+def test_without_locks_a_living_holder_of_this_host_is_seen_by_its_beat(
+    tmp_path: Path, other: Other, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(stream: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    shown = iter(range(1, 1000))
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with monkeypatch.context() as patch:
+        patch.setattr(lease, "_mtime", lambda file: next(shown))
+        with pytest.raises(ConfigError, match="is alive"):
+            lease.take(tmp_path, expiry_seconds=1.0)
+    assert other.writes("still") == "wrote"
+    other.process.kill()
+    other.process.wait()
+    lease.take(tmp_path, expiry_seconds=0.2).check()
 
 
 def test_a_dead_holder_of_this_host_leaves_no_wait(tmp_path: Path, other: Other) -> None:

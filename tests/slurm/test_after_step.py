@@ -56,6 +56,26 @@ def test_restarts_that_slurm_itself_made_count_too(tmp_path: Path) -> None:
     assert [asked(tmp_path, "begin", 2, restart=restart) for restart in (4, 5, 6, 7)] == [0, 0, 0, 7]
 
 
+def held(run: Path, job: str | None, restart: int, token: str) -> None:
+    fields = {"token": token, "job": job, "restart_count": restart, "host": "node1", "pid": 1}
+    (run / "lease.json").write_text(json.dumps(fields))
+
+
+@pytest.mark.parametrize("code", [75, 137, 134, 6, 1, 8])
+def test_who_has_lost_the_run_stops_whatever_code_was_the_highest(tmp_path: Path, code: int) -> None:
+    checkpoint(tmp_path, 10)
+    held(tmp_path, "4", 0, "before")
+    assert asked(tmp_path, "begin", 3, restart=1) == 0
+    if code != 8:
+        # Whoever wrote before has not taken it from this one, nor has this one itself.
+        assert asked(tmp_path, "end", 3, code, restart=1) == exit_codes.PREEMPTED
+        held(tmp_path, "5", 1, "own")
+        assert asked(tmp_path, "end", 3, code, restart=1) == exit_codes.PREEMPTED
+    for job, restart in (("6", 0), ("5", 2)):
+        held(tmp_path, job, restart, "other")
+        assert asked(tmp_path, "end", 3, code, restart=1) == exit_codes.LEASE_LOST
+
+
 def test_a_half_written_checkpoint_is_no_progress(tmp_path: Path) -> None:
     checkpoint(tmp_path, 10)
     assert asked(tmp_path, "begin", 0) == 0
@@ -72,5 +92,7 @@ def test_a_line_that_was_cut_costs_no_other(tmp_path: Path) -> None:
         stream.write('\n{"job": "5", "rest')
     checkpoint(tmp_path, 10)
     assert asked(tmp_path, "begin", 0, restart=1) == 0
-    assert json.loads(file.read_text().splitlines()[-1]) == {"job": "5", "restart": 1, "iteration": 10}
+    assert json.loads(file.read_text().splitlines()[-1]) == {
+        "job": "5", "restart": 1, "iteration": 10, "token": None,
+    }  # fmt: skip
     assert asked(tmp_path, "begin", 0, restart=2) == exit_codes.NO_PROGRESS

@@ -110,6 +110,9 @@ def test_what_a_user_writes_reaches_no_shell(tmp_path: Path, container: tuple[st
         (("--image", "x.sqsh"), "--container pyxis or apptainer needs --image"),
         (("--env", "A B=c"), "--env 'A B'"),
         (("run.dir=a%j",), "run.dir=a%j"),
+        (('run.dir="a\\n#SBATCH --uid=0"',), "choose another folder"),
+        (("run.name=a b",), "letters, digits"),
+        (("--retries", "6"), "operations.restart_budget=5"),
     ],
 )
 def test_what_cannot_be_asked_for(arguments: tuple[str, ...], message: str) -> None:
@@ -133,6 +136,15 @@ def test_with_fewer_nodes_allowed_the_script_knows_which_numbers_fit() -> None:
         (("--nodes", 2, "--min-nodes", 1, "parallel.pipeline_model_parallel_size=4"), "leave --min-nodes out"),
     ):
         assert cure in rendered("--config", config, *arguments, code=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("--acceptance", "/"), "--acceptance /: is a folder"), (("--only", "tp3"), "--only 'tp3': no such layout")],
+)
+def test_an_acceptance_that_cannot_be(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    done = tiny.syne("slurm", "acceptance", "--out", tmp_path / "a.sbatch", *arguments)
+    assert (done.returncode, message in done.stderr, "Traceback" in done.stderr) == (2, True, False), done.stderr
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,11 @@ def job_of(config: RunConfig) -> Job:
 def places(options: PlanOptions) -> list[Place]:
     """One for each number of nodes. Errors: ConfigError for an unknown card."""
     card = card_of(options.card)
+    if options.reserve_gib * GIB >= card.memory_bytes:  # also of infinity
+        raise ConfigError(
+            f"--reserve-gib {options.reserve_gib:g}: a {card.name} has {card.memory_bytes / GIB:.0f} GiB; "
+            "hold back less"
+        )
     return [
         Place(
             card=card,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import sys
 from collections import Counter
@@ -41,6 +42,11 @@ def write_measurement(path: Path, overrides: Sequence[str], options: PlanOptions
     if len(all_places) != 1:
         raise ConfigError(
             f"--measure needs one number of nodes, not {', '.join(map(str, options.nodes))}; e.g. --nodes 2"
+        )
+    if strange := re.search(r"[^\w.,:=/+@~-]", str(folder.resolve())):
+        raise ConfigError(
+            f"--measure {str(folder)!r}: Slurm would not take {strange[0]!r} in the name of a log as it stands; name "
+            "another folder"
         )
     if made := sorted(folder.glob("candidate-*")):
         raise ConfigError(f"{made[0]} is there already: {folder} holds a measurement; name another folder")

@@ -13,10 +13,12 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from data_mixers.errors import ConfigError
 from data_mixers.schedule import Schedule
 from megatron_synE import exit_codes
 from megatron_synE.checkpoint import layout
 from megatron_synE.exit_codes import CheckpointError
+from megatron_synE.runtime.lease import Holder, read_holder
 
 DIED_OF_A_SIGNAL = 128
 """Codes above it: a rank did not end by itself."""
@@ -34,6 +36,8 @@ class Attempt:
     restart: int
     iteration: int
     """Of the newest complete checkpoint at the start; -1: none."""
+    token: str | None = None
+    """Of the lease at the start: an earlier writer's."""
 
 
 def newest_iteration(run_dir: Path) -> int:
@@ -92,6 +96,18 @@ def verdict(code: int, *, before: int, now: int, finished: bool, stuck: int, ret
     return exit_codes.NO_PROGRESS, f"{how}; {stuck} attempts in a row got no further than iteration {now}: stopped"
 
 
+def lost_to(begun: Attempt, holder: Holder | None) -> Holder | None:
+    """Who took the run while this attempt ran, if another job did, or a later restart of this one.
+
+    srun's code cannot tell: it is the highest of all ranks', and one whose peers have left may die of a signal.
+    """
+    if holder is None or holder.job is None or holder.token == begun.token:
+        return None
+    if holder.job == begun.job and holder.restart_count <= begun.restart:
+        return None
+    return holder
+
+
 def main(arguments: list[str]) -> int:
     """RUN_DIR begin RETRIES | RUN_DIR end RETRIES CODE"""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
@@ -106,20 +122,32 @@ def main(arguments: list[str]) -> int:
             stuck = attempts_without_progress(attempts, now)
             _say(f"{stuck} attempts in a row got no further than iteration {now}: stopped")
             return exit_codes.NO_PROGRESS
-        _append(file, Attempt(job, restart, now))
+        _append(file, Attempt(job, restart, now, None if (holder := _holder(run_dir)) is None else holder.token))
         _say(f"restart {restart} of job {job}, from {'nothing' if now < 0 else f'iteration {now}'}")
         return 0
+    finished, own = is_finished(run_dir), [attempt for attempt in attempts if attempt.restart == restart]
+    if not finished and own and (thief := lost_to(own[-1], _holder(run_dir))) is not None:
+        _say(f"step ended with {arguments[3]}; {thief} holds this run now: stopped")
+        return exit_codes.LEASE_LOST
     before = attempts[-1].iteration if attempts else now
     code, sentence = verdict(
         int(arguments[3]),
         before=before,
         now=now,
-        finished=is_finished(run_dir),
+        finished=finished,
         stuck=attempts_without_progress(attempts, now),
         retries=retries,
     )
     _say(f"step ended with {arguments[3]}; {sentence}")
     return code
+
+
+def _holder(run_dir: Path) -> Holder | None:
+    try:
+        return read_holder(run_dir)
+    except ConfigError as error:  # the trainer says it too, and stops
+        _say(str(error))
+        return None
 
 
 def _read(file: Path) -> list[Attempt]:

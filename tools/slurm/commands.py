@@ -194,8 +194,14 @@ def acceptance(
     """Submit the one job that says whether this cluster and this software train as they should."""
     from data_mixers.atomic import write_atomic
     from tools.slurm import scheduler
+    from tools.slurm.acceptance_layouts import LAYOUTS
     from tools.slurm.render import render_acceptance
 
+    if report.is_dir() or not report.name:
+        raise ConfigError(f"--acceptance {report}: is a folder; name the JSON file that the report is to be")
+    names = [layout.name for layout in LAYOUTS]
+    if unknown := [name for name in only or () if name not in names]:
+        raise ConfigError(f"--only {unknown[0]!r}: no such layout; there are {', '.join(names)}")
     text = render_acceptance(
         report,
         _resources(nodes, gpus_per_node, cpus_per_task, time, sbatch),

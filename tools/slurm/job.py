@@ -92,6 +92,11 @@ def training_job(
     node_counts = usable_node_counts(config, resources) if resources.min_nodes else (resources.nodes,)
     if re.search(r"[%\\\n]", str(config.run.dir)):
         raise ConfigError(f"run.dir={config.run.dir}: Slurm reads % and \\ in the name of a log; choose another folder")
+    if retries > (budget := config.operations.restart_budget):
+        raise ConfigError(
+            f"--retries {retries}: the trainer itself stops after operations.restart_budget={budget} restarts; add "
+            f"operations.restart_budget={retries}, or lower --retries"
+        )
     return TrainingJob(
         config_path=config_path,
         overrides=overrides,
