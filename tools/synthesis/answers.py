@@ -25,15 +25,17 @@ Key = bytes
 
 
 def read_part(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a part. Errors: DataError for a line that is not JSON."""
+    """The whole lines of a part. Errors: DataError for a line that is no answer."""
     with path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
             if not line.endswith(b"\n"):
                 return
             try:
                 content: dict[str, Any] = orjson.loads(line)
-            except orjson.JSONDecodeError as error:
-                raise DataError(f"{path}, line {number}: {error}; remove the line and run again") from error
+                key_of(content)
+            except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+                fault = error if isinstance(error, orjson.JSONDecodeError) else "no answer, its seed_hash is missing"
+                raise DataError(f"{path}, line {number}: {fault}; remove the line and run again") from error
             yield content
 
 

@@ -31,6 +31,7 @@ from tools.synthesis.corrupt import RECORD_KEY
 from tools.synthesis.output import kept_inputs
 from tools.synthesis.record import QaRecord, read_records
 from tools.synthesis.sheet import SHEET, Verdict, read_sheet, write_sheet
+from tools.synthesis.text_generator import host_of
 from tools.synthesis.wrong_rate import LEAST_INFORMATION, Calibration, Count, wrong_rates
 
 VERDICTS, AUDIT, AUDIT_MD, CALL = "verdicts.jsonl", "audit.json", "audit.md", "call.json"
@@ -104,6 +105,8 @@ def audit(options: AuditOptions) -> dict[str, Any]:
 def _check_options(options: AuditOptions) -> None:
     if options.url is not None and options.filled is not None:
         raise ConfigError("--url and --filled are two judges; name one")
+    if options.url is not None:
+        host_of(options.url, option="--url")
     if options.url is not None and (options.model is None or not options.calibration):
         raise ConfigError(
             "a judge needs --model, and --calibration FILE with pairs known to be right and wrong: "
@@ -226,8 +229,6 @@ def _ask_all(options: AuditOptions, prompt: dict[str, dict[str, str]], cases: li
                 kept.flush()
                 verdicts[case.key] = (verdict, reason)
                 progress.advance(1)
-        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-            raise ConfigError(f"--url {options.url}: {error}") from error
         finally:
             pool.shutdown(cancel_futures=True)
     return verdicts
@@ -241,8 +242,11 @@ def _kept(path: Path) -> dict[str, Verdict]:
     whole = content[: content.rfind(b"\n") + 1]
     if len(whole) < len(content):
         write_atomic(path, whole)
-    rows = [orjson.loads(line) for line in whole.splitlines()]
-    return {row["key"]: (row["verdict"], row["reason"]) for row in rows}
+    try:
+        rows = [orjson.loads(line) for line in whole.splitlines()]
+        return {row["key"]: (row["verdict"], row["reason"]) for row in rows}
+    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        raise DataError(f"{path} holds a line that is no verdict ({error!r}); remove the line and run again") from error
 
 
 def _ask(client: httpx.Client, options: AuditOptions, prompt: dict[str, dict[str, str]], case: _Case) -> Verdict:

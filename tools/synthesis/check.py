@@ -87,6 +87,9 @@ def check(options: CheckOptions) -> SelectionReport:
         examined = _run(call, work, "examine", _examine)
         num_pairs = sum(result["num_pairs"] for result in examined)
         bad = bad_lines(tasks, [(result["num_lines"], result["bad"]) for result in examined])
+        if not num_pairs:
+            first = f"; the first line: {bad[0].reason}" if bad else ""
+            raise DataError(f"there is no pair in {', '.join(options.inputs)}{first}")
         call.check_bad_share(bad, num_pairs, max_share=options.max_bad_share, max_lines=options.max_bad_lines)
         _settle_questions(call, work, num_pairs)
         if options.near_duplicates:

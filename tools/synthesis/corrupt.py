@@ -16,7 +16,7 @@ from tools.data.documents import Document, DocumentWriter, read_documents
 from tools.data.progress import LiveProgress
 from tools.data.readers import BadRecord, InputTask, find_inputs, plan_tasks
 from tools.synthesis.corruption import Change, ChangeKind, corrupt
-from tools.synthesis.output import check_out
+from tools.synthesis.output import check_no_input, check_out
 from tools.synthesis.vocabulary import ChineseWords, Vocabulary
 from tools.synthesis.wordnet import WordNet
 
@@ -48,13 +48,14 @@ def corrupt_file(options: CorruptOptions) -> str:
         raise ConfigError("--no-numbers, --no-nouns and --no-adjectives leave nothing to change")
     check_out(options.out)
     tasks = plan_tasks(find_inputs(options.inputs))
-    if any(task.path.resolve() == options.out.resolve() for task in tasks):
-        raise ConfigError(f"--out {options.out} is an input; name another file")
+    check_no_input(options.out, tasks)
     pairs = _Pairs(options, tasks)
     ranks = []
     for place, document in enumerate(pairs):
         if pairs.changed(document)[1]:
             ranks.append((keyed_hash("corrupt pair", options.seed, document.id), place))
+    if not pairs.num_read:
+        raise DataError(f"there is no pair in {', '.join(options.inputs)}")
     wanted = round(options.share * pairs.num_read)
     if wanted > len(ranks):
         raise DataError(

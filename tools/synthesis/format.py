@@ -123,15 +123,15 @@ def _audited(options: FormatOptions, paths: Sequence[Path]) -> dict[str, Any] | 
     try:
         content = json.loads(options.audit.read_text(encoding="utf-8"))
         whole, disciplines, inputs = content["wrong_rate"], content["disciplines"], content["inputs"]
-        high = float(whole["high"])
+        value, high = float(whole["value"]), float(whole["high"])
         rates = {name: float(row["wrong_rate"]["value"]) for name, row in disciplines.items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"--audit {options.audit} is no audit.json of syne synth audit ({error!r})") from error
     if inputs != sorted(content_hashes(paths).values()):
         raise ConfigError(f"--audit {options.audit} is of other files than --input; audit these, or name those")
-    too_wrong = [f"{name} {rate:.1%}" for name, rate in rates.items() if rate > options.most_wrong]
-    if high > options.most_wrong:
-        too_wrong.append(f"all {whole['value']:.1%}, perhaps {high:.1%} (upper end of 95 %)")
+    too_wrong = [f"{name} {rate:.1%}" for name, rate in rates.items() if not rate <= options.most_wrong]
+    if not high <= options.most_wrong:  # so that a NaN is too wrong, too
+        too_wrong.append(f"all {value:.1%}, perhaps {high:.1%} (upper end of 95 %)")
     if too_wrong:
         raise ConfigError(
             f"too many pairs are wrong, more than {options.most_wrong:.0%}: {'; '.join(too_wrong)}. Check them more "

@@ -117,8 +117,11 @@ def _deciding(options: GenerateOptions) -> dict[str, Any]:
 def _check_folder(options: GenerateOptions, prompts: dict[str, Prompts]) -> None:
     path, deciding = options.out / "call.json", _deciding(options)
     if path.exists():
-        before = json.loads(path.read_bytes())
-        changed = [key for key in deciding if before.get(key) != deciding[key]]
+        try:
+            before = json.loads(path.read_bytes())
+            changed = [key for key in deciding if before.get(key) != deciding[key]]
+        except (ValueError, AttributeError) as error:
+            raise ConfigError(f"{path} is not of syne synth generate ({error}); choose another --out") from error
         if changed:
             raise ConfigError(f"{options.out} holds answers with another {', '.join(changed)}; choose another --out")
     write_atomic(path, json.dumps(deciding, ensure_ascii=False, indent=1).encode())

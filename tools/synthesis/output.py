@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_mixers.errors import ConfigError
-from tools.data.readers import DROPPED, find_inputs
+from tools.data.readers import DROPPED, InputTask, find_inputs
 
 
 def check_out(out: Path) -> None:
@@ -17,6 +17,12 @@ def check_out(out: Path) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--out {out}: its folder cannot be made ({error.strerror})") from error
+
+
+def check_no_input(out: Path, tasks: Sequence[InputTask]) -> None:
+    """Errors: ConfigError if the output file would replace what is read."""
+    if any(task.path.resolve() == out.resolve() for task in tasks):
+        raise ConfigError(f"--out {out} is an input; name another file")
 
 
 def kept_inputs(patterns: Sequence[str]) -> list[Path]:

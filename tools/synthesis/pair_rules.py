@@ -275,7 +275,8 @@ def _code(pair: QaRecord, sandbox: Sandbox | None) -> Verdict | None:
     if not isinstance(listed, list) or not listed:
         return Verdict(reason="no_examples", value="code without examples cannot be run against any", limit=None)
     try:
-        examples = [Example(**{key: str(value) for key, value in entry.items()}) for entry in listed]
+        given = [{key: str(value) for key, value in entry.items() if value is not None} for entry in listed]
+        examples = [Example(**entry) for entry in given]
     except (TypeError, AttributeError):
         return Verdict(reason="no_examples", value="examples are not stdin, stdout, test", limit=None)
     if any(example.stdout is None and example.test is None for example in examples):

@@ -79,6 +79,13 @@ def record_of(document: Document) -> QaRecord | BadRecord:
     for key, kind in _TYPES.items():
         if content.get(key) is not None and not isinstance(content[key], kind):
             return BadRecord(document.line, f"{key} is not {'text' if kind is str else kind}")
+    for key, name in (("usage", "completion_tokens"), ("sampling", "max_tokens")):
+        if not isinstance((content.get(key) or {}).get(name, 0), Number):
+            return BadRecord(document.line, f"{key}.{name} is no number")
+    if not content["answer"].strip():
+        return BadRecord(document.line, "answer is empty")
+    if "\0" in content["answer"]:  # of the question the reader says it
+        return BadRecord(document.line, "answer holds a NUL character")
     if content["discipline"] not in DISCIPLINES:
         return BadRecord(document.line, f"discipline {content['discipline']!r} is none of {', '.join(DISCIPLINES)}")
     names = {item.name for item in fields(QaRecord)} - {"extra"}

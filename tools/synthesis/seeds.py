@@ -28,7 +28,7 @@ from tools.data.label_topics import TOPIC_KEY
 from tools.data.readers import BadRecord, InputTask, find_inputs, plan_tasks
 from tools.data.stage import Report, Stage, only_one, run_stage
 from tools.data.units import num_han, units_of
-from tools.synthesis.output import check_out
+from tools.synthesis.output import check_no_input, check_out
 from tools.synthesis.record import DISCIPLINES
 from tools.synthesis.seed_rules import LANGUAGES, OWN_RULES, Picked, SeedRules, read_seed_rules
 from tools.synthesis.snippets import TRAINING_CHARACTERS, load_punkt, snippets, train_punkt
@@ -75,6 +75,7 @@ def write_seeds(options: SeedOptions) -> dict[str, Any]:
     for language in LANGUAGES:
         read_seed_rules(language, options.rules)
     tasks = plan_tasks(find_inputs(options.inputs))
+    check_no_input(options.out, tasks)
     work = options.out.with_name(f".{options.out.name}.work")
     rules = {language: (options.rules / f"{language}.json").read_text("utf-8") for language in LANGUAGES}
     kept = {key: value for key, value in asdict(options).items() if key not in ("inputs", "out", "rules", "workers")}
@@ -113,6 +114,8 @@ def _make(options: SeedOptions, tasks: list[InputTask], work: Path, fingerprint:
         pages.update(result["pages"])
         cut += result["snippets"]
         not_chosen += result["not_chosen"]
+    if not pages:
+        raise DataError(f"there is no page in {', '.join(options.inputs)}")
     if not cut:
         raise DataError(
             f"no snippet in {sum(pages.values())} pages ({dict(pages)}); look at the rules in {options.rules}"

@@ -128,13 +128,23 @@ class HttpGenerator:
         await self._client.close()
 
 
+def host_of(url: str, *, option: str) -> str:
+    """The name of a server's machine. Errors: ConfigError for a URL that is none."""
+    try:
+        parts = urlsplit(url)
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets that are not closed, a port that is none
+        is_url = False
+    if not is_url or parts.hostname is None:
+        raise ConfigError(f"{option} {url!r} is no URL; write http://host:port/v1")
+    return parts.hostname
+
+
 def _endpoint(url: str) -> _Endpoint:
     """With the proxy that the environment names for it; this machine itself is reached without one."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"--endpoint {url!r} is no URL; write http://host:port/v1")
-    direct = parts.hostname in ("localhost", "127.0.0.1", "::1") or proxy_bypass(parts.hostname)
-    return _Endpoint(url.rstrip("/"), None if direct else getproxies().get(parts.scheme))
+    host = host_of(url, option="--endpoint")
+    direct = host in ("localhost", "127.0.0.1", "::1") or proxy_bypass(host)
+    return _Endpoint(url.rstrip("/"), None if direct else getproxies().get(urlsplit(url).scheme))
 
 
 def _seconds(retry_after: str) -> float:
@@ -166,17 +176,28 @@ def _completion(content: bytes) -> Completion:
 
 
 class LocalGenerator:
-    """A Hugging Face folder in this process, one question at a time."""
+    """A Hugging Face folder in this process, one question at a time.
+
+    Errors: ConfigError for a folder without a model that can be read, or whose tokenizer has no chat template.
+    """
 
     def __init__(self, folder: Path) -> None:
+        if not (folder / "config.json").is_file():  # else transformers would take the name for one of a hub's
+            raise ConfigError(f"--local {folder}: no Hugging Face folder, it has no config.json")
         import torch
+        from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         from megatron_synE.runtime.device import select
 
         self._torch = torch
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, local_files_only=True)
+        except (OSError, ValueError, ImportError, SafetensorError) as error:
+            raise ConfigError(f"--local {folder}: {str(error).strip().splitlines()[0]}") from error
+        if self._tokenizer.chat_template is None:
+            raise ConfigError(f"--local {folder}: its tokenizer has no chat template; take a model tuned for chat")
         self._model = model.to(select("auto", local_rank=0).torch_device).eval()
         self._one = asyncio.Lock()
 

@@ -92,6 +92,13 @@ class Prompts:
         return wording.replace("{text}", text)  # last: a snippet may hold braces of its own
 
 
+def _are_texts(prompts: Prompts) -> bool:
+    texts = (prompts.system, prompts.user, prompts.code_marker, prompts.code_user, *prompts.focus.values())
+    shown = (*(prompts.markers or ()), *(text for example in (*prompts.examples, *prompts.code_examples)
+                                         for text in example))  # fmt: skip
+    return all(isinstance(text, str) for text in (*texts, *shown))
+
+
 def read_prompts(folder: Path = OWN_PROMPTS) -> dict[str, Prompts]:
     """By language. Errors: ConfigError naming the file and what is wrong in it."""
     found = {}
@@ -107,10 +114,12 @@ def read_prompts(folder: Path = OWN_PROMPTS) -> dict[str, Prompts]:
                 (first, second) if content["markers"] else None, content["system"], content["user"], content["focus"],
                 code["marker"], code["user"], shown_code, shown,
             )  # fmt: skip
+            if not _are_texts(prompts):
+                raise TypeError("system, user, focus (discipline: text), markers, examples and code must hold texts")
             wordings, marks = (prompts.user, prompts.code_user), {first, second, prompts.code_marker}
             if any("{text}" not in wording for wording in wordings) or len(marks) < 3:
                 raise ValueError("user and code.user need {text}, the markers must differ")
-        except (OSError, orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        except (OSError, orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigError(f"prompts {path}: {type(error).__name__}: {error}") from error
         found[path.stem] = prompts
     if not found:

@@ -1,0 +1,143 @@
+"""Each threshold of `check`, `corrupt`, `audit` and `format` from both of its sides."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.synthesis.labelled import read
+from tests.synthesis.test_audit import options as audit_options
+from tests.synthesis.test_audit import pairs as sums
+from tests.synthesis.test_audit import write
+from tests.synthesis.test_check import checked, pair
+from tests.tools import corpus
+from tools.cli import main
+from tools.data.documents import Document
+from tools.synthesis.audit import audit
+from tools.synthesis.format import FormatOptions, format_pairs
+from tools.synthesis.pair_rules import DEFAULT_RULES, Tools, judge_pair, load_pair_rules, prepare
+from tools.synthesis.recompute import Recomputer
+
+
+def reason(**changes: Any) -> str:
+    """The first rule that the pair breaks, or nothing."""
+    rules, fields = load_pair_rules(DEFAULT_RULES), pair(**changes)
+    prepared = prepare(Document("1", 1, fields["question"], fields, 0), rules)
+    assert isinstance(prepared, Document)
+    with Recomputer() as recomputer:
+        verdict = judge_pair(prepared, rules, Tools(recomputer, None))
+    return "" if verdict is None else verdict.reason
+
+
+def words(number: int) -> str:
+    """Different ones, none of any language."""
+    return " ".join(f"w{place}" for place in range(number)) + "."
+
+
+@pytest.mark.parametrize(
+    ("key", "number", "expected"),
+    [
+        ("question", 3, "question_too_short"), ("question", 4, ""), ("question", 1000, ""),
+        ("question", 1001, "question_too_long"), ("answer", 4, "answer_too_short"), ("answer", 5, ""),
+        ("answer", 3000, ""), ("answer", 3001, "answer_too_long"),
+    ],
+)  # fmt: skip
+def test_lengths(key: str, number: int, expected: str) -> None:
+    assert reason(**{key: words(number)}) == expected
+
+
+@pytest.mark.parametrize(
+    ("language", "question", "expected"),
+    [
+        ("zh", "苹果树 and then the seven big boxes", ""),
+        ("zh", "苹果 and then the seven big heavy boxes", "language"),
+        ("en", "What does the sign of Huang say about it 黄", ""),
+        ("en", "What does the sign say here now 黄金", "language"),
+    ],
+)  # fmt: skip
+def test_shares_of_han_characters(language: str, question: str, expected: str) -> None:
+    answer = "一共有八十四个苹果。" if language == "zh" else "It says w1 w2 w3 w4."
+    assert reason(language=language, question=question, answer=answer) == expected
+
+
+def test_a_refusal_counts_at_the_beginning_alone() -> None:
+    assert reason(answer=f"{'w1 ' * 60}I cannot answer this.") == "refused"
+    assert reason(answer=f"{words(70)} I cannot answer this.") == ""
+
+
+@pytest.mark.parametrize(("repeated", "expected"), [(7, ""), (8, "repetition")])
+def test_repeated_lines(repeated: int, expected: str) -> None:
+    lines = [f"w{number} w{number + 1}." for number in range(0, 40, 2)]
+    assert reason(answer="\n".join([*lines[: 20 - repeated], *[lines[0]] * repeated])) == expected
+
+
+def test_more_than_a_tenth_of_the_20_grams(tmp_path: Path) -> None:
+    all_words = [f"w{number}" for number in range(119)]  # 100 20-grams
+    asked = pair(question=" ".join(all_words[:10]), answer=" ".join(all_words[10:]) + ".")
+    for length, expected in ((29, "good"), (30, "contaminated")):  # they hold 10 and 11 of them
+        folder = tmp_path / str(length)
+        folder.mkdir()
+        (folder / "benchmark.jsonl").write_text(json.dumps({"question": " ".join(all_words[:length])}) + "\n")
+        assert checked(folder, asked, benchmarks=(str(folder / "benchmark.jsonl"),)) == {"1": expected}
+
+
+def test_a_half_of_the_numbers_of_a_wrong_pair_and_the_share_is_rounded(tmp_path: Path) -> None:
+    rows = [{"id": str(n), "answer": " ".join(str(1000 + 20 * n + k) for k in range(20))} for n in range(200)]
+    source = write(tmp_path / "in.jsonl", iter(rows))
+    call = ["synth", "corrupt", "--input", str(source), "--no-nouns", "--no-adjectives", "--out"]
+    assert main([*call, str(tmp_path / "all.jsonl"), "--share", "1"]) == 0
+    made = [json.loads(line)["corruption"]["changes"] for line in (tmp_path / "all.jsonl").read_text().splitlines()]
+    share = sum(map(len, made)) / (200 * 20)
+    assert 0.525 - 0.033 < share < 0.525 + 0.033  # half of 19 and the last, 4 standard errors
+    assert main([*call, str(tmp_path / "few.jsonl"), "--share", "0.0083"]) == 0  # 1.66 pairs
+    assert (tmp_path / "few.jsonl").read_text().count('"corruption"') == 2
+
+
+def test_what_is_unclear_counts_as_wrong_and_the_seed_draws_the_sample(tmp_path: Path) -> None:
+    write(tmp_path / "pairs.jsonl", sums(7, 60, share_wrong=0, marked=False))
+    drawn = []
+    for seed in (1, 2):
+        given = audit_options(tmp_path, None, sample=8, seed=seed, out=tmp_path / f"audit{seed}")
+        audit(given)
+        with (given.out / "sheet.csv").open(encoding="utf-8-sig", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        drawn.append({row["id"] for row in rows})
+        with (tmp_path / "filled.csv").open("w", encoding="utf-8-sig", newline="") as stream:
+            writer = csv.DictWriter(stream, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(row | {"verdict": "unclear" if place < 2 else "right"} for place, row in enumerate(rows))
+    assert drawn[0] != drawn[1]
+    filled = audit_options(tmp_path, None, sample=8, seed=2, out=tmp_path / "audit2", filled=tmp_path / "filled.csv")
+    assert audit(filled)["wrong_rate"]["value"] == 0.25
+
+
+TEXTS = {
+    ("plain", "en"): "About sums.\n\nWhat is 1?\n\nIt is 1.", ("plain", "zh"): "About sums.\n\n几？\n\n是一。",
+    ("labelled", "en"): "About sums.\n\n---\n\nProblem: What is 1?\n\nSolution: It is 1.",
+    ("labelled", "zh"): "About sums.\n\n---\n\n题目：几？\n\n解答：是一。",
+    ("question_answer", "en"): "About sums.\n\nQuestion: What is 1?\nAnswer: It is 1.",
+    ("question_answer", "zh"): "About sums.\n\n问：几？\n答：是一。",
+    ("headings", "en"): "About sums.\n\n## Exercise\n\nWhat is 1?\n\n## Solution\n\nIt is 1.",
+    ("headings", "zh"): "About sums.\n\n## 习题\n\n几？\n\n## 解答\n\n是一。",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", sorted({name for name, _ in TEXTS}))
+def test_every_layout_and_its_separators_letter_for_letter(tmp_path: Path, layout: str) -> None:
+    said = {"en": ("What is 1?", "It is 1."), "zh": ("几？", "是一。")}
+    rows = [
+        pair(id=key, language=key, question=f" {q}\n", answer=f"{a}\n", seed_id="p") for key, (q, a) in said.items()
+    ]
+    write(tmp_path / "pairs.jsonl", iter(rows))
+    write(tmp_path / "pages.jsonl", iter([{"id": "p", "text": "About sums.\n"}]))
+    report = format_pairs(
+        FormatOptions(
+            inputs=(str(tmp_path / "pairs.jsonl"),), out=tmp_path / "out", tokenizer=corpus.hf_folder(tmp_path / "hf"),
+            audit=None, layouts=(layout,), pages=(str(tmp_path / "pages.jsonl"),), page_share=1.0,
+        )
+    )  # fmt: skip
+    found = {row["language"]: row["text"] for row in read(tmp_path / "out")}
+    assert found == {key: TEXTS[layout, key] for key in said}
+    assert report["disciplines"]["all"]["bytes"] == sum(len(text.encode()) for text in found.values())
