@@ -6,11 +6,16 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from megatron_synE.runtime import watchdog
 from megatron_synE.runtime.launch import _free_port
+from megatron_synE.stability import Anomaly
+from megatron_synE.step_log import StepResult
+from megatron_synE.trainer import Trainer
 from tests import tiny
 
 SCRIPT = Path(__file__).with_name("stopped_rank.py")
@@ -113,3 +118,16 @@ with watched:
     )  # fmt: skip
     assert done.returncode == 6
     assert "stacks cannot be written" in done.stderr and "File " in done.stderr
+
+
+def test_a_step_that_is_left_out_is_a_sign_of_life(tmp_path: Path) -> None:
+    """Else two steps in a row would have to fit into the time of one."""
+    bad = StepResult(lm_loss=float("nan"), tokens=1, grad_norm=1.0, anomaly=Anomaly("nan", float("nan"), 1.0, None))
+    watched = watchdog.Watchdog(tmp_path / "stacks", rank=0, world_size=1, timeout_seconds=None)
+    began = watched._last
+    run: Any = SimpleNamespace(
+        _begin_agreement=lambda: None, train_step=lambda samples: bad, _agreed=lambda: "decision",
+        _recover=lambda anomaly: None, watchdog=watched,
+    )  # fmt: skip
+    assert Trainer.iterate(run, iter(())) == "decision"
+    assert watched._last > began
