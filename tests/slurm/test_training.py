@@ -109,6 +109,7 @@ def test_a_crashed_node(cluster: Cluster, job: Job, root: Path) -> None:
     training.assert_same_run(job.run, root / "straight")
 
 
+@pytest.mark.slow
 def test_a_run_that_loses_a_node_goes_on_with_one_and_later_with_both(
     cluster: Cluster, root: Path, tmp_path: Path
 ) -> None:
