@@ -1,6 +1,5 @@
 """A run on a real Slurm, stopped by what clusters do: it goes on by itself, and is the run that was not stopped."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -138,7 +137,6 @@ def test_a_run_that_loses_a_node_goes_on_with_one_and_later_with_both(
     training.assert_same_run_but_for_rounding(job.run, root / "straight")
 
 
-@pytest.mark.skipif(find_spec("megatron_synE.runtime.lease") is None, reason="needs the lease of the run folder")
 def test_the_old_copy_on_a_node_with_a_dead_slurmd_neither_writes_nor_requeues(
     cluster: Cluster, root: Path, tmp_path: Path
 ) -> None:
