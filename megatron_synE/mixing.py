@@ -29,6 +29,7 @@ from data_mixers.strict_json import parse
 from megatron_synE.config.derive import controller_settings, guard_settings
 from megatron_synE.config.schema import RunConfig
 from megatron_synE.data.build_schedule import all_entries, planned_phases
+from megatron_synE.exit_codes import DivergedError
 
 if TYPE_CHECKING:
     from megatron_synE.validation import DocumentLosses, ValidationSet
@@ -265,6 +266,20 @@ class Mixture:
             shifts=self.shifts if guard is None or guard.shift is None else (*self.shifts, guard.shift),
             guard=self.guard if guard is None else guard.decision.state,
         )
+
+    def leavable(self, start: int, stop: int) -> range:
+        """What of samples start..stop-1 can be left out: what was left out before them has moved all that follows.
+
+        So a range that reaches back before the last one begins with it; what lies before was read well, both times.
+        Errors: DivergedError if all of it lies there.
+        """
+        last = self.bad_ranges[-1][0] if self.bad_ranges else 0
+        if stop <= last:
+            raise DivergedError(
+                f"samples {start}:{stop} are bad now and were not when they were read before; that is not the data. "
+                "Look for a card or a memory that fails: stability.reexecute=true compares a bad step with itself"
+            )
+        return range(max(start, last), stop)
 
     def skipping(self, start: int, stop: int) -> "Mixture":
         """This mixture without the data of samples start..stop-1; as many others are read in their place."""

@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -221,7 +221,7 @@ class Trainer:
         if remedy.action == "rollback":
             self._go_back_before(remedy.first, anomaly)
         batch = self.config.training.global_batch_size
-        samples = range((remedy.first - 1) * batch, remedy.last * batch)
+        samples = self.mixture.leavable((remedy.first - 1) * batch, remedy.last * batch)
         self._follow(self.mixture.skipping(samples.start, samples.stop))
         self.step_log.recovery(anomaly, remedy, samples, now_at=self.progress.iteration)
 
@@ -233,7 +233,9 @@ class Trainer:
             folder, state = checkpoint_before(iteration, self.config, self.run_dir, self.control_group, anomaly)
             load_training_state(self.model, self.optimizer, folder, state)
         assert state.schedule is not None
-        self.mixture = self.mixture.restored(state.schedule["mixture"])
+        # The checkpoint may be older than what was left out since: that stays out.
+        bad_ranges = self.mixture.bad_ranges
+        self.mixture = replace(self.mixture.restored(state.schedule["mixture"]), bad_ranges=bad_ranges)
         self.progress = Progress.after(state, "resume")
         self.metrics.go_back_to(self.progress.iteration)
         self.step_log.go_back()

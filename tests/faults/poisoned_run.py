@@ -1,7 +1,7 @@
 """One rank of a run with something wrong in it: argv = what, config, overrides.
 
-nan:SAMPLE, spike:SAMPLE    the data of this sample of the planned schedule gives a loss that is NaN, or much too high,
-                            wherever in the run it is read
+nan:SAMPLES, spike:SAMPLE   the data of these samples (a,b) of the planned schedule gives a loss that is NaN, or much
+                            too high, wherever in the run it is read
 weight:ITERATION            after this iteration a weight of rank 1 becomes NaN, once
 flip:ITERATION              in the step after this iteration rank 1 computes a too high loss, the first time it is asked
 slow                        rank 1 computes every micro-batch twenty times more
@@ -35,10 +35,11 @@ def with_bad_sample(self: Trainer, samples: Any) -> Any:
     """Recognised by its tokens, not by its number."""
     global marked
     if marked is None:
-        marked = ScheduledDataset(self.mixture.schedule, MANIFESTS)[int(argument)].tokens
+        planned = ScheduledDataset(self.mixture.schedule, MANIFESTS)
+        marked = [planned[int(number)].tokens for number in argument.split(",")]
     batch = collate(self, samples)
     for sample in samples:
-        if (sample.tokens == marked).all():
+        if any((sample.tokens == tokens).all() for tokens in marked):
             marked_batches.append(batch)
     return batch
 

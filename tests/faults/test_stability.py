@@ -99,6 +99,23 @@ def test_a_spike_goes_back_to_a_checkpoint_and_leaves_out_what_came_before_it(ro
         assert state.schedule is not None and state.schedule["mixture"]["bad_ranges"] == [[24, 48]]
 
 
+def test_what_was_left_out_stays_out_when_the_run_goes_back_behind_it(root: Path, tmp_path: Path) -> None:
+    """Sample 51 comes in place of the first bad one; leaving it out reaches back before what is left out already."""
+    run, without = tmp_path / "run", tmp_path / "without"
+    said = run_poisoned(root, run, "nan:43,51", *SAVING, "stability.on_nan=rollback", "stability.rollback_steps=3")
+    assert "back at iteration 3, the data of samples 24 to 47 is left out" in said
+    assert "at iteration 4: back at iteration 1, the data of samples 24 to 31 is left out" in said
+    assert said.count("the loss is nan") == 2
+    left_out_from_the_start(root, without, ["24:48", "24:32"])
+    assert_same_run(run, without)
+    followed = read_schedule(run)
+    unskipped = Schedule(
+        seed=followed.seed, seq_length=followed.seq_length, sources=followed.sources, phases=followed.phases
+    )
+    assert addresses(followed, 0, 24) == addresses(unskipped, 0, 24)
+    assert addresses(followed, 24, 40) == addresses(unskipped, 56, 72)
+
+
 def test_a_weight_that_became_nan_on_one_rank_is_healed_by_going_back(root: Path, tmp_path: Path) -> None:
     run, without = tmp_path / "run", tmp_path / "without"
     # A skip cannot help here, and ends after as many tries as it may.
