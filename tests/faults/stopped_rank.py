@@ -14,10 +14,13 @@ from megatron_synE.train import end_as_one_rank  # noqa: E402
 from megatron_synE.trainer import Trainer  # noqa: E402
 
 collate = Trainer.collate
+to_stop = [os.environ["RANK"] == "1"]
 
 
 def stopping(self: Trainer, samples: object) -> object:
-    if os.environ["RANK"] == "1" and self.progress.iteration == int(sys.argv[1]):
+    # Once: woken, it must not stop again in the step's second micro-batch.
+    if to_stop[0] and self.progress.iteration == int(sys.argv[1]):
+        to_stop[0] = False
         signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
     return collate(self, samples)  # type: ignore[arg-type]
 
