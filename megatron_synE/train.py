@@ -65,9 +65,10 @@ def run_rank(loaded: LoadedConfig, config_path: Path, ranks: Ranks) -> int:
         trainer = build_trainer(loaded, config_path, ranks)
         with trainer.watchdog:
             code = trainer.fit()
-        trainer.metrics.close()
-        if code == exit_codes.FINISHED and loaded.resolved.checkpoint.export_hf:
-            _export(trainer.run_dir)
+            trainer.metrics.close()
+            if code == exit_codes.FINISHED and loaded.resolved.checkpoint.export_hf:
+                with trainer.watchdog.patient():
+                    _export(trainer.run_dir)
         _say_goodbye(trainer, code)
     except BaseException as error:
         # An interpreter that leaves with gloo's threads running may abort and lose the exit code. With peers one

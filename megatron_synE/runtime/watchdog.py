@@ -24,6 +24,11 @@ PATIENCE_SECONDS = 3600.0
 """For the first step (kernels are compiled) and for writing and reading a checkpoint, which no step time tells."""
 GRACE_SECONDS = 10.0
 """How long a rank that noticed waits for the stacks of the others before it ends."""
+BACKSTOP_SECONDS = 60.0
+"""How long after the limit a rank is ended by a thread that needs no Python: code 1, stacks on stderr.
+
+Ours. A main thread that hangs inside native code without giving up the interpreter's lock stops every thread here.
+"""
 _REMEMBERED_STEPS = 50
 
 
@@ -57,6 +62,7 @@ class Watchdog:
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
+        faulthandler.cancel_dump_traceback_later()
 
     def step(self, iteration: int, seconds: float) -> None:
         """A step was taken; it took `seconds`."""
@@ -102,8 +108,10 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._over.wait(min(1.0, self.limit_seconds / 10)):
+            faulthandler.dump_traceback_later(self.limit_seconds + BACKSTOP_SECONDS, exit=True)
             if time.monotonic() - self._last > self.limit_seconds or self._declared.is_set():
                 self._end()
+        faulthandler.cancel_dump_traceback_later()  # set once more while the main thread left
 
     def _look_for_others(self) -> None:
         # Apart from the clock: a file system that hangs keeps whoever asks it, and is itself what must be noticed.

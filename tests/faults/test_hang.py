@@ -101,6 +101,26 @@ with watched:
     assert done.returncode == 6
 
 
+def test_a_main_thread_that_keeps_the_interpreters_lock_hides_no_hang() -> None:
+    """No Python thread runs then; a call through PyDLL keeps the lock, as native code at fault would."""
+    program = """
+import ctypes, threading
+from pathlib import Path
+from megatron_synE.runtime import watchdog
+watchdog.BACKSTOP_SECONDS = 1.0
+watched = watchdog.Watchdog(Path("/nowhere/stacks"), rank=0, world_size=1, timeout_seconds=0.2)
+watched.step(1, 0.0)
+with watched:
+    threading.Event().wait(0.15)  # the watching thread looks every 0.02 s
+    ctypes.PyDLL(None).sleep(60)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tiny.ROOT, capture_output=True, text=True, check=False, timeout=50
+    )
+    assert done.returncode == 1
+    assert "Timeout" in done.stderr and 'File "<string>"' in done.stderr
+
+
 def test_a_hang_ends_also_where_no_stacks_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     program = """
