@@ -1,7 +1,7 @@
 """A server with OpenAI's interface that errs by a plan: faulty_model_server.py LOG [DELAY].
 
 The word after FAULT in a question says what its first two answers (or, with `always`, all of them) are like.
-LOG gets a line a request: the fault or the question, when it came, how many were open then. DELAY: seconds before
+LOG gets a line a request: the fault or the question, when it came, how many were open then; LOG.keys the key last sent. DELAY: seconds before
 each answer. A question with HOLD is never answered.
 """
 
@@ -44,6 +44,8 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             key = found.group(0) if found else asked
             seen[key] += 1
             num_open += 1
+            if sent := re.search(rb"authorization: ([^\r]*)", head, re.I):
+                LOG.with_suffix(".keys").write_bytes(sent.group(1))
             with LOG.open("a") as stream:
                 stream.write(json.dumps([key, time.monotonic(), num_open]) + "\n")
             try:

@@ -1,4 +1,4 @@
-"""A judge that errs at known rates: judge_stub.py <truth.json> <sensitivity> <specificity> <log>; prints its port.
+"""A judge that errs at known rates and wants the key `of the judge`: judge_stub.py <truth.json> <sensitivity> <specificity> <log>; prints its port.
 
 truth.json: answer -> whether it is wrong. Which verdicts are false is decided by a hash of the answer. The first
 request for an answer is sometimes met with 429, 500, a cut connection, or an answer that is no JSON.
@@ -23,6 +23,9 @@ class Judge(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.headers.get("Authorization") != "Bearer of the judge":
+            self.reply(401, {})
+            return
         asked = body["messages"][1]["content"]
         answer = next(answer for answer in self.truth if answer in asked)
         draw = int.from_bytes(hashlib.sha256(answer.encode()).digest()[:4], "big")

@@ -20,8 +20,9 @@ from tests.synthesis.labelled import read
 from tests.tools import corpus
 from tools.cli import main
 from tools.data.preprocess import PreprocessOptions, preprocess
-from tools.synthesis.audit import AuditOptions, audit, parse_verdict
+from tools.synthesis.audit import AuditOptions, _calibration, _Case, audit, parse_verdict
 from tools.synthesis.format import FormatOptions, format_pairs
+from tools.synthesis.record import QaRecord
 from tools.synthesis.wrong_rate import Calibration, Count, wrong_rates
 
 NUM = 300
@@ -81,6 +82,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture(autouse=True)
+def _key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "of the judge")
+
+
 def options(folder: Path, url: str | None, **more: Any) -> AuditOptions:
     known = {"model": "judge", "calibration": (str(folder / "known.jsonl"),)} if url else {}
     given = {"inputs": (str(folder / "pairs.jsonl"),), "out": folder / "audit", "url": url, "sample": NUM, "seed": 1}
@@ -129,6 +135,15 @@ def test_a_killed_audit_asks_only_for_what_is_missing(folder: Path) -> None:
     assert len(asked) == 60 + 40 + 60 - len(kept)
     assert report["disciplines"]["biology"]["called_wrong"] == 0
     assert report["calibration"]["found_wrong"] == {"hits": 30, "total": 30}
+
+
+def test_known_pairs_without_a_verdict_are_not_found_right() -> None:
+    pair = QaRecord(id="1", discipline="physics", language="en", question="?", answer="!", generator="test")
+    known = [_Case(f"{kind} {n}", pair) for kind in ("wrong", "right") for n in range(4)]
+    said = dict.fromkeys((case.key for case in known), ("right", ""))
+    said |= {"wrong 0": ("wrong", ""), "wrong 1": ("unclear", ""), "right 0": ("unclear", "")}
+    # Whoever cannot be told right counts as wrong, in the calibration as in the sample.
+    assert _calibration(known, said) == Calibration(Count(2, 4), Count(3, 4))
 
 
 def test_a_judge_that_guesses_is_refused(folder: Path) -> None:

@@ -110,6 +110,15 @@ def test_a_dead_server_ends_the_call_and_the_same_call_goes_on(
             generate(options(seeds, tmp_path / "out", url, temperature=0.1))
 
 
+def test_the_key_of_the_environment_is_sent_and_kept_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "a secret")
+    seeds = write_seeds(tmp_path / "seeds.jsonl", ["plain"])
+    with process(HERE / "faulty_model_server.py", tmp_path / "log") as url:
+        generate(options(seeds, tmp_path / "out", url))
+    assert (tmp_path / "log.keys").read_text() == "Bearer a secret"
+    assert not any(b"a secret" in path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
+
+
 def test_a_line_that_was_cut_off_is_asked_again(tmp_path: Path) -> None:
     seeds = write_seeds(tmp_path / "seeds.jsonl", [f"plain {i}" for i in range(10)])
     with process(HERE / "faulty_model_server.py", tmp_path / "log") as url:
