@@ -1,8 +1,8 @@
 """A server with OpenAI's interface that errs by a plan: faulty_model_server.py LOG [DELAY].
 
 The word after FAULT in a question says what its first two answers (or, with `always`, all of them) are like.
-LOG gets a line a request: the fault or the question, when it came, how many were open then; LOG.keys the key last sent. DELAY: seconds before
-each answer. A question with HOLD is never answered.
+LOG gets a line a request: the fault or the question, when it came, how many were open then; LOG.keys the key last
+sent. DELAY: seconds before each answer. A question with HOLD is never answered.
 """
 
 import asyncio

@@ -1,4 +1,6 @@
-"""A judge that errs at known rates and wants the key `of the judge`: judge_stub.py <truth.json> <sensitivity> <specificity> <log>; prints its port.
+"""A judge that errs at known rates: judge_stub.py <truth.json> <sensitivity> <specificity> <log>; prints its port.
+
+It answers 401 without the key `of the judge`.
 
 truth.json: answer -> whether it is wrong. Which verdicts are false is decided by a hash of the answer. The first
 request for an answer is sometimes met with 429, 500, a cut connection, or an answer that is no JSON.
