@@ -162,7 +162,11 @@ def build_optimizer(config: RunConfig, plan: RunPlan, model: Model) -> Any:
         use_distributed_optimizer=True,
         overlap_param_gather=plan.overlap_param_gather,
     )
-    only = on_parts(_distributed, optimizer_config, model.ddp) if plan.zero_stage > 1 else _distributed(optimizer_config, model.ddp)
+    only = (
+        on_parts(_distributed, optimizer_config, model.ddp)
+        if plan.zero_stage > 1
+        else _distributed(optimizer_config, model.ddp)
+    )
     for group in only.param_groups:
         # megatron-core leaves wd_mult (0 for 1-D parameters) to its own LR scheduler, which we do not use: without
         # this line norms decay. The test against torch AdamW sees it.

@@ -7,7 +7,7 @@ The layout is that of megatron-core's own buckets (param_and_grad_buffer.py), so
 ranges here as it does there; what differs is that only this rank's part of the gradients outlives a backward pass.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import lcm
 
@@ -20,38 +20,40 @@ BUCKET_ALIGNMENT = 128
 
 
 def cut(parameters: Iterable[torch.nn.Parameter], *, bucket_size: int) -> list[list[torch.nn.Parameter]]:
-    """Parameters in backward order, in groups that close when they reach `bucket_size` elements.
+    """Parameters in backward order, in groups of at most `bucket_size` elements; a larger parameter stands alone.
 
-    The embedding that two pipeline stages share stands alone: only then does it lie alike on both, so that the sum over
-    the two stages meets the same range.
+    So does the embedding that two pipeline stages share: only then does it lie alike on both, so that the sum over the
+    two stages meets the same range.
     """
     groups: list[list[torch.nn.Parameter]] = []
-    is_open, elements = False, 0
+    room = 0
     for parameter in reversed(list(parameters)):
         is_shared = getattr(parameter, "shared_embedding", False)
-        if not is_open or is_shared:
+        if is_shared or not groups or parameter.numel() > room:
             groups.append([])
-            elements = 0
+            room = bucket_size
         groups[-1].append(parameter)
-        elements += parameter.numel()
-        is_open = not is_shared and elements < bucket_size
+        room = 0 if is_shared else room - parameter.numel()
     return groups
 
 
 @dataclass(frozen=True)
 class Reduction:
-    """A sum over ranks under way; `part` may be read after wait()."""
+    """A sum over ranks under way."""
 
-    bucket: "Bucket"
     work: dist.Work | None
     whole: torch.Tensor
+    """What is summed; kept until the collective has read it."""
     part: torch.Tensor
+    """Of `whole`: where the sum for this rank arrives."""
+    gradients: torch.Tensor
+    """Where it is to be added."""
 
     def finish(self) -> None:
-        """Add the sum to the gradients of this rank's part. On CUDA only the stream waits."""
+        """On CUDA the stream waits, not the host."""
         if self.work is not None:
             self.work.wait()
-        self.bucket.gradients.add_(self.part)
+        self.gradients.add_(self.part)
 
 
 class Bucket:
@@ -68,15 +70,18 @@ class Bucket:
         offset: int,
         group: dist.ProcessGroup,
         reduce_dtype: torch.dtype,
+        bucket_size: int,
         keeps_weights: bool,
     ) -> None:
         """Moves the weights into the bucket's own memory; keeps_weights False (stage 3) leaves this rank's part alone.
 
-        offset: of this bucket among all of its model chunk, in elements.
+        offset: of this bucket among all of its model chunk, in elements. bucket_size: the most that are summed at once.
         """
         self.params_list, self.params = list(parameters), set(parameters)
         self.bucket_id, self.offset = bucket_id, offset
         self.group, self.reduce_dtype, self.keeps_weights = group, reduce_dtype, keeps_weights
+        self.bucket_size = bucket_size
+        self._is_sliced = len(self.params) == 1 and parameters[0].numel() > bucket_size
         self.places: dict[torch.nn.Parameter, tuple[int, int]] = {}
         """Where each weight lies in the bucket: [start, stop)."""
         end = 0
@@ -146,9 +151,7 @@ class Bucket:
         if not self.keeps_weights:
             self.weights.untyped_storage().resize_(self.weights.numel() * self.weights.element_size())
         # The parameters are views made through .data: their version counters, which autograd checks, do not see this.
-        self._gathering = dist.all_gather_into_tensor(
-            self.weights, self.part, group=self.group, async_op=in_background
-        )
+        self._gathering = dist.all_gather_into_tensor(self.weights, self.part, group=self.group, async_op=in_background)
         self._is_gathering = True
 
     def finish_gather(self) -> None:
@@ -176,27 +179,51 @@ class Bucket:
     def take(self, parameter: torch.nn.Parameter) -> bool:
         """Take a gradient that the backward pass has left in .grad; True when the bucket has one of every parameter."""
         assert parameter.grad is not None
-        if self._unsummed is None:
-            self._unsummed = torch.zeros(self.numel, dtype=self.reduce_dtype, device=self.weights.device)
-        start, stop = self.places[parameter]
-        self._unsummed[start:stop].view(parameter.shape).add_(parameter.grad)
-        parameter.grad = None
+        if not self._is_sliced:
+            if self._unsummed is None:
+                self._unsummed = torch.zeros(self.numel, dtype=self.reduce_dtype, device=self.part.device)
+            start, stop = self.places[parameter]
+            self._unsummed[start:stop].view(parameter.shape).add_(parameter.grad)
+            parameter.grad = None
         self._arrived.add(parameter)
         return len(self._arrived) == len(self.params)
 
     @property
     def has_unsummed(self) -> bool:
         """Gradients that no other rank has seen yet."""
-        return self._unsummed is not None
+        return bool(self._arrived)
 
-    def start_reduce(self, *, in_background: bool) -> Reduction:
-        """Begin to sum what was taken over all ranks, each getting its part. Collective: group."""
+    def reductions(self, *, in_background: bool) -> Iterator[Reduction]:
+        """Sum what was taken over all ranks, each getting its part; a step of the iterator begins one collective.
+
+        Collective: group.
+        """
+        self._arrived.clear()
+        if self._is_sliced:
+            yield from self._sums_of_slices(in_background=in_background)
+            return
         assert self._unsummed is not None
         whole, self._unsummed = self._unsummed, None
-        self._arrived.clear()
         part = whole[self.start : self.stop]
         work = dist.reduce_scatter_tensor(part, whole, group=self.group, async_op=in_background)
-        return Reduction(self, work, whole, part)
+        yield Reduction(work, whole, part, self.gradients)
+
+    def _sums_of_slices(self, *, in_background: bool) -> Iterator[Reduction]:
+        """A matrix too large for one buffer: the same columns of every rank's part at a time."""
+        (parameter,) = self.params_list
+        assert parameter.grad is not None
+        flat, parameter.grad = parameter.grad.reshape(-1), None
+        ranks, length = self.group.size(), self.part.numel()
+        width = max(self.bucket_size // ranks, 1)
+        for first in range(0, length, width):
+            last = min(first + width, length)
+            whole = torch.zeros(ranks, last - first, dtype=self.reduce_dtype, device=self.part.device)
+            for rank in range(ranks):
+                values = flat[rank * length + first : rank * length + last]  # shorter, or empty, where padding begins
+                whole[rank, : values.numel()].copy_(values)
+            part = whole[self.group.rank()]
+            work = dist.reduce_scatter_tensor(part, whole, group=self.group, async_op=in_background)
+            yield Reduction(work, whole, part, self.gradients[first:last])
 
 
 def _aligned(number: int, divisor: int) -> int:

@@ -22,12 +22,8 @@ import torch.distributed as dist
 from megatron_synE.model.gpt import LlamaModel
 from megatron_synE.runtime.mcore import DistributedDataParallelConfig, MegatronModule, TransformerConfig
 from megatron_synE.sharding.bucket import Bucket, Reduction, cut
+from megatron_synE.sharding.bucket_size import default_bucket_size
 
-SMALLEST_BUCKET = 40_000_000
-ELEMENTS_PER_RANK = 1_000_000
-"""A bucket closes at max(40 M, 1 M per rank) elements. megatron-core's own figures: 160 MB of fp32 are long enough for
-NCCL to reach its bandwidth and short enough to begin early in the backward pass, and at many ranks each one's part
-stays 4 MB, below which latency counts."""
 REDUCTIONS_IN_FLIGHT = 2
 """Buckets being summed while the backward pass fills the next: with two the wire is never idle, and no more memory is
 held than two of them."""
@@ -95,12 +91,12 @@ class ShardedDataParallel(MegatronModule):  # type: ignore[misc]  # megatron-cor
     ) -> None:
         """module: `chunk`, or a wrapper of it. group: the ranks that hold the same weights and read other data.
 
-        bucket_size: elements; None: as said above.
+        bucket_size: elements; None: default_bucket_size().
         """
         super().__init__(config=core_config)
         self.module, self.ddp_config = module, ddp_config
         self.shards_weights = shards_weights
-        self._size = bucket_size or max(SMALLEST_BUCKET, ELEMENTS_PER_RANK * group.size())
+        self._size = bucket_size or default_bucket_size(group.size())
         self._group = group
         self._reduces_in_background = ddp_config.overlap_grad_reduce
         self._gathers_in_background = ddp_config.overlap_param_gather
@@ -126,6 +122,7 @@ class ShardedDataParallel(MegatronModule):  # type: ignore[misc]  # megatron-cor
                 offset=offset,
                 group=self._group,
                 reduce_dtype=torch.float32 if self.ddp_config.grad_reduce_in_fp32 else group[0].dtype,
+                bucket_size=self._size,
                 keeps_weights=not self.shards_weights,
             )
             offset += bucket.numel
@@ -236,10 +233,11 @@ class ShardedDataParallel(MegatronModule):  # type: ignore[misc]  # megatron-cor
                 each.let_go()
 
     def _reduce(self, bucket: Bucket) -> None:
-        self._reductions.append(bucket.start_reduce(in_background=self._reduces_in_background))
         kept = REDUCTIONS_IN_FLIGHT if self._reduces_in_background else 0
-        while len(self._reductions) > kept:
-            self._reductions.popleft().finish()
+        for reduction in bucket.reductions(in_background=self._reduces_in_background):
+            self._reductions.append(reduction)
+            while len(self._reductions) > kept:
+                self._reductions.popleft().finish()
 
 
 @dataclass(frozen=True)

@@ -62,10 +62,12 @@ def validation_rows(run: Path) -> list[tuple[int, str, float]]:
     [
         (2, []),
         (2, ["training.precision=bf16", "parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true"]),
+        (2, ["training.precision=bf16", "parallel.zero_stage=2", "training.micro_batch_size=1"]),
+        (2, ["parallel.zero_stage=3", "parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true"]),
         (2, [*TP2_SP, "training.precision=bf16"]),
         (2, VPP),
     ],
-    ids=["DP2", "DP2 bf16 overlapped", "TP2 SP bf16", "VPP"],
+    ids=["DP2", "DP2 bf16 overlapped", "DP2 ZeRO2 bf16", "DP2 ZeRO3 overlapped", "TP2 SP bf16", "VPP"],
 )
 def test_stopping_and_resuming_is_bit_equal_to_a_straight_run(
     root: Path, tmp_path: Path, nproc: int, overrides: list[str]
@@ -146,9 +148,13 @@ def test_another_layout_loads_the_same_weights_and_moments_and_goes_on_alike(
         root / "run.yaml", f"run.dir={source}", "training.stop_after_iterations=4", same, *TP2_SP, nproc=2, code=75
     )
     expected = None
-    layouts: dict[str, tuple[int, list[str]]] = {"DP2": (2, []), "VPP": (2, VPP)}
+    layouts: dict[str, tuple[int, list[str]]] = {
+        "DP2": (2, []),
+        "DP2 ZeRO3": (2, ["parallel.zero_stage=3"]),
+        "VPP": (2, VPP),
+    }
     if precision == "fp32":
-        layouts |= {"TP2": (2, TP2_SP), "TP1": (1, [])}
+        layouts |= {"DP2 ZeRO2": (2, ["parallel.zero_stage=2"]), "TP2": (2, TP2_SP), "TP1": (1, [])}
     for name, (nproc, overrides) in layouts.items():
         run = tmp_path / name
         (run / "checkpoints").mkdir(parents=True)

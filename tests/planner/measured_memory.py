@@ -25,17 +25,26 @@ from megatron_synE.trainer import Trainer, forward_step
 def storage_bytes(
     tensors: Iterable[torch.Tensor], *, besides: frozenset[int] = frozenset()
 ) -> tuple[int, frozenset[int]]:
-    """Bytes of the distinct storages behind `tensors`, and their addresses; those in `besides` are not counted."""
-    sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    """Bytes of the distinct storages behind `tensors`, and which; those in `besides` are not counted."""
+    sizes = {identity(t): t.untyped_storage().nbytes() for t in tensors}
     kept = {pointer: size for pointer, size in sizes.items() if pointer not in besides}
     return sum(kept.values()), frozenset(kept)
 
 
+def identity(tensor: torch.Tensor) -> int:
+    """Of the storage; its address changes where ZeRO stage 3 gives memory back and takes it again."""
+    return int(tensor.untyped_storage()._cdata)
+
+
 def parts_at_rest(trainer: Trainer) -> dict[str, int]:
     """Weights, gradients and optimizer state of this rank after a step."""
-    parameters = [p for chunk in trainer.model.chunks for p in chunk.parameters()]
-    weights, weight_pointers = storage_bytes(parameters)
-    gradients, _ = storage_bytes(buffer.grad_data for module in trainer.model.ddp for buffer in module.buffers)
+    buckets = set(trainer.model.buckets.values())
+    kept = [p for chunk in trainer.model.chunks for p in chunk.parameters()] + [bucket.part for bucket in buckets]
+    weights, weight_pointers = storage_bytes(kept)
+    if buckets:
+        gradients, _ = storage_bytes(bucket.gradients for bucket in buckets)
+    else:
+        gradients, _ = storage_bytes(buffer.grad_data for module in trainer.model.ddp for buffer in module.buffers)
     state = [
         tensor
         for shard in optimizer_shards(trainer.model, trainer.optimizer)
@@ -66,7 +75,7 @@ class Held:
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
         storage = tensor.untyped_storage()
-        self.pointer, self.size = storage.data_ptr(), storage.nbytes()
+        self.pointer, self.size = identity(tensor), storage.nbytes()
         if self.pointer in Held.besides:
             return
         Held.counts[self.pointer] += 1
