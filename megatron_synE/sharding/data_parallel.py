@@ -1,8 +1,8 @@
 """Data parallelism that keeps one part of the gradients (stage 2), and of the weights too (stage 3), on each rank.
 
     forward    unit i: its weights whole (stage 3: gathered, the next unit's on their way) -> run -> let go
-    backward   unit i: its weights whole again -> run -> each full bucket of gradients is summed over ranks, a rank keeps
-               its part -> let go
+    backward   unit i: its weights whole again -> run -> each full bucket of gradients is summed over ranks, a rank
+               keeps its part -> let go
     optimizer  megatron-core's, on this rank's parts; under stage 2 the weights are then gathered as under stage 1
 
 A unit is what is gathered at once: the embedding, one layer, the final norm with the head. It is one or more buckets.

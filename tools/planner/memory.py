@@ -12,6 +12,7 @@ the planner holds back as `reserve`.
 """
 
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Literal
 
 from megatron_synE.sharding.bucket_size import default_bucket_size
@@ -295,23 +296,18 @@ def memory_of_stage(job: Job, layout: Layout, stage: int, *, world_size: int) ->
     logits = logits_bytes(job, layout, stage)
     is_last = stage == layout.pipeline_model_parallel_size - 1
     norm = norm_bytes(job, layout) if is_last else 0
+    held = partial(sharding_bytes, job, layout, stage, shards=shards)
     moments = [
-        (activations, logits, sharding_bytes(job, layout, stage, "loss", shards=shards)),
-        (
-            activations - norm,
-            0,
-            backward_bytes(job, layout) + sharding_bytes(job, layout, stage, "layer", shards=shards),
-        ),
+        (activations, logits, held("loss")),
+        (activations - norm, 0, backward_bytes(job, layout) + held("layer")),
     ]
     if layout.zero_stage > 1:
         w, matrix = widths(job, layout), _head_elements(job, layout) * job.dtype_bytes
         if is_last:
-            dlogits = w.t * w.v * w.b
-            moments.append((activations, dlogits, matrix + sharding_bytes(job, layout, stage, "head", shards=shards)))
+            moments.append((activations, w.t * w.v * w.b, matrix + held("head")))
         if stage == 0:
             chunk = activations // chunks_in_flight(layout, stage, num_microbatches=num_microbatches)
-            summed = sharding_bytes(job, layout, stage, "embedding", shards=shards)
-            moments.append((activations - chunk, 0, w.s * w.b * w.h + matrix + summed))
+            moments.append((activations - chunk, 0, w.s * w.b * w.h + matrix + held("embedding")))
     activations, logits, working = max(moments, key=sum)
     return MemoryParts(
         weights=weight_bytes(job, layout, stage, shards=shards),
