@@ -222,7 +222,7 @@ class Bucket:
                 values = flat[rank * length + first : rank * length + last]  # shorter, or empty, where padding begins
                 whole[rank, : values.numel()].copy_(values)
             part = whole[self.group.rank()]
-            work = dist.reduce_scatter_tensor(part, whole, group=self.group, async_op=in_background)
+            work = dist.reduce_scatter_tensor(part, whole.view(-1), group=self.group, async_op=in_background)
             yield Reduction(work, whole, part, self.gradients[first:last])
 
 

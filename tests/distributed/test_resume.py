@@ -84,23 +84,24 @@ def test_stopping_and_resuming_is_bit_equal_to_a_straight_run(
     assert_same_tensors(sliced / "checkpoints/iter_0000010", straight / "checkpoints/iter_0000010")
 
 
-def test_a_run_killed_at_any_step_resumes_bit_equal(root: Path, tmp_path: Path) -> None:
-    straight, killed = tmp_path / "straight", tmp_path / "killed"
-    tiny.train(root / "run.yaml", f"run.dir={straight}", nproc=2)
+@pytest.mark.parametrize("stage", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
+def test_a_run_killed_at_any_step_resumes_bit_equal(root: Path, tmp_path: Path, stage: int) -> None:
+    straight, killed, sharding = tmp_path / "straight", tmp_path / "killed", f"parallel.zero_stage={stage}"
+    tiny.train(root / "run.yaml", f"run.dir={straight}", sharding, nproc=2)
     iterations = sorted(random.sample(range(1, 9), 2))
     print(f"killed after iterations {iterations}")
     for iteration in iterations:
-        kill_after_iteration(root / "run.yaml", killed, iteration)
-    tiny.train(root / "run.yaml", f"run.dir={killed}", nproc=2)
+        kill_after_iteration(root / "run.yaml", killed, iteration, sharding)
+    tiny.train(root / "run.yaml", f"run.dir={killed}", sharding, nproc=2)
     assert training_rows(killed) == training_rows(straight)
     assert validation_rows(killed) == validation_rows(straight)
     assert_same_tensors(killed / "checkpoints/iter_0000010", straight / "checkpoints/iter_0000010")
 
 
-def kill_after_iteration(config: Path, run: Path, iteration: int) -> None:
+def kill_after_iteration(config: Path, run: Path, iteration: int, *overrides: str) -> None:
     """SIGKILL the launcher and all ranks as soon as this iteration is logged."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tools", "train", "--config", str(config), "--nproc", "2", f"run.dir={run}"],
+        [sys.executable, "-m", "tools", "train", "--config", str(config), "--nproc", "2", f"run.dir={run}", *overrides],
         cwd=tiny.ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stderr=subprocess.DEVNULL,
