@@ -2,8 +2,8 @@
 
 import importlib.util
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,6 +27,9 @@ from megatron_synE.runtime.mcore import (
     get_standard_config_overrides,
     parallel_state,
 )
+from megatron_synE.sharding.bucket import Bucket
+from megatron_synE.sharding.data_parallel import ShardedDataParallel
+from megatron_synE.sharding.optimizer import on_parts
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +40,11 @@ class Model:
 
     config: TransformerConfig
     chunks: tuple[LlamaModel, ...]
-    ddp: tuple[DistributedDataParallel, ...]
+    ddp: tuple[DistributedDataParallel | ShardedDataParallel, ...]
     forward_backward: Callable[..., Any]
     implementation: Implementation
+    buckets: Mapping[torch.nn.Parameter, Bucket] = field(default_factory=dict)
+    """ZeRO stages 2 and 3: where the part of each parameter is that this rank keeps. Stage 1: empty."""
 
 
 def transformer_config(config: RunConfig, plan: RunPlan, device: Device) -> TransformerConfig:
@@ -86,7 +91,9 @@ def transformer_config(config: RunConfig, plan: RunPlan, device: Device) -> Tran
         masked_softmax_fusion=False,
         apply_rope_fusion=False,
         persist_layer_norm=False,
-        gradient_accumulation_fusion=importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,
+        # It writes to whole fp32 gradients of the layer's own, which stages 2 and 3 do not keep.
+        gradient_accumulation_fusion=plan.zero_stage == 1
+        and importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,
         **recompute,
     )
 
@@ -98,11 +105,11 @@ def build_model(config: RunConfig, plan: RunPlan, device: Device) -> Model:
     """
     implementation = choose(config.model.attention, device)
     logger.info("layers: %s (%s)", implementation.name, implementation.reason)
-    if config.parallel.zero_stage == 2:
+    if plan.zero_stage != config.parallel.zero_stage:
         logger.warning(
-            "parallel.zero_stage=2: gradients are not sharded yet, only optimizer state is (stage 1); results are the "
-            "same, each rank holds up to %d more bytes per parameter", 4 if config.training.grad_reduce_in_fp32 else 2,
-        )  # fmt: skip
+            "parallel.zero_stage=%d: one data-parallel rank has nobody to share with; running as stage 1",
+            config.parallel.zero_stage,
+        )
     core_config = transformer_config(config, plan, device)
     chunks = build_chunks(core_config, config, plan, implementation, device)
     wrapped = [Float16Module(core_config, chunk) for chunk in chunks] if plan.dtype == "bf16" else list(chunks)
@@ -113,12 +120,20 @@ def build_model(config: RunConfig, plan: RunPlan, device: Device) -> Model:
         overlap_param_gather=plan.overlap_param_gather,
         check_for_nan_in_grad=False,  # agreed over ranks on the gradient norm in train_step instead
     )
+    core_config.finalize_model_grads_func = finalize_model_grads
+    if plan.zero_stage > 1:
+        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        sharded = tuple(
+            ShardedDataParallel(core_config, ddp_config, module, chunk, group, shards_weights=plan.zero_stage == 3)
+            for module, chunk in zip(wrapped, chunks, strict=True)
+        )
+        buckets = {parameter: bucket for module in sharded for parameter, bucket in module.bucket_of().items()}
+        return Model(core_config, chunks, sharded, get_forward_backward_func(), implementation, buckets)
     ddp = tuple(
         # Later chunks of an interleaved pipeline: one bucket, as their backward passes interleave anyway.
         DistributedDataParallel(core_config, ddp_config, module, disable_bucketing=index > 0)
         for index, module in enumerate(wrapped)
     )
-    core_config.finalize_model_grads_func = finalize_model_grads
     if plan.overlap_grad_reduce:
         core_config.no_sync_func = _one_or_list([module.no_sync for module in ddp])
     if plan.overlap_param_gather:
@@ -131,7 +146,7 @@ def build_optimizer(config: RunConfig, plan: RunPlan, model: Model) -> Any:
 
     Collective: every rank.
     """
-    logger.info("optimizer: distributed, %s", install_where_needed())
+    logger.info("optimizer: distributed (ZeRO stage %d), %s", plan.zero_stage, install_where_needed())
     section = config.optimizer
     optimizer_config = OptimizerConfig(
         optimizer="adam",
@@ -147,14 +162,11 @@ def build_optimizer(config: RunConfig, plan: RunPlan, model: Model) -> Any:
         use_distributed_optimizer=True,
         overlap_param_gather=plan.overlap_param_gather,
     )
-    optimizer = get_megatron_optimizer(
-        optimizer_config,
-        list(model.ddp),
-        config_overrides=get_standard_config_overrides(optimizer_config),  # no weight decay on 1-D parameters
-        use_gloo_process_groups=False,
+    only = (
+        on_parts(_distributed, optimizer_config, model.ddp)
+        if plan.zero_stage > 1
+        else _distributed(optimizer_config, model.ddp)
     )
-    # A dense model has one distributed optimizer; megatron-core wraps it in a chain for the sake of experts.
-    (only,) = getattr(optimizer, "chained_optimizers", [optimizer])
     for group in only.param_groups:
         # megatron-core leaves wd_mult (0 for 1-D parameters) to its own LR scheduler, which we do not use: without
         # this line norms decay. The test against torch AdamW sees it.
@@ -163,11 +175,24 @@ def build_optimizer(config: RunConfig, plan: RunPlan, model: Model) -> Any:
     return only
 
 
+def _distributed(optimizer_config: OptimizerConfig, ddp: Sequence[Any]) -> Any:
+    optimizer = get_megatron_optimizer(
+        optimizer_config,
+        list(ddp),
+        config_overrides=get_standard_config_overrides(optimizer_config),  # no weight decay on 1-D parameters
+        use_gloo_process_groups=False,
+    )
+    # A dense model has one distributed optimizer; megatron-core wraps it in a chain for the sake of experts.
+    (only,) = getattr(optimizer, "chained_optimizers", [optimizer])
+    return only
+
+
 def sync_parameters(model: Model, plan: RunPlan) -> None:
     """Make every rank's weights those of the last optimizer step.
 
     With overlap_param_gather they are gathered only in the next forward pass (trap S5): call before validation,
-    saving and export. Collective: every rank.
+    saving and export. Under ZeRO stage 3 nothing is gathered: forward passes and checkpoints take the ranks' parts.
+    Collective: every rank.
     """
     if plan.overlap_param_gather:
         for module in model.ddp:

@@ -20,6 +20,8 @@ class OptimizerShard:
 
     local: LocalParameter
     start: int
+    weight: torch.Tensor
+    """[elements] what the model computes with."""
     master: torch.Tensor
     """[elements] fp32; under fp32 training a view of the weight itself."""
     moments: dict[str, torch.Tensor]
@@ -45,20 +47,32 @@ def optimizer_shards(model: Model, optimizer: Any) -> Iterator[OptimizerShard]:
             if name not in state:
                 state[name] = torch.zeros_like(master, dtype=torch.float32)
         start = optimizer._get_model_param_range_map(local.parameter)["param"].start
-        yield OptimizerShard(local, start, master, {name: state[name] for name in MOMENTS})
+        bucket = model.buckets.get(local.parameter)
+        if bucket is None:
+            weight = local.parameter.detach().view(-1)[start : start + master.numel()]
+        else:
+            weight = bucket.own_weights(local.parameter)
+        yield OptimizerShard(local, start, weight, master, {name: state[name] for name in MOMENTS})
 
 
 def weight_chunks_to_load(model: Model, *, from_masters: bool = False) -> list[Chunk]:
-    """Targets for the weights of this rank, views of the parameters.
+    """Targets for the weights of this rank, views of the parameters; under ZeRO stage 3 of its parts of them.
 
     from_masters: fill them from the fp32 masters of a bf16 checkpoint (a run that goes on in fp32).
     """
     prefix = "optimizer.master." if from_masters else ""
     return [
-        chunk
-        for local in all_local_parameters(model)
-        for chunk in local.chunks(prefix + local.key, local.parameter.detach())
+        chunk for local in all_local_parameters(model) for chunk in _weight_chunks(model, local, prefix + local.key)
     ]
+
+
+def _weight_chunks(model: Model, local: LocalParameter, key: str) -> Iterator[Chunk]:
+    bucket = model.buckets.get(local.parameter)
+    if bucket is None or bucket.keeps_weights:
+        yield from local.chunks(key, local.parameter.detach())
+    else:
+        start, _ = bucket.own_range(local.parameter)
+        yield from local.flat_chunks(key, bucket.own_weights(local.parameter), start=start)
 
 
 def chunks_to_save(model: Model, optimizer: Any | None) -> list[Chunk]:
@@ -71,15 +85,14 @@ def chunks_to_save(model: Model, optimizer: Any | None) -> list[Chunk]:
             chunk
             for local in all_local_parameters(model)
             if local.is_written_here
-            for chunk in local.chunks(local.key, local.parameter.detach())
+            for chunk in _weight_chunks(model, local, local.key)
         ]
     chunks: list[Chunk] = []
     for shard in optimizer_shards(model, optimizer):
         local, start = shard.local, shard.start
         if not local.is_written_here:
             continue
-        weight = local.parameter.detach().view(-1)[start : start + shard.master.numel()]
-        chunks += local.flat_chunks(local.key, weight, start=start)
+        chunks += local.flat_chunks(local.key, shard.weight, start=start)
         for name, values in _optimizer_tensors(shard).items():
             chunks += local.flat_chunks(f"optimizer.{name}.{local.key}", values, start=start)
     return chunks
@@ -127,6 +140,5 @@ def check_masters(model: Model, optimizer: Any) -> None:
     Errors: CheckpointError naming the tensor.
     """
     for shard in optimizer_shards(model, optimizer):
-        weight = shard.local.parameter.detach().view(-1)[shard.start : shard.start + shard.master.numel()]
-        if not torch.equal(shard.master.detach().to(weight.dtype), weight):
+        if not torch.equal(shard.master.detach().to(shard.weight.dtype), shard.weight):
             raise CheckpointError(f"{shard.local.key}: the optimizer's fp32 master is not the weight that was loaded")

@@ -90,8 +90,8 @@ DEVIATIONS: tuple[Deviation, ...] = (
         "parallel.zero_stage",
         2,
         1,
-        "works in every layout, with pipeline parallelism too, and reduces gradients once per step; the results are"
-        " the same, and an 8B model at TP 4 leaves room for its gradients",
+        "sums gradients over ranks once per step, not once per micro-batch; the results are the same, and an 8B model"
+        " at TP 4 leaves room for its gradients",
     ),
     Deviation(
         "training.recompute",

@@ -71,8 +71,8 @@ class ParallelSection:
     virtual_pipeline_model_parallel_size: Annotated[int, Field(ge=2)] | None = None
     """Model chunks per pipeline rank (interleaved schedule)."""
     sequence_parallel: bool = False
-    zero_stage: Literal[1, 2] = 1
-    """1: optimizer state sharded over data-parallel ranks. 2: gradients too."""
+    zero_stage: Literal[1, 2, 3] = 1
+    """1: optimizer state sharded over data-parallel ranks. 2: gradients too. 3: weights too. docs/performance.md."""
     overlap_grad_reduce: bool | None = None
     """None: on for CUDA, off for CPU, where it does not pay."""
     overlap_param_gather: bool | None = None

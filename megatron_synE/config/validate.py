@@ -91,12 +91,6 @@ def _world(config: RunConfig, world_size: int) -> Iterator[Fault]:
             "true splits the sequence over tensor-parallel ranks, but tensor_model_parallel_size=1",
             "set it to false, or raise tensor_model_parallel_size",
         )
-    if parallel.zero_stage == 2 and pp > 1:
-        yield Fault(
-            "parallel.zero_stage",
-            f"2 (sharded gradients) does not combine with pipeline_model_parallel_size={pp}",
-            "set zero_stage=1 or pipeline_model_parallel_size=1",
-        )
     if config.device == "cpu" and config.model.attention == "transformer_engine":
         yield Fault("model.attention", "transformer_engine needs a GPU, but device=cpu", "use auto or native")
 

@@ -49,6 +49,12 @@ def test_batch_and_stages(path: Path) -> None:
     assert (plan.train_iters, plan.total_samples, plan.total_tokens) == (4, 48, 4800)
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_one_data_parallel_rank_has_nobody_to_share_with(path: Path, stage: int) -> None:
+    assert plan_of(path, f"parallel.zero_stage={stage}").zero_stage == stage  # 4 ranks / TP 2
+    assert plan_of(path, f"parallel.zero_stage={stage}", world_size=2).zero_stage == 1
+
+
 def test_intervals_are_the_nearest_iterations_and_at_least_one(path: Path) -> None:
     plan = plan_of(path)
     assert plan.validation_interval_iterations == 2  # 2000 / 1200 = 1.67

@@ -82,10 +82,6 @@ REFUSED = {
         "training.global_batch_size: 10 is not a multiple of micro_batch_size * data parallel size = 1 * 4 = 4;"
         " use one of 8, 12",
     ),
-    "zero 2 and pp": (
-        ["parallel.zero_stage=2", "parallel.pipeline_model_parallel_size=2"],
-        "parallel.zero_stage: 2 (sharded gradients) does not combine",
-    ),
     "context": (
         ["training.seq_length=4096"],
         "training.seq_length: 4096 is more than the model's max_position_embeddings=2048",

@@ -62,10 +62,12 @@ def validation_rows(run: Path) -> list[tuple[int, str, float]]:
     [
         (2, []),
         (2, ["training.precision=bf16", "parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true"]),
+        (2, ["training.precision=bf16", "parallel.zero_stage=2", "training.micro_batch_size=1"]),
+        (2, ["parallel.zero_stage=3", "parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true"]),
         (2, [*TP2_SP, "training.precision=bf16"]),
         (2, VPP),
     ],
-    ids=["DP2", "DP2 bf16 overlapped", "TP2 SP bf16", "VPP"],
+    ids=["DP2", "DP2 bf16 overlapped", "DP2 ZeRO2 bf16", "DP2 ZeRO3 overlapped", "TP2 SP bf16", "VPP"],
 )
 def test_stopping_and_resuming_is_bit_equal_to_a_straight_run(
     root: Path, tmp_path: Path, nproc: int, overrides: list[str]
@@ -82,23 +84,24 @@ def test_stopping_and_resuming_is_bit_equal_to_a_straight_run(
     assert_same_tensors(sliced / "checkpoints/iter_0000010", straight / "checkpoints/iter_0000010")
 
 
-def test_a_run_killed_at_any_step_resumes_bit_equal(root: Path, tmp_path: Path) -> None:
-    straight, killed = tmp_path / "straight", tmp_path / "killed"
-    tiny.train(root / "run.yaml", f"run.dir={straight}", nproc=2)
+@pytest.mark.parametrize("stage", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
+def test_a_run_killed_at_any_step_resumes_bit_equal(root: Path, tmp_path: Path, stage: int) -> None:
+    straight, killed, sharding = tmp_path / "straight", tmp_path / "killed", f"parallel.zero_stage={stage}"
+    tiny.train(root / "run.yaml", f"run.dir={straight}", sharding, nproc=2)
     iterations = sorted(random.sample(range(1, 9), 2))
     print(f"killed after iterations {iterations}")
     for iteration in iterations:
-        kill_after_iteration(root / "run.yaml", killed, iteration)
-    tiny.train(root / "run.yaml", f"run.dir={killed}", nproc=2)
+        kill_after_iteration(root / "run.yaml", killed, iteration, sharding)
+    tiny.train(root / "run.yaml", f"run.dir={killed}", sharding, nproc=2)
     assert training_rows(killed) == training_rows(straight)
     assert validation_rows(killed) == validation_rows(straight)
     assert_same_tensors(killed / "checkpoints/iter_0000010", straight / "checkpoints/iter_0000010")
 
 
-def kill_after_iteration(config: Path, run: Path, iteration: int) -> None:
+def kill_after_iteration(config: Path, run: Path, iteration: int, *overrides: str) -> None:
     """SIGKILL the launcher and all ranks as soon as this iteration is logged."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tools", "train", "--config", str(config), "--nproc", "2", f"run.dir={run}"],
+        [sys.executable, "-m", "tools", "train", "--config", str(config), "--nproc", "2", f"run.dir={run}", *overrides],
         cwd=tiny.ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stderr=subprocess.DEVNULL,
@@ -146,9 +149,13 @@ def test_another_layout_loads_the_same_weights_and_moments_and_goes_on_alike(
         root / "run.yaml", f"run.dir={source}", "training.stop_after_iterations=4", same, *TP2_SP, nproc=2, code=75
     )
     expected = None
-    layouts: dict[str, tuple[int, list[str]]] = {"DP2": (2, []), "VPP": (2, VPP)}
+    layouts: dict[str, tuple[int, list[str]]] = {
+        "DP2": (2, []),
+        "DP2 ZeRO3": (2, ["parallel.zero_stage=3"]),
+        "VPP": (2, VPP),
+    }
     if precision == "fp32":
-        layouts |= {"TP2": (2, TP2_SP), "TP1": (1, [])}
+        layouts |= {"DP2 ZeRO2": (2, ["parallel.zero_stage=2"]), "TP2": (2, TP2_SP), "TP1": (1, [])}
     for name, (nproc, overrides) in layouts.items():
         run = tmp_path / name
         (run / "checkpoints").mkdir(parents=True)

@@ -18,6 +18,34 @@ LAYOUTS: dict[str, tuple[int, list[str]]] = {
     "DP2": (2, []),
     "DP2 overlapped": (2, ["parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true"]),
     "DP2 full recompute": (2, ["training.recompute=full"]),
+    "DP2 ZeRO2 accumulated": (2, ["parallel.zero_stage=2", "training.micro_batch_size=1"]),
+    "DP2 ZeRO3 overlapped full recompute": (
+        2,
+        [
+            "parallel.zero_stage=3",
+            "parallel.overlap_grad_reduce=true",
+            "parallel.overlap_param_gather=true",
+            "training.recompute=full",
+        ],
+    ),
+    "TP2 SP DP2 ZeRO2 overlapped": (
+        4,
+        [
+            "parallel.zero_stage=2",
+            "parallel.tensor_model_parallel_size=2",
+            "parallel.sequence_parallel=true",
+            "parallel.overlap_grad_reduce=true",
+            "parallel.overlap_param_gather=true",
+        ],
+    ),
+    "VPP DP2 ZeRO3": (
+        4,
+        [
+            "parallel.zero_stage=3",
+            "parallel.pipeline_model_parallel_size=2",
+            "parallel.virtual_pipeline_model_parallel_size=2",
+        ],
+    ),
     "TP2": (2, ["parallel.tensor_model_parallel_size=2"]),
     "TP2 SP": (2, ["parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true"]),
     "TP2 SP selective": (
@@ -58,6 +86,8 @@ TIED_LAYOUTS: dict[str, tuple[int, list[str]]] = {
             "training.micro_batch_size=1",
         ],
     ),
+    "PP2 DP2 ZeRO2": (4, ["parallel.zero_stage=2", "parallel.pipeline_model_parallel_size=2"]),
+    "DP2 ZeRO3": (2, ["parallel.zero_stage=3"]),
     "TP2 PP2 SP": LAYOUTS["TP2 PP2 SP"],
 }
 

@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import median
 from typing import Any, ClassVar
 
 import torch
@@ -25,17 +26,26 @@ from megatron_synE.trainer import Trainer, forward_step
 def storage_bytes(
     tensors: Iterable[torch.Tensor], *, besides: frozenset[int] = frozenset()
 ) -> tuple[int, frozenset[int]]:
-    """Bytes of the distinct storages behind `tensors`, and their addresses; those in `besides` are not counted."""
-    sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    """Bytes of the distinct storages behind `tensors`, and which; those in `besides` are not counted."""
+    sizes = {identity(t): t.untyped_storage().nbytes() for t in tensors}
     kept = {pointer: size for pointer, size in sizes.items() if pointer not in besides}
     return sum(kept.values()), frozenset(kept)
 
 
+def identity(tensor: torch.Tensor) -> int:
+    """Of the storage; its address changes where ZeRO stage 3 gives memory back and takes it again."""
+    return int(tensor.untyped_storage()._cdata)
+
+
 def parts_at_rest(trainer: Trainer) -> dict[str, int]:
     """Weights, gradients and optimizer state of this rank after a step."""
-    parameters = [p for chunk in trainer.model.chunks for p in chunk.parameters()]
-    weights, weight_pointers = storage_bytes(parameters)
-    gradients, _ = storage_bytes(buffer.grad_data for module in trainer.model.ddp for buffer in module.buffers)
+    buckets = set(trainer.model.buckets.values())
+    kept = [p for chunk in trainer.model.chunks for p in chunk.parameters()] + [bucket.part for bucket in buckets]
+    weights, weight_pointers = storage_bytes(kept)
+    if buckets:
+        gradients, _ = storage_bytes(bucket.gradients for bucket in buckets)
+    else:
+        gradients, _ = storage_bytes(buffer.grad_data for module in trainer.model.ddp for buffer in module.buffers)
     state = [
         tensor
         for shard in optimizer_shards(trainer.model, trainer.optimizer)
@@ -66,7 +76,7 @@ class Held:
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
         storage = tensor.untyped_storage()
-        self.pointer, self.size = storage.data_ptr(), storage.nbytes()
+        self.pointer, self.size = identity(tensor), storage.nbytes()
         if self.pointer in Held.besides:
             return
         Held.counts[self.pointer] += 1
@@ -113,6 +123,17 @@ def allocated_by_forward(trainer: Trainer, batch: Any) -> dict[str, int]:
     return {"forward_allocated": kept, "forward_peak": peak}
 
 
+def step_peak(trainer: Trainer, batches: list[Any]) -> int:
+    """Most bytes that the passes of a whole step allocate at once."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        trainer._forward_backward(batches)
+    return balance(seen.profiler.kineto_results.events())[1]
+
+
+PROFILED_STEPS = 5
+"""A thread of gloo's may let go of what it summed only after the next bucket, or the next step, has begun."""
+
+
 def main(config_path: Path, out: Path, overrides: list[str]) -> None:
     """Two steps first, so that buffers and moments exist."""
     trainer = build_trainer(load_config(config_path, overrides), config_path, ranks_from_environment() or ALONE)
@@ -125,9 +146,7 @@ def main(config_path: Path, out: Path, overrides: list[str]) -> None:
         found |= saved_by_forward(trainer, batches[0]) | allocated_by_forward(trainer, batches[0])
     Held.peak = Held.alive
     found |= saved(trainer, batches)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        trainer._forward_backward(batches)
-    found["step_left"], found["step_peak"] = balance(seen.profiler.kineto_results.events())
+    found["step_peak"] = median(step_peak(trainer, batches) for _ in range(PROFILED_STEPS))
     rank = torch.distributed.get_rank()
     (out / f"{rank}.json").write_text(json.dumps(found))
     torch.distributed.barrier()

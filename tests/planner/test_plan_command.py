@@ -68,10 +68,29 @@ def test_70b_has_no_place_on_one_node_and_has_one_on_four() -> None:
     assert answer("--nodes", "4", model="llama3_70b")["best"]
 
 
-def test_a_pipeline_is_refused_beside_zero_2() -> None:
-    tree = answer("parallel.zero_stage=2")
-    assert {g["rule"] for g in tree["refused"]} >= {"ZeRO-2 with a pipeline"}
-    assert any("does not shard gradients yet" in note for note in tree["notes"])
+def test_what_is_out_of_memory_is_tried_with_gradients_and_then_weights_in_parts() -> None:
+    tree = answer()
+    plain = "TP1, PP1, MBS1, recompute full"
+    assert named(tree["refused_all"], plain)["rule"] == "out of memory"
+    found = named(tree["best"], f"{plain}, ZeRO2")
+    # 8,030,261,248 weights of 2 bytes, an eighth of 4 and 12 bytes each; 32 inputs of layers of 8192 * 4096 * 2 B and
+    # their rotary angles; then the loss, 8192 * 128256 * 6 B, or less.
+    memory = found["memory_bytes_per_gpu"]
+    assert memory["weights"] + memory["gradients"] + memory["optimizer"] == 4 * 8_030_261_248
+    assert memory["activations"] + memory["logits"] <= 32 * 8192 * 4096 * 2 + 8192 * 2 * 2 * 128 + 6_304_038_912 + 2e8
+    assert "parallel.zero_stage=2" in found["overrides"]
+    # Stage 2 fits, so stage 3 is not offered; and what fits whole is not offered in parts.
+    best = {c["layout"] for c in tree["best"]}
+    layouts = best | {c["layout"] for c in tree["refused_all"]}
+    assert f"{plain}, ZeRO3" not in layouts
+    assert not best & {name.removesuffix(", ZeRO2") for name in layouts if "ZeRO2" in name}
+
+
+def test_a_configured_stage_is_the_one_that_is_judged() -> None:
+    configured = answer("parallel.zero_stage=3")["as_configured"]
+    assert configured["layout"].endswith("ZeRO3")
+    whole = answer()["as_configured"]
+    assert configured["memory_bytes_per_gpu"]["weights"] < whole["memory_bytes_per_gpu"]["weights"]
 
 
 def test_text_shows_parts_units_kinds_and_refusals() -> None:

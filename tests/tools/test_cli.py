@@ -111,12 +111,13 @@ def test_a_users_mistake_is_one_message_without_a_traceback(tmp_path: Path) -> N
 def test_plan_prints_the_plan_and_then_every_fault(tmp_path: Path) -> None:
     result = syne(
         "plan", "--config", "examples/llama3_8b/run_paper.yaml", "--nodes", "16", "--no-data", "init.from=random",
-        "init.path=null", "model.preset=llama3_8b", "parallel.pipeline_model_parallel_size=2", "optimizer.lr=1e-8",
+        "init.path=null", "model.preset=llama3_8b", "parallel.virtual_pipeline_model_parallel_size=2",
+        "optimizer.lr=1e-8",
     )  # fmt: skip
     assert result.returncode == 2
-    assert "\n  parallel.zero_stage: 2 (sharded gradients)" in result.stderr
+    assert "\n  parallel.virtual_pipeline_model_parallel_size: 2 model chunks per rank need a pipeline" in result.stderr
     assert "\n  lr_schedule.start_lr: 1e-07 is above the peak" in result.stderr
-    assert "data_parallel_size: 16" in result.stdout
+    assert "data_parallel_size: 32" in result.stdout
 
 
 def test_plan_as_json_holds_the_three_views_and_the_faults() -> None:

@@ -22,8 +22,10 @@ import megatron_synE.build as build  # noqa: E402
 import megatron_synE.checkpoint.save as save  # noqa: E402
 import megatron_synE.data.batch as batch  # noqa: E402
 import megatron_synE.model.gpt as gpt  # noqa: E402
+import megatron_synE.sharding.bucket as bucket  # noqa: E402
 import megatron_synE.trainer as trainers  # noqa: E402
 from megatron_synE.runtime import distributed  # noqa: E402
+from megatron_synE.runtime.mcore import parallel_state  # noqa: E402
 from megatron_synE.train import build_trainer  # noqa: E402
 
 ITERATIONS = 5
@@ -122,6 +124,27 @@ def decay_norms(trainer: Any) -> None:
         group["weight_decay"] = trainer.config.optimizer.weight_decay
 
 
+def miss_other_parts(trainer: Any) -> None:
+    """Take the norm of this rank's part of the gradients for that of all."""
+    alone = parallel_state.get_tensor_model_parallel_group()
+    trainer.optimizer.get_grad_stats_parallel_group = lambda: alone
+
+
+def forget_earlier_micro_batches() -> None:
+    """Put the sum over ranks in the place of what was summed before, as a reduce-scatter into the part would."""
+
+    def finish(reduction: bucket.Reduction) -> None:
+        if reduction.work is not None:
+            reduction.work.wait()
+        reduction.gradients.copy_(reduction.part)
+
+    bucket.Reduction.finish = finish  # type: ignore[method-assign]
+
+
+def never_gather() -> None:
+    bucket.Bucket.go_stale = lambda self: None  # type: ignore[method-assign]
+
+
 def write_without_snapshot() -> None:
     save._snapshot = lambda chunk: chunk
     WRITES_LATE.append(True)
@@ -143,6 +166,9 @@ TRAPS: dict[str, tuple[Callable[[], None] | None, Callable[[Any], None] | None]]
     "no forced sync": (forget_to_sync, None),
     "no initialisation": (lambda: core_config_with(perform_initialization=False), None),
     "weight decay on norms": (None, decay_norms),
+    "norm of one part": (None, miss_other_parts),
+    "last micro-batch alone": (forget_earlier_micro_batches, None),
+    "weights not gathered": (never_gather, None),
     "positions run on": (never_restart_positions, None),
     "attention across documents": (attend_across_documents, None),
     "round trip": (None, None),

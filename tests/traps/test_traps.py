@@ -23,6 +23,7 @@ LAYOUTS: dict[str, tuple[int, list[str]]] = {
     "one process": (1, []),
     "padded": (1, ["model.make_vocab_size_divisible_by=384"]),
     "DP2 overlapped": (2, ["parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true"]),
+    "DP2 ZeRO2": (2, ["parallel.zero_stage=2"]),
     "TP2": (2, ["parallel.tensor_model_parallel_size=2"]),
     "TP2 SP": (2, ["parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true"]),
     "VPP": (2, ["parallel.pipeline_model_parallel_size=2", "parallel.virtual_pipeline_model_parallel_size=2"]),
@@ -195,6 +196,14 @@ def test_weight_decay_left_to_megatron_s_scheduler_reaches_the_norms(run: Run) -
     sprung = run("weight decay on norms")
     assert sprung.loss_distance(run("none")) < 1e-3
     assert sprung.weight_distance(run("none"), only="norm") > WEIGHTS
+
+
+@pytest.mark.parametrize("trap", ["norm of one part", "last micro-batch alone", "weights not gathered"])
+def test_gradients_and_weights_in_parts_that_are_not_put_together_show(run: Run, trap: str) -> None:
+    shipped = assert_shipped_is_right(run, "DP2 ZeRO2")
+    sprung = run(trap, "DP2 ZeRO2")
+    assert sprung.norm_distance(shipped) > 10 * NORMS
+    assert sprung.weight_distance(shipped) > WEIGHTS
 
 
 def test_h1_psutil_is_declared_because_megatron_core_does_not() -> None:

@@ -4,14 +4,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tools.planner.layout import Job, Layout
-from tools.planner.memory import layers_on_rank, weights_on_rank, widths
-
-FP32 = 4
+from tools.planner.memory import layers_on_rank, reduced_bytes, weights_on_rank, widths
 
 Kind = Literal["reduce-scatter", "all-gather", "all-reduce", "send"]
 Hidden = Literal[
-    "nothing", "backward of the last micro-batch", "forward of the first micro-batch", "attention", "other chunks"
-]
+    "nothing", "backward of the last micro-batch", "forward of the first micro-batch",
+    "backward of each micro-batch", "forward of each micro-batch", "attention", "other chunks",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +43,8 @@ def collectives_of_step(job: Job, layout: Layout, *, world_size: int) -> list[Co
     and MLP, the two mirrored going backward, and one more gather of each input for the weights' gradients; without it
     one all-reduce each. The output matrix gathers its input once forward, twice backward. Full recomputation repeats
     the forward ones.
-    DP, once a step: gradients (fp32 by default) are reduce-scattered, weights gathered. Groups: DP * CP ranks.
+    DP, once a step: gradients (fp32 by default) are reduce-scattered, weights gathered. Groups: DP * CP ranks. Under
+    ZeRO stages 2 and 3 gradients in every micro-batch, under 3 weights too, for the forward and for the backward pass.
     PP: each border of chunks passes a row forward and its gradient backward.
     CP: keys and values go round the ring forward; backward they go round again with their gradients.
     """
@@ -80,19 +80,32 @@ def collectives_of_step(job: Job, layout: Layout, *, world_size: int) -> list[Co
             )
         )  # fmt: skip
     if dp * cp > 1:
-        weights = max(weights_on_rank(job, layout, stage) for stage in (0, pp - 1))
-        gradient = FP32 if job.grad_reduce_in_fp32 else job.dtype_bytes
-        found += [
-            Collective(
-                name="gradients", kind="reduce-scatter", group="DP", ranks=dp * cp, count=1,
-                payload_bytes=gradient * weights, hidden_behind="backward of the last micro-batch",
-            ),
-            Collective(
-                name="weights", kind="all-gather", group="DP", ranks=dp * cp, count=1,
-                payload_bytes=job.dtype_bytes * weights, hidden_behind="forward of the first micro-batch",
-            ),
-        ]  # fmt: skip
+        found += _data_parallel(job, layout, ranks=dp * cp, num_microbatches=m)
     return found
+
+
+def _data_parallel(job: Job, layout: Layout, *, ranks: int, num_microbatches: int) -> list[Collective]:
+    weights = max(weights_on_rank(job, layout, stage) for stage in (0, layout.pipeline_model_parallel_size - 1))
+    gradients, values = reduced_bytes(job) * weights, job.dtype_bytes * weights
+
+    def message(name: str, kind: Kind, count: int, payload: int, hidden_behind: Hidden) -> Collective:
+        return Collective(
+            name=name, kind=kind, group="DP", ranks=ranks, count=count, payload_bytes=payload,
+            hidden_behind=hidden_behind,
+        )  # fmt: skip
+
+    m = num_microbatches
+    if layout.zero_stage == 1:
+        found = [message("gradients", "reduce-scatter", 1, gradients, "backward of the last micro-batch")]
+    else:
+        found = [message("gradients", "reduce-scatter", m, gradients, "backward of each micro-batch")]
+    if layout.zero_stage < 3:
+        return [*found, message("weights", "all-gather", 1, values, "forward of the first micro-batch")]
+    return [
+        *found,
+        message("weights forward", "all-gather", m, values, "forward of each micro-batch"),
+        message("weights backward", "all-gather", m, values, "backward of each micro-batch"),
+    ]
 
 
 def _tp(name: str, kind: Kind, ranks: int, count: int, payload: int) -> Collective:

@@ -178,8 +178,6 @@ def answer(
 
 def _notes(config: RunConfig) -> list[str]:
     notes = []
-    if config.parallel.zero_stage == 2:
-        notes.append("parallel.zero_stage=2: this trainer does not shard gradients yet; memory is that of stage 1")
     if config.model.attention == "auto":
         notes.append(
             "model.attention=auto: taken as transformer_engine; memory with native layers: model.attention=native"

@@ -7,6 +7,7 @@ from megatron_synE.model.llama import LlamaArchitecture
 
 Recompute = Literal["none", "selective", "full"]
 RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")
+ZeroStage = Literal[1, 2, 3]
 Layers = Literal["native_cpu", "native_cuda", "transformer_engine"]
 """Whose kernels run, as they keep different tensors; docs/planner.md says which of them was checked where."""
 
@@ -22,6 +23,7 @@ class Layout:
     sequence_parallel: bool = False
     micro_batch_size: int = 1
     recompute: Recompute = "none"
+    zero_stage: ZeroStage = 1
 
     @property
     def model_ranks(self) -> int:
@@ -41,6 +43,7 @@ class Layout:
             *([f"CP{self.context_parallel_size}"] if self.context_parallel_size > 1 else []),
             f"MBS{self.micro_batch_size}",
             f"recompute {self.recompute}",
+            *([f"ZeRO{self.zero_stage}"] if self.zero_stage > 1 else []),
         ]
         return ", ".join(parts)
 
@@ -53,6 +56,7 @@ class Layout:
             f"parallel.sequence_parallel={'true' if self.sequence_parallel else 'false'}",
             f"training.micro_batch_size={self.micro_batch_size}",
             f"training.recompute={self.recompute}",
+            f"parallel.zero_stage={self.zero_stage}",
         ]
 
 

@@ -12,7 +12,10 @@ the planner holds back as `reserve`.
 """
 
 from dataclasses import dataclass, fields
+from functools import partial
+from typing import Literal
 
+from megatron_synE.sharding.bucket_size import default_bucket_size
 from tools.planner.layout import Job, Layout
 
 FP32 = 4
@@ -43,12 +46,10 @@ def weights_on_rank(job: Job, layout: Layout, stage: int) -> int:
     Matrices are cut over TP, norms are whole on every rank. The first stage has the embedding, the last the output
     matrix and the final norm; with tied embeddings each of the two has the one matrix.
     """
-    a, tp = job.architecture, layout.tensor_model_parallel_size
+    a = job.architecture
     last = layout.pipeline_model_parallel_size - 1
-    attention = a.hidden_size * a.kv_channels * 2 * (a.num_attention_heads + a.num_query_groups)
-    layer = (attention + 3 * a.hidden_size * a.ffn_hidden_size) // tp + NORMS_PER_LAYER * a.hidden_size
-    number = layers_on_rank(job, layout) * layer
-    matrix = job.padded_vocab_size(layout) // tp * a.hidden_size
+    number = layers_on_rank(job, layout) * layer_elements(job, layout)
+    matrix = _head_elements(job, layout)
     if stage == 0:
         number += matrix
     if stage == last:
@@ -61,14 +62,25 @@ def layers_on_rank(job: Job, layout: Layout) -> int:
     return job.architecture.num_layers // layout.pipeline_model_parallel_size
 
 
-def weight_bytes(job: Job, layout: Layout, stage: int) -> int:
-    """b * N."""
-    return job.dtype_bytes * weights_on_rank(job, layout, stage)
+def weight_bytes(job: Job, layout: Layout, stage: int, *, shards: int) -> int:
+    """b * N; under ZeRO stage 3 b * N / D, what is gathered for use being `sharding_bytes`."""
+    return job.dtype_bytes * weights_on_rank(job, layout, stage) // (shards if layout.zero_stage == 3 else 1)
 
 
-def gradient_bytes(job: Job, layout: Layout, stage: int) -> int:
-    """4 * N, or b * N with grad_reduce_in_fp32 off: mcore's DDP keeps the whole buffer on every rank (ZeRO-1)."""
-    return (FP32 if job.grad_reduce_in_fp32 else job.dtype_bytes) * weights_on_rank(job, layout, stage)
+def gradient_bytes(job: Job, layout: Layout, stage: int, *, shards: int) -> int:
+    """4 * N, or b * N with grad_reduce_in_fp32 off: mcore's DDP keeps the whole buffer on every rank (ZeRO-1).
+
+    Under stages 2 and 3 this rank's part, always in fp32: 4 * N / D.
+    """
+    number = weights_on_rank(job, layout, stage)
+    if layout.zero_stage > 1:
+        return FP32 * number // shards
+    return reduced_bytes(job) * number
+
+
+def reduced_bytes(job: Job) -> int:
+    """Bytes of one element of the gradients that ranks sum."""
+    return FP32 if job.grad_reduce_in_fp32 else job.dtype_bytes
 
 
 def optimizer_bytes(job: Job, layout: Layout, stage: int, *, shards: int) -> int:
@@ -233,25 +245,73 @@ def gather_bytes(job: Job, layout: Layout) -> int:
     return w.t * w.b * w.h if layout.sequence_parallel and layout.tensor_model_parallel_size > 1 else 0
 
 
+Moment = Literal["loss", "head", "layer", "embedding"]
+
+
+def sharding_bytes(job: Job, layout: Layout, stage: int, moment: Moment, *, shards: int) -> int:
+    """What ZeRO stages 2 and 3 hold for a moment: gradients on their way to other ranks, and gathered weights.
+
+    Gradients: a bucket being filled, at most min(what is used at once, bucket size); on CUDA two more on the wire.
+    Weights (stage 3): what is used, on CUDA also what is used next. A tied embedding is the head, and stays whole.
+    """
+    if layout.zero_stage == 1:
+        return 0
+    a, is_cuda = job.architecture, job.layers != "native_cpu"
+    layer = layer_elements(job, layout)
+    matrix = _head_elements(job, layout)
+    size = default_bucket_size(shards)
+    filled = {"loss": 0, "head": min(matrix, size), "layer": min(layer, size), "embedding": min(matrix, size)}[moment]
+    on_the_wire = 2 * min(max(layer, matrix), size) if is_cuda and moment != "loss" else 0
+    held = reduced_bytes(job) * (filled + on_the_wire)
+    if layout.zero_stage == 3:
+        head_is_whole = moment in ("loss", "head") and stage == layout.pipeline_model_parallel_size - 1
+        head_is_whole |= a.tied and stage == 0
+        layers = (1 if moment == "layer" else 0) + (1 if is_cuda and moment != "embedding" else 0)
+        held += job.dtype_bytes * (layers * layer + (matrix if head_is_whole else 0))
+    return held
+
+
+def layer_elements(job: Job, layout: Layout) -> int:
+    """Weights of one layer on one TP rank."""
+    a = job.architecture
+    attention = a.hidden_size * a.kv_channels * 2 * (a.num_attention_heads + a.num_query_groups)
+    matrices = (attention + 3 * a.hidden_size * a.ffn_hidden_size) // layout.tensor_model_parallel_size
+    return matrices + NORMS_PER_LAYER * a.hidden_size
+
+
+def _head_elements(job: Job, layout: Layout) -> int:
+    return job.padded_vocab_size(layout) // layout.tensor_model_parallel_size * job.architecture.hidden_size
+
+
 def memory_of_stage(job: Job, layout: Layout, stage: int, *, world_size: int) -> MemoryParts:
     """All parts of one GPU of pipeline stage `stage`.
 
     Most is alive either when the loss is computed (logits) or when the last layer goes backward (working tensors; the
-    logits and the final norm are gone). The larger counts.
+    logits and the final norm are gone). The larger counts. Under ZeRO stages 2 and 3 also when the head goes backward
+    (half of what `logits` counts, and the head's gradient) and, with the micro-batch's activations gone, the embedding.
     """
     num_microbatches = job.num_microbatches(layout, world_size)
     shards = job.data_parallel_size(layout, world_size) * layout.context_parallel_size
     activations = activation_bytes(job, layout, stage, num_microbatches=num_microbatches)
     logits = logits_bytes(job, layout, stage)
-    working = backward_bytes(job, layout)
-    if logits + norm_bytes(job, layout) >= working:
-        working = 0
-    else:
-        logits = 0
-        activations -= norm_bytes(job, layout) if stage == layout.pipeline_model_parallel_size - 1 else 0
+    is_last = stage == layout.pipeline_model_parallel_size - 1
+    norm = norm_bytes(job, layout) if is_last else 0
+    held = partial(sharding_bytes, job, layout, stage, shards=shards)
+    moments = [
+        (activations, logits, held("loss")),
+        (activations - norm, 0, backward_bytes(job, layout) + held("layer")),
+    ]
+    if layout.zero_stage > 1:
+        w, matrix = widths(job, layout), _head_elements(job, layout) * job.dtype_bytes
+        if is_last:
+            moments.append((activations, w.t * w.v * w.b, matrix + held("head")))
+        if stage == 0:
+            chunk = activations // chunks_in_flight(layout, stage, num_microbatches=num_microbatches)
+            moments.append((activations - chunk, 0, w.s * w.b * w.h + matrix + held("embedding")))
+    activations, logits, working = max(moments, key=sum)
     return MemoryParts(
-        weights=weight_bytes(job, layout, stage),
-        gradients=gradient_bytes(job, layout, stage),
+        weights=weight_bytes(job, layout, stage, shards=shards),
+        gradients=gradient_bytes(job, layout, stage, shards=shards),
         optimizer=optimizer_bytes(job, layout, stage, shards=shards),
         activations=activations,
         logits=logits,

@@ -7,8 +7,9 @@ from typing import Literal
 from megatron_synE.config.schema import RunConfig
 from megatron_synE.config.validate import layout_faults
 from tools.planner.figures import Card, Efficiency
-from tools.planner.layout import RECOMPUTE, Job, Layout
+from tools.planner.layout import RECOMPUTE, Job, Layout, ZeroStage
 from tools.planner.memory import MemoryParts, memory_of
+from tools.planner.sharding import with_sharding
 from tools.planner.speed import Speed, expected_speed
 
 TENSOR = (1, 2, 4, 8, 16)
@@ -16,6 +17,9 @@ PIPELINE = (1, 2, 3, 4, 5, 8, 10, 16)
 VIRTUAL = (None, 2, 4)
 CONTEXT = (1, 2, 4)
 MICRO_BATCH = (1, 2, 4)
+
+SHARDED: tuple[ZeroStage, ...] = (2, 3)
+OUT_OF_MEMORY = "out of memory"
 
 TIGHT_SHARE = 0.05
 """Of the usable memory: less free than this is within the formulas' promised error, and is said."""
@@ -87,12 +91,22 @@ def layout_of(config: RunConfig) -> Layout:
         sequence_parallel=parallel.sequence_parallel,
         micro_batch_size=training.micro_batch_size,
         recompute=training.recompute,
+        zero_stage=parallel.zero_stage,
     )
 
 
 def search(config: RunConfig, job: Job, place: Place, efficiency: Efficiency) -> list[Candidate]:
-    """All candidates: those that run here by falling speed (then free memory), then the others in the grid's order."""
-    found = [judge(config, job, layout, place, efficiency) for layout in grid(place.world_size)]
+    """All candidates: those that run here by falling speed (then free memory), then the others in the grid's order.
+
+    A layout that is out of memory is also tried with gradients, then with weights, in parts (ZeRO stages 2 and 3).
+    """
+    found = []
+    for plain in grid(place.world_size):
+        found.append(judge(config, job, plain, place, efficiency))
+        for stage in SHARDED:
+            if found[-1].rule != OUT_OF_MEMORY or job.data_parallel_size(plain, place.world_size) < 2:
+                break
+            found.append(judge(config, job, replace(plain, zero_stage=stage), place, efficiency))
     runs = [candidate for candidate in found if candidate.status == "runs"]
     return sorted(runs, key=_rank) + [candidate for candidate in found if candidate.status != "runs"]
 
@@ -103,6 +117,7 @@ def judge(config: RunConfig, job: Job, layout: Layout, place: Place, efficiency:
         return Candidate(layout=layout, status="refused", rule=refusal[0], reason=refusal[1])
     memory = memory_of(job, layout, world_size=place.world_size)
     speed = expected_speed(job, layout, place.card, efficiency, world_size=place.world_size)
+    speed = with_sharding(speed, job, layout, place.card, world_size=place.world_size)
     if memory.total > place.usable_bytes:
         reason = (
             f"needs {memory.total / 1e9:.1f} GB of {place.usable_bytes / 1e9:.1f} GB a GPU:"
@@ -111,7 +126,7 @@ def judge(config: RunConfig, job: Job, layout: Layout, place: Place, efficiency:
             f" {memory.logits / 1e9:.1f}, buffers {memory.buffers / 1e9:.1f}"
         )
         return Candidate(
-            layout=layout, status="refused", rule="out of memory", reason=reason, memory=memory, speed=speed
+            layout=layout, status="refused", rule=OUT_OF_MEMORY, reason=reason, memory=memory, speed=speed
         )  # fmt: skip
     if not layout.runs_here:
         reason = (
@@ -152,7 +167,6 @@ def _rule_against(config: RunConfig, job: Job, layout: Layout, place: Place) -> 
             "parallel.pipeline_model_parallel_size": "PP does not divide the layers",
             "parallel.virtual_pipeline_model_parallel_size": "VPP does not divide the stage",
             "training.global_batch_size": "global batch not divisible",
-            "parallel.zero_stage": "ZeRO-2 with a pipeline",
         }.get(first.key, first.key)
         return name, f"{first.key}: {first.message}"
     return None
@@ -167,6 +181,7 @@ def _with_layout(config: RunConfig, layout: Layout) -> RunConfig:
             pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
             virtual_pipeline_model_parallel_size=layout.virtual_pipeline_model_parallel_size,
             sequence_parallel=layout.sequence_parallel,
+            zero_stage=layout.zero_stage,
         ),
         training=replace(config.training, micro_batch_size=layout.micro_batch_size, recompute=layout.recompute),
     )
@@ -174,7 +189,7 @@ def _with_layout(config: RunConfig, layout: Layout) -> RunConfig:
 
 def _what_it_costs(speed: Speed, memory: MemoryParts, place: Place) -> str:
     """Every factor below 1, with its kind: what a faster layout would have to save; and how little memory is free."""
-    shown = ("tensor parallel", "pipeline", "stage balance", "recompute", "scale", "measured")
+    shown = ("tensor parallel", "pipeline", "stage balance", "recompute", "sharding", "scale", "measured")
     costs = [
         f"{name} {100 * (factor.value - 1):+.1f} % ({factor.kind})"
         for name in shown

@@ -92,14 +92,7 @@ def simulate(job: Job, layout: Layout, card: Card, *, world_size: int, kernel_ef
     ring = sum(seconds for c, seconds in cost.items() if c.group == "CP")
     attention = (flops - training_flops_per_token(job.architecture, seq_length=0)) / flops * mean * m
     per_pass = slowest + tp_seconds / m
-    window = {
-        "backward of the last micro-batch": 2 / 3 * per_pass,
-        "forward of the first micro-batch": 1 / 3 * per_pass,
-    }
-    data_parallel = 0.0
-    for c, seconds in cost.items():
-        if c.group == "DP":
-            data_parallel += _exposed(c, seconds, window[c.hidden_behind], job, layout)
+    data_parallel = exposed_data_parallel(job, layout, card, messages, world_size=world_size, seconds_per_pass=per_pass)
     shards = job.data_parallel_size(layout, world_size) * cp
     weights = max(weights_on_rank(job, layout, stage) for stage in (0, pp - 1))
     return StepTime(
@@ -114,11 +107,36 @@ def simulate(job: Job, layout: Layout, card: Card, *, world_size: int, kernel_ef
     )
 
 
-def _exposed(collective: Collective, seconds: float, window: float, job: Job, layout: Layout) -> float:
-    """What the window cannot hide, but at least one bucket: the last reduced and the first gathered have no cover."""
+def exposed_data_parallel(
+    job: Job,
+    layout: Layout,
+    card: Card,
+    messages: list[Collective],
+    *,
+    world_size: int,
+    seconds_per_pass: float,
+) -> float:
+    """Seconds of a step in which data-parallel messages have nothing to hide behind.
+
+    What their window cannot hide, but at least one bucket: the last reduced and the first gathered have no cover.
+    seconds_per_pass: forward and backward of one micro-batch, a third and two thirds.
+    """
+    m = job.num_microbatches(layout, world_size)
+    window = {
+        "backward of the last micro-batch": 2 / 3 * seconds_per_pass,
+        "forward of the first micro-batch": 1 / 3 * seconds_per_pass,
+        "backward of each micro-batch": m * 2 / 3 * seconds_per_pass,
+        "forward of each micro-batch": m * 1 / 3 * seconds_per_pass,
+    }
     weights = max(weights_on_rank(job, layout, stage) for stage in (0, layout.pipeline_model_parallel_size - 1))
-    bucket = max(MIN_BUCKET, 1_000_000 * collective.ranks)
-    return max(seconds - window, seconds * min(1.0, bucket / weights), 0.0)
+    total = 0.0
+    for behind, seconds_hidden in window.items():
+        mine = [c for c in messages if c.group == "DP" and c.hidden_behind == behind]
+        seconds = sum(c.count * seconds_of(c, layout, card, world_size) for c in mine)
+        if mine:
+            bucket = max(MIN_BUCKET, 1_000_000 * mine[0].ranks)
+            total += max(seconds - seconds_hidden, seconds * min(1.0, bucket / weights))
+    return total
 
 
 REFERENCE_LAYOUT = Layout(context_parallel_size=2)

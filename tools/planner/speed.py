@@ -87,7 +87,7 @@ def _ratio(measured: Measured, job: Job, card: Card, efficiency: Efficiency) -> 
 
 def parse_layout(text: str) -> Layout | None:
     """The inverse of str(Layout)."""
-    sizes = {"TP": 1, "PP": 1, "CP": 1, "MBS": 1, "VPP": 0}
+    sizes = {"TP": 1, "PP": 1, "CP": 1, "MBS": 1, "VPP": 0, "ZeRO": 1}
     recompute = None
     for word in text.replace(",", "").split():
         for name in sizes:
@@ -105,6 +105,7 @@ def parse_layout(text: str) -> Layout | None:
         sequence_parallel=" SP" in text,
         micro_batch_size=sizes["MBS"],
         recompute=recompute,  # type: ignore[arg-type]  # one of the three, as found above
+        zero_stage=sizes["ZeRO"],  # type: ignore[arg-type]
     )
 
 

@@ -43,6 +43,8 @@ LAYOUTS = (
     Layout(DATA_PARALLEL),
     Layout("dp_overlapped", OVERLAP),
     Layout("dp_zero2", ("parallel.zero_stage=2",)),
+    Layout("dp_zero3_overlapped", ("parallel.zero_stage=3", *OVERLAP)),
+    Layout("pp2_zero2", ("parallel.zero_stage=2", f"{PP}2"), 2),
     Layout("dp_recompute", ("training.recompute=full",)),
     Layout("tp2", (f"{TP}2",), 2),
     Layout("tp2_sp", (f"{TP}2", SP), 2),
