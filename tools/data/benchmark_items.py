@@ -1,4 +1,4 @@
-"""Benchmark files as items of text: .jsonl, .json (a list of items, alone or under a key), .csv, .parquet; .gz, .zst."""
+"""Benchmark files as items of text: .jsonl, .json (a list of items, or it under a key), .csv, .parquet; .gz, .zst."""
 
 import csv
 import gzip

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -77,10 +77,9 @@ def plan_tasks(benchmark: Benchmark) -> list[PlannedTask]:
 
     Errors: ConfigError if a name or glob fits none.
     """
-    from lm_eval.tasks import TaskManager
     from lm_eval.tasks._index import Kind
 
-    index = TaskManager(include_path=str(_folder(benchmark)), include_defaults=False).task_index
+    index = _manager(_folder(benchmark)).task_index
     planned = []
     for pattern in benchmark.tasks:
         names = sorted(name for name, entry in index.items() if entry.kind is Kind.TASK and fnmatchcase(name, pattern))
@@ -95,8 +94,6 @@ def load_task(planned: PlannedTask, found: Found | None) -> Any:
 
     Errors: DataError if the data is not of the form that the task expects.
     """
-    from lm_eval.tasks import TaskManager
-
     overrides: dict[str, Any] = {
         "task": planned.name,
         "num_fewshot": planned.benchmark.shots,
@@ -108,7 +105,7 @@ def load_task(planned: PlannedTask, found: Found | None) -> Any:
         overrides["validation_split"] = None
     if found is not None and found.files:
         overrides["custom_dataset"] = as_loader(found)
-    manager = TaskManager(include_path=str(_folder(planned.benchmark)), include_defaults=False)
+    manager = _manager(_folder(planned.benchmark))
     with _quiet():
         try:
             loaded = manager.load([{"group": "syne", "task": [overrides]}])
@@ -128,9 +125,10 @@ def load_task(planned: PlannedTask, found: Found | None) -> Any:
 
 
 def num_requests(task: Any, limit: int | None) -> int:
-    """How many requests an evaluation of the task will make, for its progress. Cost: none of the model."""
+    """About how many requests an evaluation of the task will make (items may differ in choices), for its progress."""
     documents = len(task.eval_docs)
-    return min(documents, limit) if limit else documents
+    choices = len(task.doc_to_choice(task.eval_docs[0])) if task.OUTPUT_TYPE == "multiple_choice" else 1
+    return choices * (min(documents, limit) if limit else documents)
 
 
 def load_model(options: ModelOptions) -> Any:
@@ -220,15 +218,26 @@ def _item(sample: dict[str, Any], benchmark: Benchmark) -> Item:
     )
 
 
-def _folder(benchmark: Benchmark) -> Path:
-    if benchmark.harness is None:
-        return OWN_TASKS
+def harness_folder(name: str) -> Path:
+    """Of the harness's own task files. Errors: ConfigError if it has no such folder."""
     found = find_spec("lm_eval")
     assert found is not None and found.submodule_search_locations
-    folder = Path(found.submodule_search_locations[0]) / "tasks" / benchmark.harness
+    folder = Path(found.submodule_search_locations[0]) / "tasks" / name
     if not folder.is_dir():
-        raise ConfigError(f"benchmark {benchmark.name}: lm-evaluation-harness has no tasks/{benchmark.harness}")
+        raise ConfigError(f"lm-evaluation-harness has no tasks/{name}")
     return folder
+
+
+@cache
+def _manager(folder: Path) -> Any:
+    """The harness's index of one folder of task files: of all 10,000 it would take half a minute."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=str(folder), include_defaults=False)
+
+
+def _folder(benchmark: Benchmark) -> Path:
+    return OWN_TASKS if benchmark.harness is None else harness_folder(benchmark.harness)
 
 
 def _vllm(options: ModelOptions) -> Any:

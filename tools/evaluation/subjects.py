@@ -5,7 +5,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,8 @@ from data_mixers.errors import ConfigError
 from megatron_synE.exit_codes import CheckpointError
 
 Which = Literal["newest", "all"]
+EXPORT_MARKER = "syne_export.json"
+"""megatron_synE.checkpoint.hf_export.MARKER; that module imports torch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +27,7 @@ class Subject:
     run: Path | None = None
     iteration: int | None = None
     consumed_tokens: int | None = None
-
-    @property
-    def is_checkpoint(self) -> bool:
-        return self.iteration is not None
+    is_hf: bool = False
 
     def described(self) -> dict[str, Any]:
         """For results.json."""
@@ -47,7 +46,7 @@ def subjects_of(model: Path, which: Which) -> list[Subject]:
     Errors: CheckpointError if it is none of them, or the run has no complete checkpoint.
     """
     if (model / "config.json").is_file() and not model.name.startswith("iter_"):
-        return [Subject(path=model, label=model.resolve().name)]
+        return [_hf_folder(model)]
     from megatron_synE.checkpoint import layout
 
     if not model.is_dir():
@@ -78,7 +77,7 @@ def as_hf(subject: Subject, results: Path, *, live_title: str) -> Iterator[Path]
 
     Errors: CheckpointError if the checkpoint is damaged, or an HF folder has no weights or brings code of its own.
     """
-    if not subject.is_checkpoint:
+    if subject.is_hf:
         _check_hf(subject.path)
         yield subject.path
         return
@@ -111,6 +110,21 @@ def fingerprint(subject: Subject) -> str:
         status = path.stat()
         digest.update(json.dumps([path.relative_to(folder).as_posix(), status.st_size, status.st_mtime_ns]).encode())
     return digest.hexdigest()
+
+
+def _hf_folder(folder: Path) -> Subject:
+    """One that was exported into its run's folder carries the checkpoint's label; any other its own name."""
+    own = Subject(path=folder, label=folder.resolve().name, is_hf=True)
+    marker = folder / EXPORT_MARKER
+    if not marker.is_file():
+        return own
+    from megatron_synE.checkpoint import layout
+
+    name = str(json.loads(marker.read_text(encoding="utf-8")).get("checkpoint"))
+    checkpoint = folder.resolve().parent / layout.CHECKPOINTS / name
+    if not (checkpoint / layout.STATE).is_file():
+        return own
+    return replace(_checkpoint(checkpoint), path=folder, is_hf=True)
 
 
 def _checkpoint(folder: Path) -> Subject:

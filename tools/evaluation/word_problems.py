@@ -16,14 +16,11 @@ TOLERANCE = Fraction(1, 1000)
 
 def exemplars() -> list[dict[str, str]]:
     """The harness's eight for GSM8K (arXiv 2201.11903), which that paper also uses for ASDiv and MAWPS."""
-    from importlib.util import find_spec
-    from pathlib import Path
-
     import yaml
 
-    found = find_spec("lm_eval")
-    assert found is not None and found.submodule_search_locations
-    file = Path(found.submodule_search_locations[0]) / "tasks" / "gsm8k" / "gsm8k-cot.yaml"
+    from tools.evaluation.harness import harness_folder
+
+    file = harness_folder("gsm8k") / "gsm8k-cot.yaml"
     samples = yaml.safe_load(file.read_text(encoding="utf-8"))["fewshot_config"]["samples"]
     return [{"question": sample["question"], "answer": sample["target"]} for sample in samples]
 
