@@ -55,6 +55,19 @@ def hf_folder(folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32
     return folder
 
 
+def byte_tokenizer(folder: Path) -> None:
+    """A token a byte beside a model of 256 tokens, so that any text can be given to it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: index for index, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=alphabet[1], eos_token=alphabet[EOS])
+    fast.save_pretrained(folder)
+
+
 def documents(
     *, num_tokens: int, vocab_size: int, seed: int, longest: int = 60, ids: range | None = None
 ) -> list[np.ndarray]:

@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from data_mixers.errors import ConfigError
 from megatron_synE.exit_codes import CheckpointError
@@ -31,20 +29,10 @@ sums:
 """  # noqa: E501
 
 
-def byte_tokenizer(folder: Path) -> None:
-    """A token a byte, so that any text can be given to a vocabulary of 256."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: index for index, letter in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=alphabet[1], eos_token=alphabet[2])
-    fast.save_pretrained(folder)
-
-
 @pytest.fixture(scope="module")
 def hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tiny.hf_folder(tmp_path_factory.mktemp("model") / "tiny")
-    byte_tokenizer(folder)
+    tiny.byte_tokenizer(folder)
     return folder
 
 
@@ -154,7 +142,7 @@ def test_a_killed_call_leaves_a_whole_result_that_says_it_is_open(
 
 def test_a_run_is_evaluated_at_its_checkpoints_and_equals_its_export(data: Path, tmp_path: Path, hf: Path) -> None:
     config = tiny.prepared(tmp_path, checkpoint={"interval_tokens": 2 * 8 * 32, "keep_last": None, "async_save": False})
-    byte_tokenizer(tmp_path / "hf")
+    tiny.byte_tokenizer(tmp_path / "hf")
     tiny.train(config)
     run = tmp_path / "run"
     asked = options(run, data, tmp_path, out=None, checkpoints="all", only=("ARC",))

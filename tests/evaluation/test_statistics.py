@@ -90,6 +90,15 @@ def test_scores_between_0_and_1_have_the_normal_interval_and_the_z_test() -> Non
     assert test.p_value == pytest.approx(math.erfc(math.sqrt(3) / math.sqrt(2)), rel=1e-9)
 
 
+def test_the_mean_of_two_independent_differences_has_their_variances_together() -> None:
+    """Symmetric intervals are normal ones: half widths 1.96 s; the mean of two has s = sqrt(s1^2 + s2^2) / 2."""
+    parts = [(0.03, (0.03 - 0.0392, 0.03 + 0.0392)), (0.05, (0.05 - 0.0294, 0.05 + 0.0294))]
+    (low, high), p_value = statistics.mean_of_independent(parts)
+    error = math.hypot(0.02, 0.015) / 2
+    assert (low, high) == pytest.approx((0.04 - 1.96 * error, 0.04 + 1.96 * error), abs=1e-9)
+    assert p_value == pytest.approx(math.erfc(0.04 / error / math.sqrt(2)), rel=1e-3)  # 1.96 is rounded
+
+
 def test_holm_is_that_of_the_worked_example() -> None:
     # 0.01, 0.04, 0.03, 0.005 sorted: 4 * 0.005, 3 * 0.01, 2 * 0.03, 1 * 0.04 (not below the one before).
     assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])

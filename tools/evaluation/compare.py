@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_mixers.errors import ConfigError, DataError
-from tools.evaluation.published import paper_table
+from tools.evaluation.published import PaperTable, paper_table
 from tools.evaluation.results import BenchmarkResult, Results, TaskResult, read_results, read_task
-from tools.evaluation.statistics import CONFIDENCE, Interval, holm, paired, two_proportions, wilson
+from tools.evaluation.statistics import CONFIDENCE, Interval, holm, mean_of_independent, paired, two_proportions, wilson
 
 NOT_COMPARABLE = (
     "published scores were measured elsewhere, with prompts that are not published: no difference between a measured "
@@ -117,6 +117,8 @@ def compare_published() -> Comparison:
     for name, entry in table.benchmarks.items():
         share_a, share_b, number = base[name] / 100, adapted[name] / 100, entry.num_items
         interval, p_value = two_proportions(share_a, share_b, num_a=number, num_b=number)
+        if entry.average == "macro":
+            interval, p_value = mean_of_independent([_of_shares(table, part) for part in entry.of])
         change = Change(
             model=table.adapted, score=share_b, interval=wilson(round(share_b * number), number),
             difference=share_b - share_a, difference_interval=interval, p_value=p_value,
@@ -137,6 +139,12 @@ def compare_published() -> Comparison:
     return Comparison(
         base=table.base, models=(table.adapted,), kind="unpaired", rows=tuple(_with_holm(rows, 1)), cautions=(caution,)
     )
+
+
+def _of_shares(table: PaperTable, name: str) -> tuple[float, Interval]:
+    share_a, share_b = (table.models[model][name] / 100 for model in (table.base, table.adapted))
+    number = table.benchmarks[name].num_items
+    return share_b - share_a, two_proportions(share_a, share_b, num_a=number, num_b=number)[0]
 
 
 def _measured_alike(base: Results, other: Results) -> list[str]:

@@ -113,6 +113,18 @@ def two_proportions(share_a: float, share_b: float, *, num_a: int, num_b: int) -
     return (low, high), p_value
 
 
+def mean_of_independent(parts: Sequence[tuple[float, Interval]]) -> tuple[Interval, float]:
+    """(interval, two-sided p-value) of the mean of independent differences with their intervals: distances add squared."""
+    from scipy.stats import norm
+
+    number = len(parts)
+    mean = sum(difference for difference, _ in parts) / number
+    below = math.sqrt(sum((difference - low) ** 2 for difference, (low, _) in parts)) / number
+    above = math.sqrt(sum((high - difference) ** 2 for difference, (_, high) in parts)) / number
+    error = (below if mean > 0 else above) / float(norm.ppf((1 + CONFIDENCE) / 2))
+    return (mean - below, mean + above), 2 * float(norm.sf(abs(mean) / error)) if error > 0 else 1.0
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjusted for all of them being looked at (Holm 1979), in their order."""
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
