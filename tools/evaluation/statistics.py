@@ -114,7 +114,7 @@ def two_proportions(share_a: float, share_b: float, *, num_a: int, num_b: int) -
 
 
 def mean_of_independent(parts: Sequence[tuple[float, Interval]]) -> tuple[Interval, float]:
-    """(interval, two-sided p-value) of the mean of independent differences with their intervals: distances add squared."""
+    """(interval, two-sided p-value) of the mean of independent differences with intervals: distances add squared."""
     from scipy.stats import norm
 
     number = len(parts)
