@@ -10,7 +10,7 @@ from tools.evaluation import harness
 from tools.evaluation.data_files import DataOptions
 from tools.evaluation.evaluate import EvalOptions, plan
 from tools.evaluation.published import paper_table
-from tools.evaluation.suite import read_suite, suite_path
+from tools.evaluation.suite import Benchmark, read_suite, suite_path
 from tools.evaluation.tables import list_suite
 
 # (tasks, shots) of each. The authors' README: 8-shot GSM8K, ASDiv, MAWPS; 5-shot C-Eval, CMMLU, MMLU, MATH, GaoKao,
@@ -90,6 +90,15 @@ def test_a_damaged_file_and_one_of_another_form_are_refused_by_name(tmp_path: Pa
         with pytest.raises(DataError, match=said) as caught:
             harness.load_task(*line.tasks[0])
         assert str(file) in str(caught.value)
+
+
+def test_the_harness_own_way_of_running_code_is_refused() -> None:
+    for folder, task in (("humaneval", "humaneval"), ("mbpp", "mbpp")):
+        benchmark = Benchmark(
+            name="own", group="g", language="code", harness=folder, tasks=[task], shots=0, metric="m", chance=0.0
+        )
+        with pytest.raises(ConfigError, match="run it in the sandbox"):
+            harness.plan_tasks(benchmark)
 
 
 def test_a_faulty_suite_file_is_refused(tmp_path: Path) -> None:

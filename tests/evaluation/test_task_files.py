@@ -178,6 +178,23 @@ def test_what_a_model_writes_runs_in_the_sandbox_and_counts_if_the_tests_pass(tm
     assert prompt.count("[DONE]") == 3
 
 
+@pytest.mark.slow
+@pytest.mark.bubblewrap
+def test_every_canonical_solution_of_humaneval_passes_and_none_passes_another_test(tmp_path: Path) -> None:
+    benchmark = next(entry for entry in read_suite(suite_path("probe")).benchmarks if entry.name == "HumanEval")
+    (planned,) = harness.plan_tasks(benchmark)
+    assert planned.wanted is not None
+    found = find(planned.wanted, DataOptions(tmp_path), catalogue())
+    assert found.where == "package"
+    docs = list(harness.load_task(planned, found).eval_docs)
+    assert len(docs) == 164
+    assert [
+        doc["task_id"] for doc in docs if code.humaneval(doc, [doc["canonical_solution"]]) != {"pass_at_1": 1.0}
+    ] == []
+    wrong = [code.humaneval(doc, ["    return None\n"])["pass_at_1"] for doc in docs[:20]]
+    assert sum(wrong) == 0
+
+
 def test_a_key_stands_once_at_its_depth_in_a_text_of_its_length() -> None:
     items = [long_context.item(index) for index in range(long_context.NUM_ITEMS)]
     assert items == [long_context.item(index) for index in range(long_context.NUM_ITEMS)]

@@ -75,7 +75,7 @@ def require_harness(*modules: str) -> None:
 def plan_tasks(benchmark: Benchmark) -> list[PlannedTask]:
     """The task files of a benchmark, in the order of their names.
 
-    Errors: ConfigError if a name or glob fits none.
+    Errors: ConfigError if a name or glob fits none, or fits a task of the harness that executes code.
     """
     from lm_eval.tasks._index import Kind
 
@@ -85,6 +85,11 @@ def plan_tasks(benchmark: Benchmark) -> list[PlannedTask]:
         names = sorted(name for name, entry in index.items() if entry.kind is Kind.TASK and fnmatchcase(name, pattern))
         if not names:
             raise ConfigError(f"benchmark {benchmark.name}: no task file fits {pattern}")
+        if unsafe := [name for name in names if benchmark.harness and (index[name].cfg or {}).get("unsafe_code")]:
+            raise ConfigError(
+                f"benchmark {benchmark.name}: {unsafe[0]} of the harness fetches code, and runs what the model writes "
+                "in this process; syne_humaneval and syne_mbpp run it in the sandbox"
+            )
         planned += [PlannedTask(name, benchmark, dict(index[name].cfg or {})) for name in names]
     return planned
 

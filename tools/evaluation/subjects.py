@@ -105,7 +105,8 @@ def fingerprint(subject: Subject) -> str:
     """
     digest = hashlib.sha256()
     folder = subject.path
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
+    inside = folder.iterdir() if subject.is_hf else folder.rglob("*")  # results may lie below an HF folder
+    files = [path for path in sorted(inside) if path.is_file() and not path.name.startswith(".")]
     for path in files:
         status = path.stat()
         digest.update(json.dumps([path.relative_to(folder).as_posix(), status.st_size, status.st_mtime_ns]).encode())
