@@ -166,7 +166,7 @@ def describe(model: Any, options: ModelOptions) -> dict[str, Any]:
     }
     if options.backend == "hf":
         described["dtype"] = str(model.model.dtype).removeprefix("torch.")
-        described["begins_with_bos"] = model.tok_encode("a", add_special_tokens=True)[0] == model.tokenizer.bos_token_id
+        described["begins_with_bos"] = model.tok_encode("a")[0] == model.tokenizer.bos_token_id
     return described
 
 
