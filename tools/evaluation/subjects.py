@@ -53,10 +53,10 @@ def subjects_of(model: Path, which: Which) -> list[Subject]:
         raise CheckpointError(f"{model}: no such folder; give an HF folder, a run, or one of its iter_* folders")
     if model.name.startswith("iter_"):
         return [_checkpoint(layout.resolve_checkpoint(model, verify_hashes=False))]
-    folders = (model / layout.CHECKPOINTS, model)
-    found = next(
-        (there for folder in folders if folder.is_dir() and (there := layout.complete_checkpoints(folder))), []
-    )
+    found: list[Path] = []
+    for folder in (model / layout.CHECKPOINTS, model):
+        if folder.is_dir() and not found:
+            found = layout.complete_checkpoints(folder)
     if not found:
         raise CheckpointError(
             f"{model}: is neither an HF folder (config.json) nor holds a complete checkpoint (iter_*)"

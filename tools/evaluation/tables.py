@@ -16,7 +16,7 @@ def list_suite(options: EvalOptions) -> str:
     harness.prepare_environment(offline=options.data.is_offline)
     harness.require_harness()
     suite = read_suite(suite_path(options.suite))
-    rows = [("benchmark", "tasks", "shots", "metric", "average", "data")]
+    rows: list[tuple[str, ...]] = [("benchmark", "tasks", "shots", "metric", "average", "data")]
     for line in plan(suite, options):
         found = sorted({place.where if place else "made here" for _, place in line.tasks})
         count = len(line.tasks) or len(harness.plan_tasks(line.benchmark))
@@ -28,7 +28,7 @@ def list_suite(options: EvalOptions) -> str:
 
 def results_table(results: Results) -> str:
     """One model's scores with intervals."""
-    rows = [("benchmark", "score", "95 % interval", "items", "shots", "chance")]
+    rows: list[tuple[str, ...]] = [("benchmark", "score", "95 % interval", "items", "shots", "chance")]
     rows += [_result_row(line) for line in (*results.benchmarks, *results.sums)]
     state = "" if results.complete else " (not complete)"
     title = f"{results.label} on {results.suite['name']}{state}, in per cent: {results.folder / 'results.json'}"

@@ -61,7 +61,7 @@ def score(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
         wanted = re.escape(doc["answer"].split(" (")[0].strip().casefold())
         return {"exact_match": float(re.search(rf"(?<!\w){wanted}(?!\w)", stated[-1].casefold()) is not None)}
     found = number_in(stated[-1]) if len(stated) > 1 else number_in(said, last=True)
-    right = found is not None and abs(found - gold) <= TOLERANCE * max(1, abs(gold))
+    right = found is not None and abs(found - gold) <= TOLERANCE * max(Fraction(1), abs(gold))
     return {"exact_match": float(right)}
 
 
