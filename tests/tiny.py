@@ -56,16 +56,18 @@ def hf_folder(folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32
 
 
 def byte_tokenizer(folder: Path) -> None:
-    """A token a byte beside a model of 256 tokens, so that any text can be given to it."""
+    """Beside a model of 256 tokens: three control tokens, and one for each byte that occurs in UTF-8."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: index for index, letter in enumerate(alphabet)}, []))
+    bytes_of_text = sorted(set(pre_tokenizers.ByteLevel.alphabet()) - {chr(0xFD), chr(0xFE), chr(0xFF)})
+    vocabulary = ["<pad>", "<s>", "</s>", *bytes_of_text]
+    assert vocabulary[EOS] == "</s>" and len(vocabulary) == 256
+    tokenizer = Tokenizer(models.BPE({letter: index for index, letter in enumerate(vocabulary)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=alphabet[1], eos_token=alphabet[EOS])
-    fast.save_pretrained(folder)
+    control = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **control).save_pretrained(folder)
 
 
 def documents(

@@ -167,7 +167,7 @@ def test_missing_data_is_refused_before_the_model_is_read_or_left_out_on_request
     command = ("eval", hf, "--suite", suite, "--out", tmp_path / "out", "--data", tmp_path / "none", "--offline")
     done = tiny.syne(*command)
     assert done.returncode == 3
-    assert f"expected {tmp_path}/none/allenai/ai2_arc/ARC-Challenge/test-*.parquet" in done.stderr
+    assert f"expected {tmp_path}/none/allenai/ai2_arc/ARC-Easy/test-*.parquet" in done.stderr
     assert "allenai/sciq" in done.stderr and "EleutherAI/asdiv" in done.stderr
     done = tiny.syne(*command, "--skip-missing")
     assert done.returncode == 0, done.stderr
