@@ -20,7 +20,7 @@ what: a choice and a written answer
 benchmarks:
   - {name: ARC-E, group: science, language: en, tasks: [syne_arc_easy], shots: 0, metric: acc, chance: 0.3}
   - {name: PHY, group: science, language: en, tasks: [syne_scieval_physics], shots: 2, metric: exact_match, chance: 0.3}
-"""  # noqa: E501
+"""
 PROBE = """
 name: some
 what: the probe without code
