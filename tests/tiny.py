@@ -55,6 +55,21 @@ def hf_folder(folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32
     return folder
 
 
+def byte_tokenizer(folder: Path) -> None:
+    """Beside a model of 256 tokens: three control tokens, and one for each byte that occurs in UTF-8."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    bytes_of_text = sorted(set(pre_tokenizers.ByteLevel.alphabet()) - {chr(0xFD), chr(0xFE), chr(0xFF)})
+    vocabulary = ["<pad>", "<s>", "</s>", *bytes_of_text]
+    assert vocabulary[EOS] == "</s>" and len(vocabulary) == 256
+    tokenizer = Tokenizer(models.BPE({letter: index for index, letter in enumerate(vocabulary)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    control = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **control).save_pretrained(folder)
+
+
 def documents(
     *, num_tokens: int, vocab_size: int, seed: int, longest: int = 60, ids: range | None = None
 ) -> list[np.ndarray]:

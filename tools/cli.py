@@ -11,6 +11,7 @@ import typer
 from data_mixers.errors import DataError, UserError
 from tools.cli_options import Config, Overrides, example, log_to_stderr
 from tools.data.commands import data_app
+from tools.evaluation.commands import eval_app
 from tools.mix_commands import mix_app
 from tools.slurm.commands import slurm_app
 from tools.synthesis.commands import synth_app
@@ -36,6 +37,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(synth_app, name="synth")
 app.add_typer(mix_app, name="mix")
 app.add_typer(slurm_app, name="slurm")
+app.add_typer(eval_app)
 
 Processes = Annotated[
     int | None, typer.Option(min=1, help="Local processes; default: one per GPU, or one.", show_default=False)

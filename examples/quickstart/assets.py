@@ -11,6 +11,7 @@ from pathlib import Path
 
 from data_mixers.errors import DataError
 from examples.quickstart.progress import step
+from tools.data.package_files import fetch_package, last_line, locked_requirements
 
 LOCK = Path(__file__).with_name("assets.lock")
 NO_DEBIAN = "no_debian_text.txt"  # lies in the assets folder when Debian's text could not be had, and says why
@@ -57,7 +58,8 @@ def fetch(target: Path, assets: tuple[Asset, ...] = ASSETS, lock: Path = LOCK) -
     except OSError as fault:
         raise DataError(f"{target}: cannot be written ({fault.strerror}); choose another build folder") from fault
     for requirement in locked_requirements(lock):
-        _fetch_python_package(requirement, target)
+        with step(f"fetching {requirement.split()[0]}"):
+            fetch_package(requirement, target)
     _fetch_debian_packages([asset.name for asset in assets if asset.is_debian], target)
 
 
@@ -82,43 +84,6 @@ def write_licences(target: Path, out: Path) -> Path:
     path = out / "LICENCES.md"
     _write_atomically(path, "\n".join(lines) + "\n")
     return path
-
-
-def locked_requirements(lock: Path) -> list[str]:
-    lines = lock.read_text().splitlines()
-    return [line for line in lines if line.strip() and not line.startswith("#")]
-
-
-def _fetch_python_package(requirement: str, target: Path) -> None:
-    """Installs one package beside `python/` and moves it in, so that a half-installed one is never taken for whole."""
-    pinned = requirement.split()[0]
-    stamp = target / "stamps" / f"pip-{pinned}"
-    if stamp.is_file():
-        return
-    staging = target / "partial"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
-    lock = staging / "lock.txt"
-    lock.write_text(requirement + "\n")
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps",
-               "--no-compile", "--only-binary", ":all:", "--require-hashes", "--target", str(staging / "tree"),
-               "--requirement", str(lock)]  # fmt: skip
-    with step(f"fetching {pinned}"):
-        done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise DataError(
-            f"{pinned} could not be installed: {_last_line(done.stderr)}\n"
-            f"Check the network and the package index (pip config list), then run this again; "
-            f"what was fetched so far is kept in {target}."
-        )
-    for entry in (staging / "tree").iterdir():
-        if entry.name == "bin":  # command-line programs of the package: not wanted
-            continue
-        destination = target / "python" / entry.name
-        shutil.rmtree(destination, ignore_errors=True)
-        entry.rename(destination)
-    shutil.rmtree(staging)
-    stamp.touch()
 
 
 def _fetch_debian_packages(names: list[str], target: Path) -> None:
@@ -162,7 +127,7 @@ def _download_debian(names: list[str], target: Path) -> str | None:
             [*apt, "download", *names], cwd=archives, capture_output=True, text=True, env=_plain_locale()
         )
     if done.returncode != 0:
-        return f"{_last_line(done.stderr)} (package lists: {_first_failure(updated.stderr)})"
+        return f"{last_line(done.stderr)} (package lists: {_first_failure(updated.stderr)})"
     for name in names:
         fault = _unpack_debian(name, archives, target)
         if fault is not None:
@@ -181,18 +146,13 @@ def _unpack_debian(name: str, archives: Path, target: Path) -> str | None:
     )
     if version.returncode != 0 or unpacked.returncode != 0:
         found[-1].unlink()
-        return f"{found[-1].name} is damaged: {_last_line(version.stderr + unpacked.stderr)}"
+        return f"{found[-1].name} is damaged: {last_line(version.stderr + unpacked.stderr)}"
     _write_atomically(target / "stamps" / f"debian-{name}.json", json.dumps({"version": version.stdout.strip()}))
     return None
 
 
 def _plain_locale() -> dict[str, str]:
     return {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith(("W:", "WARNING"))]
-    return lines[-1] if lines else "no message"
 
 
 def _first_failure(text: str) -> str:

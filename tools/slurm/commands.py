@@ -125,7 +125,10 @@ def render(
 
 
 @slurm_app.command(
-    epilog=example("syne slurm submit --config examples/llama3_8b/run_recommended.yaml --nodes 16 --time 12:00:00")
+    epilog=example(
+        "syne slurm submit --config examples/llama3_8b/run_recommended.yaml --nodes 16 --time 12:00:00",
+        "--eval probe --eval-data data/eval",
+    )
 )
 def submit(
     config: Config,
@@ -145,10 +148,20 @@ def submit(
     preflight: Preflight = True,
     lead: Lead = None,
     export: Annotated[bool, typer.Option("--export/--no-export", help="Then convert it to Hugging Face.")] = True,
+    evaluate: Annotated[
+        list[str] | None,
+        typer.Option("--eval", metavar="SUITE", help="Then evaluate it: probe, paper, ...; may be repeated."),
+    ] = None,
+    eval_data: Annotated[
+        Path | None, typer.Option(help="Folder of the data sets, for --eval.", show_default=False)
+    ] = None,
+    eval_run_code: Annotated[
+        bool, typer.Option("--eval-run-code", help="Allow --eval to run what the model writes, in the sandbox.")
+    ] = False,
     acceptance: AcceptanceFile = ACCEPTANCE,
 ) -> None:
-    """Submit a run over as many time slices as it needs, and its conversion behind it; prints the jobs' ids."""
-    from tools.slurm.job import training_job
+    """Submit a run, its conversion and its evaluation, each behind the one before; prints the jobs' ids."""
+    from tools.slurm.job import Evaluation, training_job
     from tools.slurm.submit import submit as submit_run
 
     log_to_stderr()
@@ -161,7 +174,9 @@ def submit(
         preflight=preflight,
         lead_seconds=lead,
     )
-    typer.echo("\n".join(submit_run(made, ["syne", *_typed()], acceptance=acceptance, export=export)))
+    evaluation = Evaluation(suites=tuple(evaluate), data=eval_data, runs_code=eval_run_code) if evaluate else None
+    jobs = submit_run(made, ["syne", *_typed()], acceptance=acceptance, export=export, evaluation=evaluation)
+    typer.echo("\n".join(jobs))
 
 
 @slurm_app.command(epilog=example("syne slurm preflight --config runs/quickstart/bilingual.yaml"))

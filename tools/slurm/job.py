@@ -46,6 +46,20 @@ class Resources:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What is evaluated when a run has been trained and converted."""
+
+    suites: tuple[str, ...]
+    data: Path | None = None
+    runs_code: bool = False
+
+    def options(self) -> list[str]:
+        """Of `syne eval`. Offline, as compute nodes are; a set that is not there is left out, and said to be."""
+        data = [] if self.data is None else ["--data", str(self.data)]
+        return ["--offline", "--skip-missing", *data, *(["--run-code"] if self.runs_code else [])]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Environment:
     """Where the commands run."""
 

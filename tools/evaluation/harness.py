@@ -1,0 +1,290 @@
+"""All contact with lm-evaluation-harness: its task files, its models, one task evaluated item by item."""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cache, partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from data_mixers.errors import ConfigError, DataError
+from tools.evaluation.data_files import Found, Wanted, as_loader
+from tools.evaluation.results import Item, TaskResult
+from tools.evaluation.suite import Benchmark
+
+Backend = Literal["hf", "vllm"]
+OWN_TASKS = Path(__file__).with_name("tasks")
+SEED = 1234
+"""The harness's own, for the exemplars that it draws."""
+ANSWER_CHARACTERS = 2000
+INSTALL = "pip install 'megatron-synE[eval]'"
+
+
+@dataclass(frozen=True)
+class PlannedTask:
+    """One task file of a benchmark, before its data is read."""
+
+    name: str
+    benchmark: Benchmark
+    config: dict[str, Any]
+    """As in its YAML file; functions are not imported."""
+
+    @property
+    def eval_split(self) -> str:
+        return str(self.config.get("test_split") or self.config.get("validation_split"))
+
+    @property
+    def exemplar_split(self) -> str | None:
+        """Where the exemplars come from; None if there are none, or the task file holds them."""
+        given = self.config.get("fewshot_config") or {}
+        if self.benchmark.shots == 0 or "samples" in given:
+            return None
+        order = (self.config.get("fewshot_split"), given.get("split"), self.config.get("training_split"))
+        return next((str(split) for split in order if split), self.eval_split)
+
+    @property
+    def wanted(self) -> Wanted | None:
+        """The data it reads; None if it makes its own."""
+        if not self.config.get("dataset_path"):
+            return None
+        splits = dict.fromkeys(split for split in (self.eval_split, self.exemplar_split) if split)
+        return Wanted(str(self.config["dataset_path"]), self.config.get("dataset_name"), tuple(splits))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    folder: Path
+    backend: Backend = "hf"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: str = "auto"
+    batch_size: int = 8
+
+
+def require_harness(*modules: str) -> None:
+    """Errors: ConfigError naming what to install."""
+    for module in ("lm_eval", "datasets", *modules):
+        if find_spec(module) is None:
+            raise ConfigError(f"evaluation needs {module}, which is not installed: {INSTALL}")
+
+
+def plan_tasks(benchmark: Benchmark) -> list[PlannedTask]:
+    """The task files of a benchmark, in the order of their names.
+
+    Errors: ConfigError if a name or glob fits none, or fits a task of the harness that executes code.
+    """
+    from lm_eval.tasks._index import Kind
+
+    index = _manager(_folder(benchmark)).task_index
+    planned = []
+    for pattern in benchmark.tasks:
+        names = sorted(name for name, entry in index.items() if entry.kind is Kind.TASK and fnmatchcase(name, pattern))
+        if not names:
+            raise ConfigError(f"benchmark {benchmark.name}: no task file fits {pattern}")
+        if unsafe := [name for name in names if benchmark.harness and (index[name].cfg or {}).get("unsafe_code")]:
+            raise ConfigError(
+                f"benchmark {benchmark.name}: {unsafe[0]} of the harness fetches code, and runs what the model writes "
+                "in this process; syne_humaneval and syne_mbpp run it in the sandbox"
+            )
+        planned += [PlannedTask(name, benchmark, dict(index[name].cfg or {})) for name in names]
+    return planned
+
+
+def load_task(planned: PlannedTask, found: Found | None) -> Any:
+    """The harness's task with its data.
+
+    Errors: DataError if the data is not of the form that the task expects.
+    """
+    overrides: dict[str, Any] = {
+        "task": planned.name,
+        "num_fewshot": planned.benchmark.shots,
+        # Splits that are not needed need not be there.
+        "training_split": None,
+        "fewshot_split": planned.exemplar_split,
+    }
+    if planned.config.get("test_split"):
+        overrides["validation_split"] = None
+    if found is not None and found.files:
+        overrides["custom_dataset"] = as_loader(found)
+    manager = _manager(_folder(planned.benchmark))
+    with _quiet():
+        try:
+            loaded = manager.load([{"group": "syne", "task": [overrides]}])
+        except DataError:
+            raise
+        except ImportError as error:
+            raise ConfigError(f"{planned.name} needs a module that is not installed: {error}") from error
+        except Exception as error:  # a user's file can break any line of a task's template
+            where = ", ".join(str(path) for files in (found.files if found else {}).values() for path in files)
+            raise DataError(
+                f"{planned.name} cannot read {where or planned.config.get('dataset_path')}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+    (task,) = loaded["tasks"].values()
+    task.set_fewshot_seed(SEED)
+    return task
+
+
+def num_requests(task: Any, limit: int | None) -> int:
+    """About how many requests an evaluation of the task will make (items may differ in choices), for its progress."""
+    documents = len(task.eval_docs)
+    choices = len(task.doc_to_choice(task.eval_docs[0])) if task.OUTPUT_TYPE == "multiple_choice" else 1
+    return choices * (min(documents, limit) if limit else documents)
+
+
+def load_model(options: ModelOptions) -> Any:
+    """The harness's model. No code of the folder runs.
+
+    Errors: ConfigError for a missing backend.
+    """
+    with _quiet():
+        if options.backend == "vllm":
+            return _vllm(options)
+        from lm_eval.models.huggingface import HFLM
+
+        from megatron_synE.runtime.device import select
+
+        device = select(options.device, local_rank=0)
+        model = HFLM(
+            pretrained=str(options.folder), dtype=options.dtype, device=device.kind, batch_size=options.batch_size,
+            trust_remote_code=False,
+        )  # fmt: skip
+        for kind in ("loglikelihood", "loglikelihood_rolling", "generate_until"):
+            setattr(model, kind, partial(getattr(model, kind), disable_tqdm=True))
+        return model
+
+
+def describe(model: Any, options: ModelOptions) -> dict[str, Any]:
+    """What decides a score beside the weights: device, precision, whether prompts begin with BOS."""
+    described: dict[str, Any] = {
+        "device": str(getattr(model, "device", options.device)),
+        "max_length": model.max_length,
+    }
+    if options.backend == "hf":
+        described["dtype"] = str(model.model.dtype).removeprefix("torch.")
+        described["begins_with_bos"] = model.tok_encode("a")[0] == model.tokenizer.bos_token_id
+    return described
+
+
+def run_task(
+    model: Any, task: Any, planned: PlannedTask, *, limit: int | None, runs_code: bool, progress: Callable[[int], None]
+) -> TaskResult:
+    """Every item of the task, answered and scored; progress hears of each answer."""
+    from lm_eval.evaluator import evaluate
+
+    benchmark, started = planned.benchmark, time.monotonic()
+    model.set_cache_hook(_Heard(progress))
+    with _quiet():
+        found = evaluate(
+            model, {"tasks": {planned.name: task}}, limit=limit, bootstrap_iters=0, log_samples=True,
+            confirm_run_unsafe_code=runs_code,
+        )  # fmt: skip
+    samples = [sample for sample in found["samples"][planned.name] if sample["filter"] == benchmark.filter]
+    if not samples or benchmark.metric not in samples[0]:
+        given = sorted(
+            {f"{sample['filter']}: {', '.join(sample['metrics'])}" for sample in found["samples"][planned.name]}
+        )
+        raise ConfigError(
+            f"benchmark {benchmark.name}: {planned.name} has no metric {benchmark.metric} behind the filter "
+            f"{benchmark.filter}; it has {'; '.join(given)}"
+        )
+    return TaskResult(
+        task=planned.name,
+        metric=benchmark.metric,
+        num_fewshot=benchmark.shots,
+        seconds=time.monotonic() - started,
+        items=tuple(_item(sample, benchmark) for sample in sorted(samples, key=lambda sample: sample["doc_id"])),
+    )
+
+
+def _item(sample: dict[str, Any], benchmark: Benchmark) -> Item:
+    likelihoods: tuple[float, ...] | None = None
+    first = sample["filtered_resps"][0]
+    if isinstance(first, str):
+        answer = first
+    else:
+        likelihoods = tuple(float(response[0]) for response in sample["filtered_resps"])
+        chosen = max(range(len(likelihoods)), key=likelihoods.__getitem__)
+        answer = str(sample["arguments"][chosen][1]).strip()
+    metrics = {name: float(sample[name]) for name in sample["metrics"] if isinstance(sample[name], int | float)}
+    return Item(
+        id=int(sample["doc_id"]),
+        doc_hash=sample["doc_hash"],
+        prompt_hash=sample["prompt_hash"],
+        target=str(sample["target"])[:ANSWER_CHARACTERS],
+        answer=answer[:ANSWER_CHARACTERS],
+        score=float(sample[benchmark.metric]),
+        metrics=metrics,
+        likelihoods=likelihoods,
+    )
+
+
+def harness_folder(name: str) -> Path:
+    """Of the harness's own task files. Errors: ConfigError if it has no such folder."""
+    found = find_spec("lm_eval")
+    assert found is not None and found.submodule_search_locations
+    folder = Path(found.submodule_search_locations[0]) / "tasks" / name
+    if not folder.is_dir():
+        raise ConfigError(f"lm-evaluation-harness has no tasks/{name}")
+    return folder
+
+
+@cache
+def _manager(folder: Path) -> Any:
+    """The harness's index of one folder of task files: of all 10,000 it would take half a minute."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=str(folder), include_defaults=False)
+
+
+def _folder(benchmark: Benchmark) -> Path:
+    return OWN_TASKS if benchmark.harness is None else harness_folder(benchmark.harness)
+
+
+def _vllm(options: ModelOptions) -> Any:
+    try:
+        from lm_eval.models.vllm_causallms import VLLM
+    except ImportError as error:
+        raise ConfigError(f"--backend vllm: vLLM is not installed ({error}); use --backend hf") from error
+    if find_spec("vllm") is None:
+        raise ConfigError("--backend vllm: vLLM is not installed; use --backend hf")
+    return VLLM(pretrained=str(options.folder), dtype=options.dtype, batch_size="auto", trust_remote_code=False)
+
+
+class _Heard:
+    """Stands where the harness would write answers to its cache: counts them."""
+
+    def __init__(self, progress: Callable[[int], None]) -> None:
+        self._progress = progress
+
+    def add_partial(self, attribute: str, request: Any, answer: Any) -> None:
+        self._progress(1)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the chatter of the harness and datasets; their errors stay."""
+    import datasets
+
+    logger = logging.getLogger("lm_eval")
+    level, had_bars = logger.level, not datasets.are_progress_bars_disabled()
+    logger.setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if had_bars:
+            datasets.enable_progress_bars()
+
+
+def prepare_environment(*, offline: bool) -> None:
+    """Call before the harness is imported. No variable changes a result."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # there is one live line, ours
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if offline:
+        os.environ.update({"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1"})

@@ -1,0 +1,171 @@
+"""What an evaluation measured: results.json and tasks/*.json, as docs/evaluation.md describes."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from data_mixers.atomic import write_atomic
+from data_mixers.errors import DataError
+
+SCHEMA_VERSION = 1
+RESULTS = "results.json"
+Status = Literal["done", "open", "missing", "skipped"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One question, answered and scored."""
+
+    id: int
+    doc_hash: str
+    prompt_hash: str
+    target: str
+    answer: str
+    score: float
+    metrics: dict[str, float]
+    likelihoods: tuple[float, ...] | None = None
+    """Of each choice, in nats; None where the answer was written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskResult:
+    task: str
+    metric: str
+    num_fewshot: int
+    seconds: float
+    items: tuple[Item, ...]
+
+    @property
+    def score(self) -> float:
+        return sum(item.score for item in self.items) / len(self.items)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkResult:
+    """A line of the table. Unit of scores: share."""
+
+    name: str
+    group: str
+    language: str
+    status: Status
+    reason: str
+    shots: int
+    metric: str
+    average: str
+    chance: float
+    published: str | None = None
+    score: float | None = None
+    num_items: int = 0
+    interval: tuple[float, float] | None = None
+    confidence: float = 0.95
+    method: str = ""
+    of: tuple[str, ...] = ()
+    """For a line that stands for several benchmarks: which."""
+    tasks: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """A results.json. folder: where it lies, with its tasks/."""
+
+    folder: Path
+    suite: dict[str, Any]
+    model: dict[str, Any]
+    harness: dict[str, Any]
+    settings: dict[str, Any]
+    started: str
+    updated: str
+    seconds: float
+    complete: bool
+    benchmarks: tuple[BenchmarkResult, ...]
+    sums: tuple[BenchmarkResult, ...] = field(default=())
+
+    @property
+    def label(self) -> str:
+        return str(self.model["label"])
+
+
+def write_results(results: Results) -> None:
+    """results.json, whole at any time."""
+    content = asdict(results)
+    content.pop("folder")
+    content = {"schema_version": SCHEMA_VERSION, "kind": "evaluation", **content}
+    text = json.dumps(content, ensure_ascii=False, indent=1)
+    write_atomic(results.folder / RESULTS, text.encode())
+
+
+def read_results(path: Path) -> Results:
+    """Of a folder or its results.json. Errors: DataError if it is not there or of another schema."""
+    file = path / RESULTS if path.is_dir() else path
+    content = _read(file)
+    if content.pop("kind", None) != "evaluation" or content.pop("schema_version", None) != SCHEMA_VERSION:
+        raise DataError(f"{file}: is no result of `syne eval`, or of another version of it")
+    try:
+        lines = {key: tuple(_line(row) for row in content.pop(key)) for key in ("benchmarks", "sums")}
+        return Results(folder=file.parent, **content, benchmarks=lines["benchmarks"], sums=lines["sums"])
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{file}: incomplete or with unknown fields ({error})") from error
+
+
+def write_task(folder: Path, result: TaskResult, fingerprint: str) -> Path:
+    """tasks/<task>.json."""
+    (folder / "tasks").mkdir(parents=True, exist_ok=True)
+    file = task_file(folder, result.task)
+    content = {"schema_version": SCHEMA_VERSION, "fingerprint": fingerprint, **asdict(result)}
+    write_atomic(file, json.dumps(content, ensure_ascii=False).encode())
+    return file
+
+
+def read_task(folder: Path, task: str, *, fingerprint: str | None = None) -> TaskResult | None:
+    """The kept result; None if there is none, or it is of other weights, data or settings.
+
+    Errors: DataError if the file is damaged.
+    """
+    file = task_file(folder, task)
+    if not file.is_file():
+        return None
+    content = _read(file)
+    if content.pop("schema_version", None) != SCHEMA_VERSION:
+        return None
+    kept = content.pop("fingerprint", None)
+    if fingerprint is not None and kept != fingerprint:
+        return None
+    try:
+        items = tuple(
+            Item(**{**item, "likelihoods": _numbers(item.get("likelihoods"))}) for item in content.pop("items")
+        )
+        return TaskResult(items=items, **content)
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{file}: incomplete ({error}); remove it and evaluate again") from error
+
+
+def task_file(folder: Path, task: str) -> Path:
+    return folder / "tasks" / f"{task}.json"
+
+
+def _line(row: Mapping[str, Any]) -> BenchmarkResult:
+    interval = row["interval"]
+    return BenchmarkResult(
+        **{
+            **row,
+            "interval": (float(interval[0]), float(interval[1])) if interval else None,
+            "of": tuple(row["of"]),
+            "tasks": tuple(row["tasks"]),
+        }
+    )
+
+
+def _numbers(values: list[float] | None) -> tuple[float, ...] | None:
+    return None if values is None else tuple(values)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"{file}: no such file; `syne eval` writes it") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: cannot be read ({error})") from error
+    return content

