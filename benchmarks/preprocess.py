@@ -175,6 +175,7 @@ def check_ids(bench: Bench, text: Path) -> None:
     prefix = bench.folder / "out" / "und__web__all_text_document"
     file = IndexedFile(prefix)
     bounds = file.document_ranges()
+    eos_id = LLAMA3_NUM_RANKS + LLAMA3_NAMED["<|end_of_text|>"]
     with text.open("rb") as stream:
         for number, row in enumerate(read_rows(prefix)):
             stream.seek(row["place"])
