@@ -181,10 +181,7 @@ def check_ids(bench: Bench, text: Path) -> None:
             stream.seek(row["place"])
             ids = tokenizer.encode(json.loads(stream.readline())["text"], add_special_tokens=False).ids
             found = file.tokens(int(bounds[number]), int(bounds[number + 1]))
-            if (
-                not np.array_equal(found[:-1], ids)
-                or int(found[-1]) != LLAMA3_NAMED["<|end_of_text|>"] + LLAMA3_NUM_RANKS
-            ):
+            if not np.array_equal(found[:-1], ids) or int(found[-1]) != eos_id:
                 raise SystemExit(f"document {row['id']} has other ids than HF gives")
     print(f"ids: all {file.num_documents} documents equal HF's, each followed by EOS")
 
