@@ -4,9 +4,11 @@ python -m examples.quickstart.write_pages TEXT
 python -m benchmarks.preprocess --text TEXT --tokenizer-model tokenizer.model \
     [--megatron-lm CHECKOUT --peer-packages DIR] [--megabytes 106] [--pairs 5] [--part gigatoken] [--folder DIR]
 
-tokenizer.model is Llama-3's, of the package llama-models; a Hugging Face folder is made of it, which all sides read.
+tokenizer.model is Llama-3's, llama_models/llama3/ of the package llama-models, which holds Llama-4's too; a Hugging
+Face folder is made of it, which all sides read.
 CHECKOUT is github.com/NVIDIA/Megatron-LM, fetched by whoever runs this; DIR holds what its tools import beside torch
-(pip install --no-deps --target DIR gigatoken awkward awkward-cpp fsspec triton).
+(pip install --no-deps --target DIR gigatoken awkward awkward-cpp fsspec triton, and where Python is older than 3.12
+importlib_metadata zipp lazy-importer). Each side encodes on one thread.
 The text is 80 % English with code and 20 % Chinese by bytes; where there is too little of it, whole
 documents come again in another order. A process's cost is all its CPU time, start included, and its children's;
 its memory is the peak of the largest process, which is a worker.
@@ -31,11 +33,12 @@ import numpy as np
 
 from benchmarks.pairs import interleaved, ratio_of
 from megatron_synE.data.indexed import IndexedFile
-from megatron_synE.data.tokenizer_engines import LLAMA3_NAMED, LLAMA3_NUM_CONTROL, LLAMA3_PATTERN
+from megatron_synE.data.tokenizer_engines import LLAMA3_NAMED, LLAMA3_NUM_CONTROL, LLAMA3_NUM_RANKS, LLAMA3_PATTERN
 
 ENGLISH_PER_CHINESE = 4
 PEERS = {"gigatoken": ("preprocess_data_fast.py", 2.0), "preprocess_data": ("preprocess_data.py", 30.0)}
 """Megatron-LM's tools and how many times as fast ours is to be."""
+ONE_THREAD = {"RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # one worker is one thread, as on a cluster
 PARTS = ("ours", "parts", *PEERS, "workers")
 # What a Python before 3.12 lacks for Megatron-LM's tools.
 SHIM = "import typing, typing_extensions\ntyping.override = typing_extensions.override\n"
@@ -66,6 +69,8 @@ def hf_folder(model: Path, folder: Path) -> Path:
     from transformers.convert_slow_tokenizer import TikTokenConverter
 
     tokenizer = TikTokenConverter(vocab_file=str(model), pattern=LLAMA3_PATTERN).converted()
+    if tokenizer.get_vocab_size() != LLAMA3_NUM_RANKS:
+        raise SystemExit(f"{model} has {tokenizer.get_vocab_size()} tokens: it is not Llama-3's")
     named = {place: spelling for spelling, place in LLAMA3_NAMED.items()}
     spellings = [named.get(place, f"<|reserved_{place}|>") for place in range(LLAMA3_NUM_CONTROL)]
     tokenizer.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in spellings])
@@ -142,8 +147,7 @@ class Bench:
             str(self.hf),
         ]
         command += ["--out", str(out), "--workers", str(workers)]
-        # one worker is one thread, as on a cluster
-        return run(command, {**os.environ, "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"})
+        return run(command, {**os.environ, **ONE_THREAD})
 
     def start_of(self, tool: Callable[[Path], Run], one: Path) -> float:
         """CPU seconds of a call on next to nothing."""
@@ -157,7 +161,7 @@ class Bench:
         command += ["--output-prefix", str(self.folder / "peer"), "--tokenizer-type", "HuggingFaceTokenizer"]
         command += ["--tokenizer-model", str(self.hf), "--append-eod"]
         command += ["--use-gigatoken"] if tool.endswith("fast.py") else ["--workers", "1"]
-        return run(command, {**os.environ, "PYTHONPATH": ":".join(map(str, paths)), "OMP_NUM_THREADS": "1"})
+        return run(command, {**os.environ, **ONE_THREAD, "PYTHONPATH": ":".join(map(str, paths))})
 
 
 def check_ids(bench: Bench, text: Path) -> None:
@@ -171,12 +175,13 @@ def check_ids(bench: Bench, text: Path) -> None:
     prefix = bench.folder / "out" / "und__web__all_text_document"
     file = IndexedFile(prefix)
     bounds = file.document_ranges()
+    eos_id = LLAMA3_NUM_RANKS + LLAMA3_NAMED["<|end_of_text|>"]
     with text.open("rb") as stream:
         for number, row in enumerate(read_rows(prefix)):
             stream.seek(row["place"])
             ids = tokenizer.encode(json.loads(stream.readline())["text"], add_special_tokens=False).ids
             found = file.tokens(int(bounds[number]), int(bounds[number + 1]))
-            if not np.array_equal(found[:-1], ids) or int(found[-1]) != LLAMA3_NAMED["<|end_of_text|>"] + 128_000:
+            if not np.array_equal(found[:-1], ids) or int(found[-1]) != eos_id:
                 raise SystemExit(f"document {row['id']} has other ids than HF gives")
     print(f"ids: all {file.num_documents} documents equal HF's, each followed by EOS")
 
@@ -211,7 +216,6 @@ def stock_parts(bench: Bench, text: Path) -> None:
         step()
         return time.process_time() - before
 
-    os.environ["RAYON_NUM_THREADS"] = "1"  # read when the first batch is encoded
     tokenizer = load_tokenizer(bench.hf)
     tokenizer.encode_ordinary_batch(["the tables are built here"])
     lines = text.read_bytes().splitlines()

@@ -24,7 +24,7 @@ from megatron_synE.data.tokenizer_engines import CONFIG_NAMES, Encode, LoadedEng
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # raise it when tokenizer_engines makes something else of the same files
+FORMAT = 2  # raise it when tokenizer_engines makes something else of the same files
 _FACTS = ("control", "vocab_size", "eos_token", "bos_token", "is_byte_level", "eos_id", "digest")
 
 

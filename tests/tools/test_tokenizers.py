@@ -3,6 +3,9 @@
 import base64
 import json
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +133,49 @@ def test_tiktoken_runs_on_fastokens_with_tiktoken_s_ids(small_llama3_file: Path)
     again = load_tokenizer(small_llama3_file)
     assert again.identity() == load_tokenizer(small_llama3_file, engine="reference").identity()
     assert again.encode_ordinary_batch(texts)[0].tolist() == found[0].tolist()
+
+
+def test_merges_that_never_happen_are_left_out_and_no_id_changes(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+
+    folder = corpus.hf_folder(tmp_path / "hf")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    trained = [tuple(merge) for merge in content["model"]["merges"]]
+    every_cut = [
+        (spelling[:place], spelling[place:])
+        for spelling in sorted(vocabulary, key=vocabulary.__getitem__)
+        for place in range(1, len(spelling))
+        if spelling[:place] in vocabulary and spelling[place:] in vocabulary
+    ]  # as Llama-3's file has them
+    content["model"]["merges"] = [list(pair) for pair in every_cut]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    engine = tokenizer_engines.open_hf(folder / "tokenizer.json")
+    assert engine.fast_json is not None
+    quick = engine.fast_json()
+    kept = [tuple(merge.split(" ")) for merge in json.loads(quick)["model"]["merges"]]
+    assert kept == trained  # each token is made as the training made it
+    assert len(trained) < len(every_cut)
+    texts = [*corpus.documents(300, seed=6), *engine_check.check_strings(("<|eot_id|>",), 300)]
+    with_all, with_kept = Tokenizer.from_file(str(folder / "tokenizer.json")), Tokenizer.from_str(quick)
+    for text in texts:
+        assert with_kept.encode(text).ids == with_all.encode(text).ids
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux") or (os.cpu_count() or 1) < 2, reason="counts Linux threads")
+def test_fastokens_encodes_on_the_thread_that_calls_it(tmp_path: Path) -> None:
+    """Its further threads would each learn the words anew, and nothing but this count tells of them."""
+    folder = corpus.hf_folder(tmp_path / "hf")
+    code = (
+        "import os, sys; from pathlib import Path; from megatron_synE.data import tokenizer_engines as engines\n"
+        "encode = engines.open_fast(Path(sys.argv[1]).read_text())\n"
+        "before = len(os.listdir('/proc/self/task')); encode(['some words'] * 1000)\n"
+        "print(len(os.listdir('/proc/self/task')) - before)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "FASTOKENS_BPE_THREADS"}
+    command = [sys.executable, "-c", code, str(folder / "tokenizer.json")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "0\n"
 
 
 def test_an_unknown_tiktoken_file_is_refused_with_its_cure(tmp_path: Path) -> None:

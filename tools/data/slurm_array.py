@@ -213,7 +213,8 @@ def _names(stage: Stage) -> tuple[str, Path]:
 def _environment(cpus: int) -> str:
     """A shell line that makes an element run in this interpreter's environment, on its own CPUs."""
     parallel = "true" if cpus > 1 else "false"
-    threads = f"OMP_NUM_THREADS={cpus} RAYON_NUM_THREADS={cpus} TOKENIZERS_PARALLELISM={parallel}"
+    names = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS", "FASTOKENS_BPE_THREADS")
+    threads = " ".join((*(f"{name}={cpus}" for name in names), f"TOKENIZERS_PARALLELISM={parallel}"))
     return f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH {threads}"
 
 
