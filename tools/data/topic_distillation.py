@@ -30,6 +30,7 @@ from tools.data.topic_training import TrainingOptions
 logger = logging.getLogger(__name__)
 SHORTEST, LONGEST = 8, 48  # tokens of a window (ours): a title, and some sentences; without [CLS] and [SEP]
 POOL_STEPS = 32  # windows of so many steps are sorted by length together: hardly any padding
+FIT_STEPS = 128  # the projection is fitted on the windows of so many steps: ten times as many as features
 RIDGE = 0.1  # of the mean variance of a feature (ours)
 PART_STEPS = 100  # kept together: a minute of a core
 WARMUP_STEPS = 50
@@ -59,14 +60,18 @@ def distil(
 ) -> Tensors:
     """Trains the encoder in place; the weights it changed, and project.weight and project.bias.
 
+    The projection is fitted once, before: trained along, at the encoder's rate, it throws away what it has found, since
+    the features' means are large beside what sets texts apart.
     texts: of each file; every file counts alike. Windows come again when there are fewer than steps ask for.
     Its parts of PART_STEPS steps are steps of `kept`, so that a call that was killed goes on from the last one.
     """
     batches = _batches(tokenizer, texts, options)
-    project = _fitted(model.to(device), batches[:POOL_STEPS], teacher, device)
-    both = nn.ModuleDict({"encoder": model.encoder, "project": project}).to(device)
-    both.eval()  # without dropout: no window comes often
-    parameters = {name: weight for name, weight in both.named_parameters() if weight.requires_grad}
+    model.to(device).eval()  # without dropout: no window comes often
+    project = kept.tensors("projection", lambda: _fitted(model, batches[:FIT_STEPS], teacher, device))
+    to_teacher = nn.Linear(*project["weight"].shape[::-1])
+    to_teacher.load_state_dict(project)
+    to_teacher.to(device).requires_grad_(False)
+    parameters = {name: weight for name, weight in model.encoder.named_parameters() if weight.requires_grad}
     num_parts = -(-options.steps // PART_STEPS)
     with LiveProgress("distillation", total=options.steps, unit="steps", scale=1.0) as progress:
 
@@ -76,19 +81,20 @@ def distil(
             )
             first, last = number * PART_STEPS, min(options.steps, (number + 1) * PART_STEPS)
             if before:
-                _restore(both, parameters, optimizer, before, first)
+                _restore(model.encoder, parameters, optimizer, before, first)
             distance = 0.0
             for step in range(first, last):
                 for group in optimizer.param_groups:
                     group["lr"] = options.learning_rate * _share_of_rate(options.steps, step)
-                distance += _step(model, project, batches[step], teacher, optimizer, device)
+                distance += _step(model, to_teacher, batches[step], teacher, optimizer, device)
                 progress.advance(1)
             logger.info("to step %d: squared distance to the teacher %.3f", last, distance / (last - first))
             return _state(parameters, optimizer)
 
         found = kept.parts("distilled", num_parts, part)
-    both.load_state_dict(found, strict=False)
-    return {name: found[name] for name in parameters}
+    model.encoder.load_state_dict({name: found[name] for name in parameters}, strict=False)
+    learnt = {f"encoder.{name}": found[name] for name in parameters}
+    return learnt | {f"project.{name}": weight for name, weight in project.items()}
 
 
 def texts_of(file: Path, text_key: str) -> list[str]:
@@ -154,23 +160,21 @@ def _share_of_rate(steps: int, step: int) -> float:
 
 
 @torch.no_grad()
-def _fitted(model: TopicClassifier, batches: Sequence[list[Window]], teacher: Encode, device: str) -> nn.Linear:
-    """Ridge regression from the features before training to the teacher's vectors, so that no step is lost on it."""
+def _fitted(model: TopicClassifier, batches: Sequence[list[Window]], teacher: Encode, device: str) -> Tensors:
+    """Weight [d, h] and bias of the ridge regression from the features before training to the teacher's vectors."""
     windows = [window for batch in batches for window in batch]
     features = predict_features(model, [window.row for window in windows], device=device).double()  # [n, h]
     wanted = torch.from_numpy(teacher([window.text for window in windows])).double()  # [n, d]
     centred = features - features.mean(dim=0)
     covariance = centred.T @ centred
     ridge = RIDGE * covariance.diagonal().mean() * torch.eye(len(covariance), dtype=torch.double)
-    project = nn.Linear(features.shape[1], wanted.shape[1])
-    project.weight.copy_(torch.linalg.solve(covariance + ridge, centred.T @ wanted).T)
-    project.bias.copy_(wanted.mean(dim=0) - project.weight.double() @ features.mean(dim=0))
-    return project
+    weight = torch.linalg.solve(covariance + ridge, centred.T @ wanted).T
+    return {"weight": weight.float(), "bias": (wanted.mean(dim=0) - weight @ features.mean(dim=0)).float()}
 
 
 def _step(
     model: TopicClassifier,
-    project: nn.Linear,
+    to_teacher: nn.Linear,
     windows: Sequence[Window],
     teacher: Encode,
     optimizer: torch.optim.Optimizer,
@@ -181,7 +185,7 @@ def _step(
     # bfloat16: 1.6 times as many windows a second on a CPU that has it.
     with torch.autocast(device, dtype=torch.bfloat16):
         features = model.features(ids.to(device), None if mask is None else mask.to(device))  # [b, h]
-    loss = (project(features.float()) - wanted).square().sum(dim=1).mean()
+    loss = (to_teacher(features.float()) - wanted).square().sum(dim=1).mean()
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
@@ -199,9 +203,9 @@ def _state(parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -
 
 
 def _restore(
-    both: nn.Module, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, before: Tensors, steps: int
+    encoder: nn.Module, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, before: Tensors, steps: int
 ) -> None:
-    both.load_state_dict({name: before[name] for name in parameters}, strict=False)
+    encoder.load_state_dict({name: before[name] for name in parameters}, strict=False)
     for name, weight in parameters.items():
         moments = {moment: before[f"{moment}.{name}"].to(weight) for moment in ("exp_avg", "exp_avg_sq")}
         optimizer.state[weight] = {"step": torch.tensor(float(steps)), **moments}
