@@ -96,7 +96,9 @@ def train_classifier_(
         int, typer.Option(min=1, help="Of the whole encoder: with --teacher, or on labels without --init.")
     ] = 2000,
     batch_documents: Annotated[int, typer.Option(min=1, help="Documents of a step.")] = 32,
-    learning_rate: Annotated[float, typer.Option(min=0.0, help="Highest.")] = 3e-4,
+    learning_rate: Annotated[
+        float | None, typer.Option(min=0.0, help="Highest; default: 5e-4, with --teacher 2e-4.", show_default=False)
+    ] = None,
     accuracy: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Of dev documents above the threshold to Others.")
     ] = 0.9,
@@ -109,8 +111,9 @@ def train_classifier_(
     from tools.data.train_classifier import train_classifier
 
     log_to_stderr()
+    rate = learning_rate if learning_rate is not None else 5e-4 if teacher == "none" else 2e-4
     training = TrainingOptions(
-        steps=steps, word_steps=word_steps, batch_documents=batch_documents, learning_rate=learning_rate, seed=seed
+        steps=steps, word_steps=word_steps, batch_documents=batch_documents, learning_rate=rate, seed=seed
     )
     train_classifier(
         ClassifierOptions(

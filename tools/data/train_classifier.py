@@ -90,7 +90,7 @@ def _train(options: ClassifierOptions, topics: Topics, left_out: Mapping[str, in
     baselines, not_measured = _timed(seconds, "baselines", lambda: _baselines(learner, plan, split, vectors, kept))
     given = {OURS: _labels(learner, searched.test[searched.way])} | baselines
     report = Report(
-        settings=_settings(options, trained, searched),
+        settings=_settings(learner, trained, searched),
         split=_described(options, split),
         untested=split.untested,
         left_out=left_out,
@@ -163,7 +163,8 @@ def _described(options: ClassifierOptions, split: Split) -> dict[str, Any]:
     }
 
 
-def _settings(options: ClassifierOptions, trained: Trained, searched: Searched) -> dict[str, Any]:
+def _settings(learner: Learner, trained: Trained, searched: Searched) -> dict[str, Any]:
+    options = learner.options
     encoder = trained.model.encoder.config
     return {
         "layers": encoder.num_hidden_layers,
@@ -172,7 +173,7 @@ def _settings(options: ClassifierOptions, trained: Trained, searched: Searched) 
         "ffn": encoder.intermediate_size,
         "vocabulary": encoder.vocab_size,
         "max_length": options.max_length,
-        "steps": 0 if searched.way == GIVEN else options.training.steps,
+        "steps": 0 if learner.ways == (GIVEN,) else options.training.steps,
         "batch_documents": options.training.batch_documents,
         "learning_rate": options.training.learning_rate,
         "seed": options.training.seed,
