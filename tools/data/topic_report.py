@@ -41,7 +41,7 @@ class Way:
     held: Mapping[str, float]
     """Macro-F1 on the held documents: what the choice is made by."""
     test: Mapping[str, float]
-    """The same on the test, which decides nothing; empty if this way was not trained on everything."""
+    """The same on the test, which decides nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,14 +173,14 @@ def _ways(ways: Sequence[Way]) -> list[str]:
         "## Ways of training",
         "",
         "Macro-F1. The held documents decide, by its mean over the languages; the test, shown beside it, decides "
-        "nothing. A way that was not chosen is trained on all training sources only if that costs nothing more.",
+        "nothing.",
         "",
     ]
     titles = [f"held {language}" for language in languages] + ["held, mean"] + [f"test {name}" for name in languages]
     lines += [f"| | {' | '.join(titles)} |", "|---|" + "---:|" * len(titles)]
     for way in ways:
         cells = [f"{value:.3f}" for value in (*way.held.values(), sum(way.held.values()) / len(languages))]
-        cells += [f"{way.test[language]:.3f}" if language in way.test else "not trained" for language in languages]
+        cells += [f"{way.test[language]:.3f}" if language in way.test else "untested" for language in languages]
         lines.append(f"| {way.title}{' (chosen)' if way.is_chosen else ''} | {' | '.join(cells)} |")
     chosen = next(way for way in ways if way.is_chosen)
     for language in languages:

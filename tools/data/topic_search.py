@@ -1,6 +1,6 @@
-"""Every way of training tried on sources that were new to it; the best one trained on everything.
+"""Every way of training tried on sources that were new to it; the best one on everything.
 
-trials ─ head alone, fine-tuned ─ penalty of the head ─ labels of held documents ─ the best mean macro-F1
+trials ─ encoders ─ penalty of the head ─ labels of held documents ─ the best mean macro-F1
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,16 +14,17 @@ from tools.data.kept import Kept, Tensors
 from tools.data.topic_head import Vectors
 from tools.data.topic_labels import Labelled
 from tools.data.topic_learner import (
-    FINE_TUNED,
-    HEAD_ALONE,
+    FROM_LABELS,
     PENALTIES,
+    TAUGHT,
     Learner,
     Logits,
     features_of,
     head_of,
     logits_by,
     model_of,
-    tuned,
+    taught,
+    trained_on_labels,
 )
 from tools.data.topic_model import TopicClassifier
 from tools.data.topic_trials import Trial, best_of
@@ -40,7 +41,6 @@ class Plan:
     train: Sequence[int]
     test_rows: Sequence[list[int]]
     """Token ids."""
-    teacher: Vectors | None
 
     @property
     def is_trained_in_trial(self) -> bool:
@@ -65,7 +65,6 @@ class Searched:
     held: Mapping[str, Logits]
     """Trial after trial."""
     test: Mapping[str, Logits]
-    """Of the ways that were trained on everything: the chosen one, and the head alone, which costs nothing more."""
     penalties: Mapping[str, float]
     """Of the heads that were fitted on features."""
     way: str
@@ -80,24 +79,20 @@ def held_documents(learner: Learner, plan: Plan) -> list[Labelled]:
 def search(learner: Learner, plan: Plan, kept: Kept) -> Searched:
     """Tries, chooses, trains. Every training and every pass over the documents is a step of its own in `kept`.
 
-    Cost: a training a trial, and one more if fine-tuning is chosen and no trial learnt from all documents.
+    Cost: a distillation if there is a teacher. From labels alone: a training a trial, and a last one unless the trial
+    learnt from all documents.
     """
-    given = _features(learner, plan, kept, "given", {}) if HEAD_ALONE in learner.ways else {}
     of_trials: dict[str, list[Encoded]] = {}
+    finals: dict[str, Encoded] = {}
     penalties: dict[str, float] = {}
-    if given:
-        of_trials[HEAD_ALONE] = [Encoded({}, given)] * len(plan.trials)
-        penalties[HEAD_ALONE] = _best_penalty(learner, plan, of_trials[HEAD_ALONE])
-
-    def encoded(train: Sequence[int], step: str, trial: Trial | None) -> Encoded:
-        head = head_of(learner, given["documents"], train, penalty=penalties[HEAD_ALONE]) if given else None
-        weights = tuned(learner, train, step, kept, head=head, teacher=plan.teacher)
-        return Encoded(weights, _features(learner, plan, kept, step, weights, trial))
-
-    if FINE_TUNED in learner.ways:
-        of_trials[FINE_TUNED] = [encoded(trial.train, f"trial-{n}", trial) for n, trial in enumerate(plan.trials)]
-        if learner.is_head_refitted:
-            penalties[FINE_TUNED] = _best_penalty(learner, plan, of_trials[FINE_TUNED])
+    for way in learner.ways:
+        if way == FROM_LABELS:
+            of_trials[way], finals[way] = _from_labels(learner, plan, kept)
+            continue
+        weights = taught(learner, kept) if way == TAUGHT else {}
+        finals[way] = Encoded(weights, _features(learner, plan, kept, way.split()[0], weights))
+        of_trials[way] = [finals[way]] * len(plan.trials)
+        penalties[way] = _best_penalty(learner, plan, of_trials[way])
     held = {
         way: [
             _held(learner, trial, found, penalties.get(way))
@@ -110,10 +105,6 @@ def search(learner: Learner, plan: Plan, kept: Kept) -> Searched:
         return [learner.labels[index] for index in held[way][number].argmax(axis=1)]
 
     way = best_of(learner.ways, learner.documents, plan.trials, label, learner.labels)
-    finals = {HEAD_ALONE: Encoded({}, given)} if given else {}
-    if way == FINE_TUNED:
-        in_trial = plan.is_trained_in_trial
-        finals[FINE_TUNED] = of_trials[FINE_TUNED][0] if in_trial else encoded(plan.train, "final", None)
     heads = {each: _head(learner, plan.train, found, penalties.get(each)) for each, found in finals.items()}
     return Searched(
         {each: np.concatenate(logits) for each, logits in held.items()},
@@ -122,6 +113,17 @@ def search(learner: Learner, plan: Plan, kept: Kept) -> Searched:
         way,
         model_of(learner, finals[way].weights, heads[way]),
     )
+
+
+def _from_labels(learner: Learner, plan: Plan, kept: Kept) -> tuple[list[Encoded], Encoded]:
+    """(of each trial, of the last training)."""
+
+    def encoded(train: Sequence[int], step: str, trial: Trial | None) -> Encoded:
+        weights = trained_on_labels(learner, train, step, kept)
+        return Encoded(weights, _features(learner, plan, kept, step, weights, trial))
+
+    tried = [encoded(trial.train, f"trial-{number}", trial) for number, trial in enumerate(plan.trials)]
+    return tried, tried[0] if plan.is_trained_in_trial else encoded(plan.train, "final", None)
 
 
 def _features(
@@ -164,7 +166,7 @@ def _head(learner: Learner, train: Sequence[int], found: Encoded, penalty: float
     """Fitted on the features; without a penalty the one that was trained along."""
     if penalty is None:
         return {name: weight for name, weight in found.weights.items() if name.startswith("head.")}
-    return head_of(learner, found.features["documents"], train, penalty=penalty)
+    return head_of(learner, found.features["documents"], train, weights=found.weights, penalty=penalty)
 
 
 def _held(learner: Learner, trial: Trial, found: Encoded, penalty: float | None) -> Logits:

@@ -1,13 +1,8 @@
-"""Trains the encoder: labelled text, and, if a teacher is given, that teacher's sentence vectors.
-
-The teacher (TinyBERT's idea, arXiv 1909.10351, with a sentence encoder in place of BERT) gives two things: the first
-value of each token's embedding (the teacher's vector of that token, in as many principal components as we have), and
-a vector of every document that ours must be able to predict.
-"""
+"""Trains the encoder and its head on labelled text alone, from random weights."""
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,10 +14,7 @@ from torch import Tensor, nn
 
 from tools.data.progress import LiveProgress
 from tools.data.topic_labels import Labelled
-from tools.data.topic_model import MASK, SPECIAL_TOKENS, TopicClassifier, padded
-
-Encode = Callable[[Sequence[str]], NDArray[np.float32]]
-"""Texts -> vectors of length 1, [texts, dimensions]."""
+from tools.data.topic_model import MASK, TopicClassifier, padded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +22,7 @@ class TrainingOptions:
     steps: int
     word_steps: int = 0
     """Before them, with the embeddings and the head alone: a step costs a fiftieth. The layers of a new BERT change
-    their input little, so that what is learnt holds when they join (ours; none with given weights)."""
+    their input little, so that what is learnt holds when they join (ours)."""
     word_learning_rate: float = 1e-3
     batch_documents: int = 32
     learning_rate: float = 5e-4
@@ -41,8 +33,6 @@ class TrainingOptions:
     train_length: int = 64
     """Tokens of a training window; a longer document gives another random window each time it comes (ours)."""
     label_smoothing: float = 0.05
-    teacher_weight: float = 4.0
-    """Of the mean cosine distance to the teacher's vector, beside the cross entropy."""
     seed: int = 0
 
 
@@ -54,15 +44,9 @@ def train(
     *,
     labels: Sequence[str],
     options: TrainingOptions,
-    teacher: NDArray[np.float32] | None = None,
-    project: nn.Linear | None = None,
     device: str = "cpu",
 ) -> None:
-    """Trains in place.
-
-    rows: token ids of the documents, [CLS] and [SEP] included. teacher: [documents, dimensions], vectors of length 1.
-    project: from our vectors to the teacher's, trained too.
-    """
+    """Trains in place. rows: token ids of the documents, [CLS] and [SEP] included."""
     torch.manual_seed(options.seed)
     random = np.random.default_rng(options.seed)
     place = {label: index for index, label in enumerate(labels)}
@@ -74,17 +58,11 @@ def train(
         ids, mask = padded([_window(rows[index], options, random, mask_id) for index in chosen])
         on_device = None if mask is None else mask.to(device)
         features = model.features(ids.to(device), on_device, words_only=words_only)  # [b, h]
-        loss = nn.functional.cross_entropy(
+        return nn.functional.cross_entropy(
             model.head(model.dropout(features)), truth[chosen].to(device), label_smoothing=options.label_smoothing
         )
-        if project is not None and teacher is not None:
-            wanted = torch.from_numpy(teacher[chosen]).to(device)
-            distance = 1 - nn.functional.cosine_similarity(project(features), wanted, dim=1).mean()
-            loss = loss + options.teacher_weight * distance
-        return loss
 
-    given = [*model.parameters(), *(project.parameters() if project is not None else ())]
-    parameters = [parameter for parameter in given if parameter.requires_grad]
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.train()
     for words_only, steps in ((True, options.word_steps), (False, options.steps)):
         rate = options.word_learning_rate if words_only else options.learning_rate
@@ -100,28 +78,6 @@ def train(
                 schedule.step()
                 progress.advance(1)
     model.eval()
-
-
-def embed_tokens(model: TopicClassifier, tokenizer: Tokenizer, encode: Encode) -> None:
-    """Sets each token's embedding to the teacher's vector of it, in principal components.
-
-    Five times as large as BERT's own start, so that a token outweighs its place (ours; a norm follows anyway).
-
-    Cost: one call of the teacher per token of the vocabulary, all of them short.
-    """
-    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    words = [(number, token.removeprefix("##")) for token, number in vocabulary if token not in SPECIAL_TOKENS]
-    vectors = encode([word for _, word in words])  # [words, dimensions]
-    centred = vectors - vectors.mean(axis=0)
-    _, directions = np.linalg.eigh(centred.T @ centred)
-    width = min(model.head.in_features, centred.shape[1])
-    reduced = centred @ directions[:, ::-1][:, :width]
-    table = model.encoder.embeddings.word_embeddings.weight
-    with torch.no_grad():
-        scale = 5 * model.encoder.config.initializer_range / float(reduced.std())
-        table[[number for number, _ in words], :width] = torch.from_numpy(np.ascontiguousarray(reduced * scale)).to(
-            table
-        )
 
 
 def chances(documents: Sequence[Labelled]) -> NDArray[np.float64]:

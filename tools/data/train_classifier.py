@@ -34,7 +34,7 @@ from tools.data.topic_labels import (
     read_topics,
     split_by_source,
 )
-from tools.data.topic_learner import Learner, Logits, new_learner
+from tools.data.topic_learner import GIVEN, Learner, Logits, new_learner
 from tools.data.topic_metrics import Scores, score
 from tools.data.topic_model import Trained, save_classifier, tokenise, words_of
 from tools.data.topic_options import ClassifierOptions, check
@@ -75,7 +75,7 @@ def _train(options: ClassifierOptions, topics: Topics, left_out: Mapping[str, in
     seconds: dict[str, float] = {}
     learner = new_learner(options, [*split.train, *split.dev], _label_order(topics, split.train))
     vectors = _timed(seconds, "sentence vectors", lambda: _vectors(options, learner, split, kept))
-    plan = _plan(learner, split, vectors)
+    plan = _plan(learner, split)
     searched = _timed(seconds, "training", lambda: search(learner, plan, kept))
     held = held_documents(learner, plan)
     confidence = confidence_of(
@@ -90,7 +90,7 @@ def _train(options: ClassifierOptions, topics: Topics, left_out: Mapping[str, in
     baselines, not_measured = _timed(seconds, "baselines", lambda: _baselines(learner, plan, split, vectors, kept))
     given = {OURS: _labels(learner, searched.test[searched.way])} | baselines
     report = Report(
-        settings=_settings(options, trained, searched),
+        settings=_settings(learner, trained, searched),
         split=_described(options, split),
         untested=split.untested,
         left_out=left_out,
@@ -109,6 +109,7 @@ def _train(options: ClassifierOptions, topics: Topics, left_out: Mapping[str, in
 def _fingerprint(options: ClassifierOptions) -> str:
     """Of the options, and of the files they name by size and time."""
     files = [*find_inputs(options.inputs), *([options.topics] if options.topics else [])]
+    files += find_inputs(options.unlabelled, option="--unlabelled") if options.unlabelled else []
     files += sorted(options.init.iterdir()) if options.init is not None and options.init.is_dir() else []
     there = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return hashlib.sha256(json.dumps([asdict(options), there], default=str).encode()).hexdigest()
@@ -116,22 +117,20 @@ def _fingerprint(options: ClassifierOptions) -> str:
 
 def _vectors(options: ClassifierOptions, learner: Learner, split: Split, kept: Kept) -> dict[str, Vectors] | str:
     """The frozen encoder's, of the learner's documents and of the test; or why there are none."""
-    if options.teacher == "none" and not options.baselines:
+    if not options.baselines:
         return "not asked for"
     encode = frozen_encoder()
     if isinstance(encode, str):
-        if options.teacher != "none":
-            raise ConfigError(f"--teacher {options.teacher}: {encode}")
         return encode
-    asked = {"documents": learner.documents, "test": split.test if options.baselines else []}
 
     def made() -> Tensors:
+        asked = {"documents": learner.documents, "test": split.test}
         return {part: torch.from_numpy(encode([d.text for d in asked[part]])) for part in asked}
 
     return {part: vectors.numpy() for part, vectors in kept.tensors("sentence-vectors", made).items()}
 
 
-def _plan(learner: Learner, split: Split, vectors: dict[str, Vectors] | str) -> Plan:
+def _plan(learner: Learner, split: Split) -> Plan:
     options = learner.options
     if options.folds:
         trials = trials_of_folds(learner.documents, num_folds=options.folds)
@@ -140,8 +139,7 @@ def _plan(learner: Learner, split: Split, vectors: dict[str, Vectors] | str) -> 
         train = list(range(len(split.train)))
         trials = [Trial(train, list(range(len(split.train), len(learner.documents))))]
     test_rows = tokenise(learner.tokenizer, [d.text for d in split.test], max_length=options.max_length)
-    teacher = None if isinstance(vectors, str) or options.teacher == "none" else vectors["documents"]
-    return Plan(trials, train, test_rows, teacher)
+    return Plan(trials, train, test_rows)
 
 
 def _label_order(topics: Topics, documents: Sequence[Labelled]) -> tuple[str, ...]:
@@ -165,7 +163,8 @@ def _described(options: ClassifierOptions, split: Split) -> dict[str, Any]:
     }
 
 
-def _settings(options: ClassifierOptions, trained: Trained, searched: Searched) -> dict[str, Any]:
+def _settings(learner: Learner, trained: Trained, searched: Searched) -> dict[str, Any]:
+    options = learner.options
     encoder = trained.model.encoder.config
     return {
         "layers": encoder.num_hidden_layers,
@@ -174,7 +173,7 @@ def _settings(options: ClassifierOptions, trained: Trained, searched: Searched) 
         "ffn": encoder.intermediate_size,
         "vocabulary": encoder.vocab_size,
         "max_length": options.max_length,
-        "steps": 0 if options.freeze_encoder else options.training.steps,
+        "steps": 0 if learner.ways == (GIVEN,) else options.training.steps,
         "batch_documents": options.training.batch_documents,
         "learning_rate": options.training.learning_rate,
         "seed": options.training.seed,
@@ -201,7 +200,7 @@ def _ways(learner: Learner, held: Sequence[Labelled], test: Sequence[Labelled], 
             way,
             way == searched.way,
             by_language(held, logits),
-            by_language(test, searched.test[way]) if way in searched.test else {},
+            by_language(test, searched.test[way]),
         )
         for way, logits in searched.held.items()
     ]
