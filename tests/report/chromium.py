@@ -1,8 +1,8 @@
 """A headless Chromium driven over its own pipe (Chrome DevTools Protocol): nothing to install but the browser.
 
-    with Chromium() as browser:
-        seen = browser.open(file, width=400)      # loaded, laid out, quiet
-        browser.evaluate("document.title")
+with Chromium() as browser:
+    seen = browser.open(file, width=400)      # loaded, laid out, quiet
+    browser.evaluate("document.title")
 """
 
 import base64

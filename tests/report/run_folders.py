@@ -54,7 +54,7 @@ def rows_of(num_steps: int, names: Sequence[str] = tuple(SHARES)) -> Iterator[di
 def schedule(num_steps: int, names: Sequence[str] = tuple(SHARES)) -> Schedule:
     """One phase with equal shares."""
     each = WEIGHT_UNIT // len(names)
-    weights = {name: each for name in names}
+    weights = dict.fromkeys(names, each)
     weights[names[0]] += WEIGHT_UNIT - sum(weights.values())
     shard = ScheduledShard(num_tokens=10**9, sha256="0" * 64)
     sources = tuple(ScheduledSource(name=name, shards=(shard,)) for name in names)
@@ -67,7 +67,8 @@ def config(folder: Path, name: str) -> dict[str, Any]:
         "run": {"name": name, "dir": str(folder), "seed": 7}, "init": {"from": "random"},
         "model": {"preset": "llama3_8b"},
         "training": {"seq_length": SEQ_LENGTH, "global_batch_size": BATCH},
-        "data": {"manifests": [str(folder / "data")], "stages": [{"name": "adapt", "tokens": 1, "languages": {"en": 1}}]},
+        "data": {"manifests": [str(folder / "data")],
+                 "stages": [{"name": "adapt", "tokens": 1, "languages": {"en": 1}}]},
     }  # fmt: skip
 
 
@@ -75,7 +76,11 @@ def attempts(num_steps: int) -> dict[str, Any]:
     """Two starts with ten minutes between them."""
     half = 0.35 * num_steps + 10
     first = {"began": 1.7e9, "last_seen": 1.7e9 + half, "first_iteration": 0, "config_digest": "a", "job": "12"}
-    second = first | {"began": 1.7e9 + half + 600, "last_seen": 1.7e9 + 2 * half + 600, "first_iteration": num_steps // 2}
+    second = first | {
+        "began": 1.7e9 + half + 600,
+        "last_seen": 1.7e9 + 2 * half + 600,
+        "first_iteration": num_steps // 2,
+    }
     return {"schema_version": 1, "attempts": [first, second]}
 
 

@@ -1,7 +1,6 @@
 """`syne report`: run folders to one page."""
 
 import datetime
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,8 +35,10 @@ class ReportOptions:
 
 
 def write_report(options: ReportOptions) -> Path:
-    """The file written; Markdown has its figures in a folder beside it. Errors: DataError for a folder that is no
-    folder; ConfigError for a name that cannot be written."""
+    """The file written; Markdown has its figures in a folder beside it.
+
+    Errors: DataError if a run is no folder; ConfigError if `out` is one.
+    """
     if options.out.is_dir():
         raise ConfigError(f"--out {options.out} is a folder; name a file in it")
     report = make_report(options)
@@ -64,7 +65,5 @@ def make_report(options: ReportOptions) -> Report:
     sections.append(lineage(runs))
     names = ", ".join(run.name for run in runs)
     now = datetime.datetime.now(datetime.UTC)
-    folders = ", ".join(str(run.folder) for run in runs)
-    return Report(title=f"{names}: report", subtitle=f"Read from {folders} on {now:%Y-%m-%d %H:%M} UTC.", sections=sections)
-
-
+    subtitle = f"Read from {', '.join(str(run.folder) for run in runs)} on {now:%Y-%m-%d %H:%M} UTC."
+    return Report(title=f"{names}: report", subtitle=subtitle, sections=sections)

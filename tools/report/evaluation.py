@@ -74,7 +74,9 @@ def evaluation(runs: Sequence[RunRecord], files: Sequence[Path]) -> Section:
             blocks.append(Missing(f"{suite}: harness or settings differ between these results; do not compare them"))
         figure = intervals(f"Scores: {suite}", _intervals(newest), x_label="score, % (bar: 95 % interval)")
         blocks += [figure] if figure is not None else []
-        over_time = lines(f"Scores over time: {suite}", _curves(of_suite), y_label="score, % (band: interval)", is_log=False)
+        over_time = lines(
+            f"Scores over time: {suite}", _curves(of_suite), y_label="score, % (band: interval)", is_log=False
+        )
         blocks += [over_time] if over_time is not None else []
         blocks.append(_table(suite, newest))
     return Section("Evaluation", blocks)

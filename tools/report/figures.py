@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from tools.report.content import Figure, LegendEntry
 from tools.report.metrics_file import Numbers
@@ -117,7 +118,13 @@ def lines(
 
 
 def stack(
-    title: str, edges: Numbers, areas: Sequence[Area], *, y_label: str, stages: Sequence[float] = (), planned_from: float
+    title: str,
+    edges: Numbers,
+    areas: Sequence[Area],
+    *,
+    y_label: str,
+    stages: Sequence[float] = (),
+    planned_from: float,
 ) -> Figure | None:
     """Shares over tokens, one above the other. planned_from: x from which on they are a plan, drawn lighter."""
     if not areas or len(edges) < 2:
@@ -218,7 +225,7 @@ def _log_scale(axes: "Axes", low: float, high: float) -> None:
     axes.yaxis.set_major_formatter(tick)  # matplotlib's own writes powers in its mathematics
 
 
-def _runs(flags: Numbers) -> Iterator[tuple[int, int]]:
+def _runs(flags: npt.NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
     """(begin, end) of every run of true flags."""
     bounds = np.flatnonzero(np.diff(np.concatenate(([0], flags.astype(int), [0]))))
     yield from zip(bounds[::2].tolist(), bounds[1::2].tolist(), strict=True)
@@ -237,7 +244,8 @@ def _told(title: str, drawn: Sequence[Line], y_label: str) -> str:
             f"{name}{tick(float(curve.y[0]))} at first, {tick(float(curve.y[-1]))} at last, between "
             f"{tick(float(curve.low.min()))} and {tick(float(curve.high.max()))}"
         )
-    first, last = min(float(l.curve.x[0]) for l in drawn), max(float(l.curve.x[-1]) for l in drawn)
+    first = min(float(line.curve.x[0]) for line in drawn)
+    last = max(float(line.curve.x[-1]) for line in drawn)
     return f"{title} in {y_label}, from {short(first)} to {short(last)} {TOKENS}. {'; '.join(parts)}."
 
 
@@ -274,7 +282,7 @@ def _style() -> Iterator[None]:
 
 
 def edges_between(x: Numbers, areas: dict[str, Numbers]) -> tuple[Numbers, dict[str, Numbers]]:
-    """(edges, shares per name) of cumulative counts at ascending x; stretches in which nothing was read are left out."""
+    """(edges, shares per name) of cumulative counts at ascending x, without stretches in which nothing was read."""
     edges = [float(x[0])]
     shares: dict[str, list[float]] = {name: [] for name in areas}
     last = 0

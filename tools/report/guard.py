@@ -15,10 +15,12 @@ MOST_ROWS = 60
 
 
 def guard(runs: Sequence[RunRecord]) -> Section:
-    """Change of loss, accuracy of the probe and the share given, over tokens; then the validations at which it spoke."""
+    """Change of loss, accuracy of the probe and the share given, over tokens; then when it spoke."""
     watched = [(run, run.metrics.rows["guard"]) for run in runs]
     if not any(rows for _, rows in watched):
-        return Section("Forgetting guard", [Text("Nothing of a guarded language was held out, so nothing was watched.")])
+        return Section(
+            "Forgetting guard", [Text("Nothing of a guarded language was held out, so nothing was watched.")]
+        )
     blocks: list[Block] = []
     for title, key, scale, unit in (
         ("Change of held-out loss since the first validation", "change", 1.0, "nats per token (above 0: worse)"),
@@ -51,7 +53,11 @@ def _spoken(run: RunRecord, rows: Sequence[Row]) -> list[Block]:
     """The validations at which something was worse, or the share moved."""
     spoken = [row for row in rows if words(row, "worse") or number(row, "start_sample") is not None]
     if not spoken:
-        return [Text(f"{run.name}: at none of {len(rows)} validations was anything worse beyond its noise.")] if rows else []
+        return (
+            [Text(f"{run.name}: at none of {len(rows)} validations was anything worse beyond its noise.")]
+            if rows
+            else []
+        )
     told = [
         [
             str(row.get("set")), ", ".join(words(row, "worse")) or "no longer worse", "; ".join(words(row, "notes")),

@@ -79,9 +79,7 @@ def _figure(
             y = np.array([number(row, key) for row in rows], dtype=np.float64)
             label = short_name(name) if len(found) == 1 else f"{short_name(name)}, {run}"
             dash = dash_of(index // 8 if len(found) == 1 else number_of_run)
-            drawn.append(
-                Line(label=label, curve=thinned(x, y), colour=colour_of(index), dash=dash, has_markers=True)
-            )
+            drawn.append(Line(label=label, curve=thinned(x, y), colour=colour_of(index), dash=dash, has_markers=True))
     return lines(title, drawn, y_label=unit, stages=stages if len(found) == 1 else ())
 
 

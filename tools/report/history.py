@@ -133,7 +133,16 @@ def _anomalies(run: RunRecord, prefix: str) -> list[Block]:
                 f"{whole(left[0])}:{whole(left[1])}",
             ]
         )  # fmt: skip
-    header = ["anomaly", "action", "bad iteration", "went on from", "loss", "allowed", "gradient norm", "samples left out"]
+    header = [
+        "anomaly",
+        "action",
+        "bad iteration",
+        "went on from",
+        "loss",
+        "allowed",
+        "gradient norm",
+        "samples left out",
+    ]
     return [Table(header=[f"{prefix}{header[0]}", *header[1:]], rows=rows, num_text_columns=2)]
 
 
@@ -156,8 +165,8 @@ def _ranks(run: RunRecord, prefix: str) -> list[Block]:
         told = f"slow: rank {worst}" if worst else "none was slow"
         blocks.append(
             Text(
-                f"{prefix}{slow.num_ranks} ranks were compared {slow.num_comparisons:,} times: {told}; the slowest took "
-                f"{slow.worst_ratio:.2f} times the median rank's own time in a step."
+                f"{prefix}{slow.num_ranks} ranks were compared {slow.num_comparisons:,} times: {told}; the slowest "
+                f"took {slow.worst_ratio:.2f} times the median rank's own time in a step."
             )
         )
     stacks = sorted(path.name for path in run.folder.glob("stacks-*") if path.is_dir())
@@ -169,7 +178,8 @@ def _ranks(run: RunRecord, prefix: str) -> list[Block]:
 def _starts(run: RunRecord, prefix: str) -> list[Block]:
     if not run.attempts:
         return []
-    rows, hosts, ended = [], _hosts(run), None
+    rows, hosts = [], _hosts(run)
+    ended: float | None = None
     for index, attempt in enumerate(run.attempts):
         began = datetime.datetime.fromtimestamp(attempt.began, tz=datetime.UTC)
         waited = None if ended is None else max(0.0, attempt.began - ended)

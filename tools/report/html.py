@@ -115,5 +115,3 @@ def _excerpt(excerpt: Excerpt) -> Markup:
     return Markup('<div class="excerpt"><h3>{}</h3><p>{}</p>{}</div>').format(
         excerpt.title, " · ".join(excerpt.facts), text
     )
-
-

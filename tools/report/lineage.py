@@ -56,7 +56,8 @@ def _ancestors(run: RunRecord) -> list[Block]:
     whole = [checkpoint for checkpoint in run.checkpoints if checkpoint.fault is None]
     if not whole:
         return []
-    rows, manifest, seen = [], whole[-1].manifest or {}, set()
+    rows, manifest = [], whole[-1].manifest or {}
+    seen: set[str] = set()
     while len(seen) < MOST_PARENTS:
         parent, expected = manifest.get("parent"), manifest.get("parent_lineage_hash")
         if not isinstance(parent, str) or parent in seen:

@@ -88,7 +88,8 @@ def _planned(run: RunRecord, read_until: float) -> tuple[Numbers, dict[str, Numb
     """What the schedule says of the tokens beyond `read_until`."""
     if run.schedule is None:
         return np.zeros(0), {}
-    edges, rows = [], []
+    edges: list[float] = []
+    rows: list[dict[str, float]] = []
     for phase in run.schedule.phases:
         begin, end = run.tokens_at_sample(phase.start_sample), run.tokens_at_sample(phase.end_sample)
         if begin is None or end is None or end <= read_until:

@@ -1,8 +1,8 @@
-"""Everything a run folder says, read without trust: what is missing or damaged becomes a sentence, the rest is there."""
+"""Everything a run folder says, read without trust: what is missing or damaged becomes a sentence."""
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -103,7 +103,8 @@ class RunRecord:
         """Tokens at which a stage of the plan begins, without the first."""
         if self.schedule is None:
             return []
-        begins, last = [], None
+        begins: list[float] = []
+        last: str | None = None
         for phase in self.schedule.phases:
             stage = stage_of(phase.name)
             if last is not None and stage != last and (tokens := self.tokens_at_sample(phase.start_sample)) is not None:
@@ -117,19 +118,23 @@ def stage_of(phase_name: str) -> str:
     return phase_name.rpartition(", step ")[0] or phase_name
 
 
-def read_run(folder: Path) -> RunRecord:
-    """Errors: DataError if there is no such folder; for anything else the record says what is missing."""
+def read_run(folder: Path, *, is_watched: bool = False) -> RunRecord:
+    """Errors: DataError if there is no such folder; for anything else the record says what is missing.
+
+    is_watched: without metrics.jsonl, which is read as it grows, and without checkpoints: a look at each of their files
+    every other second is no way to treat a shared disk.
+    """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; name the folder of a run (run.dir)")
     missing: list[str] = []
-    metrics = _metrics(folder / METRICS, missing)
+    metrics = MetricsFile() if is_watched else _metrics(folder / METRICS, missing)
     schedule = _or_said(lambda: read_schedule(folder), folder / SCHEDULE_NAME, missing, "what was planned")
     config = _or_said(lambda: load_config(folder / CONFIG).resolved, folder / CONFIG, missing, "its settings")
     manifest = _or_said(lambda: read_json(folder / MANIFEST), folder / MANIFEST, missing, "what ran, on what")
     attempts = _or_said(lambda: read_attempts(RunDir(folder)), folder / ATTEMPTS, missing, "its starts")
     holder = _or_said(lambda: read_holder(folder), None, missing, "")
-    checkpoints = tuple(map(_checkpoint, layout.iteration_folders(folder / layout.CHECKPOINTS)))
-    if not checkpoints:
+    folders = [] if is_watched else layout.iteration_folders(folder / layout.CHECKPOINTS)
+    if not folders and not is_watched:
         missing.append(f"{folder / layout.CHECKPOINTS} holds no checkpoint: no lineage, no tokenizer")
     named = config.run.name if config is not None else (manifest or {}).get("run")
     return RunRecord(
@@ -140,7 +145,7 @@ def read_run(folder: Path) -> RunRecord:
         config=config,
         manifest=manifest or {},
         attempts=attempts or (),
-        checkpoints=checkpoints,
+        checkpoints=tuple(map(_checkpoint, folders)),
         holder=holder,
         missing=tuple(missing),
     )
@@ -148,8 +153,6 @@ def read_run(folder: Path) -> RunRecord:
 
 def with_names(runs: list[RunRecord]) -> list[RunRecord]:
     """The same with each name once: equal names get their folders, then numbers."""
-    from dataclasses import replace
-
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         names = [f"{run.name} ({run.folder.resolve().name})" if names.count(run.name) > 1 else run.name for run in runs]

@@ -63,24 +63,23 @@ def _of_run(run: RunRecord, options: SampleOptions, *, many: bool) -> list[Block
     begin = 0 if options.first_step is None else (options.first_step - 1) * batch
     end = consumed if options.last_step is None else options.last_step * batch
     if begin >= min(end, consumed):
-        raise DataError(f"steps {options.first_step}:{options.last_step} were not read: the run stands at {run.iteration}")
+        asked = f"steps {options.first_step}:{options.last_step}" if options.first_step else "its samples"
+        raise DataError(f"{asked} were not read; the run stands at step {run.iteration:,}")
     blocks: list[Block] = []
     if end > consumed:
         blocks.append(Text(f"{run.name} stands at step {run.iteration:,}; what comes later is not read yet."))
-    chosen = sorted(random.Random(run.schedule.seed).sample(range(begin, min(end, consumed)), k=_num(options, begin, min(end, consumed))))
+    there = range(begin, min(end, consumed))
+    chosen = sorted(random.Random(run.schedule.seed).sample(there, k=min(options.num, len(there))))
     manifests, faults = manifests_of(run)
     blocks += [Missing(fault) for fault in faults]
     entries = {entry.name: (manifest, entry) for manifest in manifests for entry in manifest.sources}
     tokenizer, why = _tokenizer(run, options, manifests)
     blocks += [Missing(f"{run.name}: {why}; token ids are shown instead")] if tokenizer is None else []
     sampler = Sampler(run.schedule)
+    prefix = f"{run.name}, " if many else ""
     for number in chosen:
-        blocks.append(_excerpt(run, sampler, entries, number, tokenizer, options, prefix=f"{run.name}, " if many else ""))
+        blocks.append(_excerpt(run, sampler, entries, number, tokenizer, options, prefix=prefix))
     return blocks
-
-
-def _num(options: SampleOptions, begin: int, end: int) -> int:
-    return min(options.num, end - begin)
 
 
 def _excerpt(

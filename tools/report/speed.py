@@ -79,8 +79,8 @@ def _budget_blocks(runs: Sequence[RunRecord]) -> list[Block]:
         if spent.other is None
     ]
     longest = max(spent.train + spent.validate + spent.save + (spent.other or 0.0) for _, spent in found)
-    unit, scale = next(((u, s) for u, s in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)) if longest >= 2 * s),
-                       ("seconds", 1.0))  # fmt: skip
+    units = (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
+    unit, scale = next((entry for entry in units if longest >= 2 * entry[1]), units[-1])
     parts = [(name, colour, [(getattr(spent, name) or 0.0) / scale for _, spent in found]) for name, colour in PARTS]
     blocks.append(bars("Time budget", [run.name for run, _ in found], parts, x_label=unit))
     rows = []
@@ -90,7 +90,15 @@ def _budget_blocks(runs: Sequence[RunRecord]) -> list[Block]:
                  for value in (spent.train, spent.validate, spent.save)]  # fmt: skip
         other = f"{duration(spent.other)} ({percent(spent.other / of)})" if of and spent.other is not None else "–"
         rows.append([run.name, *shown, other, duration(spent.wait), percent(run.metrics.last("goodput"))])
-    header = ["run", "train", "validate", "save", "other: starting, loading, lost steps", "wait between starts", "goodput"]
+    header = [
+        "run",
+        "train",
+        "validate",
+        "save",
+        "other: starting, loading, lost steps",
+        "wait between starts",
+        "goodput",
+    ]
     blocks.append(Table(header=header, rows=rows))
     blocks += _saves(runs)
     return blocks

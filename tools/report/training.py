@@ -18,7 +18,9 @@ def training(runs: Sequence[RunRecord]) -> Section:
     blocks: list[Block] = [figure for figure in figures if figure is not None]
     if not blocks:
         return Section("Training", [Text("No training step has been reported.")])
-    told = "Dotted lines: another stage begins. Where more steps fall on a point of a curve than can be drawn, the line is"
+    told = (
+        "Dotted lines: another stage begins. Where more steps fall on a point of a curve than can be drawn, the line is"
+    )
     blocks.append(Text(f"{told} their mean and the band spans all of them."))
     return Section("Training", blocks)
 
