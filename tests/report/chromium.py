@@ -6,11 +6,13 @@ with Chromium() as browser:
 """
 
 import base64
+import contextlib
 import fcntl
 import json
 import os
 import selectors
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -75,12 +77,15 @@ class Chromium:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        os.close(self._to)  # it ends when nobody speaks to it any more
+        self._session = ""
+        with contextlib.suppress(AssertionError, OSError):  # it may have ended already
+            self._call("Browser.close")
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            os.killpg(self._process.pid, signal.SIGKILL)  # its session: it has children
             self._process.wait()
+        os.close(self._to)
         os.close(self._from)
         self._profile.cleanup()
 

@@ -161,11 +161,11 @@ def _ranks(run: RunRecord, prefix: str) -> list[Block]:
         blocks.append(Text(f"{prefix}hardware: rank {named} gave two losses for one step after iteration {where}."))
     slow = run.metrics.slowness
     if slow.num_comparisons:
-        worst = ", ".join(f"{rank} ({times} times)" for rank, times in slow.times_slow.most_common(8))
+        worst = ", ".join(f"{rank} ({times} of them)" for rank, times in slow.times_slow.most_common(8))
         told = f"slow: rank {worst}" if worst else "none was slow"
         blocks.append(
             Text(
-                f"{prefix}{slow.num_ranks} ranks were compared {slow.num_comparisons:,} times: {told}; the slowest "
+                f"{prefix}{slow.num_ranks} ranks were compared {slow.num_comparisons:,} times; {told}; the slowest "
                 f"took {slow.worst_ratio:.2f} times the median rank's own time in a step."
             )
         )

@@ -10,6 +10,7 @@ from megatron_synE.checkpoint import layout
 from tools.data.sidecar import sidecar_path, source_files
 from tools.report.content import Block, Missing, Section, Table, Text
 from tools.report.data_behind import manifests_of, way_back
+from tools.report.metrics_file import number
 from tools.report.numbers import short, size
 from tools.report.run_record import RunRecord
 
@@ -39,8 +40,8 @@ def _checkpoints(run: RunRecord) -> list[Block]:
     for checkpoint in run.checkpoints:
         manifest = checkpoint.manifest or {}
         files = manifest.get("files")
-        sizes = [entry.get("size_bytes") for entry in files.values()] if isinstance(files, dict) else []
-        num_bytes = sum(value for value in sizes if isinstance(value, int))
+        entries = [entry for entry in files.values() if isinstance(entry, dict)] if isinstance(files, dict) else []
+        num_bytes = sum(number(entry, "size_bytes") or 0.0 for entry in entries)
         rows.append(
             [
                 checkpoint.folder.name, _hash(manifest.get("lineage_hash")), _hash(manifest.get("schedule_hash")),
@@ -137,8 +138,8 @@ def _files(manifest: DatasetManifest, entry: SourceEntry) -> list[list[str]]:
         return [[entry.name, "–", "no .documents.parquet beside its token files", "–"]]
     rows = []
     for file, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:MOST_FILES]:
-        for number, origin in enumerate(way_back(Path(file))):
-            rows.append([entry.name, "← " * number + origin.file, origin.what, f"{count:,}" if number == 0 else ""])
+        for step, origin in enumerate(way_back(Path(file))):
+            rows.append([entry.name, "← " * step + origin.file, origin.what, f"{count:,}" if step == 0 else ""])
     if len(counts) > MOST_FILES:
         rows.append([entry.name, f"and {len(counts) - MOST_FILES} more files", "", ""])
     return rows

@@ -8,13 +8,13 @@ from tools.report.content import Block, Excerpt, Figure, Missing, Report, Table,
 from tools.report.svg import with_legend
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]#|~$])")
-_AT_LINE_START = re.compile(r"^(\s*)([-+>=]|\d+[.)])", re.MULTILINE)
+_LIST_MARK = re.compile(r"^(\d*)([-+=.)])")
 
 
 def markdown(report: Report, *, figures_folder: str) -> tuple[str, dict[str, str]]:
     """(the text, SVG files by name). figures_folder: where they will lie, relative to the text."""
     figures: dict[str, str] = {}
-    parts = [f"# {escaped(report.title)}", escaped(report.subtitle)]
+    parts = [f"# {escaped(report.title)}", _paragraph(report.subtitle)]
     for section in report.sections:
         parts.append(f"## {escaped(section.title)}")
         for block in section.blocks:
@@ -23,14 +23,18 @@ def markdown(report: Report, *, figures_folder: str) -> tuple[str, dict[str, str
 
 
 def escaped(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
-    plain = _SPECIAL.sub(r"\\\1", html.escape(" ".join(text.split()), quote=False))
-    return _AT_LINE_START.sub(r"\1\\\2", plain)
+    """Text that Markdown shows as it is, on one line, inside another."""
+    return _SPECIAL.sub(r"\\\1", html.escape(" ".join(text.split()), quote=False))
+
+
+def _paragraph(text: str) -> str:
+    """The same as a line of its own, which must not begin a list."""
+    return _LIST_MARK.sub(r"\1\\\2", escaped(text))
 
 
 def _block(block: Block, figures: dict[str, str], folder: str) -> Iterator[str]:
     if isinstance(block, Text):
-        yield escaped(block.text)
+        yield _paragraph(block.text)
     elif isinstance(block, Missing):
         yield f"> **Missing:** {escaped(block.text)}"
     elif isinstance(block, Table):
@@ -42,7 +46,7 @@ def _block(block: Block, figures: dict[str, str], folder: str) -> Iterator[str]:
         yield f"![{escaped(block.alt)}]({folder}/{name})"
     elif isinstance(block, Excerpt):
         yield f"### {escaped(block.title)}"
-        yield escaped(" · ".join(block.facts))
+        yield _paragraph(" · ".join(block.facts))
         if block.text:
             fence = "`" * (3 + max((len(run) for run in re.findall(r"`+", block.text)), default=0))
             yield f"{fence}text\n{block.text}\n{fence}"

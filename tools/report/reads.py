@@ -6,15 +6,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_mixers.ratios import WEIGHT_UNIT
-from tools.report.content import Block, Missing, Section, Table, Text
+from tools.report.content import Block, Figure, Missing, Section, Table, Text
 from tools.report.figures import GREY, Area, Line, colour_of, edges_between, lines, stack
 from tools.report.metrics_file import Numbers
 from tools.report.numbers import percent, short
 from tools.report.run_record import RunRecord
 from tools.report.thinning import Curve
 
-MOST_STRETCHES = 120
+LEAST_STRETCHES, MOST_STRETCHES = 8, 120
 """Of a stack: what a figure can show, and what keeps forty topics small."""
+SAMPLES_PER_STRETCH = 50
+"""At least, beyond the fewest stretches: a share of so many is told to 2 %."""
 MOST_AREAS = 12
 
 
@@ -50,7 +52,8 @@ def reads(runs: Sequence[RunRecord]) -> Section:
             blocks += [figure] if figure is not None else []
         blocks += _curriculum(run, shares, suffix)
         blocks += _table(run, suffix)
-    blocks.append(Text("Paler parts of a stack are planned and not read yet."))
+    if any(isinstance(block, Figure) for block in blocks):
+        blocks.append(Text("Paler parts of a stack are planned and not read yet."))
     return Section("What was read", blocks)
 
 
@@ -77,7 +80,9 @@ def _read(run: RunRecord) -> tuple[Numbers, dict[str, Numbers]]:
         return np.zeros(0), {}
     tokens, counts = [run.tokens_before, *readings.tokens], [{}, *readings.by_source]
     # Cumulative, so leaving some out changes no share between the others.
-    kept = np.unique(np.linspace(0, len(tokens) - 1, MOST_STRETCHES + 1).round().astype(int)).tolist()
+    num = int(sum(counts[-1].values()) // SAMPLES_PER_STRETCH)
+    num = min(max(num, LEAST_STRETCHES), MOST_STRETCHES)
+    kept = np.unique(np.linspace(0, len(tokens) - 1, num + 1).round().astype(int)).tolist()
     names = list(dict.fromkeys(name for index in kept for name in counts[index]))
     cumulative = {name: np.array([counts[index].get(name, 0.0) for index in kept]) for name in names}
     edges, shares = edges_between(np.array([tokens[index] for index in kept]), cumulative)
