@@ -14,7 +14,8 @@ from data_mixers.ratios import WEIGHT_UNIT
 from data_mixers.schedule import Schedule, ScheduledShard, ScheduledSource
 from tests import tiny
 from tests.report import run_folders
-from tools.report.command import ReportOptions, make_report, write_report
+from tools.cli import main
+from tools.report.command import ReportOptions, make_report
 from tools.report.content import Figure, Missing, Report, Section, Table
 from tools.report.evaluation import evaluation, read_result
 from tools.report.figures import lines
@@ -208,14 +209,21 @@ def test_markdown_has_the_same_sections_and_its_figures_beside_it(report: Report
     assert escaped("a|b_*c*\n# <d>") == r"a\|b\_\*c\* \# &lt;d&gt;"
 
 
-def test_markdown_is_written_with_its_figures_in_a_folder_beside_it(tmp_path: Path) -> None:
+def test_the_commands_write_a_page_or_markdown_with_its_figures_beside_it_and_show_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.jsonl").write_text(json.dumps(run_folders.train_row(1)) + "\n")
-    options = ReportOptions(runs=(tmp_path / "run",), out=tmp_path / "out" / "a.md", is_markdown=True)
-    assert write_report(options) == tmp_path / "out" / "a.md"
+    run, out = str(tmp_path / "run"), tmp_path / "out"
+    assert main(["report", run, "--markdown", "--samples", "2", "--eval", str(tmp_path), "--out", f"{out}/a.md"]) == 0
+    assert main(["report", run, "--out", f"{out}/a.html"]) == 0
+    assert capsys.readouterr().out == f"{out}/a.md\n{out}/a.html\n"
+    assert main(["watch", run, "--once"]) == 0
+    assert "loss 3.0000" in capsys.readouterr().out
+    assert (out / "a.html").read_text().startswith("<!DOCTYPE html>")
     for name in re.findall(r"\((a_figures/.*\.svg)\)", (tmp_path / "out" / "a.md").read_text()):
         assert (tmp_path / "out" / name).read_text().startswith("<svg")
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.md", "a_figures"}
+    assert {path.name for path in out.iterdir()} == {"a.md", "a_figures", "a.html"}
 
 
 def test_the_page_is_one_well_formed_whole(report: Report) -> None:

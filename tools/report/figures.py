@@ -70,6 +70,14 @@ def colour_of(index: int) -> str:
     return PALETTE[index % len(PALETTE)]
 
 
+def area_colour_of(index: int) -> str:
+    """An area has no stroke to tell it from the eighth before it: every second round of colours is half as strong."""
+    colour = colour_of(index)
+    if index // len(PALETTE) % 2 == 0:
+        return colour
+    return "#" + "".join(f"{(int(colour[at : at + 2], 16) + 255) // 2:02X}" for at in (1, 3, 5))
+
+
 def dash_of(index: int) -> tuple[float, ...]:
     return DASHES[index % len(DASHES)]
 

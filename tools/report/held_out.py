@@ -46,8 +46,8 @@ def language_of(name: str) -> str:
 
 
 def short_name(name: str) -> str:
-    """Without what all held-out sets' names end in."""
-    return name.removesuffix("@holdout")
+    """Without what held-out sets' names end in."""
+    return name.removesuffix("@holdout").removesuffix("@validation")
 
 
 def last_validation_ppl(run: RunRecord) -> str:

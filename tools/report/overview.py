@@ -6,7 +6,7 @@ import numpy as np
 
 from tools.report.content import Block, Missing, Section, Table, Text
 from tools.report.held_out import last_validation_ppl
-from tools.report.numbers import fixed, percent, short, whole
+from tools.report.numbers import percent, short, whole
 from tools.report.run_record import RunRecord
 
 
@@ -83,6 +83,3 @@ def _begun_from(run: RunRecord) -> str:
 def _median(values: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> float | None:
     finite = values[np.isfinite(values)]
     return float(np.median(finite)) if len(finite) else None
-
-
-__all__ = ["current_stage", "facts_of", "fixed", "overview"]

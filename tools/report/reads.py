@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_mixers.ratios import WEIGHT_UNIT
-from tools.report.content import Block, Figure, Missing, Section, Table, Text
-from tools.report.figures import GREY, Area, Line, colour_of, edges_between, lines, stack
+from tools.report.content import Block, Missing, Section, Table, Text
+from tools.report.figures import GREY, Area, Line, area_colour_of, colour_of, edges_between, lines, stack
 from tools.report.metrics_file import Numbers
 from tools.report.numbers import percent, short
 from tools.report.run_record import RunRecord
@@ -32,17 +32,19 @@ class Shares:
 def reads(runs: Sequence[RunRecord]) -> Section:
     """Two stacks per run, its curriculum, and a table of all sources."""
     blocks: list[Block] = []
+    is_planned = False
     for run in runs:
         shares = shares_of(run)
         if shares is None:
             blocks.append(Missing(f"{run.name}: neither metrics.jsonl nor schedule.json say what was read"))
             continue
+        is_planned |= bool(shares.edges[-1] > shares.read_until)
         suffix = f", {run.name}" if len(runs) > 1 else ""
         by_language = grouped(shares.by_source, lambda name: name.split("/", 1)[0])
         by_topic = _largest(grouped(shares.by_source, topic_of))
         for title, groups in (("Mixture by language", by_language), ("Mixture by topic", by_topic)):
             areas = [
-                Area(label=name, shares=values, colour=GREY if name.startswith("other (") else colour_of(index))
+                Area(label=name, shares=values, colour=GREY if name.startswith("other (") else area_colour_of(index))
                 for index, (name, values) in enumerate(groups.items())
             ]
             figure = stack(
@@ -52,8 +54,8 @@ def reads(runs: Sequence[RunRecord]) -> Section:
             blocks += [figure] if figure is not None else []
         blocks += _curriculum(run, shares, suffix)
         blocks += _table(run, suffix)
-    if any(isinstance(block, Figure) for block in blocks):
-        blocks.append(Text("Paler parts of a stack are planned and not read yet."))
+    if is_planned:
+        blocks.append(Text("The paler part of a stack, on its right, is planned and not read yet."))
     return Section("What was read", blocks)
 
 
