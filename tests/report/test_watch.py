@@ -86,7 +86,7 @@ def test_it_leaves_a_run_that_nobody_goes_on_with_and_says_so(tmp_path: Path) ->
     folder = unfinished(tmp_path / "run")
     hold(folder)  # a holder that was killed: its sign of life stays and is never touched again
     terminal = Terminal(80)
-    assert terminal.watch(folder) == 1
+    assert terminal.watch(folder) == 7
     assert terminal._now == pytest.approx(62)
     assert "nobody has written to" in terminal.text.replace("\n", " ")
 

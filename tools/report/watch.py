@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from megatron_synE.exit_codes import FINISHED, NO_PROGRESS
 from tools.report.held_out import by_set, short_name
 from tools.report.history import phase_rows
 from tools.report.live import Life, MetricsTail
@@ -37,7 +38,7 @@ def watch_run(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> int:
-    """Show the run until it ends. Returns 0 for a finished run or one look, 1 where nobody went on with it.
+    """Show the run until it ends. Returns an exit code: NO_PROGRESS where nobody goes on with it.
 
     Errors: DataError if there is no such folder. Ctrl-C leaves quietly.
     """
@@ -48,13 +49,13 @@ def watch_run(
     run = replace(run, metrics=tail.metrics, holder=life.holder)
     if once:
         console.print(shown(run, width=console.width, state=_state(run, life)))
-        return 0
+        return FINISHED
     try:
         with Live(console=console, auto_refresh=False, screen=False, vertical_overflow="crop") as live:
             while True:
                 live.update(shown(run, width=console.width, state=_state(run, life)), refresh=True)
                 if run.is_finished and not life.is_alive:
-                    return 0
+                    return FINISHED
                 if not run.is_finished and life.silent_seconds > patience_seconds:
                     break
                 sleep(interval_seconds)
@@ -62,14 +63,14 @@ def watch_run(
                 life.look()
                 run = replace(_read_again(run), metrics=tail.metrics, holder=life.holder)
     except KeyboardInterrupt:
-        return 0
+        return FINISHED
     finally:
         tail.close()
     console.print(
         f"nobody has written to {folder} for {duration(life.silent_seconds)} and the run is not finished; "
         "its log says why it ended, and the same command goes on with it"
     )
-    return 1
+    return NO_PROGRESS
 
 
 def _read_again(run: RunRecord) -> RunRecord:
