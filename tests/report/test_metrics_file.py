@@ -73,6 +73,7 @@ def test_thinned_readings_keep_first_and_last_and_give_the_shares_of_all() -> No
     assert readings.tokens[0] == 0
     assert MOST_READINGS < len(readings.tokens) <= 2 * MOST_READINGS + 1
     x = np.array(readings.tokens)
+    assert len(set(np.diff(x)[:-1])) == 1  # evenly spread, but for the last
     edges, shares = edges_between(x, {n: np.array([r[n] for r in readings.by_source]) for n in ("zh", "en")})
     for begin, end, share in zip(edges[:-1], edges[1:], shares["zh"], strict=True):
         zh, en = counts[int(end)] - counts[int(begin)]

@@ -18,7 +18,7 @@ from tools.cli import main
 from tools.report.command import ReportOptions, make_report
 from tools.report.content import Figure, Missing, Report, Section, Table
 from tools.report.evaluation import evaluation, read_result
-from tools.report.figures import lines
+from tools.report.figures import bars, lines
 from tools.report.history import phase_rows
 from tools.report.html import page
 from tools.report.markdown import escaped, markdown
@@ -260,6 +260,11 @@ class Nesting(HTMLParser):
     def handle_endtag(self, tag: str) -> None:
         if not self.open or self.open.pop() != tag:
             self.faults.append(f"</{tag}>")
+
+
+def test_a_name_in_a_drawing_is_no_formula() -> None:
+    figure = bars("Title", ["a$b$", "<c>"], [("part", "#000000", [1.0, 2.0])], x_label="unit")
+    assert ">a$b$<" in figure.svg and ">&lt;c&gt;<" in figure.svg
 
 
 def test_a_figure_of_nothing_is_none() -> None:
