@@ -142,8 +142,9 @@ def test_evaluations_of_runs_and_others_stand_side_by_side_with_intervals(tmp_pa
         "base: probe is not complete yet",
         "probe: harness or settings differ between these results; do not compare them",
     ]
-    titles = [block.title for block in section.blocks if isinstance(block, Figure)]
-    assert titles == ["Scores: probe", "Scores over time: probe"]
+    figures = [block for block in section.blocks if isinstance(block, Figure)]
+    assert [figure.title for figure in figures] == ["Scores: probe", "Scores over time: probe"]
+    assert "score, % (bar: 95 % interval)" in figures[0].svg
 
 
 @pytest.mark.parametrize("content", ["{", "[]", json.dumps(result(schema_version=2)), json.dumps(result(kind="other"))])

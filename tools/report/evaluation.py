@@ -32,6 +32,8 @@ class Benchmark:
     score: float | None
     low: float | None
     high: float | None
+    confidence: float | None
+    """Level of the interval."""
     num_items: float | None
 
 
@@ -72,7 +74,9 @@ def evaluation(runs: Sequence[RunRecord], files: Sequence[Path]) -> Section:
         blocks += [Missing(f"{r.name}: {suite} is not complete yet") for r in newest if not r.is_complete]
         if len({result.comparable for result in newest}) > 1:
             blocks.append(Missing(f"{suite}: harness or settings differ between these results; do not compare them"))
-        figure = intervals(f"Scores: {suite}", _intervals(newest), x_label="score, % (bar: 95 % interval)")
+        levels = sorted({f"{100 * b.confidence:g} %" for r in newest for b in r.benchmarks if b.confidence is not None})
+        x_label = f"score, % (bar: {' or '.join(levels) or 'its'} interval)"
+        figure = intervals(f"Scores: {suite}", _intervals(newest), x_label=x_label)
         blocks += [figure] if figure is not None else []
         over_time = lines(
             f"Scores over time: {suite}", _curves(of_suite), y_label="score, % (band: interval)", is_log=False
@@ -117,6 +121,7 @@ def _benchmark(item: dict[str, Any]) -> Benchmark:
         score=number(item, "score") if item.get("status") == "done" else None,
         low=None if ends is None else float(ends[0]),
         high=None if ends is None else float(ends[1]),
+        confidence=number(item, "confidence") if ends is not None else None,
         num_items=number(item, "num_items"),
     )
 
