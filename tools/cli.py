@@ -13,6 +13,7 @@ from tools.cli_options import Config, Overrides, example, log_to_stderr
 from tools.data.commands import data_app
 from tools.evaluation.commands import eval_app
 from tools.mix_commands import mix_app
+from tools.report.commands import register as register_report
 from tools.slurm.commands import slurm_app
 from tools.synthesis.commands import synth_app
 
@@ -257,3 +258,6 @@ def verify(
     from tools.checkpoint.verifier import verify as run_verify
 
     typer.echo(run_verify(hf, checkpoint, logits=logits).summary())
+
+
+register_report(app)

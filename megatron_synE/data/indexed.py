@@ -7,7 +7,7 @@ Boundaries come from here, never from scanning for EOS.
 """
 
 import hashlib
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +101,11 @@ class IndexedFile:
         high = bisect_left(self._boundaries, last, lo=low, hi=self.num_documents)
         starts = np.asarray(self._pointers[self._boundaries[low:high]]) // itemsize
         return np.unique(starts)  # an empty document starts where the next one does
+
+    def document_at(self, token: int) -> int:
+        """The number of the document that holds this token. Cost: two binary searches in the index."""
+        sequence = bisect_right(self._pointers, token * self.dtype.itemsize) - 1
+        return bisect_right(self._boundaries, sequence) - 1
 
     def document_ranges(self) -> npt.NDArray[np.int64]:
         """Token positions at which documents start, closed by num_tokens: num_documents + 1 numbers, all in memory."""

@@ -77,5 +77,36 @@ def read_rows(prefix: Path) -> Iterator[dict[str, Any]]:
             yield from batch.to_pylist()
 
 
+def read_row(prefix: Path, number: int) -> dict[str, Any] | None:
+    """One row of a sidecar, None if it has fewer. Cost: the row's group is read, not the file."""
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(sidecar_path(prefix)) as file:
+        for group in range(file.num_row_groups):
+            num_rows = file.metadata.row_group(group).num_rows
+            if number < num_rows:
+                row: dict[str, Any] = file.read_row_group(group).slice(number, 1).to_pylist()[0]
+                return row
+            number -= num_rows
+    return None
+
+
+def source_files(prefix: Path, *, most_rows: int) -> tuple[dict[str, int], int]:
+    """(documents of each file that the first `most_rows` rows, in whole groups, name, how many rows these are)."""
+    import pyarrow.parquet
+
+    found: dict[str, int] = {}
+    seen = 0
+    with pyarrow.parquet.ParquetFile(sidecar_path(prefix)) as file:
+        for group in range(file.num_row_groups):
+            if seen >= most_rows:
+                break
+            column = file.read_row_group(group, columns=["file"])["file"]
+            seen += len(column)
+            for entry in column.value_counts().to_pylist():
+                found[str(entry["values"])] = found.get(str(entry["values"]), 0) + int(entry["counts"])
+    return found, seen
+
+
 def _fields(schema: Any) -> Iterator[tuple[str, Any]]:
     return ((field.name, field.type) for field in schema)

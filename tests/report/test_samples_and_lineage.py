@@ -1,0 +1,125 @@
+"""What was trained on: the samples shown are those of the run, and the way back ends at the files they came from."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from data_mixers.manifest import read_manifest
+from data_mixers.ratios import WEIGHT_UNIT
+from data_mixers.schedule import Schedule, scheduled_source
+from megatron_synE.data.indexed import IndexedFile
+from megatron_synE.data.scheduled_dataset import ScheduledDataset
+from megatron_synE.data.tokenizers import Tokenizer, load_tokenizer
+from tests.report import run_folders
+from tests.tools import corpus
+from tools.data.preprocess import PreprocessOptions, preprocess
+from tools.report.content import Excerpt, Missing, Section, Table
+from tools.report.lineage import lineage
+from tools.report.run_record import RunRecord, read_run
+from tools.report.samples import SampleOptions, parse_steps, samples
+
+TEXTS = [f"<script>alert({number})</script> {text}" for number, text in enumerate(corpus.documents(60))]
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pages in one file, tokenised; a run of four steps of 8 samples of 32 tokens over them."""
+    root = tmp_path_factory.mktemp("samples")
+    tokenizer = corpus.hf_folder(root / "hf")
+    pages = corpus.write_jsonl(root / "pages.jsonl", TEXTS)
+    (root / "sources.json").write_text(json.dumps({"files": {"pages.jsonl": {"url": "https://pages.example/a"}}}))
+    preprocess(PreprocessOptions(inputs=(str(pages),), tokenizer=tokenizer, out=root / "run" / "data", language="en",
+                                 topic="law"))  # fmt: skip
+    (entry,) = read_manifest(root / "run" / "data").sources
+    empty = Schedule(seed=7, seq_length=run_folders.SEQ_LENGTH, sources=(scheduled_source(entry),))
+    num_samples = STEPS * run_folders.BATCH
+    schedule = empty.append_weights("adapt", num_samples=num_samples, weights={entry.name: WEIGHT_UNIT})
+    run_folders.write(root / "run", STEPS, names=[entry.name])
+    (root / "run" / "schedule.json").write_text(schedule.to_json())
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(root: Path) -> RunRecord:
+    return read_run(root / "run")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(root: Path) -> Tokenizer:
+    return load_tokenizer(root / "hf", engine="reference")
+
+
+def excerpts(section: Section) -> list[Excerpt]:
+    return [block for block in section.blocks if isinstance(block, Excerpt)]
+
+
+def test_a_sample_shows_the_tokens_that_the_run_read_and_the_documents_they_are_of(
+    root: Path, run: RunRecord, tokenizer: Tokenizer
+) -> None:
+    assert run.schedule is not None
+    dataset = ScheduledDataset(run.schedule, [read_manifest(root / "run" / "data")])
+    shown = excerpts(samples([run], SampleOptions(num=9, max_characters=10**6, tokenizer=root / "hf")))
+    numbers = [int(entry.title.split("sample ")[1].split(":")[0]) for entry in shown]
+    assert len(numbers) == 9 and numbers == sorted(set(numbers)) and numbers[-1] < STEPS * run_folders.BATCH
+    for number, entry in zip(numbers, shown, strict=True):
+        assert entry.title == f"step {number // 8 + 1}, sample {number}: en/web/law"
+        parts = entry.text.split("\n――――――――\n")
+        ids = [id_ for id_ in dataset[number].tokens.tolist() if id_ != tokenizer.eos_id]
+        assert "".join(parts) == tokenizer.decode(ids)
+        files = [fact.split(", ")[-1] for fact in entry.facts if fact.startswith("document ")]
+        assert len(files) == len(parts)
+        for part, file in zip(parts, files, strict=True):
+            name, _, place = file.rpartition(":")
+            assert name == str(root / "pages.jsonl")
+            line = (root / "pages.jsonl").read_bytes()[int(place) :].split(b"\n")[0]  # a place is a byte
+            assert part.strip("�") in json.loads(line)["text"]  # a cut may split a character
+
+
+def test_only_samples_of_the_steps_asked_for_are_shown(root: Path, run: RunRecord) -> None:
+    shown = excerpts(samples([run], SampleOptions(num=99, first_step=2, last_step=3, tokenizer=root / "hf")))
+    assert [entry.title.split(":")[0] for entry in shown] == [f"step {n // 8 + 1}, sample {n}" for n in range(8, 24)]
+    section = samples([run], SampleOptions(num=1, first_step=5, last_step=9))
+    assert section.blocks == [
+        Missing("made: no sample can be shown: steps 5:9 were not read; the run stands at step 4")
+    ]
+    assert parse_steps("2:3") == (2, 3)
+
+
+def test_without_the_tokenizer_or_with_another_the_ids_are_shown(root: Path, run: RunRecord, tmp_path: Path) -> None:
+    other = corpus.hf_folder(tmp_path / "other", vocab_size=500)
+    for tokenizer, why in ((None, "no tokenizer is known"), (other, "is another tokenizer than the data's")):
+        section = samples([run], SampleOptions(num=2, tokenizer=tokenizer))
+        assert any(isinstance(block, Missing) and why in block.text for block in section.blocks)
+        assert all(part.isdecimal() for entry in excerpts(section) for part in entry.text.replace("―", "").split())
+
+
+def test_data_that_was_written_again_is_not_shown_as_what_was_read(root: Path, run: RunRecord) -> None:
+    assert run.schedule is not None
+    source = run.schedule.sources[0]
+    other = replace(source, shards=(replace(source.shards[0], sha256="f" * 64),))
+    changed = replace(run, schedule=replace(run.schedule, sources=(other,)))
+    (entry,) = excerpts(samples([changed], SampleOptions(num=1, tokenizer=root / "hf")))
+    assert entry.text == ""
+    assert any("was written again since" in fact for fact in entry.facts)
+    states = [row[3] for block in lineage([changed]).blocks if isinstance(block, Table) and block.header[0] == "source"
+              and block.header[3] == "state" for row in block.rows]  # fmt: skip
+    assert states == ["OTHER hashes than the schedule's: it was replaced"]
+
+
+def test_the_way_back_goes_to_the_file_and_to_where_it_was_fetched(root: Path, run: RunRecord) -> None:
+    rows = [list(row) for block in lineage([run]).blocks if isinstance(block, Table) for row in block.rows]
+    assert [row for row in rows if row[0] == "en/web/law" and row[-1] == "60"] != []
+    (file,) = [row for row in rows if row[1] == str(root / "pages.jsonl")]
+    assert file[2].startswith("fetched from https://pages.example/a ") and file[3] == "60"
+
+
+def test_the_document_of_a_token_is_the_one_whose_range_holds_it(root: Path) -> None:
+    manifest = read_manifest(root / "run" / "data")
+    file = IndexedFile(manifest.shard_prefix(manifest.sources[0].shards[0]))
+    ranges = file.document_ranges().tolist()
+    for token in range(0, file.num_tokens, 7):
+        number = file.document_at(token)
+        assert ranges[number] <= token < ranges[number + 1]

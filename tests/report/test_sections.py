@@ -1,0 +1,272 @@
+"""What the sections say of a run, against figures worked by hand."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data_mixers.errors import DataError
+from data_mixers.ratios import WEIGHT_UNIT
+from data_mixers.schedule import Schedule, ScheduledShard, ScheduledSource
+from tests import tiny
+from tests.report import run_folders
+from tools.cli import main
+from tools.report.command import ReportOptions, make_report
+from tools.report.content import Figure, Missing, Report, Section, Table
+from tools.report.evaluation import evaluation, read_result
+from tools.report.figures import bars, lines
+from tools.report.history import phase_rows
+from tools.report.html import page
+from tools.report.markdown import escaped, markdown
+from tools.report.reads import difficulty, shares_of
+from tools.report.run_record import read_run, with_names
+from tools.report.speed import budget
+
+HALF = WEIGHT_UNIT // 2
+
+
+def tables(section: Section) -> list[Table]:
+    return [block for block in section.blocks if isinstance(block, Table)]
+
+
+def test_the_time_budget_adds_up_to_the_time_of_all_starts(tmp_path: Path) -> None:
+    spent = budget(read_run(run_folders.write(tmp_path / "run", 40)))
+    assert spent is not None
+    # 40 steps of 0.5 s; 11 validations of 1.5 s and saves of 0.25 s; two starts of 24 s, ten minutes apart.
+    assert (spent.train, spent.validate, spent.save) == (20.0, 16.5, 2.75)
+    assert spent.other == pytest.approx(48 - 20 - 16.5 - 2.75)
+    assert spent.wait == pytest.approx(600)
+    assert spent.allocated == pytest.approx(48)
+
+
+def schedule_of_a_curriculum() -> Schedule:
+    """Bucket 0, then bucket 1 of zh; a decision and a rise in between; then text left out."""
+    names = ("zh/web/law/0", "zh/web/law/1", "en/web/news")
+    shard = ScheduledShard(num_tokens=10**6, sha256="0" * 64)
+    made = Schedule(seed=7, seq_length=32, sources=tuple(ScheduledSource(name=n, shards=(shard,)) for n in names))
+    for name, weights, kind in (
+        ("adapt, step 1", {names[0]: HALF, names[2]: HALF}, "stage"),
+        ("adapt, step 1", {names[0]: HALF // 2, names[2]: HALF + HALF // 2}, "guard"),
+        ("adapt, step 2", {names[1]: HALF // 2, names[2]: HALF + HALF // 2}, "stage"),
+        ("synthetic", {names[2]: WEIGHT_UNIT}, "stage"),
+    ):
+        made = made.append_weights(name, num_samples=80, weights=weights, kind=kind)  # type: ignore[arg-type]
+    return made.skip(100, 108, consumed_samples=0)
+
+
+def test_every_phase_has_its_reason(tmp_path: Path) -> None:
+    extra: list[dict[str, Any]] = [
+        {"kind": "guard", "iteration": 8, "consumed_tokens": 2048, "set": "en", "change": 0.125, "worse": ["loss"],
+         "rise": 0.25, "start_sample": 80, "notes": ["guard: raised"]},
+        {"kind": "recovery", "iteration": 12, "bad_iteration": 13, "action": "skip", "anomaly": "nan",
+         "start_sample": 100, "stop_sample": 108},
+    ]  # fmt: skip
+    run_folders.write(tmp_path / "run", 20, extra=extra)
+    (tmp_path / "run" / "schedule.json").write_text(schedule_of_a_curriculum().to_json())
+    run = read_run(tmp_path / "run")
+    assert run.schedule is not None
+    assert run.stage_begins == [240 * 32]
+    rows = phase_rows(run, run.schedule)
+    assert [row[0] for row in rows] == ["stage", "guard", "left out", "stage", "stage"]
+    assert [row[2] for row in rows] == [
+        "the run begins",
+        "the forgetting guard moves the language's share; en worse in loss (+0.1250 nats per token since the first "
+        "validation); guard: raised",
+        "nan at iteration 13, skip",
+        "the curriculum turns to harder or other buckets",
+        "the plan's next stage begins",
+    ]
+    assert rows[1][3] == "zh/web/law 50.00 % → 25.00 %, en/web/news 50.00 % → 75.00 %"
+    assert rows[3][3] == "buckets 0 → 1"
+    assert [row[4] for row in rows] == ["1", "11", "13", "21", "31"]
+
+
+def test_the_mixture_is_what_was_read_and_then_what_is_planned(tmp_path: Path) -> None:
+    run_folders.write(tmp_path / "run", 20)  # a quarter zh, three quarters en are in its rows when told so
+    rows = [run_folders.train_row(step) for step in range(1, 21)]
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "run" / "schedule.json").write_text(run_folders.schedule(40).to_json())  # half and half
+    shares = shares_of(read_run(tmp_path / "run"))
+    assert shares is not None
+    assert shares.read_until == 20 * 256 and shares.edges[0] == 0 and shares.edges[-1] == 40 * 256
+    assert shares.by_source["zh/web/law"].tolist() == pytest.approx([0.25] * (len(shares.edges) - 2) + [0.5])
+    assert sum(shares.by_source.values()).tolist() == pytest.approx([1.0] * (len(shares.edges) - 1))
+
+
+def test_the_position_of_a_curriculum_is_the_mean_quantile_of_what_was_read() -> None:
+    # Of four buckets: the first alone, then the second and the third alike, then nothing of the language.
+    curve = difficulty(
+        np.array([0.0, 10.0, 20.0, 30.0]),
+        {"zh/web/a/0": np.array([0.4, 0.0, 0.0]), "zh/web/a/1": np.array([0.0, 0.2, 0.0]),
+         "zh/web/a/2": np.array([0.0, 0.2, 0.0]), "zh/web/a/3": np.array([0.0, 0.0, 0.0])},
+    )  # fmt: skip
+    assert curve.x.tolist() == [5.0, 15.0]
+    assert curve.y.tolist() == [0.125, 0.5]
+    assert (curve.low.tolist(), curve.high.tolist()) == ([0.0, 0.25], [0.25, 0.75])
+
+
+def result(**changes: Any) -> dict[str, Any]:
+    """As `syne eval` writes it, docs/evaluation.md."""
+    done = {"name": "HumanEval", "group": "code", "language": "en", "status": "done", "reason": "", "shots": 0,
+            "metric": "pass@1", "average": "micro", "chance": 0.0, "score": 0.122, "num_items": 164,
+            "interval": [0.080, 0.181], "confidence": 0.95, "method": "wilson", "tasks": []}  # fmt: skip
+    missing = {"name": "GSM8K", "status": "missing", "reason": "no data", "shots": 8, "metric": "exact", "chance": 0}
+    model = {"label": "iter_0000040", "iteration": 40, "consumed_tokens": 10240}
+    whole = {"schema_version": 1, "kind": "evaluation", "complete": True, "suite": {"name": "probe"}, "model": model,
+             "harness": {"lm_eval": "0.4.13"}, "settings": {"limit": None}, "benchmarks": [done, missing]}  # fmt: skip
+    return whole | changes
+
+
+def test_evaluations_of_runs_and_others_stand_side_by_side_with_intervals(tmp_path: Path) -> None:
+    run = read_run(run_folders.write(tmp_path / "run", 40))
+    for label, iteration, score in (("iter_0000020", 20, 0.1), ("iter_0000040", 40, 0.122)):
+        folder = tmp_path / "run" / "eval" / "probe" / label
+        folder.mkdir(parents=True)
+        model = {"label": label, "iteration": iteration, "consumed_tokens": iteration * 256}
+        content = result(model=model)
+        content["benchmarks"][0]["score"] = score
+        (folder / "results.json").write_text(json.dumps(content))
+    base = tmp_path / "base.json"
+    base.write_text(json.dumps(result(model={"label": "base"}, harness={"lm_eval": "0.4.9"}, complete=False)))
+    section = evaluation([run], [base])
+    (table,) = tables(section)
+    assert table.header == ["probe", "metric", "made, iter_0000040, %", "base, %", "chance, %", "items"]
+    assert table.rows[0] == ["HumanEval", "pass@1, 0 shots", "12.2 [8.0, 18.1]", "12.2 [8.0, 18.1]", "0.0", "164"]
+    assert table.rows[1][2] == "missing: no data"
+    said = [block.text for block in section.blocks if isinstance(block, Missing)]
+    assert said == [
+        "base: probe is not complete yet",
+        "probe: harness or settings differ between these results; do not compare them",
+    ]
+    figures = [block for block in section.blocks if isinstance(block, Figure)]
+    assert [figure.title for figure in figures] == ["Scores: probe", "Scores over time: probe"]
+    assert "score, % (bar: 95 % interval)" in figures[0].svg
+
+
+@pytest.mark.parametrize("content", ["{", "[]", json.dumps(result(schema_version=2)), json.dumps(result(kind="other"))])
+def test_a_result_that_cannot_be_read_is_said(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "results.json"
+    file.write_text(content)
+    with pytest.raises(DataError, match=r"results\.json"):
+        read_result(file, "")
+    section = evaluation([read_run(run_folders.write(tmp_path / "run", 4))], [tmp_path])
+    assert any(isinstance(block, Missing) and str(file) in block.text for block in section.blocks)
+
+
+def test_equal_names_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text('{"run": "same"}')
+    runs = with_names([read_run(tmp_path / "a"), read_run(tmp_path / "b"), read_run(tmp_path / "a")])
+    assert [run.name for run in runs] == ["1: same (a)", "2: same (b)", "3: same (a)"]
+    assert [run.name for run in with_names(runs[:2])] == ["1: same (a)", "2: same (b)"]
+
+
+def test_a_real_run_is_shown_whole(tmp_path: Path) -> None:
+    """Its rows, files and checkpoint are those of this version: nothing is missing, and the lineage is its own."""
+    tiny.train(tiny.prepared(tmp_path))
+    options = ReportOptions(runs=(tmp_path / "run",), out=tmp_path / "report.html")
+    report = make_report(options)
+    assert [block for section in report.sections for block in section.blocks if isinstance(block, Missing)] == []
+    figures = [block.title for section in report.sections for block in section.blocks if isinstance(block, Figure)]
+    assert figures == [
+        "Training loss", "Learning rate", "Gradient norm before clipping", "Held-out PPL: en",
+        "Held-out bits per byte: en", "Held-out PPL: zh", "Held-out bits per byte: zh", "Mixture by language",
+        "Mixture by topic", "Throughput", "Model FLOPs per device", "Peak memory of a device", "Goodput", "Time budget",
+        "Change of held-out loss since the first validation", "Share above the plan",
+    ]  # fmt: skip
+    rows = {row[0]: row for section in report.sections for table in tables(section) for row in table.rows}
+    losses = [row["lm_loss"] for row in tiny.rows(tmp_path / "run", "train")]
+    assert rows["training loss, first → mean of last 5 %"][1] == f"{losses[0]:.4f} → {losses[-1]:.4f}"
+    assert rows["iteration"][1] == "5 of 5"
+    assert rows["state"][1] == "finished"
+    manifest = json.loads((tmp_path / "run/checkpoints/iter_0000005/manifest.json").read_text())
+    assert rows["iter_0000005"][1:4] == [manifest["lineage_hash"][:16], manifest["schedule_hash"][:16], "whole"]
+    assert rows[str(tmp_path / "hf")][2] == "Hugging Face weights"
+    states = [t.rows for s in report.sections for t in tables(s) if t.header[:2] == ["source", "folder"]]
+    assert [row[3] for row in states[0]] == ["the hashes are the schedule's"] * 3
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """Of a run whose topics have names that are no names."""
+    run = run_folders.write(tmp_path_factory.mktemp("report") / "run", 40, names=("zh/web/<b>|x", "en/web/$x$"))
+    return make_report(ReportOptions(runs=(run,), out=Path("unused")))
+
+
+def test_markdown_has_the_same_sections_and_its_figures_beside_it(report: Report) -> None:
+    text, figures = markdown(report, figures_folder="figures")
+    assert re.findall(r"^## (.*)$", text, re.MULTILINE) == [section.title for section in report.sections]
+    named = re.findall(r"^!\[.*\]\(figures/([0-9a-z_]+\.svg)\)$", text, re.MULTILINE)
+    assert sorted(named) == sorted(figures)
+    assert len(named) > 10
+    assert "<b>" not in text
+    stack = next(svg for name, svg in figures.items() if "mixture_by_topic" in name)
+    assert "zh/web/&lt;b&gt;|x" in stack and "en/web/$x$" in stack
+    assert escaped("a|b_*c*\n# <d>") == r"a\|b\_\*c\* \# &lt;d&gt;"
+
+
+def test_the_commands_write_a_page_or_markdown_with_its_figures_beside_it_and_show_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text(json.dumps(run_folders.train_row(1)) + "\n")
+    run, out = str(tmp_path / "run"), tmp_path / "out"
+    assert main(["report", run, "--markdown", "--samples", "2", "--eval", str(tmp_path), "--out", f"{out}/a.md"]) == 0
+    assert main(["report", run, "--out", f"{out}/a.html"]) == 0
+    assert capsys.readouterr().out == f"{out}/a.md\n{out}/a.html\n"
+    assert main(["watch", run, "--once"]) == 0
+    assert "loss 3.0000" in capsys.readouterr().out
+    assert (out / "a.html").read_text().startswith("<!DOCTYPE html>")
+    for name in re.findall(r"\((a_figures/.*\.svg)\)", (tmp_path / "out" / "a.md").read_text()):
+        assert (tmp_path / "out" / name).read_text().startswith("<svg")
+    assert {path.name for path in out.iterdir()} == {"a.md", "a_figures", "a.html"}
+
+
+def test_the_page_is_one_well_formed_whole(report: Report) -> None:
+    """Every element that is opened is closed in its place, and no id stands twice."""
+    parser = Nesting()
+    parser.feed(page(report))
+    assert parser.open == []
+    assert parser.faults == []
+    assert len(parser.ids) > 10
+
+
+class Nesting(HTMLParser):
+    """Whether elements close in the order in which they were opened."""
+
+    VOID = ("meta", "link")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.faults: list[str] = []
+        self.ids: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in self.VOID:
+            self.open.append(tag)
+        identity = dict(attrs).get("id")
+        if identity in self.ids and tag not in ("path", "clippath"):  # of drawings: equal shapes have equal ids
+            self.faults.append(f"id {identity} of {tag} twice")
+        self.ids |= {identity} if identity else set()
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open.pop() != tag:
+            self.faults.append(f"</{tag}>")
+
+
+def test_a_name_in_a_drawing_is_no_formula() -> None:
+    figure = bars("Title", ["a$b$", "<c>"], [("part", "#000000", [1.0, 2.0])], x_label="unit")
+    assert ">a$b$<" in figure.svg and ">&lt;c&gt;<" in figure.svg
+
+
+def test_a_figure_of_nothing_is_none() -> None:
+    assert lines("title", [], y_label="unit") is None

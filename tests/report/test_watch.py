@@ -1,0 +1,155 @@
+"""A run in a terminal: no wider than it, the same without colour, and it ends when the run does."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from data_mixers.errors import DataError
+from tests.report import run_folders
+from tools.report.live import MetricsTail
+from tools.report.watch import sparkline, watch_run
+
+HOLDER = {"token": "abcd", "job": None, "restart_count": 0, "host": "node1", "pid": 17}
+
+
+class Terminal:
+    """What was written to it, of one width, without colour; its clock goes on by what was slept."""
+
+    def __init__(self, width: int, *acts: Callable[[], None]) -> None:
+        self.out = io.StringIO()
+        self.console = Console(file=self.out, width=width, force_terminal=False, color_system=None)
+        self._acts, self._now = list(acts), 0.0
+
+    def watch(self, folder: Path, *, once: bool = False) -> int:
+        return watch_run(
+            folder, once=once, interval_seconds=2, patience_seconds=60, console=self.console, sleep=self._sleep,
+            clock=lambda: self._now,
+        )  # fmt: skip
+
+    def _sleep(self, seconds: float) -> None:
+        self._now += seconds
+        if self._acts:
+            self._acts.pop(0)()
+
+    @property
+    def text(self) -> str:
+        return self.out.getvalue()
+
+
+def unfinished(folder: Path, *, steps: int = 30, of: int = 40) -> Path:
+    run_folders.write(folder, steps)
+    (folder / "schedule.json").write_text(run_folders.schedule(of).to_json() + "\n")
+    return folder
+
+
+def hold(folder: Path) -> None:
+    (folder / "lease.json").write_text(json.dumps(HOLDER))
+    (folder / ".alive-abcd").touch()
+
+
+def add_steps(folder: Path, *steps: int) -> None:
+    with (folder / "metrics.jsonl").open("a") as stream:
+        stream.writelines(json.dumps(run_folders.train_row(step)) + "\n" for step in steps)
+
+
+@pytest.mark.parametrize("width", [30, 80, 200])
+def test_one_look_shows_everything_within_the_width_without_an_escape_sequence(tmp_path: Path, width: int) -> None:
+    folder = unfinished(tmp_path / "run")
+    terminal = Terminal(width)
+    assert terminal.watch(folder, once=True) == 0
+    assert max(map(len, terminal.text.splitlines())) <= width
+    assert "\x1b" not in terminal.text
+    words = " ".join(terminal.text.split())
+    for part in ("step 30 / 40", "tokens 7.68 k", "loss 2.1826", "goodput 80.0 %", "left 5.0 s", "75 %"):
+        assert part in words, part
+
+
+def test_it_follows_the_run_and_ends_with_it(tmp_path: Path) -> None:
+    folder = unfinished(tmp_path / "run")
+    hold(folder)
+    terminal = Terminal(
+        80,
+        lambda: add_steps(folder, 31, 32),
+        lambda: add_steps(folder, *range(33, 41)),
+        lambda: (folder / ".alive-abcd").unlink(),  # after its last row it still saves
+    )
+    assert terminal.watch(folder) == 0
+    assert "step 40 / 40" in terminal.text
+    assert not terminal._acts
+
+
+def test_it_leaves_a_run_that_nobody_goes_on_with_and_says_so(tmp_path: Path) -> None:
+    folder = unfinished(tmp_path / "run")
+    hold(folder)  # a holder that was killed: its sign of life stays and is never touched again
+    terminal = Terminal(80)
+    assert terminal.watch(folder) == 7
+    assert terminal._now == pytest.approx(62)
+    assert "nobody has written to" in terminal.text.replace("\n", " ")
+
+
+def test_a_requeued_run_is_waited_for(tmp_path: Path) -> None:
+    folder = unfinished(tmp_path / "run")
+    hold(folder)
+
+    def requeued() -> None:
+        (folder / ".alive-abcd").unlink()
+
+    def started_again() -> None:
+        (folder / "lease.json").write_text(json.dumps(HOLDER | {"token": "ef"}))
+        (folder / ".alive-ef").touch()
+
+    def finished() -> None:
+        add_steps(folder, *range(31, 41))
+        (folder / ".alive-ef").unlink()
+
+    nothing = [lambda: None] * 10
+    assert Terminal(80, requeued, *nothing, started_again, *nothing, finished).watch(folder) == 0
+
+
+def test_control_c_leaves_quietly(tmp_path: Path) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    folder = unfinished(tmp_path / "run")
+    assert Terminal(80, interrupt).watch(folder) == 0
+
+
+def test_a_folder_without_anything_yet_is_shown_too(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    terminal = Terminal(60)
+    assert terminal.watch(tmp_path / "run", once=True) == 0
+    assert "not begun" in terminal.text
+    with pytest.raises(DataError, match="no such folder"):
+        terminal.watch(tmp_path / "nowhere")
+
+
+def test_only_whole_lines_are_taken_and_a_replaced_file_is_read_again(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    tail = MetricsTail(file)
+    tail.look()
+    assert tail.metrics.num_steps == 0
+    row = json.dumps(run_folders.train_row(1)) + "\n"
+    file.write_text(row + row[:20])
+    tail.look()
+    assert (tail.metrics.num_steps, tail.metrics.num_bad) == (1, 0)
+    with file.open("a") as stream:
+        stream.write(row[20:])
+    tail.look()
+    assert (tail.metrics.num_steps, tail.metrics.num_bad) == (2, 0)
+    replacement = tmp_path / "new"
+    replacement.write_text(row * 5)  # longer than what was there: only the file itself tells it from growth
+    replacement.rename(file)
+    tail.look()
+    assert tail.metrics.num_steps == 5
+    tail.close()
+
+
+def test_a_spark_line_goes_from_the_lowest_to_the_highest() -> None:
+    import numpy as np
+
+    assert sparkline(np.array([0.0, 3.5, 7.0])) == "▁▅█"
+    assert sparkline(np.array([2.0, 2.0])) == "▁▁"

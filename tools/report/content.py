@@ -1,0 +1,79 @@
+"""What a report consists of, before anybody asks how it is shown. Every string is plain text; writers escape it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Something that could not be read or shown, with the reason."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows under a header. The first `num_text_columns` are text, the others numbers, aligned to the right."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    num_text_columns: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class LegendEntry:
+    """What a colour and a stroke mean."""
+
+    label: str
+    colour: str
+    dash: str = ""
+    """SVG stroke-dasharray; empty: solid."""
+    kind: Literal["line", "area"] = "line"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A drawing with its title and what a person who cannot see it is told."""
+
+    title: str
+    alt: str
+    svg: str
+    """An <svg> element made by `figures`, the one string that is markup."""
+    legend: Sequence[LegendEntry] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Excerpt:
+    """A piece of text that was trained on."""
+
+    title: str
+    facts: Sequence[str]
+    text: str
+
+
+Block = Text | Missing | Table | Figure | Excerpt
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the report."""
+
+    title: str
+    blocks: Sequence[Block]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The whole."""
+
+    title: str
+    subtitle: str
+    sections: Sequence[Section]

@@ -1,0 +1,106 @@
+"""Loss on held-out text, per set: PPL and bits per byte over time, and what they were first and last."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from tools.report.content import Block, Section, Table, Text
+from tools.report.figures import Line, colour_of, dash_of, lines
+from tools.report.metrics_file import Row, number
+from tools.report.numbers import fixed
+from tools.report.run_record import RunRecord
+from tools.report.thinning import thinned
+
+
+def held_out(runs: Sequence[RunRecord]) -> Section:
+    """Two figures per language, a line per topic (and run), then a table of all sets."""
+    found = {run.name: by_set(run) for run in runs}
+    names = sorted({name for sets in found.values() for name in sets})
+    if not names:
+        return Section("Held-out text", [Text("No validation has been reported.")])
+    blocks: list[Block] = []
+    for language in dict.fromkeys(language_of(name) for name in names):
+        mine = [name for name in names if language_of(name) == language]
+        for key, title, unit in (
+            ("ppl", "Held-out PPL", "PPL, exp(nats per token)"),
+            ("bits_per_byte", "Held-out bits per byte", "bits per UTF-8 byte"),
+        ):
+            figure = _figure(found, mine, f"{title}: {language}", key, unit, stages=runs[0].stage_begins)
+            blocks += [figure] if figure is not None else []
+    blocks.append(_table(found, names))
+    return Section("Held-out text", blocks)
+
+
+def by_set(run: RunRecord) -> dict[str, list[Row]]:
+    """The validation rows of each set, in order."""
+    found: dict[str, list[Row]] = {}
+    for row in run.metrics.rows["validation"]:
+        if isinstance(row.get("set"), str) and number(row, "consumed_tokens") is not None:
+            found.setdefault(row["set"], []).append(row)
+    return found
+
+
+def language_of(name: str) -> str:
+    return name.split("/", 1)[0]
+
+
+def short_name(name: str) -> str:
+    """Without what held-out sets' names end in."""
+    return name.removesuffix("@holdout").removesuffix("@validation")
+
+
+def last_validation_ppl(run: RunRecord) -> str:
+    """exp(mean NLL over the tokens of all sets) at the first validation and at the last."""
+    ends = []
+    for pick in (0, -1):
+        rows = [rows[pick] for rows in by_set(run).values()]
+        known = [(nll, tokens) for row in rows if (nll := number(row, "nll")) and (tokens := number(row, "tokens"))]
+        total = sum(tokens for _, tokens in known)
+        ends.append(math.exp(min(700.0, sum(nll * tokens for nll, tokens in known) / total)) if total > 0 else None)
+    return f"{fixed(ends[0], 3)} → {fixed(ends[1], 3)}" if ends[0] is not None else "–"
+
+
+def _figure(
+    found: dict[str, dict[str, list[Row]]],
+    names: Sequence[str],
+    title: str,
+    key: str,
+    unit: str,
+    *,
+    stages: Sequence[float],
+) -> Block | None:
+    """One run: a colour and a dash per set. Several: a colour per set, a dash per run."""
+    drawn = []
+    for number_of_run, (run, sets) in enumerate(found.items()):
+        for index, name in enumerate(names):
+            rows = sets.get(name, [])
+            x = np.array([number(row, "consumed_tokens") for row in rows], dtype=np.float64)
+            y = np.array([number(row, key) for row in rows], dtype=np.float64)
+            label = short_name(name) if len(found) == 1 else f"{short_name(name)}, {run}"
+            dash = dash_of(index // 8 if len(found) == 1 else number_of_run)
+            drawn.append(Line(label=label, curve=thinned(x, y), colour=colour_of(index), dash=dash, has_markers=True))
+    return lines(title, drawn, y_label=unit, stages=stages if len(found) == 1 else ())
+
+
+def _table(found: dict[str, dict[str, list[Row]]], names: Sequence[str]) -> Table:
+    many = len(found) > 1
+    rows = []
+    for name in names:
+        for run, sets in found.items():
+            if name not in sets:
+                continue
+            first, last = sets[name][0], sets[name][-1]
+            ppl = [number(row, "ppl") for row in (first, last)]
+            change = 100 * (ppl[1] / ppl[0] - 1) if ppl[0] and ppl[1] else None
+            tokens = number(last, "tokens")
+            rows.append(
+                [
+                    short_name(name), *([run] if many else []), fixed(ppl[0], 3), fixed(ppl[1], 3),
+                    fixed(change, 2, sign=True), fixed(number(first, "bits_per_byte"), 4),
+                    fixed(number(last, "bits_per_byte"), 4), fixed(tokens, 0), str(len(sets[name])),
+                ]
+            )  # fmt: skip
+    header = ["set", *(["run"] if many else []), "PPL first", "PPL last", "change, %", "bits/byte first",
+              "bits/byte last", "tokens", "validations"]  # fmt: skip
+    return Table(header=header, rows=rows, num_text_columns=2 if many else 1)
