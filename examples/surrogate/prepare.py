@@ -20,7 +20,7 @@ from tools.synthesis.verifiable.topic import KINDS
 
 VOCABULARY = 4096  # ours: a larger one would be most of so small a model
 HOLDOUT = 24  # documents of a topic
-MADE_PER_KIND = 600  # problems of a kind and language that are right by construction
+MADE_PER_KIND = 150  # problems of a kind and language that are right by construction
 BUCKETS = 5
 EOS = "<|endoftext|>"
 WIDTHS = {"small": 64, "middle": 96, "large": 160}

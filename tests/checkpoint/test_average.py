@@ -120,8 +120,10 @@ def test_what_is_no_set_of_checkpoints_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--last K goes with one run"):
         find_checkpoints([run, run], 2)
     folders = find_checkpoints([run], 2)
-    with pytest.raises(CheckpointError, match="holds the checkpoints of a run"):
+    with pytest.raises(CheckpointError, match="is one of the checkpoints to average"):
         average(folders, run / "checkpoints")
+    with pytest.raises(CheckpointError, match="holds the checkpoints of a run"):
+        average(folders, run)
     shutil.rmtree(folders[0])
     with pytest.raises(ConfigError, match="holds 1 complete"):
         find_checkpoints([run], 2)

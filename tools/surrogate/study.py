@@ -154,8 +154,6 @@ def _factor_faults(study: Study, factor: str, levels: list[Level] | dict[str, di
     if not levels:
         yield f"{where}: has no level; give at least one"
     if isinstance(levels, dict):
-        if factor in RECIPE_FACTORS:
-            yield f"{where}: levels of a recipe factor are a list of values"
         if any(key.split(".")[0] == "run" for keys in levels.values() for key in keys):
             yield f"{where}: the study sets run.name, run.dir and run.seed itself; leave them out"
         return
