@@ -47,7 +47,8 @@ def test_a_study_at_one_billion_has_no_fault_and_fits_a_node(
     study = read_study(path)
     arms = arms_of(study, path)
     assert len(study.seeds) >= 5 and len(arms) >= 2
-    assert all(arm.tokens == pytest.approx(5e9, abs=2) for arm in arms)  # by_topic rounds each discipline
+    # by_topic: each discipline is a whole number of batches
+    assert all(arm.tokens == pytest.approx(5e9, abs=512 * 2048) for arm in arms)
     check_jobs(study, path, jobs_of(study, arms)[:1], world_size=8, reads_data=False)
     config = load_config(study.base, list(arms[-1].overrides)).resolved
     options = PlanOptions(

@@ -1,6 +1,8 @@
 """What a study can resolve, against simulation and a table of Student's t."""
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,6 +57,16 @@ def test_seeds_needed_are_the_fewest() -> None:
     assert seeds_needed(0.5, sd=1.0, alpha=0.05, power=0.8) == 34
     assert seeds_needed(1.0, sd=1.0, alpha=0.05, power=0.8) == 10
     assert seeds_needed(0.001, sd=1.0, alpha=0.05, power=0.8) is None
+
+
+def test_the_table_in_the_documentation_is_what_is_computed() -> None:
+    text = (Path(__file__).parents[2] / "docs/surrogate.md").read_text("utf-8")
+    rows = re.findall(r"^\| (\d+) \| ([\d.]+) \| ([\d.]+) \|$", text, re.MULTILINE)
+    assert len(rows) == 6
+    for seeds, one, four in rows:
+        for stated, comparisons in ((one, 1), (four, 4)):
+            found = detectable(sd=1.0, seeds=int(seeds), alpha=0.05 / comparisons, power=0.8)
+            assert float(stated) == pytest.approx(found, abs=0.006)
 
 
 def test_the_upper_bound_of_a_spread_holds_as_often_as_stated() -> None:

@@ -81,9 +81,18 @@ def _by_topic(study: Study, config: RunConfig, stage: Tree) -> Iterator[Tree]:
         raise ConfigError(f"order.topics: {missing[0]!r} is no topic of {', '.join(study.order.languages)}")
     if len(topics) < 2:
         raise ConfigError(f"order: by_topic needs two topics of {', '.join(study.order.languages)}, there are {topics}")
-    total = sum(sum(sizes[topic].values()) for topic in topics)
+    # Each stage is a whole number of batches: rounded one by one, this arm would read more than the others.
+    batch = config.training.global_batch_size * config.training.seq_length
+    num_batches = -(-stage["tokens"] // batch)
+    total, read, before = sum(sum(sizes[topic].values()) for topic in topics), 0, 0
     for topic in topics:
-        tokens = max(1, round(stage["tokens"] * sum(sizes[topic].values()) / total))
+        read += sum(sizes[topic].values())
+        upto = round(num_batches * read / total)
+        tokens, before = (upto - before) * batch, upto
+        if tokens == 0:
+            raise ConfigError(
+                f"order: by_topic leaves less than a batch of {batch} tokens for {topic}; read more tokens"
+            )
         yield stage | {
             "name": f"{stage['name']}, {topic}",
             "tokens": tokens,

@@ -186,4 +186,4 @@ def _run(study: Study, jobs: Sequence[Job], out: Path, name: str, array: SlurmAr
     )
     for number in missing:
         forget(stage, number)
-    run_stage(stage, workers=1, unit="M tokens", array=array)
+    run_stage(stage, workers=1, unit="k tokens", scale=1e3, array=array)
