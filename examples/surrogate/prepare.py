@@ -51,8 +51,8 @@ def prepare(out: Path) -> None:
         _tokens(out, "made", "synthetic", "made", str(out / "text/made.jsonl"), holdout=0)
     for name, width in WIDTHS.items():
         write_model_config(out / "models" / name / "config.json", width)
-    start = ("train", "--config", Path(__file__).parent / "small/start.yaml", "--nproc", 1)
-    syne(*start)
+    if not (out / "start/middle/checkpoints/iter_0001000").is_dir():
+        syne("train", "--config", Path(__file__).parent / "small/start.yaml", "--nproc", 1)
     for folder in ("pairs", "made"):
         if not (out / "data" / f"{folder}_sorted/manifest.json").is_file():
             data = out / "data" / folder

@@ -145,6 +145,9 @@ def test_a_job_is_known_by_what_decides_it(tmp_path: Path) -> None:
     path = written(tmp_path, study_tree(file, set={"optimizer.lr": 2e-3}))
     other = folders(path)
     assert not set(other.values()) & set(before.values())
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/attempts.json").write_text("{}")  # what a start leaves in a folder is no part of it
+    assert folders(written(tmp_path, study_tree(file))) == before
     tiny.manifest(tmp_path / "train", SOURCES, seed=5)
     path = written(tmp_path, study_tree(file))
     new_data = folders(path)

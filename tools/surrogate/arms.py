@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -12,9 +13,12 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from data_mixers.errors import ConfigError, UserError
+from megatron_synE.checkpoint.layout import read_manifest as read_checkpoint_manifest
+from megatron_synE.checkpoint.layout import resolve_checkpoint
 from megatron_synE.config.examine import examine, manifest_paths
 from megatron_synE.config.load import Tree, load_config, resolved_tree
 from megatron_synE.config.schema import RunConfig
+from megatron_synE.exit_codes import CheckpointError
 from tools.surrogate.recipe import overrides_of
 from tools.surrogate.study import Level, Study, raise_faults
 
@@ -165,10 +169,15 @@ def _inputs(config: RunConfig) -> list[str]:
         file = path / "manifest.json" if path.is_dir() else path
         if file.is_file():
             found.append(hashlib.sha256(file.read_bytes()).hexdigest())
-    if config.init.path is not None and config.init.path.is_dir():
-        for file in sorted(config.init.path.glob("**/*.json")):
+    path = config.init.path
+    if config.init.source == "checkpoint" and path is not None:
+        with suppress(CheckpointError):  # said as a fault of the run
+            folder = resolve_checkpoint(path, verify_hashes=False)
+            found.append(str(read_checkpoint_manifest(folder).get("lineage_hash")))
+    elif config.init.source == "hf" and path is not None and path.is_dir():
+        for file in sorted(path.glob("*.json")):
             found.append(hashlib.sha256(file.read_bytes()).hexdigest())
-        found += [f"{file.name} {file.stat().st_size}" for file in sorted(config.init.path.glob("*.safetensors"))]
+        found += [f"{file.name} {file.stat().st_size}" for file in sorted(path.glob("*.safetensors"))]
     return found
 
 
