@@ -89,6 +89,18 @@ def test_a_study_that_cannot_resolve_its_question_says_so_and_stops(
     assert "it needs 34 seeds" in capsys.readouterr().out
 
 
+def test_arms_that_do_the_same_are_no_study(root: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The gate of this controller lets nothing through, so it is static: no difference, and no spread of any."""
+    grid = {"controller": {"static": {}, "gated": {"mixture.controller": "static", "mixture.settings": {"alpha": 0.2}}}}
+    tree = study_tree(root / "run.yaml", seeds=[1, 2], pilot_seeds=2, grid=grid)
+    tree["set"] = {"mixture.controller": "static"}
+    path = written(root, tree)
+    assert main(["surrogate", "run", str(path), "--out", str(root / "same")]) == 2
+    assert "lose the same to the last digit" in capsys.readouterr().err
+    assert main(["surrogate", "run", str(path), "--out", str(root / "same"), "--anyway"]) == 0
+    assert "the same runs" in (root / "same/table.md").read_text()
+
+
 def test_a_run_that_fails_is_named_with_its_last_words(root: Path, finished: Path, tmp_path: Path) -> None:
     from data_mixers.errors import DataError
 

@@ -156,5 +156,7 @@ def _less_seed(
 def _cell(difference: Difference | None) -> str:
     if difference is None:
         return "–"
+    if difference.low == difference.high == 0:
+        return "the same runs"
     text = f"{difference.mean:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
     return f"**{text}**" if difference.is_resolved else text

@@ -43,11 +43,21 @@ class Resolution:
     """Between which the error of outcome.level is shared."""
 
     def resolves(self, study: Study) -> bool:
-        return self.detectable <= study.outcome.matters
+        return self.detectable <= study.outcome.matters and self.arms_differ
+
+    @property
+    def arms_differ(self) -> bool:
+        """No: the pilot's two arms are the same run to the last digit, so what their levels set does nothing here."""
+        return self.spread.sd > 0
 
     def sentence(self, study: Study) -> str:
         """For a person."""
         outcome, spread = study.outcome, self.spread
+        if not self.arms_differ:
+            return (
+                f"{study.name}: the two arms of the pilot lose the same to the last digit with every seed, so what "
+                "their levels set did nothing: THIS STUDY CANNOT RESOLVE ITS QUESTION; look at the runs' logs for the reason"
+            )
         measured = (
             "given" if spread.seeds is None else f"{spread.seeds} pilot seeds; 90 % sure below {spread.upper:.4f}"
         )
