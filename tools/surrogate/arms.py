@@ -120,8 +120,8 @@ def check_jobs(study: Study, path: Path, jobs: Sequence[Job], *, world_size: int
             found.setdefault(str(fault), []).append(job.arm)
         if examination.validation_manifests and not examination.faults:
             names = [s.name for m in examination.validation_manifests for s in m.with_role("validation")]
-            for fault in unmatched(study, names):
-                found.setdefault(fault, []).append(job.arm)
+            for text in unmatched(study, names):
+                found.setdefault(text, []).append(job.arm)
         elif not examination.faults and reads_data:
             found.setdefault("validation.manifests: empty; a study measures held-out loss", []).append(job.arm)
     num_arms = len({job.arm for job in jobs})
@@ -169,15 +169,15 @@ def _inputs(config: RunConfig) -> list[str]:
         file = path / "manifest.json" if path.is_dir() else path
         if file.is_file():
             found.append(hashlib.sha256(file.read_bytes()).hexdigest())
-    path = config.init.path
-    if config.init.source == "checkpoint" and path is not None:
+    init = config.init.path
+    if config.init.source == "checkpoint" and init is not None:
         with suppress(CheckpointError):  # said as a fault of the run
-            folder = resolve_checkpoint(path, verify_hashes=False)
+            folder = resolve_checkpoint(init, verify_hashes=False)
             found.append(str(read_checkpoint_manifest(folder).get("lineage_hash")))
-    elif config.init.source == "hf" and path is not None and path.is_dir():
-        for file in sorted(path.glob("*.json")):
-            found.append(hashlib.sha256(file.read_bytes()).hexdigest())
-        found += [f"{file.name} {file.stat().st_size}" for file in sorted(path.glob("*.safetensors"))]
+    elif config.init.source == "hf" and init is not None and init.is_dir():
+        for described in sorted(init.glob("*.json")):
+            found.append(hashlib.sha256(described.read_bytes()).hexdigest())
+        found += [f"{file.name} {file.stat().st_size}" for file in sorted(init.glob("*.safetensors"))]
     return found
 
 

@@ -226,7 +226,8 @@ def _along(finished: Finished, language: str, grid: NDArray[np.float64]) -> Arra
     synthetic = np.array([share_of(study, arm, study.synthetic.language) for arm in finished.arms])
     own = np.array([share_of(study, arm, language) for arm in finished.arms])
     order = np.argsort(synthetic)
-    return np.interp(grid, synthetic[order], own[order])
+    along: Array = np.interp(grid, synthetic[order], own[order])
+    return along
 
 
 def _measured_best(finished: Finished, sizes: dict[str, float]) -> float:

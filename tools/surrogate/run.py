@@ -56,7 +56,7 @@ class Resolution:
         if not self.arms_differ:
             return (
                 f"{study.name}: the two arms of the pilot lose the same to the last digit with every seed, so what "
-                "their levels set did nothing: THIS STUDY CANNOT RESOLVE ITS QUESTION; look at the runs' logs for the reason"
+                "their levels set did nothing: THIS STUDY CANNOT RESOLVE ITS QUESTION; the runs' logs may say why"
             )
         measured = (
             "given" if spread.seeds is None else f"{spread.seeds} pilot seeds; 90 % sure below {spread.upper:.4f}"

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -125,7 +125,7 @@ def read_study(path: Path) -> Study:
     return study
 
 
-def raise_faults(path: Path, faults: list[str]) -> None:
+def raise_faults(path: Path, faults: list[str]) -> NoReturn:
     """Errors: the ConfigError that lists them."""
     count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
     raise ConfigError("\n  ".join([f"{path}: {count}", *faults]))
