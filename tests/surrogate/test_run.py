@@ -24,10 +24,13 @@ def finished(root: Path) -> Path:
     """Two arms with two seeds, closed loop, through `syne surrogate run`."""
     file = base(
         root,
-        mixture={"controller": "syne", "reweight_interval_tokens": 512},
+        mixture={"reweight_interval_tokens": 512},
         validation={"manifests": [str(root / "held")], "interval_tokens": 512},
     )
-    tree = study_tree(file, seeds=[1, 2], pilot_seeds=2, grid={"controller": ["static", "syne"]})
+    loop = {"mixture.controller": "syne_paper", "mixture.settings": {"alpha": 0.9}}
+    grid = {"controller": {"static": {"mixture.controller": "static"}, "syne_paper": loop}}
+    tree = study_tree(file, seeds=[1, 2], pilot_seeds=2, grid=grid)
+    tree["set"] = {"data.stages.0.tokens": 2048, "data.stages.0.languages": {"zh": 0.8, "synthetic": 0.2}}
     tree["outcome"]["matters"] = 5.0
     assert main(["surrogate", "run", str(written(root, tree)), "--out", str(root / "out")]) == 0
     return root / "out"
@@ -36,20 +39,21 @@ def finished(root: Path) -> Path:
 def test_a_study_ends_in_a_table_a_figure_and_every_curve(finished: Path) -> None:
     found = json.loads((finished / "results.json").read_text())
     table = (finished / "table.md").read_text()
-    assert "it can be resolved" in table and "controller=syne" in table
+    assert "it can be resolved" in table and "controller=syne_paper" in table
     assert (finished / "figure.png").read_bytes().startswith(b"\x89PNG")
     assert {(job["arm"], job["seed"]) for job in found["jobs"]} == {
-        (f"controller={name}", seed) for name in ("static", "syne") for seed in (1, 2)
+        (f"controller={name}", seed) for name in ("static", "syne_paper") for seed in (1, 2)
     }
     rows = {(row["arm"], row["group"]): row for row in found["rows"]}
     # the table's numbers from the curves, by hand
     last = {(job["arm"], job["seed"]): job["curve"][-1]["nll"]["synthetic/qa/algebra@holdout"] for job in found["jobs"]}
-    by_seed = [last["controller=syne", seed] - last["controller=static", seed] for seed in (1, 2)]
-    difference = rows["controller=syne", "qa"]["differences"]["controller=static"]
+    by_seed = [last["controller=syne_paper", seed] - last["controller=static", seed] for seed in (1, 2)]
+    assert any(by_seed)  # the loop closed: its arm read something else
+    difference = rows["controller=syne_paper", "qa"]["differences"]["controller=static"]
     assert difference["mean"] == pytest.approx(sum(by_seed) / 2)
     point = found["jobs"][0]["curve"][-1]
-    assert sum(point["read"].values()) == point["consumed_tokens"] == 1024
-    assert {topic_of(name) for name in point["nll"]} == {"zh/web/law", "synthetic/qa/algebra"}
+    assert sum(point["read"].values()) == point["consumed_tokens"] == 2048
+    assert {topic_of(name) for name in point["nll"]} == {"zh/web/law", "zh/web/novel", "synthetic/qa/algebra"}
     assert not list(finished.glob("arms/*/run/checkpoints/iter_*"))  # nothing of a finished arm is kept but its facts
 
 
@@ -60,7 +64,7 @@ def test_a_finished_arm_is_never_run_again_and_a_lost_one_alone_is(root: Path, f
     times = [file.stat().st_mtime_ns for file in kept]
     for path in sorted(lost.parent.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
-    assert main(["surrogate", "run", str(root / "study.yaml"), "--out", str(finished)]) == 0
+    assert main(["surrogate", "run", str(finished / "study.yaml"), "--out", str(finished)]) == 0
     assert [file.stat().st_mtime_ns for file in kept] == times
     again, first = json.loads(lost.read_text()), json.loads(before)
     assert again["curve"] == first["curve"]  # the same run, to the last digit

@@ -13,13 +13,19 @@ from tools.cli import main
 from tools.surrogate.arms import arms_of, jobs_of
 from tools.surrogate.study import read_study
 
-SOURCES = {("zh", "web", "law"): 3000, ("en", "web", "computing"): 3000, ("synthetic", "qa", "algebra"): 1000,
-           ("synthetic", "qa", "physics"): 3000}  # fmt: skip
+SOURCES = {
+    ("zh", "web", "law"): 3000,
+    ("zh", "web", "novel"): 2000,
+    ("en", "web", "computing"): 3000,
+    ("synthetic", "qa", "algebra"): 1000,
+    ("synthetic", "qa", "physics"): 3000,
+}
 
 
 def base(root: Path, **sections: Any) -> Path:
     tiny.manifest(root / "train", SOURCES)
-    tiny.manifest(root / "held", {("zh", "web", "law"): 300, ("synthetic", "qa", "algebra"): 300}, role="validation")
+    held = {("zh", "web", "law"): 300, ("zh", "web", "novel"): 300, ("synthetic", "qa", "algebra"): 300}
+    tiny.manifest(root / "held", held, role="validation")
     languages = {"zh": 0.2, "en": 0.6, "synthetic": 0.2}
     stages = [{"name": "adapt", "tokens": 1024, "languages": languages}]
     tree = tiny.run_tree(root, hf=None, model={"preset": "tiny"}, **sections)

@@ -7,12 +7,12 @@ Arms of one seed share order of data and start; a job is known by a hash of all 
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError
 from megatron_synE.runtime.launch import default_nproc
 from tools.data.slurm_options import SlurmArray
@@ -25,7 +25,7 @@ from tools.surrogate.study import Study, read_study
 from tools.surrogate.trained import do_job, finished
 
 logger = logging.getLogger(__name__)
-STUDY, ARMS, DATA = "study.yaml", "arms", "data"
+STUDY, ARMS, DATA, WORK = "study.yaml", "arms", "data", ".work"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,13 +98,14 @@ def run_study(
     study = read_study(path)
     out = out or Path("runs/surrogate") / study.name
     arms_of(study, path)  # what is wrong with the study is said before anything is made
-    refuse_foreign(out, is_begun=(out / STUDY).is_file())
+    refuse_foreign(out, is_begun=(out / WORK).is_dir())
     with only_one(out):
-        shutil.copyfile(path, out / STUDY)
+        (out / WORK).mkdir(exist_ok=True)
         arms = arms_of(study, path, variants=variants(study, out / DATA))
         jobs = jobs_of(study, arms)
         nproc = study.nproc or default_nproc("cpu" if jobs[0].config["device"] == "cpu" else "auto")
         check_jobs(study, path, jobs, world_size=nproc if array is None else study.nproc or max(1, array.gpus))
+        write_atomic(out / STUDY, path.read_bytes())
         _run(study, _pilot(study, arms, jobs), out, "pilot", array)
         resolution = resolution_of(study, arms, jobs, out)
         logger.info("%s", resolution.sentence(study))
@@ -189,7 +190,7 @@ def _run(study: Study, jobs: Sequence[Job], out: Path, name: str, array: SlurmAr
     decided = json.dumps([job.folder for job in jobs])
     stage = Stage(
         name=f"{study.name}: {name}",
-        work=out / ".work" / name,
+        work=out / WORK / name,
         fingerprint=hashlib.sha256(decided.encode()).hexdigest(),
         sizes=tuple(job.tokens for job in jobs),
         do=partial(do_job, tuple(jobs), out / ARMS, study.nproc, study.keep_checkpoints),
