@@ -13,11 +13,12 @@ READY := .venv/package.stamp
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help quickstart quickstart-synth test test-long lint bench clean env lock
+.PHONY: help quickstart quickstart-synth surrogate test test-long lint bench clean env lock
 
 help:
 	@echo 'make quickstart   the whole line on real text and real weights, on this machine'
 	@echo 'make quickstart-synth   QA of a small model: generated, checked, audited, trained on'
+	@echo 'make surrogate    the small studies of docs/surrogate.md on real text (an hour on one core)'
 	@echo 'make test         the tests (minutes, CPU)'
 	@echo 'make test-long    the slow ones too'
 	@echo 'make lint         ruff, mypy, import-linter'
@@ -52,6 +53,9 @@ quickstart: $(READY)
 
 quickstart-synth: $(READY)
 	@$(BIN)/python -m examples.quickstart_synth
+
+surrogate: $(READY)
+	@$(BIN)/python -m examples.surrogate
 
 test: $(READY)
 	@$(BIN)/python -m pytest -m 'not slow'

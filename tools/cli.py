@@ -15,6 +15,7 @@ from tools.evaluation.commands import eval_app
 from tools.mix_commands import mix_app
 from tools.report.commands import register as register_report
 from tools.slurm.commands import slurm_app
+from tools.surrogate.commands import surrogate_app
 from tools.synthesis.commands import synth_app
 
 INTERRUPTED = 130  # what a shell reports for SIGINT
@@ -39,6 +40,7 @@ app.add_typer(synth_app, name="synth")
 app.add_typer(mix_app, name="mix")
 app.add_typer(slurm_app, name="slurm")
 app.add_typer(eval_app)
+app.add_typer(surrogate_app, name="surrogate")
 
 Processes = Annotated[
     int | None, typer.Option(min=1, help="Local processes; default: one per GPU, or one.", show_default=False)
@@ -236,6 +238,27 @@ def export(
     typer.echo(report.summary())
     if verify and logits and hf_config is None:
         _compare_logits(out, checkpoint, dtype)
+
+
+@app.command(epilog=example("syne average runs/quickstart/bilingual --last 4 --out runs/averaged"))
+def average(
+    places: Annotated[
+        list[Path], typer.Argument(metavar="RUN | FOLDER FOLDER...", help="A run, or iter_* folders of one model.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder that will hold iter_<newest iteration>.")],
+    last: Annotated[
+        int | None, typer.Option(min=2, help="Of the run: so many newest checkpoints.", show_default=False)
+    ] = None,
+) -> None:
+    """Mean of several checkpoints' weights, in place of a decay; `syne export` and init.from=checkpoint take it."""
+    from tools.checkpoint import averager
+    from tools.data.progress import live_bytes
+
+    log_to_stderr()
+    folders = averager.find_checkpoints(places, last)
+    with live_bytes("average") as progress:
+        report = averager.average(folders, out, progress=progress)
+    typer.echo(report.summary())
 
 
 def _compare_logits(hf: Path, checkpoint: Path, dtype: str) -> None:

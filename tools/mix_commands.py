@@ -129,8 +129,16 @@ def mix_replay(
 @mix_app.command("simulate", epilog=example("syne mix simulate --worlds 20 --plot simulated.png"))
 def mix_simulate(
     worlds: Annotated[int, typer.Option(min=2, help="Sets of random learning curves.")] = 20,
-    tokens: Annotated[float, typer.Option(min=1e6, help="Of one language's web pages.")] = 100e9,
-    interval: Annotated[float, typer.Option(min=1e5, help="Tokens between two decisions.")] = 4e9,
+    tokens: Annotated[
+        float | None,
+        typer.Option(
+            min=1e4, help="Of one language's web pages; default: 100e9, or as the curves.", show_default=False
+        ),
+    ] = None,
+    interval: Annotated[
+        float | None,
+        typer.Option(min=1e2, help="Tokens between two decisions; default: a 25th of them.", show_default=False),
+    ] = None,
     transfer: Annotated[float, typer.Option(min=0.0, max=0.5, help="Worth of a token to another topic.")] = 0.1,
     label_noise: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of pages with a wrong topic.")] = 0.1,
     confusion: Annotated[
@@ -138,12 +146,26 @@ def mix_simulate(
         typer.Option(help="report.json of train-classifier: label as that one does, held-out sets too."),
     ] = None,
     language: Annotated[str, typer.Option(help="Whose confusion.")] = "zh",
+    curves: Annotated[
+        Path | None, typer.Option(help="File of `syne surrogate curves`: its worlds, and its topics.")
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Write the shares of the first world as PNG.")] = None,
 ) -> None:
     """Every controller on the same simulated learning curves, beside equal shares. No measurement of any model."""
     from tools import mix_simulate as simulation
 
-    labels, measured = simulation.uniform_labels(label_noise), confusion is not None
+    fitted = None if curves is None else simulation.read_curves(curves)
+    if fitted is not None and confusion is not None:
+        raise ConfigError("syne mix simulate: --curves and --confusion have topics of their own; give one of them")
+    topics_of_study = simulation.TOPICS if fitted is None else len(fitted.topics)
+    labels, measured = simulation.uniform_labels(label_noise, topics_of_study), confusion is not None
+    tokens = tokens or (100e9 if fitted is None else fitted.tokens)
+    interval = interval or tokens / 25
+    if fitted is not None:
+        beyond = "" if tokens <= fitted.tokens else f"; {tokens:.3g} tokens are an extrapolation of them"
+        typer.echo(
+            f"curves of {', '.join(fitted.topics)} fitted from runs of {fitted.tokens:.3g} tokens in {curves}{beyond}\n"
+        )
     if confusion is not None:
         from tools.data.topic_report import read_confusion
 
@@ -151,8 +173,9 @@ def mix_simulate(
         labels = simulation.labels_of_confusion(shares)
         typer.echo(f"{len(topics)} topics of {language} as labelled in {confusion}: {', '.join(topics)}\n")
     found = simulation.simulate(
-        worlds=worlds, tokens=tokens, interval=interval, transfer=transfer, labels=labels, holds_out_by_label=measured
-    )
+        worlds=worlds, tokens=tokens, interval=interval, transfer=transfer, labels=labels, holds_out_by_label=measured,
+        curves=fitted,
+    )  # fmt: skip
     typer.echo(simulation.report(found))
     if plot is not None:
         simulation.plot(found, plot, interval=interval)

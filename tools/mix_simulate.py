@@ -3,13 +3,16 @@
 A world is drawn from a seed: per topic a power law of held-out loss in effective tokens, a transfer matrix (what a
 token of one topic is worth to another) and a classifier that mislabels some pages, by chance or as a measured one
 does. These are no measurements of any
-model: they show how a controller behaves (does it chase noise, does it settle), not what it will gain.
+model: they show how a controller behaves (does it chase noise, does it settle), not what it will gain. With curves that
+`syne surrogate curves` has fitted from a study, each world is one resample of the study's runs.
 """
 
+import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,9 +67,9 @@ class Trace:
     """Mean half of sum |change of share| per decision."""
 
 
-def uniform_labels(label_noise: float) -> Array:
+def uniform_labels(label_noise: float, topics: int = TOPICS) -> Array:
     """[true topic, label]: a share of the pages has a wrong label, any other topic alike."""
-    labels = np.full((TOPICS, TOPICS), label_noise / (TOPICS - 1))
+    labels = np.full((topics, topics), label_noise / (topics - 1))
     np.fill_diagonal(labels, 1.0 - label_noise)
     return labels
 
@@ -100,6 +103,62 @@ def draw_world(seed: int, *, transfer: float, tokens: float, labels: Array, hold
         planned=planned,
         seen=labels if holds_out_by_label else np.eye(topics),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curves:
+    """Learning curves fitted from a study, one world a resample of its runs."""
+
+    topics: tuple[str, ...]
+    floor: Array
+    """[worlds, topics], as `reducible`, `exponent`, `scale` and `planned`: see World."""
+    reducible: Array
+    exponent: Array
+    scale: Array
+    transfer: Array
+    """[worlds, topics, topics]: effective tokens of a topic per token of another."""
+    planned: Array
+    tokens: float
+    """Read at most in the study's runs: beyond, the curves are an extrapolation."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            item.name: value.tolist() if isinstance(value := getattr(self, item.name), np.ndarray) else value
+            for item in fields(self)
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Curves":
+        """Errors: ValueError, KeyError or TypeError for anything that is no set of curves."""
+        topics, worlds = tuple(map(str, content["topics"])), len(content["floor"])
+        arrays = {}
+        for name in ("floor", "reducible", "exponent", "scale", "transfer", "planned"):
+            arrays[name] = np.array(content[name], dtype=np.float64)
+            shape = (worlds, len(topics), len(topics))[: 3 if name == "transfer" else 2]
+            if arrays[name].shape != shape or not np.isfinite(arrays[name]).all():
+                raise ValueError(f"{name} must be finite numbers of shape {shape}")
+        return cls(topics=topics, tokens=float(content["tokens"]), **arrays)
+
+    def world(self, number: int, labels: Array) -> World:
+        """labels: [true topic, label], columns sum to 1."""
+        index = number % len(self.floor)
+        return World(
+            floor=self.floor[index],
+            reducible=self.reducible[index],
+            exponent=self.exponent[index],
+            scale=self.scale[index],
+            worth=self.transfer[index] @ labels,
+            planned=self.planned[index],
+            seen=np.eye(len(self.topics)),
+        )
+
+
+def read_curves(file: Path) -> Curves:
+    """What `syne surrogate curves` wrote. Errors: ConfigError naming the file."""
+    try:
+        return Curves.from_json(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"--curves {file}: no file of `syne surrogate curves` ({error})") from error
 
 
 def follow(world: World, settings: ControllerSettings, *, tokens: float, interval: float, seed: int) -> Trace:
@@ -136,9 +195,18 @@ def follow(world: World, settings: ControllerSettings, *, tokens: float, interva
 
 
 def simulate(
-    *, worlds: int, tokens: float, interval: float, transfer: float, labels: Array, holds_out_by_label: bool = False
+    *,
+    worlds: int,
+    tokens: float,
+    interval: float,
+    transfer: float,
+    labels: Array,
+    holds_out_by_label: bool = False,
+    curves: Curves | None = None,
 ) -> dict[str, list[Trace]]:
     """Controller -> its path in each world; all controllers meet the same worlds and the same noise.
+
+    curves: worlds of a study in place of drawn ones.
 
     Errors: ConfigError for fewer than two decisions.
     """
@@ -146,7 +214,12 @@ def simulate(
         raise ConfigError(f"--tokens {tokens:g} must hold two or more intervals of --interval {interval:g}")
     found: dict[str, list[Trace]] = {name: [] for name in CONTROLLERS}
     for seed in track(range(worlds), "simulating", console=Console(stderr=True), transient=True):
-        world = draw_world(seed, transfer=transfer, tokens=tokens, labels=labels, holds_out_by_label=holds_out_by_label)
+        if curves is not None:
+            world = curves.world(seed, labels)
+        else:
+            world = draw_world(
+                seed, transfer=transfer, tokens=tokens, labels=labels, holds_out_by_label=holds_out_by_label
+            )
         for name, traces in found.items():
             traces.append(follow(world, ControllerSettings(name=name), tokens=tokens, interval=interval, seed=seed))
     return found

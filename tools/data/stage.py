@@ -90,6 +90,11 @@ def is_done(stage: Stage, task: int) -> bool:
     return _kept(stage, task) is not None
 
 
+def forget(stage: Stage, task: int) -> None:
+    """Drop the task's result, if there is one: what it stood for has gone."""
+    _path(stage, task).unlink(missing_ok=True)
+
+
 def missing_tasks(stage: Stage, tasks: Sequence[int]) -> list[int]:
     """Those of `tasks` that have no result yet."""
     there = {entry.name for entry in os.scandir(stage.work)}  # also makes NFS look again for what another node wrote

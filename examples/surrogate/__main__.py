@@ -1,0 +1,54 @@
+"""python -m examples.surrogate: real text, a small starting model, and the studies of examples/surrogate/small.
+
+prepare ─> share ─ law ─> controllers ─> order ─> transfer ─ curves ─> mix simulate on the curves
+Everything lies below runs/surrogate; a second call goes on where the first stopped. About forty minutes on one core.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from data_mixers.errors import UserError
+from examples.quickstart.steps import syne
+from examples.surrogate.prepare import prepare
+
+OUT = Path("runs/surrogate")  # the studies' files name it
+SMALL = Path(__file__).parent / "small"
+STUDIES = ("share", "controllers", "order", "transfer")
+
+
+def main() -> int:
+    """Returns an exit code."""
+    parser = argparse.ArgumentParser(prog="python -m examples.surrogate", description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=("prepare", *STUDIES), help="this step alone, after what it needs")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        prepare(OUT)
+        for study in STUDIES:
+            if options.only in (None, study):
+                run(study)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run(study: str) -> None:
+    """One study and what is made of it. --anyway: what it cannot resolve is said in its table, and shown too."""
+    folder = OUT / "studies" / study
+    syne("surrogate", "run", SMALL / f"{study}.yaml", "--out", folder, "--anyway")
+    if study == "share":
+        syne("surrogate", "law", folder)
+    if study == "transfer":
+        curves = folder / "curves.json"
+        syne("surrogate", "curves", folder, "--language", "zh", "--out", curves)
+        syne("mix", "simulate", "--curves", curves, "--label-noise", 0, "--worlds", 30)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

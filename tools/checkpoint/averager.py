@@ -1,0 +1,219 @@
+"""Mean of several checkpoints' weights, a block of rows at a time: `syne average`.
+
+In model space, so that runs of any layout can be averaged. Where every checkpoint holds fp32 masters (a bf16 run),
+their mean is taken, and rounded once.
+"""
+
+import logging
+import math
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_mixers.errors import ConfigError
+from megatron_synE.checkpoint import layout
+from megatron_synE.checkpoint.chunk_reader import ChunkReader
+from megatron_synE.checkpoint.dcp import Chunk, save_chunks
+from megatron_synE.checkpoint.hf_export import Progress
+from megatron_synE.checkpoint.hf_mapping import GlobalTensor, global_tensors
+from megatron_synE.checkpoint.weights import CheckpointWeights
+from megatron_synE.exit_codes import CheckpointError
+from megatron_synE.model.llama import LlamaArchitecture, architecture_from_hf, read_hf_config
+from megatron_synE.runtime.run_dir import versions
+from tools.checkpoint.importer import CHUNK_BYTES
+from tools.checkpoint.meter import Cost, Meter
+
+logger = logging.getLogger(__name__)
+MASTER = "optimizer.master."
+
+
+@dataclass(frozen=True, kw_only=True)
+class AverageReport:
+    """What was written."""
+
+    checkpoint: Path
+    averaged: tuple[Path, ...]
+    of_masters: bool
+    cost: Cost
+
+    def summary(self) -> str:
+        what = "fp32 masters" if self.of_masters else "weights"
+        names = ", ".join(folder.name for folder in self.averaged)
+        return f"{self.checkpoint}: mean of the {what} of {names}; {self.cost.summary()}"
+
+
+def find_checkpoints(places: Sequence[Path], last: int | None) -> list[Path]:
+    """The checkpoints a user means: the newest `last` complete ones of one run, or the folders given.
+
+    Errors: ConfigError for fewer than two, or for `last` beside several folders; CheckpointError if one is not whole.
+    """
+    if last is None:
+        found = [layout.resolve_checkpoint(place) for place in places]
+    elif len(places) != 1:
+        raise ConfigError("--last K goes with one run; name several checkpoints without it")
+    else:
+        folders = (places[0], places[0] / layout.CHECKPOINTS)
+        whole = next((c for folder in folders if (c := layout.complete_checkpoints(folder))), [])
+        if len(whole) < last:
+            raise ConfigError(
+                f"--last {last}: {places[0]} holds {len(whole)} complete checkpoints; lower it, or train with "
+                "checkpoint.keep_last at least as large"
+            )
+        found = [layout.resolve_checkpoint(folder) for folder in whole[-last:]]
+    if len({folder.resolve() for folder in found}) < max(2, len(found)):
+        raise ConfigError(f"{', '.join(map(str, found))}: an average needs two or more different checkpoints")
+    return found
+
+
+def average(folders: Sequence[Path], out: Path, *, progress: Progress | None = None) -> AverageReport:
+    """Write the mean of these checkpoints' weights as `out`/iter_<newest iteration>, without optimizer state.
+
+    Errors: CheckpointError naming folders and field for another architecture or tokenizer, or if `out` holds others.
+    Cost: memory for a few blocks of 16 MiB in fp64, whatever the model's size; reads every weight once.
+    """
+    meter = Meter()
+    states = [layout.read_state(folder) for folder in folders]
+    architecture = _common_architecture(folders)
+    _check_alike(folders, states)
+    weights = [CheckpointWeights(folder, architecture) for folder in folders]
+    readers = [ChunkReader(folder) for folder in folders]
+    tensors = global_tensors(architecture)
+    of_masters = all(f"{MASTER}{tensor.key}" in reader.keys for reader in readers for tensor in tensors)
+    newest = max(range(len(folders)), key=lambda index: states[index].iteration)
+    final = out / layout.iteration_name(states[newest].iteration)
+    _check_replaceable(out, final, folders)
+    temporary = out / layout.temporary_name(states[newest].iteration, f"average-{os.getpid()}")
+    counter = _Counter(progress, total=sum(math.prod(t.shape) * weights[0].dtype(t.key).itemsize for t in tensors))
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        sources: Sequence[Any] = readers if of_masters else weights
+        chunks = [
+            chunk
+            for tensor in tensors
+            for chunk in _chunks(sources, tensor, MASTER if of_masters else "", weights[0].dtype(tensor.key), counter)
+        ]
+        hashes = save_chunks(temporary, chunks)
+        _write_rest(temporary, folders, states, newest, hashes)
+        layout.publish(temporary, final)
+    except OSError as error:
+        raise CheckpointError(f"{final}: cannot be written ({error.strerror})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return AverageReport(
+        checkpoint=final, averaged=tuple(folders), of_masters=of_masters, cost=meter.cost(size_bytes=counter.total)
+    )
+
+
+class _Counter:
+    def __init__(self, progress: Progress | None, *, total: int) -> None:
+        self.total, self._done, self._progress = total, 0, progress
+
+    def add(self, tensor: torch.Tensor) -> None:
+        self._done += tensor.numel() * tensor.element_size()
+        if self._progress is not None:
+            self._progress(self._done, self.total)
+
+
+def _chunks(
+    sources: Sequence[Any], tensor: GlobalTensor, prefix: str, dtype: torch.dtype, counter: _Counter
+) -> Iterator[Chunk]:
+    columns = tensor.shape[1:]
+    step = max(1, CHUNK_BYTES // (math.prod(columns) * 8))  # the sum is fp64
+    for row in range(0, tensor.shape[0], step):
+        offsets = (row, *(0 for _ in columns))
+        block = (min(step, tensor.shape[0] - row), *columns)
+        produce = partial(_mean, sources, f"{prefix}{tensor.key}", offsets, block, dtype, counter)
+        yield Chunk(tensor.key, tensor.shape, offsets, block, dtype, produce)
+
+
+def _mean(
+    sources: Sequence[Any], key: str, offsets: tuple[int, ...], block: tuple[int, ...], dtype: torch.dtype,
+    counter: _Counter,
+) -> torch.Tensor:  # fmt: skip
+    total = torch.zeros(block, dtype=torch.float64)
+    for source in sources:
+        total += source.read(key, offsets, block, torch.float64)
+    mean = (total / len(sources)).to(dtype)
+    if not bool(torch.isfinite(mean).all()):
+        raise CheckpointError(
+            f"{key}: a value of its mean is not finite; one of the checkpoints is damaged or diverged"
+        )
+    counter.add(mean)
+    return mean
+
+
+def _common_architecture(folders: Sequence[Path]) -> LlamaArchitecture:
+    first, *others = [architecture_from_hf(read_hf_config(f), where=str(f / "config.json")) for f in folders]
+    for folder, other in zip(folders[1:], others, strict=True):
+        for field in fields(first):
+            here, there = getattr(first, field.name), getattr(other, field.name)
+            if here != there:
+                raise CheckpointError(
+                    f"{folder} is of another architecture than {folders[0]}: {field.name} is {there}, not {here}; "
+                    "only checkpoints of one model can be averaged"
+                )
+    return first
+
+
+def _check_alike(folders: Sequence[Path], states: Sequence[layout.CommonState]) -> None:
+    """Tokenizers are compared where both are known: an imported checkpoint names none."""
+    known = [(folder, state.tokenizer_digest) for folder, state in zip(folders, states, strict=True)]
+    known = [(folder, digest) for folder, digest in known if digest is not None]
+    for folder, digest in known[1:]:
+        if digest != known[0][1]:
+            raise CheckpointError(
+                f"{folder} was trained with another tokenizer than {known[0][0]} ({str(digest)[:12]}, not "
+                f"{str(known[0][1])[:12]}); only checkpoints with one vocabulary can be averaged"
+            )
+    for folder, state in zip(folders[1:], states[1:], strict=True):
+        if state.weights_dtype != states[0].weights_dtype:
+            raise CheckpointError(
+                f"{folder}: its weights are {state.weights_dtype}, those of {folders[0]} {states[0].weights_dtype}; "
+                "average checkpoints of one precision"
+            )
+
+
+def _write_rest(
+    temporary: Path, folders: Sequence[Path], states: Sequence[layout.CommonState], newest: int, hashes: dict[str, str]
+) -> None:
+    shutil.copyfile(folders[newest] / "config.json", temporary / "config.json")
+    if (folders[newest] / "tokenizer").is_dir():
+        shutil.copytree(folders[newest] / "tokenizer", temporary / "tokenizer")
+    last = states[newest]
+    state = layout.CommonState(
+        iteration=last.iteration,
+        consumed_samples=last.consumed_samples,
+        consumed_tokens=last.consumed_tokens,
+        adam_step=0,
+        has_optimizer=False,
+        weights_dtype=last.weights_dtype,
+        tied=last.tied,
+        vocab_size=last.vocab_size,
+        tokenizer_digest=last.tokenizer_digest,
+    )
+    layout.write_state(temporary, state)
+    layout.write_megatron_files(temporary, state)
+    lineages = [layout.read_manifest(folder).get("lineage_hash") for folder in folders]
+    facts = {
+        "kind": "average",
+        "averaged": [folder.name for folder in folders],
+        "averaged_lineage_hashes": lineages,
+        "parent_lineage_hash": lineages[newest],
+        "versions": versions(),
+    }
+    layout.write_manifest(temporary, facts, known_sha256=hashes)
+
+
+def _check_replaceable(out: Path, final: Path, folders: Sequence[Path]) -> None:
+    if any(folder.resolve() == final.resolve() for folder in folders):
+        raise CheckpointError(f"{final}: is one of the checkpoints to average; choose another --out")
+    others = sorted(folder.name for folder in out.glob("iter_*") if folder != final) if out.is_dir() else []
+    if others or (out / layout.CHECKPOINTS).is_dir():
+        raise CheckpointError(f"{out}: holds the checkpoints of a run; average into another folder")

@@ -1,0 +1,272 @@
+"""`syne surrogate law`: the mixing law of a study, checked at a scale it has not seen, and the best share at the next.
+
+results of a study ─ cells (size, tokens, share) of each held-out set ─ fit without the largest scale ─> prediction
+there, beside what was measured ─ fit with it ─> loss and best share at the next scale
+The largest scale is the largest model, where the study has several, else the last validation.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_mixers.atomic import publish, temporary_path, write_atomic
+from data_mixers.errors import ConfigError
+from megatron_synE.checkpoint.hf_mapping import global_tensors
+from megatron_synE.config.derive import resolve_architecture
+from megatron_synE.config.load import load_config
+from tools.surrogate.arms import Arm
+from tools.surrogate.law import Array, Cells, Law, fit_law, interval, share_losses
+from tools.surrogate.outcome import members
+from tools.surrogate.run import Finished, open_study
+from tools.surrogate.study import Study
+
+RESAMPLES = 200
+GRID = 81  # shares that are tried, from the least to the largest of the study
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One held-out set and arm at the scale that was left out."""
+
+    set: str
+    share: float
+    measured: float
+    predicted: float
+    low: float
+    high: float
+
+    @property
+    def is_inside(self) -> bool:
+        return self.low <= self.measured <= self.high
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """The best share of synthetic text at a scale, for the mean of all groups."""
+
+    tokens: float
+    share: float
+    low: float
+    high: float
+    spread_of_losses: float
+    """Loss of the worst share of the grid less that of the best, nats: how much the choice matters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LawReport:
+    """What the law of a study says."""
+
+    checks: tuple[Check, ...]
+    left_out: str
+    forecasts: tuple[Forecast, ...]
+    """Where it was measured at most, then at the next scale."""
+    measured_best: float
+    """The arm with the least mean loss at the largest scale."""
+    laws: dict[str, Law]
+    level: float
+
+
+def law_of(folder: Path, *, tokens: float | None = None, resamples: int = RESAMPLES, level: float = 0.9) -> LawReport:
+    """tokens: of the next scale; None: twice the largest. Errors: ConfigError if the study has no synthetic_share."""
+    finished = open_study(folder)
+    if "synthetic_share" not in finished.study.grid:
+        raise ConfigError(f"{folder}: a mixing law needs the factor synthetic_share in the grid of the study")
+    sizes = {arm.name: size_of(finished.study, arm) for arm in finished.arms}
+    sets = list(dict.fromkeys(s for g in finished.study.outcome.groups for s in _members(finished, g)))
+    cells = {name: cells_of(finished, name, sizes) for name in sets}
+    first = cells[sets[0]]
+    several = len(np.unique(first.size)) > 1
+    scale = first.size if several else first.tokens
+    if len(np.unique(scale)) < 3:
+        what = "models" if several else "validations after the first step"
+        raise ConfigError(
+            f"{folder}: a law needs three {what}, two to fit and one to check; lower validation.interval_tokens"
+        )
+    is_last = scale == scale.max()
+    checks = []
+    for name in sets:
+        law = fit_law(cells[name].where(~is_last), resamples=resamples)
+        checks += _checked(name, law, cells[name].where(is_last), level)
+    laws = {name: fit_law(cells[name], resamples=resamples) for name in sets}
+    largest = float(first.tokens.max())
+    forecasts = [_forecast(finished, laws, sizes, at, level) for at in (largest, tokens or 2 * largest)]
+    return LawReport(
+        checks=tuple(checks),
+        left_out=f"size {scale.max():,.0f}" if several else f"{largest:,.0f} tokens",
+        forecasts=tuple(forecasts),
+        measured_best=_measured_best(finished, sizes),
+        laws=laws,
+        level=level,
+    )
+
+
+def cells_of(finished: Finished, name: str, sizes: dict[str, float]) -> Cells:
+    """The cells of one held-out set: every validation after the first step of every arm."""
+    language = name.split("/")[0]
+    shares = {arm.name: share_of(finished.study, arm, language) for arm in finished.arms}
+    rows: dict[tuple[float, float, float], list[float]] = {}
+    for measured in finished.measured:
+        start = measured.curve[0].consumed_tokens
+        for point in measured.curve[1:]:
+            key = (sizes[measured.arm], float(point.consumed_tokens - start), shares[measured.arm])
+            rows.setdefault(key, []).append(point.nll[name])
+    keys = sorted(rows)
+    return Cells(
+        size=np.array([key[0] for key in keys]),
+        tokens=np.array([key[1] for key in keys]),
+        share=np.array([key[2] for key in keys]),
+        losses=np.array([rows[key] for key in keys]),
+    )
+
+
+def share_of(study: Study, arm: Arm, language: str) -> float:
+    """Of a language, in the stage whose synthetic share the study sets."""
+    stage = load_config(study.base, list(arm.overrides)).resolved.data.stages[study.synthetic.stage]
+    return float(stage.languages.get(language, 0.0))
+
+
+def size_of(study: Study, arm: Arm) -> float:
+    """Parameters outside the embeddings."""
+    architecture, _ = resolve_architecture(load_config(study.base, list(arm.overrides)).resolved)
+    tensors = global_tensors(architecture)
+    return float(sum(math.prod(t.shape) for t in tensors if t.key.startswith("decoder.")))
+
+
+def report(found: LawReport) -> str:
+    """Markdown."""
+    inside = sum(check.is_inside for check in found.checks)
+    errors = [abs(check.predicted - check.measured) for check in found.checks]
+    lines = [
+        f"Fitted without {found.left_out}, then compared with what was measured there: {inside} of {len(found.checks)} "
+        f"losses lie in their {found.level:.0%} interval; mean absolute error {np.mean(errors):.4f} nats, largest "
+        f"{np.max(errors):.4f}.",
+        "",
+        "| held-out set | share of its language | measured | predicted | interval | inside |",
+        "|---|---:|---:|---:|---|---|",
+    ]
+    for check in found.checks:
+        lines.append(
+            f"| {check.set} | {check.share:.3f} | {check.measured:.4f} | {check.predicted:.4f} | "
+            f"[{check.low:.4f}, {check.high:.4f}] | {'yes' if check.is_inside else 'no'} |"
+        )
+    lines.append("")
+    for number, forecast in enumerate(found.forecasts):
+        where = "the largest scale measured" if number == 0 else "the next scale"
+        lines.append(
+            f"Best share of synthetic text at {forecast.tokens:,.0f} tokens ({where}), by the mean of all groups: "
+            f"{forecast.share:.3f} [{forecast.low:.3f}, {forecast.high:.3f}]; the worst share of the range costs "
+            f"{forecast.spread_of_losses:.4f} nats more."
+        )
+    lines.append(f"The arm measured best at the largest scale has {found.measured_best:g}.")
+    return "\n".join(lines) + "\n"
+
+
+def write_law(found: LawReport, folder: Path) -> list[Path]:
+    """law.md, law.json and law.png in the study's folder."""
+    content = {
+        "left_out": found.left_out,
+        "checks": [vars(check) for check in found.checks],
+        "forecasts": [vars(forecast) for forecast in found.forecasts],
+        "measured_best": found.measured_best,
+        "laws": {name: law.best() | {"misfit": law.misfit} for name, law in found.laws.items()},
+    }
+    write_atomic(folder / "law.json", json.dumps(content, indent=1, allow_nan=False).encode())
+    write_atomic(folder / "law.md", report(found).encode())
+    _draw(found, folder / "law.png")
+    return [folder / name for name in ("law.md", "law.json", "law.png")]
+
+
+def _members(finished: Finished, group: str) -> list[str]:
+    return members(finished.study.outcome, group, list(finished.measured[0].final))
+
+
+def _checked(name: str, law: Law, cells: Cells, level: float) -> list[Check]:
+    drawn = law.predict(cells.size, cells.tokens, cells.share)
+    random = np.random.default_rng(0)
+    count = cells.losses.shape[1]
+    checks = []
+    for index, losses in enumerate(cells.losses):
+        # What was measured is a mean of few seeds, and the law fits as well as it fits: both belong to the interval.
+        noise = math.hypot(float(losses.std(ddof=1)) / math.sqrt(count) if count > 1 else 0.0, law.misfit)
+        low, high = interval(drawn[1:, index] + noise * random.standard_normal(len(drawn) - 1), level)
+        checks.append(
+            Check(set=name, share=float(cells.share[index]), measured=float(losses.mean()),
+                  predicted=float(drawn[0, index]), low=low, high=high)
+        )  # fmt: skip
+    return checks
+
+
+def _forecast(
+    finished: Finished, laws: dict[str, Law], sizes: dict[str, float], tokens: float, level: float
+) -> Forecast:
+    study = finished.study
+    levels = [float(level) for level in study.grid["synthetic_share"]]
+    grid = np.linspace(min(levels), max(levels), GRID)
+    weighted, of_share = [], []
+    for group in study.outcome.groups:
+        names = _members(finished, group)
+        for name in names:
+            weighted.append((laws[name], 1 / len(names)))  # groups count alike, and sets alike inside a group
+            of_share.append(_along(finished, name.split("/")[0], grid))
+    losses = share_losses(weighted, of_share, size=max(sizes.values()), tokens=tokens)
+    best = grid[losses.argmin(axis=1)]
+    low, high = interval(best[1:], level)
+    spread = float(losses[0].max() - losses[0].min())
+    return Forecast(tokens=tokens, share=float(best[0]), low=low, high=high, spread_of_losses=spread)
+
+
+def _along(finished: Finished, language: str, grid: NDArray[np.float64]) -> Array:
+    """The language's share where that of synthetic text is each of the grid: a straight line between the arms."""
+    study = finished.study
+    synthetic = np.array([share_of(study, arm, study.synthetic.language) for arm in finished.arms])
+    own = np.array([share_of(study, arm, language) for arm in finished.arms])
+    order = np.argsort(synthetic)
+    along: Array = np.interp(grid, synthetic[order], own[order])
+    return along
+
+
+def _measured_best(finished: Finished, sizes: dict[str, float]) -> float:
+    study, largest = finished.study, max(sizes.values())
+    losses: dict[float, list[float]] = {}
+    for measured in finished.measured:
+        if sizes[measured.arm] == largest:
+            arm = next(arm for arm in finished.arms if arm.name == measured.arm)
+            groups = [np.mean([measured.final[name] for name in _members(finished, g)]) for g in study.outcome.groups]
+            losses.setdefault(float(arm.levels["synthetic_share"]), []).append(float(np.mean(groups)))
+    return min(losses, key=lambda share: float(np.mean(losses[share])))
+
+
+def _draw(found: LawReport, file: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names: Sequence[str] = list(dict.fromkeys(check.set for check in found.checks))
+    columns = min(5, len(names))
+    rows = -(-len(names) // columns)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(3 * columns, 2.5 * rows), squeeze=False)
+    for axis, name in zip(axes.flat, names, strict=False):
+        checks = [check for check in found.checks if check.set == name]
+        shares = [check.share for check in checks]
+        axis.fill_between(shares, [c.low for c in checks], [c.high for c in checks], color="C0", alpha=0.25)
+        axis.plot(shares, [c.predicted for c in checks], "-", color="C0", label="predicted")
+        axis.plot(shares, [c.measured for c in checks], "o", color="C1", markersize=4, label="measured")
+        axis.set_title(name, fontsize=8)
+        axis.tick_params(labelsize=7)
+    for axis in axes.flat[len(names) :]:
+        axis.axis("off")
+    axes[0][0].legend(fontsize=7)
+    figure.supxlabel("share of the set's language", fontsize=9)
+    figure.supylabel("held-out loss, nats per token", fontsize=9)
+    figure.suptitle(f"law fitted without {found.left_out}, with {found.level:.0%} intervals", fontsize=10)
+    figure.tight_layout()
+    temporary = temporary_path(file)
+    figure.savefig(temporary, dpi=80, format="png")
+    pyplot.close(figure)
+    publish(temporary, file)

@@ -1,0 +1,193 @@
+"""study.yaml: the question, the grid of settings, the seeds, and what is measured; every fault in one message."""
+
+import difflib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from data_mixers.errors import ConfigError
+from megatron_synE.config.load import read_yaml
+from tools.synthesis.corruption import CHANGE_KINDS, ChangeKind
+
+STRICT = ConfigDict(extra="forbid", strict=True)
+Level = str | int | float
+Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+Inside = Annotated[float, Field(gt=0.0, lt=1.0)]
+Order = Literal["low_to_high", "high_to_low", "random", "by_topic"]
+ORDERS = ("low_to_high", "high_to_low", "random", "by_topic")
+RECIPE_FACTORS = ("synthetic_share", "corruption", "order", "controller")
+"""Names of the grid that stand for more than one key of a run."""
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class Outcome:
+    """What the question is answered by: held-out loss, nats per token, each set of a group counted alike."""
+
+    groups: dict[str, tuple[str, ...]]
+    """Name -> globs over the names of held-out sets, e.g. synthetic/*."""
+    primary: str
+    """The group that the question is about; all others are shown beside it."""
+    matters: Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+    """The smallest difference that would change a decision, in nats per token."""
+    power: Inside = 0.8
+    """The chance to find a difference of that size."""
+    level: Inside = 0.95
+    """Of every interval; comparisons share its error between them (Bonferroni)."""
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class Corruption:
+    """Pairs of which the factor `corruption` makes a share wrong, and how they become token files."""
+
+    input: str
+    """File, folder or glob of clean pairs."""
+    tokenizer: Path
+    source: str
+    topic: str | None = None
+    topic_key: str | None = None
+    language: str = "synthetic"
+    """Of the token files."""
+    word_language: Literal["zh", "en"] | None = None
+    """Whose nouns and adjectives are swapped, where a pair does not say."""
+    keys: tuple[str, ...] = ("text",)
+    """Texts that are changed; the first is the one that is tokenised."""
+    kinds: tuple[ChangeKind, ...] = CHANGE_KINDS
+    seed: int = 0
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class Ordered:
+    """What the factor `order` puts in order."""
+
+    languages: tuple[str, ...] = ("synthetic",)
+    stage: Annotated[int, Field(ge=0)] = 0
+    topics: tuple[str, ...] | None = None
+    """Order of by_topic; None: by name."""
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class Synthetic:
+    """Whose share the factor `synthetic_share` sets; the other languages shrink in proportion."""
+
+    language: str = "synthetic"
+    stage: Annotated[int, Field(ge=0)] = 0
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class Study:
+    """A grid over settings of one run, with seeds."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    question: str
+    base: Path
+    """The run's YAML file that every arm changes; run.name, run.dir and run.seed are set by the study."""
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=2)]
+    """The same for every arm, so that arms are compared inside a seed."""
+    grid: Annotated[dict[str, list[Level] | dict[str, dict[str, Any]]], Field(min_length=1)]
+    """Factor -> its levels: values of a recipe factor or of a key such as optimizer.lr, or names with the keys each
+    sets. Every combination is an arm."""
+    outcome: Outcome
+    reference: tuple[str, ...] = ()
+    """Arms that the others are compared with; none: the first."""
+    set: dict[str, Any] = Field(default_factory=dict)
+    """Keys that differ from the base in every arm."""
+    pilot_seeds: Annotated[int, Field(ge=2)] = 3
+    """Of the first reference and of the last arm, run first to see how much seeds differ."""
+    spread: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | None = None
+    """Standard deviation of a paired difference in nats, where it is known; None: the pilot measures it."""
+    synthetic: Synthetic = Field(default_factory=Synthetic)
+    corruption: Corruption | None = None
+    order: Ordered = Field(default_factory=Ordered)
+    nproc: Annotated[int, Field(gt=0)] | None = None
+    """Processes of an arm on its machine; None: one per GPU, or one."""
+    keep_checkpoints: bool = False
+    """Of finished arms, for `syne export` and evaluation; else only what they measured stays."""
+
+
+def read_study(path: Path) -> Study:
+    """Errors: ConfigError with a line for every fault, each naming its key."""
+    tree = read_yaml(path)
+    faults: list[str] = []
+    study: Study | None = None
+    try:
+        study = TypeAdapter(Study).validate_json(json.dumps(tree))
+    except ValidationError as error:
+        faults = list(dict.fromkeys(_explained(dict(fault)) for fault in error.errors(include_url=False)))
+    faults += [] if study is None else list(_rules(study))
+    if faults or study is None:
+        raise_faults(path, faults)
+    return study
+
+
+def raise_faults(path: Path, faults: list[str]) -> NoReturn:
+    """Errors: the ConfigError that lists them."""
+    count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+    raise ConfigError("\n  ".join([f"{path}: {count}", *faults]))
+
+
+def _rules(study: Study) -> Iterator[str]:
+    """What one field alone cannot say."""
+    if study.outcome.primary not in study.outcome.groups:
+        named = ", ".join(study.outcome.groups) or "none"
+        yield f"outcome.primary: {study.outcome.primary!r} is not one of outcome.groups ({named})"
+    if len(set(study.seeds)) < len(study.seeds):
+        yield f"seeds: {list(study.seeds)} holds one twice; each must be another"
+    if study.pilot_seeds > len(study.seeds):
+        yield f"pilot_seeds: {study.pilot_seeds} is more than the {len(study.seeds)} seeds; lower it"
+    if not study.base.is_file():
+        yield f"base: {study.base} is not a file; give the run's YAML file, from the current folder"
+    for factor, levels in study.grid.items():
+        yield from _factor_faults(study, factor, levels)
+    for key in study.set:
+        if key.split(".")[0] == "run":
+            yield f"set.{key}: the study sets run.name, run.dir and run.seed itself; leave it out"
+
+
+def _factor_faults(study: Study, factor: str, levels: list[Level] | dict[str, dict[str, Any]]) -> Iterator[str]:
+    where = f"grid.{factor}"
+    if not levels:
+        yield f"{where}: has no level; give at least one"
+    if isinstance(levels, dict):
+        if any(key.split(".")[0] == "run" for keys in levels.values() for key in keys):
+            yield f"{where}: the study sets run.name, run.dir and run.seed itself; leave them out"
+        return
+    if len(set(map(str, levels))) < len(levels):
+        yield f"{where}: holds a level twice"
+    if factor in ("synthetic_share", "corruption"):
+        for level in levels:
+            if not isinstance(level, int | float) or not 0 <= level < 1:
+                yield f"{where}: {level!r} is not a share of at least 0 and below 1, e.g. 0.2"
+    elif factor == "order":
+        yield from (f"{where}: {level!r} is none of {', '.join(ORDERS)}" for level in levels if level not in ORDERS)
+    elif factor not in RECIPE_FACTORS and "." not in factor:
+        near = difflib.get_close_matches(factor, RECIPE_FACTORS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(RECIPE_FACTORS)}"
+        yield (
+            f"{where}: no recipe factor and no section.key; {hint} "
+            "Levels that set several keys are names: {a: {key.sub: value}, b: {...}}"
+        )
+    if factor == "corruption" and study.corruption is None:
+        yield "corruption: missing; it says which pairs the factor of the grid makes wrong (input, tokenizer, source)"
+
+
+def _explained(fault: dict[str, Any]) -> str:
+    loc = [str(part) for part in fault["loc"] if part not in ("[key]",) and not re.match(r"(list|dict)\[", str(part))]
+    key, kind = ".".join(loc) or "the file", fault["type"]
+    if kind == "unexpected_keyword_argument":
+        known = [field.name for field in fields(_section(loc[:-1]))]
+        near = difflib.get_close_matches(loc[-1], known, n=1)
+        return f"{key}: unknown key; " + (f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}")
+    if kind in ("missing", "missing_argument", "missing_keyword_only_argument"):
+        return f"{key}: missing; it has no default"
+    return f"{key}: {fault['msg'].removeprefix('Input ')} ({fault['input']!r:.60})"
+
+
+def _section(loc: list[str]) -> Any:
+    sections = {"outcome": Outcome, "corruption": Corruption, "order": Ordered, "synthetic": Synthetic}
+    return sections[loc[0]] if loc else Study
