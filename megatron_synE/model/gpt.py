@@ -103,4 +103,3 @@ class LlamaModel(GPTModel):
         """[1, t, v] on each TP rank -> [1, t, vocab_size] without padding. Collective: the TP group."""
         whole = tensor_parallel.gather_from_tensor_model_parallel_region(logits)
         return whole[..., : self.architecture.vocab_size]  # type: ignore[no-any-return]
-

@@ -149,10 +149,7 @@ def _is_one_number(d_nll: torch.Tensor) -> bool:
 
 
 def _scaled(gradient: torch.Tensor | None, scale: torch.Tensor) -> torch.Tensor | None:
-    # On a CPU looking costs nothing, and mostly saves a pass over the weight's gradient; on a GPU the host would wait.
-    if gradient is None or (scale.device.type == "cpu" and float(scale) == 1.0):
-        return gradient
-    return gradient.mul_(scale)
+    return None if gradient is None else gradient.mul_(scale)
 
 
 def _computed(
