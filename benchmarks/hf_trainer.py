@@ -51,16 +51,26 @@ class MasterAdamW(torch.optim.Optimizer):
             param.copy_(master)
 
 
-def their_steps(hf: Path, steps: int, precision: str) -> float:
-    """Run Trainer in this process; median seconds of a step. Writes nothing."""
-    from torch.utils.data import Dataset
+def their_steps(hf: Path, steps: int, precision: str, samples: Path | None) -> dict[str, Any]:
+    """Run Trainer in this process; median seconds of a step but the first, and the losses. Writes nothing.
+
+    samples: an array [number, tokens + 1] to train on in this order, one process only; else random tokens.
+    """
+    import numpy as np
+    from torch.utils.data import Dataset, SequentialSampler
     from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+
+    given = None if samples is None else np.load(samples)
 
     class Tokens(Dataset[dict[str, torch.Tensor]]):
         def __len__(self) -> int:
-            return 10_000
+            return 10_000 if given is None else len(given)
 
         def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+            if given is not None:
+                tokens = torch.from_numpy(given[index].astype(np.int64))
+                # The model takes labels as given when they are called shift_labels.
+                return {"input_ids": tokens[:-1], "labels": tokens[:-1], "shift_labels": tokens[1:]}
             generator = torch.Generator().manual_seed(index)
             ids = torch.randint(0, SHAPE["vocab_size"], (SEQ_LENGTH,), generator=generator)
             return {"input_ids": ids, "labels": ids}
@@ -77,6 +87,10 @@ def their_steps(hf: Path, steps: int, precision: str) -> float:
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             self.seconds.append(time.perf_counter() - self._start)
 
+    class InOrder(Trainer):
+        def _get_train_sampler(self, *arguments: Any) -> Any:
+            return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
+
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     model = AutoModelForCausalLM.from_pretrained(hf, dtype=dtype, attn_implementation="sdpa")
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -84,22 +98,25 @@ def their_steps(hf: Path, steps: int, precision: str) -> float:
         arguments = TrainingArguments(
             output_dir=out, max_steps=steps, per_device_train_batch_size=MICRO_BATCH,
             gradient_accumulation_steps=GLOBAL_BATCH // MICRO_BATCH // world, use_cpu=True, report_to=[],
-            save_strategy="no", logging_strategy="no", max_grad_norm=1.0, dataloader_num_workers=0,
+            save_strategy="no", logging_strategy="steps", logging_steps=1, remove_unused_columns=False,
+            max_grad_norm=1.0, dataloader_num_workers=0,
             ddp_backend="gloo" if world > 1 else None, disable_tqdm=True,
         )  # fmt: skip
         clock = Clock()
         optimizer = MasterAdamW(list(model.parameters()), lr=1e-4)
         constant = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
-        trainer = Trainer(
+        trainer = InOrder(
             model=model, args=arguments, train_dataset=Tokens(), callbacks=[clock], optimizers=(optimizer, constant)
         )
         trainer.train()
-    return statistics.median(clock.seconds[1:])
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    return {"seconds": statistics.median(clock.seconds[1:]), "losses": losses}
 
 
-def run_theirs(hf: Path, steps: int, precision: str, ranks: int) -> float:
-    """Seconds per step of a fresh Trainer process (or DDP group of two)."""
+def run_theirs(hf: Path, steps: int, precision: str, ranks: int, *, samples: Path | None = None) -> dict[str, Any]:
+    """What their_steps gives, of a fresh Trainer process (or DDP group of two)."""
     command = [sys.executable, "-m", "benchmarks.hf_trainer", "--child", str(hf), str(steps), precision]
+    command += [str(samples)] if samples else []
     threads = str(max(1, 2 // ranks))
     processes = [
         subprocess.Popen(
@@ -126,7 +143,8 @@ def run_theirs(hf: Path, steps: int, precision: str, ranks: int) -> float:
     outputs = [process.communicate() for process in processes]
     if any(process.returncode for process in processes):
         raise SystemExit(f"transformers' Trainer failed:\n{outputs[0][1][-3000:]}")
-    return float(json.loads(outputs[0][0].splitlines()[-1])["seconds"])
+    answer: dict[str, Any] = json.loads(outputs[0][0].splitlines()[-1])
+    return answer
 
 
 def run_ours(config: Path, run: Path, steps: int) -> float:
@@ -144,7 +162,8 @@ def run_ours(config: Path, run: Path, steps: int) -> float:
 def main() -> None:
     """Print the ratio of speeds, ours to theirs."""
     if sys.argv[1:2] == ["--child"]:
-        print(json.dumps({"seconds": their_steps(Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4])}))
+        samples = Path(sys.argv[5]) if len(sys.argv) > 5 else None
+        print(json.dumps(their_steps(Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4], samples)))
         return
     parser = argparse.ArgumentParser()
     parser.add_argument("--pairs", type=int, default=10)
@@ -179,7 +198,9 @@ def main() -> None:
             return run_ours(config, root / f"run{count}", options.steps)
 
         pairs = interleaved(
-            ours, lambda: run_theirs(hf, options.steps, precision, options.their_ranks), num_pairs=options.pairs
+            ours,
+            lambda: float(run_theirs(hf, options.steps, precision, options.their_ranks)["seconds"]),
+            num_pairs=options.pairs,
         )
         tokens = GLOBAL_BATCH * SEQ_LENGTH
         print(

@@ -28,6 +28,7 @@ from data_mixers.manifest import read_manifest
 from megatron_synE.data.batch import MicroBatch, micro_batch
 from megatron_synE.data.indexed import IndexedFile
 from megatron_synE.data.scoring_rows import windows_of
+from megatron_synE.model.head import linear_cross_entropy
 from megatron_synE.runtime.cpu_features import cpu_has_bf16
 from megatron_synE.scoring import Scorer
 from tests import tiny
@@ -90,7 +91,7 @@ def forward_only(scorer: Scorer, rows: list[MicroBatch]) -> float:
     for row in rows:
         row.row.rotary_cos = None  # worked out in every forward pass, as in a real one
         hidden = scorer._model(row.input_ids, None, None, packed_seq_params=row.row).squeeze(1)
-        scorer._nll(hidden, row.labels.squeeze(0)).double().sum().item()
+        linear_cross_entropy(hidden, scorer._head, row.labels.squeeze(0), scorer._part).double().sum().item()
     return sum(row.input_ids.numel() for row in rows) / (_now() - started)
 
 

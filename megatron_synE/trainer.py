@@ -383,13 +383,15 @@ class Trainer:
 def forward_step(iterator: Iterator[MicroBatch], chunk: Any) -> tuple[torch.Tensor, Callable[..., Any]]:
     """megatron-core's forward_step_func: run one model chunk on the next micro-batch."""
     batch = next(iterator)
-    output = chunk(batch.input_ids, None, None, labels=batch.labels, packed_seq_params=batch.row)
+    output = chunk(
+        batch.input_ids, None, None, labels=batch.labels, loss_mask=batch.loss_mask, packed_seq_params=batch.row
+    )
     return output, partial(_loss, batch)
 
 
 def _loss(batch: MicroBatch, nll: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-    """nll [1, t] -> (sum over counted tokens, their number, what is logged)."""
-    total = (nll.float() * batch.loss_mask).sum()
+    """nll [1, t], 0 where a token does not count -> (sum, number of tokens that count, what is logged)."""
+    total = nll.sum()
     tokens = batch.loss_mask.sum()
     # Schedules divide what is returned in place (schedules.py, forward_step_calc_loss): log a copy (trap S4).
     logged = torch.stack((total.detach().double(), tokens.double()))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from megatron_synE.data.scheduled_dataset import Sample
-from megatron_synE.model.packed_row import PackedRow, packed_row
+from megatron_synE.model.packed_row import PackedRow, moved, packed_row
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ def micro_batch(
 ) -> MicroBatch:
     """Move a row to the device. bounds: segment borders, 0 first and t last."""
     return MicroBatch(
-        input_ids=inputs.to(device, non_blocking=True),
-        labels=labels.to(device, non_blocking=True),
-        loss_mask=mask.to(device, non_blocking=True),
+        input_ids=moved(inputs, device),
+        labels=moved(labels, device),
+        loss_mask=moved(mask, device),
         row=packed_row(bounds, max_segments=_padded_segments(len(bounds) - 1), device=device),
     )
 

@@ -1,4 +1,4 @@
-"""megatron-core's GPTModel as a Llama: rotary angles once per micro-batch, padded vocabulary rows masked.
+"""megatron-core's GPTModel as a Llama: rotary angles once per micro-batch, a head that never has whole logits.
 
 Legend: t tokens of one packed row, v vocabulary rows on this TP rank (padding included).
 """
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from megatron_synE.model.head import OutputLayer
 from megatron_synE.model.llama import LlamaArchitecture
 from megatron_synE.model.packed_row import PackedRow
 from megatron_synE.model.rope import cos_sin, inverse_frequencies
@@ -14,7 +15,6 @@ from megatron_synE.runtime.mcore import (
     GPTModel,
     TransformerBlockSubmodules,
     TransformerConfig,
-    parallel_state,
     tensor_parallel,
 )
 
@@ -46,6 +46,10 @@ class LlamaModel(GPTModel):
             vp_stage=vp_stage,
         )
         self.architecture = architecture
+        if post_process:
+            # GPTModel names the class of its output layer; ours is that one, and gives losses too.
+            self.output_layer.__class__ = OutputLayer
+            self.output_layer.vocab_size = architecture.vocab_size
         self._dtype = config.params_dtype
         # Not a buffer: Float16Module casts buffers to bf16, which ruins angles at long positions.
         self._inverse_frequencies = inverse_frequencies(architecture)
@@ -57,9 +61,13 @@ class LlamaModel(GPTModel):
         attention_mask: torch.Tensor | None,
         labels: torch.Tensor | None = None,
         packed_seq_params: PackedRow | None = None,
+        loss_mask: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """input_ids and labels [1, t]. Last stage: NLL per token [1, t] in fp32, or logits [1, t, v] without labels."""
+        """input_ids and labels [1, t]. Last stage: NLL per token [1, t] in fp32, or logits [1, t, v] without labels.
+
+        loss_mask [1, t] is multiplied into the NLL: who takes its plain sum has both gradients of the head for free.
+        """
         assert packed_seq_params is not None
         if packed_seq_params.rotary_cos is None:
             positions = packed_seq_params.positions
@@ -69,13 +77,18 @@ class LlamaModel(GPTModel):
                 self._inverse_frequencies, positions, self._dtype
             )
         return super().forward(  # type: ignore[no-any-return]
-            input_ids, position_ids, attention_mask, labels=labels, packed_seq_params=packed_seq_params, **kwargs
-        )
+            input_ids, position_ids, attention_mask, labels=labels, packed_seq_params=packed_seq_params,
+            loss_mask=loss_mask, **kwargs,
+        )  # fmt: skip
 
-    def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """labels [1, t], logits [t, 1, v] -> NLL [1, t]."""
-        mask_padded_vocabulary(logits, vocab_size=self.architecture.vocab_size)
-        return super().compute_language_model_loss(labels, logits)  # type: ignore[no-any-return]
+    def _postprocess(self, **parts: Any) -> torch.Tensor:
+        """megatron-core's last act of a forward pass; with labels the head's own loss instead of whole logits."""
+        if not self.post_process or parts["labels"] is None:
+            return super()._postprocess(**parts)  # type: ignore[no-any-return]
+        weight = self.shared_embedding_or_output_weight() if self.architecture.tied else None
+        return self.output_layer(  # type: ignore[no-any-return]
+            parts["hidden_states"], weight, labels=parts["labels"], token_weights=parts["loss_mask"]
+        )
 
     def take_off_head(self) -> torch.Tensor:
         """Make forward give the normalised hidden states [t, 1, h]; returns the head's weight [vocab_size, h].
@@ -90,15 +103,3 @@ class LlamaModel(GPTModel):
         """[1, t, v] on each TP rank -> [1, t, vocab_size] without padding. Collective: the TP group."""
         whole = tensor_parallel.gather_from_tensor_model_parallel_region(logits)
         return whole[..., : self.architecture.vocab_size]  # type: ignore[no-any-return]
-
-
-def mask_padded_vocabulary(logits: torch.Tensor, *, vocab_size: int) -> None:
-    """Give rows past vocab_size probability 0, in place; otherwise zero rows take part in the softmax.
-
-    logits [..., v] of this TP rank; their gradient into the padded rows becomes zero.
-    """
-    rows = logits.shape[-1]
-    first = parallel_state.get_tensor_model_parallel_rank() * rows
-    kept = min(max(vocab_size - first, 0), rows)
-    if kept < rows:
-        logits[..., kept:] = torch.finfo(logits.dtype).min

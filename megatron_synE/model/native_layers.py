@@ -4,6 +4,7 @@ Legend: t tokens of one packed row, np query heads and ng key/value groups on th
 """
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -85,13 +86,12 @@ class NativeAttention(MegatronModule):
     ) -> torch.Tensor:
         q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (query, key, value))  # [1, heads, t, hn], views
         grouped = q.shape[1] != k.shape[1]
+        # Split, not sliced: a slice's gradient is written into a zeroed tensor of the whole row, one for each segment.
+        lengths = [stop - start for start, stop in pairwise(bounds)]
         parts = [
-            scaled_dot_product_attention(
-                q[:, :, start:stop], k[:, :, start:stop], v[:, :, start:stop],
-                is_causal=True, scale=self.scale, enable_gqa=grouped,
-            )
-            for start, stop in zip(bounds[:-1], bounds[1:], strict=True)
-        ]  # fmt: skip
+            scaled_dot_product_attention(*segment, is_causal=True, scale=self.scale, enable_gqa=grouped)
+            for segment in zip(*(x.split(lengths, dim=2) for x in (q, k, v)), strict=True)
+        ]
         out = torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]  # [1, np, t, hn]
         return out.squeeze(0).transpose(0, 1).reshape(query.shape[0], -1)  # [t, np * hn]
 

@@ -40,7 +40,7 @@ def packed_row(bounds: tuple[int, ...], *, max_segments: int, device: torch.devi
     positions = torch.arange(total) - starts
     padded = torch.full((max_segments + 1,), total, dtype=torch.int32)
     padded[: len(bounds)] = borders
-    cu_seqlens = padded.to(device, non_blocking=True)
+    cu_seqlens = moved(padded, device)
     longest = int(borders.diff().max())
     return PackedRow(
         qkv_format="thd",
@@ -48,6 +48,14 @@ def packed_row(bounds: tuple[int, ...], *, max_segments: int, device: torch.devi
         cu_seqlens_kv=cu_seqlens,
         max_seqlen_q=longest,
         max_seqlen_kv=longest,
-        positions=positions.to(device, non_blocking=True),
+        positions=moved(positions, device),
         bounds=bounds,
     )
+
+
+def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on the device, without waiting for the copy: from pinned memory, or the host would wait all the same.
+
+    The pinned block goes back to torch's host allocator, which gives it out again only after the copy has ended.
+    """
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM
 
 from megatron_synE.data.scoring_rows import rows_of
 from megatron_synE.model.alone import CPU, build_alone
+from megatron_synE.model.head_sizes import CHUNK_ELEMENTS
 from megatron_synE.model.llama import architecture_from_hf, read_hf_config
-from megatron_synE.scoring import LOGITS_AT_ONCE, Scorer
+from megatron_synE.scoring import Scorer
 from tests import tiny
 
 TOLERANCE = 1e-4
@@ -86,7 +87,7 @@ def test_logits_in_pieces_change_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     model = build_alone(architecture, hf, seq_length=256, precision="fp32", device=CPU)
     documents = [np.arange(3, 250, dtype=np.int32)]
     whole = Scorer(model, CPU, seq_length=256, overlap=0).score(documents)
-    monkeypatch.setitem(LOGITS_AT_ONCE, "cpu", 1)  # 64 tokens, the least
+    monkeypatch.setitem(CHUNK_ELEMENTS, "cpu", 1)  # a token at a time
     pieces = Scorer(model, CPU, seq_length=256, overlap=0).score(documents)
     assert pieces.nll_sums == pytest.approx(whole.nll_sums, rel=1e-6)
 

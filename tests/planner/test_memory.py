@@ -100,13 +100,11 @@ def test_bytes_by_part_are_what_a_real_trainer_holds(name: str, config: Path, tm
 
 
 def _check_saved(what: Job, case: Case, stage: int, counted: dict[str, int]) -> None:
-    """Activations, with the softmax of the logits, as autograd kept them."""
+    """Activations as autograd kept them; the head's gradients wait beside them."""
     layout = case.layout
     in_flight = what.num_microbatches(layout, case.nproc)
     w = memory.widths(what, layout)
     expected = memory.activation_bytes(what, layout, stage, num_microbatches=in_flight)
-    if stage == layout.pipeline_model_parallel_size - 1:
-        expected += w.t * w.v * 4  # softmax in fp32
     if layout.pipeline_model_parallel_size > 1:  # the stage's output row is mcore's to keep, not autograd's
         expected -= memory.chunks_in_flight(layout, stage, num_microbatches=in_flight) * w.s * w.b * w.h
     if "forward_saved" in counted:
@@ -116,6 +114,7 @@ def _check_saved(what: Job, case: Case, stage: int, counted: dict[str, int]) -> 
     if layout.model_ranks == 1:
         if layout.zero_stage == 3:  # the head stays gathered from the loss on
             expected += w.v * w.h * w.b
+        expected += w.b * w.h * (w.v + w.t)  # gradients of the output matrix and of its input
         assert expected == pytest.approx(counted["forward_allocated"], rel=TOLERANCE)
 
 
@@ -156,11 +155,13 @@ def test_llama3_8b_layer_by_hand() -> None:
 
 
 def test_llama3_8b_logits_by_hand() -> None:
-    # 8192 * 128256 * (2 + 4).
-    assert memory.logits_bytes(llama(), Layout(), 0) == 6_304_038_912
-    # TP 4 pads 128256 to 128512 = 251 * 512.
+    # 2^27 logits are 1046 tokens, so 8 chunks of 1024, 2 B; 2^25 in fp32 are 261 tokens; the matrix and the rows, 2 B.
+    expected = 1024 * 128_256 * 2 + 261 * 128_256 * 4 + 4096 * 128_256 * 2 + 8192 * 4096 * 2
+    assert memory.logits_bytes(llama(), Layout(), 0) == expected == 1_514_349_568
+    # TP 4 pads 128256 to 128512 = 4 * 32128: 2 chunks of 4096 tokens, each in fp32 as a whole.
     layout = Layout(tensor_model_parallel_size=4, sequence_parallel=True)
-    assert memory.logits_bytes(llama(), layout, 0) == 8192 * 32_128 * 6
+    expected = 4096 * 32_128 * (2 + 4) + 4096 * 32_128 * 2 + 8192 * 4096 * 2
+    assert memory.logits_bytes(llama(), layout, 0) == expected
 
 
 def test_stages_and_chunks_in_flight() -> None:

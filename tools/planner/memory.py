@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import Literal
 
+from megatron_synE.model.head_sizes import chunk_tokens, piece_tokens
 from megatron_synE.sharding.bucket_size import default_bucket_size
 from tools.planner.layout import Job, Layout
 
@@ -210,15 +211,23 @@ def activation_bytes(job: Job, layout: Layout, stage: int, *, num_microbatches: 
 
 
 def logits_bytes(job: Job, layout: Layout, stage: int) -> int:
-    """On the last stage: the logits, t * b * v, and their softmax in fp32, t * 4 * v, which becomes the gradient.
+    """On the last stage while the loss is computed: a chunk of logits, and both gradients.
 
-    Under fp32 one tensor is both, but where rows are padded the gradient behind their mask is a second copy.
+    c * b * v for the chunk; p * 4 * v for one piece of it in fp32 (on a CPU under bf16 twice; under TP the piece is the
+    chunk); b * h * v for the weight's gradient and t * b * h for the rows'.
+
+    c and p: megatron_synE/model/head_sizes.py. Padded rows are not computed with.
     """
     if stage != layout.pipeline_model_parallel_size - 1:
         return 0
     w = widths(job, layout)
-    is_padded = job.padded_vocab_size(layout) != job.architecture.vocab_size
-    return w.t * w.v * (FP32 + (w.b if job.dtype == "bf16" or is_padded else 0))
+    kind: Literal["cpu", "cuda"] = "cpu" if job.layers == "native_cpu" else "cuda"
+    alone = layout.tensor_model_parallel_size == 1
+    rows = job.architecture.vocab_size if alone else min(w.v, job.architecture.vocab_size)
+    chunk = chunk_tokens(w.t, rows=w.v, kind=kind)
+    piece = piece_tokens(chunk, rows=rows, kind=kind) if alone else chunk
+    copies = 2 if kind == "cpu" and job.dtype == "bf16" else 1
+    return chunk * w.b * rows + piece * copies * FP32 * rows + w.b * w.h * w.v + w.t * w.b * w.h
 
 
 def backward_bytes(job: Job, layout: Layout) -> int:

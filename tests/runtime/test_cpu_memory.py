@@ -1,0 +1,42 @@
+"""Freed memory stays in the process, and ranks ask for huge pages unless the user has chosen."""
+
+import sys
+
+import pytest
+
+from megatron_synE.runtime.cpu_memory import ask_for_huge_pages
+from tests import tiny
+
+FAULTS = """
+import resource, sys
+import torch
+from megatron_synE.runtime.cpu_memory import keep_freed_memory
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(3):
+    blocks = [torch.ones(4_000_000) for _ in range(4)]  # 16 MB each
+    del blocks
+before = faults()
+for _ in range(10):
+    blocks = [torch.ones(4_000_000) for _ in range(4)]
+    del blocks
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+def test_blocks_freed_and_asked_for_again_are_not_faulted_in_again() -> None:
+    # 40 blocks of 16 MB are 160,000 pages of 4 KB; where every page is a huge one, 320.
+    kept, handed_back = (
+        int(tiny.python("-c", FAULTS, how, THP_MEM_ALLOC_ENABLE="0", MALLOC_MMAP_THRESHOLD_="1000000").stdout)
+        for how in ("keep", "default")
+    )
+    assert handed_back >= 320 > 100 > kept
+
+
+def test_a_choice_of_the_user_stands() -> None:
+    environment = {"THP_MEM_ALLOC_ENABLE": "0"}
+    ask_for_huge_pages(environment)
+    assert environment == {"THP_MEM_ALLOC_ENABLE": "0"}
