@@ -75,6 +75,7 @@ def transformer_config(config: RunConfig, plan: RunPlan, device: Device) -> Tran
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
+        context_parallel_size=parallel.context_parallel_size,
         sequence_parallel=parallel.sequence_parallel,
         # The loss is a sum over tokens, divided once by the global number of target tokens (finalize_model_grads).
         calculate_per_token_loss=True,
@@ -96,8 +97,11 @@ def build_model(config: RunConfig, plan: RunPlan, device: Device) -> Model:
 
     Collective: every rank. Weights loaded later go in place, before build_optimizer makes the fp32 masters from them.
     """
-    implementation = choose(config.model.attention, device)
-    logger.info("layers: %s (%s)", implementation.name, implementation.reason)
+    implementation = choose(
+        config.model.attention, device,
+        kernels=config.model.kernels, fp8=config.training.fp8, fp8_recipe=config.training.fp8_recipe,
+    )  # fmt: skip
+    logger.info("layers: %s", implementation)
     if config.parallel.zero_stage == 2:
         logger.warning(
             "parallel.zero_stage=2: gradients are not sharded yet, only optimizer state is (stage 1); results are the "

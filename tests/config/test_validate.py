@@ -72,6 +72,14 @@ REFUSED = {
         ],
         "training.global_batch_size: 3 micro-batches are not a multiple of pipeline_model_parallel_size=2",
     ),
+    "world and cp": (
+        ["parallel.context_parallel_size=4", "parallel.tensor_model_parallel_size=2"],
+        "tensor_model_parallel_size * context_parallel_size * pipeline_model_parallel_size = 2 * 4 * 1 = 8",
+    ),
+    "cp length": (
+        ["parallel.context_parallel_size=4", "training.seq_length=60"],
+        "training.seq_length: 60 is not a multiple of 2 * context_parallel_size = 8",
+    ),
     "sp without tp": (["parallel.sequence_parallel=true"], "tensor_model_parallel_size=1"),
     "sp length": (
         ["parallel.sequence_parallel=true", "parallel.tensor_model_parallel_size=4", "training.seq_length=63"],
