@@ -10,9 +10,9 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
+from megatron_synE.kernels import attention as varlen
 from megatron_synE.kernels import plain
 from megatron_synE.kernels.choice import PLAIN, Kernels
 from megatron_synE.model.context_parallel import attend
@@ -89,14 +89,15 @@ class NativeAttention(MegatronModule):
         return self._by_segment(query, key, value, packed_seq_params)
 
     def _varlen(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, row: PackedRow) -> torch.Tensor:
-        if k.shape[1] != q.shape[1]:
-            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))  # [t, np, hn]
-        out = varlen_attn(
-            q, k, v, row.cu_seqlens_q, row.cu_seqlens_kv, row.max_seqlen_q, row.max_seqlen_kv,
-            scale=self.scale, window_size=(-1, 0),
-        )  # fmt: skip
-        assert isinstance(out, torch.Tensor)  # a pair only when auxiliary results are asked for
+        out = varlen.attend(
+            q, k, v, row.cu_seqlens_q, row.cu_seqlens_kv, row.max_seqlen_q, row.max_seqlen_kv, self.scale
+        )  # [t, np, hn]
         return out.reshape(out.shape[0], -1)  # [t, np * hn]
+
+    @staticmethod
+    def source(is_cuda: bool) -> str:
+        """Whose kernel it is."""
+        return varlen.source() if is_cuda else "torch SDPA"
 
     def _by_segment(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, row: PackedRow) -> torch.Tensor:
         q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (query, key, value))  # [1, heads, t, hn], views

@@ -120,8 +120,8 @@ def scaling_table(model: str, *, weak: bool) -> list[str]:
         ]  # fmt: skip
         row = [f"{gpus:,}", f"{job.global_batch_size:,}", str(candidate.layout), f"{step.total:.2f}"]
         rows.append([*row, *(f"{100 * share / step.total:.1f}" for share in shares), f"{rate:,.0f}"])
-    head = ["GPUs", "sequences", "fastest layout", "step s", "arithmetic %", "TP %", "CP %", "stages wait %", "PP sends %",
-            "DP %", "tok/s/GPU"]  # fmt: skip
+    head = ["GPUs", "sequences", "fastest layout", "step s", "arithmetic %", "TP %", "CP %", "stages wait %",
+            "PP sends %", "DP %", "tok/s/GPU"]  # fmt: skip
     return markdown(head, rows)
 
 
