@@ -154,13 +154,8 @@ def _attention(shape: Shape, device: Device, add: Add) -> None:
         flops = 4.0 * s.heads * s.head_dim * s.tokens * s.tokens / 2
         with torch.no_grad():
             add(name, attention.source(device.is_cuda), work, flops, "TFLOP/s")
-        add(
-            f"{name} and backward",
-            attention.source(device.is_cuda),
-            _with_backward(work, q, k, v),
-            3.5 * flops,
-            "TFLOP/s",
-        )
+        both = _with_backward(work, q, k, v)
+        add(f"{name} and backward", attention.source(device.is_cuda), both, 3.5 * flops, "TFLOP/s")
 
 
 def _optimizers(shape: Shape, device: Device, add: Add) -> None:

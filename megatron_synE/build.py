@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from data_mixers.errors import ConfigError
-from megatron_synE.config.derive import RunPlan
+from megatron_synE.config.derive import RunPlan, rows_of_rank
 from megatron_synE.config.schema import RunConfig
 from megatron_synE.model.gpt import LlamaModel
-from megatron_synE.model.layer_spec import Implementation, block_spec, choose
+from megatron_synE.model.layer_spec import Implementation, block_spec, choose, overlap_tensor_parallel
 from megatron_synE.optim.fused_adam import install_where_needed
 from megatron_synE.runtime.device import Device
 from megatron_synE.runtime.mcore import (
@@ -108,6 +108,8 @@ def build_model(config: RunConfig, plan: RunPlan, device: Device) -> Model:
             "same, each rank holds up to %d more bytes per parameter", 4 if config.training.grad_reduce_in_fp32 else 2,
         )  # fmt: skip
     core_config = transformer_config(config, plan, device)
+    if config.parallel.tp_comm_overlap:
+        overlap_tensor_parallel(core_config, implementation, rows=rows_of_rank(config))
     chunks = build_chunks(core_config, config, plan, implementation, device)
     wrapped = [Float16Module(core_config, chunk) for chunk in chunks] if plan.dtype == "bf16" else list(chunks)
     ddp_config = DistributedDataParallelConfig(

@@ -128,6 +128,12 @@ def ranks_of_replica(parallel: ParallelSection) -> int:
     return parallel.tensor_model_parallel_size * parallel.context_parallel_size * parallel.pipeline_model_parallel_size
 
 
+def rows_of_rank(config: RunConfig) -> int:
+    """Tokens of a micro-batch on one context-parallel rank."""
+    training = config.training
+    return training.seq_length * training.micro_batch_size // config.parallel.context_parallel_size
+
+
 def resolve_device(asked: Literal["auto", "cpu", "cuda"]) -> Device:
     """auto: cuda where the NVIDIA driver shows a card. Asks no library, so it also runs on a login node."""
     if asked != "auto":

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from megatron_synE.config.derive import rows_of_rank
 from megatron_synE.config.fault import Fault
 from megatron_synE.config.schema import RunConfig
 from megatron_synE.model.llama import LlamaArchitecture
@@ -30,13 +31,12 @@ def float8_rules(config: RunConfig, architecture: LlamaArchitecture) -> Iterator
         )  # fmt: skip
     a, tp = architecture, config.parallel.tensor_model_parallel_size
     heads = a.num_attention_heads + 2 * a.num_query_groups
-    rows = training.seq_length * training.micro_batch_size // config.parallel.context_parallel_size
     for name, width in {
         "hidden_size": a.hidden_size,
         "num_attention_heads * kv_channels": a.num_attention_heads * a.kv_channels // tp,
         "(num_attention_heads + 2 * num_query_groups) * kv_channels": heads * a.kv_channels // tp,
         "ffn_hidden_size": a.ffn_hidden_size // tp,
-        "seq_length * micro_batch_size": rows,
+        "seq_length * micro_batch_size": rows_of_rank(config),
     }.items():
         if width % MULTIPLE:
             yield Fault(

@@ -76,6 +76,8 @@ class ParallelSection:
     """Ranks that share each row of a micro-batch: of 2 * size equal chunks rank r has the r-th from either end. For
     sequences whose activations do not fit; unlike tensor parallelism it sends keys and values alone."""
     sequence_parallel: bool = False
+    tp_comm_overlap: bool = False
+    """Transformer Engine's: what tensor-parallel ranks send runs beside the products it is for."""
     zero_stage: Literal[1, 2] = 1
     """1: optimizer state sharded over data-parallel ranks. 2: gradients too."""
     overlap_grad_reduce: bool | None = None

@@ -98,6 +98,13 @@ def _world(config: RunConfig, world_size: int) -> Iterator[Fault]:
             "true splits the sequence over tensor-parallel ranks, but tensor_model_parallel_size=1",
             "set it to false, or raise tensor_model_parallel_size",
         )
+    if parallel.tp_comm_overlap and not (parallel.sequence_parallel and config.model.attention != "native"):
+        yield Fault(
+            "parallel.tp_comm_overlap",
+            f"true needs sequence_parallel and Transformer Engine, but sequence_parallel={parallel.sequence_parallel}"
+            f" and model.attention={config.model.attention}",
+            "set it to false, or the two",
+        )
     if parallel.zero_stage == 2 and pp > 1:
         yield Fault(
             "parallel.zero_stage",

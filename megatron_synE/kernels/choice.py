@@ -50,13 +50,4 @@ def choose_kernels(asked: Asked, *, is_cuda: bool) -> Kernels:
 def _fused() -> Kernels:
     from megatron_synE.kernels import rms_norm, rope, swiglu
 
-    if importlib.util.find_spec("liger_kernel") is not None:
-        return Kernels(_liger_rms_norm, swiglu.swiglu, rope.rotate, "RMSNorm liger-kernel, SwiGLU and RoPE Triton")
     return Kernels(rms_norm.rms_norm, swiglu.swiglu, rope.rotate, "RMSNorm, SwiGLU and RoPE Triton")
-
-
-def _liger_rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """gemma: all in fp32 and rounded once, as torch's; not in place: the residual needs the same gradient."""
-    from liger_kernel.ops.rms_norm import LigerRMSNormFunction
-
-    return LigerRMSNormFunction.apply(x, weight, eps, 0.0, "gemma", False)  # type: ignore[no-any-return]

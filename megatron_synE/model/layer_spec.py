@@ -164,3 +164,26 @@ def _transformer_engine_layer() -> tuple[ModuleSpec, Any]:
     attention.params = {"attn_mask_type": AttnMaskType.padding_causal}
     attention.submodules.core_attention = _with_rotary(TEDotProductAttention, EngineMask.padding_causal_bottom_right)
     return layer, TENorm
+
+
+def overlap_tensor_parallel(config: TransformerConfig, implementation: Implementation, *, rows: int) -> None:
+    """Make Transformer Engine's layers send beside their products: its shared buffers, then megatron-core's switch.
+
+    rows: tokens of a micro-batch on one context-parallel rank. Collective: every rank. Not run anywhere yet.
+    Errors: ConfigError without Transformer Engine.
+    """
+    if implementation.name != "transformer_engine":
+        raise ConfigError(
+            f"parallel.tp_comm_overlap=true needs Transformer Engine ({implementation.reason}); set it to false"
+        )
+    from transformer_engine.pytorch.module import base
+
+    shape = [rows, config.hidden_size]
+    tp, is_fp8 = config.tensor_model_parallel_size, implementation.fp8 is not None
+    modes = getattr(base, "UserBufferQuantizationMode", None)  # since 2.7; before, a flag
+    if modes is not None:
+        precision: dict[str, Any] = {"quantization_modes": [modes.FP8 if is_fp8 else modes.NONE]}
+    else:
+        precision = {"use_fp8": is_fp8}
+    base.initialize_ub(shape=shape, tp_size=tp, bootstrap_backend="nccl", **precision)
+    config.tp_comm_overlap = True
