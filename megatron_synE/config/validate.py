@@ -52,7 +52,8 @@ def validate(
 
 def layout_faults(config: RunConfig, *, world_size: int, architecture: LlamaArchitecture) -> list[Fault]:
     """The faults of the layout alone: of the parallel sizes, the batch and the model's shape on `world_size` ranks."""
-    return [*world_faults(config, world_size=world_size), *_model(config, architecture)]
+    faults = [*world_faults(config, world_size=world_size), *_model(config, architecture)]
+    return [*faults, *float8_rules(config, architecture)]
 
 
 def world_faults(config: RunConfig, *, world_size: int) -> list[Fault]:

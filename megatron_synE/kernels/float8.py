@@ -7,6 +7,8 @@ gradient would then need a scale for each column of the activations too and is l
 Legend: n tokens, k inputs, m outputs of the layer on this TP rank.
 """
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -30,8 +32,23 @@ def quantise(x: torch.Tensor, dtype: torch.dtype, *, dim: int | None = None) -> 
     limit = torch.finfo(dtype).max
     scale = largest.float() / limit
     scale = torch.where(scale == 0, 1.0, scale)
-    # Clamped: rounding may lift the largest one over the limit, and a cast beyond it is NaN.
-    return (x.float() / scale).clamp(-limit, limit).to(dtype), scale
+    return cast(x, scale, dtype), scale
+
+
+def cast(x: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """x / scale in FP8. Clamped: rounding may lift the largest one over the limit, and a cast beyond it is NaN."""
+    limit = torch.finfo(dtype).max
+    return (x.float() / scale).clamp(-limit, limit).to(dtype)
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Two passes over memory instead of seven: eager quantisation would cost as much as FP8 saves."""
+    return torch.compile(function)  # type: ignore[no-any-return]
+
+
+def _fused(function: Callable[..., Any], x: torch.Tensor) -> Callable[..., Any]:
+    return _compiled(function) if x.is_cuda else function
 
 
 def product(
@@ -39,7 +56,7 @@ def product(
     *, out_dtype: torch.dtype, fast_accumulation: bool,
 ) -> torch.Tensor:  # fmt: skip
     """left [a, b] @ right.T [b, c] -> [a, c]; right is given as [c, b], the way its product wants it in memory."""
-    return torch._scaled_mm(  # type: ignore[no-any-return]
+    return torch._scaled_mm(
         left, right.t(), scale_a=left_scale, scale_b=right_scale.t() if right_scale.dim() else right_scale,
         out_dtype=out_dtype, use_fast_accum=fast_accumulation,
     )  # fmt: skip
@@ -53,8 +70,8 @@ class _Linear(torch.autograd.Function):
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, recipe: Recipe, gradients: torch.dtype
     ) -> torch.Tensor:
         dim = None if recipe == "tensorwise" else 1
-        x8, x_scale = quantise(x, E4M3, dim=dim)
-        w8, w_scale = quantise(weight, E4M3, dim=dim)
+        x8, x_scale = _fused(quantise, x)(x, E4M3, dim=dim)
+        w8, w_scale = _fused(quantise, x)(weight, E4M3, dim=dim)
         ctx.recipe, ctx.gradients = recipe, gradients
         if recipe == "tensorwise":
             ctx.save_for_backward(x8, x_scale, weight, w_scale)  # one byte an activation
@@ -66,17 +83,19 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
         kept, x_scale, weight, w_scale = ctx.saved_tensors
         if ctx.recipe == "tensorwise":
-            g8, g_scale = quantise(gradient, ctx.gradients)
+            g8, g_scale = _fused(quantise, gradient)(gradient, ctx.gradients)
             # The weight is rounded anew: its FP8 copy would stay in memory from every layer's forward pass on.
-            w8 = (weight.float() / w_scale).clamp(-448.0, 448.0).to(E4M3)
+            w8 = _fused(cast, gradient)(weight, w_scale, E4M3)
             dx = product(g8, g_scale, w8.t().contiguous(), w_scale, out_dtype=gradient.dtype, fast_accumulation=False)
             dw = product(
                 g8.t().contiguous(), g_scale, kept.t().contiguous(), x_scale,
                 out_dtype=weight.dtype, fast_accumulation=False,
             )  # fmt: skip
         else:
-            g8, g_scale = quantise(gradient, ctx.gradients, dim=1)
-            w8, columns = quantise(weight.t().contiguous(), E4M3, dim=1)  # [k, m], a scale for each of k
+            g8, g_scale = _fused(quantise, gradient)(gradient, ctx.gradients, dim=1)
+            w8, columns = _fused(quantise, gradient)(
+                weight.t().contiguous(), E4M3, dim=1
+            )  # [k, m], a scale for each of k
             dx = product(g8, g_scale, w8, columns, out_dtype=gradient.dtype, fast_accumulation=False)
             dw = gradient.t() @ kept
         return dx, dw, None, None
@@ -89,5 +108,5 @@ def linear(x: torch.Tensor, weight: torch.Tensor, *, form: Format, recipe: Recip
     """
     gradients = E5M2 if form == "hybrid" else E4M3
     rows = x.reshape(-1, x.shape[-1])  # [n, k]
-    out = _Linear.apply(rows, weight, recipe, gradients)
+    out = _Linear.apply(rows, weight, recipe, gradients)  # type: ignore[no-untyped-call]
     return out.view(*x.shape[:-1], weight.shape[0])  # type: ignore[no-any-return]

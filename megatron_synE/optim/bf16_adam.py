@@ -59,7 +59,16 @@ class Bf16Adam(torch.optim.Optimizer):
                     for tensor in (parameter, parameter.grad.contiguous(), state["exp_avg"], state["exp_avg_sq"])
                 ]
                 for weight, gradient, first, second in zip(*parts, strict=True):
-                    self._update(weight, gradient, first, second, group, decay)
+                    self._update(
+                        weight,
+                        gradient,
+                        first,
+                        second,
+                        lr=group["lr"],
+                        betas=group["betas"],
+                        eps=group["eps"],
+                        decay=decay,
+                    )
 
     def _update(
         self,
@@ -67,11 +76,13 @@ class Bf16Adam(torch.optim.Optimizer):
         gradient: torch.Tensor,
         first: torch.Tensor,
         second: torch.Tensor,
-        group: dict[str, object],
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
         decay: float,
     ) -> None:
-        beta1, beta2 = group["betas"]  # type: ignore[misc]
-        lr, eps = float(group["lr"]), float(group["eps"])  # type: ignore[arg-type]
+        beta1, beta2 = betas
         g = gradient.float()
         m = first.float().lerp_(g, 1 - beta1)
         v = second.float().mul_(beta2).addcmul_(g, g, value=1 - beta2)

@@ -46,8 +46,7 @@ def in_bf16(config: Path, tmp_path_factory: pytest.TempPathFactory) -> list[floa
 def test_a_run_in_fp8_learns_as_one_in_bf16(config: Path, in_bf16: list[float], tmp_path: Path, name: str) -> None:
     nproc, overrides = FP8[name]
     found = losses(config, tmp_path / "run", *overrides, nproc=nproc)
-    print(name, in_bf16, found, max(abs(a - b) for a, b in zip(found, in_bf16, strict=True)))
-    assert in_bf16[0] - in_bf16[-1] > 0.3
+    assert in_bf16[0] - in_bf16[-1] > 0.5
     assert found != in_bf16
-    # Seen:
+    # The largest gap seen was 0.022, of a loss that falls by 0.79; a gradient of the wrong sign anywhere is far off.
     assert found == pytest.approx(in_bf16, abs=0.05)
