@@ -17,8 +17,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_sections import SECTIONS, Setting
+from benchmarks._gpu_sections import SECTIONS, Setting
 from data_mixers.atomic import write_atomic
+from megatron_synE.config.derive import resolve_device
 
 LIMIT_SECONDS = 570.0
 
@@ -107,14 +108,17 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("gpu_suite.json"))
     parser.add_argument("--sections", default=",".join(SECTIONS))
     parser.add_argument("--limit-seconds", type=float, default=LIMIT_SECONDS)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--tiny", action="store_true", help="shapes of nothing: does the suite run whole?")
     parser.add_argument("--in-process", action="store_true", help="no process for each section, and no limits")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    setting = Setting(options.device, tiny=options.tiny)
+    if options.device == "auto" and resolve_device("auto") == "cpu":
+        print("no GPU here, so no figures; --tiny --device cpu --in-process shows that the suite runs", file=sys.stderr)
+        return 0
+    setting = Setting("cpu" if options.device == "cpu" else "cuda", tiny=options.tiny)
     if options.one:
         print(json.dumps(SECTIONS[options.one].run(setting)))
         return 0

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from benchmarks import gpu_suite, kernels
-from benchmarks.gpu_sections import SECTIONS, Section, Setting
-from benchmarks.one_card import planned_bytes
+from benchmarks._gpu_sections import SECTIONS, Section, Setting
+from benchmarks._one_card import planned_bytes
 from megatron_synE.model.presets import ARCHITECTURES
 from megatron_synE.runtime import device as devices
 from tests import tiny
@@ -91,7 +91,7 @@ def test_numerics_find_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     from megatron_synE.kernels import choice, plain
 
     wrong = choice.Kernels(lambda x, w, eps: 1.02 * plain.rms_norm(x, w, eps), None, plain.rotate, "wrong")
-    monkeypatch.setattr("benchmarks.gpu_numerics.choose_kernels", lambda *_, **__: wrong)
+    monkeypatch.setattr("benchmarks._gpu_numerics.choose_kernels", lambda *_, **__: wrong)
     assert SECTIONS["numerics"].run(TINY)["failed"] == ["rms_norm", "rms_norm, gradient 0", "rms_norm, gradient 1"]
 
 

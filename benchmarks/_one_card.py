@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from benchmarks.bench_model import Options, bare_model, row_of_documents
-from benchmarks.timing import seconds_of
+from benchmarks._bench_model import Options, bare_model, row_of_documents
+from benchmarks._timing import seconds_of
 from megatron_synE.data.batch import MicroBatch
 from megatron_synE.model.flops import training_flops_per_token
 from megatron_synE.model.gpt import LlamaModel
@@ -18,7 +18,7 @@ from megatron_synE.model.llama import LlamaArchitecture
 from megatron_synE.optim.bf16_adam import Bf16Adam
 
 if TYPE_CHECKING:
-    from benchmarks.gpu_sections import Setting
+    from benchmarks._gpu_sections import Setting
 
 BYTES = {"weights": 2, "gradients": 2, "first moments": 2, "second moments": 2}
 

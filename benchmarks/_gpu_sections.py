@@ -54,7 +54,7 @@ class Section:
 
 def numerics(setting: Setting) -> dict[str, Any]:
     """Largest relative errors against plain torch in fp32 or float64, beside what is allowed; names of what failed."""
-    from benchmarks.gpu_numerics import errors
+    from benchmarks._gpu_numerics import errors
 
     found = errors(setting.device, tiny=setting.tiny)
     return {
@@ -75,8 +75,8 @@ def block_stack(setting: Setting) -> dict[str, Any]:
 
     Eight: 10 GB of weights and gradients and 13 of activations fit any card this is for, and are enough of a stack.
     """
-    from benchmarks.bench_model import Options, row_of_documents, trained_model
-    from benchmarks.timing import seconds_of
+    from benchmarks._bench_model import Options, row_of_documents, trained_model
+    from benchmarks._timing import seconds_of
     from megatron_synE.model.flops import training_flops_per_token
 
     layers = replace(setting.architecture("llama3_8b"), num_layers=2 if setting.tiny else 8, vocab_size=256)
@@ -124,8 +124,8 @@ def whole_step(preset: str, setting: Setting) -> dict[str, Any]:
 
 
 def _whole_step(setting: Setting, preset: str, recompute: Literal["none", "full"]) -> dict[str, Any]:
-    from benchmarks.bench_model import Options, row_of_documents, trained_model
-    from benchmarks.timing import seconds_of
+    from benchmarks._bench_model import Options, row_of_documents, trained_model
+    from benchmarks._timing import seconds_of
     from megatron_synE.model.flops import training_flops_per_token
 
     architecture = setting.architecture(preset)
@@ -146,7 +146,7 @@ def ppl_scoring(setting: Setting) -> dict[str, Any]:
     """Scored tokens per second of documents of web-like lengths, against full rows of one document."""
     import numpy as np
 
-    from benchmarks.bench_model import Options, bare_model
+    from benchmarks._bench_model import Options, bare_model
     from megatron_synE.scoring import Scorer
 
     architecture = setting.architecture("tinyllama_1.1b")
@@ -173,7 +173,7 @@ def ppl_scoring(setting: Setting) -> dict[str, Any]:
 
 def checkpoint_save(setting: Setting) -> dict[str, Any]:
     """The training state of Llama-3.2-1B written to the temporary folder's disk, and the snapshot that blocks."""
-    from benchmarks.bench_model import Options, row_of_documents, trained_model
+    from benchmarks._bench_model import Options, row_of_documents, trained_model
     from megatron_synE.checkpoint.dcp import save_chunks
     from megatron_synE.checkpoint.training_state import chunks_to_save
 
@@ -204,7 +204,7 @@ def checkpoint_save(setting: Setting) -> dict[str, Any]:
 
 def llama3_8b_full(setting: Setting) -> dict[str, Any]:
     """All parameters of Llama-3-8B trained on the one card, in bf16 alone: a figure, not a recipe."""
-    from benchmarks.one_card import train
+    from benchmarks._one_card import train
 
     return train(setting)
 
