@@ -17,6 +17,11 @@ def next_power_of_two(number: int) -> int:
     return 1 << max(0, number - 1).bit_length()
 
 
+def warps_of(block: int) -> int:
+    """16 elements a thread, so that a row and its gradient stay in registers. Ours, to be measured."""
+    return min(16, max(1, block // 512))
+
+
 def num_programs(device: torch.device, *, at_most: int) -> int:
     """One program a multiprocessor, for kernels that walk over rows; at least one."""
     fill = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else PROGRAMS_OFF_GPU

@@ -12,14 +12,14 @@ import torch
 import triton
 import triton.language as tl
 
-from megatron_synE.kernels.launch import accumulator, next_power_of_two, num_programs
+from megatron_synE.kernels.launch import accumulator, next_power_of_two, num_programs, warps_of
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _forward(
-    x: Any, weight: Any, y: Any, inverse: Any, x_stride: Any, h: Any, eps: Any,
+def _forward(  # type: ignore[no-untyped-def]
+    x, weight, y, inverse, x_stride, h, eps,
     BLOCK: tl.constexpr, DTYPE: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < h
@@ -31,10 +31,10 @@ def _forward(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _backward(
-    dy: Any, x: Any, weight: Any, inverse: Any, dx: Any, partial: Any, x_stride: Any, n: Any, h: Any, per_program: Any,
+def _backward(  # type: ignore[no-untyped-def]
+    dy, x, weight, inverse, dx, partial, x_stride, n, h, per_program,
     BLOCK: tl.constexpr, DTYPE: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < h
@@ -65,7 +65,9 @@ class _RMSNorm(torch.autograd.Function):
         inverse = torch.empty(n, dtype=dtype, device=x.device)
         block = next_power_of_two(h)
         if n:
-            _forward[(n,)](rows, weight, y, inverse, rows.stride(0), h, eps, BLOCK=block, DTYPE=compute)
+            _forward[(n,)](
+                rows, weight, y, inverse, rows.stride(0), h, eps, BLOCK=block, DTYPE=compute, num_warps=warps_of(block)
+            )  # fmt: skip
         ctx.save_for_backward(rows, weight, inverse)
         return y.view(x.shape)
 
@@ -78,10 +80,11 @@ class _RMSNorm(torch.autograd.Function):
         programs = num_programs(rows.device, at_most=n)
         # Rows are summed inside a program and programs by torch, in one order: the gradient is the same every time.
         partial = torch.zeros(programs, h, dtype=inverse.dtype, device=rows.device)
+        block = next_power_of_two(h)
         if n:
             _backward[(programs,)](
                 dy, rows, weight, inverse, dx, partial, rows.stride(0), n, h, -(-n // programs),
-                BLOCK=next_power_of_two(h), DTYPE=accumulator(rows.dtype)[1],
+                BLOCK=block, DTYPE=accumulator(rows.dtype)[1], num_warps=warps_of(block),
             )  # fmt: skip
         return dx.view(gradient.shape), partial.sum(0).to(weight.dtype), None
 

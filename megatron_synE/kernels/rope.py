@@ -16,10 +16,10 @@ from megatron_synE.kernels.launch import accumulator, next_power_of_two
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _turn(
-    x: Any, cos: Any, sin: Any, y: Any, token_stride: Any, head_stride: Any, heads: Any, half: Any, sign: Any,
+def _turn(  # type: ignore[no-untyped-def]
+    x, cos, sin, y, token_stride, head_stride, heads, half, sign,
     HEADS: tl.constexpr, HALF: tl.constexpr, DTYPE: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, HALF)
     head = tl.arange(0, HEADS)

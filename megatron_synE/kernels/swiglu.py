@@ -19,7 +19,7 @@ COLUMNS = 1024
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _forward(x: Any, y: Any, x_stride: Any, f: Any, BLOCK: tl.constexpr, DTYPE: tl.constexpr) -> None:
+def _forward(x, y, x_stride, f, BLOCK: tl.constexpr, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < f
@@ -29,7 +29,7 @@ def _forward(x: Any, y: Any, x_stride: Any, f: Any, BLOCK: tl.constexpr, DTYPE: 
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _backward(dy: Any, x: Any, dx: Any, x_stride: Any, f: Any, BLOCK: tl.constexpr, DTYPE: tl.constexpr) -> None:
+def _backward(dy, x, dx, x_stride, f, BLOCK: tl.constexpr, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < f
