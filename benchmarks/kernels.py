@@ -6,12 +6,16 @@ python -m benchmarks.kernels [--tiny] [--device cpu]
 """
 
 import argparse
+import contextlib
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks._timing import seconds_of
 from megatron_synE.kernels import float8, plain
@@ -156,6 +160,18 @@ def _attention(shape: Shape, device: Device, add: Add) -> None:
             add(name, attention.source(device.is_cuda), work, flops, "TFLOP/s")
         both = _with_backward(work, q, k, v)
         add(f"{name} and backward", attention.source(device.is_cuda), both, 3.5 * flops, "TFLOP/s")
+    _peers_of_attention(q, k, v, add, 3.5 * 4.0 * s.heads * s.head_dim * s.tokens * s.tokens / 2)
+
+
+def _peers_of_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, add: Add, flops: float) -> None:
+    """What torch's own kernels make of the plain causal row; those that will not take it are left out."""
+    by_head = [x.transpose(0, 1).unsqueeze(0) for x in (q, k, v)]  # [1, heads, t, hn]
+    work = lambda: scaled_dot_product_attention(*by_head, is_causal=True, enable_gqa=True)  # noqa: E731
+    for name, backend in (("SDPA cuDNN", SDPBackend.CUDNN_ATTENTION), ("SDPA flash", SDPBackend.FLASH_ATTENTION)):
+        # A kernel that cannot take it is warned about and then refused.
+        with contextlib.suppress(RuntimeError), warnings.catch_warnings(), sdpa_kernel(backend):
+            warnings.simplefilter("ignore")
+            add("causal attention and backward", name, _with_backward(work, q, k, v), flops, "TFLOP/s")
 
 
 def _optimizers(shape: Shape, device: Device, add: Add) -> None:
