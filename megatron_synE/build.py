@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from data_mixers.errors import ConfigError
-from megatron_synE.config.derive import RunPlan
+from megatron_synE.config.derive import RunPlan, rows_of_rank
 from megatron_synE.config.schema import RunConfig
 from megatron_synE.model.gpt import LlamaModel
-from megatron_synE.model.layer_spec import Implementation, block_spec, choose
+from megatron_synE.model.layer_spec import Implementation, block_spec, choose, overlap_tensor_parallel
 from megatron_synE.optim.fused_adam import install_where_needed
 from megatron_synE.runtime.device import Device
 from megatron_synE.runtime.mcore import (
@@ -80,6 +80,7 @@ def transformer_config(config: RunConfig, plan: RunPlan, device: Device) -> Tran
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
+        context_parallel_size=parallel.context_parallel_size,
         sequence_parallel=parallel.sequence_parallel,
         # The loss is a sum over tokens, divided once by the global number of target tokens (finalize_model_grads).
         calculate_per_token_loss=True,
@@ -103,14 +104,19 @@ def build_model(config: RunConfig, plan: RunPlan, device: Device) -> Model:
 
     Collective: every rank. Weights loaded later go in place, before build_optimizer makes the fp32 masters from them.
     """
-    implementation = choose(config.model.attention, device)
-    logger.info("layers: %s (%s)", implementation.name, implementation.reason)
+    implementation = choose(
+        config.model.attention, device,
+        kernels=config.model.kernels, fp8=config.training.fp8, fp8_recipe=config.training.fp8_recipe,
+    )  # fmt: skip
+    logger.info("layers: %s", implementation)
     if plan.zero_stage != config.parallel.zero_stage:
         logger.warning(
             "parallel.zero_stage=%d: one data-parallel rank has nobody to share with; running as stage 1",
             config.parallel.zero_stage,
         )
     core_config = transformer_config(config, plan, device)
+    if config.parallel.tp_comm_overlap:
+        overlap_tensor_parallel(core_config, implementation, rows=rows_of_rank(config))
     chunks = build_chunks(core_config, config, plan, implementation, device)
     wrapped = [Float16Module(core_config, chunk) for chunk in chunks] if plan.dtype == "bf16" else list(chunks)
     ddp_config = DistributedDataParallelConfig(

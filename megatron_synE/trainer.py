@@ -33,7 +33,7 @@ from megatron_synE.optim.lr_schedule import LrSchedule
 from megatron_synE.progress import Progress, state_to_save
 from megatron_synE.runtime.control import Agreement, Decision, StopRequest, from_rank_zero, ranks_where
 from megatron_synE.runtime.device import Device
-from megatron_synE.runtime.distributed import sum_of_last_stages
+from megatron_synE.runtime.distributed import context_part, sum_of_last_stages
 from megatron_synE.runtime.mcore import parallel_state
 from megatron_synE.runtime.run_dir import RunDir
 from megatron_synE.runtime.step_timer import StepTimer
@@ -189,6 +189,7 @@ class Trainer:
             eod_mask_loss=self.config.data.eod_mask_loss,
             eos_id=self.eos_id,
             device=self.device.torch_device,
+            part=context_part(),
         )
 
     def _advance(self, result: StepResult) -> None:

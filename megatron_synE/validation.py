@@ -1,6 +1,6 @@
 """Held-out loss per topic: one (document, NLL sum, tokens) row per document, the same at every layout.
 
-Legend: t pairs of one micro-batch = micro_batch_size * seq_length.
+Legend: t pairs of one micro-batch = micro_batch_size * seq_length; cp context-parallel ranks.
 """
 
 import math
@@ -20,7 +20,7 @@ from megatron_synE.data.batch import MicroBatch, micro_batch
 from megatron_synE.data.indexed import IndexedFile
 from megatron_synE.data.packing import Row, pack, padding_row
 from megatron_synE.data.probe import Probe
-from megatron_synE.runtime.distributed import broadcast_from_last_stage, sum_over_data_parallel
+from megatron_synE.runtime.distributed import broadcast_from_last_stage, context_part, sum_over_tokens
 from megatron_synE.runtime.mcore import parallel_state
 
 MIN_DOCUMENTS = 8
@@ -114,7 +114,7 @@ class Validator:
                 kept = owners >= 0
                 sums[0].index_add_(0, owners[kept], nll[kept].double())
                 sums[1].index_add_(0, owners[kept], torch.ones_like(nll[kept], dtype=torch.float64))
-        sum_over_data_parallel(sums)
+        sum_over_tokens(sums)
         broadcast_from_last_stage(sums)
         sums = sums.cpu()
         return DocumentLosses(sums[0], sums[1].to(torch.int64))
@@ -155,6 +155,7 @@ class Validator:
             yield group
 
     def _micro_batch(self, rows: Sequence[Row]) -> tuple[torch.Tensor, MicroBatch]:
+        part = context_part()
         owners = torch.cat([row.documents for row in rows]).to(self.device)  # [t]
         bounds = [index * self.seq_length + start for index, row in enumerate(rows) for start in row.starts]
         batch = micro_batch(
@@ -163,8 +164,9 @@ class Validator:
             (owners >= 0).float().unsqueeze(0),
             (*bounds, len(rows) * self.seq_length),
             device=self.device,
+            part=part,
         )
-        return owners, batch
+        return part.of(owners), batch
 
 
 def build_validator(
@@ -261,7 +263,7 @@ def _documents(
 def _forward(
     model: Model, batches: Sequence[tuple[torch.Tensor, MicroBatch]], num_pairs: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(document of each pair [t], NLL [t]) per micro-batch, on the last pipeline stage; nothing elsewhere."""
+    """(document of each pair [t / cp], NLL [t / cp]) per micro-batch, on the last pipeline stage; nothing elsewhere."""
 
     def forward_step(iterator: Iterator[tuple[torch.Tensor, MicroBatch]], chunk: Any) -> tuple[Any, Callable[..., Any]]:
         owners, batch = next(iterator)

@@ -139,15 +139,20 @@ def _device() -> list[Finding]:
 
 
 def _implementations() -> list[Finding]:
+    from megatron_synE.kernels import attention as varlen
+    from megatron_synE.kernels.choice import PLAIN
     from megatron_synE.model.layer_spec import choose
     from megatron_synE.optim.fused_adam import install_where_needed
     from megatron_synE.runtime import device
 
-    layers = choose("auto", device.select("auto", local_rank=0))
+    found = device.select("auto", local_rank=0)
+    layers = choose("auto", found)
     if layers.name == "transformer_engine":
         attention, norm = "Transformer Engine's fused attention", "Transformer Engine's RMSNorm"
     else:
-        attention, norm = "torch scaled_dot_product_attention, one call per document", "torch rms_norm"
+        by_document = "torch scaled_dot_product_attention, one call per document"
+        attention = varlen.source() if found.is_cuda else by_document
+        norm = f"{layers.kernels.names} rms_norm" if layers.kernels is PLAIN else layers.kernels.names
     fast = installed_version("fastokens")
     tokenizer = (
         "fastokens, after a self-check against transformers" if fast else "transformers (fastokens not installed)"

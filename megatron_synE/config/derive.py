@@ -8,7 +8,7 @@ from data_mixers.controllers import ControllerSettings
 from data_mixers.errors import ConfigError
 from data_mixers.guard import GuardSettings
 from megatron_synE.checkpoint.layout import resolve_checkpoint
-from megatron_synE.config.schema import GuardSection, MixtureSection, RunConfig
+from megatron_synE.config.schema import GuardSection, MixtureSection, ParallelSection, RunConfig
 from megatron_synE.model.llama import LlamaArchitecture, architecture_from_hf, hf_config_of, read_hf_config
 from megatron_synE.model.presets import ARCHITECTURES
 from megatron_synE.runtime.cpu_features import cpu_has_bf16
@@ -76,13 +76,13 @@ def derive(
     Errors: ConfigError where the batch or the world cannot be divided (validate() says the same with all other faults).
     """
     parallel, training = config.parallel, config.training
-    model_ranks = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
-    if world_size % model_ranks:
+    replica = ranks_of_replica(parallel)
+    if world_size % replica:
         raise ConfigError(
             f"world size {world_size} is not a multiple of parallel.tensor_model_parallel_size"
-            f" * parallel.pipeline_model_parallel_size = {model_ranks}"
+            f" * parallel.context_parallel_size * parallel.pipeline_model_parallel_size = {replica}"
         )
-    data_parallel_size = world_size // model_ranks
+    data_parallel_size = world_size // replica
     sequences_per_pass = training.micro_batch_size * data_parallel_size
     if training.global_batch_size % sequences_per_pass:
         raise ConfigError(
@@ -124,6 +124,17 @@ def derive(
         overlap_param_gather=on_cuda if parallel.overlap_param_gather is None else parallel.overlap_param_gather,
         zero_stage=parallel.zero_stage if data_parallel_size > 1 else 1,
     )
+
+
+def ranks_of_replica(parallel: ParallelSection) -> int:
+    """Ranks that together compute one micro-batch."""
+    return parallel.tensor_model_parallel_size * parallel.context_parallel_size * parallel.pipeline_model_parallel_size
+
+
+def rows_of_rank(config: RunConfig) -> int:
+    """Tokens of a micro-batch on one context-parallel rank."""
+    training = config.training
+    return training.seq_length * training.micro_batch_size // config.parallel.context_parallel_size
 
 
 def resolve_device(asked: Literal["auto", "cpu", "cuda"]) -> Device:

@@ -58,6 +58,8 @@ class ModelSection:
     """An HF config.json, or the folder that holds it."""
     attention: Literal["auto", "native", "transformer_engine"] = "auto"
     """auto takes Transformer Engine where it can be imported on a GPU."""
+    kernels: Literal["auto", "torch", "triton"] = "auto"
+    """RMSNorm, SwiGLU and rotation of native layers. auto: Triton's on a GPU, torch's elsewhere."""
     make_vocab_size_divisible_by: Positive = 128
     """Rows of the embedding are padded to a multiple of this times TP; padded rows are masked. Megatron's default."""
 
@@ -70,7 +72,12 @@ class ParallelSection:
     pipeline_model_parallel_size: Positive = 1
     virtual_pipeline_model_parallel_size: Annotated[int, Field(ge=2)] | None = None
     """Model chunks per pipeline rank (interleaved schedule)."""
+    context_parallel_size: Positive = 1
+    """Ranks that share each row of a micro-batch: of 2 * size equal chunks rank r has the r-th from either end. For
+    sequences whose activations do not fit; unlike tensor parallelism it sends keys and values alone."""
     sequence_parallel: bool = False
+    tp_comm_overlap: bool = False
+    """Transformer Engine's: what tensor-parallel ranks send runs beside the products it is for."""
     zero_stage: Literal[1, 2, 3] = 1
     """1: optimizer state sharded over data-parallel ranks. 2: gradients too. 3: weights too. docs/performance.md."""
     overlap_grad_reduce: bool | None = None
@@ -90,6 +97,12 @@ class TrainingSection:
     """Sequences per forward pass of one model replica; more than one are flattened into one packed row."""
     precision: Literal["bf16", "fp32", "auto"] = "bf16"
     """auto: bf16 on a GPU or a CPU with avx512_bf16 or AMX, else fp32."""
+    fp8: Literal["hybrid", "e4m3"] | None = None
+    """Matrix products of the layers in FP8, the head's not; masters and moments as ever. hybrid: gradients in e5m2, the
+    rest in e4m3. Needs an H100 or newer; on a CPU torch computes it slowly, for tests."""
+    fp8_recipe: Literal["tensorwise", "rowwise", "delayed", "blockwise", "mxfp8"] = "tensorwise"
+    """Scales. tensorwise: by what a tensor holds now; rowwise: for each row, native layers alone; delayed: by what it
+    held before, blockwise, mxfp8: Transformer Engine alone."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activation checkpointing: selective recomputes attention, full recomputes whole layers."""
     grad_reduce_in_fp32: bool = True

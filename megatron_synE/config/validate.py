@@ -8,7 +8,9 @@ from pathlib import Path
 
 from data_mixers.manifest import DatasetManifest
 from data_mixers.ratios import SUM_TOLERANCE
+from megatron_synE.config.derive import ranks_of_replica
 from megatron_synE.config.fault import Fault
+from megatron_synE.config.float8_rules import float8_rules
 from megatron_synE.config.mixture_rules import controller_rules, guard_rules, share_rules
 from megatron_synE.config.schema import RunConfig, StageSection
 from megatron_synE.config.stability_rules import stability_rules
@@ -34,7 +36,7 @@ def validate(
     faults = [*world_faults(config, world_size=world_size), *_lr_schedule(config), *_start(config)]
     faults += [*stability_rules(config), *controller_rules(config), *guard_rules(config, validation_manifests, probe)]
     if architecture is not None:
-        faults += _model(config, architecture)
+        faults += [*_model(config, architecture), *float8_rules(config, architecture)]
     for index, stage in enumerate(config.data.stages):
         faults += _shares(stage, where=f"data.stages.{index}")
     faults += _stages(config)
@@ -50,7 +52,8 @@ def validate(
 
 def layout_faults(config: RunConfig, *, world_size: int, architecture: LlamaArchitecture) -> list[Fault]:
     """The faults of the layout alone: of the parallel sizes, the batch and the model's shape on `world_size` ranks."""
-    return [*world_faults(config, world_size=world_size), *_model(config, architecture)]
+    faults = [*world_faults(config, world_size=world_size), *_model(config, architecture)]
+    return [*faults, *float8_rules(config, architecture)]
 
 
 def world_faults(config: RunConfig, *, world_size: int) -> list[Fault]:
@@ -70,13 +73,18 @@ def _one_of(values: Sequence[int]) -> str:
 
 def _world(config: RunConfig, world_size: int) -> Iterator[Fault]:
     parallel = config.parallel
-    tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
-    if world_size % (tp * pp):
+    tp, pp, cp = (
+        parallel.tensor_model_parallel_size,
+        parallel.pipeline_model_parallel_size,
+        parallel.context_parallel_size,
+    )
+    replica = ranks_of_replica(parallel)
+    if world_size % replica:
         yield Fault(
             "parallel",
-            f"{world_size} ranks are not a multiple of tensor_model_parallel_size * pipeline_model_parallel_size"
-            f" = {tp} * {pp} = {tp * pp}",
-            f"start a multiple of {tp * pp} ranks, or lower one of the two",
+            f"{world_size} ranks are not a multiple of tensor_model_parallel_size * context_parallel_size *"
+            f" pipeline_model_parallel_size = {tp} * {cp} * {pp} = {replica}",
+            f"start a multiple of {replica} ranks, or lower one of the three",
         )
     if parallel.virtual_pipeline_model_parallel_size is not None and pp < 2:
         yield Fault(
@@ -91,31 +99,24 @@ def _world(config: RunConfig, world_size: int) -> Iterator[Fault]:
             "true splits the sequence over tensor-parallel ranks, but tensor_model_parallel_size=1",
             "set it to false, or raise tensor_model_parallel_size",
         )
+    if parallel.tp_comm_overlap and not (parallel.sequence_parallel and config.model.attention != "native"):
+        yield Fault(
+            "parallel.tp_comm_overlap",
+            f"true needs sequence_parallel and Transformer Engine, but sequence_parallel={parallel.sequence_parallel}"
+            f" and model.attention={config.model.attention}",
+            "set it to false, or the two",
+        )
     if config.device == "cpu" and config.model.attention == "transformer_engine":
         yield Fault("model.attention", "transformer_engine needs a GPU, but device=cpu", "use auto or native")
 
 
 def _batch(config: RunConfig, world_size: int) -> Iterator[Fault]:
     parallel, training = config.parallel, config.training
-    tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
-    tokens_per_pass = training.seq_length * training.micro_batch_size
-    if parallel.sequence_parallel and tokens_per_pass % tp:
-        yield Fault(
-            "training.seq_length",
-            f"seq_length * micro_batch_size = {tokens_per_pass} is not a multiple of"
-            f" tensor_model_parallel_size={tp}, which sequence_parallel needs",
-            f"make it a multiple of {tp}",
-        )
-    elif parallel.sequence_parallel and training.seq_length * config.validation.micro_batch_size % tp:
-        yield Fault(
-            "validation.micro_batch_size",
-            f"seq_length * micro_batch_size = {training.seq_length * config.validation.micro_batch_size} is not a"
-            f" multiple of tensor_model_parallel_size={tp}, which sequence_parallel needs",
-            f"use {tp}",
-        )
-    if world_size % (tp * pp):
+    pp = parallel.pipeline_model_parallel_size
+    yield from _row_length(config)
+    if world_size % ranks_of_replica(parallel):
         return
-    data_parallel_size = world_size // (tp * pp)
+    data_parallel_size = world_size // ranks_of_replica(parallel)
     sequences = training.micro_batch_size * data_parallel_size
     if training.global_batch_size % sequences:
         below = training.global_batch_size // sequences * sequences
@@ -134,6 +135,34 @@ def _batch(config: RunConfig, world_size: int) -> Iterator[Fault]:
             " interleaved schedule needs",
             f"make global_batch_size a multiple of {sequences * pp}, or remove virtual_pipeline_model_parallel_size",
         )
+
+
+def _row_length(config: RunConfig) -> Iterator[Fault]:
+    """What is cut over tensor- and context-parallel ranks comes out even."""
+    parallel, training = config.parallel, config.training
+    tp, cp = parallel.tensor_model_parallel_size, parallel.context_parallel_size
+    if cp > 1 and training.seq_length % (2 * cp):
+        below = training.seq_length // (2 * cp) * 2 * cp
+        yield Fault(
+            "training.seq_length",
+            f"{training.seq_length} is not a multiple of 2 * context_parallel_size = {2 * cp}: every rank has two"
+            " chunks of a row",
+            _one_of([length for length in (below, below + 2 * cp) if length > 0]),
+        )
+        return
+    over = f"tensor_model_parallel_size={tp}" + (f" * context_parallel_size={cp}" if cp > 1 else "")
+    for key, micro_batch_size, cure in (
+        ("training.seq_length", training.micro_batch_size, f"make it a multiple of {tp * cp}"),
+        ("validation.micro_batch_size", config.validation.micro_batch_size, f"use {tp}"),
+    ):
+        if parallel.sequence_parallel and training.seq_length * micro_batch_size % (tp * cp):
+            yield Fault(
+                key,
+                f"seq_length * micro_batch_size = {training.seq_length * micro_batch_size} is not a multiple of {over},"
+                " which sequence_parallel needs",
+                cure,
+            )
+            return
 
 
 def _model(config: RunConfig, architecture: LlamaArchitecture) -> Iterator[Fault]:

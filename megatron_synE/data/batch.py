@@ -1,6 +1,6 @@
 """Samples to one packed micro-batch on the device.
 
-Legend: t tokens of the row = number of samples * seq_length.
+Legend: t tokens of the row = number of samples * seq_length; cp context-parallel ranks.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from megatron_synE.data.scheduled_dataset import Sample
+from megatron_synE.model.context_part import WHOLE, ContextPart
 from megatron_synE.model.packed_row import PackedRow, moved, packed_row
 
 
@@ -18,18 +19,24 @@ class MicroBatch:
     """What one forward pass reads."""
 
     input_ids: torch.Tensor
-    """[1, t] int64."""
+    """[1, t / cp] int64."""
     labels: torch.Tensor
-    """[1, t] int64: the next token of each position."""
+    """[1, t / cp] int64: the next token of each position."""
     loss_mask: torch.Tensor
-    """[1, t] fp32: 1 where the label counts."""
+    """[1, t / cp] fp32: 1 where the label counts."""
     row: PackedRow
 
 
 def collate(
-    samples: Sequence[Sample], *, document_masking: bool, eod_mask_loss: bool, eos_id: int, device: torch.device
+    samples: Sequence[Sample],
+    *,
+    document_masking: bool,
+    eod_mask_loss: bool,
+    eos_id: int,
+    device: torch.device,
+    part: ContextPart = WHOLE,
 ) -> MicroBatch:
-    """Samples of seq_length + 1 tokens, end to end in one row.
+    """Samples of seq_length + 1 tokens, end to end in one row, of which the rank keeps its part.
 
     Without document masking each sample is one segment, so that attention still never crosses samples.
     EOS after EOS never counts: it fills up windows of whole documents, and else there is no empty document.
@@ -47,18 +54,24 @@ def collate(
         starts = sample.document_starts if document_masking else (0,)
         bounds.extend(index * seq_length + int(start) for start in starts)
     bounds.append(len(samples) * seq_length)
-    return micro_batch(inputs, labels, mask, tuple(bounds), device=device)
+    return micro_batch(inputs, labels, mask, tuple(bounds), device=device, part=part)
 
 
 def micro_batch(
-    inputs: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor, bounds: tuple[int, ...], *, device: torch.device
+    inputs: torch.Tensor,
+    labels: torch.Tensor,
+    mask: torch.Tensor,
+    bounds: tuple[int, ...],
+    *,
+    device: torch.device,
+    part: ContextPart = WHOLE,
 ) -> MicroBatch:
-    """Move a row to the device. bounds: segment borders, 0 first and t last."""
+    """Move this rank's part of a row to the device. bounds: segment borders of the whole row, 0 first and t last."""
     return MicroBatch(
-        input_ids=moved(inputs, device),
-        labels=moved(labels, device),
-        loss_mask=moved(mask, device),
-        row=packed_row(bounds, max_segments=_padded_segments(len(bounds) - 1), device=device),
+        input_ids=moved(part.of(inputs), device),
+        labels=moved(part.of(labels), device),
+        loss_mask=moved(part.of(mask), device),
+        row=packed_row(bounds, max_segments=_padded_segments(len(bounds) - 1), device=device, part=part),
     )
 
 

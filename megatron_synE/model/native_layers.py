@@ -1,18 +1,22 @@
 """RMSNorm and attention in plain torch, for any device: what is used where Transformer Engine is not.
 
-Legend: t tokens of one packed row, np query heads and ng key/value groups on this TP rank, hn head dim.
+Legend: t tokens of one packed row, cp context-parallel ranks, np query heads and ng key/value groups on this TP rank,
+hn head dim.
 """
 
+import copy
 import math
 from itertools import pairwise
 from typing import Any
 
 import torch
-from torch.nn.attention.varlen import varlen_attn
-from torch.nn.functional import rms_norm, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
+from megatron_synE.kernels import attention as varlen
+from megatron_synE.kernels import plain
+from megatron_synE.kernels.choice import PLAIN, Kernels
+from megatron_synE.model.context_parallel import attend
 from megatron_synE.model.packed_row import PackedRow
-from megatron_synE.model.rope import rotate
 from megatron_synE.runtime.mcore import (
     AttnMaskType,
     MegatronModule,
@@ -26,20 +30,33 @@ from megatron_synE.runtime.mcore import (
 class RMSNorm(torch.nn.Module):
     """x / rms(x) * weight."""
 
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: object) -> None:
+    def __init__(
+        self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, kernels: Kernels = PLAIN, **_: object
+    ) -> None:
         super().__init__()
-        self.eps = eps
+        self.eps, self.norm = eps, kernels.rms_norm
         self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
         # Under sequence parallelism each TP rank sees a part of the tokens: finalize_model_grads sums the gradient
         # of weights that carry this mark over TP. Without it losses look right and weights drift.
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+        return self.norm(x, self.weight, self.eps)
+
+
+class SwiGLU(torch.nn.Module):
+    """The MLP's whole activation, of gate and up side by side."""
+
+    def __init__(self, config: TransformerConfig, kernels: Kernels = PLAIN) -> None:
+        super().__init__()
+        self.swiglu = kernels.swiglu or plain.swiglu
+
+    def forward(self, gate_and_up: torch.Tensor) -> torch.Tensor:
+        return self.swiglu(gate_and_up)
 
 
 class NativeAttention(MegatronModule):
-    """Causal attention inside each segment of a packed row, by torch's fused kernels."""
+    """Causal attention inside each segment of a packed row, or of a chunk of one, by torch's fused kernels."""
 
     def __init__(
         self,
@@ -51,8 +68,8 @@ class NativeAttention(MegatronModule):
         **_: object,
     ) -> None:
         super().__init__(config=config)
-        if config.context_parallel_size != 1 or config.attention_dropout:
-            raise AssertionError("native attention has neither context parallelism nor dropout")
+        if config.attention_dropout:
+            raise AssertionError("native attention has no dropout")
         self.scale = softmax_scale or 1.0 / math.sqrt(config.kv_channels)
 
     def forward(
@@ -65,33 +82,41 @@ class NativeAttention(MegatronModule):
         attention_bias: torch.Tensor | None = None,
         packed_seq_params: PackedRow | None = None,
     ) -> torch.Tensor:
-        """query [t, np, hn], key and value [t, ng, hn] -> [t, np * hn]."""
+        """query [t, np, hn], key and value [t, ng, hn] -> [t, np * hn]; in a chunk there are more keys than queries."""
         assert packed_seq_params is not None
         if query.is_cuda:
             return self._varlen(query, key, value, packed_seq_params)
-        return self._by_segment(query, key, value, packed_seq_params.bounds)
+        return self._by_segment(query, key, value, packed_seq_params)
 
     def _varlen(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, row: PackedRow) -> torch.Tensor:
-        if k.shape[1] != q.shape[1]:
-            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))  # [t, np, hn]
-        out = varlen_attn(
-            q, k, v, row.cu_seqlens_q, row.cu_seqlens_kv, row.max_seqlen_q, row.max_seqlen_kv,
-            scale=self.scale, window_size=(-1, 0),
-        )  # fmt: skip
-        assert isinstance(out, torch.Tensor)  # a pair only when auxiliary results are asked for
+        out = varlen.attend(
+            q, k, v, row.cu_seqlens_q, row.cu_seqlens_kv, row.max_seqlen_q, row.max_seqlen_kv, self.scale
+        )  # [t, np, hn]
         return out.reshape(out.shape[0], -1)  # [t, np * hn]
 
-    def _by_segment(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: tuple[int, ...]
-    ) -> torch.Tensor:
+    @staticmethod
+    def source(is_cuda: bool) -> str:
+        """Whose kernel it is."""
+        return varlen.source() if is_cuda else "torch SDPA"
+
+    def _by_segment(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, row: PackedRow) -> torch.Tensor:
         q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (query, key, value))  # [1, heads, t, hn], views
         grouped = q.shape[1] != k.shape[1]
         # Split, not sliced: a slice's gradient is written into a zeroed tensor of the whole row, one for each segment.
-        lengths = [stop - start for start, stop in pairwise(bounds)]
-        parts = [
-            scaled_dot_product_attention(*segment, is_causal=True, scale=self.scale, enable_gqa=grouped)
-            for segment in zip(*(x.split(lengths, dim=2) for x in (q, k, v)), strict=True)
-        ]
+        queries, keys = ([stop - start for start, stop in pairwise(ends)] for ends in (row.bounds, row.key_bounds))
+        parts = []
+        for q_part, k_part, v_part in zip(
+            q.split(queries, dim=2), k.split(keys, dim=2), v.split(keys, dim=2), strict=True
+        ):
+            # In a chunk's first segment there may be keys before the first query.
+            num_queries, num_keys = q_part.shape[2], k_part.shape[2]
+            is_whole = num_queries == num_keys
+            parts.append(
+                scaled_dot_product_attention(
+                    q_part, k_part, v_part, attn_mask=None if is_whole else _lower_right(num_queries, num_keys),
+                    is_causal=is_whole, scale=self.scale, enable_gqa=grouped,
+                )
+            )  # fmt: skip
         out = torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]  # [1, np, t, hn]
         return out.squeeze(0).transpose(0, 1).reshape(query.shape[0], -1)  # [t, np * hn]
 
@@ -99,17 +124,35 @@ class NativeAttention(MegatronModule):
         return {}
 
 
+def _lower_right(queries: int, keys: int) -> torch.Tensor:
+    """[queries, keys] bool: the last query sees every key, each one before it one fewer."""
+    return torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+
+
 class RotaryCoreAttention(MegatronModule):
     """Turns queries and keys by their positions in the document, then calls the core attention it wraps.
 
     megatron-core's own RoPE ignores reset positions; applying it here works alike for native attention and for
-    Transformer Engine's, under every layout.
+    Transformer Engine's, under every layout. So does context parallelism, which the wrapped attention never hears of.
     """
 
-    def __init__(self, config: TransformerConfig, core_attention: ModuleSpec | type, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig,
+        core_attention: ModuleSpec | type,
+        chunk_mask_type: Any,
+        kernels: Kernels = PLAIN,
+        **kwargs: Any,
+    ) -> None:
+        """chunk_mask_type: what the core calls causal attention of queries that are the last of their keys."""
         super().__init__(config=config)
         pg_collection = kwargs.get("pg_collection") or ProcessGroupCollection.use_mpu_process_groups()
-        self.core = build_module(core_attention, config=config, **(kwargs | {"pg_collection": pg_collection}))
+        self.context_parallel_group = pg_collection.cp
+        self.chunk_mask_type, self.rotate = chunk_mask_type, kernels.rotate
+        kwargs.pop("cp_comm_type", None)
+        alone = copy.copy(config)
+        alone.context_parallel_size = 1
+        self.core = build_module(core_attention, config=alone, **(kwargs | {"pg_collection": pg_collection}))
 
     def forward(
         self,
@@ -121,16 +164,24 @@ class RotaryCoreAttention(MegatronModule):
         attention_bias: torch.Tensor | None = None,
         packed_seq_params: PackedRow | None = None,
     ) -> torch.Tensor:
-        """query [t, np, hn], key and value [t, ng, hn] -> [t, np * hn]."""
+        """query [t / cp, np, hn], key and value [t / cp, ng, hn] -> [t / cp, np * hn]."""
         assert packed_seq_params is not None and packed_seq_params.rotary_cos is not None
         cos, sin = packed_seq_params.rotary_cos, packed_seq_params.rotary_sin
         assert sin is not None
+        query, key = self.rotate(query, cos, sin), self.rotate(key, cos, sin)
+        if packed_seq_params.chunks:
+            return attend(self._of_chunk, query, key, value, packed_seq_params, self.context_parallel_group)
         return self.core(  # type: ignore[no-any-return]
-            rotate(query, cos, sin),
-            rotate(key, cos, sin),
+            query,
+            key,
             value,
             attention_mask,
             attn_mask_type=attn_mask_type,
             attention_bias=attention_bias,
             packed_seq_params=packed_seq_params,
+        )
+
+    def _of_chunk(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, chunk: PackedRow) -> torch.Tensor:
+        return self.core(  # type: ignore[no-any-return]
+            query, key, value, None, attn_mask_type=self.chunk_mask_type, packed_seq_params=chunk
         )

@@ -1,6 +1,6 @@
 """Rotary position embedding with positions given per token, so that they can restart at each document.
 
-Legend: t tokens of one packed row, np heads, hn head dim.
+Legend: t tokens of one packed row, hn head dim.
 """
 
 import math
@@ -43,9 +43,3 @@ def cos_sin(inverse: torch.Tensor, positions: torch.Tensor, dtype: torch.dtype) 
     angles = torch.outer(positions.float(), inverse)  # [t, hn / 2]
     doubled = torch.cat((angles, angles), dim=-1).unsqueeze(1)  # [t, 1, hn]
     return doubled.cos().to(dtype), doubled.sin().to(dtype)
-
-
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """x [t, np, hn] turned by its position; the halves convention of HF checkpoints."""
-    left, right = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-right, left), dim=-1) * sin

@@ -40,6 +40,11 @@ class Device:
         """bf16 matrix products in hardware."""
         return torch.cuda.is_bf16_supported() if self.is_cuda else cpu_has_bf16()
 
+    @property
+    def has_fp8(self) -> bool:
+        """FP8 matrix products: compute capability 8.9 and above; on a CPU torch emulates them."""
+        return not self.is_cuda or torch.cuda.get_device_capability(self.torch_device) >= (8, 9)
+
 
 def select(kind: Literal["auto", "cpu", "cuda"], *, local_rank: int) -> Device:
     """The device of this rank. Errors: ConfigError if a GPU is asked for and none is visible to this rank."""

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_synE.config.schema import ParallelSection
+from megatron_synE.model.context_part import ContextPart
 from megatron_synE.runtime.device import Device
 from megatron_synE.runtime.environment import Ranks
 from megatron_synE.runtime.mcore import parallel_state, tensor_parallel
@@ -46,6 +47,7 @@ def initialize_model_parallel(parallel: ParallelSection, *, seed: int) -> None:
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
+        context_parallel_size=parallel.context_parallel_size,
         create_gloo_process_groups=False,
     )
     tensor_parallel.model_parallel_cuda_manual_seed(seed + 100 * parallel_state.get_pipeline_model_parallel_rank())
@@ -58,14 +60,22 @@ def shut_down() -> None:
         dist.destroy_process_group()
 
 
-def sum_over_data_parallel(values: torch.Tensor) -> torch.Tensor:
-    """In-place sum over the ranks that hold the same part of the model. Collective: the data-parallel group."""
-    dist.all_reduce(values, group=parallel_state.get_data_parallel_group())
+def context_part() -> ContextPart:
+    """The part of every row that this rank computes."""
+    return ContextPart(parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size())
+
+
+def sum_over_tokens(values: torch.Tensor) -> torch.Tensor:
+    """In-place sum over the ranks that hold the same part of the model, and each some tokens.
+
+    Collective: the data- and context-parallel group.
+    """
+    dist.all_reduce(values, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
     return values
 
 
 def sum_of_last_stages(parts: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
-    """What the last pipeline stages computed, summed over all data-parallel ranks, in the host memory of every rank.
+    """What the last pipeline stages computed, summed over all rows and their parts, in the host memory of every rank.
 
     parts: [2] fp64 each, on `device`; looked at on the last stages alone, where tensor-parallel ranks hold the same.
     Collective: every rank. No synchronisation: on CUDA the values are there after the next one of this stream.

@@ -72,6 +72,24 @@ REFUSED = {
         ],
         "training.global_batch_size: 3 micro-batches are not a multiple of pipeline_model_parallel_size=2",
     ),
+    "world and cp": (
+        ["parallel.context_parallel_size=4", "parallel.tensor_model_parallel_size=2"],
+        "tensor_model_parallel_size * context_parallel_size * pipeline_model_parallel_size = 2 * 4 * 1 = 8",
+    ),
+    "cp length": (
+        ["parallel.context_parallel_size=4", "training.seq_length=60"],
+        "training.seq_length: 60 is not a multiple of 2 * context_parallel_size = 8",
+    ),
+    "overlap without sp": (["parallel.tp_comm_overlap=true"], "parallel.tp_comm_overlap: true needs sequence_parallel"),
+    "fp8 in fp32": (["training.fp8=hybrid", "training.precision=fp32"], "training.fp8: hybrid is for bf16 runs"),
+    "fp8 recipe": (
+        ["training.fp8=hybrid", "training.fp8_recipe=delayed", "model.attention=native"],
+        "training.fp8_recipe: delayed needs Transformer Engine",
+    ),
+    "fp8 widths": (
+        ["training.fp8=hybrid", "parallel.tensor_model_parallel_size=4"],
+        "training.fp8: ffn_hidden_size is 88 on one rank, not a multiple of 16",
+    ),
     "sp without tp": (["parallel.sequence_parallel=true"], "tensor_model_parallel_size=1"),
     "sp length": (
         ["parallel.sequence_parallel=true", "parallel.tensor_model_parallel_size=4", "training.seq_length=63"],

@@ -71,6 +71,26 @@ LAYOUTS: dict[str, tuple[int, list[str]]] = {
             "parallel.sequence_parallel=true",
         ],
     ),
+    # A row of two sequences is cut into 2 * CP chunks, so that documents begin before, inside and between chunks.
+    "CP2": (2, ["parallel.context_parallel_size=2"]),
+    "CP4": (4, ["parallel.context_parallel_size=4"]),
+    "CP2 TP2 SP recompute": (
+        4,
+        [
+            "parallel.context_parallel_size=2",
+            "parallel.tensor_model_parallel_size=2",
+            "parallel.sequence_parallel=true",
+            "training.recompute=selective",
+        ],
+    ),
+    "CP2 DP2 overlapped": (
+        4,
+        [
+            "parallel.context_parallel_size=2",
+            "parallel.overlap_grad_reduce=true",
+            "parallel.overlap_param_gather=true",
+        ],
+    ),
 }
 
 
@@ -89,6 +109,14 @@ TIED_LAYOUTS: dict[str, tuple[int, list[str]]] = {
     "PP2 DP2 ZeRO2": (4, ["parallel.zero_stage=2", "parallel.pipeline_model_parallel_size=2"]),
     "DP2 ZeRO3": (2, ["parallel.zero_stage=3"]),
     "TP2 PP2 SP": LAYOUTS["TP2 PP2 SP"],
+    "CP2 PP2": (
+        4,
+        [
+            "parallel.context_parallel_size=2",
+            "parallel.pipeline_model_parallel_size=2",
+            "training.micro_batch_size=1",
+        ],
+    ),
 }
 
 

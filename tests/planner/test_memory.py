@@ -154,6 +154,12 @@ def test_llama3_8b_layer_by_hand() -> None:
     assert native - 8192 * per_token == 8192 * 2 * (4 * 4096 - (4096 + 1024 + 6144 + 4096))
 
 
+def test_llama3_8b_layer_under_context_parallelism_by_hand() -> None:
+    # 4096 tokens a rank; k and v of all 8192 tokens, 1024 wide each, and no product beside them.
+    per_token = 2 * (2 * 4096 * 2 + 4) + 2 * (4096 + 2 * 2 * 1024 + 4096) + 128 + 2 * 3 * 14336
+    assert memory.layer_bytes(llama(), Layout(context_parallel_size=2)) == 4096 * per_token
+
+
 def test_llama3_8b_logits_by_hand() -> None:
     # 2^27 logits are 1046 tokens, so 8 chunks of 1024, 2 B; 2^25 in fp32 are 261 tokens; the matrix and the rows, 2 B.
     expected = 1024 * 128_256 * 2 + 261 * 128_256 * 4 + 4096 * 128_256 * 2 + 8192 * 4096 * 2

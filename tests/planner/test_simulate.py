@@ -26,7 +26,8 @@ JOB = Job(architecture=ARCHITECTURES["llama3_8b"], seq_length=8192, global_batch
 
 def rate(gpus: int, layout: Layout = REFERENCE_LAYOUT, *, kernel_efficiency: float = FITTED) -> float:
     job = reference_job(EFFICIENCY, gpus=gpus)
-    step = simulate(job, layout, H100, world_size=gpus, kernel_efficiency=kernel_efficiency)
+    is_published = layout is REFERENCE_LAYOUT
+    step = simulate(job, layout, H100, world_size=gpus, kernel_efficiency=kernel_efficiency, ring=is_published)
     return tokens_per_second_per_gpu(job, step, world_size=gpus)
 
 
@@ -52,7 +53,7 @@ def test_the_cost_of_tensor_parallelism_is_within_three_points_of_the_published(
 def test_a_network_of_a_tenth_would_not_scale_like_that() -> None:
     slow = replace(H100, network_bytes_per_second=H100.network_bytes_per_second / 10)
     job = reference_job(EFFICIENCY, gpus=128)
-    step = simulate(job, REFERENCE_LAYOUT, slow, world_size=128, kernel_efficiency=FITTED)
+    step = simulate(job, REFERENCE_LAYOUT, slow, world_size=128, kernel_efficiency=FITTED, ring=True)
     assert tokens_per_second_per_gpu(job, step, world_size=128) / 10_153 < 0.95
 
 
@@ -77,6 +78,17 @@ def test_tensor_parallel_messages_by_hand() -> None:
     assert found["rows gathered"].payload_bytes == 8192 * 4096 * 2
     summed = by_name(Layout(tensor_model_parallel_size=4), 8)["rows summed"]
     assert (summed.kind, summed.count) == ("all-reduce", 64 * (32 * 4 + 1))
+
+
+def test_context_parallel_messages_by_hand() -> None:
+    # 32 micro-batches of one sequence on 4 replicas of CP 2; 32 layers; k and v of 8192 tokens, 8 groups of 128, bf16.
+    found = by_name(Layout(context_parallel_size=2), 8)
+    gathered, scattered = found["keys and values"], found["gradients of keys and values"]
+    assert (gathered.kind, gathered.count) == ("all-gather", 32 * 32)
+    assert (scattered.kind, scattered.count) == ("reduce-scatter", 32 * 32)
+    assert gathered.payload_bytes == scattered.payload_bytes == 8192 * 2 * 1024 * 2
+    recomputed = by_name(Layout(context_parallel_size=2, recompute="full"), 8)
+    assert recomputed["keys and values"].count == 2 * 32 * 32
 
 
 def test_seconds_of_one_message_by_hand() -> None:

@@ -156,7 +156,8 @@ def test_s10_borders_separate_documents_and_positions_alone_do_not(run: Run) -> 
 
 
 def test_s10_megatron_core_s_own_rotary_embedding_does_not_restart_if_max_seqlen_is_the_row() -> None:
-    from megatron_synE.model.rope import cos_sin, rotate
+    from megatron_synE.kernels.plain import rotate
+    from megatron_synE.model.rope import cos_sin
     from megatron_synE.runtime.mcore import TransformerConfig  # the gateway: megatron.core may now be imported
 
     from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb  # isort: skip

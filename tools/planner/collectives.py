@@ -36,7 +36,7 @@ class Collective:
         return self.count * rounds * self.payload_bytes * (self.ranks - 1) // self.ranks
 
 
-def collectives_of_step(job: Job, layout: Layout, *, world_size: int) -> list[Collective]:
+def collectives_of_step(job: Job, layout: Layout, *, world_size: int, ring: bool = False) -> list[Collective]:
     """All messages but those of a few bytes (loss, gradient norm, maxima of the cross-entropy).
 
     TP, each layer and micro-batch: with sequence parallelism an all-gather before and a reduce-scatter after attention
@@ -46,7 +46,9 @@ def collectives_of_step(job: Job, layout: Layout, *, world_size: int) -> list[Co
     DP, once a step: gradients (fp32 by default) are reduce-scattered, weights gathered. Groups: DP * CP ranks. Under
     ZeRO stages 2 and 3 gradients in every micro-batch, under 3 weights too, for the forward and for the backward pass.
     PP: each border of chunks passes a row forward and its gradient backward.
-    CP: keys and values go round the ring forward; backward they go round again with their gradients.
+    CP: keys and values are gathered forward (again where attention is recomputed), their gradients reduce-scattered.
+    ring: as Transformer Engine does it, and the published reference did: they go round the ring behind the attention,
+    and going backward once more with their gradients.
     """
     w = widths(job, layout)
     m, dp = job.num_microbatches(layout, world_size), job.data_parallel_size(layout, world_size)
@@ -63,7 +65,20 @@ def collectives_of_step(job: Job, layout: Layout, *, world_size: int) -> list[Co
         ]
     elif tp > 1:
         found.append(_tp("rows summed", "all-reduce", tp, m * (layers * (2 * forward + 2) + 1), row))
-    if cp > 1:
+    if cp > 1 and not ring:
+        gathers = 1 if layout.recompute == "none" else 2
+        kinds: tuple[tuple[str, Kind, int], ...] = (
+            ("keys and values", "all-gather", gathers),
+            ("gradients of keys and values", "reduce-scatter", 1),
+        )
+        found += [
+            Collective(
+                name=name, kind=kind, group="CP", ranks=cp, count=m * layers * times,
+                payload_bytes=w.t * w.b * 2 * w.k * cp, hidden_behind="nothing",
+            )
+            for name, kind, times in kinds
+        ]  # fmt: skip
+    elif cp > 1:
         keys = w.t * w.b * 2 * w.k
         found.append(
             Collective(

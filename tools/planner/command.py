@@ -132,10 +132,6 @@ def answer(
     found = search(config, job, place, efficiency)
     configured = judge(config, job, layout_of(config), place, efficiency)
     best = [candidate for candidate in found if candidate.status == "runs"]
-    elsewhere = sorted(
-        (candidate for candidate in found if candidate.status == "not in this trainer"),
-        key=lambda candidate: -(candidate.speed.tokens_per_second_per_gpu if candidate.speed else 0.0),
-    )
     refused = [candidate for candidate in found if candidate.status == "refused"]
 
     def trees(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
@@ -164,7 +160,6 @@ def answer(
         "as_configured": report.as_tree(configured, job, place),
         "best": trees(best[:shown]),
         "num_feasible": len(best),
-        "not_in_this_trainer": trees(elsewhere[:shown]),
         "refused": report.groups(refused),
         "checkpoint": report.checkpoint_tree(job, bytes_per_second=options.save_gb_per_second * 1e9),
         "epochs": epochs,

@@ -14,7 +14,7 @@ Layers = Literal["native_cpu", "native_cuda", "transformer_engine"]
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """The parallel sizes, spelt as in the configuration; context parallelism is not in this trainer yet."""
+    """The parallel sizes, spelt as in the configuration."""
 
     tensor_model_parallel_size: int = 1
     pipeline_model_parallel_size: int = 1
@@ -29,11 +29,6 @@ class Layout:
     def model_ranks(self) -> int:
         """GPUs that share one replica."""
         return self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
-
-    @property
-    def runs_here(self) -> bool:
-        """Whether this trainer can run it."""
-        return self.context_parallel_size == 1
 
     def __str__(self) -> str:
         chunks = self.virtual_pipeline_model_parallel_size
@@ -53,6 +48,7 @@ class Layout:
             f"parallel.tensor_model_parallel_size={self.tensor_model_parallel_size}",
             f"parallel.pipeline_model_parallel_size={self.pipeline_model_parallel_size}",
             f"parallel.virtual_pipeline_model_parallel_size={self.virtual_pipeline_model_parallel_size or 'null'}",
+            f"parallel.context_parallel_size={self.context_parallel_size}",
             f"parallel.sequence_parallel={'true' if self.sequence_parallel else 'false'}",
             f"training.micro_batch_size={self.micro_batch_size}",
             f"training.recompute={self.recompute}",

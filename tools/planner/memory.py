@@ -144,6 +144,8 @@ def attention_bytes(job: Job, layout: Layout, *, recomputed: bool) -> int:
         transformer_engine  t * (b * (q + k + (q + 2k) + q) + 4a)
         native_cpu          the same + t * b * q: the output is written in rows by head and copied to rows by token
         native_cuda         t * (b * (q + q + q + q) + 4a): k and v are repeated to the width of q
+    Under context parallelism k and v are those of the whole row, and the product is free: its width q + 2k goes, and
+    k + v stay at 2k * CP instead.
     recomputed (selective): the inputs before rotation and the output alone, t * b * (q + (q + 2k) + q).
     """
     w = widths(job, layout)
@@ -151,6 +153,9 @@ def attention_bytes(job: Job, layout: Layout, *, recomputed: bool) -> int:
     if recomputed:
         return w.t * w.b * (w.q + product + w.q)
     lse = FP32 * w.a
+    if layout.context_parallel_size > 1:
+        keys = (2 * w.q if job.layers == "native_cuda" else 2 * w.k) * layout.context_parallel_size
+        return w.t * (w.b * (w.q + keys + w.q) + lse)
     if job.layers == "native_cuda" and w.q != w.k:
         return w.t * (w.b * 4 * w.q + lse)
     copy = w.q if job.layers == "native_cpu" else 0

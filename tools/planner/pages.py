@@ -110,18 +110,18 @@ def scaling_table(model: str, *, weak: bool) -> list[str]:
         place, _, job = _scaled(model, gpus, weak=weak)
         found = _fastest(_searched(model, gpus, weak=weak), job, place, kernel_efficiency)
         if found is None:
-            rows.append([str(gpus), str(job.global_batch_size), "none fits", *["-"] * 7])
+            rows.append([str(gpus), str(job.global_batch_size), "none fits", *["-"] * 8])
             continue
         candidate, step = found
         rate = tokens_per_second_per_gpu(job, step, world_size=gpus)
         shares = [
-            step.arithmetic, step.tensor_parallel, step.imbalance + step.bubble, step.pipeline_sends,
-            step.data_parallel,
+            step.arithmetic, step.tensor_parallel, step.context_parallel, step.imbalance + step.bubble,
+            step.pipeline_sends, step.data_parallel,
         ]  # fmt: skip
         row = [f"{gpus:,}", f"{job.global_batch_size:,}", str(candidate.layout), f"{step.total:.2f}"]
         rows.append([*row, *(f"{100 * share / step.total:.1f}" for share in shares), f"{rate:,.0f}"])
-    head = ["GPUs", "sequences", "fastest layout", "step s", "arithmetic %", "TP %", "stages wait %", "PP sends %",
-            "DP %", "tok/s/GPU"]  # fmt: skip
+    head = ["GPUs", "sequences", "fastest layout", "step s", "arithmetic %", "TP %", "CP %", "stages wait %",
+            "PP sends %", "DP %", "tok/s/GPU"]  # fmt: skip
     return markdown(head, rows)
 
 

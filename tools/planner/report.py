@@ -34,7 +34,7 @@ def as_tree(candidate: Candidate, job: Job, place: Place) -> dict[str, Any]:
     """One candidate as plain values; units are in the names."""
     tree: dict[str, Any] = {
         "layout": str(candidate.layout),
-        "overrides": candidate.layout.overrides() if candidate.layout.runs_here else None,
+        "overrides": candidate.layout.overrides(),
         "status": candidate.status,
         "rule": candidate.rule,
         "reason": candidate.reason,
@@ -142,9 +142,6 @@ def as_text(tree: dict[str, Any], place_text: str, *, shows_all: bool) -> str:
         lines += ["", "## as configured", *_one(tree["as_configured"])]
     lines += ["", f"## best of the {tree['num_candidates']} layouts tried"]
     lines += candidate_lines(tree["best"]) if tree["best"] else ["none fits: more nodes, or a card with more memory"]
-    if tree["not_in_this_trainer"]:
-        lines += ["", "## would fit, but not in this trainer yet (context parallelism is planned)"]
-        lines += candidate_lines(tree["not_in_this_trainer"])
     lines += ["", "## refused"]
     if shows_all:
         lines += columns(

@@ -24,7 +24,7 @@ OUT_OF_MEMORY = "out of memory"
 TIGHT_SHARE = 0.05
 """Of the usable memory: less free than this is within the formulas' promised error, and is said."""
 
-Status = Literal["runs", "not in this trainer", "refused"]
+Status = Literal["runs", "refused"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +88,7 @@ def layout_of(config: RunConfig) -> Layout:
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
+        context_parallel_size=parallel.context_parallel_size,
         sequence_parallel=parallel.sequence_parallel,
         micro_batch_size=training.micro_batch_size,
         recompute=training.recompute,
@@ -128,14 +129,6 @@ def judge(config: RunConfig, job: Job, layout: Layout, place: Place, efficiency:
         return Candidate(
             layout=layout, status="refused", rule=OUT_OF_MEMORY, reason=reason, memory=memory, speed=speed
         )  # fmt: skip
-    if not layout.runs_here:
-        reason = (
-            f"fits ({memory.total / 1e9:.1f} GB a GPU), but context parallelism is planned, not in this trainer yet"
-        )
-        return Candidate(
-            layout=layout, status="not in this trainer", rule="context parallelism", reason=reason,
-            memory=memory, speed=speed,
-        )  # fmt: skip
     return Candidate(
         layout=layout, status="runs", rule="fits", reason=_what_it_costs(speed, memory, place),
         memory=memory, speed=speed,
@@ -143,7 +136,7 @@ def judge(config: RunConfig, job: Job, layout: Layout, place: Place, efficiency:
 
 
 def _rule_against(config: RunConfig, job: Job, layout: Layout, place: Place) -> tuple[str, str] | None:
-    tp, cp = layout.tensor_model_parallel_size, layout.context_parallel_size
+    tp = layout.tensor_model_parallel_size
     if tp > place.gpus_per_node:
         return "TP across nodes", (
             f"tensor parallelism of {tp} would leave a node of {place.gpus_per_node} GPUs: its collectives, four and"
@@ -153,12 +146,7 @@ def _rule_against(config: RunConfig, job: Job, layout: Layout, place: Place) -> 
         return "too few GPUs", f"one replica takes {layout.model_ranks} GPUs, there are {place.world_size}"
     if place.world_size % layout.model_ranks:
         return "GPUs not divisible", f"{place.world_size} GPUs are not a multiple of {layout.model_ranks}, one replica"
-    if job.seq_length * layout.micro_batch_size % (2 * cp if cp > 1 else 1):
-        return "sequence not divisible", f"a row of {job.seq_length} tokens is not a multiple of 2 * CP = {2 * cp}"
-    # Context-parallel ranks share samples: for the batch the world is that much smaller.
-    faults = layout_faults(
-        _with_layout(config, layout), world_size=place.world_size // cp, architecture=job.architecture
-    )
+    faults = layout_faults(_with_layout(config, layout), world_size=place.world_size, architecture=job.architecture)
     if faults:
         # The shape of the model first: it is what no other batch or world can mend.
         first = min(faults, key=lambda fault: "the model's" not in fault.message)
@@ -166,6 +154,7 @@ def _rule_against(config: RunConfig, job: Job, layout: Layout, place: Place) -> 
             "parallel.tensor_model_parallel_size": "TP does not divide the model",
             "parallel.pipeline_model_parallel_size": "PP does not divide the layers",
             "parallel.virtual_pipeline_model_parallel_size": "VPP does not divide the stage",
+            "training.seq_length": "sequence not divisible",
             "training.global_batch_size": "global batch not divisible",
         }.get(first.key, first.key)
         return name, f"{first.key}: {first.message}"
@@ -180,6 +169,7 @@ def _with_layout(config: RunConfig, layout: Layout) -> RunConfig:
             tensor_model_parallel_size=layout.tensor_model_parallel_size,
             pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
             virtual_pipeline_model_parallel_size=layout.virtual_pipeline_model_parallel_size,
+            context_parallel_size=layout.context_parallel_size,
             sequence_parallel=layout.sequence_parallel,
             zero_stage=layout.zero_stage,
         ),

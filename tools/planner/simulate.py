@@ -76,8 +76,10 @@ def seconds_of(collective: Collective, layout: Layout, card: Card, world_size: i
     return alpha + collective.sent_bytes / collective.count / (rate * BUS_EFFICIENCY)
 
 
-def simulate(job: Job, layout: Layout, card: Card, *, world_size: int, kernel_efficiency: float) -> StepTime:
-    """One step of `job` in `layout`."""
+def simulate(
+    job: Job, layout: Layout, card: Card, *, world_size: int, kernel_efficiency: float, ring: bool = False
+) -> StepTime:
+    """One step of `job` in `layout`. ring: context parallelism as the published reference has it, not as here."""
     m = job.num_microbatches(layout, world_size)
     tp, pp, cp = layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size, layout.context_parallel_size
     flops = training_flops_per_token(job.architecture, seq_length=job.seq_length)
@@ -85,11 +87,11 @@ def simulate(job: Job, layout: Layout, card: Card, *, world_size: int, kernel_ef
     useful = tokens * flops / (tp * cp * pp) / (card.bf16_tflops * 1e12 * kernel_efficiency)
     mean = useful / recompute_factor(job, layout).value
     slowest = mean / balance_factor(job, layout).value
-    messages = collectives_of_step(job, layout, world_size=world_size)
+    messages = collectives_of_step(job, layout, world_size=world_size, ring=ring)
     cost = {c: c.count * seconds_of(c, layout, card, world_size) for c in messages}
     tp_seconds = sum(seconds for c, seconds in cost.items() if c.group == "TP")
     sends = sum(seconds for c, seconds in cost.items() if c.group == "PP" and c.hidden_behind == "nothing")
-    ring = sum(seconds for c, seconds in cost.items() if c.group == "CP")
+    keys = sum(seconds for c, seconds in cost.items() if c.group == "CP")
     attention = (flops - training_flops_per_token(job.architecture, seq_length=0)) / flops * mean * m
     per_pass = slowest + tp_seconds / m
     data_parallel = exposed_data_parallel(job, layout, card, messages, world_size=world_size, seconds_per_pass=per_pass)
@@ -101,7 +103,7 @@ def simulate(job: Job, layout: Layout, card: Card, *, world_size: int, kernel_ef
         bubble=(pp - 1) / (layout.virtual_pipeline_model_parallel_size or 1) * (per_pass + sends / m),
         tensor_parallel=tp_seconds,
         pipeline_sends=sends,
-        context_parallel=max(0.0, ring - attention),
+        context_parallel=max(0.0, keys - attention) if ring else keys,
         data_parallel=data_parallel,
         optimizer=OPTIMIZER_BYTES_MOVED * weights / shards / card.memory_bytes_per_second,
     )
@@ -165,7 +167,7 @@ def calibrated_kernel_efficiency(efficiency: Efficiency) -> float:
     low, high = 0.05, 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        took = simulate(job, REFERENCE_LAYOUT, card, world_size=gpus, kernel_efficiency=middle).total
+        took = simulate(job, REFERENCE_LAYOUT, card, world_size=gpus, kernel_efficiency=middle, ring=True).total
         low, high = (middle, high) if took > target else (low, middle)
     return (low + high) / 2
 

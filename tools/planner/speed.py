@@ -53,6 +53,14 @@ def recompute_factor(job: Job, layout: Layout) -> Factor:
     return Factor(whole / (whole + again), "computed", "useful arithmetic / arithmetic with recomputation")
 
 
+def context_parallel_factor(layout: Layout) -> Factor:
+    """CP 1 and 2 are the reference's; each doubling beyond costs a point more, for keys and values nothing hides."""
+    doublings = max(0, layout.context_parallel_size.bit_length() - 2)
+    if doublings == 0:
+        return Factor(1.0, "computed", "the reference has CP 2")
+    return Factor(1.0 - 0.01 * doublings, "assumed", "a point for each doubling beyond CP 2")
+
+
 def model_name(architecture: LlamaArchitecture) -> str:
     """The preset of this architecture, or `other`."""
     return next((name for name, known in ARCHITECTURES.items() if known == architecture), "other")
@@ -126,6 +134,7 @@ def _from_table(job: Job, layout: Layout, card: Card, efficiency: Efficiency, *,
         "pipeline": pipeline_factor(layout, num_microbatches=job.num_microbatches(layout, world_size)),
         "stage balance": balance_factor(job, layout),
         "recompute": recompute_factor(job, layout),
+        "context parallel": context_parallel_factor(layout),
     }
     if job.seq_length != reference["seq_length"]:
         factors["sequence length"] = Factor(1.0, "assumed", f"the share of peak at {reference['seq_length']} tokens")

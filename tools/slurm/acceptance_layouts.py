@@ -1,10 +1,9 @@
-"""The layouts an acceptance runs, those that this machine or this version leaves out, and why."""
+"""The layouts an acceptance runs, those that this machine leaves out, and why."""
 
-from dataclasses import dataclass, fields
-
-from megatron_synE.config.schema import ParallelSection, TrainingSection
+from dataclasses import dataclass
 
 TP, PP = "parallel.tensor_model_parallel_size=", "parallel.pipeline_model_parallel_size="
+CP = "parallel.context_parallel_size="
 SP, VPP = "parallel.sequence_parallel=true", "parallel.virtual_pipeline_model_parallel_size=2"
 OVERLAP = ("parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true")
 BF16, TE = "training.precision=bf16", "model.attention=transformer_engine"
@@ -34,7 +33,7 @@ class Layout:
     options: tuple[str, ...] = ()
     """KEY=VALUE; without a space, the script splits them."""
     model_ranks: int = 1
-    """TP x PP: the world must be a multiple."""
+    """TP x CP x PP: the world must be a multiple."""
     reference: str = ONE_CARD
 
 
@@ -53,6 +52,9 @@ LAYOUTS = (
     Layout("pp2", (f"{PP}2",), 2),
     Layout("pp2_vpp", (f"{PP}2", VPP), 2),
     Layout("tp2_pp2_sp", (f"{TP}2", f"{PP}2", SP), 4),
+    Layout("cp2", (f"{CP}2",), 2),
+    Layout("cp4", (f"{CP}4",), 4),
+    Layout("cp2_tp2_sp", (f"{CP}2", f"{TP}2", SP), 4),
     Layout(ONE_CARD_BF16, (BF16,), reference=ONE_CARD_BF16),
     Layout("dp_bf16", (BF16,), reference=ONE_CARD_BF16),
     Layout("tp4_sp_bf16", (BF16, f"{TP}4", SP), 4, ONE_CARD_BF16),
@@ -65,7 +67,7 @@ def chosen(
 ) -> tuple[list[Layout], dict[str, str]]:
     """What to run, and for everything else its reason. What others are compared with always runs."""
     run: list[Layout] = []
-    left_out: dict[str, str] = dict(_not_in_this_version())
+    left_out: dict[str, str] = {}
     for layout in LAYOUTS:
         if TE in layout.options and not has_transformer_engine:
             left_out[layout.name] = "Transformer Engine is not installed, or there is no GPU"
@@ -77,11 +79,3 @@ def chosen(
             run.append(layout)
     wanted = {layout.reference for layout in run if not layout.name.startswith(ONE_CARD)}
     return [layout for layout in run if not layout.name.startswith(ONE_CARD) or layout.name in wanted], left_out
-
-
-def _not_in_this_version() -> dict[str, str]:
-    """Layouts that the trainer's configuration has no word for."""
-    known = (*fields(ParallelSection), *fields(TrainingSection))
-    words = " ".join(f"{field.name} {field.type}" for field in known)
-    wanted = {"cp": "context_parallel_size", "fp8": "fp8"}
-    return {name: "not in this version" for name, word in wanted.items() if word not in words}

@@ -1,0 +1,137 @@
+"""A whole model of random weights with optimizer and synthetic rows: what a figure of a step needs of the trainer.
+
+The same functions build it as build a run's; only samples come from a random generator instead of token files.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+
+from megatron_synE.build import Model, build_chunks, build_model, build_optimizer, transformer_config
+from megatron_synE.config.derive import RunPlan, derive
+from megatron_synE.config.schema import (
+    DataSection,
+    InitSection,
+    ModelSection,
+    ParallelSection,
+    RunConfig,
+    RunSection,
+    StageSection,
+    TrainingSection,
+)
+from megatron_synE.data.batch import MicroBatch, micro_batch
+from megatron_synE.kernels.choice import Asked
+from megatron_synE.kernels.float8 import Format, Recipe
+from megatron_synE.model.gpt import LlamaModel
+from megatron_synE.model.layer_spec import choose
+from megatron_synE.model.llama import LlamaArchitecture
+from megatron_synE.runtime.device import Device
+from megatron_synE.runtime.distributed import initialize
+from megatron_synE.runtime.environment import ALONE
+from megatron_synE.trainer import forward_step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What differs between figures."""
+
+    seq_length: int
+    precision: Literal["bf16", "fp32"] = "bf16"
+    recompute: Literal["none", "selective", "full"] = "none"
+    kernels: Asked = "auto"
+    fp8: Format | None = None
+    fp8_recipe: Recipe = "tensorwise"
+
+
+def run_config(options: Options, device: Device) -> RunConfig:
+    """One sequence a step, on one rank."""
+    training = TrainingSection(
+        seq_length=options.seq_length,
+        global_batch_size=1,
+        precision=options.precision,
+        recompute=options.recompute,
+        fp8=options.fp8,
+        fp8_recipe=options.fp8_recipe,
+    )
+    return RunConfig(
+        run=RunSection(name="benchmark", dir=Path()),
+        training=training,
+        data=DataSection(manifests=(), stages=(StageSection(name="none", tokens=1, languages={}),)),
+        init=InitSection(source="random"),
+        model=ModelSection(attention="native", kernels=options.kernels),
+        device=device.kind,
+    )
+
+
+def prepared(architecture: LlamaArchitecture, options: Options, device: Device) -> tuple[RunConfig, RunPlan]:
+    """Configuration and plan, in a process group of one."""
+    if not dist.is_initialized():
+        initialize(device, ALONE, ParallelSection(), seed=1)
+    config = run_config(options, device)
+    return config, derive(config, architecture, 1, device=device.kind)
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """Model and optimizer as a run has them."""
+
+    model: Model
+    optimizer: Any
+    seq_length: int
+
+    def gradients(self, batch: MicroBatch) -> float:
+        """Forward and backward over one row; the mean loss (the host waits for it)."""
+        for module in self.model.ddp:
+            module.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        (loss,) = self.model.forward_backward(
+            forward_step_func=forward_step,
+            data_iterator=iter([batch]),
+            model=self.model.ddp[0],
+            num_microbatches=1,
+            seq_length=self.seq_length,
+            micro_batch_size=1,
+            forward_only=False,
+        )
+        nll, tokens = loss["nll_and_tokens"].tolist()
+        return float(nll / tokens)
+
+    def step(self, batch: MicroBatch) -> float:
+        """The whole step: gradients, clipping, AdamW."""
+        loss = self.gradients(batch)
+        self.optimizer.step()
+        return loss
+
+
+def trained_model(architecture: LlamaArchitecture, options: Options, device: Device) -> TrainedModel:
+    """As megatron_synE.train builds it."""
+    config, plan = prepared(architecture, options, device)
+    model = build_model(config, plan, device)
+    return TrainedModel(model, build_optimizer(config, plan, model), options.seq_length)
+
+
+def bare_model(architecture: LlamaArchitecture, options: Options, device: Device) -> LlamaModel:
+    """Without gradient buffers and masters: weights alone, in the run's precision."""
+    config, plan = prepared(architecture, options, device)
+    core_config = transformer_config(config, plan, device)
+    layers = choose("native", device, kernels=options.kernels, fp8=options.fp8, fp8_recipe=options.fp8_recipe)
+    (model,) = build_chunks(core_config, config, plan, layers, device)
+    return model
+
+
+def row_of_documents(
+    architecture: LlamaArchitecture, *, seq_length: int, mean_document: int | None, device: Device, seed: int = 0
+) -> MicroBatch:
+    """Random tokens. mean_document: of exponentially distributed lengths; None: one document."""
+    random = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, architecture.vocab_size, (1, seq_length + 1), generator=random)
+    bounds = [0]
+    while mean_document is not None and bounds[-1] < seq_length:
+        share = float(torch.rand(1, generator=random))
+        bounds.append(bounds[-1] + 1 + int(-mean_document * torch.tensor(1 - share).log()))
+    inner = [bound for bound in bounds[1:] if bound < seq_length]
+    mask = torch.ones(1, seq_length)
+    return micro_batch(ids[:, :-1], ids[:, 1:], mask, (0, *inner, seq_length), device=device.torch_device)

@@ -1,0 +1,53 @@
+"""Which function computes each fused part of a native layer: Triton's where it can run, else plain torch."""
+
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from data_mixers.errors import ConfigError
+from megatron_synE.kernels import plain
+
+Asked = Literal["auto", "torch", "triton"]
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """One function a part, with the signatures of plain.py."""
+
+    rms_norm: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
+    swiglu: Callable[[torch.Tensor], torch.Tensor] | None
+    """None: megatron-core's own MLP computes it."""
+    rotate: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+    names: str
+    """For the log."""
+
+
+PLAIN = Kernels(plain.rms_norm, None, plain.rotate, "torch")
+
+
+def choose_kernels(asked: Asked, *, is_cuda: bool) -> Kernels:
+    """auto: Triton on a GPU where it is installed (torch's CUDA wheels bring it).
+
+    Errors: ConfigError if Triton is asked for and cannot run here.
+    """
+    has_triton = importlib.util.find_spec("triton") is not None
+    if asked == "torch" or (asked == "auto" and not (has_triton and is_cuda)):
+        return PLAIN
+    if not has_triton:
+        raise ConfigError("model.kernels=triton, but triton is not installed; pip install triton, or use auto or torch")
+    if not is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ConfigError(
+            "model.kernels=triton needs a GPU; use auto or torch (TRITON_INTERPRET=1 runs the kernels in Triton's"
+            " interpreter, thousands of times slower: for tests)"
+        )
+    return _fused()
+
+
+def _fused() -> Kernels:
+    from megatron_synE.kernels import rms_norm, rope, swiglu
+
+    return Kernels(rms_norm.rms_norm, swiglu.swiglu, rope.rotate, "RMSNorm, SwiGLU and RoPE Triton")

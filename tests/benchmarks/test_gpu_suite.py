@@ -1,0 +1,106 @@
+"""The GPU suite runs whole on a CPU with shapes of nothing, and a section that hangs or fails costs itself alone."""
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import gpu_suite, kernels
+from benchmarks._gpu_sections import SECTIONS, Section, Setting
+from benchmarks._one_card import planned_bytes
+from megatron_synE.model.presets import ARCHITECTURES
+from megatron_synE.runtime import device as devices
+from tests import tiny
+
+TINY = Setting("cpu", tiny=True)
+
+
+def numbers(value: Any) -> list[float]:
+    if isinstance(value, dict):
+        return [number for item in value.values() for number in numbers(item)]
+    if isinstance(value, list):
+        return [number for item in value for number in numbers(item)]
+    return [float(value)] if isinstance(value, int | float) else []
+
+
+def test_the_dry_run_is_whole(tmp_path: Path) -> None:
+    out = tmp_path / "results.json"
+    done = tiny.python(
+        "-m", "benchmarks.gpu_suite", "--tiny", "--device", "cpu", "--in-process", "--out", out,
+        CUDA_VISIBLE_DEVICES="",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    result = json.loads(out.read_text())
+    assert list(result["sections"]) == list(SECTIONS)
+    assert {section["status"] for section in result["sections"].values()} == {"done"}
+    assert result["tiny"] is True and result["device"] == "cpu" and result["versions"]["torch"]
+    figures = {name: section["figures"] for name, section in result["sections"].items()}
+    assert figures["numerics"]["failed"] == []
+    assert all(math.isfinite(number) for number in numbers(figures))
+    step = figures["step_llama3_2_1b"]["masked"]
+    assert step["last_loss"] < step["first_loss"]
+    assert step["tokens_per_second"] * step["seconds"] == pytest.approx(64)
+    assert figures["llama3_8b_full"]["last_loss"] < figures["llama3_8b_full"]["first_loss"]
+    assert "planned: total" in done.stderr
+
+
+def test_what_an_8b_on_one_card_takes_by_hand() -> None:
+    planned = planned_bytes(ARCHITECTURES["llama3_8b"], seq_length=8192)
+    at_rest = sum(planned[name] for name in ("weights", "gradients", "first moments", "second moments"))
+    assert at_rest == 8 * 8_030_261_248
+    assert planned["rows kept"] == 32 * 8192 * 4096 * 2
+    assert planned["logits"] == 8192 * 128256 * 6
+    assert planned["total"] == sum(size for name, size in planned.items() if name != "total")
+    assert 70e9 < planned["total"] < 80e9
+
+
+def test_each_section_is_flushed_and_a_bad_one_costs_itself_alone(tmp_path: Path) -> None:
+    """Sections stand in for a process that hangs and one that dies; the file is whole after each."""
+    out, seen = tmp_path / "results.json", []
+
+    def run(name: str, setting: Setting, limit: float) -> dict[str, Any]:
+        if out.exists():
+            seen.append(list(json.loads(out.read_text())["sections"]))
+        assert limit <= gpu_suite.LIMIT_SECONDS < 600
+        return {"kernels": {"status": "timed out"}}.get(name, {"status": "done", "figures": {}})
+
+    result = gpu_suite.suite(["block_stack", "kernels", "ppl_scoring"], TINY, out, limit=1e9, run=run)
+    assert seen == [["block_stack"], ["block_stack", "kernels"]]
+    assert [section["status"] for section in result["sections"].values()] == ["done", "timed out", "done"]
+    assert json.loads(out.read_text()) == result
+
+
+def test_wrong_numerics_end_the_suite(tmp_path: Path) -> None:
+    def run(name: str, setting: Setting, limit: float) -> dict[str, Any]:
+        return {"status": "done", "figures": {"failed": ["rms_norm"]}}
+
+    result = gpu_suite.suite(["numerics", "kernels"], TINY, tmp_path / "r.json", limit=1.0, run=run)
+    assert list(result["sections"]) == ["numerics"]
+
+
+def test_a_section_of_its_own_process_is_ended_at_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gpu_suite.in_own_process("numerics", TINY, 0.2) == {"status": "timed out", "limit_seconds": 0.2}
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    assert gpu_suite.in_own_process("numerics", TINY, 20.0) == {"status": "failed", "exit_code": 1, "stderr": ""}
+
+
+def test_numerics_find_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    from megatron_synE.kernels import choice, plain
+
+    wrong = choice.Kernels(lambda x, w, eps: 1.02 * plain.rms_norm(x, w, eps), None, plain.rotate, "wrong")
+    monkeypatch.setattr("benchmarks._gpu_numerics.choose_kernels", lambda *_, **__: wrong)
+    assert SECTIONS["numerics"].run(TINY)["failed"] == ["rms_norm", "rms_norm, gradient 0", "rms_norm, gradient 1"]
+
+
+def test_every_kernel_has_a_figure_beside_the_ceiling() -> None:
+    result = kernels.run(tiny=True, device=devices.select("cpu", local_rank=0))
+    names = {figure["name"] for figure in result["figures"]}
+    assert names >= {"rms_norm", "swiglu and backward", "rotate", "gate and up", "masked attention", "AdamW"}
+    peers = [f["by"] for f in result["figures"] if f["name"] == "causal attention and backward"]
+    assert peers == ["torch SDPA", "SDPA flash"]  # cuDNN does not take a CPU's tensors
+    for figure in result["figures"]:
+        assert figure["of_ceiling"] == pytest.approx(figure["rate"] / result["ceilings"][figure["unit"]])
+    assert isinstance(SECTIONS["kernels"], Section)

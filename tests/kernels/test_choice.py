@@ -1,0 +1,65 @@
+"""Which kernels and layers are chosen, and what is refused with its cure."""
+
+import importlib.util
+
+import pytest
+import torch
+
+from data_mixers.errors import ConfigError
+from megatron_synE.kernels.choice import PLAIN, choose_kernels
+from megatron_synE.model.layer_spec import choose
+from megatron_synE.runtime.device import Device
+
+CPU = Device("cpu", torch.device("cpu"), "gloo", "cpu")
+
+
+class Ampere(Device):
+    """A card before FP8."""
+
+    @property
+    def has_fp8(self) -> bool:
+        return False
+
+
+A100 = Ampere("cuda", torch.device("cpu"), "nccl", "NVIDIA A100")
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing optional is installed."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+
+
+@pytest.mark.usefixtures("bare")
+def test_without_triton_torch_computes_everything() -> None:
+    assert choose_kernels("auto", is_cuda=True) is PLAIN
+    with pytest.raises(ConfigError, match=r"model.kernels=triton, but triton is not installed; pip install triton"):
+        choose_kernels("triton", is_cuda=True)
+
+
+def test_on_a_cpu_triton_is_refused_outside_its_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert choose_kernels("auto", is_cuda=False) is PLAIN
+    with pytest.raises(ConfigError, match="needs a GPU; use auto or torch"):
+        choose_kernels("triton", is_cuda=False)
+
+
+@pytest.mark.usefixtures("bare")
+@pytest.mark.parametrize(
+    ("device", "fp8", "recipe", "message"),
+    [
+        (A100, "hybrid", "tensorwise", "needs an H100 or newer .* this is NVIDIA A100; remove it"),
+        (CPU, "hybrid", "delayed", "fp8_recipe=delayed needs Transformer Engine .* use tensorwise or rowwise"),
+    ],
+)
+def test_fp8_is_refused_with_its_cure(device: Device, fp8: str, recipe: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        choose("auto", device, fp8=fp8, fp8_recipe=recipe)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("bare")
+def test_the_log_says_what_was_chosen() -> None:
+    said = str(choose("auto", CPU, fp8="e4m3", fp8_recipe="rowwise"))
+    assert said == "native (Transformer Engine is not installed); kernels: torch; FP8 e4m3, rowwise"
