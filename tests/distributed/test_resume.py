@@ -156,7 +156,6 @@ def test_another_layout_loads_the_same_weights_and_moments_and_goes_on_alike(
     }
     if precision == "fp32":
         layouts |= {
-            "DP2 ZeRO2": (2, ["parallel.zero_stage=2"]),
             "TP2": (2, TP2_SP),
             "TP1": (1, []),
             "CP2": (2, ["parallel.context_parallel_size=2"]),
