@@ -3,6 +3,7 @@
 Reading order: this file, trainer.py, build.py, data_mixers/schedule.py.
 """
 
+import gc
 import logging
 import os
 import sys
@@ -63,6 +64,10 @@ def run_rank(loaded: LoadedConfig, config_path: Path, ranks: Ranks) -> int:
     trainer: Trainer | None = None
     try:
         trainer = build_trainer(loaded, config_path, ranks)
+        # What is built stays. A full collection would walk its 440,000 objects in a quarter of a second, in another
+        # step on each rank, while the others wait; frozen, it takes under a millisecond.
+        gc.collect()
+        gc.freeze()
         with trainer.watchdog:
             code = trainer.fit()
             trainer.metrics.close()
