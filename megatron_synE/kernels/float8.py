@@ -44,7 +44,7 @@ def cast(x: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tens
 @cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Two passes over memory instead of seven: eager quantisation would cost as much as FP8 saves."""
-    return torch.compile(function)  # type: ignore[no-any-return]
+    return torch.compile(function)
 
 
 def _fused(function: Callable[..., Any], x: torch.Tensor) -> Callable[..., Any]:
