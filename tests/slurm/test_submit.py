@@ -59,7 +59,7 @@ benchmarks:
 @pytest.mark.slow
 def test_a_run_is_evaluated_behind_its_conversion(cluster: Cluster, tmp_path: Path) -> None:
     training.prepare(tmp_path)
-    tiny.byte_tokenizer(tmp_path / "hf")
+    tiny.give_tokenizer(tmp_path)
     data_sets.write_science(tmp_path / "data sets", 3)
     (tmp_path / "small.yaml").write_text(SUITE)
     run = tmp_path / "run"
