@@ -64,8 +64,8 @@ def test_a_run_is_evaluated_behind_its_conversion(cluster: Cluster, tmp_path: Pa
     (tmp_path / "small.yaml").write_text(SUITE)
     run = tmp_path / "run"
     submitted = cluster.run(
-        *SYNE, "submit", "--config", tmp_path / "run.yaml", *training.RESOURCES, "--no-preflight", "--eval", "small.yaml",
-        "--eval-data", "data sets", cwd=tmp_path, env=ENVIRONMENT,
+        *SYNE, "submit", "--config", tmp_path / "run.yaml", *training.RESOURCES, "--no-preflight",
+        "--eval", "small.yaml", "--eval-data", "data sets", cwd=tmp_path, env=ENVIRONMENT,
     )  # fmt: skip
     jobs = submitted.stdout.split()
     names = ("train", "export", "eval")
