@@ -167,6 +167,18 @@ def prepared(root: Path, **sections: Any) -> Path:
     return write_run(root, run_tree(root, hf=hf, **sections))
 
 
+def give_tokenizer(root: Path) -> None:
+    """The byte tokenizer for the model of `prepared`, and for its data too: a run refuses data of another one."""
+    from megatron_synE.data.tokenizers import digest_of
+
+    byte_tokenizer(root / "hf")
+    digest = digest_of(root / "hf")
+    assert digest is not None
+    for folder in ("train", "held"):
+        file = root / folder / "manifest.json"
+        file.write_text(file.read_text().replace("0" * 64, digest))
+
+
 ROOT = Path(__file__).parents[1]
 
 

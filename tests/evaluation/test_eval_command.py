@@ -142,7 +142,7 @@ def test_a_killed_call_leaves_a_whole_result_that_says_it_is_open(
 
 def test_a_run_is_evaluated_at_its_checkpoints_and_equals_its_export(data: Path, tmp_path: Path, hf: Path) -> None:
     config = tiny.prepared(tmp_path, checkpoint={"interval_tokens": 2 * 8 * 32, "keep_last": None, "async_save": False})
-    tiny.byte_tokenizer(tmp_path / "hf")
+    tiny.give_tokenizer(tmp_path)
     tiny.train(config)
     run = tmp_path / "run"
     asked = options(run, data, tmp_path, out=None, checkpoints="all", only=("ARC",))

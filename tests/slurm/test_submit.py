@@ -59,13 +59,13 @@ benchmarks:
 @pytest.mark.slow
 def test_a_run_is_evaluated_behind_its_conversion(cluster: Cluster, tmp_path: Path) -> None:
     training.prepare(tmp_path)
-    tiny.byte_tokenizer(tmp_path / "hf")
+    tiny.give_tokenizer(tmp_path)
     data_sets.write_science(tmp_path / "data sets", 3)
     (tmp_path / "small.yaml").write_text(SUITE)
     run = tmp_path / "run"
     submitted = cluster.run(
-        *SYNE, "submit", "--config", tmp_path / "run.yaml", *training.RESOURCES, "--lead", "30", "--eval", "small.yaml",
-        "--eval-data", "data sets", cwd=tmp_path, env=ENVIRONMENT,
+        *SYNE, "submit", "--config", tmp_path / "run.yaml", *training.RESOURCES, "--no-preflight",
+        "--eval", "small.yaml", "--eval-data", "data sets", cwd=tmp_path, env=ENVIRONMENT,
     )  # fmt: skip
     jobs = submitted.stdout.split()
     names = ("train", "export", "eval")
