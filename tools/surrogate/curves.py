@@ -142,6 +142,13 @@ def report(curves: Curves, errors: Array) -> str:
             cells.append("1" if other == index else f"{np.median(values):.2f} [{low:.2f}, {high:.2f}]")
         floor, exponent = np.median(curves.floor[:, index]), np.median(curves.exponent[:, index])
         lines.append(f"| {topic} | {' | '.join(cells)} | {floor:.2f} | {exponent:.2f} |")
+    middle = np.median(curves.exponent, axis=0)
+    if ((middle < 1.02 * EXPONENTS[0]) | (middle > 0.98 * EXPONENTS[1])).any():
+        lines += [
+            "",
+            f"Exponents of {EXPONENTS[0]:g} and {EXPONENTS[1]:g} are the ends of what is tried: over these tokens such "
+            "curves are nearly straight, and their floors say nothing.",
+        ]
     return "\n".join(lines) + "\n"
 
 
