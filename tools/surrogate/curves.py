@@ -66,7 +66,7 @@ def curves_of(folders: Sequence[Path], *, language: str, source: str, worlds: in
     for _ in range(worlds):
         weight = np.bincount(random.integers(0, count, count), minlength=count).astype(float)[runs.run]
         drawn.append([fit_topic(runs, index, weight) for index in range(len(runs.topics))])
-    planned = runs.read[-1] / runs.read[-1].sum()
+    planned = runs.read[-1] / runs.read[-1].sum()  # of the last run: any of them is a plan
     curves = Curves(
         topics=runs.topics,
         floor=_stacked(runs, drawn, "floor"),
