@@ -47,7 +47,7 @@ def run(study: str) -> None:
     if study == "transfer":
         curves = folder / "curves.json"
         syne("surrogate", "curves", folder, "--language", "zh", "--out", curves)
-        syne("mix", "simulate", "--curves", curves, "--label-noise", 0, "--worlds", 30)
+        syne("mix", "simulate", "--curves", curves, "--label-noise", 0, "--worlds", 20)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """`syne surrogate curves`: learning curves and a transfer matrix fitted from studies, for `syne mix simulate`.
 
-    loss_i(n) = floor_i + (start_i - floor_i) (1 + (n_i + sum_j w_ij n_j) / scale_i) ** -exponent_i
-n_j are tokens read of topic j since the start, start_i the loss before the first step, which is measured; w_ij, from 0
-to 1, is what a token of topic j is worth to topic i. Tokens outside these topics have a worth of their own, which the
+    loss_i(n) = floor_i + (start_i + shock_i - floor_i) (1 + (n_i + sum_j w_ij n_j) / scale_i) ** -exponent_i
+n_j are tokens read of topic j since the start, start_i the loss before the first step, which is measured, shock_i by
+how much another mixture and a re-warmed rate raise it before it falls (2403.08763; fitted, at least 0); w_ij, from 0 to
+1, is what a token of topic j is worth to topic i. Tokens outside these topics have a worth of their own, which the
 simulation leaves out. Each resample of the runs gives one world, so the worlds differ by what the studies leave open.
 """
 
@@ -25,6 +26,7 @@ Array = NDArray[np.float64]
 WORLDS = 30
 LEAST_RUNS_A_TOPIC = 2
 EXPONENTS = (0.05, 2.0)
+MOST_SHOCK = 0.5  # nats
 FLOOR_SHARES = (0.2, 0.98)  # of the lowest loss seen: a floor far below what was read is no finding of the fit
 
 
@@ -64,7 +66,7 @@ def curves_of(folders: Sequence[Path], *, language: str, source: str, worlds: in
     for _ in range(worlds):
         weight = np.bincount(random.integers(0, count, count), minlength=count).astype(float)[runs.run]
         drawn.append([fit_topic(runs, index, weight) for index in range(len(runs.topics))])
-    planned = runs.read[-1] / runs.read[-1].sum()
+    planned = runs.read[-1] / runs.read[-1].sum()  # of the last run: any of them is a plan
     curves = Curves(
         topics=runs.topics,
         floor=_stacked(runs, drawn, "floor"),
@@ -102,11 +104,11 @@ def fit_topic(runs: Runs, index: int, weight: Array) -> TopicFit:
     root = np.sqrt(weight)
 
     def unpacked(theta: Array) -> TopicFit:
-        worth = np.insert(theta[4:], index, 1.0)
+        worth = np.insert(theta[5:], index, 1.0)
         floor = float(theta[0]) * lowest
         return TopicFit(
-            floor=floor, reducible=start - floor, exponent=float(theta[1]), scale=float(np.exp(theta[2])), worth=worth,
-            other=float(theta[3]),
+            floor=floor, reducible=start + float(theta[4]) - floor, exponent=float(theta[1]),
+            scale=float(np.exp(theta[2])), worth=worth, other=float(theta[3]),
         )  # fmt: skip
 
     def residuals(theta: Array) -> Array:
@@ -114,9 +116,9 @@ def fit_topic(runs: Runs, index: int, weight: Array) -> TopicFit:
         # Where nothing was read of a topic its worth is free: a weak pull to 0 keeps it from wandering.
         return np.concatenate([error, 1e-3 * theta[3:]])
 
-    centre = np.concatenate([[0.8, 0.4, np.log(tokens), 0.1], np.full(far.shape[1], 0.1)])
-    low = np.concatenate([[FLOOR_SHARES[0], EXPONENTS[0], np.log(tokens / 1e3), 0.0], np.zeros(count - 1)])
-    high = np.concatenate([[FLOOR_SHARES[1], EXPONENTS[1], np.log(tokens * 1e3), 1.0], np.ones(count - 1)])
+    centre = np.concatenate([[0.8, 0.4, np.log(tokens), 0.1, 0.02], np.full(far.shape[1], 0.1)])
+    low = np.concatenate([[FLOOR_SHARES[0], EXPONENTS[0], np.log(tokens / 1e3), 0.0, 0.0], np.zeros(count - 1)])
+    high = np.concatenate([[FLOOR_SHARES[1], EXPONENTS[1], np.log(tokens * 1e3), 1.0, MOST_SHOCK], np.ones(count - 1)])
     found = optimize.least_squares(residuals, centre, bounds=(low, high), max_nfev=400)
     return unpacked(found.x)
 
@@ -140,6 +142,13 @@ def report(curves: Curves, errors: Array) -> str:
             cells.append("1" if other == index else f"{np.median(values):.2f} [{low:.2f}, {high:.2f}]")
         floor, exponent = np.median(curves.floor[:, index]), np.median(curves.exponent[:, index])
         lines.append(f"| {topic} | {' | '.join(cells)} | {floor:.2f} | {exponent:.2f} |")
+    middle = np.median(curves.exponent, axis=0)
+    if ((middle < 1.02 * EXPONENTS[0]) | (middle > 0.98 * EXPONENTS[1])).any():
+        lines += [
+            "",
+            f"Exponents of {EXPONENTS[0]:g} and {EXPONENTS[1]:g} are the ends of what is tried: over these tokens such "
+            "curves are nearly straight, and their floors say nothing.",
+        ]
     return "\n".join(lines) + "\n"
 
 
