@@ -75,7 +75,7 @@ class Buffer:
         }
 
 
-class ShardedDataParallel(MegatronModule):  # type: ignore[misc]  # megatron-core is untyped
+class ShardedDataParallel(MegatronModule):
     """Wraps one model chunk in place of megatron-core's DistributedDataParallel."""
 
     def __init__(
@@ -193,7 +193,7 @@ class ShardedDataParallel(MegatronModule):  # type: ignore[misc]  # megatron-cor
             for bucket in unit.buckets:
                 for parameter in bucket.params_list:
                     parameter.grad_added_to_main_grad = False  # type: ignore[attr-defined]
-                    parameter.register_post_accumulate_grad_hook(_Arrival(self, unit, bucket))
+                    parameter.register_post_accumulate_grad_hook(_Arrival(self, unit, bucket))  # type: ignore[no-untyped-call]
         by_parameter = {p: unit for unit in self.units for bucket in unit.buckets for p in bucket.params_list}
         for module in _entrances(chunk):
             unit = by_parameter[next(module.parameters())]
@@ -288,7 +288,7 @@ def _before_backward(output: Any, owner: ShardedDataParallel, unit: Unit) -> Non
     """Have the weights whole before the node that made `output` goes backward."""
     for tensor in output if isinstance(output, tuple) else (output,):
         if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
-            tensor.register_hook(lambda gradient: owner.enter(unit))
+            tensor.register_hook(lambda gradient: owner.enter(unit))  # type: ignore[no-untyped-call]
 
 
 def _is_backward() -> bool:

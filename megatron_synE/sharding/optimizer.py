@@ -11,7 +11,7 @@ from megatron_synE.sharding.bucket import Bucket
 from megatron_synE.sharding.data_parallel import ShardedDataParallel
 
 
-class ShardedOptimizer(mcore_distrib_optimizer.DistributedOptimizer):  # type: ignore[misc]  # untyped
+class ShardedOptimizer(mcore_distrib_optimizer.DistributedOptimizer):
     """Groups, masters, moments, clipping and the gradient norm are megatron-core's."""
 
     def _pairs(self) -> Iterator[tuple[torch.nn.Parameter, torch.Tensor]]:
