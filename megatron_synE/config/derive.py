@@ -60,7 +60,7 @@ class RunPlan:
     overlap_grad_reduce: bool
     overlap_param_gather: bool
     zero_stage: Literal[1, 2, 3]
-    """As configured; 1 where one data-parallel rank has nobody to share with."""
+    """As configured; 1 where one data-parallel rank without context parallelism has nobody to share with."""
 
     @property
     def stage_end_samples(self) -> tuple[int, ...]:
@@ -122,7 +122,7 @@ def derive(
         dtype=resolve_dtype(training.precision, device),
         overlap_grad_reduce=on_cuda if parallel.overlap_grad_reduce is None else parallel.overlap_grad_reduce,
         overlap_param_gather=on_cuda if parallel.overlap_param_gather is None else parallel.overlap_param_gather,
-        zero_stage=parallel.zero_stage if data_parallel_size > 1 else 1,
+        zero_stage=parallel.zero_stage if data_parallel_size * parallel.context_parallel_size > 1 else 1,
     )
 
 

@@ -67,7 +67,7 @@ def linear_cross_entropy(
     return result
 
 
-class OutputLayer(ColumnParallelLinear):  # type: ignore[misc]
+class OutputLayer(ColumnParallelLinear):
     """megatron-core's output layer, which gives the loss where labels are given.
 
     One module for both, so that what hangs on its calls, such as gathering its sharded weight, still happens.

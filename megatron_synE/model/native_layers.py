@@ -106,7 +106,7 @@ class NativeAttention(MegatronModule):
         queries, keys = ([stop - start for start, stop in pairwise(ends)] for ends in (row.bounds, row.key_bounds))
         parts = []
         for q_part, k_part, v_part in zip(
-            q.split(queries, dim=2), k.split(keys, dim=2), v.split(keys, dim=2), strict=True
+            torch.split(q, queries, dim=2), torch.split(k, keys, dim=2), torch.split(v, keys, dim=2), strict=True
         ):
             # In a chunk's first segment there may be keys before the first query.
             num_queries, num_keys = q_part.shape[2], k_part.shape[2]

@@ -115,6 +115,7 @@ def windows_of(tokenizer: Tokenizer, texts: Sequence[str], *, random: np.random.
 
     None is longer than the classifier reads.
     """
+    assert tokenizer.truncation is not None  # given when the tokenizer was opened
     longest = min(LONGEST, tokenizer.truncation["max_length"] - 2)
     whole = Tokenizer.from_str(tokenizer.to_str())
     whole.no_truncation()
