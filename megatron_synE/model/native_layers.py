@@ -88,9 +88,10 @@ class NativeAttention(MegatronModule):
         grouped = q.shape[1] != k.shape[1]
         # Split, not sliced: a slice's gradient is written into a zeroed tensor of the whole row, one for each segment.
         lengths = [stop - start for start, stop in pairwise(bounds)]
+        queries, keys, values = (torch.split(x, lengths, dim=2) for x in (q, k, v))  # each [1, heads, length, hn]
         parts = [
-            scaled_dot_product_attention(*segment, is_causal=True, scale=self.scale, enable_gqa=grouped)
-            for segment in zip(*(x.split(lengths, dim=2) for x in (q, k, v)), strict=True)
+            scaled_dot_product_attention(a, b, c, is_causal=True, scale=self.scale, enable_gqa=grouped)
+            for a, b, c in zip(queries, keys, values, strict=True)
         ]
         out = torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]  # [1, np, t, hn]
         return out.squeeze(0).transpose(0, 1).reshape(query.shape[0], -1)  # [t, np * hn]
