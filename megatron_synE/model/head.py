@@ -63,11 +63,12 @@ def linear_cross_entropy(
         token_weights = token_weights.detach().float()
     if not torch.is_grad_enabled():  # inside a Function it always looks disabled
         return _computed(hidden, weight, labels, token_weights, part, (False, False)).nll
-    result: torch.Tensor = _LinearCrossEntropy.apply(hidden, weight, labels, token_weights, part)
+    apply: Any = _LinearCrossEntropy.apply
+    result: torch.Tensor = apply(hidden, weight, labels, token_weights, part)
     return result
 
 
-class OutputLayer(ColumnParallelLinear):  # type: ignore[misc]
+class OutputLayer(ColumnParallelLinear):
     """megatron-core's output layer, which gives the loss where labels are given.
 
     One module for both, so that what hangs on its calls, such as gathering its sharded weight, still happens.
