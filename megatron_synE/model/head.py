@@ -63,7 +63,8 @@ def linear_cross_entropy(
         token_weights = token_weights.detach().float()
     if not torch.is_grad_enabled():  # inside a Function it always looks disabled
         return _computed(hidden, weight, labels, token_weights, part, (False, False)).nll
-    result: torch.Tensor = _LinearCrossEntropy.apply(hidden, weight, labels, token_weights, part)  # type: ignore[no-untyped-call]
+    apply: Any = _LinearCrossEntropy.apply
+    result: torch.Tensor = apply(hidden, weight, labels, token_weights, part)
     return result
 
 
