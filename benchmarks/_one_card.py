@@ -14,6 +14,7 @@ from benchmarks._timing import seconds_of
 from megatron_synE.data.batch import MicroBatch
 from megatron_synE.model.flops import training_flops_per_token
 from megatron_synE.model.gpt import LlamaModel
+from megatron_synE.model.head_sizes import chunk_tokens, piece_tokens
 from megatron_synE.model.llama import LlamaArchitecture
 from megatron_synE.optim.bf16_adam import Bf16Adam
 
@@ -24,20 +25,24 @@ BYTES = {"weights": 2, "gradients": 2, "first moments": 2, "second moments": 2}
 
 
 def planned_bytes(architecture: LlamaArchitecture, *, seq_length: int) -> dict[str, int]:
-    """By part. Full recomputation keeps one row a layer; the head's logits are in bf16 and their softmax in fp32."""
+    """By part. Full recomputation keeps one row a layer; the head a chunk of logits, and both of its gradients."""
     a, number = architecture, architecture.num_parameters
     parts = {name: size * number for name, size in BYTES.items()}
     layer = 2 * (2 * a.hidden_size + 3 * a.kv_channels * (a.num_attention_heads + a.num_query_groups))
     parts["rows kept"] = 2 * seq_length * a.hidden_size * a.num_layers
     parts["one layer recomputed"] = seq_length * (layer + 2 * 5 * a.ffn_hidden_size)
-    parts["logits"] = seq_length * a.vocab_size * (2 + 4)
+    chunk = chunk_tokens(seq_length, rows=a.vocab_size, kind="cuda")
+    parts["logits"] = a.vocab_size * (2 * chunk + 4 * piece_tokens(chunk, rows=a.vocab_size, kind="cuda"))
+    parts["gradients of the head"] = 2 * a.hidden_size * (a.vocab_size + seq_length)
     return parts | {"total": sum(parts.values())}
 
 
 def loss_of(model: LlamaModel, batch: MicroBatch) -> torch.Tensor:
     """Mean NLL of a row."""
-    nll = model(batch.input_ids, None, None, labels=batch.labels, packed_seq_params=batch.row)
-    return (nll * batch.loss_mask).sum() / batch.loss_mask.sum()
+    nll = model(
+        batch.input_ids, None, None, labels=batch.labels, loss_mask=batch.loss_mask, packed_seq_params=batch.row
+    )
+    return nll.sum() / batch.loss_mask.sum()
 
 
 def train(setting: "Setting") -> dict[str, Any]:

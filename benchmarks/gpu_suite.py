@@ -41,7 +41,7 @@ def facts(device_name: str) -> dict[str, Any]:
     }
 
 
-PACKAGES = ("torch", "triton", "megatron-core", "flash-attn", "liger-kernel", "transformer-engine")
+PACKAGES = ("torch", "triton", "megatron-core", "flash-attn", "transformer-engine")
 
 
 def _version(find: Callable[[str], str], name: str) -> str | None:

@@ -19,9 +19,9 @@ SUPPORTED_PAIRS = {"3.11": "0.16.1", "3.12": "0.19.2"}
 """Python -> the megatron-core version that was tried on it."""
 PACKAGES = (
     "torch", "megatron-core", "transformers", "safetensors", "numpy", "fastokens", "tokenizers",
-    "transformer-engine", "apex", "flash-attn", "liger-kernel",
+    "transformer-engine", "apex", "flash-attn", "triton",
 )  # fmt: skip
-OPTIONAL = {"fastokens", "transformer-engine", "apex", "flash-attn", "liger-kernel"}
+OPTIONAL = {"fastokens", "transformer-engine", "apex", "flash-attn", "triton"}
 UNDECLARED = {"psutil": "without it a checkpoint save hangs", "einops": "without it Megatron-FSDP fails"}
 COLLECTIVE_TIMEOUT_SECONDS = 60
 _PROBE = """

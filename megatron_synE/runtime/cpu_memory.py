@@ -1,4 +1,4 @@
-"""On a CPU: keep freed memory in the process, and let large tensors lie in huge pages.
+"""On a CPU: keep freed memory in the process.
 
 A step frees and asks again for the same tensors. glibc hands blocks above a limit back to the kernel at once, and each
 comes back as zeroed pages of 4 KB, one fault each: 470,000 faults in a step of SmolLM2-135M (docs/performance.md).
@@ -6,8 +6,6 @@ comes back as zeroed pages of 4 KB, one fault each: 470,000 faults in a step of 
 
 import contextlib
 import ctypes
-import os
-from collections.abc import MutableMapping
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 """glibc, malloc.h."""
@@ -28,8 +26,3 @@ def keep_freed_memory() -> bool:
             )
         )  # fmt: skip
     return False
-
-
-def ask_for_huge_pages(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Before torch allocates: tensors of 2 MB and more ask for huge pages. Does nothing where the user has chosen."""
-    environment.setdefault("THP_MEM_ALLOC_ENABLE", "1")

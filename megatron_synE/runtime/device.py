@@ -8,7 +8,7 @@ import torch
 
 from data_mixers.errors import ConfigError
 from megatron_synE.runtime.cpu_features import cpu_has_bf16
-from megatron_synE.runtime.cpu_memory import ask_for_huge_pages, keep_freed_memory
+from megatron_synE.runtime.cpu_memory import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,6 @@ def select(kind: Literal["auto", "cpu", "cuda"], *, local_rank: int) -> Device:
             "device=cuda, but torch sees no CUDA device; use device=cpu, or check nvidia-smi and the driver"
         )
     if kind == "cpu" or available == 0:
-        ask_for_huge_pages()
         keep_freed_memory()
         return Device("cpu", torch.device("cpu"), "gloo", "cpu")
     if local_rank >= available:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_synE import exit_codes
-from megatron_synE.runtime.cpu_memory import ask_for_huge_pages
 
 _GRACE_SECONDS = 30.0
 """After one rank has failed, how long the others may take to notice before they are killed."""
@@ -53,7 +52,6 @@ def launch(arguments: Sequence[str], nproc: int) -> int:
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
             "PYTHONPATH": path,
         }
-        ask_for_huge_pages(environment)
         processes.append(subprocess.Popen([sys.executable, *arguments], env=environment, preexec_fn=die_with_parent))
 
     def forward(number: int, frame: object) -> None:

@@ -22,7 +22,7 @@ _LOGIN_IN_URL = re.compile(r"://[^/@\s]+@")
 _RECORDED_ENVIRONMENT = ("NCCL_", "CUDA_", "TORCH_", "OMP_", "SLURM_", "NVTE_", "WANDB_", "HF_")
 _PACKAGES = (
     "megatron-core", "torch", "transformers", "safetensors", "numpy", "transformer-engine", "apex", "flash-attn",
-    "liger-kernel", "fastokens",
+    "triton", "fastokens",
 )  # fmt: skip
 
 

@@ -1,10 +1,9 @@
-"""Freed memory stays in the process, and ranks ask for huge pages unless the user has chosen."""
+"""Freed memory stays in the process."""
 
 import sys
 
 import pytest
 
-from megatron_synE.runtime.cpu_memory import ask_for_huge_pages
 from tests import tiny
 
 FAULTS = """
@@ -34,9 +33,3 @@ def test_blocks_freed_and_asked_for_again_are_not_faulted_in_again() -> None:
         for how in ("keep", "default")
     )
     assert handed_back >= 320 > 100 > kept
-
-
-def test_a_choice_of_the_user_stands() -> None:
-    environment = {"THP_MEM_ALLOC_ENABLE": "0"}
-    ask_for_huge_pages(environment)
-    assert environment == {"THP_MEM_ALLOC_ENABLE": "0"}
