@@ -115,8 +115,8 @@ def windows_of(tokenizer: Tokenizer, texts: Sequence[str], *, random: np.random.
 
     None is longer than the classifier reads.
     """
-    assert tokenizer.truncation is not None  # given when the tokenizer was opened
-    longest = min(LONGEST, tokenizer.truncation["max_length"] - 2)
+    cut = tokenizer.truncation
+    longest = min(LONGEST, cut["max_length"] - 2) if cut else LONGEST
     whole = Tokenizer.from_str(tokenizer.to_str())
     whole.no_truncation()
     for start in range(0, len(texts), 1000):
