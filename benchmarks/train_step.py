@@ -32,8 +32,8 @@ from megatron_synE.data.scheduled_dataset import ScheduledDataset
 from megatron_synE.runtime.cpu_features import cpu_has_bf16
 from tests import tiny
 
-FIRST_VERSION = "f699b61"
-"""Train: megatron-core over gloo or NCCL, per-topic validation, checkpoints in model space."""
+FIRST_VERSION = "fa5851a"
+"""The first at which `syne train` runs from the command line."""
 SEQ_LENGTH, GLOBAL_BATCH, VOCABULARY = 512, 8, 49_152
 TARGETS = {"transformers": 1.3, "first": 1.5}
 ROOT = Path(__file__).parents[1]

@@ -30,7 +30,7 @@ def named(candidates: list[dict[str, Any]], layout: str) -> dict[str, Any]:
 
 
 def test_the_published_layout_on_eight_h100_fits_and_runs_here() -> None:
-    # TP1 CP2 MBS1. With gradients in bf16 without recomputation; with our fp32 gradients when layers are recomputed.
+    # TP1 CP2 MBS1. With gradients in bf16, and by a hair with our fp32 ones.
     published = "TP1, PP1, CP2, MBS1, recompute none"
     found = named(answer("training.grad_reduce_in_fp32=false")["best"], published)
     assert "parallel.context_parallel_size=2" in found["overrides"]
@@ -40,9 +40,8 @@ def test_the_published_layout_on_eight_h100_fits_and_runs_here() -> None:
         at_rest + 4096 * 32 * 143_496 + 128_256 * (1024 * 2 + 261 * 4 + 4096 * 2) + 4096 * 4096 * 2, rel=2e-3
     )
     assert found["speed"]["tokens_per_second_per_gpu"] == pytest.approx(10_153, rel=1e-4)
-    tree = answer()
-    assert named(tree["refused_all"], published)["rule"] == "out of memory"
-    assert named(tree["best"], "TP1, PP1, CP2, MBS1, recompute full")
+    with_fp32 = named(answer()["best"], published)["memory_bytes_per_gpu"]["total"]
+    assert with_fp32 - found["memory_bytes_per_gpu"]["total"] == 2 * 8_030_261_248
 
 
 def test_known_impossible_layouts_are_refused_with_their_reason() -> None:
@@ -69,14 +68,14 @@ def test_70b_has_no_place_on_one_node_and_has_one_on_four() -> None:
 
 def test_what_is_out_of_memory_is_tried_with_gradients_and_then_weights_in_parts() -> None:
     tree = answer()
-    plain = "TP1, PP1, MBS1, recompute full"
+    plain = "TP1, PP1, MBS1, recompute none"
     assert named(tree["refused_all"], plain)["rule"] == "out of memory"
     found = named(tree["best"], f"{plain}, ZeRO2")
-    # 8,030,261,248 weights of 2 bytes, an eighth of 4 and 12 bytes each; 32 inputs of layers of 8192 * 4096 * 2 B and
-    # their rotary angles; then the loss, 8192 * 128256 * 6 B, or less.
+    # 8,030,261,248 weights of 2 bytes, an eighth of 4 and 12 bytes each; 8192 tokens of 32 layers of 149,640 B, rotary
+    # angles and the final norm; then the loss, both gradients of the head and a chunk of logits, or less.
     memory = found["memory_bytes_per_gpu"]
     assert memory["weights"] + memory["gradients"] + memory["optimizer"] == 4 * 8_030_261_248
-    assert memory["activations"] + memory["logits"] <= 32 * 8192 * 4096 * 2 + 8192 * 2 * 2 * 128 + 6_304_038_912 + 2e8
+    assert memory["activations"] + memory["logits"] <= 32 * 8192 * 149_640 + 8192 * (2 * 2 * 128 + 4 * 4096 + 4) + 1.6e9
     assert "parallel.zero_stage=2" in found["overrides"]
     # Stage 2 fits, so stage 3 is not offered; and what fits whole is not offered in parts.
     best = {c["layout"] for c in tree["best"]}

@@ -302,7 +302,7 @@ def memory_of_stage(job: Job, layout: Layout, stage: int, *, world_size: int) ->
 
     Most is alive either when the loss is computed (logits) or when the last layer goes backward (working tensors; the
     logits and the final norm are gone). The larger counts. Under ZeRO stages 2 and 3 also when the head goes backward
-    (half of what `logits` counts, and the head's gradient) and, with the micro-batch's activations gone, the embedding.
+    (both of its gradients) and, with the micro-batch's activations gone, the embedding.
     """
     num_microbatches = job.num_microbatches(layout, world_size)
     shards = job.data_parallel_size(layout, world_size) * layout.context_parallel_size
@@ -318,7 +318,7 @@ def memory_of_stage(job: Job, layout: Layout, stage: int, *, world_size: int) ->
     if layout.zero_stage > 1:
         w, matrix = widths(job, layout), _head_elements(job, layout) * job.dtype_bytes
         if is_last:
-            moments.append((activations, w.t * w.v * w.b, matrix + held("head")))
+            moments.append((activations, w.t * w.b * w.h, matrix + held("head")))
         if stage == 0:
             chunk = activations // chunks_in_flight(layout, stage, num_microbatches=num_microbatches)
             moments.append((activations - chunk, 0, w.s * w.b * w.h + matrix + held("embedding")))
