@@ -1,14 +1,13 @@
-"""One training step, peers side by side in one run: ours, this project's first version, transformers' Trainer.
+"""One training step, peers side by side in one run: ours and transformers' Trainer.
 
 All train SmolLM2-135M's shape (random weights) on the same samples of 512 tokens, 8 a step, on the same two cores, in
-the precision this CPU is good at, each in fresh processes, in turn. Ours and the first version: two data-parallel
-processes of one thread. transformers: see hf_trainer.py; it is fed the samples our run reads, without their borders,
-so ours runs without document masking here. The first version is a git worktree of the commit at which `syne train`
-first worked. A bare megatron-core loop is compared in train_loop.py, in one process.
+the precision this CPU is good at, each in fresh processes, in turn. Ours: two data-parallel processes of one
+thread. transformers: see hf_trainer.py; it is fed the samples our run reads, without their borders, so ours runs
+without document masking here. A bare megatron-core loop is compared in train_loop.py, in one process.
 
 The losses of the first rows of both are printed side by side, and drawn over each other with --plot.
 
-python -m benchmarks.train_step [--pairs 4] [--steps 3] [--layers 30] [--peers transformers first] [--plot losses.png]
+python -m benchmarks.train_step [--pairs 4] [--steps 3] [--layers 30] [--plot losses.png]
 """
 
 import argparse
@@ -32,10 +31,8 @@ from megatron_synE.data.scheduled_dataset import ScheduledDataset
 from megatron_synE.runtime.cpu_features import cpu_has_bf16
 from tests import tiny
 
-FIRST_VERSION = "fa5851a"
-"""The first at which `syne train` runs from the command line."""
 SEQ_LENGTH, GLOBAL_BATCH, VOCABULARY = 512, 8, 49_152
-TARGETS = {"transformers": 1.3, "first": 1.5}
+TARGET = 1.3
 ROOT = Path(__file__).parents[1]
 
 
@@ -65,15 +62,15 @@ def prepared(root: Path, *, layers: int, precision: str, steps: int) -> Path:
     return tiny.write_run(root, tree)
 
 
-def run_version(code: Path, config: Path, run: Path, steps: int) -> list[dict[str, float]]:
-    """Rows of a fresh `syne train` of two processes, by the code in this folder."""
+def run_ours(config: Path, run: Path, steps: int) -> list[dict[str, float]]:
+    """Rows of a fresh `syne train` of two processes."""
     command = [sys.executable, "-m", "tools", "train", "--config", str(config), "--nproc", "2", f"run.dir={run}"]
     done = subprocess.run(
-        [*command, f"training.stop_after_iterations={steps}"], cwd=code, capture_output=True, text=True, check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(code)},
+        [*command, f"training.stop_after_iterations={steps}"], cwd=ROOT, capture_output=True, text=True, check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     if done.returncode != 75:
-        raise SystemExit(f"{code}: exit {done.returncode}\n{done.stderr[-3000:]}")
+        raise SystemExit(f"syne train: exit {done.returncode}\n{done.stderr[-3000:]}")
     return tiny.rows(run, "train")
 
 
@@ -84,12 +81,6 @@ def write_samples(config_root: Path, run: Path, count: int) -> Path:
     path = config_root / "samples.npy"
     np.save(path, np.stack([dataset[index % len(dataset)].tokens for index in range(count)]))
     return path
-
-
-def first_version(folder: Path) -> Path:
-    """Its code, in a worktree that is removed by the caller."""
-    subprocess.run(["git", "worktree", "add", "--detach", "--quiet", str(folder), FIRST_VERSION], cwd=ROOT, check=True)
-    return folder
 
 
 def draw(path: Path, ours: Sequence[float], theirs: Sequence[float]) -> None:
@@ -116,7 +107,6 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=4)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--layers", type=int, default=30)
-    parser.add_argument("--peers", nargs="+", choices=tuple(TARGETS), default=tuple(TARGETS))
     parser.add_argument("--overlay-steps", type=int, default=0, help="of a run of each whose losses are compared")
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
@@ -126,41 +116,33 @@ def main() -> None:
         root, count = Path(folder), 0
         config = prepared(root, layers=options.layers, precision=precision, steps=most)
 
-        def version(code: Path, steps: int) -> list[dict[str, float]]:
+        def ours(steps: int) -> list[dict[str, float]]:
             nonlocal count
             count += 1
-            return run_version(code, config, root / f"run{count}", steps)
+            return run_ours(config, root / f"run{count}", steps)
 
-        def seconds(code: Path) -> float:
-            return statistics.median(row["step_seconds"] for row in version(code, options.steps)[1:])
-
-        version(ROOT, 1)  # for its schedule
+        ours(1)  # for its schedule
         samples = write_samples(root, root / "run1", most * GLOBAL_BATCH)
 
         def transformers(steps: int) -> dict[str, object]:
             return run_theirs(root / "hf", steps, precision, 1, samples=samples)
 
-        for peer in options.peers:
-            if peer == "first":
-                code = first_version(root / "first")
-                try:
-                    pairs = interleaved(lambda: seconds(ROOT), lambda: seconds(code), num_pairs=options.pairs)  # noqa: B023
-                finally:
-                    subprocess.run(["git", "worktree", "remove", "--force", str(code)], cwd=ROOT, check=True)
-            else:
-                theirs = lambda: float(str(transformers(options.steps)["seconds"]))  # noqa: E731
-                pairs = interleaved(lambda: seconds(ROOT), theirs, num_pairs=options.pairs)
-            speeds = ratio_of([(their, our) for our, their in pairs])
-            print(f"{precision}, {options.layers} layers, ours to {peer}: {speeds.against(TARGETS[peer])}", flush=True)
-            print(json.dumps({"peer": peer, "seconds": pairs}), flush=True)
+        pairs = interleaved(
+            lambda: statistics.median(row["step_seconds"] for row in ours(options.steps)[1:]),
+            lambda: float(str(transformers(options.steps)["seconds"])),
+            num_pairs=options.pairs,
+        )
+        speeds = ratio_of([(their, our) for our, their in pairs])
+        print(f"{precision}, {options.layers} layers, ours to transformers: {speeds.against(TARGET)}", flush=True)
+        print(json.dumps({"seconds": pairs}), flush=True)
         if options.overlay_steps:
-            ours = [row["lm_loss"] for row in version(ROOT, options.overlay_steps)]
+            own = [row["lm_loss"] for row in ours(options.overlay_steps)]
             answer = transformers(options.overlay_steps)["losses"]
             assert isinstance(answer, list)
-            apart = max(abs(a - b) for a, b in zip(ours, answer, strict=True))
-            print(f"losses of {len(ours)} steps: {ours[0]:.4f} to {ours[-1]:.4f}, at most {apart:.4f} apart")
+            apart = max(abs(a - b) for a, b in zip(own, answer, strict=True))
+            print(f"losses of {len(own)} steps: {own[0]:.4f} to {own[-1]:.4f}, at most {apart:.4f} apart")
             if options.plot:
-                draw(options.plot, ours, answer)
+                draw(options.plot, own, answer)
 
 
 if __name__ == "__main__":
