@@ -10,7 +10,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from statistics import median
 from typing import Any, ClassVar
 
 import torch
@@ -132,7 +131,7 @@ def step_peak(trainer: Trainer, batches: list[Any]) -> int:
 
 PROFILED_STEPS = 5
 """Under ZeRO stages 2 and 3: a thread of gloo's may let go of what it summed only after the next bucket, or the next
-step, has begun. Not elsewhere: a second step over the same batches begins with rows that pipelining still holds, whose
+step, has begun, which only adds to a peak: the least counts. Not elsewhere: a second step over the same batches begins with rows that pipelining still holds, whose
 release would count against its peak."""
 
 
@@ -149,7 +148,7 @@ def main(config_path: Path, out: Path, overrides: list[str]) -> None:
     Held.peak = Held.alive
     found |= saved(trainer, batches)
     num_steps = PROFILED_STEPS if trainer.plan.zero_stage > 1 else 1
-    found["step_peak"] = median(step_peak(trainer, batches) for _ in range(num_steps))
+    found["step_peak"] = min(step_peak(trainer, batches) for _ in range(num_steps))
     rank = torch.distributed.get_rank()
     (out / f"{rank}.json").write_text(json.dumps(found))
     torch.distributed.barrier()
