@@ -131,8 +131,8 @@ def step_peak(trainer: Trainer, batches: list[Any]) -> int:
 
 PROFILED_STEPS = 5
 """Under ZeRO stages 2 and 3: a thread of gloo's may let go of what it summed only after the next bucket, or the next
-step, has begun, which only adds to a peak: the least counts. Not elsewhere: a second step over the same batches begins with rows that pipelining still holds, whose
-release would count against its peak."""
+step, has begun, which only adds to a peak: the least counts. Not elsewhere: a second step over the same batches begins
+with rows that pipelining still holds, whose release would count against its peak."""
 
 
 def main(config_path: Path, out: Path, overrides: list[str]) -> None:

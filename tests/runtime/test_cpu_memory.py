@@ -27,10 +27,13 @@ print(faults() - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
 def test_blocks_freed_and_asked_for_again_are_not_faulted_in_again() -> None:
-    # 40 blocks of 16 MB are 160,000 pages of 4 KB; where every page is a huge one, 320. A block or two may find no place
-    # among what is kept.
+    # 40 blocks of 16 MB are 160,000 pages of 4 KB; where every page is a huge one, 320. Which holes are left for a block
+    # differs from process to process: the least of three counts.
     kept, handed_back = (
-        int(tiny.python("-c", FAULTS, how, THP_MEM_ALLOC_ENABLE="0", MALLOC_MMAP_THRESHOLD_="1000000").stdout)
+        min(
+            int(tiny.python("-c", FAULTS, how, THP_MEM_ALLOC_ENABLE="0", MALLOC_MMAP_THRESHOLD_="1000000").stdout)
+            for _ in range(3)
+        )
         for how in ("keep", "default")
     )
-    assert handed_back >= 320 and kept < handed_back / 10
+    assert handed_back >= 320 > 100 > kept
