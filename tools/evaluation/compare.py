@@ -11,7 +11,16 @@ from pathlib import Path
 from data_mixers.errors import ConfigError, DataError
 from tools.evaluation.published import PaperTable, paper_table
 from tools.evaluation.results import BenchmarkResult, Results, TaskResult, read_results, read_task
-from tools.evaluation.statistics import CONFIDENCE, Interval, holm, mean_of_independent, paired, two_proportions, wilson
+from tools.evaluation.statistics import (
+    CONFIDENCE,
+    Interval,
+    PairedTest,
+    holm,
+    mean_of_independent,
+    paired,
+    two_proportions,
+    wilson,
+)
 
 NOT_COMPARABLE = (
     "published scores were measured elsewhere, with prompts that are not published: no difference between a measured "
@@ -167,27 +176,30 @@ def _measured_alike(base: Results, other: Results) -> list[str]:
     return cautions
 
 
+def _change(label: str, partner: BenchmarkResult, test: PairedTest) -> Change:
+    assert partner.score is not None and partner.interval is not None
+    return Change(
+        model=label,
+        score=partner.score,
+        interval=partner.interval,
+        difference=test.difference,
+        difference_interval=test.interval,
+        p_value=test.p_value,
+        only_base=test.only_a,
+        only_model=test.only_b,
+    )
+
+
 def _row(line: BenchmarkResult, base: Results, others: Sequence[Results], labels: Sequence[str]) -> Row:
     mine = _tasks(base, line)
     changes = []
     for label, other in zip(labels, others, strict=True):
         partner = _line(other, line.name)
-        assert partner is not None and partner.score is not None and partner.interval is not None
+        assert partner is not None
         theirs = _tasks(other, partner)
         _check_same_items(mine, theirs, base, other)
         test = paired(_item_scores(mine), _item_scores(theirs), average=line.average)
-        changes.append(
-            Change(
-                model=label,
-                score=partner.score,
-                interval=partner.interval,
-                difference=test.difference,
-                difference_interval=test.interval,
-                p_value=test.p_value,
-                only_base=test.only_a,
-                only_model=test.only_b,
-            )
-        )
+        changes.append(_change(label, partner, test))
     assert line.score is not None and line.interval is not None
     return Row(
         name=line.name, num_items=line.num_items, base_score=line.score, base_interval=line.interval,
@@ -202,20 +214,8 @@ def _sum_row(line: BenchmarkResult, base: Results, others: Sequence[Results], la
     changes = []
     for label, other in zip(labels, others, strict=True):
         partner = next(entry for entry in other.sums if entry.name == line.name)
-        assert partner.score is not None and partner.interval is not None
         test = paired(mine, _part_scores(other, line), average=line.average)
-        changes.append(
-            Change(
-                model=label,
-                score=partner.score,
-                interval=partner.interval,
-                difference=test.difference,
-                difference_interval=test.interval,
-                p_value=test.p_value,
-                only_base=test.only_a,
-                only_model=test.only_b,
-            )
-        )
+        changes.append(_change(label, partner, test))
     return Row(
         name=line.name, num_items=line.num_items, base_score=line.score, base_interval=line.interval,
         changes=tuple(changes), published=line.published, is_sum=True,
