@@ -52,9 +52,12 @@ def test_what_an_8b_on_one_card_takes_by_hand() -> None:
     at_rest = sum(planned[name] for name in ("weights", "gradients", "first moments", "second moments"))
     assert at_rest == 8 * 8_030_261_248
     assert planned["rows kept"] == 32 * 8192 * 4096 * 2
-    assert planned["logits"] == 8192 * 128256 * 6
-    assert planned["total"] == sum(size for name, size in planned.items() if name != "total")
-    assert 70e9 < planned["total"] < 80e9
+    # 8 even chunks of 1,024 tokens (1 << 27 logits are 1,046 rows) in bf16; 261 tokens of one (1 << 25) in fp32.
+    assert planned["logits"] == 128256 * (1024 * 2 + 261 * 4)
+    assert planned["gradients of the head"] == 2 * 4096 * (128256 + 8192)
+    # Of a layer, bf16: two norms' rows, q, k and v and their rotated twins or outputs, five rows as wide as the MLP.
+    assert planned["one layer recomputed"] == 8192 * 2 * (2 * 4096 + 3 * 128 * (32 + 8) + 5 * 14336)
+    assert planned["total"] == 69_464_204_288
 
 
 def test_each_section_is_flushed_and_a_bad_one_costs_itself_alone(tmp_path: Path) -> None:
