@@ -229,9 +229,7 @@ CHECKS: dict[str, Callable[[QaRecord, str], bool]] = {
     "quadratic_equation": quadratic_equation, "completing_the_square": completing_the_square,
     "linear_system": linear_system, "expansion": expansion, "polynomial_value": polynomial_value,
     "derivative": derivative, "slope": slope, "antiderivative": antiderivative, "definite_integral": definite_integral,
-    "electron_configuration": chemistry.electron_configuration, "subshell_electrons": chemistry.subshell_electrons,
-    "molar_mass": chemistry.molar_mass, "mass_of_amount": chemistry.mass_of_amount, "mass_share": chemistry.mass_share, "balancing": chemistry.balancing,
-    "amount_of_product": chemistry.amount_of_product,
+    **chemistry.CHECKS,
 }  # fmt: skip
 
 

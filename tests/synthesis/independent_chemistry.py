@@ -3,6 +3,7 @@
 import math
 import re
 from collections import Counter
+from collections.abc import Callable
 from decimal import ROUND_HALF_UP, Decimal
 from fractions import Fraction
 from functools import cache
@@ -169,3 +170,12 @@ def amount_of_product(item: QaRecord, final: str) -> bool:
     (product,) = {name for name in named if name in right}
     by_name = dict(zip(left + right, coefficients(equation), strict=True))
     return amount_in(item) * by_name[product] / by_name[reactant] == Fraction(final)
+
+
+CHECKS: dict[str, Callable[[QaRecord, str], bool]] = {
+    check.__name__: check
+    for check in (
+        electron_configuration, subshell_electrons, molar_mass, mass_of_amount, mass_share, balancing,
+        amount_of_product,
+    )
+}  # fmt: skip
