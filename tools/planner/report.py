@@ -115,7 +115,7 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     return lines
 
 
-def place_line(job: Job, place: Place) -> str:
+def place_line(place: Place) -> str:
     """Where, and how much memory counts."""
     card: Card = place.card
     return (
