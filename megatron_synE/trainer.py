@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Trainer:
-    """Everything fit() uses; made by train.py."""
+    """Everything fit() uses; made by assemble.py."""
 
     config: RunConfig
     plan: RunPlan
