@@ -1,6 +1,8 @@
 """`syne plan` with a card: published and impossible layouts, refusals with reasons, units, and what stays as it was."""
 
+import io
 import json
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +10,18 @@ import pytest
 
 from data_mixers.errors import ConfigError
 from tests import tiny
+from tools.cli import main
 from tools.planner.command import parse_nodes
 
-EXAMPLE = "examples/llama3_8b/run_recommended.yaml"
+EXAMPLE = str(tiny.ROOT / "examples/llama3_8b/run_recommended.yaml")
 PRESET = ["init.from=random", "init.path=null"]
 
 
 def plan(*arguments: str, model: str = "llama3_8b", code: int = 0, config: str = EXAMPLE) -> str:
-    done = tiny.syne("plan", "--config", config, "--no-data", *arguments, *PRESET, f"model.preset={model}")
-    assert done.returncode == code, done.stderr
-    return done.stdout if code == 0 else done.stderr
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as error:
+        found = main(["plan", "--config", config, "--no-data", *arguments, *PRESET, f"model.preset={model}"])
+    assert found == code, error.getvalue()
+    return out.getvalue() if code == 0 else error.getvalue()
 
 
 def answer(*arguments: str, **options: Any) -> Any:
