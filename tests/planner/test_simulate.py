@@ -120,7 +120,7 @@ def test_seconds_between_stages_and_of_a_sum_by_hand() -> None:
 
 @pytest.mark.parametrize(("zero_stage", "times"), [(1, 1), (2, 16)])
 def test_what_data_parallel_messages_leave_exposed_by_hand(zero_stage: ZeroStage, times: int) -> None:
-    """8 GPUs, 16 micro-batches: gradients behind two thirds of a pass, weights behind a third, but a bucket at least."""
+    """Of 16 micro-batches: gradients behind two thirds of a pass, weights behind a third, but a bucket at least."""
     layout = Layout(zero_stage=zero_stage)
     messages = collectives_of_step(JOB, layout, world_size=8)
     gradients, weights = (n * 8_030_261_248 * 7 / 8 / 360e9 + 21e-6 for n in (4, 2))

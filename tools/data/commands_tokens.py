@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from data_mixers.errors import ConfigError
-from tools.cli_options import MaxBadLines, MaxBadShare, Workers, example, log_to_stderr
+from tools.cli_options import MaxBadLines, MaxBadShare, TextKey, Workers, example, log_to_stderr
 from tools.data.app import data_app
 from tools.data.slurm_options import SlurmArray, with_slurm_options
 
@@ -25,7 +25,7 @@ def preprocess(
     ],
     tokenizer: Annotated[Path, typer.Option(help="HF folder, tokenizer.json, or tokenizer.model.")],
     out: Annotated[Path, typer.Option(help="Folder; other sources in it stay.")],
-    text_key: Annotated[str, typer.Option(help="Key of the text.")] = "text",
+    text_key: TextKey = "text",
     language: Annotated[str, typer.Option(help="zh, en, ...; und: undetermined.")] = "und",
     source: Annotated[str, typer.Option(help="web, book, code, ...")] = "web",
     topic: Annotated[str | None, typer.Option(help="One topic for all documents.", show_default=False)] = None,
