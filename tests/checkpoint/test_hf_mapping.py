@@ -3,14 +3,9 @@
 import pytest
 import torch
 
-from megatron_synE.checkpoint.hf import (
-    HfFolder,
-    blocks,
-    global_tensors,
-    hf_shapes,
-    hf_tensor_from_global,
-    read_rectangle,
-)
+from megatron_synE.checkpoint.hf import read_rectangle
+from megatron_synE.checkpoint.hf_folder import HfFolder
+from megatron_synE.checkpoint.hf_mapping import blocks, global_tensors, hf_shapes, hf_tensor_from_global
 from megatron_synE.exit_codes import CheckpointError
 
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from megatron_synE.checkpoint import layout
-from megatron_synE.checkpoint.dcp import ChunkReader
+from megatron_synE.checkpoint.chunk_reader import ChunkReader
 from megatron_synE.checkpoint.hf_export import write_hf_folder
 from megatron_synE.checkpoint.weights import CheckpointWeights
 from megatron_synE.exit_codes import CheckpointError

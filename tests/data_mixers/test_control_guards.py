@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_mixers.control_guards import inside_noise, limited
-from data_mixers.controllers import ControllerSettings, Observation, TopicLosses, decide, without_rises
+from data_mixers.control_settings import ControllerSettings
+from data_mixers.controllers import Observation, TopicLosses, decide, without_rises
 from tests.data_mixers.validations import ELEVEN, free, run
 
 

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_mixers.control_rules import fit_power_law
-from data_mixers.control_settings import Normaliser
-from data_mixers.controllers import ControllerSettings
+from data_mixers.control_settings import ControllerSettings, Normaliser
 from tests.data_mixers.validations import ELEVEN, PPL, free, run
 
 

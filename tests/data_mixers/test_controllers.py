@@ -9,15 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_mixers.control_settings import ControllerName
-from data_mixers.controllers import (
-    CONTROLLERS,
-    ControllerSettings,
-    ControllerState,
-    Observation,
-    TopicLosses,
-    decide,
-)
+from data_mixers.control_rules import CONTROLLERS
+from data_mixers.control_settings import ControllerName, ControllerSettings
+from data_mixers.controllers import ControllerState, Observation, TopicLosses, decide
 from data_mixers.errors import ConfigError, DataError
 from tests.data_mixers.validations import ELEVEN, PPL, free, losses, observation, run
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 
 from hypothesis import strategies as st
 
-from data_mixers.controllers import ControllerSettings, Decision, Observation, TopicLosses, decide
+from data_mixers.control_settings import ControllerSettings
+from data_mixers.controllers import Decision, Observation, TopicLosses, decide
 
 TOKENS = (100, 300, 50, 250)
 ELEVEN = tuple(f"topic {index}" for index in range(11))
