@@ -10,7 +10,6 @@ from megatron_synE.checkpoint import layout
 from megatron_synE.checkpoint.chunk_reader import ChunkReader
 from megatron_synE.checkpoint.hf_export import write_hf_folder
 from megatron_synE.checkpoint.weights import CheckpointWeights
-from megatron_synE.exit_codes import CheckpointError
 from megatron_synE.model.llama import architecture_from_hf, read_hf_config
 from megatron_synE.model.reference import build_reference
 from tools.checkpoint.importer import import_hf
@@ -60,14 +59,6 @@ def test_a_rectangle_of_a_stacked_tensor_is_that_part_of_the_layer(make_hf, tmp_
     weights = CheckpointWeights(tmp_path / "megatron", architecture_of(hf))
     read = weights.read("decoder.layers.1.mlp.linear_fc2.weight", (3, 10), (20, 7), torch.float64)
     assert torch.equal(read, source.state_dict()["model.layers.1.mlp.down_proj.weight"][3:23, 10:17].double())
-
-
-def test_a_stack_of_another_depth_is_refused(make_hf, tmp_path):
-    hf, _ = make_hf()
-    deeper, _ = make_hf(num_hidden_layers=3)
-    save_as_megatron(build_reference(architecture_of(hf), hf, seq_length=8), tmp_path / "megatron", stacked=True)
-    with pytest.raises(CheckpointError, match=r"stacks 2 layers, not 3"):
-        CheckpointWeights(tmp_path / "megatron", architecture_of(deeper))
 
 
 @pytest.mark.parametrize("tied", [False, True])
