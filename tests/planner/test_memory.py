@@ -158,6 +158,9 @@ def test_llama3_8b_layer_under_context_parallelism_by_hand() -> None:
     # 4096 tokens a rank; k and v of all 8192 tokens, 1024 wide each, and no product beside them.
     per_token = 2 * (2 * 4096 * 2 + 4) + 2 * (4096 + 2 * 2 * 1024 + 4096) + 128 + 2 * 3 * 14336
     assert memory.layer_bytes(llama(), Layout(context_parallel_size=2)) == 4096 * per_token
+    # Native CUDA attention repeats both to the width of the queries.
+    repeated = memory.layer_bytes(llama(layers="native_cuda"), Layout(context_parallel_size=2))
+    assert repeated == 4096 * (per_token + 2 * 2 * 2 * (4096 - 1024))
 
 
 def test_llama3_8b_logits_by_hand() -> None:

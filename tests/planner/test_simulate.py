@@ -77,6 +77,9 @@ def test_tensor_parallel_messages_by_hand() -> None:
     assert found["rows gathered"].count == 64 * (32 * 6 + 3)
     assert found["rows scattered"].count == 64 * (32 * 4 + 1)
     assert found["rows gathered"].payload_bytes == 8192 * 4096 * 2
+    again = by_name(Layout(tensor_model_parallel_size=4, sequence_parallel=True, recompute="full"), 8)
+    assert again["rows gathered"].count == 64 * (32 * 8 + 3)  # the two forward ones twice
+    assert again["rows scattered"].count == 64 * (32 * 6 + 1)
     summed = by_name(Layout(tensor_model_parallel_size=4), 8)["rows summed"]
     assert (summed.kind, summed.count) == ("all-reduce", 64 * (32 * 4 + 1))
 
@@ -88,6 +91,12 @@ def test_context_parallel_messages_by_hand() -> None:
     assert (gathered.kind, gathered.count) == ("all-gather", 32 * 32)
     assert (scattered.kind, scattered.count) == ("reduce-scatter", 32 * 32)
     assert gathered.payload_bytes == scattered.payload_bytes == 8192 * 2 * 1024 * 2
+    (sent,) = (
+        c for c in collectives_of_step(JOB, Layout(context_parallel_size=4), world_size=4, ring=True) if c.group == "CP"
+    )
+    # 128 micro-batches: 2048 tokens' keys and values go three steps round, forward once and backward twice.
+    assert (sent.kind, sent.count, sent.payload_bytes) == ("send", 128 * 32 * 3 * 3, 2048 * 2 * 1024 * 2)
+    assert (sent.sent_bytes, sent.hidden_behind) == (sent.count * sent.payload_bytes, "attention")
     recomputed = by_name(Layout(context_parallel_size=2, recompute="full"), 8)
     assert recomputed["keys and values"].count == 2 * 32 * 32
 
