@@ -11,6 +11,7 @@ import json
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -114,13 +115,14 @@ def _elementwise(shape: Shape, device: Device, add: Add) -> None:
         kinds["triton"] = fused
     for by, kernels in kinds.items():
         swiglu = kernels.swiglu or plain.swiglu
-        norm = lambda rms_norm=kernels.rms_norm: rms_norm(x, weight, 1e-5)  # noqa: E731
-        activation = lambda function=swiglu: function(gate_up)  # noqa: E731
-        turn = lambda rotate=kernels.rotate: rotate(product[:, : s.heads], cos, sin)  # noqa: E731
+
+        def turn(rotate: Callable[..., torch.Tensor] = kernels.rotate) -> torch.Tensor:
+            return rotate(product[:, : s.heads], cos, sin)
+
         # Going backward a norm reads two rows and writes one, the activation reads three and writes two.
         for name, work, inputs, once, twice in (
-            ("rms_norm", norm, (x, weight), 2 * row, 5 * row),
-            ("swiglu", activation, (gate_up,), 3 * wide, 8 * wide),
+            ("rms_norm", partial(kernels.rms_norm, x, weight, 1e-5), (x, weight), 2 * row, 5 * row),
+            ("swiglu", partial(swiglu, gate_up), (gate_up,), 3 * wide, 8 * wide),
             ("rotate", turn, (product,), 2 * heads, 4 * heads),
         ):
             with torch.no_grad():
@@ -153,7 +155,7 @@ def _attention(shape: Shape, device: Device, add: Add) -> None:
     for name, document in (("causal attention", s.tokens), ("masked attention", s.document)):
         bounds = tuple(range(0, s.tokens + 1, document))
         row = packed_row(bounds, max_segments=max(64, len(bounds)), device=device.torch_device)
-        work = lambda row=row: attention(q, k, v, None, packed_seq_params=row)  # noqa: E731
+        work = partial(attention, q, k, v, None, packed_seq_params=row)
         # Masked: also in FLOPs of the plain causal square, so that the rates say what a step pays for the mask.
         flops = 4.0 * s.heads * s.head_dim * s.tokens * s.tokens / 2
         with torch.no_grad():
@@ -166,7 +168,7 @@ def _attention(shape: Shape, device: Device, add: Add) -> None:
 def _peers_of_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, add: Add, flops: float) -> None:
     """What torch's own kernels make of the plain causal row; those that will not take it are left out."""
     by_head = [x.transpose(0, 1).unsqueeze(0) for x in (q, k, v)]  # [1, heads, t, hn]
-    work = lambda: scaled_dot_product_attention(*by_head, is_causal=True, enable_gqa=True)  # noqa: E731
+    work = partial(scaled_dot_product_attention, *by_head, is_causal=True, enable_gqa=True)
     for name, backend in (("SDPA cuDNN", SDPBackend.CUDNN_ATTENTION), ("SDPA flash", SDPBackend.FLASH_ATTENTION)):
         # A kernel that cannot take it is warned about and then refused.
         with contextlib.suppress(RuntimeError), warnings.catch_warnings(), sdpa_kernel(backend):

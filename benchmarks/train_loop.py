@@ -76,9 +76,11 @@ def main() -> None:
                 step(index)
             return time.perf_counter() - start
 
-        ours = lambda: timed(lambda index: trainer.iterate(samples))  # noqa: E731
-        bare = lambda: timed(lambda index: bare_step(trainer, ready[4 * index : 4 * index + 4]))  # noqa: E731
-        pairs = interleaved(ours, bare, num_pairs=options.pairs)
+        pairs = interleaved(
+            lambda: timed(lambda index: trainer.iterate(samples)),
+            lambda: timed(lambda index: bare_step(trainer, ready[4 * index : 4 * index + 4])),
+            num_pairs=options.pairs,
+        )
         speeds = ratio_of([(bare_seconds, our_seconds) for our_seconds, bare_seconds in pairs])
         print(f"tokens/s, ours to bare megatron-core ({torch.get_num_threads()} threads): {speeds.against(TARGET)}")
 

@@ -11,10 +11,9 @@ def temporary_path(target: Path) -> Path:
 
 def publish(temporary: Path, target: Path) -> None:
     """Give a finished temporary file its final name, durably. Both lie in one folder."""
-    with temporary.open("rb") as stream:
-        os.fsync(stream.fileno())
+    sync(temporary)
     temporary.replace(target)
-    sync_folder(target.parent)
+    sync(target.parent)
 
 
 def write_atomic(target: Path, content: bytes) -> None:
@@ -28,12 +27,12 @@ def write_atomic(target: Path, content: bytes) -> None:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
-    sync_folder(target.parent)
+    sync(target.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames and removals inside `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make a file's content, or renames and removals inside a folder, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -18,18 +18,6 @@ from data_mixers.control_settings import ControllerSettings
 from data_mixers.errors import ConfigError, DataError
 from data_mixers.strict_json import parse
 
-__all__ = [
-    "CONTROLLERS",
-    "ControllerSettings",
-    "ControllerState",
-    "Decision",
-    "Observation",
-    "TopicLosses",
-    "TopicMemory",
-    "decide",
-    "without_rises",
-]
-
 PPL_DECIMALS = 6  # ours: far below any noise, above what a different order of summation changes
 SUM_TOLERANCE = 1e-6  # as in ratios.py
 SUM_ROUNDING = 1e-12

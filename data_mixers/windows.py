@@ -11,7 +11,6 @@ of the two parts is in the source's order. Every epoch is a bijection of its win
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -157,8 +156,3 @@ class SourceWindows:
 
     def _make_shift_base(self, epoch: int) -> int:
         return keyed_hash("shift", self._seed, self.name, epoch)
-
-
-def lost_tokens(shard_tokens: Sequence[int], *, seq_length: int) -> int:
-    """Tokens that are no target in one epoch: first, head and tail of each shard, and shards below one window."""
-    return sum(tokens - windows_in_shard(tokens, seq_length=seq_length) * seq_length for tokens in shard_tokens)

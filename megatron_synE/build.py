@@ -42,7 +42,6 @@ class Model:
     chunks: tuple[LlamaModel, ...]
     ddp: tuple[DistributedDataParallel | ShardedDataParallel, ...]
     forward_backward: Callable[..., Any]
-    implementation: Implementation
     buckets: Mapping[torch.nn.Parameter, Bucket] = field(default_factory=dict)
     """ZeRO stages 2 and 3: where the part of each parameter is that this rank keeps. Stage 1: empty."""
 
@@ -134,7 +133,7 @@ def build_model(config: RunConfig, plan: RunPlan, device: Device) -> Model:
             for module, chunk in zip(wrapped, chunks, strict=True)
         )
         buckets = {parameter: bucket for module in sharded for parameter, bucket in module.bucket_of().items()}
-        return Model(core_config, chunks, sharded, get_forward_backward_func(), implementation, buckets)
+        return Model(core_config, chunks, sharded, get_forward_backward_func(), buckets)
     ddp = tuple(
         # Later chunks of an interleaved pipeline: one bucket, as their backward passes interleave anyway.
         DistributedDataParallel(core_config, ddp_config, module, disable_bucketing=index > 0)
@@ -144,7 +143,7 @@ def build_model(config: RunConfig, plan: RunPlan, device: Device) -> Model:
         core_config.no_sync_func = _one_or_list([module.no_sync for module in ddp])
     if plan.overlap_param_gather:
         core_config.param_sync_func = _one_or_list([module.start_param_sync for module in ddp])
-    return Model(core_config, chunks, ddp, get_forward_backward_func(), implementation)
+    return Model(core_config, chunks, ddp, get_forward_backward_func())
 
 
 def build_optimizer(config: RunConfig, plan: RunPlan, model: Model) -> Any:

@@ -8,15 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
-from data_mixers.controllers import (
-    ControllerSettings,
-    ControllerState,
-    Decision,
-    Observation,
-    TopicLosses,
-    decide,
-    without_rises,
-)
+from data_mixers.control_settings import ControllerSettings
+from data_mixers.controllers import ControllerState, Decision, Observation, TopicLosses, decide, without_rises
 from data_mixers.errors import ConfigError
 from data_mixers.exhaustion import window_limits
 from data_mixers.guard import GuardDecision, GuardObservation, GuardSettings, GuardState, ProbeAnswers

@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Trainer:
-    """Everything fit() uses; made by train.py."""
+    """Everything fit() uses; made by assemble.py."""
 
     config: RunConfig
     plan: RunPlan
@@ -317,7 +317,6 @@ class Trainer:
         self.agreement.begin(
             stop=self.stop_request.received is not None,
             save_failed=self.saver.has_failed,
-            save_running=self.saver.is_running,
             lease_lost=self.run_dir.is_lost,
         )
 

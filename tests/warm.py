@@ -28,6 +28,7 @@ from typing import Any, NoReturn
 
 PRELOADED = (
     "megatron_synE.runtime.mcore",  # first: it gives megatron-core its view of torch
+    "megatron_synE.assemble",
     "megatron_synE.trainer",
     "megatron_synE.train",
     "megatron_synE.start",

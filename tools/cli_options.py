@@ -15,6 +15,8 @@ Overrides = Annotated[
     ),
 ]
 Workers = Annotated[int, typer.Option(min=1, help="Processes; the result does not depend on it.")]
+OwnFolder = Annotated[Path, typer.Option(help="Folder of this call alone; the same call goes on where it was killed.")]
+TextKey = Annotated[str, typer.Option(help="Key of the text.")]
 MaxBadShare = Annotated[float, typer.Option(min=0.0, max=1.0, help="Refuse the input above this share of bad lines.")]
 MaxBadLines = Annotated[int, typer.Option(min=0, help="So many bad lines are always accepted.")]
 

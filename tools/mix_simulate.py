@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from data_mixers.controllers import CONTROLLERS, ControllerSettings, Observation, TopicLosses, decide
+from data_mixers.control_rules import CONTROLLERS
+from data_mixers.control_settings import ControllerSettings
+from data_mixers.controllers import Observation, TopicLosses, decide
 from data_mixers.errors import ConfigError
 
 Array = NDArray[np.float64]

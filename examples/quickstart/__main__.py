@@ -6,16 +6,15 @@ Everything lies below runs/quickstart; a second call goes on where the first sto
 """
 
 import argparse
-import logging
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from rich.console import Console
 
-from data_mixers.errors import UserError
 from examples.quickstart import assets, corpora
 from examples.quickstart.plot import metrics_rows, plot
 from examples.quickstart.score import SetScore, set_name
@@ -24,6 +23,7 @@ from examples.quickstart.steps import (
     NPROC,
     SEQ_LENGTH,
     english_sources,
+    exit_code_of,
     load_scores,
     run_config,
     syne,
@@ -51,16 +51,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="where everything goes")
     parser.add_argument("--tokens", type=int, help="train on so many tokens instead of fitting them to the time")
     options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        run(options.arm, options.out, options.tokens)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code_of(partial(run, options.arm, options.out, options.tokens))
 
 
 def run(arm: Arm, out: Path, tokens: int | None) -> None:

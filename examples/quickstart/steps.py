@@ -1,15 +1,16 @@
 """Steps that several examples share: token files, a run's configuration, scores, one `syne` command."""
 
 import json
+import logging
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_mixers.errors import DataError
+from data_mixers.errors import DataError, UserError
 from data_mixers.manifest import read_manifest
 from examples.quickstart.score import SetScore, score_hf, set_name
 from megatron_synE.runtime.cpu_features import cpu_has_bf16
@@ -23,6 +24,20 @@ CODE_SHARE = 0.15  # of English, as in the recipe
 # A validation pass of 1,500 tokens a set takes 15 s in bf16 but nearly a minute in fp32 without AMX: there the run's
 # own passes read less. The table's scores come from plain transformers and always read whole sets.
 VALIDATION_TOKENS = {"bf16": 1500, "fp32": 500}
+
+
+def exit_code_of(work: Callable[[], None]) -> int:
+    """Of an example whose whole is `work`; what a person can mend is one message."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        work()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
 
 
 def tokenise(out: Path, tokenizer: Path) -> None:

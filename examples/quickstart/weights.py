@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-import os
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
+from data_mixers.atomic import sync
 from data_mixers.errors import DataError
 from examples.quickstart.progress import step
 
@@ -41,8 +41,7 @@ def unpack_weights(assets: Path, hf_dir: Path) -> Path:
         (temporary / "README.md").write_text(card)
         for path in temporary.iterdir():
             path.chmod(0o644)  # safetensors writes 0600
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+            sync(path)
         shutil.rmtree(hf_dir, ignore_errors=True)
         temporary.rename(hf_dir)
     print(f"{BASE_MODEL}: {num_parameters:,} parameters (tied embeddings counted once) in {hf_dir}")

@@ -8,17 +8,17 @@ made there. A second call goes on where the first stopped.
 
 import argparse
 import json
-import logging
 import shlex
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 from rich.console import Console
 
-from data_mixers.errors import DataError, UserError
+from data_mixers.errors import DataError
 from examples.quickstart import assets, corpora
 from examples.quickstart.score import SetScore, set_name
 from examples.quickstart.steps import (
@@ -26,6 +26,7 @@ from examples.quickstart.steps import (
     NPROC,
     SEQ_LENGTH,
     english_sources,
+    exit_code_of,
     run_config,
     syne,
     timed_scores,
@@ -52,16 +53,7 @@ def main() -> int:
     parser.add_argument("--quickstart", type=Path, default=Path("runs/quickstart"), help="folder of make quickstart")
     parser.add_argument("--filled", type=Path, help="sheet_pages.csv with a person's verdicts on the pairs of pages")
     options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        run(options.out, options.quickstart, options.filled)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code_of(partial(run, options.out, options.quickstart, options.filled))
 
 
 def run(out: Path, quickstart: Path, filled: Path | None) -> None:

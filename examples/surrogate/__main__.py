@@ -5,12 +5,11 @@ Everything lies below runs/surrogate; a second call goes on where the first stop
 """
 
 import argparse
-import logging
 import sys
+from functools import partial
 from pathlib import Path
 
-from data_mixers.errors import UserError
-from examples.quickstart.steps import syne
+from examples.quickstart.steps import exit_code_of, syne
 from examples.surrogate.prepare import prepare
 
 OUT = Path("runs/surrogate")  # the studies' files name it
@@ -23,22 +22,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m examples.surrogate", description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=("prepare", *STUDIES), help="this step alone, after what it needs")
     options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        prepare(OUT)
-        for study in STUDIES:
-            if options.only in (None, study):
-                run(study)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code_of(partial(run, options.only))
 
 
-def run(study: str) -> None:
+def run(only: str | None) -> None:
+    """What the studies stand on, then each of them, or `only` this one."""
+    prepare(OUT)
+    for study in STUDIES:
+        if only in (None, study):
+            run_study(study)
+
+
+def run_study(study: str) -> None:
     """One study and what is made of it. --anyway: what it cannot resolve is said in its table, and shown too."""
     folder = OUT / "studies" / study
     syne("surrogate", "run", SMALL / f"{study}.yaml", "--out", folder, "--anyway")

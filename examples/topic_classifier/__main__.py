@@ -9,7 +9,6 @@ step (100 steps of distillation, a pass over the documents, a language of the si
 import argparse
 import hashlib
 import json
-import logging
 import shutil
 import sys
 from collections import Counter
@@ -18,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_mixers.atomic import write_atomic
-from data_mixers.errors import ConfigError, DataError
+from data_mixers.errors import DataError
 from examples.quickstart.assets import Asset, fetch, licences
+from examples.quickstart.steps import exit_code_of
 from examples.topic_classifier import chinese, english
 from examples.topic_classifier.given_weights import given_bert
 from examples.topic_classifier.unlabelled import write_unlabelled
@@ -217,7 +217,6 @@ def main() -> None:
     )
     parser.add_argument("--document", type=Path, default=DOCUMENT, help="report to write")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     build: Path = arguments.build
     fetch(build / "assets", ASSETS, LOCK)
     labelled = build / "labelled.jsonl"
@@ -232,7 +231,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ConfigError, DataError) as error:
-        sys.exit(f"error: {error}")
+    sys.exit(exit_code_of(main))

@@ -24,11 +24,8 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from megatron_synE.checkpoint.chunk_reader import ChunkReader
-from megatron_synE.checkpoint.dcp_metadata import read_metadata
 from megatron_synE.checkpoint.streamed_file import StreamedFile
 from megatron_synE.exit_codes import CheckpointError
-
-__all__ = ["Chunk", "ChunkReader", "load_chunks", "read_metadata", "save_chunks", "whole"]
 
 
 @dataclass(frozen=True)

@@ -4,24 +4,12 @@ import math
 
 import torch
 
-from megatron_synE.checkpoint.hf_folder import HfFolder, HfTensor
-from megatron_synE.checkpoint.hf_mapping import (
-    Block,
-    GlobalTensor,
-    Rectangle,
-    blocks,
-    global_shape,
-    global_tensors,
-    hf_shapes,
-    hf_tensor_from_global,
-)
+from megatron_synE.checkpoint.hf_folder import HfFolder
+from megatron_synE.checkpoint.hf_mapping import blocks, global_shape
 from megatron_synE.exit_codes import CheckpointError
 from megatron_synE.model.llama import LlamaArchitecture
 
-__all__ = [
-    "Block", "GlobalTensor", "HfFolder", "HfTensor", "Rectangle", "blocks", "check_finite", "global_shape",
-    "global_tensors", "hf_shapes", "hf_tensor_from_global", "read_rectangle",
-]  # fmt: skip
+__all__ = ["HfFolder", "check_finite", "read_rectangle"]
 
 _FINITE_PIECE = 1 << 20
 """Elements checked at a time: the piece stays in cache."""

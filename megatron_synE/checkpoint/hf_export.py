@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from data_mixers.atomic import sync
 from megatron_synE.checkpoint import layout
 from megatron_synE.checkpoint.hf import check_finite
 from megatron_synE.checkpoint.hf_mapping import hf_shapes, hf_tensor_from_global
@@ -61,7 +62,7 @@ def write_hf_folder(
         _write_side_files(temporary, folder, config, _stored_dtype(weights, DTYPE_OF_CHOICE[dtype]), name or out.name)
         if verify:
             verify_folder(temporary, folder, hf_config=config)
-        layout.sync_folder(temporary)
+        layout.sync_tree(temporary)
         _replace(temporary, out)
     except OSError as error:
         raise CheckpointError(f"{out}: cannot be written ({error.strerror})") from error
@@ -159,4 +160,4 @@ def _replace(temporary: Path, out: Path) -> None:
         shutil.rmtree(replaced)
     else:
         temporary.rename(out)
-    layout.sync_folder(out.parent, recursive=False)
+    sync(out.parent)

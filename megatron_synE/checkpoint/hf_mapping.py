@@ -101,7 +101,7 @@ def hf_shapes(architecture: LlamaArchitecture) -> dict[str, tuple[int, ...]]:
 
 def hf_tensor_from_global(architecture: LlamaArchitecture, hf_name: str) -> tuple[Rectangle, ...]:
     """The pieces of global tensors that make up one HF weight, by ascending hf_row (for export)."""
-    key = _key_holding(architecture, hf_name)
+    key = _key_holding(hf_name)
     columns = global_shape(architecture, key)[1:]
     return tuple(
         Rectangle(key, (block.row, *(0 for _ in columns)), (block.num_rows, *columns), block.hf_row)
@@ -150,7 +150,7 @@ def _qkv_blocks(a: LlamaArchitecture, layer: str) -> tuple[Block, ...]:
     return tuple(table)
 
 
-def _key_holding(architecture: LlamaArchitecture, hf_name: str) -> str:
+def _key_holding(hf_name: str) -> str:
     match = _LAYER_NAME.fullmatch(hf_name)
     key = _KEY_OF_NAME.get(match[2] if match else hf_name)
     if key is None or (match is None) != (hf_name in _OUTER_NAMES.values()):

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from data_mixers.atomic import sync, write_atomic
 from megatron_synE.exit_codes import CheckpointError
 from megatron_synE.runtime.lease import Lease
 
@@ -225,7 +226,7 @@ def publish(temporary: Path, final: Path, *, lease: Lease | None = None) -> None
     Order: fsync of every file and folder, rename, fsync of the parent, tracker. A folder of the same name is replaced.
     lease: of a run; checked right before each name appears. Errors: LeaseLostError, and nothing is published.
     """
-    sync_folder(temporary)
+    sync_tree(temporary)
     if final.exists():
         replaced = final.parent / f"{temporary.name}-replaced"
         _check(lease)
@@ -235,9 +236,9 @@ def publish(temporary: Path, final: Path, *, lease: Lease | None = None) -> None
     else:
         _check(lease)
         temporary.rename(final)
-    _fsync(final.parent)
+    sync(final.parent)
     _check(lease)
-    write_text_atomically(final.parent / TRACKER, f"{iteration_of(final)}\n")
+    write_atomic(final.parent / TRACKER, f"{iteration_of(final)}\n".encode())
 
 
 def _check(lease: Lease | None) -> None:
@@ -245,10 +246,10 @@ def _check(lease: Lease | None) -> None:
         lease.check()
 
 
-def sync_folder(folder: Path, *, recursive: bool = True) -> None:
-    """fsync a folder, and (recursive) every file and folder below it."""
-    for path in [*folder.rglob("*"), folder] if recursive else [folder]:
-        _fsync(path)
+def sync_tree(folder: Path) -> None:
+    """fsync a folder, and every file and folder below it."""
+    for path in (*folder.rglob("*"), folder):
+        sync(path)
 
 
 def prune(
@@ -282,7 +283,7 @@ def prune(
 
 def withdraw_after(checkpoints_dir: Path, iteration: int, lease: Lease) -> None:
     """Delete the checkpoints after `iteration`: the run went back there, and nothing may resume what it left."""
-    write_text_atomically(checkpoints_dir / TRACKER, f"{iteration}\n")
+    write_atomic(checkpoints_dir / TRACKER, f"{iteration}\n".encode())
     for folder in reversed(iteration_folders(checkpoints_dir)):
         if iteration_of(folder) > iteration:
             lease.check()
@@ -306,18 +307,7 @@ def sha256_of(file: Path) -> str:
 
 def write_json(file: Path, value: Mapping[str, Any]) -> None:
     """Write readable JSON, atomically."""
-    write_text_atomically(file, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def write_text_atomically(file: Path, text: str) -> None:
-    """Replace `file` by `text`: temporary name, fsync, rename, fsync of the folder."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)
-    _fsync(file.parent)
+    write_atomic(file, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
 def _files_below(folder: Path) -> list[tuple[str, Path]]:
@@ -348,11 +338,3 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{file}: expected a JSON object")
     return value
-
-
-def _fsync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

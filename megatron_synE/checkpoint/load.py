@@ -11,7 +11,8 @@ import torch
 from megatron_synE.build import Model
 from megatron_synE.checkpoint import layout
 from megatron_synE.checkpoint.dcp import load_chunks
-from megatron_synE.checkpoint.hf import HfFolder, read_rectangle
+from megatron_synE.checkpoint.hf import read_rectangle
+from megatron_synE.checkpoint.hf_folder import HfFolder
 from megatron_synE.checkpoint.training_state import (
     check_masters,
     optimizer_chunks_to_load,

@@ -24,11 +24,6 @@ _LOCAL_NORMS = {
 _PADDED = ("embedding.word_embeddings.weight", "output_layer.weight")
 
 
-def is_stacked(keys: Sequence[str]) -> bool:
-    """Are the layers of this tensor table stacked along a first axis, as Megatron-LM writes them by default?"""
-    return any(re.match(r"decoder\.layers\.[a-z]", key) for key in keys)
-
-
 class CheckpointWeights:
     """Every weight of `architecture` in a torch DCP folder, opened for reading.
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from data_mixers.controllers import ControllerSettings
+from data_mixers.control_settings import ControllerSettings
 from data_mixers.errors import ConfigError
 from data_mixers.guard import GuardSettings
 from megatron_synE.checkpoint.layout import resolve_checkpoint

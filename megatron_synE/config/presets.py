@@ -103,14 +103,6 @@ DEVIATIONS: tuple[Deviation, ...] = (
 )
 
 
-def value_at(tree: dict[str, Any], key: str) -> Any:
-    """The value at a dotted key; None where nothing is written."""
-    node: Any = tree
-    for part in key.split("."):
-        node = node.get(part) if isinstance(node, dict) else None
-    return node
-
-
 def _recommended() -> dict[str, Any]:
     tree = copy.deepcopy(SYNE_PAPER)
     for deviation in DEVIATIONS:

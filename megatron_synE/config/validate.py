@@ -43,7 +43,7 @@ def validate(
     shares_are_right = not any(fault.key.startswith("data.stages") for fault in faults)
     if manifests is not None:
         both = [*manifests, *(validation_manifests or ())]
-        faults += _manifests(config, manifests, validation_manifests or ())
+        faults += _manifests(manifests, validation_manifests or ())
         faults += _tokenizers(both, architecture)
         if shares_are_right:
             faults += list(share_rules(config, manifests)) or topic_rules(config, manifests)
@@ -302,7 +302,7 @@ def _stages(config: RunConfig) -> Iterator[Fault]:
 
 
 def _manifests(
-    config: RunConfig, manifests: Sequence[DatasetManifest], validation_manifests: Sequence[DatasetManifest]
+    manifests: Sequence[DatasetManifest], validation_manifests: Sequence[DatasetManifest]
 ) -> Iterator[Fault]:
     for manifest, key, role in (
         *((manifest, "data.manifests", "train") for manifest in manifests),

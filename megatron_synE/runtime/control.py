@@ -82,8 +82,6 @@ class Decision:
 
     stop: bool
     save_failed: bool
-    save_ended: bool
-    """Every rank's background save has ended."""
     lease_lost: bool
     """Another process has become the run's writer."""
 
@@ -93,12 +91,12 @@ class Agreement:
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self._group = group
-        self._flags = torch.zeros(4, dtype=torch.int32)
+        self._flags = torch.zeros(3, dtype=torch.int32)
         self._work: dist.Work | None = None
 
-    def begin(self, *, stop: bool, save_failed: bool, save_running: bool, lease_lost: bool) -> None:
+    def begin(self, *, stop: bool, save_failed: bool, lease_lost: bool) -> None:
         """Start reducing this rank's flags. Collective: every rank, once before each `result`."""
-        self._flags = torch.tensor([stop, save_failed, save_running, lease_lost], dtype=torch.int32)
+        self._flags = torch.tensor([stop, save_failed, lease_lost], dtype=torch.int32)
         self._work = dist.all_reduce(self._flags, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
 
     def result(self) -> Decision:
@@ -106,5 +104,5 @@ class Agreement:
         assert self._work is not None
         self._work.wait()
         self._work = None
-        stop, failed, running, lost = (bool(value) for value in self._flags.tolist())
-        return Decision(stop, failed, not running, lost)
+        stop, failed, lost = (bool(value) for value in self._flags.tolist())
+        return Decision(stop, failed, lost)

@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
-from data_mixers.atomic import sync_folder
+from data_mixers.atomic import sync
 from data_mixers.errors import ConfigError
 from megatron_synE.exit_codes import LeaseLostError
 
@@ -185,7 +185,7 @@ def write_text(file: Path, text: str, *, token: str, lease: Lease | None = None)
         if lease is not None:
             lease.check()
         temporary.rename(file)
-        sync_folder(file.parent)
+        sync(file.parent)
     except OSError:
         if lease is not None:
             lease.check()  # the successor takes temporary files away: then that is the reason

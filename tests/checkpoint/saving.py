@@ -118,7 +118,7 @@ def arm(point: str, last: int) -> None:
         "after the manifest": (layout, "write_manifest", always, "after"),
         "before the rename": (Path, "rename", to_final, "before"),
         "after the rename": (Path, "rename", to_final, "after"),
-        "before the tracker": (layout, "write_text_atomically", of_tracker, "before"),
+        "before the tracker": (layout, "write_atomic", of_tracker, "before"),
         "inside the tracker": (Path, "replace", to_tracker, "before"),
         "before pruning": (layout, "prune", always, "before"),
         "a pruned folder renamed": (Path, "rename", to_pruned, "after"),

@@ -10,7 +10,8 @@ import torch
 
 from data_mixers.errors import ConfigError
 from megatron_synE.checkpoint import layout
-from megatron_synE.checkpoint.dcp import Chunk, ChunkReader, save_chunks, whole
+from megatron_synE.checkpoint.chunk_reader import ChunkReader
+from megatron_synE.checkpoint.dcp import Chunk, save_chunks, whole
 from megatron_synE.exit_codes import CheckpointError
 from tests.tiny import hf_folder
 from tools.checkpoint import averager

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from megatron_synE.checkpoint import layout
-from megatron_synE.checkpoint.dcp import ChunkReader
+from megatron_synE.checkpoint.chunk_reader import ChunkReader
 from megatron_synE.checkpoint.hf_export import MARKER
 from megatron_synE.checkpoint.hf_verify import verify_folder
 from megatron_synE.exit_codes import CheckpointError

@@ -13,7 +13,9 @@ from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint import load as torch_load
 from torch.distributed.checkpoint import save as torch_save
 
-from megatron_synE.checkpoint.dcp import Chunk, ChunkReader, load_chunks, read_metadata, save_chunks, whole
+from megatron_synE.checkpoint.chunk_reader import ChunkReader
+from megatron_synE.checkpoint.dcp import Chunk, load_chunks, save_chunks, whole
+from megatron_synE.checkpoint.dcp_metadata import read_metadata
 from megatron_synE.exit_codes import CheckpointError
 
 

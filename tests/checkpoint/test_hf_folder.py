@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_synE.checkpoint.hf import HfFolder
+from megatron_synE.checkpoint.hf_folder import HfFolder
 from megatron_synE.exit_codes import CheckpointError, ConfigError
 
 FILE = "model.safetensors"

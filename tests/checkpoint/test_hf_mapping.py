@@ -3,14 +3,9 @@
 import pytest
 import torch
 
-from megatron_synE.checkpoint.hf import (
-    HfFolder,
-    blocks,
-    global_tensors,
-    hf_shapes,
-    hf_tensor_from_global,
-    read_rectangle,
-)
+from megatron_synE.checkpoint.hf import read_rectangle
+from megatron_synE.checkpoint.hf_folder import HfFolder
+from megatron_synE.checkpoint.hf_mapping import blocks, global_tensors, hf_shapes, hf_tensor_from_global
 from megatron_synE.exit_codes import CheckpointError
 
 
@@ -82,8 +77,9 @@ def test_a_rectangle_is_that_part_of_the_whole(make_hf):
 
 
 def test_the_rows_of_every_hf_weight_appear_exactly_once_in_the_table(make_hf):
-    path, _ = make_hf(num_key_value_heads=1)
+    path, model = make_hf(num_key_value_heads=1)
     architecture = HfFolder(path).architecture
+    assert hf_shapes(architecture) == {name: tuple(weight.shape) for name, weight in state_of(model).items()}
     for name, shape in hf_shapes(architecture).items():
         rows = []
         for piece in hf_tensor_from_global(architecture, name):

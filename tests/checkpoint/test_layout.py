@@ -194,6 +194,8 @@ def test_hashes_known_from_writing_are_taken_over(tmp_path):
     assert digest == expected.stdout.split()[0]
     layout.write_manifest(folder, {}, known_sha256={"__0_0.distcp": digest})
     layout.check_complete(folder, verify_hashes=True)
+    layout.write_manifest(folder, {}, known_sha256={"__0_0.distcp": "f" * 64})  # believed, not read again
+    assert layout.read_manifest(folder)["files"]["__0_0.distcp"]["sha256"] == "f" * 64
 
 
 def test_a_publisher_killed_at_any_system_call_leaves_whole_checkpoints_only(tmp_path):

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from data_mixers.manifest import TokenizerIdentity
+from megatron_synE.assemble import _validation_tokens
 from megatron_synE.config.examine import Examination, examine
 from megatron_synE.config.load import load_config
 from megatron_synE.data.probe import SCHEMA_VERSION, Probe, ProbeItem, write_probe
-from megatron_synE.train import _validation_tokens
 from tests.config.tiny_dataset import write_dataset
 from tools.cli import main
 

@@ -4,7 +4,8 @@ from fractions import Fraction
 
 import pytest
 
-from data_mixers.controllers import ControllerSettings, TopicLosses
+from data_mixers.control_settings import ControllerSettings
+from data_mixers.controllers import TopicLosses
 from data_mixers.exhaustion import window_limits
 from data_mixers.guard import GuardObservation, GuardSettings
 from data_mixers.mixture import PlannedPhase

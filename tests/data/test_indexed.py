@@ -72,6 +72,30 @@ def test_document_starts_equal_a_slow_search_on_every_range(tmp_path: Path) -> N
             assert file.document_starts_in(begin, end).tolist() == sorted(s for s in starts if begin <= s < end)
 
 
+def test_a_document_may_have_no_sequence(tmp_path: Path) -> None:
+    prefix = write(tmp_path / "a")
+    raw = bytearray((tmp_path / "a.idx").read_bytes())
+    raw[34 + 12 * 4 + 8 * 2] = 1  # boundaries 0 1 1 3 4: the third document has two of the four sequences
+    (tmp_path / "a.idx").write_bytes(raw)
+    assert IndexedFile(prefix).document_ranges().tolist() == [0, 3, 3, 9, 11]
+
+
+def test_the_document_of_every_token_is_that_of_a_slow_search(tmp_path: Path) -> None:
+    file = IndexedFile(write(tmp_path / "a", [[1, 2], [], [3, 4, 5], [6]]))
+    assert [file.document_at(token) for token in range(file.num_tokens)] == [0, 0, 2, 2, 2, 3]
+
+
+def test_a_last_sequence_that_begins_inside_the_one_before_is_found(tmp_path: Path) -> None:
+    """It is as much longer, so the file is as long as described."""
+    prefix = write(tmp_path / "a")
+    raw = bytearray((tmp_path / "a.idx").read_bytes())
+    raw[34 + 4 * 3] += 1  # the last of four lengths, and of four pointers
+    raw[34 + 4 * 4 + 8 * 3] -= 2
+    (tmp_path / "a.idx").write_bytes(raw)
+    with pytest.raises(DataError, match="do not lie end to end"):
+        IndexedFile(prefix)
+
+
 def test_tokens_are_a_view_of_the_map(tmp_path: Path) -> None:
     file = IndexedFile(write(tmp_path / "a"))
     assert not file.tokens(0, 4).flags.owndata

@@ -101,6 +101,18 @@ def test_a_pickled_dataset_gives_the_same_samples(manifest: DatasetManifest) -> 
     assert np.array_equal(before.document_starts, again.document_starts)
 
 
+def test_another_order_reads_the_same_files_and_other_sources_are_refused(manifest: DatasetManifest) -> None:
+    first, second = (build_schedule([stage(zh=zh)], [manifest], 3, SEQ_LENGTH, 4) for zh in (0.2, 0.6))
+    dataset = ScheduledDataset(first, [manifest])
+    assert dataset[5].source_index in (0, 1)  # the sampler of the first order has been made
+    turned, fresh = dataset.with_schedule(second), ScheduledDataset(second, [manifest])
+    found = [(turned[n].tokens.tolist(), turned[n].source_index) for n in range(len(fresh))]
+    assert found == [(fresh[n].tokens.tolist(), fresh[n].source_index) for n in range(len(fresh))]
+    assert dataset.schedule == first
+    with pytest.raises(ConfigError, match="must have the same sources"):
+        dataset.with_schedule(build_schedule([stage(zh=1.0)], [manifest], 3, SEQ_LENGTH, 4))
+
+
 def test_every_token_of_an_epoch_but_the_ends_is_a_target_once(tmp_path: Path) -> None:
     docs = documents(7, 50)
     entry = source(tmp_path, "zh/web/law", docs)

@@ -10,8 +10,9 @@ import pytest
 
 from data_mixers.control_guards import inside_noise
 from data_mixers.control_rules import Signals, ado, learning_speed, normalised, velocitune
-from data_mixers.controllers import ControllerSettings, Observation, TopicLosses, decide
-from tests.data_mixers.test_controllers import free, losses, run
+from data_mixers.control_settings import ControllerSettings
+from data_mixers.controllers import Observation, TopicLosses, decide
+from tests.data_mixers.validations import free, losses, run
 
 
 def signals(topics: tuple[str, ...], **arrays: Any) -> Signals:

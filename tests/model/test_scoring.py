@@ -1,7 +1,5 @@
 """Packed scores are those of transformers on one document at a time, whatever the lengths and the model."""
 
-from collections import Counter
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from megatron_synE.data.scoring_rows import rows_of
 from megatron_synE.model.alone import CPU, build_alone
 from megatron_synE.model.head_sizes import CHUNK_ELEMENTS
 from megatron_synE.model.llama import architecture_from_hf, read_hf_config
@@ -90,36 +85,3 @@ def test_logits_in_pieces_change_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(CHUNK_ELEMENTS, "cpu", 1)  # a token at a time
     pieces = Scorer(model, CPU, seq_length=256, overlap=0).score(documents)
     assert pieces.nll_sums == pytest.approx(whole.nll_sums, rel=1e-6)
-
-
-@given(
-    lengths=st.lists(st.integers(0, 400), max_size=40),
-    seq_length=st.integers(1, 50),
-    share=st.integers(0, 99),
-    rows_per_micro_batch=st.integers(1, 3),
-)
-def test_every_pair_is_scored_once_and_sees_its_overlap(
-    lengths: list[int], seq_length: int, share: int, rows_per_micro_batch: int
-) -> None:
-    overlap = share * seq_length // 100
-    capacity = rows_per_micro_batch * seq_length
-    rows = rows_of(lengths, seq_length=seq_length, overlap=overlap, row_pairs=capacity)
-    scored: Counter[tuple[int, int]] = Counter()
-    for row in rows:
-        assert 0 < sum(window.num_pairs for window in row) <= capacity
-        for window in row:
-            assert 0 < window.num_pairs <= seq_length and window.num_context < window.num_pairs
-            assert window.num_context == (overlap if window.start else 0)
-            assert window.start + window.num_pairs < lengths[window.document]
-            for pair in range(window.num_context, window.num_pairs):
-                scored[window.document, window.start + pair] += 1
-    assert scored == Counter((d, pair) for d, length in enumerate(lengths) for pair in range(length - 1))
-
-
-def test_rows_are_full_but_for_one_when_short_windows_can_fill_them() -> None:
-    lengths = [int(n) for n in np.random.default_rng(3).integers(2, 40, size=400)]
-    rows = rows_of(lengths, seq_length=128, overlap=0, row_pairs=128)
-    filled = [sum(window.num_pairs for window in row) for row in rows]
-    assert sum(filled) == sum(lengths) - len(lengths)
-    assert len(rows) <= -(-sum(filled) // 128) + 1
-    assert all(a.num_pairs >= b.num_pairs for row in rows for a, b in pairwise(row))

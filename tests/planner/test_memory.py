@@ -158,6 +158,9 @@ def test_llama3_8b_layer_under_context_parallelism_by_hand() -> None:
     # 4096 tokens a rank; k and v of all 8192 tokens, 1024 wide each, and no product beside them.
     per_token = 2 * (2 * 4096 * 2 + 4) + 2 * (4096 + 2 * 2 * 1024 + 4096) + 128 + 2 * 3 * 14336
     assert memory.layer_bytes(llama(), Layout(context_parallel_size=2)) == 4096 * per_token
+    # Native CUDA attention repeats both to the width of the queries.
+    repeated = memory.layer_bytes(llama(layers="native_cuda"), Layout(context_parallel_size=2))
+    assert repeated == 4096 * (per_token + 2 * 2 * 2 * (4096 - 1024))
 
 
 def test_llama3_8b_logits_by_hand() -> None:
@@ -185,3 +188,86 @@ def test_a_tied_matrix_is_held_by_first_and_last_stage() -> None:
     both = memory.weights_on_rank(job, pp2, 0) + memory.weights_on_rank(job, pp2, 1)
     assert both == a.num_parameters + a.vocab_size * a.hidden_size
     assert memory.weights_on_rank(job, Layout(), 0) == a.num_parameters
+
+
+def test_llama3_8b_going_backward_by_hand() -> None:
+    # Gradients in 2 B: of the row, 8192 * 4096, of gate and up, 8192 * 28672, of their weight, 4096 * 28672.
+    working = 67_108_864 + 469_762_048 + 234_881_024
+    assert memory.backward_bytes(llama(), Layout()) == working
+    assert memory.backward_bytes(llama(), Layout(recompute="full")) == working + 8192 * 149_640
+    # Selective: what attention keeps beyond its inputs before rotation, k 1024 * 2 B and log-sum-exp 128 B.
+    assert memory.backward_bytes(llama(), Layout(recompute="selective")) == working + 8192 * (1024 * 2 + 128)
+
+
+def test_llama3_8b_activations_of_a_pipeline_by_hand() -> None:
+    # In each of the passes in flight 8 layers, the angles of 2 * 128 and the row that mcore holds, all in 2 B.
+    chunk = 8 * 8192 * 149_640 + 8192 * 2 * 256 + 8192 * 2 * 4096
+    pp4 = Layout(pipeline_model_parallel_size=4)
+    assert memory.activation_bytes(llama(), pp4, 0, num_microbatches=16) == 4 * chunk
+    norm = 8192 * (2 * 4096 * 2 + 4)
+    assert memory.activation_bytes(llama(), pp4, 3, num_microbatches=16) == chunk + norm
+    vpp2 = Layout(pipeline_model_parallel_size=4, virtual_pipeline_model_parallel_size=2)
+    assert memory.activation_bytes(llama(), vpp2, 3, num_microbatches=16) == 5 * (chunk - 4 * 8192 * 149_640) + norm
+
+
+def test_rows_are_gathered_under_sequence_parallelism_alone() -> None:
+    assert memory.gather_bytes(llama(), Layout(tensor_model_parallel_size=2, sequence_parallel=True)) == 67_108_864
+    assert memory.gather_bytes(llama(), Layout(tensor_model_parallel_size=2)) == 0
+    assert memory.gather_bytes(llama(), Layout(sequence_parallel=True)) == 0
+
+
+LAYER, MATRIX = 218_112_000, 525_336_576  # 4096 * 128 * 2 * 40 + 3 * 4096 * 14336 + 2 * 4096; 128256 * 4096
+BUCKETS = 4 * 3 * 40_000_000  # one being filled, two on the wire
+
+
+@pytest.mark.parametrize(
+    ("moment", "gradients", "gathered"),
+    [
+        ("loss", 0, LAYER + MATRIX),
+        ("head", BUCKETS, LAYER + MATRIX),
+        ("layer", BUCKETS, 2 * LAYER),
+        ("embedding", BUCKETS, 0),
+    ],
+)
+def test_what_parts_of_gradients_and_weights_hold_for_a_moment_by_hand(
+    moment: memory.Moment, gradients: int, gathered: int
+) -> None:
+    stage_2, stage_3 = Layout(zero_stage=2), Layout(zero_stage=3)
+    assert memory.sharding_bytes(llama(), Layout(), 0, moment, shards=8) == 0
+    assert memory.sharding_bytes(llama(), stage_2, 0, moment, shards=8) == gradients
+    assert memory.sharding_bytes(llama(), stage_3, 0, moment, shards=8) == gradients + 2 * gathered
+    # On a CPU nothing is on the wire and nothing is gathered ahead.
+    ahead = 0 if moment == "embedding" else LAYER
+    on_cpu = gradients // 3 + 2 * (gathered - ahead)
+    assert memory.sharding_bytes(llama(layers="native_cpu"), stage_3, 0, moment, shards=8) == on_cpu
+    # The first of two stages has no head, unless it is tied to the embedding.
+    pp2 = Layout(zero_stage=3, pipeline_model_parallel_size=2)
+    headless = gathered - (MATRIX if moment in ("loss", "head") else 0)
+    assert memory.sharding_bytes(llama(), pp2, 0, moment, shards=8) == gradients + 2 * headless
+
+
+def test_each_moment_of_a_step_can_be_the_fullest() -> None:
+    activations = 32 * 8192 * 149_640 + 8192 * 2 * 256
+    norm = 8192 * (2 * 4096 * 2 + 4)
+
+    def parts(layout: Layout, stage: int = 0, **changes: Any) -> tuple[int, int, int]:
+        found = memory.memory_of_stage(llama(**changes), layout, stage, world_size=8)
+        return found.activations, found.logits, found.buffers
+
+    assert parts(Layout()) == (activations + norm, 1_514_349_568, 0)
+    full = 32 * 8192 * 4096 * 2 + 8192 * 2 * 256
+    assert parts(Layout(recompute="full")) == (full, 0, 771_751_936 + 8192 * 149_640)
+    assert parts(Layout(zero_stage=2)) == (activations + norm, 8192 * 4096 * 2, 2 * MATRIX + BUCKETS)
+    # Short rows on the first of two stages: of two passes in flight one is left when the embedding goes backward.
+    chunk = 16 * 128 * 149_640 + 128 * 2 * 256 + 128 * 2 * 4096
+    pp2 = Layout(zero_stage=2, pipeline_model_parallel_size=2)
+    assert parts(pp2, seq_length=128) == (chunk, 0, 128 * 4096 * 2 + 2 * MATRIX + BUCKETS)
+
+
+def test_states_in_parts_at_rest_by_hand() -> None:
+    # 8,030,261,248 weights of 2 B, 4 B of gradients, 12 B of optimizer.
+    for stage, weights, gradients in ((2, 16_060_522_496, 4_015_130_624), (3, 2_007_565_312, 4_015_130_624)):
+        parts = memory.memory_of(llama(), Layout(zero_stage=stage), world_size=8)  # type: ignore[arg-type]
+        assert (parts.weights, parts.gradients, parts.optimizer) == (weights, gradients, 12_045_391_872)
+    assert memory.optimizer_bytes(llama(dtype="fp32"), Layout(), 0, shards=8) == 8_030_261_248
+    assert memory.checkpoint_bytes(llama(dtype="fp32")) == 12 * 8_030_261_248

@@ -1,6 +1,8 @@
 """`syne plan` with a card: published and impossible layouts, refusals with reasons, units, and what stays as it was."""
 
+import io
 import json
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +10,19 @@ import pytest
 
 from data_mixers.errors import ConfigError
 from tests import tiny
+from tools.cli import main
 from tools.planner.command import parse_nodes
+from tools.planner.search import grid
 
-EXAMPLE = "examples/llama3_8b/run_recommended.yaml"
+EXAMPLE = str(tiny.ROOT / "examples/llama3_8b/run_recommended.yaml")
 PRESET = ["init.from=random", "init.path=null"]
 
 
 def plan(*arguments: str, model: str = "llama3_8b", code: int = 0, config: str = EXAMPLE) -> str:
-    done = tiny.syne("plan", "--config", config, "--no-data", *arguments, *PRESET, f"model.preset={model}")
-    assert done.returncode == code, done.stderr
-    return done.stdout if code == 0 else done.stderr
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as error:
+        found = main(["plan", "--config", config, "--no-data", *arguments, *PRESET, f"model.preset={model}"])
+    assert found == code, error.getvalue()
+    return out.getvalue() if code == 0 else error.getvalue()
 
 
 def answer(*arguments: str, **options: Any) -> Any:
@@ -101,6 +106,16 @@ def test_text_shows_parts_units_kinds_and_refusals() -> None:
         assert words in text, words
 
 
+def test_the_grid_holds_every_layout_once_and_none_that_says_nothing() -> None:
+    layouts = list(grid(8))
+    assert len(set(layouts)) == len(layouts)
+    assert all(each.tensor_model_parallel_size > 1 or not each.sequence_parallel for each in layouts)
+    assert all(
+        each.pipeline_model_parallel_size > 1 or each.virtual_pipeline_model_parallel_size is None for each in layouts
+    )
+    assert max(each.model_ranks for each in layouts) == 16  # one replica on more than there are: refused, not hidden
+
+
 def test_a_range_of_nodes_is_one_table() -> None:
     lines = plan("--nodes", "1..64").splitlines()
     assert [line.split()[0] for line in lines[3:]] == ["1", "2", "4", "8", "16", "32", "64"]
@@ -130,6 +145,9 @@ def test_around_training_by_hand(tmp_path: Path) -> None:
     score = works["score PPL"]
     assert score["gpu_hours"] == pytest.approx(0.2 * label["tokens"] / (3 * 10_153 * 0.93) / 3600, rel=1e-3)
     assert works["checkpoints"]["disk_bytes"] == 3 * 112_423_657_472  # two kept, one being written
+    all_kept = ("checkpoint.keep_last=null", "checkpoint.interval_tokens=10000000000")
+    works = {w["name"]: w for w in answer("--pipeline", *all_kept)["pipeline"]}
+    assert works["checkpoints"]["disk_bytes"] == (label["tokens"] // 10**10 + 1) * 112_423_657_472
 
 
 def test_without_a_rate_the_plan_says_it_is_not_known() -> None:

@@ -8,10 +8,11 @@ from megatron_synE.model.flops import training_flops_per_token
 from megatron_synE.model.presets import ARCHITECTURES
 from tools.planner.collectives import Collective, collectives_of_step
 from tools.planner.figures import cards, read_efficiency
-from tools.planner.layout import Job, Layout
+from tools.planner.layout import Job, Layout, ZeroStage
 from tools.planner.simulate import (
     REFERENCE_LAYOUT,
     calibrated_kernel_efficiency,
+    exposed_data_parallel,
     reference_job,
     seconds_of,
     simulate,
@@ -76,6 +77,9 @@ def test_tensor_parallel_messages_by_hand() -> None:
     assert found["rows gathered"].count == 64 * (32 * 6 + 3)
     assert found["rows scattered"].count == 64 * (32 * 4 + 1)
     assert found["rows gathered"].payload_bytes == 8192 * 4096 * 2
+    again = by_name(Layout(tensor_model_parallel_size=4, sequence_parallel=True, recompute="full"), 8)
+    assert again["rows gathered"].count == 64 * (32 * 8 + 3)  # the two forward ones twice
+    assert again["rows scattered"].count == 64 * (32 * 6 + 1)
     summed = by_name(Layout(tensor_model_parallel_size=4), 8)["rows summed"]
     assert (summed.kind, summed.count) == ("all-reduce", 64 * (32 * 4 + 1))
 
@@ -87,6 +91,12 @@ def test_context_parallel_messages_by_hand() -> None:
     assert (gathered.kind, gathered.count) == ("all-gather", 32 * 32)
     assert (scattered.kind, scattered.count) == ("reduce-scatter", 32 * 32)
     assert gathered.payload_bytes == scattered.payload_bytes == 8192 * 2 * 1024 * 2
+    (sent,) = (
+        c for c in collectives_of_step(JOB, Layout(context_parallel_size=4), world_size=4, ring=True) if c.group == "CP"
+    )
+    # 128 micro-batches: 2048 tokens' keys and values go three steps round, forward once and backward twice.
+    assert (sent.kind, sent.count, sent.payload_bytes) == ("send", 128 * 32 * 3 * 3, 2048 * 2 * 1024 * 2)
+    assert (sent.sent_bytes, sent.hidden_behind) == (sent.count * sent.payload_bytes, "attention")
     recomputed = by_name(Layout(context_parallel_size=2, recompute="full"), 8)
     assert recomputed["keys and values"].count == 2 * 32 * 32
 
@@ -100,6 +110,55 @@ def test_seconds_of_one_message_by_hand() -> None:
     wide = {c.name: c for c in collectives_of_step(JOB, tp8, world_size=128)}["gradients"]
     sent = wide.payload_bytes * 15 / 16
     assert seconds_of(wide, tp8, H100, 128) == pytest.approx(sent / 40e9 + 150e-6, rel=1e-6)
+
+
+def test_seconds_between_stages_and_of_a_sum_by_hand() -> None:
+    pp2 = Layout(pipeline_model_parallel_size=2)
+    row = 8192 * 4096 * 2  # bytes of a sequence in bf16
+    assert seconds_of(by_name(pp2, 8)["rows between stages"], pp2, H100, 8) == pytest.approx(3e-6 + row / 360e9)
+    # Two nodes, a stage each: over the network, one port.
+    assert seconds_of(by_name(pp2, 16)["rows between stages"], pp2, H100, 16) == pytest.approx(10e-6 + row / 40e9)
+    tp4 = Layout(tensor_model_parallel_size=4)
+    summed = seconds_of(by_name(tp4, 8)["rows summed"], tp4, H100, 8)
+    assert summed == pytest.approx(2 * 3 * 3e-6 + 2 * row * 3 / 4 / 360e9)  # to and fro round a ring of four
+    # CP 2 of TP 4 fills a node: both ranks send over NVLink.
+    cp2 = Layout(tensor_model_parallel_size=4, context_parallel_size=2)
+    keys = by_name(cp2, 16)["keys and values"]
+    assert seconds_of(keys, cp2, H100, 16) == pytest.approx(3e-6 + keys.payload_bytes / 2 / 360e9)
+
+
+@pytest.mark.parametrize(("zero_stage", "times"), [(1, 1), (2, 16)])
+def test_what_data_parallel_messages_leave_exposed_by_hand(zero_stage: ZeroStage, times: int) -> None:
+    """Of 16 micro-batches: gradients behind two thirds of a pass, weights behind a third, but a bucket at least."""
+    layout = Layout(zero_stage=zero_stage)
+    messages = collectives_of_step(JOB, layout, world_size=8)
+    gradients, weights = (n * 8_030_261_248 * 7 / 8 / 360e9 + 21e-6 for n in (4, 2))
+    assert [c.count for c in messages] == [times, 1]
+
+    def exposed(seconds_per_pass: float) -> float:
+        return exposed_data_parallel(JOB, layout, H100, messages, world_size=8, seconds_per_pass=seconds_per_pass)
+
+    assert exposed(0.0) == pytest.approx(times * gradients + weights)
+    assert exposed(0.09) == pytest.approx(times * (gradients - 0.06) + weights - 0.03)
+    assert exposed(9.0) == pytest.approx((times * gradients + weights) * 40_000_000 / 8_030_261_248)
+
+
+def test_a_step_is_its_parts_by_hand() -> None:
+    # 16 micro-batches of 8192 tokens at 51.467 GFLOP; 34 bytes of a shard of N / 8 past the memory's 3.35 TB/s.
+    step = simulate(JOB, Layout(), H100, world_size=8, kernel_efficiency=0.5)
+    assert step.arithmetic == pytest.approx(16 * 8192 * 51.467e9 / (989.4e12 * 0.5), rel=1e-4)
+    assert step.optimizer == pytest.approx(34 * 8_030_261_248 / 8 / 3.35e12)
+    assert (step.imbalance, step.bubble, step.tensor_parallel, step.pipeline_sends) == (0, 0, 0, 0)
+    assert step.total == pytest.approx(step.arithmetic + step.data_parallel + step.optimizer)
+    # Half of the work is done; the last of two stages has the head besides: 27.309 for 25.734 GFLOP a token.
+    halved = simulate(JOB, Layout(pipeline_model_parallel_size=2), H100, world_size=8, kernel_efficiency=0.5)
+    assert halved.arithmetic == pytest.approx(step.arithmetic)  # twice the micro-batches
+    assert halved.imbalance / halved.arithmetic == pytest.approx(27.309 / 25.734 - 1, abs=1e-4)
+    assert halved.pipeline_sends == pytest.approx(32 * 2 * (3e-6 + 8192 * 4096 * 2 / 360e9))
+    interleaved = Layout(pipeline_model_parallel_size=2, virtual_pipeline_model_parallel_size=2)
+    other = simulate(JOB, interleaved, H100, world_size=8, kernel_efficiency=0.5)
+    assert other.pipeline_sends == 0  # behind other chunks
+    assert other.bubble == pytest.approx(0.5 * (other.arithmetic + other.imbalance) / 32)
 
 
 def test_a_pipeline_waits_as_the_formula_says() -> None:

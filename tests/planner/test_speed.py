@@ -1,5 +1,7 @@
 """The efficiency table: interpolation, extrapolation, a user's measurements, and its refusals."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,14 @@ from data_mixers.errors import ConfigError
 from megatron_synE.model.presets import ARCHITECTURES
 from tools.planner.figures import card_of, read_efficiency
 from tools.planner.layout import Job, Layout
-from tools.planner.speed import balance_factor, expected_speed, parse_layout, pipeline_factor, recompute_factor
+from tools.planner.speed import (
+    balance_factor,
+    context_parallel_factor,
+    expected_speed,
+    parse_layout,
+    pipeline_factor,
+    recompute_factor,
+)
 
 JOB = Job(architecture=ARCHITECTURES["llama3_8b"], seq_length=8192, global_batch_size=512, total_tokens=1)
 H100 = card_of("h100")
@@ -35,12 +44,16 @@ def test_between_and_beyond_the_points_the_plan_says_so() -> None:
     value, kind = rate(Layout(), 512)
     assert value == pytest.approx(10_153 * (1 - 0.01448 * 1.5)) and kind == "extrapolated"
     assert rate(Layout(tensor_model_parallel_size=2))[1] == "interpolated"
+    assert rate(Layout(), 4) == (pytest.approx(10_153), "assumed")
 
 
 def test_a_size_of_tensor_parallelism_beyond_the_table_goes_on_along_its_line() -> None:
     # 28 % for three doublings, so 4/3 of it for four.
     factor = read_efficiency().tensor_parallel_at(16)
     assert factor.value == pytest.approx(1 - 0.28 * 4 / 3) and factor.kind == "extrapolated"
+    inside = read_efficiency().tensor_parallel_at(6)
+    assert inside.value == pytest.approx(1 - 0.28 * math.log2(6) / 3) and inside.kind == "interpolated"
+    assert read_efficiency().tensor_parallel_at(2**12).value == 0.01  # the line is below zero there
 
 
 def test_the_share_of_peak_is_the_published_mfu() -> None:
@@ -61,15 +74,35 @@ def test_what_recomputation_costs_by_hand() -> None:
     # The layers forward once more: (51.467 - 3.152) / 3 = 16.105 GFLOP a token.
     assert recompute_factor(JOB, Layout(recompute="full")).value == pytest.approx(51.467 / 67.572, abs=1e-3)
     assert recompute_factor(JOB, Layout()).value == 1.0
+    # Selective: the core attention forward once more, a third of 12 * 32 * 4096 * 4096 = 6.442 GFLOP.
+    assert recompute_factor(JOB, Layout(recompute="selective")).value == pytest.approx(51.467 / 53.614, abs=1e-3)
+
+
+def test_what_context_parallelism_beyond_two_costs() -> None:
+    found = [context_parallel_factor(Layout(context_parallel_size=size)) for size in (1, 2, 4, 8)]
+    assert [factor.value for factor in found] == pytest.approx([1.0, 1.0, 0.99, 0.98])
+    assert [factor.kind for factor in found] == ["computed", "computed", "assumed", "assumed"]
+
+
+def test_what_the_table_does_not_know_is_said_to_be_assumed() -> None:
+    other = replace(JOB, architecture=ARCHITECTURES["llama3.2_1b"], seq_length=4096)
+    speed = expected_speed(other, Layout(), replace(H100, key="b300"), read_efficiency(), world_size=8)
+    assert {name for name, factor in speed.factors.items() if factor.kind == "assumed"} == {
+        "card", "model", "sequence length",
+    }  # fmt: skip
+    assert speed.kind == "assumed"
+    known = expected_speed(JOB, Layout(), H100, read_efficiency(), world_size=8)
+    assert (known.kind, "sequence length" in known.factors) == ("computed", False)
 
 
 def test_a_layout_is_read_back_from_its_name() -> None:
     for layout in (
         Layout(), Layout(tensor_model_parallel_size=4, sequence_parallel=True, micro_batch_size=2, recompute="full"),
         Layout(pipeline_model_parallel_size=8, virtual_pipeline_model_parallel_size=2, recompute="selective"),
-        Layout(context_parallel_size=2),
+        Layout(context_parallel_size=2), Layout(zero_stage=3),
     ):  # fmt: skip
         assert parse_layout(str(layout)) == layout
+    assert parse_layout("TP1, PP1, MBS1") is None
 
 
 def measured_table(folder: Path, **changes: object) -> Path:
@@ -90,6 +123,12 @@ def test_a_measured_layout_is_taken_as_measured_and_the_others_are_scaled(tmp_pa
     ratio = 5000.0 / rate(pp2)[0]
     other = Layout(tensor_model_parallel_size=2, sequence_parallel=True)
     assert rate(other, table=table)[0] == pytest.approx(ratio * rate(other)[0])
+    assert rate(pp2, 16, table=table)[0] == pytest.approx(ratio * rate(pp2, 16)[0])  # another number of GPUs
+
+
+def test_measured_layouts_that_say_nothing_are_passed_over(tmp_path: Path) -> None:
+    for change in ({"layout": "as it was"}, {"gpus": 1}, {"layout": "TP1, PP1, MBS128, recompute none"}):
+        assert rate(Layout(), table=measured_table(tmp_path, **change))[0] == pytest.approx(10_153)
 
 
 def test_another_card_or_model_changes_nothing(tmp_path: Path) -> None:

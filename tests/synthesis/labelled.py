@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import zstandard
-
 from data_mixers.errors import ConfigError
 from data_mixers.permutation import keyed_hash
+from tests.rows import read
 from tests.synthesis.real_packages import chinese_triples, english_triples
 from tools.synthesis.check import CheckOptions, check
 from tools.synthesis.corrupt import RECORD_KEY, CorruptOptions, corrupt_file
@@ -98,16 +97,6 @@ def given_reasons(rows: list[dict[str, Any]], folder: Path, *, with_code: bool) 
     check(CheckOptions(inputs=(str(source),), out=out, benchmarks=(str(BENCHMARK),), run_code=with_code))
     given = {row["id"]: "good" for row in read(out)}
     return given | {row["id"]: row["reason"] for row in read(out / "dropped")}
-
-
-def read(folder: Path) -> list[dict[str, Any]]:
-    """All pairs in the folder's own files."""
-    rows = []
-    for path in sorted(folder.glob("*.jsonl.zst")):
-        with path.open("rb") as stream:
-            text = zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True).read().decode()
-        rows += [json.loads(line) for line in text.splitlines()]
-    return rows
 
 
 def scores(rows: list[dict[str, Any]], given: dict[str, str]) -> dict[str, Score]:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from data_mixers.errors import ConfigError, DataError
-from tests.synthesis.labelled import read
+from tests.rows import read, write
 from tests.tools import corpus
 from tools.cli import main
 from tools.data.preprocess import PreprocessOptions, preprocess
@@ -46,11 +46,6 @@ def pairs(start: int, count: int, *, share_wrong: float, marked: bool, disciplin
         yield pair | ({"corruption": {}} if is_wrong and marked else {})
 
 
-def write(path: Path, *rows: Iterator[Any]) -> Path:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for part in rows for row in part))
-    return path
-
-
 @contextmanager
 def judge(folder: Path, *, sensitivity: float, specificity: float) -> Iterator[str]:
     truth = {}
@@ -75,8 +70,10 @@ def judge(folder: Path, *, sensitivity: float, specificity: float) -> Iterator[s
 def folder(tmp_path: Path) -> Path:
     write(
         tmp_path / "pairs.jsonl",
-        pairs(1000, NUM, share_wrong=SHARE_WRONG, marked=False),
-        pairs(5000, 40, share_wrong=0.0, marked=False, discipline="biology"),
+        [
+            *pairs(1000, NUM, share_wrong=SHARE_WRONG, marked=False),
+            *pairs(5000, 40, share_wrong=0.0, marked=False, discipline="biology"),
+        ],
     )
     write(tmp_path / "known.jsonl", pairs(9000, 400, share_wrong=0.5, marked=True))
     return tmp_path
@@ -248,7 +245,7 @@ def test_a_verdict_is_read_out_of_what_models_write() -> None:
 def audited(folder: Path) -> tuple[Path, Path]:
     """(pairs, audit) of which 12 of 150 are wrong, by a person who looked at all."""
     path = folder / "some.jsonl"
-    write(path, pairs(100, 120, share_wrong=0.1, marked=False), pairs(5000, 30, share_wrong=0, marked=False))
+    write(path, [*pairs(100, 120, share_wrong=0.1, marked=False), *pairs(5000, 30, share_wrong=0, marked=False)])
     audit(options(folder, None, inputs=(str(path),), out=folder / "some", sample=150))
     with (folder / "some/sheet.csv").open(encoding="utf-8-sig", newline="") as stream:
         rows = list(csv.DictReader(stream))

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_mixers.errors import ConfigError
+from tests.rows import read
 from tests.synthesis.labelled import (
     BENCHMARK,
     PAGE,
@@ -22,7 +23,6 @@ from tests.synthesis.labelled import (
     differences,
     given_reasons,
     labelled,
-    read,
     real_pairs,
     scores,
     table,

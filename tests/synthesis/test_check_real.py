@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.synthesis.labelled import read
+from tests.rows import read
 from tests.synthesis.real_packages import chinese_triples, english_triples
 from tools.cli import main
 from tools.synthesis.check import CheckOptions, check

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.synthesis.test_generate import HERE, options, process, read
+from tests.rows import read
+from tests.synthesis.test_generate import HERE, options, process
 from tools.cli import main
 from tools.synthesis.code_examples import code_examples
 from tools.synthesis.generate import generate

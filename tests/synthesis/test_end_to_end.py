@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from megatron_synE.runtime.launch import die_with_parent
-from tests.synthesis.labelled import read
+from tests.rows import read
 from tests.synthesis.real_packages import chat_model, science_pages
 from tools.cli import main
 from tools.synthesis.check import CheckOptions, check

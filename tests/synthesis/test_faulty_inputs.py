@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from data_mixers.errors import ConfigError
-from tests.synthesis.test_generate import HERE, options, process, read, write_seeds
+from tests.rows import read
+from tests.synthesis.test_generate import HERE, options, process, write_seeds
 from tools.cli import main
 from tools.synthesis.generate import generate
 from tools.synthesis.prompts import OWN_PROMPTS

@@ -13,11 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pytest
-import zstandard
 
 from data_mixers.errors import ConfigError, DataError
+from tests.rows import read
 from tools.synthesis.check import CheckOptions, check
 from tools.synthesis.generate import GenerateOptions, generate
 from tools.synthesis.prompts import read_prompts
@@ -38,11 +37,6 @@ def process(*arguments: object, **environment: str) -> Iterator[str]:
     finally:
         server.kill()
         server.wait()
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    content = zstandard.ZstdDecompressor().stream_reader(path.read_bytes(), read_across_frames=True).read()
-    return [orjson.loads(line) for line in content.splitlines()]
 
 
 def write_seeds(path: Path, texts: list[str]) -> Path:

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from data_mixers.errors import ConfigError, DataError
-from tests.synthesis.test_generate import HERE, ROOT, num_lines, options, process, read, write_seeds
+from tests.rows import read
+from tests.synthesis.test_generate import HERE, ROOT, num_lines, options, process, write_seeds
 from tools.synthesis import generate as module
 from tools.synthesis.answers import key
 from tools.synthesis.asking import Pace, Question, ask_all

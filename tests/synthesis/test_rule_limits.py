@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.synthesis.labelled import read
+from tests.rows import read, write
 from tests.synthesis.test_audit import options as audit_options
 from tests.synthesis.test_audit import pairs as sums
-from tests.synthesis.test_audit import write
 from tests.synthesis.test_check import checked, pair
 from tests.tools import corpus
 from tools.cli import main
@@ -85,7 +84,7 @@ def test_more_than_a_tenth_of_the_20_grams(tmp_path: Path) -> None:
 
 def test_a_half_of_the_numbers_of_a_wrong_pair_and_the_share_is_rounded(tmp_path: Path) -> None:
     rows = [{"id": str(n), "answer": " ".join(str(1000 + 20 * n + k) for k in range(20))} for n in range(200)]
-    source = write(tmp_path / "in.jsonl", iter(rows))
+    source = write(tmp_path / "in.jsonl", rows)
     call = ["synth", "corrupt", "--input", str(source), "--no-nouns", "--no-adjectives", "--out"]
     assert main([*call, str(tmp_path / "all.jsonl"), "--share", "1"]) == 0
     made = [json.loads(line)["corruption"]["changes"] for line in (tmp_path / "all.jsonl").read_text().splitlines()]
@@ -130,8 +129,8 @@ def test_every_layout_and_its_separators_letter_for_letter(tmp_path: Path, layou
     rows = [
         pair(id=key, language=key, question=f" {q}\n", answer=f"{a}\n", seed_id="p") for key, (q, a) in said.items()
     ]
-    write(tmp_path / "pairs.jsonl", iter(rows))
-    write(tmp_path / "pages.jsonl", iter([{"id": "p", "text": "About sums.\n"}]))
+    write(tmp_path / "pairs.jsonl", rows)
+    write(tmp_path / "pages.jsonl", [{"id": "p", "text": "About sums.\n"}])
     report = format_pairs(
         FormatOptions(
             inputs=(str(tmp_path / "pairs.jsonl"),), out=tmp_path / "out", tokenizer=corpus.hf_folder(tmp_path / "hf"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.synthesis.test_seeds import read, write
+from tests.rows import read, write
 from tools.synthesis.seed_rules import read_seed_rules
 from tools.synthesis.seeds import SeedOptions, write_seeds
 from tools.synthesis.snippets import load_punkt, snippets, train_punkt

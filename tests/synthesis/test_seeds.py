@@ -3,13 +3,11 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import orjson
 import pytest
-import zstandard
 
 from data_mixers.errors import ConfigError
+from tests.rows import read, write
 from tools.synthesis.seed_rules import read_seed_rules
 from tools.synthesis.seeds import SeedOptions, write_seeds
 from tools.synthesis.snippets import load_punkt, snippets, train_punkt
@@ -27,16 +25,6 @@ ZH = [
     )
     for i in range(6)
 ]
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    return path
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    content = zstandard.ZstdDecompressor().stream_reader(path.read_bytes(), read_across_frames=True).read()
-    return [orjson.loads(line) for line in content.splitlines()]
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 
 from data_mixers.errors import ConfigError
 from tests.synthesis import independent
+from tests.synthesis import independent_chemistry as chemistry
 from tools.cli import main
 from tools.data.readers import plan_tasks
 from tools.synthesis.record import QaRecord, read_records
@@ -126,7 +127,7 @@ def test_all_equations_balance_and_none_comes_twice() -> None:
         item = QaRecord(
             id="1", discipline="chemistry", language="en", question=question, answer="", generator="x/balancing"
         )
-        assert independent.balancing(item, answer), answer
+        assert chemistry.balancing(item, answer), answer
     assert len({(frozenset(left), frozenset(right)) for left, right in reactions()}) == len(reactions()) > 300
 
 
@@ -157,7 +158,7 @@ def test_masses_are_those_of_the_periodic_table() -> None:
                "Cl": "35.450", "Fe": "55.845", "Cu": "63.546", "Ag": "107.868", "U": "238.029"}  # fmt: skip
     assert {symbol: str(table[symbol].mass) for symbol in printed} == printed
     assert str(elements.molar_mass("CuSO4·5H2O")) == "249.677"  # 63.546 + 32.060 + 9 x 15.999 + 10 x 1.008
-    assert [element.symbol for element in table.values()] == independent.SYMBOLS
+    assert [element.symbol for element in table.values()] == chemistry.SYMBOLS
 
 
 @pytest.mark.parametrize("formula", ["", "h2o", "Ca(OH", "CaOH)2", "H2O!", "2"])

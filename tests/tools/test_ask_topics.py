@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pytest
-import zstandard
 
 from data_mixers.errors import ConfigError, DataError
-from tests.tools.topic_corpus import write
+from tests.rows import read, write
 from tools.cli import main
 from tools.data.ask_topics import AskOptions, ask_topics, parse_topic
 from tools.data.topics import topic_titles
@@ -57,11 +55,6 @@ def server(tmp_path: Path) -> Iterator[Server]:
 def pages(tmp_path: Path) -> Path:
     rows = [{"id": str(i), "text": text, "given": label, "url": "u"} for i, (text, label) in enumerate(PAGES.items())]
     return write(tmp_path / "pages.jsonl", rows)
-
-
-def read(file: Path) -> list[dict[str, Any]]:
-    content = zstandard.ZstdDecompressor().stream_reader(file.read_bytes(), read_across_frames=True).read()
-    return [orjson.loads(line) for line in content.splitlines()]
 
 
 def test_faults_are_waited_out_and_the_agreement_is_what_a_hand_counts(

@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-import zstandard
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from data_mixers.errors import ConfigError, DataError
+from tests.rows import read, write
 from tools.data.clean import CleanOptions, clean
 from tools.data.rules import DEFAULT_RULES, LanguageRule, identify_language, judge_language, load_rules
 from tools.data.stage import only_one
@@ -37,21 +37,6 @@ def _chinese(seed: int, characters: int = 120) -> str:
     return "".join(random.Random(seed).choices(HAN, k=characters))
 
 
-def _write(path: Path, rows: list[Any]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
-    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    return path
-
-
-def _read(folder: Path) -> list[dict[str, Any]]:
-    rows = []
-    for path in sorted(folder.glob("*.jsonl.zst")):
-        raw = zstandard.ZstdDecompressor().stream_reader(path.read_bytes(), read_across_frames=True).read()
-        rows += [json.loads(line) for line in raw.splitlines()]
-    return rows
-
-
 def _bytes(folder: Path) -> dict[str, bytes]:
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".in_use"]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
@@ -59,9 +44,9 @@ def _bytes(folder: Path) -> dict[str, bytes]:
 
 def _clean(tmp_path: Path, texts: list[str], **options: Any) -> dict[str, str]:
     """id -> reason of what was dropped."""
-    _write(tmp_path / "in/a.jsonl", [{"id": str(n), "text": text} for n, text in enumerate(texts)])
+    write(tmp_path / "in/a.jsonl", [{"id": str(n), "text": text} for n, text in enumerate(texts)])
     clean(CleanOptions(inputs=(str(tmp_path / "in/*"),), out=tmp_path / "out", **options))
-    return {row["id"]: row["reason"] for row in _read(tmp_path / "out/dropped")}
+    return {row["id"]: row["reason"] for row in read(tmp_path / "out/dropped")}
 
 
 def test_each_rule_drops_what_it_is_about_and_nothing_else(tmp_path: Path) -> None:
@@ -87,21 +72,21 @@ def test_each_rule_drops_what_it_is_about_and_nothing_else(tmp_path: Path) -> No
 
 def test_a_dropped_document_is_whole_with_reason_value_and_limit(tmp_path: Path) -> None:
     row = {"text": "much too short", "reason": "mine", "nested": {"a": [1, {"b": None}]}, "id": 7}
-    _write(tmp_path / "in/a.jsonl", [row])
+    write(tmp_path / "in/a.jsonl", [row])
     clean(CleanOptions(inputs=(str(tmp_path / "in/a.jsonl"),), out=tmp_path / "out"))
     marks = {"reason": "too_short", "value": 3, "limit": 50, "matched": None}
-    assert _read(tmp_path / "out/dropped") == [row | marks | {"id": "7", "own": {"reason": "mine"}}]
+    assert read(tmp_path / "out/dropped") == [row | marks | {"id": "7", "own": {"reason": "mine"}}]
 
 
 def test_of_equal_texts_the_first_in_input_order_stays(tmp_path: Path) -> None:
     text = _english(1)
-    _write(tmp_path / "in/b.jsonl", [{"text": _english(2)}, {"text": text.replace(" ", "\n", 30)}])
-    _write(tmp_path / "in/a.jsonl", [{"text": _english(3)}, {"text": text}, {"text": text}])
+    write(tmp_path / "in/b.jsonl", [{"text": _english(2)}, {"text": text.replace(" ", "\n", 30)}])
+    write(tmp_path / "in/a.jsonl", [{"text": _english(3)}, {"text": text}, {"text": text}])
     for near in (True, False):
         out = tmp_path / f"out-{near}"
         clean(CleanOptions(inputs=(str(tmp_path / "in/*"),), out=out, near_duplicates=near))
-        assert [row["id"] for row in _read(out)] == ["a.jsonl:0", f"a.jsonl:{len(_english(3)) + 13}", "b.jsonl:0"]
-        dropped = _read(out / "dropped")
+        assert [row["id"] for row in read(out)] == ["a.jsonl:0", f"a.jsonl:{len(_english(3)) + 13}", "b.jsonl:0"]
+        dropped = read(out / "dropped")
         assert {row["reason"] for row in dropped} == {"exact_duplicate"}
         assert {row["matched"] for row in dropped} == {f"{tmp_path}/in/a.jsonl:{len(_english(3)) + 13}"}
 
@@ -119,7 +104,7 @@ def test_near_duplicates_go_and_their_similarity_is_told(tmp_path: Path, make: A
     far = [text + joint + make(2000 + n, 900) for n, text in enumerate(texts)]  # Jaccard 0.3
     reasons = _clean(tmp_path, texts + near + far)
     assert reasons == {str(30 + n): "near_duplicate" for n in range(30)}
-    for row in _read(tmp_path / "out/dropped"):
+    for row in read(tmp_path / "out/dropped"):
         n = int(row["id"]) - 30
         assert abs(row["value"] - _jaccard(texts[n], near[n])) < 0.12  # 2.4 standard errors of 112 hashes at most
     assert _jaccard(texts[0], far[0]) == pytest.approx(396 / 1296, abs=0.01)
@@ -157,7 +142,7 @@ def _sources(folder: Path) -> None:
     for number in range(6):
         rows: list[Any] = [{"text": rng.choice(texts), "n": n} for n in range(30)]
         rows += ['{"text": "cut', {"other": 1}, "", {"text": "short"}]
-        _write(folder / f"s{number % 2}" / f"{number}.jsonl", rows)
+        write(folder / f"s{number % 2}" / f"{number}.jsonl", rows)
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +226,7 @@ def test_report_only_counts_the_same_and_writes_no_document(
 
 
 def test_too_many_bad_lines_stop_the_call(tmp_path: Path) -> None:
-    _write(tmp_path / "in/a.jsonl", [{"text": _english(1)}, "", "7", *["{"] * 10])
+    write(tmp_path / "in/a.jsonl", [{"text": _english(1)}, "", "7", *["{"] * 10])
     message = (
         r"11 of 12 lines are no documents, more than 1\.0%: broken JSON \(10\), not a JSON object \(1\)\. First: "
         r".*/in/a\.jsonl line 3: not a JSON object; .*a\.jsonl line 4: broken JSON.*; .*line 5: .*/quarantine\.jsonl"
@@ -297,17 +282,17 @@ LINES = st.lists(
 @given(LINES)
 def test_any_lines_are_kept_dropped_or_quarantined(tmp_path_factory: pytest.TempPathFactory, lines: list[Any]) -> None:
     folder = tmp_path_factory.mktemp("fuzz")
-    path = _write(folder / "in/a.jsonl", [{"text": _english(1)}, *lines])
+    path = write(folder / "in/a.jsonl", [{"text": _english(1)}, *lines])
     num_lines = sum(1 for line in path.read_bytes().split(b"\n") if line and not line.isspace())
     clean(CleanOptions(inputs=(str(path),), out=folder / "out", max_bad_share=1.0, near_duplicates=False))
-    kept, dropped = _read(folder / "out"), _read(folder / "out/dropped")
+    kept, dropped = read(folder / "out"), read(folder / "out/dropped")
     quarantine = (folder / "out/quarantine.jsonl").read_text().splitlines()
     assert len(kept) + len(dropped) + len(quarantine) == num_lines
     assert kept[0]["text"] == _english(1)
 
 
 def test_more_bad_lines_are_allowed_in_the_folder_that_was_refused(tmp_path: Path) -> None:
-    _write(tmp_path / "in/a.jsonl", ["{broken"] * 3 + [{"text": _english(n)} for n in range(3)])
+    write(tmp_path / "in/a.jsonl", ["{broken"] * 3 + [{"text": _english(n)} for n in range(3)])
     inputs, out = (str(tmp_path / "in/*"),), tmp_path / "out"
     with pytest.raises(DataError, match="allow more with --max-bad-share"):
         clean(CleanOptions(inputs=inputs, out=out, max_bad_lines=0))
@@ -319,7 +304,7 @@ def test_a_copy_of_a_near_duplicate_names_the_document_that_stays(tmp_path: Path
     first = _english(1, 400)
     near = first.replace(first.split()[200], "another", 1)
     assert _clean(tmp_path, [first, near, near]) == {"1": "near_duplicate", "2": "exact_duplicate"}
-    matched = [row["matched"] for row in _read(tmp_path / "out/dropped")]
+    matched = [row["matched"] for row in read(tmp_path / "out/dropped")]
     assert matched == [f"{tmp_path}/in/a.jsonl:0"] * 2
 
 
@@ -340,7 +325,7 @@ def test_a_language_that_is_not_sure_enough_is_dropped() -> None:
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
-    page = _write(tmp_path / "in/a.jsonl", [{"text": _english(1)}])
+    page = write(tmp_path / "in/a.jsonl", [{"text": _english(1)}])
     with pytest.raises(ConfigError, match=r"holds other files \(a.jsonl\)"):
         clean(CleanOptions(inputs=(str(page),), out=tmp_path / "in"))
     assert page.is_file()

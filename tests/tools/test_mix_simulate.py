@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_mixers.controllers import ControllerSettings
+from data_mixers.control_settings import ControllerSettings
 from tools.mix_simulate import (
     Trace,
     World,

@@ -4,7 +4,6 @@ import json
 import random
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,8 +13,9 @@ import zstandard
 
 from data_mixers.manifest import read_manifest
 from tests import tiny
+from tests.rows import read, write
 from tests.tools import corpus
-from tests.tools.topic_corpus import FILLER, WORDS, documents, write
+from tests.tools.topic_corpus import FILLER, WORDS, documents
 from tools.data.topic_model import Shape
 from tools.data.topic_options import ClassifierOptions
 from tools.data.topic_training import TrainingOptions
@@ -62,14 +62,6 @@ def syne(*arguments: object) -> str:
     return str(done.stdout) + str(done.stderr)
 
 
-def rows(pattern: Path) -> list[dict[str, Any]]:
-    found = []
-    for path in sorted(pattern.parent.glob(pattern.name)):
-        raw = zstandard.ZstdDecompressor().stream_reader(path.read_bytes(), read_across_frames=True).read()
-        found += [json.loads(line) for line in raw.splitlines()]
-    return found
-
-
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("classifier")
@@ -108,13 +100,13 @@ def test_pages_become_a_curriculum_that_trains(classifier: Path, tmp_path: Path)
     syne("data", "label-topics", "--input", tmp_path / "decontaminated", "--classifier", classifier,
          "--out", tmp_path / "labelled", "--threshold", 0)  # fmt: skip
     for bucket, count in expected.items():
-        assert len(rows(tmp_path / "labelled" / f"*-{bucket}.jsonl.zst")) == count
-    labelled = {row["text"]: row["topic"] for row in rows(tmp_path / "labelled" / "*.zst")}
+        assert sum(len(read(file)) for file in (tmp_path / "labelled").glob(f"*-{bucket}.jsonl.zst")) == count
+    labelled = {row["text"]: row["topic"] for row in read(tmp_path / "labelled")}
     assert len(labelled) == sum(expected.values())
     truth = {page(lang, topic, seed): topic for lang in ("zh", "en") for topic in TOPICS for seed in range(40)}
     assert sum(labelled[text] == truth[text] for text in labelled) >= 0.9 * len(labelled)
 
-    counts = Counter((row["text"].isascii(), row["topic"]) for row in rows(tmp_path / "labelled" / "*.zst"))
+    counts = Counter((row["text"].isascii(), row["topic"]) for row in read(tmp_path / "labelled"))
     for language, bucket in (("zh", "cn_web"), ("en", "en_web")):
         syne("data", "preprocess", "--input", tmp_path / f"labelled/*-{bucket}.jsonl.zst", "--tokenizer", hf,
              "--out", tmp_path / "stage1", "--language", language, "--source", "web", "--topic-key", "topic",

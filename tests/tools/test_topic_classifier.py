@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 import pytest
 import torch
-import zstandard
 from safetensors.torch import load_file
 
 from data_mixers.errors import ConfigError, DataError
-from tests.tools.topic_corpus import documents, write
+from tests.rows import read, write
+from tests.tools.topic_corpus import documents
 from tools.cli import main
 from tools.data import label_topics as labelling
 from tools.data import topic_learner
@@ -182,14 +181,6 @@ def test_padding_and_company_do_not_change_a_documents_logits(trained: Path) -> 
     assert mask is not None and mask.tolist() == [[1, 1], [1, 0]]
 
 
-def read_out(folder: Path) -> list[dict[str, Any]]:
-    rows = []
-    for file in sorted(folder.glob("*.jsonl.zst")):
-        content = zstandard.ZstdDecompressor().stream_reader(file.read_bytes(), read_across_frames=True).read()
-        rows += [orjson.loads(line) for line in content.splitlines()]
-    return rows
-
-
 def test_documents_come_out_as_they_went_in_with_their_topic(trained: Path, tmp_path: Path) -> None:
     given = documents(sources=("x",), count=9, seed=7)
     for row in given[::3]:
@@ -202,7 +193,7 @@ def test_documents_come_out_as_they_went_in_with_their_topic(trained: Path, tmp_
         "data", "label-topics", "--input", tmp_path / "*.jsonl", "--classifier", trained, "--out", tmp_path / "out"
     )
     assert done == 0
-    out = read_out(tmp_path / "out")
+    out = read(tmp_path / "out")
     assert [row["text"] for row in out] == [row["text"] for row in given]
     assert [row.get("source") for row in out] == ["x"] * len(given)
     assert [row["id"] for row in out[1:3]] == [given[1]["id"], given[2]["id"]]
@@ -221,7 +212,7 @@ def test_a_label_below_the_threshold_is_others_and_says_its_confidence(trained: 
     source = write(tmp_path / "in.jsonl", documents(sources=("x",), count=4, seed=8))
     for name, threshold in (("all", 0.0), ("none", 1.0)):
         label_topics(LabelOptions(inputs=(str(source),), classifier=trained, out=tmp_path / name, threshold=threshold))
-    everything, nothing = read_out(tmp_path / "all"), read_out(tmp_path / "none")
+    everything, nothing = read(tmp_path / "all"), read(tmp_path / "none")
     assert {row["topic"] for row in everything} >= {"law_and_policy", "medicine_and_health"}
     assert {row["topic"] for row in nothing} == {"others"}
     assert [r["topic_confidence"] for r in everything] == [r["topic_confidence"] for r in nothing]

@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
 from data_mixers.errors import ConfigError
+from tests.rows import write
 from tests.tools.topic_corpus import WORDS as WORDS_OF_TOPIC
-from tests.tools.topic_corpus import documents, write
+from tests.tools.topic_corpus import documents
 from tools.cli import main
 from tools.data import topic_distillation, topic_learner
 from tools.data.kept import Kept

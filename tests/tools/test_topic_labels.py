@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_mixers.errors import ConfigError, DataError
-from tests.tools.topic_corpus import write
+from tests.rows import write
 from tools.data.topic_labels import Labelled, read_labelled, read_topics, split_by_source
 
 KEYS = {"text_key": "text", "topic_key": "topic", "source_key": "source", "language_key": "language"}

@@ -1,8 +1,6 @@
 """Small labelled documents in two languages that a few words tell apart."""
 
-import json
 import random
-from pathlib import Path
 
 WORDS = {
     ("en", "law_and_policy"): ["court", "statute", "judge", "appeal", "verdict", "clause", "tribunal", "plaintiff"],
@@ -32,8 +30,3 @@ def documents(*, sources: tuple[str, ...], count: int, seed: int = 0) -> list[di
                      "source": source}
                 )  # fmt: skip
     return rows
-
-
-def write(path: Path, rows: list[dict[str, str]]) -> Path:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return path

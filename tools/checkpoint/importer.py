@@ -12,9 +12,10 @@ import torch
 
 from megatron_synE.checkpoint import layout
 from megatron_synE.checkpoint.dcp import Chunk, save_chunks
-from megatron_synE.checkpoint.hf import HfFolder, global_tensors, read_rectangle
+from megatron_synE.checkpoint.hf import read_rectangle
 from megatron_synE.checkpoint.hf_export import DTYPE_OF_CHOICE, DtypeChoice, Progress
-from megatron_synE.checkpoint.hf_mapping import GlobalTensor
+from megatron_synE.checkpoint.hf_folder import HfFolder
+from megatron_synE.checkpoint.hf_mapping import GlobalTensor, global_tensors
 from megatron_synE.checkpoint.hf_verify import verify_folder
 from megatron_synE.exit_codes import CheckpointError
 from megatron_synE.runtime.run_dir import versions

@@ -119,7 +119,7 @@ def sort(
     except ValueError as error:
         raise ConfigError(f"--drop-tails {drop_tails!r}: write two shares, e.g. 0.01,0.01") from error
     log_to_stderr()
-    report = run_sort(
+    manifest = run_sort(
         SortOptions(
             data=data,
             out=out,
@@ -134,7 +134,7 @@ def sort(
             array=array,
         )
     )
-    typer.echo(str(report.manifest_path))
+    typer.echo(str(manifest))
 
 
 @data_app.command(epilog=example("syne data stats --data data/stage1 --plot stage1.png"))

@@ -5,9 +5,14 @@ from typing import Annotated
 
 import typer
 
-from tools.cli_options import MaxBadLines, MaxBadShare, Workers, example, log_to_stderr
+from tools.cli_options import MaxBadLines, MaxBadShare, OwnFolder, TextKey, Workers, example, log_to_stderr
 from tools.data.app import data_app
 from tools.data.slurm_options import SlurmArray, with_slurm_options
+
+Documents = Annotated[
+    list[str], typer.Option("--input", help="File or glob, may be repeated: .jsonl, .gz, .zst, .parquet.")
+]
+SourceKey = Annotated[str | None, typer.Option(help="Key to count by; default: the file's folder.", show_default=False)]
 
 
 @data_app.command(
@@ -17,20 +22,16 @@ from tools.data.slurm_options import SlurmArray, with_slurm_options
 )
 @with_slurm_options
 def clean(
-    inputs: Annotated[
-        list[str], typer.Option("--input", help="File or glob, may be repeated: .jsonl, .gz, .zst, .parquet.")
-    ],
-    out: Annotated[Path, typer.Option(help="Folder of this call alone; the same call goes on where it was killed.")],
+    inputs: Documents,
+    out: OwnFolder,
     rules: Annotated[
         Path | None, typer.Option(help="Rules; default: tools/data/clean_rules.yaml.", show_default=False)
     ] = None,
     language: Annotated[
         list[str] | None, typer.Option(help="Keep this language (zh, en, ...), may be repeated.", show_default=False)
     ] = None,
-    text_key: Annotated[str, typer.Option(help="Key of the text.")] = "text",
-    source_key: Annotated[
-        str | None, typer.Option(help="Key to count by; default: the file's folder.", show_default=False)
-    ] = None,
+    text_key: TextKey = "text",
+    source_key: SourceKey = None,
     near_duplicates: Annotated[bool, typer.Option(help="MinHash; exact duplicates always go.")] = True,
     report_only: Annotated[bool, typer.Option("--report-only", help="Count, write no documents.")] = False,
     workers: Workers = 1,
@@ -72,13 +73,11 @@ def clean(
 )
 @with_slurm_options
 def decontaminate(
-    inputs: Annotated[
-        list[str], typer.Option("--input", help="File or glob, may be repeated: .jsonl, .gz, .zst, .parquet.")
-    ],
+    inputs: Documents,
     benchmarks: Annotated[
         list[str], typer.Option(help="File or glob, may be repeated: .jsonl, .json, .gz, .zst, .parquet.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder of this call alone; the same call goes on where it was killed.")],
+    out: OwnFolder,
     remove: Annotated[bool, typer.Option("--remove", help="Write the documents, the contaminated apart.")] = False,
     ngram: Annotated[int, typer.Option(min=2, help="Of words, or characters of Chinese.")] = 13,
     max_share: Annotated[
@@ -88,10 +87,8 @@ def decontaminate(
         list[str] | None,
         typer.Option(help="Key of the benchmarks' texts, may be repeated; default: known ones.", show_default=False),
     ] = None,
-    text_key: Annotated[str, typer.Option(help="Key of the text.")] = "text",
-    source_key: Annotated[
-        str | None, typer.Option(help="Key to count by; default: the file's folder.", show_default=False)
-    ] = None,
+    text_key: TextKey = "text",
+    source_key: SourceKey = None,
     workers: Workers = 1,
     max_bad_share: MaxBadShare = 0.01,
     max_bad_lines: MaxBadLines = 10,

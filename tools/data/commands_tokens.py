@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from data_mixers.errors import ConfigError
-from tools.cli_options import MaxBadLines, MaxBadShare, Workers, example, log_to_stderr
+from tools.cli_options import MaxBadLines, MaxBadShare, TextKey, Workers, example, log_to_stderr
 from tools.data.app import data_app
 from tools.data.slurm_options import SlurmArray, with_slurm_options
 
@@ -25,7 +25,7 @@ def preprocess(
     ],
     tokenizer: Annotated[Path, typer.Option(help="HF folder, tokenizer.json, or tokenizer.model.")],
     out: Annotated[Path, typer.Option(help="Folder; other sources in it stay.")],
-    text_key: Annotated[str, typer.Option(help="Key of the text.")] = "text",
+    text_key: TextKey = "text",
     language: Annotated[str, typer.Option(help="zh, en, ...; und: undetermined.")] = "und",
     source: Annotated[str, typer.Option(help="web, book, code, ...")] = "web",
     topic: Annotated[str | None, typer.Option(help="One topic for all documents.", show_default=False)] = None,
@@ -64,19 +64,11 @@ def preprocess(
     array: SlurmArray | None = None,
 ) -> None:
     """Raw text to .bin/.idx per (language, source, topic), manifest.json, quarantine.jsonl; resumable."""
-    from tools.data.holdout import SD_OF_DOCUMENT, measured_sd
     from tools.data.preprocess import PreprocessOptions
     from tools.data.preprocess import preprocess as run_preprocess
 
     log_to_stderr()
-    if holdout != "auto" and not holdout.isdecimal():
-        raise ConfigError(f"--holdout {holdout} must be a number of documents, or auto")
-    sd = SD_OF_DOCUMENT
-    if holdout_scores is not None:
-        if holdout == "0":
-            raise ConfigError("--holdout-scores has no effect without --holdout")
-        sd = measured_sd(*holdout_scores)
-        typer.echo(f"the change of a document's mean NLL varies by {sd:.3g} nats per token", err=True)
+    num_held_out, sd = _holdout(holdout, holdout_scores)
     report = run_preprocess(
         PreprocessOptions(
             inputs=tuple(inputs),
@@ -90,7 +82,7 @@ def preprocess(
             topic_confidence_key=topic_confidence_key,
             workers=workers,
             holdout_sd=sd,
-            holdout="auto" if holdout == "auto" else int(holdout),
+            holdout=num_held_out,
             role=role,
             seed=seed,
             eos_token=eos_token,
@@ -103,6 +95,21 @@ def preprocess(
         )
     )
     typer.echo(str(report.manifest_path))
+
+
+def _holdout(wanted: str, scores: tuple[Path, Path] | None) -> tuple[int | Literal["auto"], float]:
+    """(documents per topic, deviation of one document's change), as PreprocessOptions has them."""
+    from tools.data.holdout import SD_OF_DOCUMENT, measured_sd
+
+    if wanted != "auto" and not wanted.isdecimal():
+        raise ConfigError(f"--holdout {wanted} must be a number of documents, or auto")
+    sd = SD_OF_DOCUMENT
+    if scores is not None:
+        if wanted == "0":
+            raise ConfigError("--holdout-scores has no effect without --holdout")
+        sd = measured_sd(*scores)
+        typer.echo(f"the change of a document's mean NLL varies by {sd:.3g} nats per token", err=True)
+    return "auto" if wanted == "auto" else int(wanted), sd
 
 
 @data_app.command(

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from tools.cli_options import MaxBadLines, MaxBadShare, Workers, example, log_to_stderr
+from tools.cli_options import MaxBadLines, MaxBadShare, TextKey, Workers, example, log_to_stderr
 from tools.data.app import data_app
 from tools.data.slurm_options import SlurmArray, with_slurm_options
 
@@ -31,7 +31,7 @@ def ask_topics_(
     prompt: Annotated[
         Path | None, typer.Option(help="Instead of the project's prompt.json.", show_default=False)
     ] = None,
-    text_key: Annotated[str, typer.Option(help="Key of the text.")] = "text",
+    text_key: TextKey = "text",
     parallel: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 8,
     timeout_seconds: Annotated[float, typer.Option(min=0.1, help="Of one answer.")] = 60.0,
 ) -> None:
@@ -59,7 +59,7 @@ def train_classifier_(
     topics: Annotated[
         Path | None, typer.Option(help="Instead of the project's topics.json.", show_default=False)
     ] = None,
-    text_key: Annotated[str, typer.Option(help="Key of the text.")] = "text",
+    text_key: TextKey = "text",
     topic_key: Annotated[str, typer.Option(help="Key of the topic.")] = "topic",
     source_key: Annotated[str, typer.Option(help="Key of the source: where the document comes from.")] = "source",
     language_key: Annotated[str, typer.Option(help="Key of the language: zh, en.")] = "language",
@@ -138,7 +138,7 @@ def label_topics_(
     inputs: Annotated[list[str], typer.Option("--input", help="File or glob of documents, may be repeated.")],
     classifier: Annotated[Path, typer.Option(help="Folder of train-classifier.")],
     out: Annotated[Path, typer.Option(help="Folder for the documents with their topic.")],
-    text_key: Annotated[str, typer.Option(help="Key of the text.")] = "text",
+    text_key: TextKey = "text",
     threshold: Annotated[
         float | None,
         typer.Option(min=0.0, max=1.0, help="Below it: others; default: the classifier's.", show_default=False),

@@ -92,7 +92,7 @@ def decontaminate(options: DecontaminateOptions) -> tuple[SelectionReport, tuple
             max_share=options.max_bad_share,
             max_lines=options.max_bad_lines,
         )
-        benchmarks = _benchmark_reports(index, paths, options, results)
+        benchmarks = _benchmark_reports(index, paths, results)
         extra = {"benchmarks": [asdict(benchmark) for benchmark in benchmarks]}
         call.finish(report, writes=options.remove, extra=extra)
         shutil.rmtree(call.work)
@@ -160,7 +160,7 @@ def _task(
 
 
 def _benchmark_reports(
-    index: NgramIndex, paths: tuple[Path, ...], options: DecontaminateOptions, results: list[dict[str, Any]]
+    index: NgramIndex, paths: tuple[Path, ...], results: list[dict[str, Any]]
 ) -> tuple[BenchmarkReport, ...]:
     hit = Counter(index.owners[item][0] for item in {item for result in results for item in result["hit"]})
     documents: dict[int, Counter[str]] = {}

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import orjson
 import zstandard
 
-from data_mixers.atomic import sync_folder
+from data_mixers.atomic import sync
 from tools.data.readers import BadRecord, InputTask, Record, read_task
 
 ID_KEY = "id"
@@ -142,4 +142,4 @@ class DocumentWriter:
             self._partial.unlink()
             return
         self._partial.replace(self.path)
-        sync_folder(self.path.parent)
+        sync(self.path.parent)

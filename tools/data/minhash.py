@@ -5,7 +5,6 @@ grams of a page as one array), and because its clusters keep the member that hap
 keep the first in input order.
 """
 
-import os
 import resource
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from data_mixers.atomic import sync
 from data_mixers.errors import ConfigError, DataError
 from tools.data.rules import NearDuplicates
 from tools.data.units import Hashes, ngram_hashes
@@ -43,8 +43,7 @@ def write_signatures(
 
     step.run(numbered(), rank=task)
     for band in range(settings.num_bands):
-        with (folder / f"bucket_{band:03d}" / f"{task:05d}.minhash.sig").open("rb") as stream:
-            os.fsync(stream.fileno())
+        sync(folder / f"bucket_{band:03d}" / f"{task:05d}.minhash.sig")
     return np.array(sketches, dtype=np.uint8).reshape(-1, settings.num_bands * settings.hashes_per_band)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_mixers.errors import DataError
-from tools.data.columns import aligned
+from tools.columns import aligned
 from tools.data.documents import Document, DocumentWriter, output_name, read_lines, source_of_file
 from tools.data.quarantine import BadLine, bad_lines
 from tools.data.readers import DROPPED, BadRecord, InputTask

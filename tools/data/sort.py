@@ -65,17 +65,6 @@ class SortOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SortReport:
-    """What a call has written."""
-
-    manifest_path: Path
-    num_topics: int
-    num_documents: int
-    num_left_out: int
-    """Documents of the tails and those thinned out."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Topic:
     language: str
     source: str
@@ -92,8 +81,10 @@ class _Topic:
         return sum(shard.num_tokens for _, shard in self.shards)
 
 
-def sort(options: SortOptions) -> SortReport:
+def sort(options: SortOptions) -> Path:
     """Write `options.out`: every chosen topic in buckets "00", "01", …, documents in the order of their key.
+
+    Returns its manifest.
 
     Errors: ConfigError for options that do not fit, DataError for scores that are missing, stale or incomplete, or
     data that cannot be sorted.
@@ -127,15 +118,9 @@ def sort(options: SortOptions) -> SortReport:
         ]
         ordered = sorted((*carried, *entries), key=lambda entry: entry.name)
         path = write_manifest(replace(manifest, folder=options.out, sources=tuple(ordered)))
-    report = SortReport(
-        manifest_path=path,
-        num_topics=len(topics),
-        num_documents=sum(entry.num_documents for entry in entries),
-        num_left_out=sum(w["tails"]["num_dropped_documents"] + w["tails"]["num_thinned_documents"] for w in written),
-    )
     for topic, result in zip(topics, written, strict=True):
         _tell(topic, result["tails"], key)
-    return report
+    return path
 
 
 def _checked_key(options: SortOptions) -> SortKey:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tools.data.columns import aligned
+from tools.columns import aligned
 from tools.data.described import DescribedSource, Numbers, describe
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

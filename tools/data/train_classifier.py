@@ -6,7 +6,6 @@ labelled ─ split_by_source ─┬ documents ─ search: trials on held sources
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from data_mixers.atomic import sync_folder
+from data_mixers.atomic import sync
 from data_mixers.errors import ConfigError
 from tools.data.kept import Kept, Tensors
 from tools.data.readers import find_inputs
@@ -250,12 +249,10 @@ def _write(out: Path, trained: Trained, report: Report) -> None:
     partial.mkdir(parents=True)
     save_classifier(trained, partial)
     write_report(report, partial)
-    for file in partial.iterdir():
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
-    sync_folder(partial)
+    for path in (*partial.iterdir(), partial):
+        sync(path)
     partial.rename(out)
-    sync_folder(out.parent)
+    sync(out.parent)
 
 
 def _timed(seconds: dict[str, float], name: str, work: Callable[[], Result]) -> Result:

@@ -194,7 +194,7 @@ def _rendered(trees: list[dict[str, Any]], all_places: list[Place], job: Job, op
     if options.output_format == "json":
         return json.dumps(trees if len(trees) > 1 else trees[0], indent=1, ensure_ascii=False) + "\n"
     texts = [
-        report.as_text(tree, report.place_line(job, place), shows_all=options.shows_all) + _pipeline_text(tree)
+        report.as_text(tree, report.place_line(place), shows_all=options.shows_all) + _pipeline_text(tree)
         for tree, place in zip(trees, all_places, strict=True)
     ]
     if len(trees) == 1:

@@ -56,7 +56,7 @@ def write_measurement(path: Path, overrides: Sequence[str], options: PlanOptions
     found = search(config, job, place, read_efficiency(options.efficiency))
     candidates = _worth_trying([candidate for candidate in found if candidate.status == "runs"])
     if not candidates:
-        raise ConfigError(f"no layout fits {report.place_line(job, place)}; see `syne plan` with the same options")
+        raise ConfigError(f"no layout fits {report.place_line(place)}; see `syne plan` with the same options")
     folder.mkdir(parents=True, exist_ok=True)
     folder = folder.resolve()
     for number, candidate in enumerate(candidates, 1):

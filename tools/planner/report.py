@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from tools.columns import aligned
 from tools.planner.figures import Card
 from tools.planner.layout import Job
 from tools.planner.memory import checkpoint_bytes
@@ -106,16 +107,10 @@ def candidate_lines(trees: Sequence[dict[str, Any]]) -> list[str]:
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows of text with aligned columns; the last one is free."""
-    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:-1], widths[1:-1], strict=True)]
-        lines.append("  ".join([*cells, row[-1]]).rstrip())
-    return lines
+    return aligned(rows, num_left=1, ends_in_text=True).splitlines()
 
 
-def place_line(job: Job, place: Place) -> str:
+def place_line(place: Place) -> str:
     """Where, and how much memory counts."""
     card: Card = place.card
     return (

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from tools.cli_options import Workers, example, log_to_stderr
+from tools.cli_options import MaxBadLines, MaxBadShare, OwnFolder, TextKey, Workers, example, log_to_stderr
 from tools.data.slurm_options import SlurmArray, with_slurm_options
 from tools.synthesis.llama_server import serve
 from tools.synthesis.verifiable.topic import Kind
@@ -39,7 +39,7 @@ def seeds(
         str | None, typer.Option(help="Of all pages, e.g. code.", show_default="topic label, domain, keywords")
     ] = None,
     whole: Annotated[bool, typer.Option("--whole", help="Pages are problem statements: do not cut them.")] = False,
-    text_key: Annotated[str, typer.Option(help="Key of the text.")] = "text",
+    text_key: TextKey = "text",
     rules: Annotated[
         Path | None, typer.Option(help="Folder with zh.json and en.json.", show_default="the project's own")
     ] = None,
@@ -205,7 +205,7 @@ def corrupt(
 )
 def check(
     inputs: Annotated[list[str], typer.Option("--input", help="Pairs: file or glob, may be repeated.")],
-    out: Annotated[Path, typer.Option(help="Folder of this call alone; the same call goes on where it was killed.")],
+    out: OwnFolder,
     benchmarks: Annotated[
         list[str] | None,
         typer.Option(help="Evaluation files to keep out, may be repeated.", show_default=False),
@@ -224,10 +224,8 @@ def check(
         Path | None, typer.Option(help="Rules; default: tools/synthesis/pair_rules.yaml.", show_default=False)
     ] = None,
     workers: Workers = 1,
-    max_bad_share: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Refuse the input above this share of lines that are no pairs.")
-    ] = 0.01,
-    max_bad_lines: Annotated[int, typer.Option(min=0, help="So many such lines are always accepted.")] = 10,
+    max_bad_share: MaxBadShare = 0.01,
+    max_bad_lines: MaxBadLines = 10,
 ) -> None:
     """Drop pairs that are unfit to train on; each is kept with its reason."""
     from tools.data.selection import table

@@ -15,7 +15,7 @@ from typing import Any
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
 from data_mixers.permutation import keyed_hash
-from tools.data.columns import aligned
+from tools.columns import aligned
 from tools.data.documents import DocumentWriter, read_documents
 from tools.data.progress import LiveProgress
 from tools.data.readers import BadRecord, InputTask, find_inputs, plan_tasks

@@ -82,7 +82,7 @@ def generate(options: GenerateOptions, array: SlurmArray | None = None) -> dict[
         raise ConfigError("name one of --endpoint (repeated for more), --local and --server-command")
     prompts = read_prompts(options.prompts)
     with only_one(options.out):
-        _check_folder(options, prompts)
+        _check_folder(options)
         counted = _count(options, prompts)
         total = counted.seeds * options.samples
         if array is None:
@@ -114,7 +114,7 @@ def _deciding(options: GenerateOptions) -> dict[str, Any]:
     return {"model": options.model, "seed": options.seed, "prompts": hashes} | _sampling(options)
 
 
-def _check_folder(options: GenerateOptions, prompts: dict[str, Prompts]) -> None:
+def _check_folder(options: GenerateOptions) -> None:
     path, deciding = options.out / "call.json", _deciding(options)
     if path.exists():
         try:

@@ -1,0 +1,27 @@
+"""Rows of JSON lines, as the commands read and write them."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Of a .jsonl or .jsonl.zst file, or of all .jsonl.zst files that a folder itself holds."""
+    rows = []
+    for file in sorted(path.glob("*.jsonl.zst")) if path.is_dir() else [path]:
+        content = file.read_bytes()
+        if file.suffix == ".zst":
+            content = zstandard.ZstdDecompressor().stream_reader(content, read_across_frames=True).read()
+        rows += [json.loads(line) for line in content.splitlines()]
+    return rows
+
+
+def write(path: Path, rows: Iterable[Any]) -> Path:
+    """A row that is text stands in the file as it is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return path
