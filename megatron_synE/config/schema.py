@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+SCHEMA_VERSION: Literal[1] = 1
 STRICT = ConfigDict(extra="forbid", strict=True, populate_by_name=True)
 
 Positive = Annotated[int, Field(gt=0)]
@@ -332,3 +333,5 @@ class RunConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     preset: Literal["syne_paper", "syne_recommended"] | None = None
     """Values for everything not written here; the file and the command line win over it."""
+    schema_version: Literal[1] = SCHEMA_VERSION
+    """Of this file. A file without it is of version 1."""

@@ -129,7 +129,7 @@ def scorer_of(settings: Settings) -> "Scorer":
     """The model of this process, on its own device."""
     import torch
 
-    from megatron_synE.model.alone import build_alone
+    from megatron_synE.alone import build_alone
     from megatron_synE.runtime import device as devices
     from megatron_synE.scoring import Scorer
 
