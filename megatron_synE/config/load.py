@@ -15,7 +15,7 @@ from data_mixers.errors import ConfigError
 from data_mixers.file_version import check_version
 from megatron_synE.config.explain import explain_error, section_at
 from megatron_synE.config.presets import PRESETS
-from megatron_synE.config.schema import SCHEMA_VERSION, RunConfig
+from megatron_synE.config.schema import RunConfig
 
 Tree = dict[str, Any]
 """A configuration as YAML gives it: strings, numbers, booleans, None, lists and dicts with string keys."""
@@ -43,7 +43,9 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
     """
     faults: list[str] = []
     written = read_yaml(path)
-    check_version(written, understood=SCHEMA_VERSION, file=path, cure=OTHER_VERSION, fault=ConfigError, absent=1)
+    check_version(
+        written, understood=RunConfig.schema_version, file=path, cure=OTHER_VERSION, fault=ConfigError, absent=1
+    )
     _check_plain(written, (), faults, ())
     assignments = [a for text in overrides if (a := _parse_override(text, faults)) is not None]
     preset = _preset_of(written, assignments)

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 from data_mixers.errors import ConfigError, DataError
 from data_mixers.file_version import check_version
 from data_mixers.manifest import ShardEntry
+from tools.data.signals import SIGNALS
 
 SCHEMA_VERSION = 1
 METADATA_KEY = b"syne.scores"
 DEFAULT_NAME = "default"
-SIGNALS = ("compression_ratio", "lexical_diversity", "characters_per_token")
 SCHEMA = pa.schema(
     [
         ("nll_sum", pa.float64()),

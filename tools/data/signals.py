@@ -2,7 +2,7 @@
 
 import re
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 ZLIB_LEVEL = 6
 COUNTED_UNITS = 1000
@@ -26,6 +26,10 @@ class Signals:
     neighbouring characters."""
     characters_per_token: float | None
     """Code points per token, control tokens not counted."""
+
+
+SIGNALS = tuple(item.name for item in fields(Signals))
+"""Columns of a scores file, and what `syne data sort --by` takes. Another one raises scores_file.SCHEMA_VERSION."""
 
 
 def signals_of(text: bytes, num_tokens: int) -> Signals:
