@@ -104,6 +104,11 @@ class Running:
         return texts[0], texts[1]
 
 
+def address() -> Path:
+    """Of the warm process, started if it is not yet there: for tests/warm_client.py."""
+    return _server()
+
+
 @cache
 def _server() -> Path:
     path = Path(tempfile.mkdtemp(prefix="warm")) / "socket"
