@@ -13,7 +13,7 @@ import yaml
 
 from data_mixers.errors import DataError, UserError
 from data_mixers.manifest import TokenizerIdentity, read_manifest
-from data_mixers.schedule import Schedule, read_schedule
+from data_mixers.schedule import Schedule, ScheduledShard, ScheduledSource, read_schedule
 from megatron_synE import attempts
 from megatron_synE.checkpoint import hf_export, layout
 from megatron_synE.config.load import dump_yaml, load_config, resolved_tree
@@ -54,7 +54,8 @@ def write_config(folder: Path) -> Path:
 
 def write_schedule(folder: Path) -> Path:
     file = folder / "schedule.json"
-    file.write_text(Schedule(seed=1, seq_length=8).to_json())
+    source = ScheduledSource(name="zh/web/law", shards=(ScheduledShard(num_tokens=99, sha256="0"),))
+    file.write_text(Schedule(seed=1, seq_length=8, sources=(source,)).to_json())
     return file
 
 
