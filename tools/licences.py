@@ -36,13 +36,13 @@ def licence_of(package: str) -> str:
     Errors: importlib.metadata.PackageNotFoundError if it is not installed.
     """
     fields = metadata.metadata(package)
-    if expression := fields.get("License-Expression"):
-        return str(expression)
+    if expressions := fields.get_all("License-Expression"):
+        return str(expressions[0])
     classifiers = [name for name in fields.get_all("Classifier") or [] if name.startswith("License ::")]
     named = [name.rpartition(" :: ")[2] for name in classifiers if name != "License :: OSI Approved"]
     if named:
         return ", ".join(named)
-    texts = [str(fields.get("License") or "")]
+    texts = list(map(str, fields.get_all("License") or []))
     texts += [path.read_text(encoding="utf-8") for path in metadata.files(package) or [] if "LICENSE" in path.name]
     lines = [" ".join(line.split()) for text in texts for line in text.strip().splitlines()[:1]]
     return next((line for line in lines if 0 < len(line) <= LONGEST), "see its licence file")

@@ -18,11 +18,14 @@ from tests.walk import commands, walk
 WALKS = tiny.ROOT / "docs" / "walks"
 
 
-def write_pages(file: Path, language: str, count: int, *, topics: Sequence[str] = ()) -> None:
-    """Pages of science; with topics, each has one."""
-    pages = [page["text"] for page in science_pages() if page["language"] == language]
-    longest = sorted(pages, key=len)[-2 * count : -count]
-    rows = [{"text": text} | ({"topic": topics[n % len(topics)]} if topics else {}) for n, text in enumerate(longest)]
+def write_pages(
+    file: Path, language: str, count: int, *, part: int = 0, of: int = 1, topics: Sequence[str] = ()
+) -> None:
+    """Pages of science from the longer half, other ones in each part; with topics, each page has one."""
+    pages = sorted((page["text"] for page in science_pages() if page["language"] == language), key=len)
+    pages = pages[len(pages) // 2 + part :: of][:count]
+    assert len(pages) == count
+    rows = [{"text": text} | ({"topic": topics[n % len(topics)]} if topics else {}) for n, text in enumerate(pages)]
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
@@ -68,9 +71,10 @@ REHEARSAL = {
 
 def what_the_reader_of_stage_1_has(folder: Path) -> None:
     """The 8B's folder without its weights, under a tokenizer of bytes."""
-    for language, sources in (("zh", ZH), ("en", EN)):
-        for source in sources:
-            write_pages(folder / "pages" / language / source / "0.jsonl", language, 8, topics=("law", "science"))
+    for language, sources, count in (("zh", ZH, 24), ("en", EN, 14)):
+        for number, source in enumerate(sources):
+            file = folder / "pages" / language / source / "0.jsonl"
+            write_pages(file, language, count, part=number, of=len(sources), topics=("law", "science"))
     small_model(folder / "models" / "Meta-Llama-3-8B")
     (folder / "models/Meta-Llama-3-8B/model.safetensors").unlink()
     config = json.dumps(hf_config_of(ARCHITECTURES["llama3_8b"]))
