@@ -11,6 +11,7 @@ from typing import Literal
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import DataError
+from data_mixers.file_version import check_version
 from data_mixers.strict_json import parse
 
 SCHEMA_VERSION = 2
@@ -133,11 +134,8 @@ def read_manifest(path: Path, *, check_files: bool = True) -> DatasetManifest:
         raise DataError(f"{path} does not exist; write it with `syne data preprocess --out {folder}`") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"{path} cannot be read as JSON: {error}; run `syne data preprocess` again") from error
-    version = content.get("schema_version") if isinstance(content, dict) else None
-    if version != SCHEMA_VERSION:
-        raise DataError(
-            f"{path}: schema_version is {version!r}, this program reads {SCHEMA_VERSION}; preprocess the data again"
-        )
+    cure = "preprocess the data again"
+    check_version(content, understood=SCHEMA_VERSION, file=path, cure=cure, fault=DataError)
     file = parse(_ManifestFile, content, where=str(path), fault=DataError)
     manifest = DatasetManifest(
         schema_version=file.schema_version,

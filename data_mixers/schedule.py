@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Literal
 
 from data_mixers.errors import ConfigError, DataError
+from data_mixers.file_version import check_version
 from data_mixers.manifest import SourceEntry
 from data_mixers.ratios import WEIGHT_UNIT
 from data_mixers.strict_json import parse
 
 SCHEMA_VERSION = 3
+OLD_SCHEDULE = "go on with the version of the program that began the run, or begin another from its checkpoint"
 SCHEDULE_NAME = "schedule.json"
 Order = Literal["permuted", "as_written", "reversed", "prefix_permuted"]
 PhaseKind = Literal["stage", "reweight", "guard", "exhaustion"]
@@ -213,9 +215,7 @@ class Schedule:
             content = json.loads(text)
         except json.JSONDecodeError as error:
             raise ConfigError(f"the schedule is not JSON: {error}") from error
-        version = content.get("schema_version") if isinstance(content, dict) else None
-        if version != SCHEMA_VERSION:
-            raise ConfigError(f"schedule.schema_version is {version!r}; this program reads {SCHEMA_VERSION}")
+        check_version(content, understood=SCHEMA_VERSION, file="the schedule", cure=OLD_SCHEDULE, fault=ConfigError)
         return parse(cls, content, where="schedule", fault=ConfigError)
 
     def digest(self) -> str:

@@ -12,11 +12,13 @@ from dataclasses import asdict, dataclass, replace
 import psutil
 
 from data_mixers.errors import ConfigError
+from data_mixers.file_version import check_version
 from data_mixers.strict_json import parse
 from megatron_synE.exit_codes import NoProgressError
 from megatron_synE.runtime.run_dir import RunDir
 
 ATTEMPTS = "attempts.json"
+SCHEMA_VERSION = 1
 _WRITE_SECONDS = 60.0
 """At most so much of a killed attempt's time is not counted."""
 
@@ -50,7 +52,7 @@ class Attempts:
         if not at_once and now - self._written < _WRITE_SECONDS:
             return
         self._written = now
-        content = {"schema_version": 1, "attempts": [asdict(attempt) for attempt in self._attempts]}
+        content = {"schema_version": SCHEMA_VERSION, "attempts": [asdict(attempt) for attempt in self._attempts]}
         self._run_dir.write(ATTEMPTS, json.dumps(content, indent=1) + "\n")
 
     def goodput(self, productive_seconds: float) -> float:
@@ -93,8 +95,13 @@ def read(run_dir: RunDir) -> tuple[Attempt, ...]:
     file = run_dir.root / ATTEMPTS
     if not file.exists():
         return ()
+    cure = "remove it, it holds the run's starts alone"
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))["attempts"]
-        return tuple(parse(Attempt, item, where=ATTEMPTS, fault=ConfigError) for item in content)
-    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
-        raise ConfigError(f"{file}: cannot be read ({error}); remove it, it holds the run's starts alone") from error
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file}: cannot be read ({error}); {cure}") from error
+    check_version(content, understood=SCHEMA_VERSION, file=file, cure=cure, fault=ConfigError)
+    try:
+        return tuple(parse(Attempt, item, where=ATTEMPTS, fault=ConfigError) for item in content["attempts"])
+    except (KeyError, TypeError, ConfigError) as error:
+        raise ConfigError(f"{file}: cannot be read ({error}); {cure}") from error

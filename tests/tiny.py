@@ -193,6 +193,12 @@ def python(*arguments: object, timeout: float = 240, **environment: str) -> subp
     return warm.run([*map(str, arguments)], env=env, cwd=ROOT, timeout=timeout)
 
 
+def started(*arguments: object) -> warm.Running:
+    """`syne ...` as of `syne`, begun: to be signalled, or killed with its ranks by os.killpg."""
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    return warm.Running(["-m", "tools", *map(str, arguments)], env=env, cwd=ROOT)
+
+
 def launched(nproc: int, script: Path, *arguments: object, code: int = 0, **environment: str) -> None:
     """The script as ranks 0 .. nproc-1, with its exit code asserted."""
     done = python("-c", LAUNCH, nproc, script, *arguments, **environment)

@@ -13,6 +13,7 @@ import importlib
 import json
 import os
 import runpy
+import select
 import signal
 import socket
 import subprocess
@@ -49,26 +50,64 @@ def run(
     arguments: Sequence[str], *, env: Mapping[str, str], cwd: Path, timeout: float
 ) -> subprocess.CompletedProcess[str]:
     """`python <arguments>`. Errors: subprocess.TimeoutExpired, after killing the command and its ranks."""
-    with socket.socket(socket.AF_UNIX) as connection, contextlib.ExitStack() as files:
-        connection.connect(str(_server()))
-        streams = [files.enter_context(tempfile.TemporaryFile()) for _ in range(2)]
-        request = json.dumps({"arguments": list(arguments), "env": dict(env), "cwd": str(cwd)}).encode()
-        socket.send_fds(connection, [len(request).to_bytes(4, "big")], [stream.fileno() for stream in streams])
-        connection.sendall(request)
-        pid = int.from_bytes(_received(connection, 4), "big")
-        connection.settimeout(timeout)
-        try:
-            answer = _received(connection, 4)
-        except TimeoutError:
-            os.kill(pid, signal.SIGKILL)  # its ranks die with it, as those of a real launcher do
-            raise subprocess.TimeoutExpired(list(arguments), timeout) from None
-        except ConnectionError:
-            answer = (-signal.SIGKILL).to_bytes(4, "big", signed=True)
+    with Running(arguments, env=env, cwd=cwd) as command:
+        code = command.wait(timeout)
+        return subprocess.CompletedProcess(list(arguments), code, *command.said())
+
+
+class Running:
+    """`python <arguments>`, begun; a context manager that kills what has not ended."""
+
+    def __init__(self, arguments: Sequence[str], *, env: Mapping[str, str], cwd: Path) -> None:
+        self._arguments = list(arguments)
+        self._open = contextlib.ExitStack()
+        self._connection = self._open.enter_context(socket.socket(socket.AF_UNIX))
+        self._connection.connect(str(_server()))
+        self._streams = [self._open.enter_context(tempfile.TemporaryFile()) for _ in range(2)]  # noqa: SIM115  # closed by __exit__
+        request = json.dumps({"arguments": self._arguments, "env": dict(env), "cwd": str(cwd)}).encode()
+        descriptors = [stream.fileno() for stream in self._streams]
+        socket.send_fds(self._connection, [len(request).to_bytes(4, "big")], descriptors)
+        self._connection.sendall(request)
+        self.pid = int.from_bytes(_received(self._connection, 4), "big")
+        """Also of its process group, in which its ranks are."""
+        self.returncode: int | None = None
+
+    def __enter__(self) -> "Running":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.poll() is None:
+            os.killpg(self.pid, signal.SIGKILL)
+        self._open.close()
+
+    def poll(self) -> int | None:
+        """Its exit code, None while it runs."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float) -> int:
+        if self.returncode is None:
+            if not select.select([self._connection], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(self._arguments, timeout)
+            try:
+                self.returncode = int.from_bytes(_received(self._connection, 4), "big", signed=True)
+            except ConnectionError:
+                self.returncode = -signal.SIGKILL
+        return self.returncode
+
+    def said(self) -> tuple[str, str]:
+        """Its stdout and stderr, once it has ended."""
         texts = []
-        for stream in streams:
+        for stream in self._streams:
             stream.seek(0)
             texts.append(stream.read().decode())
-    return subprocess.CompletedProcess(list(arguments), int.from_bytes(answer, "big", signed=True), *texts)
+        return texts[0], texts[1]
+
+
+def address() -> Path:
+    """Of the warm process, started if it is not yet there: for tests/warm_client.py."""
+    return _server()
 
 
 @cache
@@ -117,6 +156,7 @@ def _answer(connection: socket.socket) -> NoReturn:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     header, descriptors, _, _ = socket.recv_fds(connection, 4, 2)
     request = json.loads(_received(connection, int.from_bytes(header, "big")))
+    os.setpgrp()
     connection.sendall(os.getpid().to_bytes(4, "big"))
     for number, descriptor in zip((1, 2), descriptors, strict=True):
         os.dup2(descriptor, number)

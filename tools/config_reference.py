@@ -8,6 +8,7 @@ import ast
 import inspect
 import sys
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 from data_mixers.atomic import write_atomic
 from megatron_synE.config import schema
@@ -79,6 +80,9 @@ class _Field:
             note = "" if "alias" in constraint else f" {constraint.removeprefix('Field').strip('()')}"
             return inner + note
         text = ast.unparse(annotation)
+        named = getattr(schema, text, None)
+        if get_origin(named) is Literal:
+            return f"Literal[{', '.join(map(repr, get_args(named)))}]"
         for name, plain in _PLAIN.items():
             text = text.replace(name, plain)
         return text

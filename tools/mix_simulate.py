@@ -23,8 +23,10 @@ from data_mixers.control_rules import CONTROLLERS
 from data_mixers.control_settings import ControllerSettings
 from data_mixers.controllers import Observation, TopicLosses, decide
 from data_mixers.errors import ConfigError
+from data_mixers.file_version import check_version
 
 Array = NDArray[np.float64]
+CURVES_VERSION = 1
 TOPICS = 11  # of one language, as in the recipe, where no measured classifier says otherwise
 DOCUMENTS = 100  # held-out documents of a topic
 DOCUMENT_TOKENS = 500
@@ -158,7 +160,10 @@ class Curves:
 def read_curves(file: Path) -> Curves:
     """What `syne surrogate curves` wrote. Errors: ConfigError naming the file."""
     try:
-        return Curves.from_json(json.loads(file.read_text(encoding="utf-8")))
+        content = json.loads(file.read_text(encoding="utf-8"))
+        cure = "write it again with `syne surrogate curves`"
+        check_version(content, understood=CURVES_VERSION, file=file, cure=cure, fault=ConfigError, absent=1)
+        return Curves.from_json(content)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"--curves {file}: no file of `syne surrogate curves` ({error})") from error
 

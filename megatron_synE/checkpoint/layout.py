@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from data_mixers.atomic import sync, write_atomic
+from data_mixers.file_version import check_version
 from megatron_synE.exit_codes import CheckpointError
 from megatron_synE.runtime.lease import Lease
 
 logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
+OTHER_VERSION = "export it to a Hugging Face folder with the version that wrote it, and import that"
 MANIFEST = "manifest.json"
 STATE = "state.json"
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -85,9 +87,8 @@ def write_state(folder: Path, state: CommonState) -> None:
 def read_state(folder: Path) -> CommonState:
     """state.json of a checkpoint. Errors: CheckpointError for another schema version, unknown or missing fields."""
     raw = _read_json(folder / STATE)
-    version = raw.pop("schema_version", None)
-    if version != SCHEMA_VERSION:
-        raise CheckpointError(f"{folder / STATE}: schema_version={version!r}, this program reads {SCHEMA_VERSION}")
+    check_version(raw, understood=SCHEMA_VERSION, file=folder / STATE, cure=OTHER_VERSION, fault=CheckpointError)
+    del raw["schema_version"]
     known = {field.name for field in fields(CommonState)}
     if unknown := sorted(raw.keys() - known):
         raise CheckpointError(f"{folder / STATE}: unknown field {unknown[0]!r}")
@@ -133,10 +134,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise CheckpointError(f"{file}: missing; {folder} was not written to its end")
     manifest = _read_json(file)
-    if manifest.get("schema_version") != SCHEMA_VERSION or not isinstance(manifest.get("files"), dict):
-        raise CheckpointError(
-            f"{file}: schema_version={manifest.get('schema_version')!r}, this program reads {SCHEMA_VERSION}"
-        )
+    check_version(manifest, understood=SCHEMA_VERSION, file=file, cure=OTHER_VERSION, fault=CheckpointError)
+    if not isinstance(manifest.get("files"), dict):
+        raise CheckpointError(f"{file}: does not list the checkpoint's files; take another checkpoint")
     return manifest
 
 

@@ -12,6 +12,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from data_mixers.errors import ConfigError
+from data_mixers.file_version import check_version
 from megatron_synE.config.explain import explain_error, section_at
 from megatron_synE.config.presets import PRESETS
 from megatron_synE.config.schema import RunConfig
@@ -19,6 +20,7 @@ from megatron_synE.config.schema import RunConfig
 Tree = dict[str, Any]
 """A configuration as YAML gives it: strings, numbers, booleans, None, lists and dicts with string keys."""
 
+OTHER_VERSION = "use the version of the program that it was written for, or write it as docs/config.md says"
 _ADAPTER = TypeAdapter(RunConfig)
 _OTHER_SPELLINGS = {("init", "source"): "from"}
 
@@ -41,6 +43,9 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
     """
     faults: list[str] = []
     written = read_yaml(path)
+    check_version(
+        written, understood=RunConfig.schema_version, file=path, cure=OTHER_VERSION, fault=ConfigError, absent=1
+    )
     _check_plain(written, (), faults, ())
     assignments = [a for text in overrides if (a := _parse_override(text, faults)) is not None]
     preset = _preset_of(written, assignments)

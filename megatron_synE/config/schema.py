@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from data_mixers.control_settings import ControllerName
+
 STRICT = ConfigDict(extra="forbid", strict=True, populate_by_name=True)
 
 Positive = Annotated[int, Field(gt=0)]
@@ -215,9 +217,7 @@ class GuardSection:
 class MixtureSection:
     """The closed loop: topics trade their tokens inside a language's source, by their held-out PPL."""
 
-    controller: Literal["static", "stratified", "syne_paper", "syne", "exponentiated_gradient", "ado", "velocitune"] = (
-        "static"
-    )
+    controller: ControllerName = "static"
     """static: shares stay as planned. syne_paper: the published rule; syne: with guards."""
     sources: tuple[str, ...] = ("web",)
     """Sources whose topics trade, each inside its own language; the recipe moves web pages only."""
@@ -332,3 +332,5 @@ class RunConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     preset: Literal["syne_paper", "syne_recommended"] | None = None
     """Values for everything not written here; the file and the command line win over it."""
+    schema_version: Literal[1] = 1
+    """Of this file. A file without it is of version 1."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import DataError
+from data_mixers.file_version import check_version
 from data_mixers.guard import ProbeAnswers
 from data_mixers.manifest import TokenizerIdentity
 from data_mixers.strict_json import parse
@@ -90,9 +91,8 @@ def read_probe(path: Path) -> Probe:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"{path} cannot be read as a probe: {error}; write it with `syne data probe`") from error
-    version = content.get("schema_version") if isinstance(content, dict) else None
-    if version != SCHEMA_VERSION:
-        raise DataError(f"{path}: schema_version is {version!r}, this program reads {SCHEMA_VERSION}; write it again")
+    cure = "write it again with `syne data probe`"
+    check_version(content, understood=SCHEMA_VERSION, file=path, cure=cure, fault=DataError)
     try:
         return parse(Probe, content, where=str(path), fault=DataError)
     except DataError as error:

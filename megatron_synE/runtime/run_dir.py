@@ -13,9 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from data_mixers.errors import ConfigError
+from data_mixers.file_version import check_version
 from megatron_synE.runtime import lease
 
 logger = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 1
+"""Of manifest.json, and of what lies beside it without a number of its own: metrics.jsonl, lease.json, slurm/."""
+OTHER_VERSION = "go on with the version of the program that began the run, or take another run.dir"
 
 _SECRET_WORDS = ("key", "token", "secret", "password", "passwd", "credential", "auth", "jwt", "cookie")
 _LOGIN_IN_URL = re.compile(r"://[^/@\s]+@")
@@ -135,6 +140,11 @@ def git_state() -> dict[str, str]:
     return state
 
 
+def check_run_version(manifest: object, file: Path) -> None:
+    """Errors: ConfigError if a run's manifest.json is of another version."""
+    check_version(manifest, understood=SCHEMA_VERSION, file=file, cure=OTHER_VERSION, fault=ConfigError)
+
+
 def write_run_manifest(run_dir: RunDir, **facts: Any) -> None:
     """Write manifest.json: what ran, from what, on what. Earlier attempts of the run are kept in `attempts`."""
     attempts: list[Any] = []
@@ -144,6 +154,8 @@ def write_run_manifest(run_dir: RunDir, **facts: Any) -> None:
             attempts = [*previous.get("attempts", []), previous.get("attempt")]
         except ValueError:
             logger.warning("%s is damaged; its history is lost", run_dir.manifest)
+        else:
+            check_run_version(previous, run_dir.manifest)
     slurm = {name: value for name, value in recorded_environment().items() if name.startswith("SLURM_")}
     attempt = {
         "command": sys.argv,
@@ -154,5 +166,5 @@ def write_run_manifest(run_dir: RunDir, **facts: Any) -> None:
         "slurm_job_id": slurm.get("SLURM_JOB_ID"),
         "slurm_restart_count": slurm.get("SLURM_RESTART_COUNT", "0") if slurm else None,
     }
-    document = {"schema_version": 1, **facts, "attempt": attempt, "attempts": attempts}
+    document = {"schema_version": SCHEMA_VERSION, **facts, "attempt": attempt, "attempts": attempts}
     run_dir.write("manifest.json", json.dumps(document, indent=1, default=str) + "\n")

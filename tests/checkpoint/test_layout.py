@@ -54,7 +54,7 @@ def test_state_comes_back_as_it_was_written(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 2}, "schema_version=2, this program reads 1"),
+        ({"schema_version": 2}, "schema_version is 2, this program reads 1"),
         ({"surprise": 1}, "unknown field 'surprise'"),
         ({"iteration": None}, "iteration"),
     ],

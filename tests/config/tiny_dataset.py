@@ -30,7 +30,7 @@ def write_dataset(
     """Sources (language, source, topic) with that many tokens in documents of 50; returns the manifest."""
     entries = []
     for (language, source, topic), num_tokens in tokens_of.items():
-        prefix = f"{language}_{source}_{topic}_text_document"
+        prefix = f"{language}_{source}_{topic}{'' if role == 'train' else '_holdout'}_text_document"
         with IndexedWriter(folder / prefix, dtype="uint16") as writer:
             for start in range(0, num_tokens, 50):
                 writer.add_document(np.arange(start, min(start + 50, num_tokens)) % vocab_size)

@@ -4,8 +4,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -100,39 +98,30 @@ def test_a_run_killed_at_any_step_resumes_bit_equal(root: Path, tmp_path: Path, 
 
 def kill_after_iteration(config: Path, run: Path, iteration: int, *overrides: str) -> None:
     """SIGKILL the launcher and all ranks as soon as this iteration is logged."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tools", "train", "--config", str(config), "--nproc", "2", f"run.dir={run}", *overrides],
-        cwd=tiny.ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 120
-    metrics = run / "metrics.jsonl"
-    while not (metrics.exists() and f'"kind": "train", "iteration": {iteration},' in metrics.read_text()):
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    command = ("train", "--config", config, "--nproc", 2, f"run.dir={run}", *overrides)
+    with tiny.started(*command) as launcher:
+        deadline = time.monotonic() + 120
+        metrics = run / "metrics.jsonl"
+        while not (metrics.exists() and f'"kind": "train", "iteration": {iteration},' in metrics.read_text()):
+            assert launcher.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        os.killpg(launcher.pid, signal.SIGKILL)
+        assert launcher.wait(timeout=60) == -signal.SIGKILL
 
 
 def test_term_saves_and_asks_for_a_requeue(root: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
+    endless = ("checkpoint.interval_tokens=null", "data.stages.0.tokens=200000", "data.max_epochs=100")
     for number, code in ((signal.SIGTERM, 75), (signal.SIGUSR1, 75)):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tools", "train", "--config", str(root / "run.yaml"), "--nproc", "2",
-             f"run.dir={run}", "checkpoint.interval_tokens=null", "data.stages.0.tokens=200000", "data.max_epochs=100"],
-            cwd=tiny.ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stderr=subprocess.DEVNULL,
-        )  # fmt: skip
         seen = len(tiny.rows(run, "train")) if run.exists() else 0
-        while not (run / "metrics.jsonl").exists() or len(tiny.rows(run, "train")) <= seen:
-            assert process.poll() is None
-            time.sleep(0.02)
-        process.send_signal(number)
-        assert process.wait(timeout=60) == code
+        command = ("train", "--config", root / "run.yaml", "--nproc", 2, f"run.dir={run}", *endless)
+        with tiny.started(*command) as launcher:
+            while not (run / "metrics.jsonl").exists() or len(tiny.rows(run, "train")) <= seen:
+                assert launcher.poll() is None
+                time.sleep(0.02)
+            os.kill(launcher.pid, number)
+            assert launcher.wait(timeout=60) == code
         last = tiny.rows(run, "train")[-1]["iteration"]
         assert (run / "checkpoints" / f"iter_{last:07d}" / "manifest.json").exists()
         assert last > seen

@@ -33,7 +33,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     pages = {("zh", source, "all"): 20000 for source in ZH} | {("en", source, "all"): 20000 for source in EN}
     write_dataset(tmp_path / "data/stage1", pages)
     write_dataset(tmp_path / "data/stage2", {("synthetic", "qa", "all"): 20000})
-    write_dataset(tmp_path / "data/heldout", {("zh", "web", "law"): 200}, role="validation")
+    hold_out(tmp_path / "data/stage1", {("zh", "web", "law"): 200})
     checkpoint = tmp_path / "runs/llama3-8b-stage1/checkpoints/iter_0000010"
     checkpoint.mkdir(parents=True)
     (checkpoint / "config.json").write_text(config, encoding="utf-8")
@@ -54,6 +54,13 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     layout.write_manifest(checkpoint, {})
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def hold_out(folder: Path, tokens_of: dict[tuple[str, str, str], int]) -> None:
+    """Add held-out sets to a folder of training data, where --holdout puts them."""
+    train = read_manifest(folder)
+    held = read_manifest(write_dataset(folder, tokens_of, role="validation"))
+    write_manifest(replace(train, sources=(*train.sources, *held.sources)))
 
 
 def examined(name: str, *overrides: str) -> Examination:
@@ -99,7 +106,7 @@ def test_with_labelled_and_sorted_pages_the_loop_and_the_curriculum_are_planned(
     manifest = read_manifest(write_dataset(workplace / "data/stage1", pages | rest))
     write_manifest(replace(manifest, sources=tuple(sorted_as_buckets(entry) for entry in manifest.sources)))
     held = {(language, "web", topic): 200 for language in ("zh", "en") for topic in topics}
-    write_dataset(workplace / "data/heldout", held, role="validation")
+    hold_out(workplace / "data/stage1", held)
     text = (FOLDER / "run_recommended.yaml").read_text(encoding="utf-8")
     (override,) = re.findall(r"^#   '(data\.stages\.0\.curriculum=.*)'$", text, re.MULTILINE)
     found = examined("run_recommended.yaml", ANY_EPOCHS, override)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from megatron_synE.model.alone import CPU, build_alone
+from megatron_synE.alone import CPU, build_alone
 from megatron_synE.model.head_sizes import CHUNK_ELEMENTS
 from megatron_synE.model.llama import architecture_from_hf, read_hf_config
 from megatron_synE.scoring import Scorer

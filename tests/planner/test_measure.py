@@ -52,7 +52,7 @@ def bash(script: Path) -> subprocess.CompletedProcess[str]:
 
 
 def results(folder: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads((folder / "results.json").read_text())
+    rows: list[dict[str, Any]] = json.loads((folder / "results.json").read_text())["candidates"]
     return rows
 
 

@@ -151,12 +151,12 @@ class Cluster:
             self.on(node, "slurmd", *rebooted, "-N", node, "-f", self.conf)
             self._crashed.discard(node)
 
-    def wait(self, what: str, holds: Callable[[], object], seconds: float = 60) -> None:
-        """Until `holds()` is true; AssertionError with the daemons' logs when that takes too long."""
+    def wait(self, what: str, holds: Callable[[], object], seconds: float = 60, *, pause: float = 0.05) -> None:
+        """Until `holds()` is true, asked every `pause` seconds; else AssertionError with the daemons' logs."""
         end = time.monotonic() + seconds
         while not holds():
             assert time.monotonic() < end, f"not within {seconds:g} s: {what}\n{self._last_lines()}"
-            time.sleep(0.05)
+            time.sleep(pause)
 
     def jobs(self, *options: str) -> list[str]:
         """`squeue`'s lines 'job_element state', one for each element of an array."""

@@ -3,19 +3,25 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 
 from tests.slurm.cluster import Cluster
+from tests.slurm.side_by_side import side_by_side
 
 pytestmark = pytest.mark.slurm
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {"PYTHONPATH": str(ROOT)}
 PIPE = subprocess.PIPE
+Scenario = Callable[[Cluster, Path], None]
+"""Given a cluster and a folder of its own."""
 
 
 def call(out: Path, num_tasks: int, *options: object) -> list[str]:
@@ -64,8 +70,8 @@ def element_of(out: Path, task: int) -> tuple[str, int]:
     return next((node, int(pid)) for number, node, pid in reversed(lines) if int(number) == task)
 
 
-def test_an_array_gives_the_results_of_a_local_run_on_both_nodes(cluster: Cluster, tmp_path: Path) -> None:
-    local, array = tmp_path / "local", tmp_path / "array"
+def an_array_gives_the_results_of_a_local_run_on_both_nodes(cluster: Cluster, folder: Path) -> None:
+    local, array = folder / "local", folder / "array"
     local.mkdir()
     array.mkdir()
     pipe = hold(array, 0)  # keeps one element running, so that the other three must find their place beside it
@@ -106,89 +112,94 @@ def test_an_array_gives_the_results_of_a_local_run_on_both_nodes(cluster: Cluste
     }
 
 
-@pytest.mark.parametrize("means", ["SIGKILL of the process", "scancel of the element"])
-def test_a_killed_element_is_named_and_done_again_alone(cluster: Cluster, tmp_path: Path, means: str) -> None:
-    hold(tmp_path, 2)
-    waiting = started(cluster, tmp_path, 6, "--slurm-tasks", 3)
-    cluster.wait("the others", lambda: starts(tmp_path) == [0, 1, 2, 3, 4])
-    if means == "SIGKILL of the process":
-        cluster.kill(*element_of(tmp_path, 2))
-    else:
+def a_killed_element_is_named_and_done_again_alone(cluster: Cluster, folder: Path) -> None:
+    killed_element(cluster, folder, lambda: cluster.kill(*element_of(folder, 2)))
+
+
+def a_cancelled_element_is_named_and_done_again_alone(cluster: Cluster, folder: Path) -> None:
+    def cancel() -> None:
         [element] = [line.split()[0] for line in cluster.jobs("--states=RUNNING") if line.split()[0].endswith("_2")]
         cluster.run("scancel", element)
+
+    killed_element(cluster, folder, cancel)
+
+
+def killed_element(cluster: Cluster, folder: Path, kill: Callable[[], None]) -> None:
+    hold(folder, 2)
+    waiting = started(cluster, folder, 6, "--slurm-tasks", 3)
+    cluster.wait("the others", lambda: starts(folder) == [0, 1, 2, 3, 4])
+    kill()
     said = finished(waiting, code=1)
     logs = re.search(r"2 of 6 tasks are not done; logs in (\S+);", said)
     assert logs, said
     assert list(Path(logs[1]).glob("slurm_logs/*_2.out"))
     assert "Traceback" not in said
-    release(tmp_path / "hold-2")
-    assert squares(6) in finished(started(cluster, tmp_path, 6, "--slurm-tasks", 3))
-    assert starts(tmp_path) == [0, 1, 2, 2, 3, 4, 5]
+    release(folder / "hold-2")
+    assert squares(6) in finished(started(cluster, folder, 6, "--slurm-tasks", 3))
+    assert starts(folder) == [0, 1, 2, 2, 3, 4, 5]
 
 
-def test_what_a_task_raises_reaches_the_caller(cluster: Cluster, tmp_path: Path) -> None:
-    said = finished(started(cluster, tmp_path, 4, "--broken", 1, "--slurm-tasks", 4), code=1)
+def what_a_task_raises_reaches_the_caller(cluster: Cluster, folder: Path) -> None:
+    said = finished(started(cluster, folder, 4, "--broken", 1, "--slurm-tasks", 4), code=1)
     assert "1 of 4 tasks are not done (page 1 is damaged); logs in " in said
     assert "Traceback" not in said
 
 
-def test_after_ctrl_c_the_array_goes_on_and_the_same_command_finds_it(cluster: Cluster, tmp_path: Path) -> None:
-    pipe = hold(tmp_path, 0)
-    waiting = started(cluster, tmp_path, 2, "--slurm-tasks", 1)
-    cluster.wait("the first task", lambda: starts(tmp_path) == [0])
+def after_ctrl_c_the_array_goes_on_and_the_same_command_finds_it(cluster: Cluster, folder: Path) -> None:
+    pipe = hold(folder, 0)
+    waiting = started(cluster, folder, 2, "--slurm-tasks", 1)
+    cluster.wait("the first task", lambda: starts(folder) == [0])
     job = cluster.jobs()[0].split("_")[0]
     waiting.send_signal(signal.SIGINT)
     said = finished(waiting, code=130)
     assert f"SLURM job array {job} goes on" in said and f"scancel {job}" in said
-    again = started(cluster, tmp_path, 2, "--slurm-tasks", 1)
+    again = started(cluster, folder, 2, "--slurm-tasks", 1)
     assert again.stdout is not None
     assert again.stdout.readline() == f"held stage: SLURM job array {job} is doing this already\n"
     release(pipe)
     assert squares(2) in finished(again)
-    assert starts(tmp_path) == [0, 1]
+    assert starts(folder) == [0, 1]
 
 
-def test_what_an_array_that_was_found_leaves_undone_is_submitted_again(cluster: Cluster, tmp_path: Path) -> None:
-    pipe = hold(tmp_path, 0)
-    caller = started(cluster, tmp_path, 2, "--slurm-tasks", 2)
-    cluster.wait("both tasks", lambda: starts(tmp_path) == [0, 1])
+def what_an_array_that_was_found_leaves_undone_is_submitted_again(cluster: Cluster, folder: Path) -> None:
+    pipe = hold(folder, 0)
+    caller = started(cluster, folder, 2, "--slurm-tasks", 2)
+    cluster.wait("both tasks", lambda: starts(folder) == [0, 1])
     caller.kill()
     caller.communicate()
-    again = started(cluster, tmp_path, 2, "--slurm-tasks", 2)
+    again = started(cluster, folder, 2, "--slurm-tasks", 2)
     assert again.stdout is not None
     assert "is doing this already" in again.stdout.readline()
-    cluster.kill(*element_of(tmp_path, 0))
+    cluster.kill(*element_of(folder, 0))
     release(pipe)
     assert squares(2) in finished(again)
-    assert starts(tmp_path) == [0, 0, 1]
+    assert starts(folder) == [0, 0, 1]
 
 
-def test_an_element_of_a_crashed_node_is_requeued(cluster: Cluster, tmp_path: Path) -> None:
-    pipe = hold(tmp_path, 1)
-    waiting = started(cluster, tmp_path, 2, "--slurm-tasks", 2)
-    cluster.wait("both tasks", lambda: starts(tmp_path) == [0, 1])
-    node, _ = element_of(tmp_path, 1)
+def an_element_of_a_crashed_node_is_requeued(cluster: Cluster, folder: Path) -> None:
+    pipe = hold(folder, 1)
+    waiting = started(cluster, folder, 2, "--slurm-tasks", 2)
+    cluster.wait("both tasks", lambda: starts(folder) == [0, 1])
+    node, _ = element_of(folder, 1)
     cluster.crash(node)
     release(pipe)
     assert squares(2) in finished(waiting)
-    assert element_of(tmp_path, 1)[0] != node
-    assert starts(tmp_path) == [0, 1, 1]
+    assert element_of(folder, 1)[0] != node
+    assert starts(folder) == [0, 1, 1]
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("--slurm-tasks", 102), "MaxArraySize; use at most 101"),
-        (("--slurm-tasks", 1, "--slurm-partition", "nowhere"), "sbatch refuses the job array"),
-    ],
-)
-def test_what_slurm_would_refuse(cluster: Cluster, tmp_path: Path, options: tuple[object, ...], message: str) -> None:
-    said = finished(started(cluster, tmp_path, 1, *options), code=1)
-    assert message in said
-    assert "Traceback" not in said
+def what_slurm_would_refuse(cluster: Cluster, folder: Path) -> None:
+    refused = {
+        ("--slurm-tasks", 102): "MaxArraySize; use at most 101",
+        ("--slurm-tasks", 1, "--slurm-partition", "nowhere"): "sbatch refuses the job array",
+    }
+    for options, message in refused.items():
+        said = finished(started(cluster, folder, 1, *options), code=1)
+        assert message in said
+        assert "Traceback" not in said
 
 
-def test_nothing_is_left_of_a_cluster_whose_maker_is_killed(cluster: Cluster) -> None:
+def nothing_is_left_of_a_cluster_whose_maker_is_killed(cluster: Cluster, folder: Path) -> None:
     script = (
         "from tests.slurm.cluster import Cluster\n"
         "with Cluster() as cluster:\n"
@@ -198,14 +209,43 @@ def test_nothing_is_left_of_a_cluster_whose_maker_is_killed(cluster: Cluster) ->
     pipes = {"stdin": PIPE, "stdout": PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, env=os.environ | ENVIRONMENT, **pipes) as maker:
         assert maker.stdout is not None
-        folder = Path(maker.stdout.readline().strip())
-        assert mentions(str(folder))
+        left = Path(maker.stdout.readline().strip())
+        assert mentions(str(left))
         maker.kill()
-    cluster.wait("the end of all its processes", lambda: not mentions(str(folder)))
-    subprocess.run(["rm", "-r", folder], check=True)
+    cluster.wait("the end of all its processes", lambda: not mentions(str(left)))
+    shutil.rmtree(left)
 
 
 def mentions(text: str) -> list[str]:
     """The processes with `text` in their command line."""
     lines = subprocess.run(["ps", "-eo", "args="], stdout=PIPE, text=True, check=True).stdout.splitlines()
     return [line for line in lines if text in line]
+
+
+SCENARIOS: tuple[Scenario, ...] = (
+    an_element_of_a_crashed_node_is_requeued,
+    an_array_gives_the_results_of_a_local_run_on_both_nodes,
+    a_killed_element_is_named_and_done_again_alone,
+    a_cancelled_element_is_named_and_done_again_alone,
+    what_an_array_that_was_found_leaves_undone_is_submitted_again,
+    after_ctrl_c_the_array_goes_on_and_the_same_command_finds_it,
+    what_a_task_raises_reaches_the_caller,
+    what_slurm_would_refuse,
+    nothing_is_left_of_a_cluster_whose_maker_is_killed,
+)
+
+
+@pytest.fixture(scope="module")
+def outcomes(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[Scenario, "Future[None]"]]:
+    def run(scenario: Scenario, cluster: Cluster) -> None:
+        scenario(cluster, tmp_path_factory.mktemp("scenario"))
+
+    with side_by_side(request, SCENARIOS, run) as futures:
+        yield futures
+
+
+@pytest.mark.parametrize("scenario", [pytest.param(one, id=one.__name__) for one in SCENARIOS])
+def test_on_slurm(outcomes: dict[Scenario, "Future[None]"], scenario: Scenario) -> None:
+    outcomes[scenario].result()

@@ -1,5 +1,7 @@
 """A run on a real Slurm, stopped by what clusters do: it goes on by itself, and is the run that was not stopped."""
 
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -8,9 +10,12 @@ from megatron_synE import exit_codes
 from tests import tiny
 from tests.slurm import training
 from tests.slurm.cluster import Cluster
+from tests.slurm.side_by_side import side_by_side
 from tests.slurm.training import Job
 
 pytestmark = pytest.mark.slurm
+Scenario = Callable[[Cluster, Path, Path], None]
+"""Given a cluster, the folder with the run's parts, and a folder of its own."""
 
 
 @pytest.fixture(scope="module")
@@ -22,14 +27,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
-def job(cluster: Cluster, root: Path, tmp_path: Path) -> Job:
-    """A job of the run on both nodes, not yet submitted."""
-    return training.job(cluster, root / "run.yaml", tmp_path / "run")
-
-
-def test_at_its_wall_time_a_job_saves_is_requeued_and_goes_on(cluster: Cluster, root: Path, tmp_path: Path) -> None:
-    job = training.job(cluster, root / "run.yaml", tmp_path / "run", "--time", "1").submit()
+def at_its_wall_time_a_job_saves_is_requeued_and_goes_on(cluster: Cluster, root: Path, folder: Path) -> None:
+    job = training.job(cluster, root / "run.yaml", folder / "run", "--time", "1", "--lead", "5").submit()
     # Held until Slurm gives the signal, which it does within 30 s: this run would be over before.
     held_at = job.hold(12)
     job.wait("the signal", lambda: "syne: USR1 at" in job.log)
@@ -42,7 +41,8 @@ def test_at_its_wall_time_a_job_saves_is_requeued_and_goes_on(cluster: Cluster, 
     training.assert_same_run(job.run, root / "straight")
 
 
-def test_a_preempted_job_saves_in_its_grace_time(cluster: Cluster, job: Job, root: Path) -> None:
+def a_preempted_job_saves_in_its_grace_time(cluster: Cluster, root: Path, folder: Path) -> None:
+    job = both_nodes(cluster, root, folder)
     job.submit("--partition=low")
     held_at = job.hold(12)  # SLURM's TERM comes with a CONT
     cluster.run("sbatch", "--partition=main", "--nodes=2", "--exclusive", "--wrap", "true", cwd=job.run.parent)
@@ -53,8 +53,8 @@ def test_a_preempted_job_saves_in_its_grace_time(cluster: Cluster, job: Job, roo
     training.assert_same_run(job.run, root / "straight")
 
 
-@pytest.mark.slow
-def test_usr2_to_the_script_saves_and_stops_for_good(cluster: Cluster, job: Job, root: Path) -> None:
+def usr2_to_the_script_saves_and_stops_for_good(cluster: Cluster, root: Path, folder: Path) -> None:
+    job = both_nodes(cluster, root, folder)
     job.submit()
     held_at = job.hold(12)
     cluster.run("scancel", "--batch", "--signal=USR2", job.id)
@@ -66,7 +66,8 @@ def test_usr2_to_the_script_saves_and_stops_for_good(cluster: Cluster, job: Job,
     training.assert_same_run(job.run, root / "straight")
 
 
-def test_scancel_leaves_a_complete_checkpoint_and_no_requeue(cluster: Cluster, job: Job, root: Path) -> None:
+def scancel_leaves_a_complete_checkpoint_and_no_requeue(cluster: Cluster, root: Path, folder: Path) -> None:
+    job = both_nodes(cluster, root, folder)
     job.submit()
     job.hold(12)
     cluster.run("scancel", job.id)
@@ -77,7 +78,8 @@ def test_scancel_leaves_a_complete_checkpoint_and_no_requeue(cluster: Cluster, j
     training.assert_same_run(job.run, root / "straight")
 
 
-def test_a_killed_rank_and_then_a_killed_slurmstepd(cluster: Cluster, job: Job, root: Path) -> None:
+def a_killed_rank_and_then_a_killed_slurmstepd(cluster: Cluster, root: Path, folder: Path) -> None:
+    job = both_nodes(cluster, root, folder)
     job.submit()
     job.hold(12)
     saved = job.newest()
@@ -95,7 +97,8 @@ def test_a_killed_rank_and_then_a_killed_slurmstepd(cluster: Cluster, job: Job, 
     training.assert_same_run(job.run, root / "straight")
 
 
-def test_a_crashed_node(cluster: Cluster, job: Job, root: Path) -> None:
+def a_crashed_node(cluster: Cluster, root: Path, folder: Path) -> None:
+    job = both_nodes(cluster, root, folder)
     job.submit()
     job.hold(12)
     saved = job.newest()
@@ -108,13 +111,8 @@ def test_a_crashed_node(cluster: Cluster, job: Job, root: Path) -> None:
     training.assert_same_run(job.run, root / "straight")
 
 
-@pytest.mark.slow
-def test_a_run_that_loses_a_node_goes_on_with_one_and_later_with_both(
-    cluster: Cluster, root: Path, tmp_path: Path
-) -> None:
-    job = training.job(
-        cluster, root / "run.yaml", tmp_path / "run", "--gpus-per-node", "2", "--min-nodes", "1"
-    ).submit()
+def a_run_that_loses_a_node_goes_on_with_one_and_later_with_both(cluster: Cluster, root: Path, folder: Path) -> None:
+    job = training.job(cluster, root / "run.yaml", folder / "run", "--gpus-per-node", "2", "--min-nodes", "1").submit()
     job.hold(12)
     saved = job.newest()
     assert [node for node, _ in job.ranks()] == ["node1", "node1", "node2", "node2"]
@@ -137,10 +135,10 @@ def test_a_run_that_loses_a_node_goes_on_with_one_and_later_with_both(
     training.assert_same_run_but_for_rounding(job.run, root / "straight")
 
 
-def test_the_old_copy_on_a_node_with_a_dead_slurmd_neither_writes_nor_requeues(
-    cluster: Cluster, root: Path, tmp_path: Path
+def the_old_copy_on_a_node_with_a_dead_slurmd_neither_writes_nor_requeues(
+    cluster: Cluster, root: Path, folder: Path
 ) -> None:
-    job = training.job(cluster, root / "run.yaml", tmp_path / "run", "--nodes", "1", "--gpus-per-node", "2").submit()
+    job = training.job(cluster, root / "run.yaml", folder / "run", "--nodes", "1", "--gpus-per-node", "2").submit()
     job.hold(12)
     [(old, _), (same, _)] = job.ranks()
     assert old == same
@@ -150,20 +148,28 @@ def test_the_old_copy_on_a_node_with_a_dead_slurmd_neither_writes_nor_requeues(
     job.wait("the new copy", lambda: [node for node, _ in job.ranks()].count(new) == 2 and job.iteration() > 20)
     job.hold(21, node=new)
     job.release(old)
-    job.wait("the end of the old copy", lambda: job.log.count("step ended with") == 1 and not ranks_on(job, old))
+
+    def old_copy_has_ended() -> bool:
+        return job.log.count("step ended with") == 1 and old not in [node for node, _ in job.ranks()]
+
+    job.wait("the end of the old copy", old_copy_has_ended)
     job.release()
     job.finished()
     assert job.log.count("syne: restart") == 2
     training.assert_same_run(job.run, root / "straight")
 
 
-def ranks_on(job: Job, node: str) -> list[int]:
-    return [pid for place, pid in job.ranks() if place == node]
+def a_cut_network_of_the_node_with_the_script(cluster: Cluster, root: Path, folder: Path) -> None:
+    """And with rank 0: while it is cut off, the old copy lives there."""
+    cut_network(cluster, root, folder, "node1")
 
 
-@pytest.mark.parametrize("node", ["node1", pytest.param("node2", marks=pytest.mark.slow)])
-def test_a_cut_network(cluster: Cluster, job: Job, root: Path, node: str) -> None:
-    """node1 has the script and rank 0: while it is cut off, the old copy lives there."""
+def a_cut_network_of_the_other_node(cluster: Cluster, root: Path, folder: Path) -> None:
+    cut_network(cluster, root, folder, "node2")
+
+
+def cut_network(cluster: Cluster, root: Path, folder: Path, node: str) -> None:
+    job = both_nodes(cluster, root, folder)
     job.submit()
     job.hold(12)
     saved = job.newest()
@@ -178,9 +184,9 @@ def test_a_cut_network(cluster: Cluster, job: Job, root: Path, node: str) -> Non
     training.assert_same_run(job.run, root / "straight")
 
 
-def test_a_run_that_gets_nowhere_stops_with_its_own_code(cluster: Cluster, root: Path, tmp_path: Path) -> None:
+def a_run_that_gets_nowhere_stops_with_its_own_code(cluster: Cluster, root: Path, folder: Path) -> None:
     job = training.job(
-        cluster, root / "run.yaml", tmp_path / "run", "--retries", "1", overrides=("checkpoint.interval_tokens=null",)
+        cluster, root / "run.yaml", folder / "run", "--retries", "1", overrides=("checkpoint.interval_tokens=null",)
     ).submit()
     for attempt in (0, 1):
         job.wait_for_restart(attempt)
@@ -190,3 +196,45 @@ def test_a_run_that_gets_nowhere_stops_with_its_own_code(cluster: Cluster, root:
         (job.run / "metrics.jsonl").unlink()
     job.finished(exit_codes.NO_PROGRESS)
     assert "2 attempts in a row got no further than iteration -1: stopped" in job.log
+
+
+def both_nodes(cluster: Cluster, root: Path, folder: Path) -> Job:
+    """A job of the run, not yet submitted."""
+    return training.job(cluster, root / "run.yaml", folder / "run")
+
+
+SCENARIOS: tuple[Scenario, ...] = (
+    the_old_copy_on_a_node_with_a_dead_slurmd_neither_writes_nor_requeues,
+    a_cut_network_of_the_node_with_the_script,
+    a_killed_rank_and_then_a_killed_slurmstepd,
+    at_its_wall_time_a_job_saves_is_requeued_and_goes_on,
+    a_crashed_node,
+    a_run_that_gets_nowhere_stops_with_its_own_code,
+    a_preempted_job_saves_in_its_grace_time,
+    scancel_leaves_a_complete_checkpoint_and_no_requeue,
+)
+SLOW_SCENARIOS: tuple[Scenario, ...] = (
+    a_run_that_loses_a_node_goes_on_with_one_and_later_with_both,
+    a_cut_network_of_the_other_node,
+    usr2_to_the_script_saves_and_stops_for_good,
+)
+
+
+@pytest.fixture(scope="module")
+def outcomes(
+    request: pytest.FixtureRequest, root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[Scenario, "Future[None]"]]:
+    def run(scenario: Scenario, cluster: Cluster) -> None:
+        scenario(cluster, root, tmp_path_factory.mktemp("scenario"))
+
+    with side_by_side(request, SLOW_SCENARIOS + SCENARIOS, run) as futures:
+        yield futures
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [pytest.param(one, id=one.__name__) for one in SCENARIOS]
+    + [pytest.param(one, id=one.__name__, marks=pytest.mark.slow) for one in SLOW_SCENARIOS],
+)
+def test_on_slurm(outcomes: dict[Scenario, "Future[None]"], scenario: Scenario) -> None:
+    outcomes[scenario].result()

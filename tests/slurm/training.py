@@ -76,10 +76,10 @@ class Job:
         shown = self.cluster.run("scontrol", "show", "job", self.id).stdout
         return int(shown.split("ExitCode=")[1].split(":")[0])
 
-    def wait(self, what: str, holds: Callable[[], object], seconds: float = 150) -> None:
-        """As Cluster.wait, with the job's own logs where it fails."""
+    def wait(self, what: str, holds: Callable[[], object], seconds: float = 150, *, pause: float = 0.3) -> None:
+        """As Cluster.wait, with the job's own logs where it fails. Most conditions start a client: not too often."""
         try:
-            self.cluster.wait(what, holds, seconds)
+            self.cluster.wait(what, holds, seconds, pause=pause)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.everything()}") from None
 
@@ -110,7 +110,7 @@ class Job:
 
     def hold(self, iteration: int, *, node: str | None = None) -> int:
         """Stop the ranks (SIGSTOP), those of one node, once this iteration is logged; the last one logged then."""
-        self.wait(f"iteration {iteration}", lambda: last_iteration(self.run) >= iteration)
+        self.wait(f"iteration {iteration}", lambda: last_iteration(self.run) >= iteration, pause=0.02)
         for rank in self.ranks():
             if node in (None, rank[0]):
                 self.cluster.kill(*rank, signal.SIGSTOP)

@@ -114,7 +114,7 @@ def _logits_of_transformers(hf: Path, tokens: torch.Tensor, places: torch.Tensor
 def _our_logits(checkpoint: Path, tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """[s, vocab_size] fp32."""
     from megatron_synE.model.packed_row import packed_row
-    from megatron_synE.model.reference import build_reference
+    from megatron_synE.reference import build_reference
 
     architecture = architecture_from_hf(read_hf_config(checkpoint), where=str(checkpoint / "config.json"))
     model = build_reference(architecture, checkpoint, seq_length=len(tokens))

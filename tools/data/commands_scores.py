@@ -8,6 +8,7 @@ import typer
 from data_mixers.errors import ConfigError
 from tools.cli_options import Workers, example, log_to_stderr
 from tools.data.app import data_app
+from tools.data.signals import SIGNALS
 from tools.data.slurm_options import SlurmArray, with_slurm_options
 
 
@@ -93,9 +94,7 @@ def sort(
     out: Annotated[Path, typer.Option(help="The folder to write: sorted sources, and all others unchanged.")],
     by: Annotated[
         str,
-        typer.Option(
-            help="nll, compression_ratio, lexical_diversity, characters_per_token, or difference:A-B of two names."
-        ),
+        typer.Option(help=f"nll, {', '.join(SIGNALS)}, or difference:A-B of two names."),
     ] = "nll",
     name: Annotated[str, typer.Option(help="Of the set of scores to read.")] = "default",
     buckets: Annotated[int, typer.Option(min=1, help="Per topic, with equally many tokens.")] = 10,

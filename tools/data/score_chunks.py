@@ -19,8 +19,8 @@ from data_mixers.manifest import ShardEntry
 from megatron_synE.data.indexed import IndexedFile
 from megatron_synE.runtime.environment import independent_ranks
 from tools.data.model_weights import ModelWeights
-from tools.data.scores_file import SCHEMA, SIGNALS, ScoresOrigin, metadata_of, read_origin
-from tools.data.signals import signals_of
+from tools.data.scores_file import SCHEMA, ScoresOrigin, metadata_of, read_origin
+from tools.data.signals import SIGNALS, signals_of
 from tools.data.stage import Report
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def scorer_of(settings: Settings) -> "Scorer":
     """The model of this process, on its own device."""
     import torch
 
-    from megatron_synE.model.alone import build_alone
+    from megatron_synE.alone import build_alone
     from megatron_synE.runtime import device as devices
     from megatron_synE.scoring import Scorer
 

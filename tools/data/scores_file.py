@@ -9,12 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_mixers.errors import ConfigError, DataError
+from data_mixers.file_version import check_version
 from data_mixers.manifest import ShardEntry
+from tools.data.signals import SIGNALS
 
 SCHEMA_VERSION = 1
 METADATA_KEY = b"syne.scores"
 DEFAULT_NAME = "default"
-SIGNALS = ("compression_ratio", "lexical_diversity", "characters_per_token")
 SCHEMA = pa.schema(
     [
         ("nll_sum", pa.float64()),
@@ -76,9 +77,9 @@ def read_origin(path: Path) -> ScoresOrigin:
     try:
         metadata = pq.read_metadata(path).metadata or {}  # read_schema leaves out what was added on closing
         content = json.loads(metadata[METADATA_KEY])
-        if content.pop("schema_version") != SCHEMA_VERSION:
-            raise DataError(f"{path} was written by another version; run `syne data score-ppl` again")
-        return ScoresOrigin(**content)
+        cure = "run `syne data score-ppl` again"
+        check_version(content, understood=SCHEMA_VERSION, file=path, cure=cure, fault=DataError)
+        return ScoresOrigin(**{key: value for key, value in content.items() if key != "schema_version"})
     except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's ArrowInvalid is a ValueError
         raise DataError(
             f"{path} cannot be read as scores ({error!r}); delete it and run `syne data score-ppl`"

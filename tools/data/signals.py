@@ -2,7 +2,7 @@
 
 import re
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 ZLIB_LEVEL = 6
 COUNTED_UNITS = 1000
@@ -19,19 +19,23 @@ _UNIT = re.compile(rf"(?=([{_UNSPACED}][{_UNSPACED}]))|(?<![^\W{_UNSPACED}])([^\
 class Signals:
     """Of one document; None where its text has nothing to measure."""
 
-    compression_ratio: float | None
+    compression_ratio: float | None = None
     """UTF-8 bytes per byte of zlib output at level 6, whole text: high for repetition, below 1 for a few letters."""
-    lexical_diversity: float | None
+    lexical_diversity: float | None = None
     """Distinct / all of the first 1,000 units: words in lower case, or, in scripts without spaces, pairs of
     neighbouring characters."""
-    characters_per_token: float | None
+    characters_per_token: float | None = None
     """Code points per token, control tokens not counted."""
+
+
+SIGNALS = tuple(item.name for item in fields(Signals))
+"""Columns of a scores file, and what `syne data sort --by` takes. Another one raises scores_file.SCHEMA_VERSION."""
 
 
 def signals_of(text: bytes, num_tokens: int) -> Signals:
     """text: UTF-8. num_tokens: ids it was read from, without EOS."""
     if not text or num_tokens < 1:
-        return Signals(None, None, None)
+        return Signals()
     decoded = text.decode("utf-8", errors="replace")
     return Signals(
         compression_ratio=len(text) / len(zlib.compress(text, ZLIB_LEVEL)),

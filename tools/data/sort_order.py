@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from data_mixers.errors import ConfigError, DataError
 from data_mixers.manifest import ShardEntry
 from megatron_synE.data.indexed import IndexedFile
-from tools.data.scores_file import DEFAULT_NAME, SIGNALS, check_name, open_scores
+from tools.data.scores_file import DEFAULT_NAME, check_name, open_scores
+from tools.data.signals import SIGNALS
 
 DIFFERENCE = "difference:"
 QUANTILES = (0.0, 0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999, 1.0)

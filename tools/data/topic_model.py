@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 from data_mixers.errors import ConfigError, DataError
+from data_mixers.file_version import check_version
 from tools.data.topic_labels import OTHERS, Topics, read_topics
 
+SCHEMA_VERSION = 1  # of classifier.json
 WEIGHTS, SETTINGS, TOKENIZER, TOPICS = "model.safetensors", "classifier.json", "tokenizer.json", "topics.json"
 PAD, UNKNOWN, START, END, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CHARACTERS_PER_TOKEN = 12  # ours: text beyond max_length times this is not even tokenised; English has 4 to 5
@@ -214,6 +216,7 @@ def save_classifier(trained: Trained, folder: Path) -> None:
     trained.tokenizer.save(str(folder / TOKENIZER))
     (folder / TOPICS).write_text(json.dumps(trained.topics, ensure_ascii=False, indent=2), encoding="utf-8")
     settings = {
+        "schema_version": SCHEMA_VERSION,
         "encoder": trained.model.encoder.config.to_dict(),
         "labels": trained.labels,
         "temperature": trained.temperature,
@@ -230,6 +233,14 @@ def load_classifier(folder: Path, *, device: str = "cpu") -> Trained:
 
     try:
         settings: dict[str, Any] = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        check_version(
+            settings,
+            understood=SCHEMA_VERSION,
+            file=folder / SETTINGS,
+            cure="train it again",
+            fault=DataError,
+            absent=1,
+        )
         config = BertConfig.from_dict(settings["encoder"])
         model = TopicClassifier(config, num_topics=len(settings["labels"]))
         model.load_state_dict(load_file(folder / WEIGHTS))

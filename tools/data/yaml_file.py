@@ -8,7 +8,9 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from data_mixers.errors import ConfigError
+from data_mixers.file_version import KEY, check_version
 
+SCHEMA_VERSION = 1  # of all of them; a file may leave it out
 STRICT = ConfigDict(extra="forbid", strict=True)
 
 T = TypeVar("T")
@@ -25,6 +27,10 @@ def read_yaml(path: Path, kind: type[T]) -> T:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
+    if isinstance(content, dict) and KEY in content:
+        cure = "use the version of the program that it was written for"
+        check_version(content, understood=SCHEMA_VERSION, file=path, cure=cure, fault=ConfigError)
+        del content[KEY]
     try:
         return TypeAdapter(kind).validate_json(json.dumps(content, default=str))
     except ValidationError as error:

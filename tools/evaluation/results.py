@@ -8,8 +8,10 @@ from typing import Any, Literal
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import DataError
+from data_mixers.file_version import check_version
 
 SCHEMA_VERSION = 1
+EVALUATE_AGAIN = "evaluate again with `syne eval` into another folder"
 RESULTS = "results.json"
 Status = Literal["done", "open", "missing", "skipped"]
 
@@ -100,8 +102,10 @@ def read_results(path: Path) -> Results:
     """Of a folder or its results.json. Errors: DataError if it is not there or of another schema."""
     file = path / RESULTS if path.is_dir() else path
     content = _read(file)
-    if content.pop("kind", None) != "evaluation" or content.pop("schema_version", None) != SCHEMA_VERSION:
-        raise DataError(f"{file}: is no result of `syne eval`, or of another version of it")
+    if content.pop("kind", None) != "evaluation":
+        raise DataError(f"{file}: is no result of `syne eval`")
+    check_version(content, understood=SCHEMA_VERSION, file=file, cure=EVALUATE_AGAIN, fault=DataError)
+    del content["schema_version"]
     try:
         lines = {key: tuple(_line(row) for row in content.pop(key)) for key in ("benchmarks", "sums")}
         return Results(folder=file.parent, **content, benchmarks=lines["benchmarks"], sums=lines["sums"])

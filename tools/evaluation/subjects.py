@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from data_mixers.errors import ConfigError
+from data_mixers.errors import ConfigError, DataError
+from data_mixers.file_version import check_version
 from megatron_synE.exit_codes import CheckpointError
 
 Which = Literal["newest", "all"]
@@ -121,7 +122,10 @@ def _hf_folder(folder: Path) -> Subject:
         return own
     from megatron_synE.checkpoint import layout
 
-    name = str(json.loads(marker.read_text(encoding="utf-8")).get("checkpoint"))
+    made_from = json.loads(marker.read_text(encoding="utf-8"))
+    cure = "export the checkpoint again"
+    check_version(made_from, understood=layout.SCHEMA_VERSION, file=marker, cure=cure, fault=DataError)
+    name = str(made_from.get("checkpoint"))
     checkpoint = folder.resolve().parent / layout.CHECKPOINTS / name
     if not (checkpoint / layout.STATE).is_file():
         return own

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_mixers.errors import ConfigError
+from data_mixers.file_version import check_version
 from megatron_synE.config.load import read_yaml
 
 Kind = Literal["measured", "published", "computed", "interpolated", "extrapolated", "assumed"]
 KINDS: tuple[Kind, ...] = ("measured", "published", "computed", "interpolated", "extrapolated", "assumed")
 """From firm to loose: a product is as loose as its loosest factor."""
 _FOLDER = Path(__file__).parent
+TABLE_VERSION = 1  # of a file for --efficiency
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +117,9 @@ def read_efficiency(user_file: Path | None = None) -> Efficiency:
     tree = read_yaml(_FOLDER / "efficiency.yaml")
     if user_file is not None:
         user = read_yaml(user_file)
+        cure = "measure again with `syne plan --measure`, or write it as docs/planner.md says"
+        check_version(user, understood=TABLE_VERSION, file=user_file, cure=cure, fault=ConfigError, absent=1)
+        user.pop("schema_version", None)
         if unknown := sorted(user.keys() - tree.keys()):
             near = difflib.get_close_matches(unknown[0], tree, n=1)
             hint = f"; did you mean {near[0]}?" if near else f"; it has {', '.join(tree)}"

@@ -30,6 +30,8 @@ SLACK = 3
 """A candidate may take this many times the expected time of its steps before it counts as hanging; ours."""
 SCRIPT = "measure.sbatch"
 CANDIDATES = "candidates.json"
+SCHEMA_VERSION = 1
+"""Of candidates.json and results.json."""
 _TEMPLATE = Path(__file__).with_name("measure.sbatch.in")
 
 
@@ -110,6 +112,7 @@ def _short(config: RunConfig, layout: Layout, run_dir: Path) -> RunConfig:
 def _described(config: RunConfig, candidates: Sequence[Candidate], job: Job, place: Place) -> Tree:
     """What measurement.py needs to judge the results: expectations, and the run as the user means it."""
     return {
+        "schema_version": SCHEMA_VERSION,
         "card": place.card.key,
         "gpus": place.world_size,
         "num_parameters": job.architecture.num_parameters,

@@ -10,8 +10,10 @@ from typing import Any
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError, UserError
+from data_mixers.file_version import check_version
 from megatron_synE.config.load import dump_yaml
-from tools.planner.measure import CANDIDATES
+from tools.planner.figures import TABLE_VERSION
+from tools.planner.measure import CANDIDATES, SCHEMA_VERSION
 from tools.planner.report import GB, columns
 
 RUN, TABLE, RESULTS = "run.yaml", "efficiency.yaml", "results.json"
@@ -23,14 +25,18 @@ def collect(folder: Path) -> str:
     Errors: DataError if no candidate finished (nothing is written then).
     """
     plan = _read(folder / CANDIDATES)
+    cure = "write the folder again with `syne plan --measure`"
+    check_version(plan, understood=SCHEMA_VERSION, file=folder / CANDIDATES, cure=cure, fault=ConfigError)
     rows = [_row(folder, number, candidate) for number, candidate in enumerate(plan["candidates"], 1)]
     finished = [row for row in rows if row["result"] is not None]
     if not finished:
         raise DataError(f"{folder}: none of {len(rows)} candidates finished; read {folder}/candidate-1.log")
     best = max(finished, key=lambda row: row["result"]["tokens_per_second_per_gpu"])
     write_atomic(folder / RUN, dump_yaml(_with_overrides(plan["run"], best["overrides"])).encode())
-    write_atomic(folder / TABLE, dump_yaml({"measured": [_entry(plan, row) for row in finished]}).encode())
-    write_atomic(folder / RESULTS, (json.dumps(rows, indent=1) + "\n").encode())
+    table = {"schema_version": TABLE_VERSION, "measured": [_entry(plan, row) for row in finished]}
+    write_atomic(folder / TABLE, dump_yaml(table).encode())
+    results = {"schema_version": SCHEMA_VERSION, "candidates": rows}
+    write_atomic(folder / RESULTS, (json.dumps(results, indent=1) + "\n").encode())
     return (
         "\n".join(columns(_table(rows)))
         + f"\nfastest: {best['layout']}; {folder / RUN} is the run with it\n"

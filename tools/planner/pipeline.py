@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data_mixers.errors import ConfigError
+from data_mixers.file_version import check_version
 from megatron_synE.config.load import read_yaml
 from megatron_synE.config.schema import RunConfig
 from megatron_synE.model.flops import training_flops_per_token
@@ -22,6 +23,8 @@ from tools.planner.memory import checkpoint_bytes
 from tools.planner.report import GB, columns
 from tools.planner.search import Place
 from tools.planner.speed import expected_speed
+
+RATES_VERSION = 1  # of a file for --rates
 
 LARGEST_UINT16_VOCABULARY = 65_536
 
@@ -58,7 +61,11 @@ def read_rates(user_file: Path | None) -> dict[str, Rate]:
     """
     tree = read_yaml(Path(__file__).with_name("rates.yaml"))
     if user_file is not None:
-        for name, value in read_yaml(user_file).items():
+        user = read_yaml(user_file)
+        cure = "write it as tools/planner/rates.yaml is"
+        check_version(user, understood=RATES_VERSION, file=user_file, cure=cure, fault=ConfigError, absent=1)
+        user.pop("schema_version", None)
+        for name, value in user.items():
             if name not in tree:
                 raise ConfigError(f"{user_file}: no rate is called {name!r}; the rates are {', '.join(tree)}")
             whole = value if isinstance(value, dict) else {"value": value}

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from data_mixers.errors import DataError
+from data_mixers.file_version import check_version
 from tools.report.content import Block, Missing, Section, Table, Text
 from tools.report.figures import Interval, Line, colour_of, dash_of, intervals, lines
 from tools.report.metrics_file import is_number, number
@@ -89,9 +90,10 @@ def evaluation(runs: Sequence[RunRecord], files: Sequence[Path]) -> Section:
 def read_result(file: Path, owner: str) -> Result:
     """Errors: DataError naming the file for anything that is no evaluation of this schema."""
     content = read_json(file)
-    if content.get("kind") != "evaluation" or content.get("schema_version") != SCHEMA_VERSION:
-        found = f"kind {content.get('kind')!r}, schema_version {content.get('schema_version')!r}"
-        raise DataError(f"{file} holds {found}; this program reads evaluations of version {SCHEMA_VERSION}")
+    if content.get("kind") != "evaluation":
+        raise DataError(f"{file} holds kind {content.get('kind')!r}, no evaluation; name a result of `syne eval`")
+    cure = "evaluate again with `syne eval` into another folder"
+    check_version(content, understood=SCHEMA_VERSION, file=file, cure=cure, fault=DataError)
     model, suite, benchmarks = content.get("model"), content.get("suite"), content.get("benchmarks")
     if not (isinstance(model, dict) and isinstance(suite, dict) and isinstance(benchmarks, list)):
         raise DataError(f"{file} lacks model, suite or benchmarks; evaluate again")

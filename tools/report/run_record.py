@@ -17,7 +17,7 @@ from megatron_synE.checkpoint import layout
 from megatron_synE.config.load import load_config
 from megatron_synE.config.schema import RunConfig
 from megatron_synE.runtime.lease import Holder, read_holder
-from megatron_synE.runtime.run_dir import RunDir
+from megatron_synE.runtime.run_dir import RunDir, check_run_version
 from tools.report.metrics_file import MetricsFile, is_number
 
 T = TypeVar("T")
@@ -130,7 +130,7 @@ def read_run(folder: Path, *, is_watched: bool = False) -> RunRecord:
     metrics = MetricsFile() if is_watched else _metrics(folder / METRICS, missing)
     schedule = _or_said(lambda: read_schedule(folder), folder / SCHEDULE_NAME, missing, "what was planned")
     config = _or_said(lambda: load_config(folder / CONFIG).resolved, folder / CONFIG, missing, "its settings")
-    manifest = _or_said(lambda: read_json(folder / MANIFEST), folder / MANIFEST, missing, "what ran, on what")
+    manifest = _or_said(lambda: _manifest(folder / MANIFEST), folder / MANIFEST, missing, "what ran, on what")
     attempts = _or_said(lambda: read_attempts(RunDir(folder)), folder / ATTEMPTS, missing, "its starts")
     holder = _or_said(lambda: read_holder(folder), None, missing, "")
     folders = [] if is_watched else layout.iteration_folders(folder / layout.CHECKPOINTS)
@@ -171,6 +171,12 @@ def read_json(file: Path) -> dict[str, Any]:
         raise DataError(f"{file} cannot be read ({error})") from error
     if not isinstance(content, dict):
         raise DataError(f"{file} holds no JSON object")
+    return content
+
+
+def _manifest(file: Path) -> dict[str, Any]:
+    content = read_json(file)
+    check_run_version(content, file)
     return content
 
 

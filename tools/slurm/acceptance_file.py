@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from data_mixers.errors import DataError
+from data_mixers.file_version import check_version
 from megatron_synE import __version__
 from megatron_synE.runtime.run_dir import versions
 
@@ -21,7 +23,11 @@ def acceptance_fault(file: Path, *, cluster: str, nodes: int) -> str | None:
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         return f"{file}: cannot be read ({error}); {again}"
-    if found.get("schema_version") != SCHEMA_VERSION or found.get("cluster") != cluster:
+    try:
+        check_version(found, understood=SCHEMA_VERSION, file=file, cure=again, fault=DataError)
+    except DataError as error:
+        return str(error)
+    if found.get("cluster") != cluster:
         return f"{file}: is of cluster {found.get('cluster')!r}, this is {cluster!r}; {again}"
     if not found.get("passed"):
         return f"{file}: the acceptance of this cluster failed; {again}"

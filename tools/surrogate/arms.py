@@ -155,7 +155,8 @@ def _job(study: Study, arm: Arm, seed: int) -> Job:
     config = load_config(study.base, overrides).resolved
     tree = resolved_tree(config)
     del tree["run"]["dir"]
-    decided = json.dumps([tree, _inputs(config)], sort_keys=True)
+    settings = {key: value for key, value in tree.items() if key != "schema_version"}
+    decided = json.dumps([settings, _inputs(config)], sort_keys=True)
     digest = hashlib.sha256(decided.encode()).hexdigest()[:HASH_LETTERS]
     slug = re.sub(r"[^A-Za-z0-9._=-]+", "_", arm.name)
     folder = f"{slug[:80]}-seed{seed}-{digest}"

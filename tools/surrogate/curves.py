@@ -18,7 +18,7 @@ from scipy import optimize
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError
-from tools.mix_simulate import Curves
+from tools.mix_simulate import CURVES_VERSION, Curves
 from tools.surrogate.outcome import Measured, topic_of
 from tools.surrogate.run import open_study
 
@@ -154,7 +154,8 @@ def report(curves: Curves, errors: Array) -> str:
 
 def write_curves(curves: Curves, file: Path) -> None:
     """The file of `syne mix simulate --curves`."""
-    write_atomic(file, json.dumps(curves.to_json(), indent=1, allow_nan=False).encode())
+    content = {"schema_version": CURVES_VERSION, **curves.to_json()}
+    write_atomic(file, json.dumps(content, indent=1, allow_nan=False).encode())
 
 
 def _curve(fit: TopicFit, runs: Runs, index: int) -> Array:

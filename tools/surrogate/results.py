@@ -14,6 +14,7 @@ from tools.surrogate.noise import Difference, compare
 from tools.surrogate.outcome import group_loss, members
 from tools.surrogate.run import Finished, num_comparisons
 
+SCHEMA_VERSION = 1  # of results.json
 TABLE, RESULTS, FIGURE = "table.md", "results.json", "figure.png"
 
 
@@ -95,6 +96,7 @@ def table(finished: Finished) -> str:
 def write_results(finished: Finished, out: Path) -> list[Path]:
     """table.md, results.json (also every job's curve) and figure.png in `out`."""
     content = {
+        "schema_version": SCHEMA_VERSION,
         "study": finished.study.name,
         "question": finished.study.question,
         "resolution": asdict(finished.resolution),

@@ -12,10 +12,12 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from data_mixers.errors import ConfigError
+from data_mixers.file_version import check_version
 from megatron_synE.config.load import read_yaml
 from tools.synthesis.corruption import CHANGE_KINDS, ChangeKind
 
 STRICT = ConfigDict(extra="forbid", strict=True)
+SCHEMA_VERSION: Literal[1] = 1
 Level = str | int | float
 Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Inside = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -106,6 +108,8 @@ class Study:
     order: Ordered = Field(default_factory=Ordered)
     nproc: Annotated[int, Field(gt=0)] | None = None
     """Processes of an arm on its machine; None: one per GPU, or one."""
+    schema_version: Literal[1] = SCHEMA_VERSION
+    """Of this file."""
     keep_checkpoints: bool = False
     """Of finished arms, for `syne export` and evaluation; else only what they measured stays."""
 
@@ -113,6 +117,8 @@ class Study:
 def read_study(path: Path) -> Study:
     """Errors: ConfigError with a line for every fault, each naming its key."""
     tree = read_yaml(path)
+    cure = "use the version of the program that it was written for, or write it as docs/surrogate.md says"
+    check_version(tree, understood=SCHEMA_VERSION, file=path, cure=cure, fault=ConfigError, absent=1)
     faults: list[str] = []
     study: Study | None = None
     try:

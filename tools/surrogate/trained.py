@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import DataError, UserError
+from data_mixers.file_version import check_version
 from megatron_synE.config.load import dump_yaml
 from megatron_synE.exit_codes import FINISHED
 from tools.data.stage import Report
@@ -24,6 +25,8 @@ from tools.surrogate.arms import Job
 from tools.surrogate.outcome import Measured, read_run
 
 PRELOADED = ["megatron_synE.runtime.mcore", "megatron_synE.trainer", "megatron_synE.start", "megatron_synE.train"]
+SCHEMA_VERSION = 1  # of result.json
+AGAIN = "remove it, and its run is read again"
 LAST_LINES = 5  # of a log, in a message
 CONFIG, LOG, RESULT = "run.yaml", "log.txt", "result.json"
 
@@ -32,11 +35,13 @@ def finished(arms: Path, job: Job) -> Measured | None:
     """What the job measured, if it is done. Errors: DataError for a damaged file."""
     path = arms / job.folder / RESULT
     try:
-        return Measured.from_json(json.loads(path.read_text(encoding="utf-8")))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        check_version(content, understood=SCHEMA_VERSION, file=path, cure=AGAIN, fault=DataError, absent=1)
+        return Measured.from_json(content)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} cannot be read ({error}); remove it, and its run is read again") from error
+        raise DataError(f"{path} cannot be read ({error}); {AGAIN}") from error
 
 
 def do_job(
@@ -61,7 +66,7 @@ def do_job(
             )
         batch = job.config["training"]["global_batch_size"]
         measured = read_run(run, arm=job.arm, seed=job.seed, global_batch_size=batch)
-        write_atomic(folder / RESULT, json.dumps(asdict(measured)).encode())
+        write_atomic(folder / RESULT, json.dumps({"schema_version": SCHEMA_VERSION, **asdict(measured)}).encode())
     if not keeps_checkpoints:
         shutil.rmtree(run / "checkpoints", ignore_errors=True)
     report(job.tokens)

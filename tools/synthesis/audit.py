@@ -34,6 +34,7 @@ from tools.synthesis.sheet import SHEET, Verdict, read_sheet, write_sheet
 from tools.synthesis.text_generator import host_of
 from tools.synthesis.wrong_rate import LEAST_INFORMATION, Calibration, Count, wrong_rates
 
+SCHEMA_VERSION = 1  # of audit.json
 VERDICTS, AUDIT, AUDIT_MD, CALL = "verdicts.jsonl", "audit.json", "audit.md", "call.json"
 PROMPT = Path(__file__).with_name("judge_prompt.json")
 MAX_TOKENS = 1500
@@ -97,7 +98,8 @@ def audit(options: AuditOptions) -> dict[str, Any]:
             verdicts = _ask_all(options, prompt, [*sample, *known])
             calibration = _calibration(known, verdicts)
         report = _report(options, sizes, sample, verdicts, calibration)
-        write_atomic(options.out / AUDIT, json.dumps(report, ensure_ascii=False, indent=1).encode())
+        content = {"schema_version": SCHEMA_VERSION, **report}
+        write_atomic(options.out / AUDIT, json.dumps(content, ensure_ascii=False, indent=1).encode())
         write_atomic(options.out / AUDIT_MD, markdown(report).encode())
     return report
 

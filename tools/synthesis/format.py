@@ -14,6 +14,7 @@ from typing import Any
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
+from data_mixers.file_version import check_version
 from data_mixers.permutation import keyed_hash
 from tools.columns import aligned
 from tools.data.documents import DocumentWriter, read_documents
@@ -21,7 +22,7 @@ from tools.data.progress import LiveProgress
 from tools.data.readers import BadRecord, InputTask, find_inputs, plan_tasks
 from tools.data.stage import only_one
 from tools.data.yaml_file import read_yaml
-from tools.synthesis.audit import content_hashes
+from tools.synthesis.audit import SCHEMA_VERSION, content_hashes
 from tools.synthesis.output import kept_inputs
 from tools.synthesis.record import QaRecord, read_records
 
@@ -122,6 +123,8 @@ def _audited(options: FormatOptions, paths: Sequence[Path]) -> dict[str, Any] | 
         raise ConfigError(f"--audit {options.audit}: there is no such file; syne synth audit makes it")
     try:
         content = json.loads(options.audit.read_text(encoding="utf-8"))
+        cure = "audit again with `syne synth audit`"
+        check_version(content, understood=SCHEMA_VERSION, file=options.audit, cure=cure, fault=ConfigError, absent=1)
         whole, disciplines, inputs = content["wrong_rate"], content["disciplines"], content["inputs"]
         value, high = float(whole["value"]), float(whole["high"])
         rates = {name: float(row["wrong_rate"]["value"]) for name, row in disciplines.items()}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from megatron_synE.model.alone import CPU, build_alone
+from megatron_synE.alone import CPU, build_alone
 from megatron_synE.model.gpt import LlamaModel
 from megatron_synE.model.llama import LlamaArchitecture
 from megatron_synE.model.packed_row import packed_row
