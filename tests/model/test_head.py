@@ -149,6 +149,24 @@ def test_a_nan_shows_in_its_own_loss_and_in_the_weights_gradient() -> None:
     assert weight.grad[:VOCABULARY].isnan().any(dim=1).all()
 
 
+def test_a_label_outside_the_vocabulary_is_infinite_and_one_without_weight_is_nothing() -> None:
+    """Padded rows have ids too: 1010 is inside the matrix. Training on such a label must not look like a loss."""
+    hidden, weight, labels, _ = drawn(12, torch.float32)
+    mask = torch.ones(12)
+    ignored, outside = (0, 5, 11), (2, 7)
+    labels[list(ignored)], mask[list(ignored)] = -100, 0.0
+    kept = labels.clamp(min=0)
+    nll, d_hidden, d_weight = by_float64(hidden, weight, kept, mask)
+    found = fused(hidden, weight, labels, token_weights=mask)
+    found.sum().backward()
+    assert hidden.grad is not None and weight.grad is not None
+    torch.testing.assert_close(found.double(), nll * mask, **TOLERANCE[torch.float32])
+    torch.testing.assert_close(hidden.grad.double(), d_hidden, **TOLERANCE[torch.float32])
+    torch.testing.assert_close(weight.grad.double(), d_weight, **TOLERANCE[torch.float32])
+    labels[outside[0]], labels[outside[1]] = 1010, -1
+    assert fused(hidden, weight, labels, token_weights=mask).isinf().nonzero().flatten().tolist() == list(outside)
+
+
 def peak_bytes(work: Any) -> int:
     """Most bytes alive at once, by the allocator's own events."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
