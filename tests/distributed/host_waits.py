@@ -117,8 +117,11 @@ class _Calls(TorchFunctionMode):
         if name == "to" and eyes.sees(args[:1]) and "cpu" in [*args[1:], *kwargs.values()]:
             eyes.note(name)
         has_device = kwargs.get("device") is not None
-        if has_device and func in (torch.tensor, torch.as_tensor):
-            eyes.note(f"torch.{name} of a host value on the device")
+        if func in (torch.tensor, torch.as_tensor):
+            for _ in filter(eyes.sees, _tensors(args)):
+                eyes.note(f"torch.{name} of a value on the device")
+            if has_device:
+                eyes.note(f"torch.{name} of a host value on the device")
         out = func(*args, **kwargs)
         if has_device:
             eyes.mark(out)

@@ -43,6 +43,7 @@ WAITS: dict[str, Callable[[torch.Tensor], object]] = {
     "equal": lambda x: torch.equal(x, x + 1),
     "unique": lambda x: x.unique(),
     "host value": lambda x: torch.tensor(1.0, device=HOST),
+    "device values": lambda x: torch.tensor([x[0], x[1]]),
     "copy down": lambda x: torch.empty(3).copy_(x),
     "copy up": lambda x: x.copy_(torch.ones(3)),
     "in a backward pass": lambda x: _Reading.apply(torch.ones(3, device=HOST, requires_grad=True)).sum().backward(),

@@ -85,7 +85,7 @@ def test_bf16_accumulated_differs_from_stage_1_by_the_order_of_sums(root: Path, 
 
 
 def test_gradients_summed_in_bf16_are_those_of_fp32_within_its_rounding(root: Path) -> None:
-    """A bucket is in bf16 while it travels; the sum over micro-batches stays in fp32, so eight of them lose nothing."""
+    """A bucket is in bf16 while it travels; the sum over micro-batches stays in fp32, so four of them lose nothing."""
     plain = trained(root, "bf16", "training.precision=bf16", *ACCUMULATED)
     narrow = ["training.precision=bf16", "training.grad_reduce_in_fp32=false"]
     sharded = trained(root, "bf16-narrow", *narrow, *ACCUMULATED, stage(2))
