@@ -13,6 +13,7 @@ from megatron_synE.config.derive import RunPlan, rows_of_rank
 from megatron_synE.config.schema import RunConfig
 from megatron_synE.model.gpt import LlamaModel
 from megatron_synE.model.layer_spec import Implementation, block_spec, choose, overlap_tensor_parallel
+from megatron_synE.optim import gradients
 from megatron_synE.optim.fused_adam import install_where_needed
 from megatron_synE.runtime.device import Device
 from megatron_synE.runtime.mcore import (
@@ -21,7 +22,6 @@ from megatron_synE.runtime.mcore import (
     Float16Module,
     OptimizerConfig,
     TransformerConfig,
-    finalize_model_grads,
     get_forward_backward_func,
     get_megatron_optimizer,
     get_standard_config_overrides,
@@ -81,7 +81,7 @@ def transformer_config(config: RunConfig, plan: RunPlan, device: Device) -> Tran
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
         context_parallel_size=parallel.context_parallel_size,
         sequence_parallel=parallel.sequence_parallel,
-        # The loss is a sum over tokens, divided once by the global number of target tokens (finalize_model_grads).
+        # The loss is a sum over tokens, divided once by the global number of target tokens (gradients.finalize).
         calculate_per_token_loss=True,
         # Interleaved PP=2 with batched p2p pairs two sends between the same ranks wrongly: silent garbage (trap S1).
         overlap_p2p_comm=interleaved,
@@ -125,7 +125,7 @@ def build_model(config: RunConfig, plan: RunPlan, device: Device) -> Model:
         overlap_param_gather=plan.overlap_param_gather,
         check_for_nan_in_grad=False,  # agreed over ranks on the gradient norm in train_step instead
     )
-    core_config.finalize_model_grads_func = finalize_model_grads
+    core_config.finalize_model_grads_func = gradients.finalize
     if plan.zero_stage > 1:
         group = parallel_state.get_data_parallel_group(with_context_parallel=True)
         sharded = tuple(
@@ -152,6 +152,7 @@ def build_optimizer(config: RunConfig, plan: RunPlan, model: Model) -> Any:
     Collective: every rank.
     """
     logger.info("optimizer: distributed (ZeRO stage %d), %s", plan.zero_stage, install_where_needed())
+    gradients.install_where_needed()
     section = config.optimizer
     optimizer_config = OptimizerConfig(
         optimizer="adam",

@@ -54,6 +54,7 @@ def linear_cross_entropy(
     """NLL of each label under softmax(hidden @ weight.T), times its token's weight: [t] fp32.
 
     hidden [t, h], the same on every rank of the part's group; weight [≥ v, h]; labels [t] int64; token_weights [t].
+    A label outside the vocabulary gives an infinite NLL; one of weight 0 gives 0 whatever it is (-100, for one).
     The gradient of hidden is this rank's share only: the caller sums it over the group. Memory: one chunk of logits in
     the weights' dtype, one piece in fp32; with gradients also theirs, from now to the backward pass.
 
@@ -226,16 +227,16 @@ def _piece(
         # torch's softmax is one fused kernel; its largest value gives the log-sum-exp back, to 1e-7 as it is ≥ 1 / v.
         probabilities = torch.softmax(logits, dim=-1, dtype=torch.float32)  # [p, v], of this rank's rows alone
         log_sum = logits.amax(dim=-1).float() - probabilities.amax(dim=-1).log()  # [p]
-        label_logit = torch.where(is_mine, logits.gather(1, mine).squeeze(1).float(), 0.0)  # [p]
+        label_logit = torch.where(is_mine, logits.gather(1, mine).squeeze(1).float(), -torch.inf)  # [p]
     else:
         log_sum = logits.new_full((len(logits),), -torch.inf, dtype=torch.float32)
-        label_logit = torch.zeros_like(log_sum)
+        label_logit = log_sum
     whole = log_sum
     if part.group is not None:
         both = torch.stack((log_sum, label_logit))  # [2, p]
         all_ranks = both.new_empty(2 * part.group.size(), both.shape[1])  # [TP * 2, p]
         dist.all_gather_into_tensor(all_ranks, both, group=part.group)
-        whole, label_logit = all_ranks[::2].logsumexp(dim=0), all_ranks[1::2].sum(dim=0)  # [p], [p]
+        whole, label_logit = all_ranks[::2].logsumexp(dim=0), all_ranks[1::2].amax(dim=0)  # [p], [p]
     nll = whole - label_logit
     if in_place and part.num_rows:
         share = (log_sum - whole).exp()  # of this rank's rows in the sum; 1 where it has them all
@@ -245,7 +246,7 @@ def _piece(
         at_label -= torch.where(is_mine, 1.0 if weights is None else weights, 0.0).unsqueeze(1)
         torch.mul(probabilities, factor, out=logits)
         logits.scatter_(1, mine, at_label.to(logits.dtype))
-    return nll if weights is None else nll * weights
+    return nll if weights is None else torch.where(weights == 0, 0.0, nll * weights)
 
 
 def _kind(tensor: torch.Tensor) -> Literal["cpu", "cuda"]:

@@ -84,7 +84,7 @@ class NativeAttention(MegatronModule):
     ) -> torch.Tensor:
         """query [t, np, hn], key and value [t, ng, hn] -> [t, np * hn]; in a chunk there are more keys than queries."""
         assert packed_seq_params is not None
-        if query.is_cuda:
+        if query.is_cuda and query.dtype != torch.float32:  # flash kernels have no fp32
             return self._varlen(query, key, value, packed_seq_params)
         return self._by_segment(query, key, value, packed_seq_params)
 
@@ -111,12 +111,12 @@ class NativeAttention(MegatronModule):
             # In a chunk's first segment there may be keys before the first query.
             num_queries, num_keys = q_part.shape[2], k_part.shape[2]
             is_whole = num_queries == num_keys
+            mask = None if is_whole else _lower_right(num_queries, num_keys, q.device)
             parts.append(
                 scaled_dot_product_attention(
-                    q_part, k_part, v_part, attn_mask=None if is_whole else _lower_right(num_queries, num_keys),
-                    is_causal=is_whole, scale=self.scale, enable_gqa=grouped,
+                    q_part, k_part, v_part, attn_mask=mask, is_causal=is_whole, scale=self.scale, enable_gqa=grouped
                 )
-            )  # fmt: skip
+            )
         out = torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]  # [1, np, t, hn]
         return out.squeeze(0).transpose(0, 1).reshape(query.shape[0], -1)  # [t, np * hn]
 
@@ -124,9 +124,9 @@ class NativeAttention(MegatronModule):
         return {}
 
 
-def _lower_right(queries: int, keys: int) -> torch.Tensor:
+def _lower_right(queries: int, keys: int, device: torch.device) -> torch.Tensor:
     """[queries, keys] bool: the last query sees every key, each one before it one fewer."""
-    return torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
 
 class RotaryCoreAttention(MegatronModule):

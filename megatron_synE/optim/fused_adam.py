@@ -42,8 +42,9 @@ class FusedAdam(torch.optim.Optimizer):
             for p in params:
                 if not self.state[p]:
                     self.state[p] = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-            # The kernel only reads the counters, so all parameters may share one tensor.
-            step = torch.tensor(float(group["step"]), device=params[0].device)
+            # The kernel only reads the counters, so all parameters may share one tensor. Filled on the device: to put a
+            # host value there (torch.tensor) the host would wait until all that is queued is done.
+            step = torch.full((), float(group["step"]), dtype=torch.float32, device=params[0].device)
             torch._fused_adamw_(
                 params,
                 [p.grad for p in params],

@@ -1,12 +1,16 @@
 """How long this rank computes in a step, before it waits for the others to reduce gradients with."""
 
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from megatron_synE.runtime.device import Device
+
+MOST_STEPS = 1000
+"""Of which times are kept: where nobody asks (one rank, no straggler_factor) they would pile up for the whole run."""
 
 
 class StepTimer:
@@ -15,7 +19,7 @@ class StepTimer:
     def __init__(self, device: Device) -> None:
         self._device = device
         self._began: Any = None
-        self._spans: list[tuple[Any, Any]] = []
+        self._spans: deque[tuple[Any, Any]] = deque(maxlen=MOST_STEPS)
 
     def start(self) -> None:
         """A step begins."""
@@ -34,13 +38,14 @@ class StepTimer:
 
     @property
     def num_steps(self) -> int:
-        """Steps since the last `mean_seconds`; the same on every rank."""
+        """Steps since the last `mean_seconds`, at most MOST_STEPS; the same on every rank."""
         return len(self._spans)
 
     def mean_seconds(self) -> float:
-        """Of the steps since the last call. Call it when the device has finished them."""
-        spans, self._spans = self._spans, []
-        return sum(self._seconds(*span) for span in spans) / max(len(spans), 1)
+        """Of the steps since the last call, the newest MOST_STEPS. Call it when the device has finished them."""
+        seconds = [self._seconds(*span) for span in self._spans]
+        self._spans.clear()
+        return sum(seconds) / max(len(seconds), 1)
 
     def _now(self) -> Any:
         if not self._device.is_cuda:

@@ -58,14 +58,14 @@ def validation_rows(run: Path) -> list[tuple[int, str, float]]:
 @pytest.mark.parametrize(
     ("nproc", "overrides"),
     [
-        (2, []),
+        (2, ["parallel.context_parallel_size=2", "training.precision=bf16"]),
         (2, ["training.precision=bf16", "parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true"]),
         (2, ["training.precision=bf16", "parallel.zero_stage=2", "training.micro_batch_size=1"]),
         (2, ["parallel.zero_stage=3", "parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true"]),
         (2, [*TP2_SP, "training.precision=bf16"]),
         (2, VPP),
     ],
-    ids=["DP2", "DP2 bf16 overlapped", "DP2 ZeRO2 bf16", "DP2 ZeRO3 overlapped", "TP2 SP bf16", "VPP"],
+    ids=["CP2 bf16", "DP2 bf16 overlapped", "DP2 ZeRO2 bf16", "DP2 ZeRO3 overlapped", "TP2 SP bf16", "VPP"],
 )
 def test_stopping_and_resuming_is_bit_equal_to_a_straight_run(
     root: Path, tmp_path: Path, nproc: int, overrides: list[str]

@@ -2,7 +2,7 @@
 
 nan:SAMPLES, spike:SAMPLE   the data of these samples (a,b) of the planned schedule gives a loss that is NaN, or much
                             too high, wherever in the run it is read
-weight:ITERATION            after this iteration a weight of rank 1 becomes NaN, once
+weight:ITERATION            after this iteration a weight of rank 1 becomes NaN, once; under ZeRO stage 3 in its part
 flip:ITERATION              in the step after this iteration rank 1 computes a too high loss, the first time it is asked
 slow                        rank 1 computes every micro-batch twenty times more
 """
@@ -54,7 +54,9 @@ def with_bad_weight(self: Trainer, batches: Any) -> Any:
     if self.progress.iteration == int(argument) and not sprung and dist.get_rank() == 1:
         sprung = True
         with torch.no_grad():
-            list(self.model.chunks[0].parameters())[-1].view(-1)[3] = float("nan")
+            parameter = list(self.model.chunks[0].parameters())[-1]
+            bucket = self.model.buckets.get(parameter)
+            (parameter.view(-1) if bucket is None else bucket.own_weights(parameter))[3] = float("nan")
     return forward_backward(self, batches)
 
 

@@ -126,6 +126,18 @@ def test_a_weight_that_became_nan_on_one_rank_is_healed_by_going_back(root: Path
     assert_same_run(run, without)
 
 
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
+def test_a_part_that_became_nan_is_healed_under_zero_3(root: Path, tmp_path: Path, precision: str) -> None:
+    """Nobody else has this part: in fp32 it is weight and master in one, and the other rank gets it by gathering."""
+    run, without = tmp_path / "run", tmp_path / "without"
+    sharded = ["parallel.zero_stage=3", "parallel.overlap_param_gather=true", f"training.precision={precision}"]
+    back = ["stability.on_nan=rollback", "stability.rollback_steps=1"]
+    said = run_poisoned(root, run, "weight:5", *SAVING, *back, *sharded)
+    assert "the loss is nan" in said and "back at iteration 5, the data of samples 40 to 47 is left out" in said
+    left_out_from_the_start(root, without, ["40:48"], *sharded)
+    assert_same_run(run, without)
+
+
 def test_nothing_to_go_back_to_is_said(root: Path, tmp_path: Path) -> None:
     said = run_poisoned(
         root, tmp_path / "run", "nan:3", *SAVING, "stability.on_nan=rollback", "stability.rollback_steps=1", code=5

@@ -37,6 +37,9 @@ def main(vocab_size: int) -> None:
     torch.testing.assert_close(mine.grad.double(), w.grad[rank * ROWS : (rank + 1) * ROWS], atol=1e-5, rtol=1e-5)
     with torch.no_grad():
         torch.testing.assert_close(linear_cross_entropy(shared, mine, labels, part, token_weights=mask), nll)
+        labels[3], mask[3] = vocab_size, 1.0  # in nobody's part of the vocabulary
+        found = linear_cross_entropy(shared, mine, labels, part, token_weights=mask)
+        assert found.isinf().nonzero().flatten().tolist() == [3]
     dist.barrier()
 
 

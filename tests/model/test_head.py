@@ -1,5 +1,6 @@
 """The head in chunks gives the loss and the gradients of float64, and its memory does not hold the logits."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,14 @@ TOLERANCE = {
 
 
 @pytest.fixture(autouse=True)
-def _odd_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of at most 11 tokens in pieces of 3."""
+def _odd_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Chunks of at most 11 tokens in pieces of 3; memory that nobody has written to holds NaN, not by luck zeros."""
     monkeypatch.setitem(CHUNK_ELEMENTS, "cpu", 11 * ROWS + 5)
     monkeypatch.setitem(PIECE_ELEMENTS, "cpu", 3 * VOCABULARY + 5)
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(1).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 def drawn(num_tokens: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -147,6 +152,24 @@ def test_a_nan_shows_in_its_own_loss_and_in_the_weights_gradient() -> None:
     assert hidden.grad is not None and weight.grad is not None
     assert hidden.grad.isnan().any(dim=1).nonzero().flatten().tolist() == [5]
     assert weight.grad[:VOCABULARY].isnan().any(dim=1).all()
+
+
+def test_a_label_outside_the_vocabulary_is_infinite_and_one_without_weight_is_nothing() -> None:
+    """Padded rows have ids too: 1010 is inside the matrix. Training on such a label must not look like a loss."""
+    hidden, weight, labels, _ = drawn(12, torch.float32)
+    mask = torch.ones(12)
+    ignored, outside = (0, 5, 11), (2, 7)
+    labels[list(ignored)], mask[list(ignored)] = -100, 0.0
+    kept = labels.clamp(min=0)
+    nll, d_hidden, d_weight = by_float64(hidden, weight, kept, mask)
+    found = fused(hidden, weight, labels, token_weights=mask)
+    found.sum().backward()
+    assert hidden.grad is not None and weight.grad is not None
+    torch.testing.assert_close(found.double(), nll * mask, **TOLERANCE[torch.float32])
+    torch.testing.assert_close(hidden.grad.double(), d_hidden, **TOLERANCE[torch.float32])
+    torch.testing.assert_close(weight.grad.double(), d_weight, **TOLERANCE[torch.float32])
+    labels[outside[0]], labels[outside[1]] = 1010, -1
+    assert fused(hidden, weight, labels, token_weights=mask).isinf().nonzero().flatten().tolist() == list(outside)
 
 
 def peak_bytes(work: Any) -> int:

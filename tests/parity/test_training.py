@@ -95,7 +95,8 @@ LAYOUTS: dict[str, tuple[int, list[str]]] = {
 
 
 # Trained from a tied model whose vocabulary of 257 is padded, without document masking, as the paper's preset does.
-UNMASKED = ["data.document_masking=false", "model.make_vocab_size_divisible_by=64"]
+# What follows an EOS does not count: ranks and micro-batches have different numbers of target tokens.
+UNMASKED = ["data.document_masking=false", "data.eod_mask_loss=true", "model.make_vocab_size_divisible_by=64"]
 TIED_LAYOUTS: dict[str, tuple[int, list[str]]] = {
     "PP2 DP2 overlapped": (
         4,
@@ -126,6 +127,8 @@ class Reference:
 
     config: Path
     losses: list[float]
+    tokens: list[int]
+    """Targets of each step."""
     grad_norms: list[float]
     weights: dict[str, torch.Tensor]
     start: dict[str, torch.Tensor]
@@ -147,7 +150,15 @@ def sample_nll(model: torch.nn.Module, sample: Sample) -> torch.Tensor:
 
 
 def whole_nll(model: torch.nn.Module, sample: Sample) -> torch.Tensor:
-    return document_nll(model, torch.from_numpy(sample.tokens))
+    """The window as one text, without the targets after an EOS."""
+    tokens = torch.from_numpy(sample.tokens)
+    logits = model(tokens[:-1].unsqueeze(0)).logits.squeeze(0)
+    nll = torch.nn.functional.cross_entropy(logits, tokens[1:], reduction="none")
+    return nll[tokens[:-1] != tiny.EOS].sum()
+
+
+def target_tokens(samples: list[Sample], *, masked: bool) -> int:
+    return sum(32 if masked else int((sample.tokens[:-1] != tiny.EOS).sum()) for sample in samples)
 
 
 def expected_rate(consumed_tokens: int) -> float:
@@ -160,7 +171,7 @@ def expected_rate(consumed_tokens: int) -> float:
 def train_with_transformers(root: Path, config: Path, *, masked: bool = True) -> Reference:
     """One process, torch AdamW, decay on matrices only, samples of the run's own schedule.
 
-    masked: documents apart; else each sample is one text.
+    masked: documents apart, every token a target; else each sample is one text, and what follows an EOS no target.
     """
     nll = sample_nll if masked else whole_nll
     model = AutoModelForCausalLM.from_pretrained(root / "hf", dtype=torch.float32).train()
@@ -172,17 +183,23 @@ def train_with_transformers(root: Path, config: Path, *, masked: bool = True) ->
     tiny.train(config, "run.dir=" + str(root / "for-its-schedule"), "training.stop_after_iterations=1", code=75)
     schedule = Schedule.from_json((root / "for-its-schedule" / "schedule.json").read_text())
     dataset = ScheduledDataset(schedule, [read_manifest(root / "train")])
-    losses, norms = [], []
+    losses, counts, norms, is_uneven = [], [], [], False
     for iteration in range(5):
         optimizer.zero_grad()
-        total = torch.stack([nll(model, dataset[8 * iteration + index]) for index in range(8)]).sum()
-        (total / (8 * 32)).backward()
-        losses.append(float(total) / (8 * 32))
+        samples = [dataset[8 * iteration + index] for index in range(8)]
+        count = target_tokens(samples, masked=masked)
+        of_rank_0 = samples[0:2] + samples[4:6]  # at DP 2 with micro-batches of two
+        is_uneven |= 2 * target_tokens(of_rank_0, masked=masked) != count
+        total = torch.stack([nll(model, sample) for sample in samples]).sum()
+        (total / count).backward()
+        losses.append(float(total) / count)
+        counts.append(count)
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)))
         for group in optimizer.param_groups:
             group["lr"] = expected_rate(iteration * 8 * 32)
         optimizer.step()
-    return Reference(config, losses, norms, dict(model.state_dict()), start, held_out_nll(root, model))
+    assert is_uneven != masked
+    return Reference(config, losses, counts, norms, dict(model.state_dict()), start, held_out_nll(root, model))
 
 
 def held_out_nll(root: Path, model: torch.nn.Module) -> dict[str, float]:
@@ -240,6 +257,7 @@ def assert_equals_transformers(reference: Reference, tmp_path: Path, nproc: int,
     tiny.train(reference.config, f"run.dir={run}", *overrides, nproc=nproc)
     found = tiny.rows(run, "train")
     assert [row["lm_loss"] for row in found] == pytest.approx(reference.losses, abs=1e-5)
+    assert [row["loss_tokens"] for row in found] == reference.tokens
     # 1e-4: fp32 sums over ranks in another order; a rank left out of the norm is off by tens of percent.
     assert [row["grad_norm"] for row in found] == pytest.approx(reference.grad_norms, rel=1e-4)
     assert [row["learning_rate"] for row in found] == pytest.approx([expected_rate(256 * i) for i in range(5)])
