@@ -32,9 +32,9 @@ class Subject:
     def described(self) -> dict[str, Any]:
         """For results.json."""
         return {
-            "path": str(self.path),
+            "path": str(self.path.absolute()),
             "label": self.label,
-            "run": None if self.run is None else str(self.run),
+            "run": None if self.run is None else str(self.run.absolute()),
             "iteration": self.iteration,
             "consumed_tokens": self.consumed_tokens,
         }
@@ -121,7 +121,10 @@ def _hf_folder(folder: Path) -> Subject:
         return own
     from megatron_synE.checkpoint import layout
 
-    name = str(json.loads(marker.read_text(encoding="utf-8")).get("checkpoint"))
+    try:
+        name = str(json.loads(marker.read_text(encoding="utf-8"))["checkpoint"])
+    except (OSError, ValueError, KeyError, TypeError):  # a damaged mark names no run
+        return own
     checkpoint = folder.resolve().parent / layout.CHECKPOINTS / name
     if not (checkpoint / layout.STATE).is_file():
         return own

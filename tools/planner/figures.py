@@ -114,7 +114,7 @@ def read_efficiency(user_file: Path | None = None) -> Efficiency:
     """The shipped table, with the user's file merged over it. Errors: ConfigError naming file and key."""
     tree = read_yaml(_FOLDER / "efficiency.yaml")
     if user_file is not None:
-        user = read_yaml(user_file)
+        user = read_yaml(user_file, what="efficiency table")
         if unknown := sorted(user.keys() - tree.keys()):
             near = difflib.get_close_matches(unknown[0], tree, n=1)
             hint = f"; did you mean {near[0]}?" if near else f"; it has {', '.join(tree)}"

@@ -58,7 +58,7 @@ def read_rates(user_file: Path | None) -> dict[str, Rate]:
     """
     tree = read_yaml(Path(__file__).with_name("rates.yaml"))
     if user_file is not None:
-        for name, value in read_yaml(user_file).items():
+        for name, value in read_yaml(user_file, what="table of rates").items():
             if name not in tree:
                 raise ConfigError(f"{user_file}: no rate is called {name!r}; the rates are {', '.join(tree)}")
             whole = value if isinstance(value, dict) else {"value": value}

@@ -75,7 +75,10 @@ class Law:
 
 
 def fit_law(cells: Cells, *, resamples: int, seed: int = 0) -> Law:
-    """Fit to the cells and to `resamples` draws of their seeds."""
+    """Fit to the cells and to `resamples` draws of their seeds.
+
+    A mean of n seeds drawn with replacement varies by (n - 1) / n of what that of n new ones does: it is given back.
+    """
     random = np.random.default_rng(seed)
     size_unit, tokens_unit = float(cells.size.max()), float(cells.tokens.max())
     has_size = len(np.unique(cells.size)) > 1
@@ -94,6 +97,7 @@ def fit_law(cells: Cells, *, resamples: int, seed: int = 0) -> Law:
     found = [best]
     for _ in range(resamples):
         drawn = cells.losses[:, random.integers(0, count, count)].mean(axis=1)
+        drawn = means + (drawn - means) * math.sqrt(count / max(1, count - 1))
         drawn = drawn + misfit * random.standard_normal(len(means))
         moved = (centres[0] + centres[1] * random.standard_normal(len(NAMES)), centres[1])
         found.append(_fit(inputs, drawn, noise, moved, best, has_size=has_size))
