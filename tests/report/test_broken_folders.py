@@ -111,11 +111,12 @@ def test_no_character_and_no_number_of_a_run_makes_a_report_fail(tmp_path: Path)
     name = "en/web/\x00\x1b[31m\ud800"
     rows = [run_folders.validation_row(step, f"{name}@holdout", 2.0) for step in (40, 41)]
     keys = ("lm_loss", "grad_norm", "tokens_per_second", "productive_seconds", "step_seconds")
-    rows.append(run_folders.train_row(41, **dict.fromkeys(keys, 1.7e308)))
-    rows[-1]["samples_by_source"] = {name: 1.7e308, "zh/web/law": 1.7e308}
+    rows.append(run_folders.train_row(42, **dict.fromkeys(keys, 1.7e308)))
+    rows.append(run_folders.train_row(41, **dict.fromkeys(keys, 9.9e99)))
+    rows[-1]["samples_by_source"] = {name: 9.9e99, "zh/web/law": 9.9e99}
     rows.append(
-        {"kind": "guard", "iteration": 41, "set": name, "consumed_tokens": 1.7e308, "worse": [name], "notes": [name],
-         "change": -1.7e308, "rise": 1.7e308, "probe_accuracy": 1.7e308}
+        {"kind": "guard", "iteration": 41, "set": name, "consumed_tokens": 9.9e99, "worse": [name], "notes": [name],
+         "change": -9.9e99, "rise": 9.9e99, "probe_accuracy": 9.9e99}
     )  # fmt: skip
     run = run_folders.write(tmp_path / "run", extra=rows)
     (run / "checkpoints/iter_0000010").mkdir(parents=True)

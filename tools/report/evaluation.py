@@ -74,9 +74,8 @@ def evaluation(runs: Sequence[RunRecord], files: Sequence[Path]) -> Section:
         newest = _newest(of_suite)
         blocks += [Missing(f"{r.name}: {suite} is not complete yet") for r in newest if not r.is_complete]
         if len({result.comparable for result in newest}) > 1:
-            blocks.append(
-                Missing(f"{suite}: suite file, harness or settings differ between these results; do not compare")
-            )
+            differ = "suite file, harness or settings differ between these results"
+            blocks.append(Missing(f"{suite}: {differ}; do not compare them"))
         levels = sorted({f"{100 * b.confidence:g} %" for r in newest for b in r.benchmarks if b.confidence is not None})
         x_label = f"score, % (bar: {' or '.join(levels) or 'its'} interval)"
         figure = intervals(f"Scores: {suite}", _intervals(newest), x_label=x_label)
