@@ -78,6 +78,14 @@ def test_the_largest_model_is_left_out_and_lies_in_the_intervals(tmp_path: Path)
         assert check.measured == pytest.approx(
             loss(largest, 1024, check.share), abs=1e-9
         ) or check.measured == pytest.approx(loss(largest, 512, check.share), abs=1e-9)
+    for file in (folder / ARMS).glob("*large*/result.json"):
+        content = json.loads(file.read_text())
+        for point in content["curve"]:
+            point["nll"] = {name: value + 1.0 for name, value in point["nll"].items()}
+        file.write_text(json.dumps(content))
+    odd = law_of(folder, resamples=20)  # a large model that follows no law of the smaller ones, which it is told by
+    assert [check.predicted for check in odd.checks] == [check.predicted for check in found.checks]
+    assert not any(check.is_inside for check in odd.checks)
 
 
 @pytest.mark.parametrize(
