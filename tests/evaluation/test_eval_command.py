@@ -233,11 +233,20 @@ def test_code_of_a_model_folder_is_never_run(hf: Path, data: Path, tmp_path: Pat
 
 
 def test_what_cannot_be_evaluated_is_said_in_one_message(hf: Path, data: Path, tmp_path: Path) -> None:
+    damaged, mute = tmp_path / "damaged", tmp_path / "mute"
+    for folder in (damaged, mute):
+        folder.mkdir()
+        for file in hf.iterdir():
+            if folder == damaged or "token" not in file.name:
+                (folder / file.name).write_bytes(file.read_bytes())
+    (damaged / "model.safetensors").write_bytes(b"x")
     for changes, fault, message in (
         ({"out": None}, ConfigError, "--out is missing"),
         ({"only": ("ARK",)}, ConfigError, "--only ARK: small has ARC"),
         ({"model": tmp_path / "nothing"}, CheckpointError, "no such folder"),
         ({"model": tmp_path}, CheckpointError, "is neither an HF folder"),
+        ({"model": damaged}, CheckpointError, "damaged cannot be loaded: "),
+        ({"model": mute}, CheckpointError, "mute cannot be loaded: "),
         ({"backend": "vllm"}, ConfigError, "vLLM is not installed"),
     ):
         with pytest.raises(fault, match=message):

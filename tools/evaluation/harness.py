@@ -12,7 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from data_mixers.errors import ConfigError, DataError
+from data_mixers.errors import ConfigError, DataError, UserError
+from megatron_synE.exit_codes import CheckpointError
 from tools.evaluation.data_files import Found, Wanted, as_loader
 from tools.evaluation.results import Item, TaskResult
 from tools.evaluation.suite import Benchmark
@@ -185,23 +186,31 @@ def num_requests(task: Any, limit: int | None) -> int:
 def load_model(options: ModelOptions) -> Any:
     """The harness's model. No code of the folder runs.
 
-    Errors: ConfigError for a missing backend.
+    Errors: ConfigError for a missing backend; CheckpointError if transformers cannot read the folder.
     """
     with _quiet():
-        if options.backend == "vllm":
-            return _vllm(options)
-        from lm_eval.models.huggingface import HFLM
+        try:
+            return _vllm(options) if options.backend == "vllm" else _hf(options)
+        except UserError:
+            raise
+        except Exception as error:  # a damaged file, no tokenizer, another transformers' configuration, no memory
+            told = " ".join(str(error).split())
+            raise CheckpointError(f"{options.folder} cannot be loaded: {type(error).__name__}: {told:.300}") from error
 
-        from megatron_synE.runtime.device import select
 
-        device = select(options.device, local_rank=0)
-        model = HFLM(
-            pretrained=str(options.folder), dtype=options.dtype, device=device.kind, batch_size=options.batch_size,
-            trust_remote_code=False,
-        )  # fmt: skip
-        for kind in ("loglikelihood", "loglikelihood_rolling", "generate_until"):
-            setattr(model, kind, partial(getattr(model, kind), disable_tqdm=True))
-        return model
+def _hf(options: ModelOptions) -> Any:
+    from lm_eval.models.huggingface import HFLM
+
+    from megatron_synE.runtime.device import select
+
+    device = select(options.device, local_rank=0)
+    model = HFLM(
+        pretrained=str(options.folder), dtype=options.dtype, device=device.kind, batch_size=options.batch_size,
+        trust_remote_code=False,
+    )  # fmt: skip
+    for kind in ("loglikelihood", "loglikelihood_rolling", "generate_until"):
+        setattr(model, kind, partial(getattr(model, kind), disable_tqdm=True))
+    return model
 
 
 def describe(model: Any, options: ModelOptions) -> dict[str, Any]:
