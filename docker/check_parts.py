@@ -3,7 +3,7 @@
 import importlib.util
 import sys
 
-PARTS = ("torch", "transformer_engine", "flash_attn", "apex", "megatron.core", "transformers")
+PARTS = ("torch", "transformer_engine", "flash_attn", "apex", "megatron.core", "transformers", "scipy", "lm_eval")
 
 missing = [part for part in PARTS if importlib.util.find_spec(part) is None]
 if missing:

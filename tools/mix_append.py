@@ -50,7 +50,7 @@ def checked_stage(run: Path, stage: Path) -> Checked:
     Errors: ConfigError with every fault of the stage, or if it changes what is read already.
     """
     before = load_config(run / RUN_CONFIG, []).resolved
-    entry = json.dumps(read_yaml(stage), ensure_ascii=False, separators=(",", ":"))
+    entry = json.dumps(read_yaml(stage, what="stage"), ensure_ascii=False, separators=(",", ":"))
     override = f"data.stages.{len(before.data.stages)}={entry}"
     config = load_config(run / RUN_CONFIG, [override]).resolved
     examination = examine(config, world_size=1)

@@ -7,7 +7,7 @@ packages ─> text ─ BPE of 4,096 ─> token files: web (zh, en, with topics),
 import itertools
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data_mixers.atomic import write_atomic
@@ -32,8 +32,11 @@ SETS = {
 """Folder of token files -> (language, source, files of the text)."""
 
 
-def prepare(out: Path) -> None:
-    """Everything the small studies read, below `out`; what is there is not made again."""
+def prepare(out: Path, *, starts: Sequence[str] = ("middle",)) -> None:
+    """Everything the small studies read, below `out`; what is there is not made again.
+
+    starts: which of WIDTHS a starting model is trained of.
+    """
     assets.fetch(out / "assets")
     assets.write_licences(out / "assets", out)
     if not (out / "text" / corpora.REPORT).is_file():
@@ -51,8 +54,11 @@ def prepare(out: Path) -> None:
         _tokens(out, "made", "synthetic", "made", str(out / "text/made.jsonl"), holdout=0)
     for name, width in WIDTHS.items():
         write_model_config(out / "models" / name / "config.json", width)
-    if not (out / "start/middle/checkpoints/iter_0001000").is_dir():
-        syne("train", "--config", Path(__file__).parent / "small/start.yaml", "--nproc", 1)
+    for name in starts:
+        if not (out / "start" / name / "checkpoints/iter_0001000").is_dir():
+            syne("train", "--config", Path(__file__).parent / "small/start.yaml", "--nproc", 1,
+                 f"run.name=start-{name}", f"run.dir={out / 'start' / name}",
+                 f"model.hf_config={out / 'models' / name}")  # fmt: skip
     for folder in ("pairs", "made"):
         if not (out / "data" / f"{folder}_sorted/manifest.json").is_file():
             data = out / "data" / folder

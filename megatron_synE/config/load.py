@@ -120,12 +120,12 @@ def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
 _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 
 
-def read_yaml(path: Path) -> Tree:
-    """A YAML file as plain types. Errors: ConfigError naming file and place."""
+def read_yaml(path: Path, *, what: str = "run") -> Tree:
+    """A YAML file as plain types. what: it describes, for a message. Errors: ConfigError naming file and place."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the run's YAML file") from error
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the {what}'s YAML file") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
     try:
@@ -135,8 +135,19 @@ def read_yaml(path: Path) -> Tree:
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected sections such as `run:` and `data:`, found a {type(tree).__name__}")
+        wanted = "sections such as `run:` and `data:`" if what == "run" else f"the {what}'s keys with their values"
+        raise ConfigError(f"{path}: expected {wanted}, found a {type(tree).__name__}")
     return tree
+
+
+def plain_faults(tree: Tree) -> list[str]:
+    """What of a file is no plain data: a set, bytes, a key that is no text, with its place.
+
+    Errors: ConfigError if it contains itself.
+    """
+    faults: list[str] = []
+    _check_plain(tree, (), faults, ())
+    return faults
 
 
 def _one_line(error: yaml.YAMLError) -> str:

@@ -14,6 +14,16 @@ import pyarrow
 import pyarrow.parquet
 
 Rows = Sequence[dict[str, Any]]
+MMLU_PRO = (
+    "biology", "business", "chemistry", "computer science", "economics", "engineering", "health", "history", "law",
+    "math", "other", "philosophy", "physics", "psychology",
+)  # fmt: skip
+INSTRUCTIONS: Rows = [
+    {"prompt": "Two sentences, no commas.", "instruction_id_list": ["punctuation:no_comma",
+     "length_constraints:number_sentences"], "kwargs": [{}, {"relation": "at least", "num_sentences": 2}]},
+    {"prompt": "At most three words in French.", "instruction_id_list": ["length_constraints:number_words",
+     "language:response_language"], "kwargs": [{"relation": "less than", "num_words": 9}, {"language": "fr"}]},
+]  # fmt: skip
 
 
 def write_paper(root: Path, *, num_items: int = 3) -> Path:
@@ -89,6 +99,30 @@ def write_agieval(root: Path, num_items: int) -> None:
         parquet(root / f"hails/agieval-{name}" / "data" / "test-00000-of-00001.parquet", rows)
 
 
+def write_retention(root: Path, num_items: int) -> Path:
+    """BBH, MMLU-Pro and IFEval; the code sets are the paper's, and key retrieval makes its own."""
+    for subject in harness_configs("bbh/cot_fewshot", "SaylorTwift/bbh"):
+        rows = [{"input": f"not {i} is", "target": "False"} for i in range(num_items)]
+        parquet(root / "SaylorTwift/bbh" / subject / "test-00000-of-00001.parquet", rows)
+
+    def question(i: int, category: str) -> dict[str, Any]:
+        return {
+            "question_id": i, "question": f"What is right in {category}?", "options": [f"o{n}" for n in range(10)],
+            "answer": "ABCDEFGHIJ"[i % 10], "answer_index": i % 10, "category": category, "src": f"made up-{category}",
+            "cot_content": "A: Let's think step by step. It is plain. The answer is (A).",
+        }  # fmt: skip
+
+    for split, count in (("test", num_items), ("validation", 5)):
+        rows = [question(i, category) for category in MMLU_PRO for i in range(count)]
+        parquet(root / "TIGER-Lab/MMLU-Pro/data" / f"{split}-00000-of-00001.parquet", rows)
+    lines = [{"key": 1000 + i, **row} for i, row in enumerate(INSTRUCTIONS)]
+    file = root / "google/IFEval/ifeval_input_data.jsonl"
+    file.parent.mkdir(parents=True)
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    write_code(root)
+    return root
+
+
 def write_code(root: Path) -> None:
     humaneval = [
         {"task_id": "HumanEval/0", "prompt": 'def add(a, b):\n    """Sum."""\n',
@@ -113,18 +147,36 @@ def write_code(root: Path) -> None:
 
 
 def write_science(root: Path, num_items: int) -> None:
+    """SciEval: sorted, as its files are, so that a category begins with what is rare in it; then SciQ and ARC."""
     text = "Which is right in {}?\n\nA. one\nB. two\nC. three\nD. four\n\nAnswer:"
 
     def question(i: int, category: str) -> dict[str, Any]:
         return {
-            "question": text.format(category), "answer": ["ABCD"[i % 4]], "type": "multiple-choice",
-            "category": category, "topic": "made up", "ability": "Base Knowledge", "task_name": "SocraticQA",
-            "id": f"{category}{i}", "pid": "0", "prompt": "Answer by a letter.",
+            "question": text.format(category), "answer": ["ABCD"[i % 4]], "category": category, "topic": None,
+            "ability": "Base Knowledge", "type": "multiple-choice", "task_name": "SocraticQA",
+            "prompt": "Please select the right answer.", "cot_prompt": "Select it.", "id": f"{category}{i}",
         }  # fmt: skip
 
-    categories = ("physics", "chemistry", "biology")
+    def other(i: int, category: str) -> dict[str, Any]:
+        """What few items of a category are: reagents to be named, or a judgement."""
+        changes: dict[str, Any] = {
+            "type": "filling", "task_name": "reagent selection", "ability": "Knowledge Application",
+            "prompt": "You are an expert.", "question": "Reactant: CCO\nsolvent:", "answer": ["c1ccccc1"],
+        }  # fmt: skip
+        if category == "biology":
+            changes = {
+                "type": "judge", "task_name": "PubMedQA", "ability": "Research Ability", "prompt": "Yes or no?",
+                "question": "Does it help?\n\nAnswer:", "answer": [["yes", "no"][i % 2]],
+            }  # fmt: skip
+        return {**question(i, category), **changes, "id": f"other {category}{i}"}
+
     for split, count in (("valid", num_items), ("dev", 5)):
-        rows = [question(i, category) for category in categories for i in range(count)]
+        others = [
+            other(i, category) for category in ("chemistry", "biology") for i in range(5 if split == "dev" else 1)
+        ]
+        rows = others + [
+            question(i, category) for category in ("physics", "chemistry", "biology") for i in range(count)
+        ]
         document(root / "OpenDFM/SciEval" / f"scieval-{split}.json", rows)
     sciq = [
         {"question": f"What is {i}?", "distractor1": "a", "distractor2": "b", "distractor3": "c",

@@ -54,6 +54,10 @@ def test_published_differences_inside_noise_are_marked() -> None:
     assert not noisy & {"C-Eval", "CMMLU", "MATH", "ASDiv", "MAWPS", "GaoKao CHE", "GaoKao BIO"}
     holm = {row.name: row.changes[0].holm_p_value for row in comparison.rows}
     assert holm["MMLU"] > 0.05 > holm["C-Eval"]  # its p of 0.013 is one of twenty
+    p_values = {row.name: row.changes[0].p_value for row in comparison.rows if not row.is_sum}
+    assert len(p_values) == 20  # the two averages are no tests of their own
+    smaller = sum(p < p_values["MMLU"] for p in p_values.values())
+    assert holm["MMLU"] == pytest.approx((20 - smaller) * p_values["MMLU"])
     marks = {line.split("  ")[0]: line.endswith("~") for line in comparison_table(comparison).splitlines()}
     assert marks["HumanEval"] and not marks["C-Eval"]
 
@@ -171,7 +175,22 @@ def test_other_questions_are_not_compared_as_pairs(base: Path, tmp_path: Path) -
 
 def test_faulty_inputs_end_in_one_message(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "results.json").write_text('{"kind": "other"}')
+    damaged = written(tmp_path / "damaged", {"MATH": [[1.0, 0.0] * 20]})
+    for name, content in (("a", "[]"), ("b", '{"kind": "evaluation", "schema_version": 1}'), ("c", '"x"')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(content)
+    whole = json.loads((damaged / "results.json").read_text())
+    (damaged / "results.json").write_text(json.dumps({**whole, "settings": []}))
+    broken = written(tmp_path / "broken", {"MATH": [[1.0, 0.0] * 20]})
+    (broken / "tasks/MATH_0.json").write_text("[1]")
+    more = written(tmp_path / "more", {"MMLU": [[1.0] * 50 + [0.0] * 50, [1.0] * 10, [1.0]]})
     for arguments, code, message in (
+        ((tmp_path / "a", base), 3, "holds no JSON object"),
+        ((tmp_path / "b", base), 3, "incomplete or with unknown fields"),
+        ((tmp_path / "c", base), 3, "holds no JSON object"),
+        ((damaged, base), 3, "settings is no object"),
+        ((broken, base), 3, "MATH_0.json: holds no JSON object"),
+        ((more, base), 2, "did not ask the same questions"),
         ((tmp_path / "nothing",), 3, "no such file"),
         ((tmp_path, base), 3, "is no result of `syne eval`"),
         ((), 2, "nothing to compare"),

@@ -118,10 +118,53 @@ def test_a_second_call_computes_nothing_and_a_lost_task_alone_is_done_again(
     (again,) = evaluate(options(hf, data, root))
     assert computed == []
     assert again.benchmarks == measured.benchmarks
+    assert again.harness == measured.harness  # no model was loaded, and yet it is known what measured
     (measured.folder / "tasks/sciq.json").unlink()
     (again,) = evaluate(options(hf, data, root))
     assert computed == ["sciq"]
     assert [line.score for line in again.benchmarks] == [line.score for line in measured.benchmarks]
+
+
+def test_what_a_call_leaves_out_stays_as_an_earlier_one_measured_it(hf: Path, data: Path, tmp_path: Path) -> None:
+    (first,) = evaluate(options(hf, data, tmp_path, only=("ARC",)))
+    assert not first.complete
+    assert {line.name: line.reason for line in first.benchmarks if line.status == "open"} == dict.fromkeys(
+        ("SciQ", "ASDiv", "HumanEval"), "left out by --only"
+    )
+    (second,) = evaluate(options(hf, data, tmp_path, only=("SciQ",)))
+    lines = {line.name: line for line in second.benchmarks}
+    assert lines["ARC"] == first.benchmarks[0] and lines["SciQ"].status == "done"
+    assert second.sums[0].status == "done"  # of both, item by item
+    assert second.sums[0].score == pytest.approx(((lines["ARC"].score or 0) + (lines["SciQ"].score or 0)) / 2)
+    (other,) = evaluate(
+        options(hf, data, tmp_path, only=("ASDiv",), limit=1)
+    )  # of other settings nothing is taken over
+    assert [line.status for line in other.benchmarks] == ["open", "open", "done", "open"]
+
+
+def test_a_model_of_the_same_name_does_not_replace_anothers_results(hf: Path, data: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other" / hf.name
+    other.parent.mkdir()
+    other.symlink_to(tiny.hf_folder(tmp_path / "second" / hf.name, seed=5))
+    tiny.byte_tokenizer(other)
+    evaluate(options(hf, data, tmp_path, only=("ARC",)))
+    with pytest.raises(ConfigError, match=r"holds the results of .* and .* has the same name; choose another --out"):
+        evaluate(options(other, data, tmp_path, only=("ARC",)))
+
+
+def test_a_mended_answer_of_the_data_is_measured_again(hf: Path, tmp_path: Path) -> None:
+    """One letter for another: a file of the same size."""
+    root = tmp_path / "data"
+    data_sets.write_mathematics(root, 2)
+    file = root / "EleutherAI/asdiv/asdiv/validation.jsonl"
+    (root / "EleutherAI/asdiv/asdiv/validation-00000-of-00001.parquet").unlink()
+    row = {"body": "Ann has 1 pen.", "question": "How many?", "answer": "1 (pens)"}
+    file.write_text(json.dumps(row))
+    (first,) = evaluate(options(hf, root, tmp_path, only=("ASDiv",)))
+    file.write_text(json.dumps({**row, "answer": "2 (pens)"}))
+    (second,) = evaluate(options(hf, root, tmp_path, only=("ASDiv",)))
+    targets = [read_task(results.folder, "syne_asdiv").items[0].target for results in (first, second)]  # type: ignore[union-attr]
+    assert second.folder == first.folder and targets[1] == "2 (pens)"
 
 
 def test_a_killed_call_leaves_a_whole_result_that_says_it_is_open(
@@ -190,11 +233,20 @@ def test_code_of_a_model_folder_is_never_run(hf: Path, data: Path, tmp_path: Pat
 
 
 def test_what_cannot_be_evaluated_is_said_in_one_message(hf: Path, data: Path, tmp_path: Path) -> None:
+    damaged, mute = tmp_path / "damaged", tmp_path / "mute"
+    for folder in (damaged, mute):
+        folder.mkdir()
+        for file in hf.iterdir():
+            if folder == damaged or "token" not in file.name:
+                (folder / file.name).write_bytes(file.read_bytes())
+    (damaged / "model.safetensors").write_bytes(b"x")
     for changes, fault, message in (
         ({"out": None}, ConfigError, "--out is missing"),
         ({"only": ("ARK",)}, ConfigError, "--only ARK: small has ARC"),
         ({"model": tmp_path / "nothing"}, CheckpointError, "no such folder"),
         ({"model": tmp_path}, CheckpointError, "is neither an HF folder"),
+        ({"model": damaged}, CheckpointError, "damaged cannot be loaded: "),
+        ({"model": mute}, CheckpointError, "mute cannot be loaded: "),
         ({"backend": "vllm"}, ConfigError, "vLLM is not installed"),
     ):
         with pytest.raises(fault, match=message):

@@ -64,8 +64,12 @@ def test_the_bootstrap_agrees_with_scipys_on_many_items() -> None:
 
 
 def test_a_macro_average_weighs_tasks_alike_and_keeps_their_variances() -> None:
-    score, _, method = statistics.interval_of([[1.0, 1.0, 0.0, 0.0], [1.0]], "macro")
-    assert (score, method) == (0.75, "normal")
+    score, (low, high), method = statistics.interval_of([[1.0, 1.0, 0.0, 0.0], [1.0] * 6], "macro")
+    assert (score, method) == (0.75, "wilson")
+    # Wilson's of 2 in 4: 0.1500 to 0.8500; of 6 in 6: 0.6097 to 1. The distances add squared, halved.
+    assert low == pytest.approx(0.75 - math.hypot(0.35, 0.3903) / 2, abs=1e-4)
+    assert high == pytest.approx(0.75 + 0.35 / 2, abs=1e-4)
+    assert statistics.interval_of([[0.5, 0.0], [1.0]], "macro")[2] == "normal"
     assert statistics.interval_of([[1.0, 1.0, 0.0, 0.0], [1.0]], "micro")[0] == 0.6
     groups = [[1.0] * 60 + [0.0] * 40, [1.0] * 10 + [0.0] * 10]
     error = math.sqrt(0.6 * 0.4 / 99 + 0.5 * 0.5 / 19) / 2
@@ -104,6 +108,20 @@ def test_holm_is_that_of_the_worked_example() -> None:
     assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert statistics.holm([0.7, 0.9]) == [1.0, 1.0]
     assert statistics.holm([]) == []
+
+
+@pytest.mark.parametrize(("only_b", "is_noise"), [(3, True), (4, True), (5, True), (6, False)])
+def test_a_handful_of_items_that_differ_is_noise_however_the_bootstrap_falls(only_b: int, is_noise: bool) -> None:
+    """All on one side: the exact test gives 2 / 2^n, below 0.05 from six on; percentiles leave zero from four on."""
+    test = statistics.paired([[0.0] * 100], [[1.0] * only_b + [0.0] * (100 - only_b)])
+    assert test.p_value == pytest.approx(2 / 2**only_b)
+    assert (test.interval[0] > 0) == (only_b >= 4)
+    assert statistics.is_noise(test.interval, test.p_value) == is_noise
+
+
+def test_differences_without_spread_are_no_certainty() -> None:
+    """Three items better by one half each have no standard error; the sign test gives 2 / 2^3."""
+    assert statistics.paired([[0.0] * 3], [[0.5] * 3]).p_value == 0.25
 
 
 def test_what_is_no_pair_is_refused() -> None:

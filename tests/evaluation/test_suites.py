@@ -76,17 +76,69 @@ def test_a_part_of_a_set_is_never_taken_for_the_set(tmp_path: Path) -> None:
 
     def status(suite: str, name: str) -> str:
         asked = EvalOptions(model=Path("m"), data=DataOptions(folder=tmp_path, offline=True), only=(name,))
-        (line,) = plan(read_suite(suite_path(suite)), asked)
+        (line,) = [line for line in plan(read_suite(suite_path(suite)), asked) if line.is_asked]
         return line.status
 
     assert (status("probe", "GSM8K-100"), status("paper", "GSM8K")) == ("open", "missing")
 
 
-def test_retention_has_what_is_lost_first_and_probe_what_needs_no_hub() -> None:
-    retention = {benchmark.name for benchmark in read_suite(suite_path("retention")).benchmarks}
-    assert retention >= {"BBH", "MMLU-Pro", "IFEval", "HumanEval", "MBPP", "Key retrieval"}
-    for benchmark in read_suite(suite_path("retention")).benchmarks:
-        assert harness.plan_tasks(benchmark)
+def punkt(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NLTK's sentence splitter without a model: a full stop before a capital ends a sentence."""
+    import nltk
+
+    tables = folder / "tokenizers/punkt_tab/english"
+    tables.mkdir(parents=True)
+    for name in ("collocations.tab", "sent_starters.txt", "abbrev_types.txt", "ortho_context.tab"):
+        (tables / name).write_text("")
+    monkeypatch.setattr(nltk.data, "path", [str(folder)])
+
+
+@pytest.mark.bubblewrap
+def test_every_retention_benchmark_is_loaded_from_its_own_format(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data_sets.write_retention(tmp_path / "data", 1)
+    punkt(tmp_path / "nltk", monkeypatch)
+    lines = plan(read_suite(suite_path("retention")), options(tmp_path / "data", "retention"))
+    assert {line.benchmark.name: (len(line.tasks), line.benchmark.shots) for line in lines} == {
+        "BBH": (27, 3), "MMLU-Pro": (14, 5), "IFEval": (1, 0), "HumanEval": (1, 0), "MBPP": (1, 3),
+        "Key retrieval": (1, 0),
+    }  # fmt: skip
+    separators = {
+        "BBH": "A: Let's think step by step.", "MMLU-Pro": "Answer: Let's think step by step.", "IFEval": "commas",
+        "HumanEval": "def add", "MBPP": "[BEGIN]", "Key retrieval": "Question: What",
+    }  # fmt: skip
+    for line in lines:
+        assert line.status == "open", line.reason
+        for planned, found in line.tasks:
+            task = harness.load_task(planned, found)
+            prompt = task.fewshot_context(task.eval_docs[0], num_fewshot=task.config.num_fewshot)
+            assert prompt.count(separators[line.benchmark.name]) == line.benchmark.shots + 1, (planned.name, prompt)
+    (line,) = [line for line in lines if line.benchmark.name == "IFEval"]
+    task = harness.load_task(*line.tasks[0])
+    for doc, said, right in (
+        (0, "One thing. Another one.", True), (0, "One, two. Three.", False), (0, "One thing", False),
+        (1, "Bonjour tout le monde", True), (1, "Good morning to everybody", False),
+    ):  # fmt: skip
+        assert task.process_results(task.eval_docs[doc], [said])["prompt_level_strict_acc"] == right, said
+
+
+def test_what_ifeval_needs_is_said_before_anything_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its tables the harness would download them when it scores, after all answers are written."""
+    import nltk
+
+    monkeypatch.setattr(nltk.data, "path", [])
+    monkeypatch.setattr(harness, "find_spec", lambda name: None)
+    (line,) = [
+        line for line in plan(read_suite(suite_path("retention")), EvalOptions(model=Path("m"), only=("IFEval",)))
+        if line.is_asked
+    ]  # fmt: skip
+    assert (line.status, line.reason) == (
+        "skipped", "needs pip install langdetect immutabledict, python -m nltk.downloader punkt_tab"
+    )  # fmt: skip
+
+
+def test_probe_has_what_needs_no_hub() -> None:
     probe = {benchmark.name: benchmark for benchmark in read_suite(suite_path("probe")).benchmarks}
     assert set(probe) == {"HumanEval", "ASDiv", "GSM8K-100", "OpenBookQA", "Chinese questions"}
 
@@ -96,14 +148,24 @@ def test_a_damaged_file_and_one_of_another_form_are_refused_by_name(tmp_path: Pa
     file = tmp_path / "EleutherAI/asdiv/validation.jsonl"
     file.parent.mkdir(parents=True)
     file.write_text('{"body": "One pen.", "question": "How many?"')
-    (line,) = plan(
-        suite, EvalOptions(model=Path("m"), data=DataOptions(folder=tmp_path, offline=True), only=("ASDiv",))
-    )
+    asked = EvalOptions(model=Path("m"), data=DataOptions(folder=tmp_path, offline=True), only=("ASDiv",))
+    (line,) = [line for line in plan(suite, asked) if line.is_asked]
     for text, said in ((file.read_text(), "cannot be read"), ('{"other": 1}', "KeyError"), ("", "holds no items")):
         file.write_text(text)
         with pytest.raises(DataError, match=said) as caught:
             harness.load_task(*line.tasks[0])
         assert str(file) in str(caught.value)
+
+
+def test_an_item_that_cannot_be_worded_is_named_before_a_model_is_loaded(tmp_path: Path) -> None:
+    """Of ARC: the third question's key is none of its labels; the first ones are right."""
+    row = {"id": "a", "question": "Which?", "choices": {"text": ["one", "two"], "label": ["A", "B"]}, "answerKey": "B"}
+    file = tmp_path / "allenai/ai2_arc/ARC-Easy/test-00000-of-00001.parquet"
+    data_sets.parquet(file, [row, row, {**row, "answerKey": "E"}])
+    asked = EvalOptions(model=Path("m"), data=DataOptions(folder=tmp_path, offline=True), only=("ARC-E",))
+    (line,) = [line for line in plan(read_suite(suite_path("paper")), asked) if line.is_asked]
+    with pytest.raises(DataError, match=r"syne_arc_easy: item 2 of .*\.parquet is not of the form"):
+        harness.load_task(*line.tasks[0])
 
 
 def test_the_harness_own_way_of_running_code_is_refused() -> None:

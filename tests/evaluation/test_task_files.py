@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from data_mixers.errors import DataError
 from tests.evaluation import data_sets
 from tools.evaluation import choices, code, exemplars, harness, long_context, mathematics, science, word_problems
 from tools.evaluation.data_files import DataOptions, catalogue, find
@@ -97,21 +98,27 @@ def test_math_is_scored_by_the_last_box_as_its_authors_normalise(solution: str, 
         ("multiple-choice", "B", "", 0.0),
         ("judge", "yes", " Yes, it is", 1.0),
         ("judge", "no", " yes", 0.0),
-        ("filling", "ATP", " it is atp", 1.0),
     ],
 )
 def test_scieval_is_scored_as_its_authors_do(kind: str, gold: str, said: str, score: float) -> None:
     assert science.score({"type": kind, "answer": [gold]}, [said]) == {"exact_match": score}
 
 
-def test_scieval_is_divided_by_category_and_its_exemplars_are_of_the_same(tmp_path: Path) -> None:
+def test_scieval_is_divided_by_category_and_its_exemplars_are_of_the_questions_own_kind(tmp_path: Path) -> None:
     data_sets.write_science(tmp_path, 2)
     task = loaded(tmp_path, "SciEval CHE")
-    assert {doc["category"] for doc in task.eval_docs} == {"chemistry"}
+    assert [doc["id"] for doc in task.eval_docs] == ["chemistry0", "chemistry1"]  # without the gap of its first item
     prompt = task.fewshot_context(task.eval_docs[0], num_fewshot=5)
-    assert "physics" not in prompt and "biology" not in prompt
+    assert "physics" not in prompt and "biology" not in prompt and "Reactant" not in prompt
     assert prompt.endswith("Answer: The answer is")
     assert prompt.count("The answer is A") == 2  # exemplars 1 and 5 of the letters A, B, C, D, A
+    task = loaded(tmp_path, "SciEval BIO")
+    judged, chosen = task.eval_docs[0], task.eval_docs[1]
+    for doc, answers in ((judged, ["yes", "no", "yes", "no", "yes"]), (chosen, list("ABCDA")), (judged, ["yes"] * 0)):
+        prompt = task.fewshot_context(doc, num_fewshot=len(answers))
+        assert re.findall(r"The answer is (\w+)\n\n", prompt) == answers  # of this item, whatever was asked before
+    with pytest.raises(DataError, match="holds 5 exemplars of SocraticQA, Base Knowledge, biology, 6 are asked for"):
+        task.fewshot_context(chosen, num_fewshot=6)
 
 
 def test_the_named_exemplars_are_right_answers_in_words_of_agieval(tmp_path: Path) -> None:

@@ -4,12 +4,13 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 from tests.report import run_folders
 from tools.cli import main
-from tools.report.command import ReportOptions, make_report
+from tools.report.command import ReportOptions, make_report, write_report
 from tools.report.content import Figure, Missing, Report, Section
 from tools.report.history import phases, troubles
 from tools.report.lineage import lineage
@@ -77,11 +78,18 @@ BROKEN = {
     "config of bytes": (put("run_config.yaml", b"\xff\xfe\x00"), "run_config.yaml"),
     "no manifest": (without("manifest.json"), "manifest.json is missing"),
     "manifest of a list": (put("manifest.json", "[1]"), "manifest.json holds no JSON object"),
-    "manifest of other types": (put("manifest.json", '{"schema_version": 1, "attempt": 3, "attempts": {}}'), None),
+    "manifest of other types": (
+        put("manifest.json", '{"schema_version": 1, "attempt": 3, "attempts": {}, "source_hashes": []}'),
+        None,
+    ),
     "manifest of tomorrow": (of_version("manifest.json", 99), "schema_version is 99, this program reads"),
     "attempts damaged": (
         put("attempts.json", '{"schema_version": 1, "attempts": [{"began": "x"}]}'),
         "attempts.json: cannot be read",
+    ),
+    "attempts of no year": (
+        put("attempts.json", json.dumps(run_folders.attempts(40)).replace("1700000000.0", "1e300")),
+        None,
     ),
     "lease damaged": (put("lease.json", "{}"), "lease.json: cannot be read"),
     "checkpoint damaged": (checkpoint("{"), "not valid JSON"),
@@ -103,6 +111,40 @@ def test_what_is_missing_is_said_and_no_section_fails(whole: Path, tmp_path: Pat
     said = [block.text for section in sections for block in section.blocks if isinstance(block, Missing)] + cells
     if message is not None:
         assert any(message in text for text in said), said
+
+
+def test_no_character_and_no_number_of_a_run_makes_a_report_fail(tmp_path: Path) -> None:
+    """Control characters are no XML, halves of surrogates no UTF-8, and sums of the largest numbers no numbers."""
+    name = "en/web/\x00\x1b[31m\ud800"
+    rows = [run_folders.validation_row(step, f"{name}@holdout", 2.0) for step in (40, 41)]
+    keys = ("lm_loss", "grad_norm", "tokens_per_second", "productive_seconds", "step_seconds")
+    rows.append(run_folders.train_row(42, **dict.fromkeys(keys, 1.7e308)))
+    rows.append(run_folders.train_row(41, **dict.fromkeys(keys, 9.9e99)))
+    rows[-1]["samples_by_source"] = {name: 9.9e99, "zh/web/law": 9.9e99}
+    rows.append(
+        {"kind": "guard", "iteration": 41, "set": name, "consumed_tokens": 9.9e99, "worse": [name], "notes": [name],
+         "change": -9.9e99, "rise": 9.9e99, "probe_accuracy": 9.9e99}
+    )  # fmt: skip
+    run = run_folders.write(tmp_path / "run", extra=rows)
+    (run / "checkpoints/iter_0000010").mkdir(parents=True)
+    parent = {"schema_version": 1, "files": {}, "parent": "a\0b", "parent_lineage_hash": "c"}
+    (run / "checkpoints/iter_0000010/manifest.json").write_text(json.dumps(parent))
+    benchmark = {
+        "name": name, "status": "done", "reason": "", "metric": "acc", "shots": 0, "chance": 0.25, "score": 0.5,
+        "interval": [0.4, 0.6], "confidence": 0.95, "num_items": 10,
+    }  # fmt: skip
+    result = {"kind": "evaluation", "schema_version": 1, "suite": {"name": name}, "model": {"label": name},
+              "benchmarks": [benchmark], "complete": True}  # fmt: skip
+    (tmp_path / "results.json").write_text(json.dumps(result))
+    for is_markdown, file in ((False, "a.html"), (True, "my report.md")):
+        options = ReportOptions(
+            runs=(run,), out=tmp_path / file, is_markdown=is_markdown, evaluations=(tmp_path / "results.json",)
+        )
+        text = write_report(options).read_text(encoding="utf-8")
+        assert "en/web/\ufffd\ufffd" in text.replace("\\", "") and "\x1b" not in text and "\x00" not in text
+    assert "](my%20report_figures/01_training_loss.svg)" in text
+    for figure in (tmp_path / "my report_figures").iterdir():
+        ElementTree.parse(figure)
 
 
 def test_an_empty_folder_gives_a_report_that_says_what_is_missing(tmp_path: Path) -> None:

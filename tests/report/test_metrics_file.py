@@ -32,7 +32,7 @@ def test_a_line_that_is_no_row_is_counted_and_left_out(line: str) -> None:
     assert (metrics.num_steps, metrics.num_bad, metrics.first_bad) == (2, 1, 2)
 
 
-@pytest.mark.parametrize("value", [None, "3", True, [1], math.nan, math.inf, 10**400, {}])
+@pytest.mark.parametrize("value", [None, "3", True, [1], math.nan, math.inf, 10**400, -1.7e308, {}])
 def test_a_value_that_is_no_number_leaves_a_gap(value: Any) -> None:
     metrics = fed(json.dumps(train_row(1, lm_loss=value)), json.dumps(train_row(2)))
     loss = metrics.column("lm_loss")

@@ -8,7 +8,7 @@ import pytest
 from tests.report import run_folders
 from tests.report.chromium import Chromium
 from tools.report.command import ReportOptions, write_report
-from tools.report.content import Excerpt, Report, Section
+from tools.report.content import Excerpt, Figure, LegendEntry, Missing, Report, Section, Table, Text
 from tools.report.html import page
 
 pytestmark = pytest.mark.chromium
@@ -87,13 +87,19 @@ def test_what_a_run_calls_its_things_stays_text(browser: Chromium, file: Path) -
 def test_text_of_documents_stays_text_even_without_the_pages_own_policy(browser: Chromium, tmp_path: Path) -> None:
     hostile = f"before {SCRIPT} {IMAGE} </pre></body> &lt;b&gt; after"
     excerpt = Excerpt(title=SCRIPT, facts=[IMAGE, SCRIPT], text=hostile)
-    html = page(Report(title="title", subtitle=SCRIPT, sections=[Section(SCRIPT, [excerpt])]))
+    drawing = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1"></svg>'
+    figure = Figure(title=SCRIPT, alt=IMAGE, svg=drawing, legend=[LegendEntry(label=SCRIPT + IMAGE, colour="#000")])
+    table = Table(header=[SCRIPT, IMAGE], rows=[[IMAGE, SCRIPT]])
+    blocks = [excerpt, figure, table, Missing(SCRIPT), Text(IMAGE)]
+    html = page(Report(title="title", subtitle=SCRIPT, sections=[Section(SCRIPT, blocks)]))
     file = tmp_path / "page.html"
     file.write_text(html.replace("Content-Security-Policy", "X-Nothing"), encoding="utf-8")
     seen = browser.open(file, width=400)
     assert seen.requests == [file.as_uri()]
     assert browser.evaluate("document.title") == "title"
-    assert browser.evaluate("document.scripts.length") == 0
+    assert browser.evaluate("document.querySelectorAll('script, img').length") == 0
+    assert browser.evaluate("document.querySelector('figure h3').textContent") == SCRIPT
+    assert browser.evaluate("document.querySelector('figure > svg').getAttribute('aria-label')") == IMAGE
     assert browser.evaluate("document.querySelector('pre').textContent") == hostile
 
 

@@ -104,6 +104,10 @@ def test_data_that_was_written_again_is_not_shown_as_what_was_read(root: Path, r
     (entry,) = excerpts(samples([changed], SampleOptions(num=1, tokenizer=root / "hf")))
     assert entry.text == ""
     assert any("was written again since" in fact for fact in entry.facts)
+    wider = replace(source, shards=(*source.shards, *source.shards))  # the folder has fewer files than were read
+    fewer = replace(run, schedule=replace(run.schedule, sources=(wider,)))
+    facts = [entry.facts for entry in excerpts(samples([fewer], SampleOptions(num=32, tokenizer=root / "hf")))]
+    assert any("fewer files" in fact for told in facts for fact in told)
     states = [row[3] for block in lineage([changed]).blocks if isinstance(block, Table) and block.header[0] == "source"
               and block.header[3] == "state" for row in block.rows]  # fmt: skip
     assert states == ["OTHER hashes than the schedule's: it was replaced"]

@@ -140,7 +140,7 @@ def test_evaluations_of_runs_and_others_stand_side_by_side_with_intervals(tmp_pa
     said = [block.text for block in section.blocks if isinstance(block, Missing)]
     assert said == [
         "base: probe is not complete yet",
-        "probe: harness or settings differ between these results; do not compare them",
+        "probe: suite file, harness or settings differ between these results; do not compare them",
     ]
     figures = [block for block in section.blocks if isinstance(block, Figure)]
     assert [figure.title for figure in figures] == ["Scores: probe", "Scores over time: probe"]

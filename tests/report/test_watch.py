@@ -118,6 +118,26 @@ def test_control_c_leaves_quietly(tmp_path: Path) -> None:
     assert Terminal(80, interrupt).watch(folder) == 0
 
 
+def test_no_name_of_a_run_reaches_the_terminal_as_a_command(tmp_path: Path) -> None:
+    folder = unfinished(tmp_path / "run")
+    name = "\x1b]0;title\x07en/web/\x1b[31m"
+    with (folder / "metrics.jsonl").open("a") as stream:
+        stream.write(json.dumps(run_folders.validation_row(30, f"{name}@holdout", 2.0)) + "\n")
+        guard = {
+            "kind": "guard",
+            "iteration": 30,
+            "set": name,
+            "consumed_tokens": 7680,
+            "worse": ["loss"],
+            "change": 0.1,
+        }
+        stream.write(json.dumps(guard) + "\n")
+    terminal = Terminal(200)
+    assert terminal.watch(folder, once=True) == 0
+    assert "en/web/" in terminal.text
+    assert not set(terminal.text) & {"\x1b", "\x07"}
+
+
 def test_a_folder_without_anything_yet_is_shown_too(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     terminal = Terminal(60)
@@ -145,6 +165,15 @@ def test_only_whole_lines_are_taken_and_a_replaced_file_is_read_again(tmp_path: 
     replacement.rename(file)
     tail.look()
     assert tail.metrics.num_steps == 5
+    file.write_text(row)  # cut in place
+    tail.look()
+    assert tail.metrics.num_steps == 1
+    file.unlink()
+    tail.look()
+    assert tail.metrics.num_steps == 1  # away for a moment: what was seen stands
+    file.write_text(row * 3)
+    tail.look()
+    assert tail.metrics.num_steps == 3
     tail.close()
 
 

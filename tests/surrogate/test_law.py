@@ -1,9 +1,11 @@
 """The mixing law on points made from known parameters, and the coverage of its intervals at a scale it has not seen."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 
-from tools.surrogate.law import Cells, Law, _loss, _slopes, fit_law, interval, share_losses
+from tools.surrogate.law import Cells, Law, _loss, _slopes, fit_law, interval, redrawn, share_losses
 
 SHARES = np.array([0.0, 0.1, 0.2, 0.3, 0.4, 0.6])
 NOISE = 0.003
@@ -47,6 +49,14 @@ def test_intervals_at_the_next_scale_from_two_smaller_ones_hold_the_truth() -> N
             held.append(low <= truth[index] <= high)
             assert high - low < 0.5  # an interval that holds everything says nothing
     assert np.mean(held) >= 0.8  # of 48, correlated inside a study; 0.9 is meant
+
+
+def test_resampled_seeds_vary_as_new_ones_do() -> None:
+    """All 3^3 draws of three seeds, each as likely as another: the variance of a mean of three, s^2 / 3."""
+    losses = np.array([[1.0, 2.0, 6.0], [0.0, 0.5, 0.25]])
+    drawn = np.array([redrawn(losses, np.array(seeds)) for seeds in product(range(3), repeat=3)])
+    assert drawn.mean(axis=0) == pytest.approx(losses.mean(axis=1))
+    assert drawn.var(axis=0) == pytest.approx(losses.var(axis=1, ddof=1) / 3)
 
 
 def test_slopes_are_those_of_the_loss() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tools.surrogate.noise import compare, detectable, power_at, seeds_needed, spread_of
+from tools.surrogate.results import half_widths
 
 SD = 0.004
 
@@ -44,6 +45,14 @@ def test_an_interval_by_hand() -> None:
     assert found.high - 2.0 == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)
     assert not found.is_resolved
     assert compare([1.9, 2.0, 2.1], level=0.95, comparisons=1).is_resolved
+
+
+def test_bars_of_two_arms_are_as_wide_as_what_is_told_of_their_difference() -> None:
+    """Equal bars of independent means: that of their difference is wider by the root of two."""
+    losses = np.array([[1.0, 4.0, 2.0, 3.5], [0.5, 4.5, 2.5, 2.0]])  # [arms, seeds]
+    bars = half_widths(losses - losses.mean(axis=0), 0.95)
+    found = compare((losses[1] - losses[0]).tolist(), level=0.95, comparisons=1)
+    assert bars * math.sqrt(2) == pytest.approx([found.high - found.mean] * 2)
 
 
 def test_seeds_needed_are_the_fewest() -> None:

@@ -71,6 +71,52 @@ def test_every_fault_is_said_at_once_with_its_key(tmp_path: Path, capsys: pytest
     assert "8 faults" in said and "Traceback" not in said
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"grid": {"synthetic_share": [0, 0.0]}}, "grid.synthetic_share: holds level 0 twice"),
+        ({"grid": {"optimizer.lr": [1.0000001e-3, 1e-3]}}, "grid.optimizer.lr: holds level 0.001 twice"),
+        ({"grid": {"order": {"a": {}, "b": {}}}}, "grid.order: its levels are a list of values"),
+        ({"grid": {"synthetic_share": [0.1, 0.2], "text": {"a": {"data.stages.0.languages": {"zh": 1.0}}}}},
+         "arms synthetic_share=0.1,text=a and synthetic_share=0.2,text=a are the same run"),
+        ({"outcome": {"groups": {"qa": []}, "primary": "qa", "matters": 0.1}}, "outcome.groups.qa: "),
+    ],
+)  # fmt: skip
+def test_a_grid_that_would_train_the_same_twice_or_measure_nothing_is_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["surrogate", "plan", str(written(tmp_path, study_tree(base(tmp_path), **changes)))]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_arms_with_other_held_out_sets_are_no_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = base(tmp_path, validation={"manifests": [str(tmp_path / "held")]})
+    tiny.manifest(tmp_path / "more", {("synthetic", "qa", "physics"): 300}, role="validation")
+    both = [str(tmp_path / "held"), str(tmp_path / "more")]
+    grid = {"text": {"a": {}, "b": {"validation.manifests": both}}}
+    assert main(["surrogate", "plan", str(written(tmp_path, study_tree(file, grid=grid)))]) == 2
+    assert "synthetic/qa/physics@holdout is held out in one of text=a and text=b only" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "give the study's YAML file"),
+        ("- a", "expected the study's keys with their values, found a list"),
+        ("grid: &a {x: *a}", "contains itself"),
+        ("name: !!binary aGk=", "name"),
+    ],
+)
+def test_a_file_that_is_no_study_is_refused_as_one(
+    tmp_path: Path, text: str | None, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "study.yaml"
+    if text is not None:
+        file.write_text(text, encoding="utf-8")
+    assert main(["surrogate", "run", str(file)]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_schema_faults_name_their_key_and_the_nearest_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tree = study_tree(tmp_path / "run.yaml", seeds=["one", 2], quest="?")
     del tree["question"], tree["outcome"]["matters"]

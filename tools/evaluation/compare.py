@@ -6,6 +6,7 @@ base ─┬─ adapted 1   paired over the same items: bootstrap interval, McNem
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 
 from data_mixers.errors import ConfigError, DataError
@@ -16,6 +17,7 @@ from tools.evaluation.statistics import (
     Interval,
     PairedTest,
     holm,
+    is_noise,
     mean_of_independent,
     paired,
     two_proportions,
@@ -47,8 +49,8 @@ class Change:
 
     @property
     def is_noise(self) -> bool:
-        """The interval of the difference holds zero."""
-        return self.difference_interval[0] <= 0.0 <= self.difference_interval[1]
+        """As `statistics.is_noise` says of the difference."""
+        return is_noise(self.difference_interval, self.p_value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,12 +255,14 @@ def _with_holm(rows: Sequence[Row], num_models: int) -> list[Row]:
 
 def _check_same_items(mine: Sequence[TaskResult], theirs: Sequence[TaskResult], base: Results, other: Results) -> None:
     """Errors: ConfigError if an item or its prompt is not the same in both."""
-    for a, b in zip(mine, theirs, strict=True):
-        same = a.task == b.task and len(a.items) == len(b.items)
-        pairs = zip(a.items, b.items, strict=False)
+    for a, b in zip_longest(mine, theirs):
+        same = a is not None and b is not None and a.task == b.task and len(a.items) == len(b.items)
+        pairs = zip(a.items, b.items, strict=True) if same else ()
+        asked = a or b
+        assert asked is not None
         if not same or any((x.id, x.doc_hash, x.prompt_hash) != (y.id, y.doc_hash, y.prompt_hash) for x, y in pairs):
             raise ConfigError(
-                f"{a.task}: {base.folder} and {other.folder} did not ask the same questions in the same words; "
+                f"{asked.task}: {base.folder} and {other.folder} did not ask the same questions in the same words; "
                 "evaluate both with the same suite, data and package version"
             )
 

@@ -3,6 +3,7 @@
 find(Wanted) -> Found | DataError naming what is expected where
 """
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -60,9 +61,9 @@ class Found:
     where: Where
     files: dict[str, tuple[Path, ...]]
 
-    def identity(self) -> list[tuple[str, int]]:
-        """Names and sizes, for a fingerprint."""
-        return [(path.name, path.stat().st_size) for files in self.files.values() for path in files]
+    def identity(self) -> list[tuple[str, str]]:
+        """Names and hashes, for a fingerprint: an answer that was mended leaves a file's size as it is."""
+        return [(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for f in self.files.values() for path in f]
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,9 @@ def find(wanted: Wanted, options: DataOptions, entries: Mapping[str, Entry]) -> 
         if packaged is not None:
             return Found("package", packaged)
     if entry.splits and not options.is_offline:
-        return Found("hub", {split: _from_hub(wanted, entry.splits[split]) for split in wanted.splits})
+        named = {split: _from_hub(wanted, entry.splits.get(split, [])) for split in wanted.splits}
+        if all(named.values()):
+            return Found("hub", named)
     if not options.is_offline and not _only_packaged(wanted, entry):
         return Found("hub", {})
     raise DataError("\n  ".join(_expected(wanted, options, entry, missing or list(wanted.splits))))
@@ -164,19 +167,16 @@ def _only_packaged(wanted: Wanted, entry: Entry) -> bool:
 
 
 def _from_hub(wanted: Wanted, names: Sequence[str]) -> tuple[Path, ...]:
-    """Files by name, for sets that the hub's own loader would mix up."""
+    """Files by name, for sets that the hub's own loader would mix up; none where the hub holds none of these names."""
     from fnmatch import fnmatchcase
 
     from huggingface_hub import hf_hub_download, list_repo_files
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         held = list_repo_files(wanted.data_set, repo_type="dataset")
-        chosen = [path for path in held if any(fnmatchcase(path, name) for name in names)]
-        if not chosen:
-            raise DataError(f"{wanted.data_set} on the hub holds no {names[0]}; give the files by --data")
+        chosen = sorted(path for path in held if any(fnmatchcase(path, name) for name in names))
         return tuple(Path(hf_hub_download(wanted.data_set, path, repo_type="dataset")) for path in chosen)
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:  # of the hub's client, of whatever HTTP library it stands on
         raise DataError(f"{wanted.data_set} cannot be had from the hub ({error}); give its files by --data") from error
 
 

@@ -9,7 +9,6 @@ import json
 import logging
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,12 @@ from tools.evaluation import harness
 from tools.evaluation.data_files import DataOptions, Found, catalogue, check_folder, find
 from tools.evaluation.harness import ModelOptions, PlannedTask
 from tools.evaluation.results import (
+    RESULTS,
     BenchmarkResult,
     Results,
     Status,
     TaskResult,
+    read_results,
     read_task,
     task_file,
     write_results,
@@ -64,6 +65,8 @@ class Line:
     tasks: tuple[tuple[PlannedTask, Found | None], ...] = ()
     status: Status = "open"
     reason: str = ""
+    is_asked: bool = True
+    """No: --only names others."""
 
 
 def evaluate(options: EvalOptions) -> list[Results]:
@@ -82,7 +85,7 @@ def evaluate(options: EvalOptions) -> list[Results]:
     if faults and not options.skip_missing:
         raise DataError("data is missing (--skip-missing goes on without these benchmarks):\n  " + "\n  ".join(faults))
     for line in lines:
-        if line.status != "open":
+        if line.is_asked and line.status != "open":
             logger.warning("caution: %s is left out: %s", line.benchmark.name, line.reason)
     return [
         _evaluate_one(subject, folder, suite, suite_sha256(path), lines, options)
@@ -99,12 +102,17 @@ def plan(suite: Suite, options: EvalOptions) -> list[Line]:
     if unknown := [name for name in options.only if name not in known]:
         raise ConfigError(f"--only {unknown[0]}: {suite.name} has {', '.join(known)}")
     check_folder(options.data.folder)
-    chosen = [benchmark for benchmark in suite.benchmarks if not options.only or benchmark.name in options.only]
-    if options.run_code and any(benchmark.runs_code for benchmark in chosen):
+    chosen = {benchmark.name for benchmark in suite.benchmarks if not options.only or benchmark.name in options.only}
+    if options.run_code and any(benchmark.runs_code for benchmark in suite.benchmarks if benchmark.name in chosen):
         from tools.evaluation.code import sandbox
 
         sandbox()
-    return [_line(benchmark, options) for benchmark in chosen]
+    return [
+        _line(benchmark, options)
+        if benchmark.name in chosen
+        else Line(benchmark=benchmark, is_asked=False, reason="left out by --only")
+        for benchmark in suite.benchmarks
+    ]
 
 
 def _line(benchmark: Benchmark, options: EvalOptions) -> Line:
@@ -112,8 +120,8 @@ def _line(benchmark: Benchmark, options: EvalOptions) -> Line:
         return Line(
             benchmark=benchmark, status="skipped", reason="executes what the model writes; allow it by --run-code"
         )
-    if absent := [module for module in benchmark.needs if find_spec(module) is None]:
-        return Line(benchmark=benchmark, status="skipped", reason=f"needs pip install {' '.join(absent)}")
+    if absent := harness.absent_needs(benchmark):
+        return Line(benchmark=benchmark, status="skipped", reason=f"needs {absent}")
     entries, tasks, faults = catalogue(), [], []
     for task in harness.plan_tasks(benchmark):
         try:
@@ -131,6 +139,7 @@ def _evaluate_one(
 ) -> Results:
     mark = fingerprint(subject)
     with only_one(folder):
+        earlier = _earlier(folder, subject, suite_hash, mark, options)
         done: dict[str, TaskResult] = {}
         pending: list[tuple[PlannedTask, Found | None]] = []
         for task, found in (pair for line in lines for pair in line.tasks):
@@ -139,6 +148,8 @@ def _evaluate_one(
                 pending.append((task, found))
             else:
                 done[task.name] = kept
+        lines, taken_over = _taken_over(lines, earlier)
+        done |= taken_over
         results = _written(_begin(subject, folder, suite, suite_hash, mark, options), suite, lines, done)
         if pending:
             with as_hf(subject, folder, live_title=f"export {subject.path}") as hf:
@@ -162,16 +173,17 @@ def _run_tasks(
         folder=hf, backend=options.backend, device=options.device, dtype=options.dtype, batch_size=options.batch_size
     )
     model = harness.load_model(model_options)
-    results = replace(results, harness={**results.harness, **harness.describe(model, model_options)})
+    measured_with = {**_programs(options), **harness.describe(model, model_options)}
     sizes = [harness.num_requests(task, _limit(planned, options)) for planned, _, task in tasks]
     title = f"eval {results.suite['name']} {results.label}"
     with LiveProgress(title, total=sum(sizes), unit="requests", scale=1) as progress:
         for planned, found, task in tasks:
             progress.note(planned.name)
-            done[planned.name] = harness.run_task(
+            measured = harness.run_task(
                 model, task, planned, limit=_limit(planned, options), runs_code=options.run_code,
                 progress=progress.advance,
             )  # fmt: skip
+            done[planned.name] = replace(measured, harness=measured_with)
             write_task(results.folder, done[planned.name], _task_mark(mark, planned, found, options))
             results = _written(results, suite, lines, done)
     return results
@@ -197,12 +209,7 @@ def _begin(subject: Subject, folder: Path, suite: Suite, suite_hash: str, mark: 
         folder=folder,
         suite={"name": suite.name, "sha256": suite_hash},
         model={**subject.described(), "fingerprint": mark},
-        harness={
-            **{name: version(name) for name in ("lm_eval", "transformers", "torch", "datasets")},
-            "backend": options.backend,
-            "dtype": options.dtype,
-            "batch_size": options.batch_size,
-        },
+        harness=_programs(options),
         settings={
             "limit": options.limit,
             "seed": harness.SEED,
@@ -218,10 +225,80 @@ def _begin(subject: Subject, folder: Path, suite: Suite, suite_hash: str, mark: 
     )
 
 
+def _programs(options: EvalOptions) -> dict[str, Any]:
+    names = ("lm_eval", "transformers", "torch", "datasets")
+    asked = {"backend": options.backend, "dtype": options.dtype, "batch_size": options.batch_size}
+    return {name: version(name) for name in names} | asked
+
+
+def _earlier(folder: Path, subject: Subject, suite_hash: str, mark: str, options: EvalOptions) -> Results | None:
+    """What a call before this one left in the folder, if it measured the same weights by the same suite alike.
+
+    Errors: ConfigError if the folder holds another model's results: of one name, and given one --out.
+    """
+    if not (folder / RESULTS).is_file():
+        return None
+    try:
+        found = read_results(folder / RESULTS)
+    except DataError:
+        return None  # damaged, or of another version: written anew
+    told = subject.described()
+    is_same = found.model.get("fingerprint") == mark
+    is_of_same_run = told["run"] is not None and all(found.model.get(key) == told[key] for key in ("run", "iteration"))
+    if not is_same and not is_of_same_run and found.model.get("path") != told["path"]:
+        raise ConfigError(
+            f"--out: {folder} holds the results of {found.model.get('path')}, and {told['path']} has the same name; "
+            "choose another --out, or remove them"
+        )
+    alike = {"lm_eval": version("lm_eval"), "backend": options.backend, "batch_size": options.batch_size}
+    if options.dtype != "auto":
+        alike["dtype"] = options.dtype
+    is_alike = (
+        found.suite.get("sha256") == suite_hash
+        and all(found.harness.get(key) == value for key, value in alike.items())
+        and (found.settings.get("limit"), found.settings.get("seed")) == (options.limit, harness.SEED)
+    )
+    return found if is_same and is_alike else None
+
+
+def _taken_over(lines: list[Line], earlier: Results | None) -> tuple[list[Line], dict[str, TaskResult]]:
+    """The lines and their tasks' results, where this call leaves out what an earlier one measured (--only, --run-code).
+
+    Of a line that is taken over only the names of its tasks count.
+    """
+    if earlier is None:
+        return lines, {}
+    measured = {entry.name: entry for entry in earlier.benchmarks if entry.status == "done"}
+    kept: list[Line] = []
+    results: dict[str, TaskResult] = {}
+    for line in lines:
+        entry = measured.get(line.benchmark.name)
+        found = [] if entry is None else [read_task(earlier.folder, str(task["task"])) for task in entry.tasks]
+        if (line.is_asked and line.status == "open") or not found or None in found:
+            kept.append(line)
+            continue
+        tasks = tuple(result for result in found if result is not None)
+        results |= {result.task: result for result in tasks}
+        planned = tuple((PlannedTask(result.task, line.benchmark, {}), None) for result in tasks)
+        kept.append(replace(line, tasks=planned, status="open", reason=""))
+    return kept, results
+
+
+def _harness_of(done: dict[str, TaskResult]) -> dict[str, Any]:
+    """What the tasks were measured with; where calls differed (another machine), both values."""
+    kinds = [result.harness for result in done.values() if result.harness]
+    told: dict[str, Any] = {}
+    for key in dict.fromkeys(key for kind in kinds for key in kind):
+        values = list(dict.fromkeys(kind[key] for kind in kinds if key in kind))
+        told[key] = values[0] if len(values) == 1 else " and ".join(map(str, values))
+    return told
+
+
 def _written(results: Results, suite: Suite, lines: list[Line], done: dict[str, TaskResult]) -> Results:
     benchmarks = tuple(_benchmark_result(line, done, results.folder) for line in lines)
     results = replace(
         results,
+        harness=_harness_of(done) or results.harness,
         updated=_now(),
         seconds=round(sum(result.seconds for result in done.values()), 3),
         complete=all(benchmark.status != "open" for benchmark in benchmarks),
@@ -249,7 +326,7 @@ def _benchmark_result(line: Line, done: dict[str, TaskResult], folder: Path) -> 
         }
         for result in found
     )
-    if line.status != "open" or len(found) < len(line.tasks):
+    if line.status != "open" or len(found) < len(line.tasks) or not found:
         reason = line.reason or f"{len(found)} of {len(line.tasks)} tasks are done"
         return BenchmarkResult(**fields, status=line.status, reason=reason, tasks=tasks)
     score, interval, method = interval_of(

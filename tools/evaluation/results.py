@@ -38,6 +38,8 @@ class TaskResult:
     num_fewshot: int
     seconds: float
     items: tuple[Item, ...]
+    harness: dict[str, Any] = field(default_factory=dict)
+    """What it was measured with: a later call, which loads no model, tells it of the task as it was."""
 
     @property
     def score(self) -> float:
@@ -108,9 +110,12 @@ def read_results(path: Path) -> Results:
     del content["schema_version"]
     try:
         lines = {key: tuple(_line(row) for row in content.pop(key)) for key in ("benchmarks", "sums")}
+        for key in ("suite", "model", "harness", "settings"):
+            if not isinstance(content[key], dict):
+                raise TypeError(f"{key} is no object")
         return Results(folder=file.parent, **content, benchmarks=lines["benchmarks"], sums=lines["sums"])
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{file}: incomplete or with unknown fields ({error})") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{file}: incomplete or with unknown fields ({error}); evaluate again") from error
 
 
 def write_task(folder: Path, result: TaskResult, fingerprint: str) -> Path:
@@ -141,7 +146,7 @@ def read_task(folder: Path, task: str, *, fingerprint: str | None = None) -> Tas
             Item(**{**item, "likelihoods": _numbers(item.get("likelihoods"))}) for item in content.pop("items")
         )
         return TaskResult(items=items, **content)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{file}: incomplete ({error}); remove it and evaluate again") from error
 
 
@@ -171,5 +176,7 @@ def _read(file: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise DataError(f"{file}: no such file; `syne eval` writes it") from error
     except (OSError, ValueError) as error:
-        raise DataError(f"{file}: cannot be read ({error})") from error
+        raise DataError(f"{file}: cannot be read ({error}); remove it and evaluate again") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{file}: holds no JSON object; remove it and evaluate again")
     return content

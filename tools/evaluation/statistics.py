@@ -26,12 +26,17 @@ class PairedTest:
     """Items that A alone has right."""
     only_b: int
     p_value: float
-    """McNemar's exact test, two-sided; for other scores than 0 and 1, or a macro average, the z-test of the mean."""
+    """McNemar's exact test, two-sided; for other scores than 0 and 1, or a macro average, the z-test of the mean (the
+    sign test where all items differ alike, which have no spread)."""
 
-    @property
-    def is_noise(self) -> bool:
-        """The interval holds zero."""
-        return self.interval[0] <= 0.0 <= self.interval[1]
+
+def is_noise(interval: Interval, p_value: float) -> bool:
+    """Whether a difference is inside noise: its interval holds zero, or its test does not find it.
+
+    Both are asked: of items that differ, all for one side, four give a bootstrap interval without zero, and the exact
+    test needs six.
+    """
+    return interval[0] <= 0.0 <= interval[1] or p_value >= 1 - CONFIDENCE
 
 
 def wilson(right: int, total: int, *, confidence: float = CONFIDENCE) -> Interval:
@@ -57,10 +62,16 @@ def normal_macro(groups: Sequence[Sequence[float]], *, confidence: float = CONFI
 def interval_of(groups: Sequence[Sequence[float]], average: str) -> tuple[float, Interval, str]:
     """(score, interval, method) of a benchmark: its tasks' item scores, pooled (micro) or averaged (macro)."""
     pooled = [score for group in groups for score in group]
+    is_binary = all(score in (0.0, 1.0) for score in pooled)
     if average == "macro" and len(groups) > 1:
-        return float(np.mean([np.mean(group) for group in groups])), normal_macro(groups), "normal"
+        mean = float(np.mean([np.mean(group) for group in groups]))
+        if not is_binary:
+            return mean, normal_macro(groups), "normal"
+        # A task that is right throughout has no spread of its own, and is not known to a hair for that.
+        parts = [(float(np.mean(group)), wilson(round(sum(group)), len(group))) for group in groups]
+        return mean, mean_of_independent(parts)[0], "wilson"
     mean = float(np.mean(pooled))
-    if all(score in (0.0, 1.0) for score in pooled):
+    if is_binary:
         return mean, wilson(round(sum(pooled)), len(pooled)), "wilson"
     return mean, normal(pooled), "normal"
 
@@ -83,11 +94,11 @@ def paired(
         groups = [pooled]
     only_a, only_b = int((pooled < 0).sum()), int((pooled > 0).sum())
     difference = float(np.mean([group.mean() for group in groups]))
-    if len(groups) == 1 and set(np.unique(pooled)) <= {-1.0, 0.0, 1.0}:
+    error = math.sqrt(sum(_standard_error(group) ** 2 for group in groups)) / len(groups)
+    if (len(groups) == 1 and set(np.unique(pooled)) <= {-1.0, 0.0, 1.0}) or error == 0:
         p_value = float(binomtest(only_b, only_a + only_b).pvalue) if only_a + only_b else 1.0
     else:
-        error = math.sqrt(sum(_standard_error(group) ** 2 for group in groups)) / len(groups)
-        p_value = 2 * float(norm.sf(abs(difference) / error)) if error > 0 else float(difference == 0)
+        p_value = 2 * float(norm.sf(abs(difference) / error))
     return PairedTest(
         num_items=len(pooled),
         difference=difference,

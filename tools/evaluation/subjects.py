@@ -33,9 +33,9 @@ class Subject:
     def described(self) -> dict[str, Any]:
         """For results.json."""
         return {
-            "path": str(self.path),
+            "path": str(self.path.absolute()),
             "label": self.label,
-            "run": None if self.run is None else str(self.run),
+            "run": None if self.run is None else str(self.run.absolute()),
             "iteration": self.iteration,
             "consumed_tokens": self.consumed_tokens,
         }
@@ -122,10 +122,13 @@ def _hf_folder(folder: Path) -> Subject:
         return own
     from megatron_synE.checkpoint import layout
 
-    made_from = json.loads(marker.read_text(encoding="utf-8"))
+    try:
+        made_from = json.loads(marker.read_text(encoding="utf-8"))
+        name = str(made_from["checkpoint"])
+    except (OSError, ValueError, KeyError, TypeError):  # a damaged mark names no run
+        return own
     cure = "export the checkpoint again"
     check_version(made_from, understood=layout.SCHEMA_VERSION, file=marker, cure=cure, fault=DataError)
-    name = str(made_from.get("checkpoint"))
     checkpoint = folder.resolve().parent / layout.CHECKPOINTS / name
     if not (checkpoint / layout.STATE).is_file():
         return own

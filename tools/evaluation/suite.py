@@ -39,7 +39,7 @@ class Benchmark:
     runs_code: bool = False
     """Executes what the model writes."""
     needs: list[str] = field(default_factory=list)
-    """Modules beside the harness's own dependencies."""
+    """Modules beside the harness's own dependencies; nltk:<folder>/<name> is data of NLTK."""
     published: str | None = None
     """Its name in paper_table.yaml."""
 

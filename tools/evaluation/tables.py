@@ -18,6 +18,8 @@ def list_suite(options: EvalOptions) -> str:
     suite = read_suite(suite_path(options.suite))
     rows: list[tuple[str, ...]] = [("benchmark", "tasks", "shots", "metric", "average", "data")]
     for line in plan(suite, options):
+        if not line.is_asked:
+            continue
         found = sorted({place.where if place else "made here" for _, place in line.tasks})
         count = len(line.tasks) or len(harness.plan_tasks(line.benchmark))
         where = ", ".join(found) if line.status == "open" else f"{line.status}: {line.reason}"
@@ -75,8 +77,9 @@ def _legend(comparison: Comparison) -> str:
         else "Newcombe's interval and z-test of two shares, since items are not published"
     )
     return (
-        f"~ inside noise: the interval holds 0 ({noisy} of {tests * len(comparison.models)}). {how}. Of {tests} tests "
-        f"one in twenty is below p 0.05 by chance: read p (Holm). Averages are not counted among the tests."
+        f"~ inside noise: the interval holds 0, or p is 0.05 or more ({noisy} of {tests * len(comparison.models)}). "
+        f"{how}. Of {tests} tests one in twenty is below p 0.05 by chance: read p (Holm). Averages are not counted "
+        "among the tests."
     )
 
 

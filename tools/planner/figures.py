@@ -116,7 +116,7 @@ def read_efficiency(user_file: Path | None = None) -> Efficiency:
     """The shipped table, with the user's file merged over it. Errors: ConfigError naming file and key."""
     tree = read_yaml(_FOLDER / "efficiency.yaml")
     if user_file is not None:
-        user = read_yaml(user_file)
+        user = read_yaml(user_file, what="efficiency table")
         cure = "measure again with `syne plan --measure`, or write it as docs/planner.md says"
         check_version(user, understood=TABLE_VERSION, file=user_file, cure=cure, fault=ConfigError, absent=1)
         user.pop("schema_version", None)

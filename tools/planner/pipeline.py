@@ -61,7 +61,7 @@ def read_rates(user_file: Path | None) -> dict[str, Rate]:
     """
     tree = read_yaml(Path(__file__).with_name("rates.yaml"))
     if user_file is not None:
-        user = read_yaml(user_file)
+        user = read_yaml(user_file, what="table of rates")
         cure = "write it as tools/planner/rates.yaml is"
         check_version(user, understood=RATES_VERSION, file=user_file, cure=cure, fault=ConfigError, absent=1)
         user.pop("schema_version", None)

@@ -1,8 +1,17 @@
 """What a report consists of, before anybody asks how it is shown. Every string is plain text; writers escape it."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+_UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""What XML forbids or a terminal obeys: control characters, and halves of a surrogate pair, which UTF-8 cannot hold."""
+
+
+def printable(text: str) -> str:
+    """The same with a replacement character for what no file or terminal should be given."""
+    return _UNPRINTABLE.sub("\ufffd", text)
 
 
 @dataclass(frozen=True)

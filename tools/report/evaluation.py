@@ -9,6 +9,7 @@ import numpy as np
 
 from data_mixers.errors import DataError
 from data_mixers.file_version import check_version
+from tools.evaluation.compare import ALIKE
 from tools.report.content import Block, Missing, Section, Table, Text
 from tools.report.figures import Interval, Line, colour_of, dash_of, intervals, lines
 from tools.report.metrics_file import is_number, number
@@ -51,8 +52,8 @@ class Result:
     iteration: float | None
     tokens: float | None
     is_complete: bool
-    comparable: tuple[str, str]
-    """Harness and settings: two results with others are not compared."""
+    comparable: str
+    """Suite file, harness and settings: two results with others are not compared."""
     benchmarks: tuple[Benchmark, ...]
 
     @property
@@ -74,7 +75,8 @@ def evaluation(runs: Sequence[RunRecord], files: Sequence[Path]) -> Section:
         newest = _newest(of_suite)
         blocks += [Missing(f"{r.name}: {suite} is not complete yet") for r in newest if not r.is_complete]
         if len({result.comparable for result in newest}) > 1:
-            blocks.append(Missing(f"{suite}: harness or settings differ between these results; do not compare them"))
+            differ = "suite file, harness or settings differ between these results"
+            blocks.append(Missing(f"{suite}: {differ}; do not compare them"))
         levels = sorted({f"{100 * b.confidence:g} %" for r in newest for b in r.benchmarks if b.confidence is not None})
         x_label = f"score, % (bar: {' or '.join(levels) or 'its'} interval)"
         figure = intervals(f"Scores: {suite}", _intervals(newest), x_label=x_label)
@@ -105,9 +107,15 @@ def read_result(file: Path, owner: str) -> Result:
         iteration=number(model, "iteration"),
         tokens=number(model, "consumed_tokens"),
         is_complete=content.get("complete") is True,
-        comparable=(repr(content.get("harness")), repr(content.get("settings"))),
+        comparable=_comparable(suite, content.get("harness"), content.get("settings")),
         benchmarks=tuple(_benchmark(item) for item in benchmarks if isinstance(item, dict)),
     )
+
+
+def _comparable(suite: dict[str, Any], harness: object, settings: object) -> str:
+    """What `syne compare` refuses to see different; another host or torch is a caution there."""
+    told = [(suite, ("sha256",)), (harness, ALIKE), (settings, ("limit", "seed"))]
+    return repr([[part.get(key) for key in keys] for part, keys in told if isinstance(part, dict)])
 
 
 def _benchmark(item: dict[str, Any]) -> Benchmark:

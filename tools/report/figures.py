@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from tools.report.content import Figure, LegendEntry
+from tools.report.content import Figure, LegendEntry, printable
 from tools.report.metrics_file import Numbers
 from tools.report.numbers import short, tick
 from tools.report.svg import cleaned
@@ -258,6 +258,7 @@ def _told(title: str, drawn: Sequence[Line], y_label: str) -> str:
 
 
 def _cut(text: str, most: int = 22) -> str:
+    text = printable(text)  # a drawing that is no XML could not be read again
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 

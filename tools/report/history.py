@@ -181,11 +181,10 @@ def _starts(run: RunRecord, prefix: str) -> list[Block]:
     rows, hosts = [], _hosts(run)
     ended: float | None = None
     for index, attempt in enumerate(run.attempts):
-        began = datetime.datetime.fromtimestamp(attempt.began, tz=datetime.UTC)
         waited = None if ended is None else max(0.0, attempt.began - ended)
         rows.append(
             [
-                str(index + 1), f"{began:%Y-%m-%d %H:%M:%S}", attempt.job or "–",
+                str(index + 1), _date(attempt.began), attempt.job or "–",
                 hosts[index] if index < len(hosts) else "–", f"{attempt.first_iteration:,}",
                 duration(attempt.last_seen - attempt.began), duration(waited),
             ]
@@ -193,6 +192,13 @@ def _starts(run: RunRecord, prefix: str) -> list[Block]:
         ended = attempt.last_seen
     header = [f"{prefix}start", "began (UTC)", "Slurm job", "host", "after iteration", "lasted", "after waiting"]
     return [Table(header=header, rows=rows, num_text_columns=4)]
+
+
+def _date(seconds: float) -> str:
+    try:
+        return f"{datetime.datetime.fromtimestamp(seconds, tz=datetime.UTC):%Y-%m-%d %H:%M:%S}"
+    except (ValueError, OverflowError, OSError):  # a damaged attempts.json
+        return "–"
 
 
 def _hosts(run: RunRecord) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from tools.report.content import Block, Excerpt, Figure, LegendEntry, Missing, Report, Section, Table, Text
+from tools.report.content import Block, Excerpt, Figure, LegendEntry, Missing, Report, Section, Table, Text, printable
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 _PAGE = Markup(
@@ -26,7 +26,7 @@ _PAGE = Markup(
 def page(report: Report) -> str:
     """The whole file."""
     style = Markup(Path(__file__).with_name("page.css").read_text(encoding="utf-8"))  # ours, not a run's
-    return str(
+    return printable(
         _PAGE.format(
             policy=POLICY,
             title=report.title,

@@ -77,6 +77,8 @@ def _parent(parent: str, expected: object) -> tuple[Mapping[str, Any], str]:
         manifest = layout.read_manifest(Path(parent))
     except (UserError, OSError):
         return {}, "no longer there"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # of another version, or no path at all
+        return {}, f"cannot be read ({type(error).__name__}: {error})"
     same = manifest.get("lineage_hash") == expected
     return manifest, "there, with this hash" if same else "there, but with ANOTHER hash: it was replaced"
 

@@ -3,8 +3,9 @@
 import html
 import re
 from collections.abc import Iterator, Sequence
+from urllib.parse import quote
 
-from tools.report.content import Block, Excerpt, Figure, Missing, Report, Table, Text
+from tools.report.content import Block, Excerpt, Figure, Missing, Report, Table, Text, printable
 from tools.report.svg import with_legend
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]#|~$])")
@@ -19,7 +20,7 @@ def markdown(report: Report, *, figures_folder: str) -> tuple[str, dict[str, str
         parts.append(f"## {escaped(section.title)}")
         for block in section.blocks:
             parts += _block(block, figures, figures_folder)
-    return "\n\n".join(parts) + "\n", figures
+    return printable("\n\n".join(parts) + "\n"), figures
 
 
 def escaped(text: str) -> str:
@@ -43,7 +44,7 @@ def _block(block: Block, figures: dict[str, str], folder: str) -> Iterator[str]:
         name = f"{len(figures) + 1:02d}_{re.sub(r'[^a-z0-9]+', '_', block.title.lower()).strip('_') or 'figure'}.svg"
         figures[name] = with_legend(block.svg, block.title, block.legend)
         yield f"### {escaped(block.title)}"
-        yield f"![{escaped(block.alt)}]({folder}/{name})"
+        yield f"![{escaped(block.alt)}]({quote(folder)}/{name})"  # a space would end the link
     elif isinstance(block, Excerpt):
         yield f"### {escaped(block.title)}"
         yield _paragraph(" · ".join(block.facts))

@@ -29,6 +29,8 @@ _HEAVY_KEYS = ("losses", "answers")
 """Of a guard's row: a number per held-out document, of no use here."""
 _UNREAD = '{"kind": "observation"'
 """The same per topic: so long that it is not even parsed."""
+LARGEST = 1e100
+"""Ours: nothing that is measured is larger, and a drawing's own arithmetic overflows not far beyond."""
 MOST_READINGS = 480
 """Of the cumulative count of samples per source: twice as many are thinned to so many."""
 
@@ -152,7 +154,7 @@ def number(row: Row, key: str) -> float | None:
 
 def is_number(value: object) -> TypeGuard[float]:
     if isinstance(value, float):
-        return math.isfinite(value)
+        return abs(value) < LARGEST  # neither NaN nor infinity
     return is_index(value) and abs(value) < 1 << 63  # JSON's integers may be too large for a float
 
 

@@ -82,8 +82,7 @@ def _read(run: RunRecord) -> tuple[Numbers, dict[str, Numbers]]:
         return np.zeros(0), {}
     tokens, counts = [run.tokens_before, *readings.tokens], [{}, *readings.by_source]
     # Cumulative, so leaving some out changes no share between the others.
-    num = int(sum(counts[-1].values()) // SAMPLES_PER_STRETCH)
-    num = min(max(num, LEAST_STRETCHES), MOST_STRETCHES)
+    num = int(min(max(sum(counts[-1].values()) / SAMPLES_PER_STRETCH, LEAST_STRETCHES), MOST_STRETCHES))
     kept = np.unique(np.linspace(0, len(tokens) - 1, num + 1).round().astype(int)).tolist()
     names = list(dict.fromkeys(name for index in kept for name in counts[index]))
     cumulative = {name: np.array([counts[index].get(name, 0.0) for index in kept]) for name in names}

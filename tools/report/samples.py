@@ -59,7 +59,8 @@ def samples(runs: Sequence[RunRecord], options: SampleOptions) -> Section:
 def _of_run(run: RunRecord, options: SampleOptions, *, many: bool) -> list[Block]:
     if run.schedule is None or run.config is None:
         raise DataError("schedule.json and run_config.yaml say which data it read, and one of them is missing")
-    batch, consumed = run.config.training.global_batch_size, int(run.metrics.last("consumed_samples") or 0)
+    batch = run.config.training.global_batch_size
+    consumed = min(int(run.metrics.last("consumed_samples") or 0), run.schedule.num_samples)
     begin = 0 if options.first_step is None else (options.first_step - 1) * batch
     end = consumed if options.last_step is None else options.last_step * batch
     if begin >= min(end, consumed):
@@ -102,6 +103,8 @@ def _excerpt(
     if source.name not in entries:
         return Excerpt(title=title, facts=[*facts, "its data folder cannot be read"], text="")
     manifest, entry = entries[source.name]
+    if address.shard_index >= len(entry.shards):
+        return Excerpt(title=title, facts=[*facts, f"{manifest.folder} was written again since: fewer files"], text="")
     shard = entry.shards[address.shard_index]
     if shard.bin_sha256 != source.shards[address.shard_index].sha256:
         return Excerpt(title=title, facts=[*facts, f"{shard.prefix} was written again since: other text"], text="")

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
-from tools.report.content import LegendEntry
+from tools.report.content import LegendEntry, printable
 
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _NUMBER = re.compile(r"-?\d+\.\d{3,}")
@@ -58,7 +58,7 @@ def with_legend(svg: str, title: str, legend: Sequence[LegendEntry]) -> str:
         ElementTree.SubElement(root, f"{{{SVG}}}line", stroke)
         place = {"x": "44", "y": f"{y + 4:g}", "font-size": "11", "font-family": "DejaVu Sans, sans-serif"}
         ElementTree.SubElement(root, f"{{{SVG}}}text", place).text = entry.label
-    return ElementTree.tostring(root, encoding="unicode")
+    return printable(ElementTree.tostring(root, encoding="unicode"))
 
 
 def _rounded(match: re.Match[str]) -> str:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from megatron_synE.exit_codes import FINISHED, NO_PROGRESS
+from tools.report.content import printable
 from tools.report.held_out import by_set, short_name
 from tools.report.history import phase_rows
 from tools.report.live import Life, MetricsTail
@@ -101,7 +102,7 @@ def shown(run: RunRecord, *, width: int, state: str) -> RenderableType:
 
 def _plain(text: str, *, style: str = "") -> Text:
     """No markup in it, whatever a run is called."""
-    return Text(text, style=style, overflow="fold")
+    return Text(printable(text), style=style, overflow="fold")
 
 
 def _bar(share: float, width: int) -> str:
@@ -174,7 +175,7 @@ def _sets(run: RunRecord) -> list[RenderableType]:
     for name, rows in sorted(found.items())[:MOST_SETS]:
         first, last = number(rows[0], "ppl"), number(rows[-1], "ppl")
         change = last / first - 1 if first and last else None
-        table.add_row(Text(short_name(name)), fixed(first, 2), fixed(last, 2), percent(change))
+        table.add_row(Text(printable(short_name(name))), fixed(first, 2), fixed(last, 2), percent(change))
     more = [_plain(f"and {len(found) - MOST_SETS} more sets", style="dim")] if len(found) > MOST_SETS else []
     return [table, *more]
 
@@ -185,10 +186,11 @@ def _news(run: RunRecord) -> list[RenderableType]:
     consumed = run.metrics.last("consumed_samples") or 0.0
     if run.schedule is not None:
         begun = [phase for phase in run.schedule.phases if phase.start_sample <= consumed]
-        rows = phase_rows(run, replace(run.schedule, phases=tuple(begun), skips=())) if begun else []
+        # Of thousands of phases only the last is told, in each look: from the one before it.
+        rows = phase_rows(run, replace(run.schedule, phases=tuple(begun[-2:]), skips=())) if begun else []
         if rows:
             kind, name, reason, moved = rows[-1][:4]
-            told.append(_plain(f"phase {len(rows)} ({kind}, {name}): {reason}; {moved}"))
+            told.append(_plain(f"phase {len(begun)} ({kind}, {name}): {reason}; {moved}"))
     guards = run.metrics.rows["guard"]
     if guards and words(guards[-1], "worse"):
         change = fixed(number(guards[-1], "change"), 4, sign=True)

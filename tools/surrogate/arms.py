@@ -20,7 +20,7 @@ from megatron_synE.config.load import Tree, load_config, resolved_tree
 from megatron_synE.config.schema import RunConfig
 from megatron_synE.exit_codes import CheckpointError
 from tools.surrogate.recipe import overrides_of
-from tools.surrogate.study import Level, Study, raise_faults
+from tools.surrogate.study import Level, Study, raise_faults, shown_level
 
 HASH_LETTERS = 10
 
@@ -47,6 +47,8 @@ class Job:
     tokens: int
     config: Tree
     """The whole run but for run.dir."""
+    digest: str
+    """Hash of all that decides the run."""
     folder: str
     """Name of its folder: the arm, the seed, and a hash of all that decides the run; another run has another one."""
 
@@ -61,7 +63,7 @@ def arms_of(study: Study, path: Path, *, variants: Mapping[Level, Path] | None =
     arms, faults = [], []
     for combination in itertools.product(*factors.values()):
         levels = dict(zip(factors, combination, strict=True))
-        name = ",".join(f"{factor}={_shown(level)}" for factor, level in levels.items())
+        name = ",".join(f"{factor}={shown_level(level)}" for factor, level in levels.items())
         try:
             overrides = overrides_of(study, levels, variants or {})
             config = load_config(study.base, overrides).resolved
@@ -94,8 +96,20 @@ def references(study: Study, arms: Sequence[Arm]) -> list[str]:
 
 
 def jobs_of(study: Study, arms: Sequence[Arm]) -> list[Job]:
-    """Every arm with every seed; those of the pilot first, then seed by seed, so that a part is a smaller study."""
+    """Every arm with every seed; those of the pilot first, then seed by seed, so that a part is a smaller study.
+
+    Errors: ConfigError if two arms are the same run: what the levels of one set, another sets again, or the base had.
+    """
     jobs = [_job(study, arm, seed) for seed in study.seeds for arm in arms]
+    first: dict[tuple[str, Level | None], str] = {}
+    for arm, job in zip(arms, jobs, strict=False):  # of the first seed
+        # Where its token files are not made yet, `corruption` sets nothing that could be told apart.
+        same = first.setdefault((job.digest, arm.levels.get("corruption")), job.arm)
+        if same != job.arm:
+            raise ConfigError(
+                f"{study.name}: grid: the arms {same} and {job.arm} are the same run, so one of them would be counted "
+                "twice; leave one out, or see which later factor sets its keys again"
+            )
     pilot = {(arm, seed) for arm in pilot_arms(study, arms) for seed in study.seeds[: study.pilot_seeds]}
     return sorted(jobs, key=lambda job: (job.arm, job.seed) not in pilot)
 
@@ -112,6 +126,7 @@ def pilot_arms(study: Study, arms: Sequence[Arm]) -> tuple[str, str]:
 def check_jobs(study: Study, path: Path, jobs: Sequence[Job], *, world_size: int, reads_data: bool = True) -> None:
     """Errors: one ConfigError with every fault of every run, each said once with the arms that have it."""
     found: dict[str, list[str]] = {}
+    held_out: dict[frozenset[str], str] = {}
     for job in jobs:
         if job.seed != study.seeds[0]:
             continue  # a seed changes no fault
@@ -122,8 +137,16 @@ def check_jobs(study: Study, path: Path, jobs: Sequence[Job], *, world_size: int
             names = [s.name for m in examination.validation_manifests for s in m.with_role("validation")]
             for text in unmatched(study, names):
                 found.setdefault(text, []).append(job.arm)
+            globs = [glob for globs in study.outcome.groups.values() for glob in globs]
+            counted = frozenset(name for name in names if any(fnmatchcase(name, glob) for glob in globs))
+            held_out.setdefault(counted, job.arm)
         elif not examination.faults and reads_data:
             found.setdefault("validation.manifests: empty; a study measures held-out loss", []).append(job.arm)
+    if len(held_out) > 1:
+        (first, arm), (other, other_arm) = list(held_out.items())[:2]
+        odd = sorted(first ^ other)[0]
+        text = f"validation.manifests: {odd} is held out in one of {arm} and {other_arm} only; give all arms the same"
+        found[text] = list(dict.fromkeys(job.arm for job in jobs))
     num_arms = len({job.arm for job in jobs})
     faults = [
         fault if len(arms) == num_arms else f"{fault} (in {arms[0]}{f' and {len(arms) - 1} more' if arms[1:] else ''})"
@@ -160,7 +183,7 @@ def _job(study: Study, arm: Arm, seed: int) -> Job:
     digest = hashlib.sha256(decided.encode()).hexdigest()[:HASH_LETTERS]
     slug = re.sub(r"[^A-Za-z0-9._=-]+", "_", arm.name)
     folder = f"{slug[:80]}-seed{seed}-{digest}"
-    return Job(arm=arm.name, seed=seed, tokens=arm.tokens, config=tree, folder=folder)
+    return Job(arm=arm.name, seed=seed, tokens=arm.tokens, config=tree, digest=digest, folder=folder)
 
 
 def _inputs(config: RunConfig) -> list[str]:
@@ -180,7 +203,3 @@ def _inputs(config: RunConfig) -> list[str]:
             found.append(hashlib.sha256(described.read_bytes()).hexdigest())
         found += [f"{file.name} {file.stat().st_size}" for file in sorted(init.glob("*.safetensors"))]
     return found
-
-
-def _shown(level: Level) -> str:
-    return f"{level:g}" if isinstance(level, float) else str(level)

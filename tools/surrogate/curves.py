@@ -66,7 +66,8 @@ def curves_of(folders: Sequence[Path], *, language: str, source: str, worlds: in
     for _ in range(worlds):
         weight = np.bincount(random.integers(0, count, count), minlength=count).astype(float)[runs.run]
         drawn.append([fit_topic(runs, index, weight) for index in range(len(runs.topics))])
-    planned = runs.read[-1] / runs.read[-1].sum()  # of the last run: any of them is a plan
+    plans = runs.read[runs.read.sum(axis=1) > 0]
+    planned = plans[-1] / plans[-1].sum()  # of the last run that read of them: any of them is a plan
     curves = Curves(
         topics=runs.topics,
         floor=_stacked(runs, drawn, "floor"),
@@ -172,6 +173,13 @@ def _gathered(measured: Sequence[Measured], prefix: str) -> Runs:
     if not measured:
         raise ConfigError("no study was given")
     sets = {topic_of(name): name for name in measured[0].final if name.startswith(prefix)}
+    for m in measured:
+        if missing := [name for name in sets.values() if any(name not in point.nll for point in m.curve)]:
+            raise ConfigError(
+                f"{m.arm}, seed {m.seed}: did not validate {missing[0]}, which another run of the studies did"
+            )
+        if len(m.curve) < 2:
+            raise ConfigError(f"{m.arm}, seed {m.seed}: one validation is no curve; lower validation.interval_tokens")
     topics = [topic for topic in sorted(sets) if any(topic in point.read for m in measured for point in m.curve)]
     if len(topics) < 2:
         raise ConfigError(

@@ -77,6 +77,7 @@ def law_of(folder: Path, *, tokens: float | None = None, resamples: int = RESAMP
     if "synthetic_share" not in finished.study.grid:
         raise ConfigError(f"{folder}: a mixing law needs the factor synthetic_share in the grid of the study")
     sizes = {arm.name: size_of(finished.study, arm) for arm in finished.arms}
+    _check_factors(folder, finished, sizes)
     sets = list(dict.fromkeys(s for g in finished.study.outcome.groups for s in _members(finished, g)))
     cells = {name: cells_of(finished, name, sizes) for name in sets}
     first = cells[sets[0]]
@@ -103,6 +104,23 @@ def law_of(folder: Path, *, tokens: float | None = None, resamples: int = RESAMP
         laws=laws,
         level=level,
     )
+
+
+def _check_factors(folder: Path, finished: Finished, sizes: dict[str, float]) -> None:
+    """Errors: ConfigError if two arms differ in what the law does not know: their losses would be one cell's."""
+    known: dict[tuple[float, float], str] = {}
+    for arm in finished.arms:
+        cell = (sizes[arm.name], float(arm.levels["synthetic_share"]))
+        if (other := known.setdefault(cell, arm.name)) != arm.name:
+            raise ConfigError(
+                f"{folder}: the mixing law knows size, tokens and share alone, and the arms {other} and {arm.name} "
+                "differ in something else; fit it to a study whose grid has synthetic_share and model sizes only"
+            )
+    if len(tokens := sorted({arm.tokens for arm in finished.arms})) > 1:
+        raise ConfigError(
+            f"{folder}: its arms read {', '.join(f'{count:,}' for count in tokens)} tokens; the mixing law is fitted "
+            "to arms of one length, whose validations give the smaller counts"
+        )
 
 
 def cells_of(finished: Finished, name: str, sizes: dict[str, float]) -> Cells:

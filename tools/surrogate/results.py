@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 from data_mixers.atomic import publish, temporary_path, write_atomic
@@ -16,6 +17,7 @@ from tools.surrogate.run import Finished, num_comparisons
 
 SCHEMA_VERSION = 1  # of results.json
 TABLE, RESULTS, FIGURE = "table.md", "results.json", "figure.png"
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +114,8 @@ def write_results(finished: Finished, out: Path) -> list[Path]:
 def draw(finished: Finished, file: Path) -> None:
     """A panel per group: mean over seeds with its interval, and every seed as a dot, less that seed's mean arm.
 
-    What all arms of a seed share is taken out, so that the picture shows what the paired differences see.
+    What all arms of a seed share is taken out, so that the picture shows what the paired differences see. Taking out
+    the mean of k arms also takes a k-th of their own variance, which the intervals give back (Morey 2008).
     """
     import matplotlib
 
@@ -127,12 +130,10 @@ def draw(finished: Finished, file: Path) -> None:
     )
     for axis, group in zip(axes[0], groups, strict=True):
         values = _less_seed(losses_of(finished, group), names, study.seeds)  # [arms, seeds]
-        means, count = values.mean(axis=1), values.shape[1]
-        half = (
-            values.std(axis=1, ddof=1) / np.sqrt(count) * float(stats.t.ppf(0.5 + study.outcome.level / 2, count - 1))
-        )
+        means = values.mean(axis=1)
+        half = half_widths(values, study.outcome.level)
         places = np.arange(len(names))
-        axis.plot(np.repeat(places, count), values.ravel(), ".", color="0.6", markersize=5, zorder=1)
+        axis.plot(np.repeat(places, values.shape[1]), values.ravel(), ".", color="0.6", markersize=5, zorder=1)
         axis.errorbar(places, means, yerr=half, fmt="o", color="C0", capsize=4, zorder=2)
         axis.set_xticks(places, labels, rotation=45, ha="right", fontsize=8)
         axis.set_title(group + (" (primary)" if group == study.outcome.primary else ""), fontsize=10)
@@ -146,12 +147,18 @@ def draw(finished: Finished, file: Path) -> None:
     publish(temporary, file)
 
 
-def _less_seed(
-    losses: Mapping[str, Mapping[int, float]], names: Sequence[str], seeds: Sequence[int]
-) -> "np.ndarray[tuple[int, int], np.dtype[np.float64]]":
+def half_widths(values: Array, level: float) -> Array:
+    """[arms] of the interval of each arm's mean, of [arms, seeds] less each seed's mean."""
+    arms, seeds = values.shape
+    critical = float(stats.t.ppf(0.5 + level / 2, seeds - 1))
+    widths: Array = values.std(axis=1, ddof=1) * np.sqrt(arms / (arms - 1) / seeds) * critical
+    return widths
+
+
+def _less_seed(losses: Mapping[str, Mapping[int, float]], names: Sequence[str], seeds: Sequence[int]) -> Array:
     """[arms, seeds], each seed's mean replaced by the mean of all."""
     values = np.array([[losses[name][seed] for seed in seeds] for name in names])
-    centred: np.ndarray[tuple[int, int], np.dtype[np.float64]] = values - values.mean(axis=0) + values.mean()
+    centred: Array = values - values.mean(axis=0) + values.mean()
     return centred
 
 

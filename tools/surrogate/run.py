@@ -22,7 +22,7 @@ from tools.surrogate.noise import Spread, detectable, seeds_needed, spread_of
 from tools.surrogate.outcome import Measured, group_loss
 from tools.surrogate.prepare import planned_variants, variants
 from tools.surrogate.study import Study, read_study
-from tools.surrogate.trained import do_job, finished
+from tools.surrogate.trained import do_job, drop_checkpoints, finished
 
 logger = logging.getLogger(__name__)
 STUDY, ARMS, DATA, WORK = "study.yaml", "arms", "data", ".work"
@@ -185,6 +185,9 @@ def _pilot(study: Study, arms: Sequence[Arm], jobs: Sequence[Job]) -> list[Job]:
 def _run(study: Study, jobs: Sequence[Job], out: Path, name: str, array: SlurmArray | None) -> None:
     """All of `jobs`: a call that was cut finds its array again by the same jobs, whatever is done of them by then."""
     missing = [number for number, job in enumerate(jobs) if finished(out / ARMS, job) is None]
+    if not study.keep_checkpoints:
+        for job in (job for number, job in enumerate(jobs) if number not in missing):
+            drop_checkpoints(out / ARMS, job)  # of a run that was killed behind its last word
     if not missing:
         return
     decided = json.dumps([job.folder for job in jobs])

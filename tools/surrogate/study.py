@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from data_mixers.errors import ConfigError
 from data_mixers.file_version import check_version
-from megatron_synE.config.load import read_yaml
+from megatron_synE.config.load import plain_faults, read_yaml
 from tools.synthesis.corruption import CHANGE_KINDS, ChangeKind
 
 STRICT = ConfigDict(extra="forbid", strict=True)
@@ -31,7 +31,7 @@ RECIPE_FACTORS = ("synthetic_share", "corruption", "order", "controller")
 class Outcome:
     """What the question is answered by: held-out loss, nats per token, each set of a group counted alike."""
 
-    groups: dict[str, tuple[str, ...]]
+    groups: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]]
     """Name -> globs over the names of held-out sets, e.g. synthetic/*."""
     primary: str
     """The group that the question is about; all others are shown beside it."""
@@ -116,10 +116,11 @@ class Study:
 
 def read_study(path: Path) -> Study:
     """Errors: ConfigError with a line for every fault, each naming its key."""
-    tree = read_yaml(path)
+    tree = read_yaml(path, what="study")
+    if faults := plain_faults(tree):
+        raise_faults(path, faults)
     cure = "use the version of the program that it was written for, or write it as docs/surrogate.md says"
     check_version(tree, understood=SCHEMA_VERSION, file=path, cure=cure, fault=ConfigError, absent=1)
-    faults: list[str] = []
     study: Study | None = None
     try:
         study = TypeAdapter(Study).validate_json(json.dumps(tree))
@@ -160,11 +161,14 @@ def _factor_faults(study: Study, factor: str, levels: list[Level] | dict[str, di
     if not levels:
         yield f"{where}: has no level; give at least one"
     if isinstance(levels, dict):
+        if factor in ("synthetic_share", "corruption", "order"):
+            yield f"{where}: its levels are a list of values; names that set keys need a factor of another name"
         if any(key.split(".")[0] == "run" for keys in levels.values() for key in keys):
             yield f"{where}: the study sets run.name, run.dir and run.seed itself; leave them out"
         return
-    if len(set(map(str, levels))) < len(levels):
-        yield f"{where}: holds a level twice"
+    shown = [shown_level(level) for level in levels]
+    if twice := sorted({name for name in shown if shown.count(name) > 1}):
+        yield f"{where}: holds level {twice[0]} twice (levels are told apart by six digits)"
     if factor in ("synthetic_share", "corruption"):
         for level in levels:
             if not isinstance(level, int | float) or not 0 <= level < 1:
@@ -180,6 +184,11 @@ def _factor_faults(study: Study, factor: str, levels: list[Level] | dict[str, di
         )
     if factor == "corruption" and study.corruption is None:
         yield "corruption: missing; it says which pairs the factor of the grid makes wrong (input, tokenizer, source)"
+
+
+def shown_level(level: Level) -> str:
+    """As an arm's name has it."""
+    return f"{level:g}" if isinstance(level, float) else str(level)
 
 
 def _explained(fault: dict[str, Any]) -> str:

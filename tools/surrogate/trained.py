@@ -68,9 +68,14 @@ def do_job(
         measured = read_run(run, arm=job.arm, seed=job.seed, global_batch_size=batch)
         write_atomic(folder / RESULT, json.dumps({"schema_version": SCHEMA_VERSION, **asdict(measured)}).encode())
     if not keeps_checkpoints:
-        shutil.rmtree(run / "checkpoints", ignore_errors=True)
+        drop_checkpoints(arms, job)
     report(job.tokens)
     return {"arm": job.arm, "seed": job.seed}
+
+
+def drop_checkpoints(arms: Path, job: Job) -> None:
+    """Of a finished job only what it measured stays."""
+    shutil.rmtree(arms / job.folder / "run" / "checkpoints", ignore_errors=True)
 
 
 def _trained(folder: Path, nproc: int | None) -> int:
