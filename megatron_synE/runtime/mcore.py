@@ -23,6 +23,7 @@ elif _VERSION not in cpu_compat.KNOWN_VERSIONS:
 
 import megatron.core.optimizer as mcore_optimizer  # noqa: E402
 import megatron.core.optimizer.distrib_optimizer as mcore_distrib_optimizer  # noqa: E402
+import megatron.core.tensor_parallel.layers as mcore_linear  # noqa: E402
 from megatron.core import parallel_state, tensor_parallel  # noqa: E402
 from megatron.core.distributed import (  # noqa: E402
     DistributedDataParallel,
@@ -72,5 +73,5 @@ __all__ = [
     "TransformerLayer", "TransformerLayerSubmodules", "build_module", "destroy_num_microbatches_calculator",
     "finalize_model_grads", "get_bias_dropout_add", "get_forward_backward_func", "get_megatron_optimizer",
     "get_num_layers_to_build", "get_standard_config_overrides", "init_num_microbatches_calculator",
-    "mcore_distrib_optimizer", "mcore_optimizer", "parallel_state", "tensor_parallel",
+    "mcore_distrib_optimizer", "mcore_linear", "mcore_optimizer", "parallel_state", "tensor_parallel",
 ]  # fmt: skip
