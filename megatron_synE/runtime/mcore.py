@@ -6,6 +6,7 @@ Importing this module picks the device: a visible CUDA device is used, else mega
 
 import importlib.metadata
 import logging
+import sys
 
 import torch
 
@@ -20,6 +21,10 @@ elif _VERSION not in cpu_compat.KNOWN_VERSIONS:
     logging.getLogger(__name__).warning(
         "megatron-core %s is new to us (known: %s)", _VERSION, cpu_compat.KNOWN_VERSIONS
     )
+
+# Its inference engine, which we do not use, imports wandb where it is installed, at every start. What is None here
+# cannot be imported, and is taken for missing.
+_hides_wandb = sys.modules.setdefault("wandb", None) is None  # type: ignore[arg-type]
 
 import megatron.core.optimizer as mcore_optimizer  # noqa: E402
 import megatron.core.optimizer.distrib_optimizer as mcore_distrib_optimizer  # noqa: E402
@@ -61,6 +66,9 @@ from megatron.core.transformer.transformer_layer import (  # noqa: E402
 )
 
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add  # noqa: E402  isort: skip
+
+if _hides_wandb:
+    del sys.modules["wandb"]
 
 VERSION = _VERSION
 """megatron-core's version, as installed."""
