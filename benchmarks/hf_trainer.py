@@ -51,10 +51,13 @@ class MasterAdamW(torch.optim.Optimizer):
             param.copy_(master)
 
 
-def their_steps(hf: Path, steps: int, precision: str, samples: Path | None) -> dict[str, Any]:
+def their_steps(
+    hf: Path, steps: int, precision: str, samples: Path | None, *, deepspeed: bool = False
+) -> dict[str, Any]:
     """Run Trainer in this process; median seconds of a step but the first, and the losses. Writes nothing.
 
     samples: an array [number, tokens + 1] to train on in this order, one process only; else random tokens.
+    deepspeed: its ZeRO-2, which keeps masters of its own, and checkpointing of activations.
     """
     import numpy as np
     from torch.utils.data import Dataset, SequentialSampler
@@ -100,10 +103,16 @@ def their_steps(hf: Path, steps: int, precision: str, samples: Path | None) -> d
             gradient_accumulation_steps=GLOBAL_BATCH // MICRO_BATCH // world, use_cpu=True, report_to=[],
             save_strategy="no", logging_strategy="steps", logging_steps=1, remove_unused_columns=False,
             max_grad_norm=1.0, dataloader_num_workers=0,
-            ddp_backend="gloo" if world > 1 else None, disable_tqdm=True,
+            ddp_backend="gloo" if world > 1 else None, disable_tqdm=True, gradient_checkpointing=deepspeed,
+            deepspeed=_zero_2(precision) if deepspeed else None,
         )  # fmt: skip
         clock = Clock()
-        optimizer = MasterAdamW(list(model.parameters()), lr=1e-4)
+        parameters = list(model.parameters())
+        optimizer: torch.optim.Optimizer = (
+            torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+            if deepspeed
+            else MasterAdamW(parameters, lr=1e-4)
+        )
         constant = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
         trainer = InOrder(
             model=model, args=arguments, train_dataset=Tokens(), callbacks=[clock], optimizers=(optimizer, constant)
@@ -113,10 +122,19 @@ def their_steps(hf: Path, steps: int, precision: str, samples: Path | None) -> d
     return {"seconds": statistics.median(clock.seconds[1:]), "losses": losses}
 
 
-def run_theirs(hf: Path, steps: int, precision: str, ranks: int, *, samples: Path | None = None) -> dict[str, Any]:
+def _zero_2(precision: str) -> dict[str, Any]:
+    auto = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+    rest = {"zero_optimization": {"stage": 2}, "bf16": {"enabled": precision == "bf16"}}
+    return dict.fromkeys(auto, "auto") | rest | {"zero_allow_untested_optimizer": True}
+
+
+def run_theirs(
+    hf: Path, steps: int, precision: str, ranks: int, *, samples: Path | None = None, deepspeed: bool = False
+) -> dict[str, Any]:
     """What their_steps gives, of a fresh Trainer process (or DDP group of two)."""
     command = [sys.executable, "-m", "benchmarks.hf_trainer", "--child", str(hf), str(steps), precision]
     command += [str(samples)] if samples else []
+    command += ["deepspeed"] if deepspeed else []
     threads = str(max(1, 2 // ranks))
     processes = [
         subprocess.Popen(
@@ -163,7 +181,8 @@ def main() -> None:
     """Print the ratio of speeds, ours to theirs."""
     if sys.argv[1:2] == ["--child"]:
         samples = Path(sys.argv[5]) if len(sys.argv) > 5 else None
-        print(json.dumps(their_steps(Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4], samples)))
+        deepspeed = "deepspeed" in sys.argv[6:]
+        print(json.dumps(their_steps(Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4], samples, deepspeed=deepspeed)))
         return
     parser = argparse.ArgumentParser()
     parser.add_argument("--pairs", type=int, default=10)

@@ -24,6 +24,7 @@ from megatron_synE.kernels.choice import choose_kernels
 from megatron_synE.model.native_layers import NativeAttention
 from megatron_synE.model.packed_row import packed_row
 from megatron_synE.model.rope import cos_sin
+from megatron_synE.model.weight_gradient import add_product, adds_into_fp32
 from megatron_synE.optim.bf16_adam import Bf16Adam
 from megatron_synE.optim.fused_adam import FusedAdam
 from megatron_synE.runtime import device as devices
@@ -133,15 +134,26 @@ def _elementwise(shape: Shape, device: Device, add: Add) -> None:
 def _products(shape: Shape, device: Device, add: Add) -> None:
     s = shape
     x, weight = _random(device, s.tokens, s.hidden), _random(device, 2 * s.ffn, s.hidden)
-    flops = 2.0 * s.tokens * s.hidden * 2 * s.ffn
+    flops, unit = 2.0 * s.tokens * s.hidden * 2 * s.ffn, "TFLOP/s"
     linears: dict[str, Callable[[], torch.Tensor]] = {"bf16": lambda: torch.nn.functional.linear(x, weight)}
     if device.has_fp8:
         linears["FP8 tensorwise"] = lambda: float8.linear(x, weight, form="hybrid", recipe="tensorwise")
         linears["FP8 rowwise"] = lambda: float8.linear(x, weight, form="e4m3", recipe="rowwise")
     for by, work in linears.items():
         with torch.no_grad():
-            add("gate and up", by, work, flops, "TFLOP/s")
-        add("gate and up, and backward", by, _with_backward(work, x, weight), 3 * flops, "TFLOP/s")
+            add("gate and up", by, work, flops, unit)
+        add("gate and up, and backward", by, _with_backward(work, x, weight), 3 * flops, unit)
+    inputs, d_output = x.detach(), torch.ones(s.tokens, 2 * s.ffn, device=x.device, dtype=x.dtype)
+    main_grad = torch.zeros(2 * s.ffn, s.hidden, device=x.device)
+    add(
+        "gradient of gate and up",
+        "bf16, then added in fp32",
+        lambda: main_grad.add_(d_output.t() @ inputs),
+        flops,
+        unit,
+    )
+    by = "product into fp32" if adds_into_fp32(x.device) else "no product into fp32"
+    add("gradient of gate and up", by, lambda: add_product(main_grad, d_output, inputs), flops, unit)
 
 
 def _attention(shape: Shape, device: Device, add: Add) -> None:

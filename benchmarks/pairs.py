@@ -2,7 +2,7 @@
 
 import random
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 _RESAMPLES = 10_000
@@ -53,3 +53,19 @@ def interleaved(
             early = first()
             pairs.append((early, second()))
     return pairs
+
+
+def rounds(sides: Mapping[str, Callable[[], float]], *, num_rounds: int) -> dict[str, list[float]]:
+    """What each side gives, num_rounds times, all once a round; who begins moves on by one each round.
+
+    One unmeasured round warms all up.
+    """
+    names = list(sides)
+    found: dict[str, list[float]] = {name: [] for name in names}
+    for index in range(-1, num_rounds):
+        first = max(index, 0) % len(names)
+        for name in names[first:] + names[:first]:
+            value = sides[name]()
+            if index >= 0:
+                found[name].append(value)
+    return found

@@ -1,69 +1,150 @@
-"""One training step, peers side by side in one run: ours and transformers' Trainer.
+"""One training step, peers side by side in one run: ours, transformers' Trainer, and bare megatron-core.
 
 All train SmolLM2-135M's shape (random weights) on the same samples of 512 tokens, 8 a step, on the same two cores, in
-the precision this CPU is good at, each in fresh processes, in turn. Ours: two data-parallel processes of one
-thread. transformers: see hf_trainer.py; it is fed the samples our run reads, without their borders, so ours runs
-without document masking here. A bare megatron-core loop is compared in train_loop.py, in one process.
+the precision this CPU is good at, each in fresh processes, in turn.
 
-The losses of the first rows of both are printed side by side, and drawn over each other with --plot.
+    ours            two data-parallel processes of one thread, without document masks, which no peer here has
+    transformers    Trainer, one process of two threads (hf_trainer.py says how)
+    megatron-core   its own layers and loop, two data-parallel processes of one thread (_bare_megatron.py)
+    deepspeed       Trainer as above, under ZeRO-2 with checkpointing: the authors' stack
+    torchtitan      never here: it trains on CUDA devices alone
 
-python -m benchmarks.train_step [--pairs 4] [--steps 3] [--layers 30] [--plot losses.png]
+A peer that cannot run says why and is left out. The last lines are what the README quotes.
+
+python -m benchmarks.train_step [--rounds 4] [--steps 3] [--layers 30] [--peers transformers megatron-core]
+python -m benchmarks.train_step --overlay losses.png [--steps 200]    # losses over each other, of a small model
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.hf_trainer import MICRO_BATCH, run_theirs
-from benchmarks.pairs import interleaved, ratio_of
+from benchmarks.hf_trainer import GLOBAL_BATCH, MICRO_BATCH, run_theirs
+from benchmarks.pairs import ratio_of, rounds
 from data_mixers.manifest import read_manifest
 from data_mixers.schedule import Schedule
 from megatron_synE.data.scheduled_dataset import ScheduledDataset
 from megatron_synE.runtime.cpu_features import cpu_has_bf16
+from megatron_synE.runtime.launch import launch
 from tests import tiny
 
-SEQ_LENGTH, GLOBAL_BATCH, VOCABULARY = 512, 8, 49_152
-TARGET = 1.3
 ROOT = Path(__file__).parents[1]
+TARGETS = {"transformers": 1.3, "megatron-core": 1.0, "deepspeed": 1.3}
+"""Ours; the first is the project's goal on a CPU."""
+Answer = Mapping[str, Any]
+"""{"seconds": median of all steps but the first, "losses": of each step}."""
 
 
-def prepared(root: Path, *, layers: int, precision: str, steps: int) -> Path:
-    """Model, data and configuration; returns the YAML file."""
-    hf = tiny.hf_folder(
-        root / "hf", dtype=torch.bfloat16, hidden_size=576, intermediate_size=1536, num_hidden_layers=layers,
-        num_attention_heads=9, num_key_value_heads=3, vocab_size=VOCABULARY, tie_word_embeddings=True,
-    )  # fmt: skip
-    tiny.manifest(root / "train", {("en", "web", "x"): 300_000}, vocab_size=VOCABULARY)
+@dataclass(frozen=True)
+class Shape:
+    """Of the model and its rows."""
+
+    name: str
+    seq_length: int
+    model: Mapping[str, Any]
+
+
+SMOLLM2 = Shape(
+    "SmolLM2-135M's shape",
+    512,
+    {
+        "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3,
+        "vocab_size": 49_152, "tie_word_embeddings": True,
+    },
+)  # fmt: skip
+SMALL = Shape(
+    "a small model",
+    128,
+    {
+        "hidden_size": 128, "intermediate_size": 352, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "vocab_size": 2048, "tie_word_embeddings": True,
+    },
+)  # fmt: skip
+
+
+def missing(peer: str) -> str | None:
+    """Why a peer cannot run here; None if it can."""
+    if peer == "torchtitan":
+        return "it trains on CUDA devices alone, and this comparison is made on a CPU"
+    if peer == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
+        return "deepspeed is not installed (pip install deepspeed)"
+    return None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Model, data and configuration in a folder, and the samples in the order of our run, for peers to read."""
+
+    root: Path
+    config: Path
+    precision: str
+    samples: Path
+
+    def sides(self, peers: Sequence[str]) -> dict[str, Callable[[int], Answer]]:
+        """By name, what trains that many steps in fresh processes."""
+        hf, numbers = self.root / "hf", count()
+        theirs = partial(run_theirs, hf, precision=self.precision, ranks=1, samples=self.samples)
+        known: dict[str, Callable[[int], Answer]] = {
+            "ours": lambda steps: run_ours(self.config, self.root / f"run{next(numbers)}", steps),
+            "transformers": theirs,
+            "megatron-core": lambda steps: run_bare_megatron(hf, self.samples, steps, self.precision),
+            "deepspeed": partial(theirs, deepspeed=True),
+        }
+        return {name: side for name, side in known.items() if name in ("ours", *peers)}
+
+
+def prepared(root: Path, shape: Shape, *, layers: int, precision: str, steps: int) -> Prepared:
+    """Everything that all sides read."""
+    tiny.hf_folder(root / "hf", dtype=torch.bfloat16, num_hidden_layers=layers, **shape.model)
+    tiny.manifest(root / "train", {("en", "web", "x"): 300_000}, vocab_size=shape.model["vocab_size"])
     tree = tiny.run_tree(
         root,
-        hf=hf,
+        hf=root / "hf",
         training={
-            "seq_length": SEQ_LENGTH, "global_batch_size": GLOBAL_BATCH, "micro_batch_size": MICRO_BATCH,
+            "seq_length": shape.seq_length, "global_batch_size": GLOBAL_BATCH, "micro_batch_size": MICRO_BATCH,
             "precision": precision,
         },
         optimizer={"lr": 1e-4},
         lr_schedule={"style": "constant", "start_lr": 1e-4, "warmup_tokens": 0},
         data={
             "manifests": [str(root / "train")], "max_epochs": 1000.0, "document_masking": False,
-            "stages": [{"name": "a", "tokens": 2 * steps * GLOBAL_BATCH * SEQ_LENGTH, "languages": {"en": 1.0}}],
+            "stages": [
+                {"name": "a", "tokens": 2 * steps * GLOBAL_BATCH * shape.seq_length, "languages": {"en": 1.0}}
+            ],
         },
         validation={"manifests": []},
     )  # fmt: skip
     del tree["lr_schedule"]["decay_tokens"]
-    return tiny.write_run(root, tree)
+    config = tiny.write_run(root, tree)
+    run_ours(config, root / "first", 1)  # for its schedule
+    return Prepared(root, config, precision, _write_samples(root, root / "first", steps * GLOBAL_BATCH))
 
 
-def run_ours(config: Path, run: Path, steps: int) -> list[dict[str, float]]:
-    """Rows of a fresh `syne train` of two processes."""
+def _write_samples(root: Path, run: Path, number: int) -> Path:
+    """The samples of a run in its order, as one array [number, seq_length + 1]."""
+    schedule = Schedule.from_json((run / "schedule.json").read_text())
+    dataset = ScheduledDataset(schedule, [read_manifest(root / "train")])
+    path = root / "samples.npy"
+    np.save(path, np.stack([dataset[index % len(dataset)].tokens for index in range(number)]))
+    return path
+
+
+def run_ours(config: Path, run: Path, steps: int) -> Answer:
+    """A fresh `syne train` of two processes."""
     command = [sys.executable, "-m", "tools", "train", "--config", str(config), "--nproc", "2", f"run.dir={run}"]
     done = subprocess.run(
         [*command, f"training.stop_after_iterations={steps}"], cwd=ROOT, capture_output=True, text=True, check=False,
@@ -71,78 +152,95 @@ def run_ours(config: Path, run: Path, steps: int) -> list[dict[str, float]]:
     )  # fmt: skip
     if done.returncode != 75:
         raise SystemExit(f"syne train: exit {done.returncode}\n{done.stderr[-3000:]}")
-    return tiny.rows(run, "train")
+    rows = tiny.rows(run, "train")
+    seconds = [row["step_seconds"] for row in rows[1:]]
+    return {"seconds": statistics.median(seconds) if seconds else 0.0, "losses": [row["lm_loss"] for row in rows]}
 
 
-def write_samples(config_root: Path, run: Path, count: int) -> Path:
-    """The samples of a run in its order, as one array [count, SEQ_LENGTH + 1], for a peer to read."""
-    schedule = Schedule.from_json((run / "schedule.json").read_text())
-    dataset = ScheduledDataset(schedule, [read_manifest(config_root / "train")])
-    path = config_root / "samples.npy"
-    np.save(path, np.stack([dataset[index % len(dataset)].tokens for index in range(count)]))
-    return path
+def run_bare_megatron(hf: Path, samples: Path, steps: int, precision: str) -> Answer:
+    """Two fresh processes of megatron-core."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "answer.json"
+        os.environ["OMP_NUM_THREADS"] = "1"
+        command = ["-W", "ignore", "-m", "benchmarks._bare_megatron", hf, samples, steps, precision, out]
+        code = launch([str(word) for word in command], 2)
+        if code:
+            raise SystemExit(f"megatron-core: exit {code}")
+        answer: Answer = json.loads(out.read_text())
+    return answer
 
 
-def draw(path: Path, ours: Sequence[float], theirs: Sequence[float]) -> None:
-    """Both losses over the steps, and their difference."""
+def compare_speeds(options: argparse.Namespace, peers: Sequence[str], precision: str) -> None:
+    """Print tokens per second of each side and the ratio of ours to each peer's."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = prepared(Path(folder), SMOLLM2, layers=options.layers, precision=precision, steps=options.steps)
+        sides = {
+            name: lambda side=side: float(side(options.steps)["seconds"]) for name, side in made.sides(peers).items()
+        }
+        found = rounds(sides, num_rounds=options.rounds)
+    tokens = GLOBAL_BATCH * SMOLLM2.seq_length
+    print(f"{SMOLLM2.name}, {options.layers} layers, {precision}, {SMOLLM2.seq_length} tokens a row, two cores")
+    for name, seconds in found.items():
+        print(f"  {name:14} {tokens / statistics.median(seconds):8.0f} tokens/s (median of {len(seconds)} runs)")
+    for name in peers:
+        speeds = ratio_of(list(zip(found[name], found["ours"], strict=True)))
+        print(f"tokens/s, ours to {name}: {speeds.against(TARGETS[name])}")
+
+
+def overlay(options: argparse.Namespace, peers: Sequence[str], precision: str) -> None:
+    """Draw the losses of all sides over each other, and print how far apart they are."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = prepared(Path(folder), SMALL, layers=4, precision=precision, steps=options.steps)
+        losses = {name: list(side(options.steps)["losses"]) for name, side in made.sides(peers).items()}
+    ours = losses["ours"]
+    print(f"{SMALL.name}, {precision}, {len(ours)} steps: loss from {ours[0]:.4f} to {ours[-1]:.4f}")
+    for name in peers:
+        gaps = [abs(a - b) for a, b in zip(ours, losses[name], strict=True)]
+        print(f"  ours and {name}: at most {max(gaps):.4f} apart, {statistics.mean(gaps):.4f} on average")
+    draw(options.overlay, losses)
+    print(f"drawn: {options.overlay}")
+
+
+def draw(path: Path, losses: Mapping[str, Sequence[float]]) -> None:
+    """Every side's loss over the steps, and below what each peer's is above ours. PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, (above, below) = pyplot.subplots(2, 1, sharex=True, figsize=(8, 6), height_ratios=(3, 1))
-    above.plot(theirs, label="transformers' Trainer", linewidth=2.5, alpha=0.5)
-    above.plot(ours, label="ours", linewidth=1.0)
+    ours = losses["ours"]
+    for name, values in losses.items():
+        width = 1.0 if name == "ours" else 2.5
+        (line,) = above.plot(range(1, len(values) + 1), values, label=name, linewidth=width, alpha=0.8)
+        if name != "ours":
+            gap = [a - b for a, b in zip(values, ours, strict=True)]
+            below.plot(range(1, len(gap) + 1), gap, color=line.get_color(), linewidth=1.0)
     above.set_ylabel("loss, nats per token")
     above.legend()
-    below.plot([a - b for a, b in zip(ours, theirs, strict=True)])
-    below.set_ylabel("difference")
+    below.axhline(0, color="black", linewidth=0.5)
+    below.set_ylabel("minus ours")
     below.set_xlabel("step")
     figure.savefig(path, dpi=120)
+    pyplot.close(figure)
 
 
 def main() -> None:
-    """Print ratios of speeds, ours to each peer's, and how far apart losses are."""
+    """Compare speeds, or with --overlay losses."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--pairs", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--steps", type=int, help="a run; 3, and 200 with --overlay")
     parser.add_argument("--layers", type=int, default=30)
-    parser.add_argument("--overlay-steps", type=int, default=0, help="of a run of each whose losses are compared")
-    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--peers", nargs="+", choices=[*TARGETS, "torchtitan"], default=[*TARGETS, "torchtitan"])
+    parser.add_argument("--overlay", type=Path, metavar="PNG", help="draw losses instead of measuring speeds")
     options = parser.parse_args()
+    options.steps = options.steps or (200 if options.overlay else 3)
+    for peer in options.peers:
+        if reason := missing(peer):
+            print(f"{peer}: left out: {reason}")
+    peers = [peer for peer in options.peers if missing(peer) is None]
     precision = "bf16" if cpu_has_bf16() else "fp32"
-    most = max(options.steps, options.overlay_steps)
-    with tempfile.TemporaryDirectory() as folder:
-        root, count = Path(folder), 0
-        config = prepared(root, layers=options.layers, precision=precision, steps=most)
-
-        def ours(steps: int) -> list[dict[str, float]]:
-            nonlocal count
-            count += 1
-            return run_ours(config, root / f"run{count}", steps)
-
-        ours(1)  # for its schedule
-        samples = write_samples(root, root / "run1", most * GLOBAL_BATCH)
-
-        def transformers(steps: int) -> dict[str, object]:
-            return run_theirs(root / "hf", steps, precision, 1, samples=samples)
-
-        pairs = interleaved(
-            lambda: statistics.median(row["step_seconds"] for row in ours(options.steps)[1:]),
-            lambda: float(str(transformers(options.steps)["seconds"])),
-            num_pairs=options.pairs,
-        )
-        speeds = ratio_of([(their, our) for our, their in pairs])
-        print(f"{precision}, {options.layers} layers, ours to transformers: {speeds.against(TARGET)}", flush=True)
-        print(json.dumps({"seconds": pairs}), flush=True)
-        if options.overlay_steps:
-            own = [row["lm_loss"] for row in ours(options.overlay_steps)]
-            answer = transformers(options.overlay_steps)["losses"]
-            assert isinstance(answer, list)
-            apart = max(abs(a - b) for a, b in zip(own, answer, strict=True))
-            print(f"losses of {len(own)} steps: {own[0]:.4f} to {own[-1]:.4f}, at most {apart:.4f} apart")
-            if options.plot:
-                draw(options.plot, own, answer)
+    (overlay if options.overlay else compare_speeds)(options, peers, precision)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Everything a run computes with, built from the plan: model chunks, DDP, optimizer, forward-backward function."""
 
-import importlib.util
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ import torch
 from data_mixers.errors import ConfigError
 from megatron_synE.config.derive import RunPlan, rows_of_rank
 from megatron_synE.config.schema import RunConfig
+from megatron_synE.model import weight_gradient
 from megatron_synE.model.gpt import LlamaModel
 from megatron_synE.model.layer_spec import Implementation, block_spec, choose, overlap_tensor_parallel
 from megatron_synE.optim import gradients
@@ -91,9 +91,6 @@ def transformer_config(config: RunConfig, plan: RunPlan, device: Device) -> Tran
         masked_softmax_fusion=False,
         apply_rope_fusion=False,
         persist_layer_norm=False,
-        # It writes to whole fp32 gradients of the layer's own, which stages 2 and 3 do not keep.
-        gradient_accumulation_fusion=plan.zero_stage == 1
-        and importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,
         **recompute,
     )
 
@@ -114,6 +111,11 @@ def build_model(config: RunConfig, plan: RunPlan, device: Device) -> Model:
             config.parallel.zero_stage,
         )
     core_config = transformer_config(config, plan, device)
+    # Not under stages 2 and 3: the product writes to a whole main gradient of the weight's, and there a rank keeps its
+    # part alone; a bucket is filled from `.grad` instead.
+    core_config.gradient_accumulation_fusion = plan.zero_stage == 1
+    if plan.zero_stage == 1:
+        logger.info("weight gradients: added by the products of %s", weight_gradient.install_where_needed())
     if config.parallel.tp_comm_overlap:
         overlap_tensor_parallel(core_config, implementation, rows=rows_of_rank(config))
     chunks = build_chunks(core_config, config, plan, implementation, device)

@@ -8,7 +8,6 @@ from functools import cache
 from typing import Literal
 
 import torch
-from torch.nn.attention.varlen import varlen_attn
 
 Source = Literal["flash-attn 3", "flash-attn 2", "torch varlen"]
 
@@ -57,6 +56,8 @@ Borders = tuple[torch.Tensor, torch.Tensor, int, int]
 def _by_torch(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, borders: Borders, scale: float) -> torch.Tensor:
     if k.shape[1] != q.shape[1]:
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))  # [s, np, hn]
+    from torch.nn.attention.varlen import varlen_attn  # brings torch's compiler: not at the start of a CPU's rank
+
     out = varlen_attn(q, k, v, *borders, scale=scale, window_size=(-1, 0))
     assert isinstance(out, torch.Tensor)  # a pair only when auxiliary results are asked for
     return out

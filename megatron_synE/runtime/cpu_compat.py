@@ -32,6 +32,9 @@ KNOWN_VERSIONS = ("0.16.1", "0.19.2")
 """megatron-core versions on which the parity tests were run; another one may name a new piece of CUDA silently."""
 
 _PREFIX = "megatron.core"
+_COMPILES = "megatron.core.jit"
+"""It wraps each fused function in torch.compile, which imports torch's whole compiler: more than half of the start of
+a process, for functions that are all switched off on a CPU (build.py, *_fusion)."""
 _CPU = torch.device("cpu")
 _FACTORIES = (
     "tensor", "zeros", "ones", "empty", "full", "rand", "randn", "randint", "arange",
@@ -229,6 +232,8 @@ class _ImportHook(importlib.abc.MetaPathFinder):
 
     def _rebind(self, module: types.ModuleType) -> None:
         names = module.__dict__
+        if module.__name__ == _COMPILES:
+            names["jit_fuser"] = names["noop_decorator"]
         if names.get("torch") is torch:
             names["torch"] = self._view
         for name, source in _IMPORTED.items():

@@ -6,6 +6,7 @@ Importing this module picks the device: a visible CUDA device is used, else mega
 
 import importlib.metadata
 import logging
+import sys
 
 import torch
 
@@ -21,9 +22,14 @@ elif _VERSION not in cpu_compat.KNOWN_VERSIONS:
         "megatron-core %s is new to us (known: %s)", _VERSION, cpu_compat.KNOWN_VERSIONS
     )
 
+# Its inference engine, which we do not use, imports wandb where it is installed, at every start. What is None here
+# cannot be imported, and is taken for missing.
+_hides_wandb = sys.modules.setdefault("wandb", None) is None  # type: ignore[arg-type]
+
 import megatron.core.optimizer as mcore_optimizer  # noqa: E402
 import megatron.core.optimizer.clip_grads as mcore_clip_grads  # noqa: E402
 import megatron.core.optimizer.distrib_optimizer as mcore_distrib_optimizer  # noqa: E402
+import megatron.core.tensor_parallel.layers as mcore_linear  # noqa: E402
 from megatron.core import parallel_state, tensor_parallel  # noqa: E402
 from megatron.core.distributed import (  # noqa: E402
     DistributedDataParallel,
@@ -62,6 +68,9 @@ from megatron.core.transformer.transformer_layer import (  # noqa: E402
 
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add  # noqa: E402  isort: skip
 
+if _hides_wandb:
+    del sys.modules["wandb"]
+
 VERSION = _VERSION
 """megatron-core's version, as installed."""
 
@@ -73,5 +82,6 @@ __all__ = [
     "TransformerLayer", "TransformerLayerSubmodules", "build_module", "destroy_num_microbatches_calculator",
     "finalize_model_grads", "get_bias_dropout_add", "get_forward_backward_func", "get_megatron_optimizer",
     "get_num_layers_to_build", "get_standard_config_overrides", "init_num_microbatches_calculator",
-    "mcore_clip_grads", "mcore_distrib_optimizer", "mcore_optimizer", "parallel_state", "tensor_parallel",
+    "mcore_clip_grads", "mcore_distrib_optimizer", "mcore_linear", "mcore_optimizer", "parallel_state",
+    "tensor_parallel",
 ]  # fmt: skip

@@ -1,7 +1,8 @@
 """One rank of a run whose megatron.core modules see a torch.cuda that notes every name it is asked for.
 
-Usage: record_cuda_names.py OUT RUN.yaml [key=value ...]; writes OUT/<rank>.json with the names asked for ("asked") and
-those of them that the view does not answer itself ("fell_through": they reach the real torch.cuda).
+Usage: record_cuda_names.py OUT RUN.yaml [key=value ...]; writes OUT/<rank>.json with the names asked for ("asked"),
+those of them that the view does not answer itself ("fell_through": they reach the real torch.cuda), and which of the
+heavy modules that a CPU has no use for were imported all the same ("heavy").
 """
 
 import json
@@ -32,5 +33,6 @@ class RecordingCuda(cpu_compat._CudaOnCpu):
 cpu_compat._CudaOnCpu = RecordingCuda  # type: ignore[misc]  # before megatron.core is imported
 code = train.main(Path(sys.argv[2]), sys.argv[3:])
 out = Path(sys.argv[1]) / f"{os.environ['RANK']}.json"
-out.write_text(json.dumps({"asked": sorted(asked), "fell_through": sorted(fell_through)}))
+heavy = [name for name in ("torch._dynamo", "torch._inductor", "wandb", "transformers") if name in sys.modules]
+out.write_text(json.dumps({"asked": sorted(asked), "fell_through": sorted(fell_through), "heavy": heavy}))
 sys.exit(code)

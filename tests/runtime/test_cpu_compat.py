@@ -67,6 +67,7 @@ def test_megatron_core_asks_for_no_cuda_name_that_was_not_looked_at(config: Path
         seen = json.loads((tmp_path / f"{rank}.json").read_text())
         assert set(seen["asked"]) - KNOWN_CUDA_NAMES == set()
         assert seen["fell_through"] == [], "megatron.core reached the real torch.cuda"
+        assert seen["heavy"] == [], "seconds of every start, for nothing that runs on a CPU"
         # The recording itself works: megatron-core cannot seed its ranks without these.
         assert {"current_device", "default_generators", "_lazy_call"} <= set(seen["asked"])
     # What megatron-core always says is filtered; a warning that is left is a new one.
@@ -104,7 +105,7 @@ def test_installing_the_view_changes_no_other_name_of_torch() -> None:
         "-c",
         "import inspect, torch\n"
         "from tests import tiny\n"
-        "import torch._dynamo, torch.distributed.checkpoint  # imported by megatron.core too: they add names to torch\n"
+        "import torch._dynamo, torch.distributed.checkpoint  # megatron.core imports one; both add names\n"
         "model = tiny.hf_model(tiny.hf_config())\n"
         "tokens = torch.arange(40).unsqueeze(0)\n"
         "before = model(tokens).logits\n"

@@ -146,6 +146,16 @@ def never_gather() -> None:
     bucket.Bucket.go_stale = lambda self: None  # type: ignore[method-assign]
 
 
+def leave_gradients_to_the_hook(trainer: Any) -> None:
+    """No trap: the plain way, in which .grad is made and DDP's hook adds it. Fails if nothing went the other way."""
+    linears = [module for chunk in trainer.model.chunks for module in chunk.decoder.modules()]
+    linears = [module for module in linears if hasattr(module, "gradient_accumulation_fusion")]
+    assert len(linears) == 4 * trainer.plan.architecture.num_layers
+    for linear in linears:
+        assert linear.gradient_accumulation_fusion
+        linear.gradient_accumulation_fusion = False
+
+
 def write_without_snapshot() -> None:
     save._snapshot = lambda chunk: chunk
     WRITES_LATE.append(True)
@@ -170,6 +180,7 @@ TRAPS: dict[str, tuple[Callable[[], None] | None, Callable[[Any], None] | None]]
     "norm of one part": (None, miss_other_parts),
     "last micro-batch alone": (forget_earlier_micro_batches, None),
     "weights not gathered": (never_gather, None),
+    "gradients left to the hook": (None, leave_gradients_to_the_hook),
     "positions run on": (never_restart_positions, None),
     "attention across documents": (attend_across_documents, None),
     "round trip": (None, None),

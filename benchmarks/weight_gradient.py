@@ -1,0 +1,71 @@
+"""A layer's weight gradient added by its product, against the product and then the sum, as DDP's hook has it.
+
+SmolLM2-135M's gate and up over 1,024 tokens, one thread, in turn, by CPU time; and the bytes that each allocates. In
+bf16 a CPU has no product that ends in fp32, so both do the same there.
+
+python -m benchmarks.weight_gradient [--pairs 20]
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.pairs import interleaved, ratio_of
+from megatron_synE.model.weight_gradient import add_product
+from megatron_synE.runtime.cpu_memory import keep_freed_memory
+
+TOKENS, INPUTS, OUTPUTS = 1024, 576, 2 * 1536
+
+
+def seconds_of(work: Callable[[], object], *, repeats: int = 5) -> float:
+    """CPU-seconds of one call."""
+    started = time.process_time()
+    for _ in range(repeats):
+        work()
+    return (time.process_time() - started) / repeats
+
+
+def allocated(work: Callable[[], object]) -> int:
+    """Bytes that one call asks the allocator for."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        work()
+    events = (event.nbytes() for event in seen.profiler.kineto_results.events() if event.name() == "[memory]")
+    return sum(size for size in events if size > 0)
+
+
+def compare(dtype: torch.dtype, *, num_pairs: int) -> str:
+    """One line."""
+    d_output, inputs = torch.randn(TOKENS, OUTPUTS).to(dtype), torch.randn(TOKENS, INPUTS).to(dtype)
+    main_grad = torch.zeros(OUTPUTS, INPUTS)
+
+    def apart() -> None:
+        main_grad.add_(d_output.t() @ inputs)
+
+    def fused() -> None:
+        add_product(main_grad, d_output, inputs)
+
+    pairs = interleaved(lambda: seconds_of(apart), lambda: seconds_of(fused), num_pairs=num_pairs)
+    ratio = ratio_of(pairs)
+    return (
+        f"{str(dtype).removeprefix('torch.')}: {1e3 * min(pair[1] for pair in pairs):.2f} ms, "
+        f"{ratio.median:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}] as fast as product and sum; "
+        f"allocates {allocated(fused) / 1e6:.1f} of {allocated(apart) / 1e6:.1f} MB"
+    )
+
+
+def main() -> None:
+    """Print a line for each precision."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--pairs", type=int, default=20)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    for dtype in (torch.float32, torch.bfloat16):
+        print(compare(dtype, num_pairs=options.pairs), flush=True)
+
+
+if __name__ == "__main__":
+    main()
