@@ -35,16 +35,14 @@ def install_where_needed() -> None:
 
 
 def l2_norm(
-    chunk_size: int, flag: torch.Tensor, tensors: Sequence[Sequence[torch.Tensor]], per_tensor: bool
+    chunk_size: int, flag: torch.Tensor, tensors: Sequence[list[torch.Tensor]], per_tensor: bool
 ) -> tuple[torch.Tensor, None]:
     """Norm [1] of all tensors together, left on their device; the signature is that of apex."""
     (gradients,) = tensors
     return torch.stack(torch._foreach_norm(gradients)).norm().view(1), None
 
 
-def scale_in_place(
-    chunk_size: int, flag: torch.Tensor, tensors: Sequence[Sequence[torch.Tensor]], factor: float
-) -> None:
+def scale_in_place(chunk_size: int, flag: torch.Tensor, tensors: Sequence[list[torch.Tensor]], factor: float) -> None:
     """Multiply all tensors; the signature is that of apex, whose sources and targets are here the same."""
     sources, targets = tensors
     assert sources is targets, "clipping scales gradients where they are"

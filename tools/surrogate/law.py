@@ -108,7 +108,8 @@ def redrawn(losses: Array, seeds: NDArray[np.int64]) -> Array:
     """
     means, count = losses.mean(axis=1), losses.shape[1]
     moved: Array = losses[:, seeds].mean(axis=1) - means
-    return means + moved * math.sqrt(count / max(1, count - 1))
+    drawn: Array = means + moved * math.sqrt(count / max(1, count - 1))
+    return drawn
 
 
 def interval(samples: Array, level: float) -> tuple[float, float]:
