@@ -93,7 +93,9 @@ def fit_law(cells: Cells, *, resamples: int, seed: int = 0) -> Law:
     best = _fit(inputs, means, noise, centres, first, has_size=has_size)
     found = [best]
     for _ in range(resamples):
-        drawn = redrawn(cells.losses, random.integers(0, count, count)) + misfit * random.standard_normal(len(means))
+        drawn = redrawn(cells.losses, random.integers(0, count, size=(count,))) + misfit * random.standard_normal(
+            len(means)
+        )
         moved = (centres[0] + centres[1] * random.standard_normal(len(NAMES)), centres[1])
         found.append(_fit(inputs, drawn, noise, moved, best, has_size=has_size))
     return Law(
