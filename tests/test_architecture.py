@@ -8,7 +8,7 @@ import grimp
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("data_mixers", "megatron_synE", "tools", "examples", "benchmarks")
-LEAVES = ("megatron_synE", "megatron_synE.exit_codes", "tools.cli_options")
+LEAVES = ("megatron_synE", "megatron_synE.exit_codes", "tools.cli_options", "tools.columns")
 """Named by anything, drawn nowhere."""
 NODES = {"megatron_synE.data": "batches", "tools.checkpoint": "weights"}
 """Packages whose last name stands for another in the picture."""

@@ -232,7 +232,7 @@ FILES: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object]]] = {
     "rules": (copied(DEFAULT_RULES), load_rules),
     "suite": (copied(SUITES / "probe.yaml"), read_suite),
 }
-ARM = Job(arm="a", seed=1, tokens=1, config={}, folder="arm")
+ARM = Job(arm="a", seed=1, tokens=1, config={}, digest="0", folder="arm")
 NOT_WHOLE = (
     "acceptance.json",
     "audit.json",

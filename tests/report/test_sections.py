@@ -160,7 +160,7 @@ def test_a_result_that_cannot_be_read_is_said(tmp_path: Path, content: str) -> N
 def test_equal_names_are_told_apart_by_their_folders(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "manifest.json").write_text('{"run": "same"}')
+        (tmp_path / name / "manifest.json").write_text('{"schema_version": 1, "run": "same"}')
     runs = with_names([read_run(tmp_path / "a"), read_run(tmp_path / "b"), read_run(tmp_path / "a")])
     assert [run.name for run in runs] == ["1: same (a)", "2: same (b)", "3: same (a)"]
     assert [run.name for run in with_names(runs[:2])] == ["1: same (a)", "2: same (b)"]
