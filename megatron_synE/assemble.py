@@ -195,7 +195,9 @@ def _load_weights(model: Model, config: RunConfig, architecture: LlamaArchitectu
         load_weights_from_checkpoint(model, architecture, folder)
 
 
-def _announce(plan: RunPlan, start: Start, progress: Progress, lr_schedule: Schedule, *, data_vocab_size: int) -> None:
+def _announce(
+    plan: RunPlan, start: Start, progress: Progress, lr_schedule: LrSchedule, *, data_vocab_size: int
+) -> None:
     described = {"init": "new run", "branch": "branch", "resume": "resume"}[start.mode]
     logger.info(
         "%s%s: iteration %d of %d, %d of %d tokens",
