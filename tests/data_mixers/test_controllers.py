@@ -184,3 +184,8 @@ def test_bad_ratios_and_losses_are_refused() -> None:
         decide(ControllerSettings(), {"law": math.nan, "math": 1.0}, None, observation({}))
     with pytest.raises(DataError, match="2 documents with token counts of 1"):
         TopicLosses(nll_sums=(1.0, 2.0), tokens=(3,))
+
+
+@pytest.mark.parametrize(("nats", "is_finite"), [(699.9, True), (700.0, False), (700.5, False)])
+def test_an_absurd_loss_is_no_ppl(nats: float, is_finite: bool) -> None:
+    assert math.isfinite(TopicLosses(nll_sums=(2 * nats,), tokens=(2,)).ppl) == is_finite

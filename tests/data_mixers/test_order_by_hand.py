@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from data_mixers.curriculum import Curriculum, bucket_shares, paced
 from data_mixers.exhaustion import without
 from data_mixers.manifest import SourceEntry
+from data_mixers.merge import ONE, _huffman
 from data_mixers.mixture import GuardShift, PlannedPhase, Reweight, compose
 from data_mixers.permutation import Permutation
 from data_mixers.ratios import quantise
@@ -68,6 +69,17 @@ def test_the_straight_beginning_is_rounded_down() -> None:
 def test_tokens_lost_in_an_epoch_are_first_head_and_tail() -> None:
     # 45 tokens: (45 - 10) // 10 = 3 windows, 30 targets, 15 lost; 9 tokens: no window at all; 11: one window, 1 lost
     assert [windows_in_shard(tokens, seq_length=SEQ_LENGTH) for tokens in (45, 9, 11)] == [3, 0, 1]
+
+
+def test_a_credit_is_shared_by_stiffness_by_hand() -> None:
+    # Two quarters make a half beside a half that is 0.3 samples ahead. Moved by x, the quarters move by x / 2 each,
+    # squares 1/2 x^2: half as stiff as the single one. So of the 0.3 the quarters give up 0.2, and begin 0.2 later:
+    # their node's offset is 0.5 + 0.2 of its weight. Below it both quarters give up as much.
+    quarter = 1 << 30
+    splits, root = _huffman([quarter, quarter, 2 * quarter], [0, 0, int(0.3 * ONE)])
+    assert root == 4
+    assert [split.offset / split.weight for split in splits] == pytest.approx([0.5, 0.7])
+    assert [(split.left, split.right) for split in splits] == [(1, 0), (3, 2)]
 
 
 def test_a_network_whose_rounds_share_one_key_would_show() -> None:

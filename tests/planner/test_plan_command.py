@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,11 @@ def test_the_published_layout_on_eight_h100_fits_and_runs_here() -> None:
         at_rest + 4096 * 32 * 143_496 + 128_256 * (1024 * 2 + 261 * 4 + 4096 * 2) + 4096 * 4096 * 2, rel=2e-3
     )
     assert found["speed"]["tokens_per_second_per_gpu"] == pytest.approx(10_153, rel=1e-4)
-    with_fp32 = named(answer()["best"], published)["memory_bytes_per_gpu"]["total"]
-    assert with_fp32 - found["memory_bytes_per_gpu"]["total"] == 2 * 8_030_261_248
+    assert found["reason"] == "nothing lost to the layout"
+    with_fp32 = named(answer()["best"], published)
+    assert with_fp32["memory_bytes_per_gpu"]["total"] - found["memory_bytes_per_gpu"]["total"] == 2 * 8_030_261_248
+    tight = re.fullmatch(r"tight: (\d\.\d) GB free", with_fp32["reason"])
+    assert tight is not None and 0 <= float(tight[1]) < 0.05 * 85.5
 
 
 def test_known_impossible_layouts_are_refused_with_their_reason() -> None:
