@@ -74,7 +74,7 @@ def what_the_reader_of_stage_1_has(folder: Path) -> None:
     for language, sources, count in (("zh", ZH, 24), ("en", EN, 14)):
         for number, source in enumerate(sources):
             file = folder / "pages" / language / source / "0.jsonl"
-            write_pages(file, language, count, part=number, of=len(sources), topics=("law", "science"))
+            write_pages(file, language, count, part=number, of=len(sources), topics=("science",))
     small_model(folder / "models" / "Meta-Llama-3-8B")
     (folder / "models/Meta-Llama-3-8B/model.safetensors").unlink()
     config = json.dumps(hf_config_of(ARCHITECTURES["llama3_8b"]))
