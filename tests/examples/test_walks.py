@@ -65,7 +65,7 @@ ZH = ("web", "encyclopedia", "book", "qa_forum")
 EN = (*ZH, "paper", "math", "code")
 REHEARSAL = {
     "HOLDOUT": "2", "OVERRIDES": "data.max_epochs=1e9", "PARTITION": "main",
-    "SMALL": "model.preset=tiny init.from=random init.path=null",
+    "SMALL": "model.preset=tiny init.from=random init.path=null training.seq_length=2048",
 }  # fmt: skip
 
 
