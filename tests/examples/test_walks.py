@@ -65,7 +65,7 @@ ZH = ("web", "encyclopedia", "book", "qa_forum")
 EN = (*ZH, "paper", "math", "code")
 REHEARSAL = {
     "HOLDOUT": "2", "OVERRIDES": "data.max_epochs=1e9", "PARTITION": "main",
-    "SMALL": "model.preset=tiny init.from=random init.path=null",
+    "SMALL": "model.preset=tiny init.from=random init.path=null training.seq_length=2048",
 }  # fmt: skip
 
 
@@ -74,7 +74,7 @@ def what_the_reader_of_stage_1_has(folder: Path) -> None:
     for language, sources, count in (("zh", ZH, 24), ("en", EN, 14)):
         for number, source in enumerate(sources):
             file = folder / "pages" / language / source / "0.jsonl"
-            write_pages(file, language, count, part=number, of=len(sources), topics=("law", "science"))
+            write_pages(file, language, count, part=number, of=len(sources), topics=("science",))
     small_model(folder / "models" / "Meta-Llama-3-8B")
     (folder / "models/Meta-Llama-3-8B/model.safetensors").unlink()
     config = json.dumps(hf_config_of(ARCHITECTURES["llama3_8b"]))

@@ -7,6 +7,7 @@ Every process dies with the process that made the cluster, and the namespaces wi
 left to be removed. Needs root and Debian's packages (`INSTALL`). `python -m tests.slurm.cluster` opens a shell in it.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -116,6 +117,18 @@ class Cluster:
                 lines = (line.split(None, 1) for line in self.on(node, "ps", "-eo", "pid=,args=").splitlines())
                 found += [(node, int(pid)) for pid, args in lines if part in args]
         return found
+
+    def outside(self, beginning: str) -> list[tuple[str, int]]:
+        """(node, pid on this machine) of every process whose command line begins so: to be signalled at once."""
+        inits = {node: self._inits[node] for node in NODES if node in self._inits}
+        spaces = {Path(f"/proc/{pid}/ns/pid").readlink(): node for node, pid in inits.items()}
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it has ended
+                node = spaces.get((process / "ns/pid").readlink())
+                if node and (process / "cmdline").read_text().replace("\0", " ").startswith(beginning):
+                    found.append((node, int(process.name)))
+        return sorted(found)
 
     def kill(self, node: str, pid: int, number: signal.Signals = signal.SIGKILL) -> None:
         """Signal a process inside a node; one that has ended meanwhile is no fault."""

@@ -180,6 +180,7 @@ def an_element_of_a_crashed_node_is_requeued(cluster: Cluster, folder: Path) -> 
     pipe = hold(folder, 1)
     waiting = started(cluster, folder, 2, "--slurm-tasks", 2)
     cluster.wait("both tasks", lambda: starts(folder) == [0, 1])
+    cluster.wait("the result of the first", lambda: len(list((folder / ".work").glob("0*.json"))) == 1)
     node, _ = element_of(folder, 1)
     cluster.crash(node)
     release(pipe)

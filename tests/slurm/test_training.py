@@ -28,8 +28,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def at_its_wall_time_a_job_saves_is_requeued_and_goes_on(cluster: Cluster, root: Path, folder: Path) -> None:
-    job = training.job(cluster, root / "run.yaml", folder / "run", "--time", "1", "--lead", "5").submit()
-    # Held until Slurm gives the signal, which it does within 30 s: this run would be over before.
+    # Slurm gives the signal 15 to 45 s before the end; held until then, as this run would be over before.
+    job = training.job(cluster, root / "run.yaml", folder / "run", "--time", "2").submit()
     held_at = job.hold(12)
     job.wait("the signal", lambda: "syne: USR1 at" in job.log)
     job.release()
@@ -204,10 +204,10 @@ def both_nodes(cluster: Cluster, root: Path, folder: Path) -> Job:
 
 
 SCENARIOS: tuple[Scenario, ...] = (
+    at_its_wall_time_a_job_saves_is_requeued_and_goes_on,
     the_old_copy_on_a_node_with_a_dead_slurmd_neither_writes_nor_requeues,
     a_cut_network_of_the_node_with_the_script,
     a_killed_rank_and_then_a_killed_slurmstepd,
-    at_its_wall_time_a_job_saves_is_requeued_and_goes_on,
     a_crashed_node,
     a_run_that_gets_nowhere_stops_with_its_own_code,
     a_preempted_job_saves_in_its_grace_time,

@@ -1,6 +1,7 @@
 """A tiny run as a job of two nodes: its script, its log, and the same run without Slurm to compare with."""
 
 import json
+import os
 import signal
 import sys
 import time
@@ -111,9 +112,10 @@ class Job:
     def hold(self, iteration: int, *, node: str | None = None) -> int:
         """Stop the ranks (SIGSTOP), those of one node, once this iteration is logged; the last one logged then."""
         self.wait(f"iteration {iteration}", lambda: last_iteration(self.run) >= iteration, pause=0.02)
-        for rank in self.ranks():
-            if node in (None, rank[0]):
-                self.cluster.kill(*rank, signal.SIGSTOP)
+        # From here: on a busy machine a program in the node would not be started before this run is over.
+        for place, pid in self.cluster.outside(f"{sys.executable} -m {RANK} "):
+            if node in (None, place):
+                os.kill(pid, signal.SIGSTOP)
         self.held = time.monotonic()
         return last_iteration(self.run)
 
