@@ -35,7 +35,7 @@ def install_where_needed() -> None:
 
 
 def l2_norm(
-    chunk_size: int, flag: torch.Tensor, tensors: Sequence[Sequence[torch.Tensor]], per_tensor: bool
+    chunk_size: int, flag: torch.Tensor, tensors: Sequence[list[torch.Tensor]], per_tensor: bool
 ) -> tuple[torch.Tensor, None]:
     """Norm [1] of all tensors together, left on their device; the signature is that of apex."""
     (gradients,) = tensors
@@ -43,7 +43,7 @@ def l2_norm(
 
 
 def scale_in_place(
-    chunk_size: int, flag: torch.Tensor, tensors: Sequence[Sequence[torch.Tensor]], factor: float
+    chunk_size: int, flag: torch.Tensor, tensors: Sequence[list[torch.Tensor]], factor: float
 ) -> None:
     """Multiply all tensors; the signature is that of apex, whose sources and targets are here the same."""
     sources, targets = tensors
