@@ -42,9 +42,7 @@ def l2_norm(
     return torch.stack(torch._foreach_norm(gradients)).norm().view(1), None
 
 
-def scale_in_place(
-    chunk_size: int, flag: torch.Tensor, tensors: Sequence[list[torch.Tensor]], factor: float
-) -> None:
+def scale_in_place(chunk_size: int, flag: torch.Tensor, tensors: Sequence[list[torch.Tensor]], factor: float) -> None:
     """Multiply all tensors; the signature is that of apex, whose sources and targets are here the same."""
     sources, targets = tensors
     assert sources is targets, "clipping scales gradients where they are"
