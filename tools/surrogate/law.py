@@ -93,9 +93,7 @@ def fit_law(cells: Cells, *, resamples: int, seed: int = 0) -> Law:
     best = _fit(inputs, means, noise, centres, first, has_size=has_size)
     found = [best]
     for _ in range(resamples):
-        drawn = redrawn(cells.losses, random.integers(0, count, size=(count,))) + misfit * random.standard_normal(
-            len(means)
-        )
+        drawn = redrawn(cells.losses, random.integers(0, count, (count,))) + misfit * random.standard_normal(len(means))
         moved = (centres[0] + centres[1] * random.standard_normal(len(NAMES)), centres[1])
         found.append(_fit(inputs, drawn, noise, moved, best, has_size=has_size))
     return Law(
@@ -109,9 +107,9 @@ def redrawn(losses: Array, seeds: NDArray[np.int64]) -> Array:
     A mean of n that are drawn again varies by (n - 1) / n of what a mean of n new ones does: that is given back.
     """
     means, count = losses.mean(axis=1), losses.shape[1]
-    moved: Array = losses[:, seeds].mean(axis=1) - means
-    drawn: Array = means + moved * math.sqrt(count / max(1, count - 1))
-    return drawn
+    moved = losses[:, seeds].mean(axis=1) - means
+    widened: Array = means + moved * math.sqrt(count / max(1, count - 1))
+    return widened
 
 
 def interval(samples: Array, level: float) -> tuple[float, float]:
