@@ -6,12 +6,12 @@ the precision this CPU is good at, each in fresh processes, in turn.
     ours            two data-parallel processes of one thread, without document masks, which no peer here has
     transformers    Trainer, one process of two threads (hf_trainer.py says how)
     megatron-core   its own layers and loop, two data-parallel processes of one thread (_bare_megatron.py)
-    deepspeed       Trainer as above, under ZeRO-2 with checkpointing: the authors' stack
+    deepspeed       Trainer as above, under ZeRO-2 with checkpointing: the authors' stack; nobody has run it here yet
     torchtitan      never here: it trains on CUDA devices alone
 
 A peer that cannot run says why and is left out. The last lines are what the README quotes.
 
-python -m benchmarks.train_step [--rounds 4] [--steps 3] [--layers 30] [--peers transformers megatron-core]
+python -m benchmarks.train_step [--pairs 4] [--steps 3] [--layers 30] [--peers transformers megatron-core]
 python -m benchmarks.train_step --overlay losses.png [--steps 200]    # losses over each other, of a small model
 """
 
@@ -177,7 +177,7 @@ def compare_speeds(options: argparse.Namespace, peers: Sequence[str], precision:
         sides = {
             name: lambda side=side: float(side(options.steps)["seconds"]) for name, side in made.sides(peers).items()
         }
-        found = rounds(sides, num_rounds=options.rounds)
+        found = rounds(sides, num_rounds=options.pairs)
     tokens = GLOBAL_BATCH * SMOLLM2.seq_length
     print(f"{SMOLLM2.name}, {options.layers} layers, {precision}, {SMOLLM2.seq_length} tokens a row, two cores")
     for name, seconds in found.items():
@@ -228,7 +228,7 @@ def draw(path: Path, losses: Mapping[str, Sequence[float]]) -> None:
 def main() -> None:
     """Compare speeds, or with --overlay losses."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--pairs", type=int, default=4, help="runs of each side, in rounds")
     parser.add_argument("--steps", type=int, help="a run; 3, and 200 with --overlay")
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--peers", nargs="+", choices=[*TARGETS, "torchtitan"], default=[*TARGETS, "torchtitan"])
