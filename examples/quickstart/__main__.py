@@ -6,7 +6,6 @@ Everything lies below runs/quickstart; a second call goes on where the first sto
 """
 
 import argparse
-import json
 import sys
 import time
 from functools import partial
@@ -17,7 +16,7 @@ import yaml
 from rich.console import Console
 
 from examples.quickstart import assets, corpora
-from examples.quickstart.plot import plot
+from examples.quickstart.plot import metrics_rows, plot
 from examples.quickstart.score import SetScore, set_name
 from examples.quickstart.steps import (
     GLOBAL_BATCH,
@@ -119,7 +118,7 @@ def write_config(path: Path, arm: Arm, out: Path, base: Path, tokens: int) -> No
 
 def fitted_tokens(run_dir: Path, *, left: float) -> int:
     """How many tokens fit into the time that is left, by the speed of the calibration steps; printed."""
-    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    rows = metrics_rows(run_dir / "metrics.jsonl")
     seconds = sorted(row["step_seconds"] for row in rows if row["kind"] == "train")
     step = seconds[len(seconds) // 2]
     # Two more validation passes, and start, load, save and export of a checkpoint.
@@ -170,7 +169,7 @@ def say_where(out: Path, arm: Arm, run_dir: Path, adapted: Path, seconds: float)
         print(f"{title}: {path}")
     print(f"finished after {seconds / 60:.1f} minutes")
     other = next(name for name in ARMS if name != arm)
-    total = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])["consumed_tokens"]
+    total = [row["consumed_tokens"] for row in metrics_rows(run_dir / "metrics.jsonl") if row["kind"] == "train"][-1]
     print(f"next: .venv/bin/python -m examples.quickstart --arm {other} --tokens {total}")
 
 

@@ -27,7 +27,7 @@ def plot(metrics_jsonl: Path, out_png: Path) -> None:
     import matplotlib
     from matplotlib.figure import Figure  # not pyplot: that keeps every figure in global state
 
-    rows = _rows(metrics_jsonl)
+    rows = metrics_rows(metrics_jsonl)
     train = [row for row in rows if row.get("kind") == "train"]
     validation = [row for row in rows if row.get("kind") == "validation"]
     style = {"axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False,
@@ -51,7 +51,7 @@ def plot(metrics_jsonl: Path, out_png: Path) -> None:
     temporary.rename(out_png)
 
 
-def _rows(path: Path) -> list[Row]:
+def metrics_rows(path: Path) -> list[Row]:
     """The file's rows; a last line cut off by a kill is left out."""
     if not path.is_file():
         raise DataError(f"{path}: no such file; train first")
