@@ -82,6 +82,7 @@ def what_the_reader_of_stage_1_has(folder: Path) -> None:
     (folder / "examples").symlink_to(tiny.ROOT / "examples")
 
 
+@pytest.mark.slow
 def test_stage_1_on_eight_nodes_is_planned_rendered_and_checked(tmp_path: Path) -> None:
     what_the_reader_of_stage_1_has(tmp_path)
     said = walk(WALKS / "stage1_on_8_nodes.md", tmp_path, **REHEARSAL)
