@@ -21,6 +21,6 @@ def check_version(
     number. None: such a file is refused.
     Errors: whatever `fault` makes, naming the file, the version found, the one understood, and the cure.
     """
-    found = content.get(KEY, absent) if isinstance(content, Mapping) else None
+    found = content.get(KEY, absent) if isinstance(content, Mapping) else absent
     if found != understood or isinstance(found, bool):
         raise fault(f"{file}: {KEY} is {found!r}, this program reads {understood}; {cure}")
