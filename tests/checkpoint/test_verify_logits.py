@@ -28,7 +28,7 @@ def test_a_model_that_computes_otherwise_from_the_same_tensors_is_found(make_hf,
     """Both configs agree, so only logits can tell: ours is made to read another rotary scaling."""
     hf, _ = make_hf(rope_parameters=LLAMA3, max_position_embeddings=8192, initializer_range=0.2)
     checkpoint = import_hf(hf, tmp_path / "ckpt").checkpoint
-    from megatron_synE.model import reference
+    from megatron_synE import reference
 
     build = reference.build_reference
 

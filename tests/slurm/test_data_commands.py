@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests import tiny
+from tests.rows import write as write_rows
 from tests.slurm.cluster import Cluster
 from tests.tools import corpus, topic_corpus
 from tools.data.clean import CleanOptions, clean
@@ -165,7 +166,7 @@ def test_decontaminate_gives_the_bytes_of_a_local_run(cluster: Cluster, tmp_path
 def test_label_topics_gives_the_bytes_of_a_local_run(cluster: Cluster, tmp_path: Path) -> None:
     rows = topic_corpus.documents(sources=("web",), count=100)
     for number in range(4):
-        topic_corpus.write(tmp_path / f"{number}.jsonl", rows[number::4])
+        write_rows(tmp_path / f"{number}.jsonl", rows[number::4])
     torch.manual_seed(0)
     tokenizer = train_tokenizer([row["text"] for row in rows], vocab_size=400, max_length=48)
     config = new_config(
