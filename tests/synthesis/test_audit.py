@@ -102,7 +102,7 @@ def test_the_rate_is_corrected_for_a_judge_that_errs(folder: Path) -> None:
     assert physics["wrong_rate"]["low"] < SHARE_WRONG < physics["wrong_rate"]["high"]
     assert abs(apparent - SHARE_WRONG) > 0.05  # what an uncorrected judge would have said
     assert biology["wrong_rate"]["low"] == 0.0
-    assert json.loads((folder / "audit/audit.json").read_text()) == report
+    assert json.loads((folder / "audit/audit.json").read_text()) == {"schema_version": 1} | report
     assert f"| physics | {NUM} | {NUM} |" in (folder / "audit/audit.md").read_text()
     verdicts = [json.loads(line) for line in (folder / "audit/verdicts.jsonl").read_text().splitlines()]
     assert len(verdicts) == len({row["key"] for row in verdicts}) == NUM + 40 + 400
