@@ -99,14 +99,26 @@ def test_what_slurm_would_not_take_is_not_submitted(cluster: Cluster, root: Path
 @pytest.mark.slow
 def test_an_acceptance_over_gloo_passes_and_its_report_is_believed(cluster: Cluster, tmp_path: Path) -> None:
     report = tmp_path / "acceptance.json"
-    command = (*SYNE, "acceptance", *training.RESOURCES, "--device", "cpu", "--only", "tp2_sp", "--acceptance", report)
+    command = (
+        *SYNE,
+        "acceptance",
+        *training.RESOURCES,
+        "--device",
+        "cpu",
+        "--only",
+        "tp2_sp",
+        "--only",
+        "dp_fp8",
+        "--acceptance",
+        report,
+    )
     job = cluster.run(*command, cwd=tmp_path, env=ENVIRONMENT).stdout.strip()
     cluster.wait("its end", lambda: state(cluster, job) in ("COMPLETED", "FAILED", "CANCELLED"), seconds=240)
     said = "\n".join(path.read_text() for path in tmp_path.glob("*.out"))
     assert state(cluster, job) == "COMPLETED", said
     found = json.loads(report.read_text())
     assert found["passed"]
-    assert set(found["results"]) == {"dp", "tp2_sp", "kill_and_resume"}
+    assert set(found["results"]) == {"dp", "tp2_sp", "dp_fp8", "kill_and_resume"}
     assert found["results"]["kill_and_resume"]["bit_equal"]
     assert found["left_out"]["cp2"] == "not asked for"
     assert found["left_out"]["tp4_sp"] == "needs a multiple of 4 ranks, this job has 2"

@@ -6,8 +6,9 @@ TP, PP = "parallel.tensor_model_parallel_size=", "parallel.pipeline_model_parall
 CP = "parallel.context_parallel_size="
 SP, VPP = "parallel.sequence_parallel=true", "parallel.virtual_pipeline_model_parallel_size=2"
 OVERLAP = ("parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true")
-BF16, TE = "training.precision=bf16", "model.attention=transformer_engine"
-ONE_CARD, ONE_CARD_BF16, DATA_PARALLEL, KILLED = "one_card", "one_card_bf16", "dp", "killed"
+BF16, TE, FP8 = "training.precision=bf16", "model.attention=transformer_engine", "training.fp8=hybrid"
+ONE_CARD, ONE_CARD_BF16, ONE_CARD_FP8 = "one_card", "one_card_bf16", "one_card_fp8"
+DATA_PARALLEL, KILLED = "dp", "killed"
 SPEED = "speed"
 LLAMA3_8B = (
     "init.from=random",
@@ -59,11 +60,14 @@ LAYOUTS = (
     Layout("dp_bf16", (BF16,), reference=ONE_CARD_BF16),
     Layout("tp4_sp_bf16", (BF16, f"{TP}4", SP), 4, ONE_CARD_BF16),
     Layout("dp_te_bf16", (BF16, TE), 1, ONE_CARD_BF16),
+    # Scales are of a micro-batch and of a rank's part of a weight: the same ones without TP alone.
+    Layout(ONE_CARD_FP8, (BF16, FP8), reference=ONE_CARD_FP8),
+    Layout("dp_fp8", (BF16, FP8), 1, ONE_CARD_FP8),
 )
 
 
 def chosen(
-    world_size: int, *, has_transformer_engine: bool, only: tuple[str, ...]
+    world_size: int, *, has_transformer_engine: bool, has_fp8: bool, only: tuple[str, ...]
 ) -> tuple[list[Layout], dict[str, str]]:
     """What to run, and for everything else its reason. What others are compared with always runs."""
     run: list[Layout] = []
@@ -71,6 +75,8 @@ def chosen(
     for layout in LAYOUTS:
         if TE in layout.options and not has_transformer_engine:
             left_out[layout.name] = "Transformer Engine is not installed, or there is no GPU"
+        elif FP8 in layout.options and not has_fp8:
+            left_out[layout.name] = "no GPU of compute capability 8.9 or above is seen"
         elif world_size % layout.model_ranks or world_size < layout.model_ranks:
             left_out[layout.name] = f"needs a multiple of {layout.model_ranks} ranks, this job has {world_size}"
         elif only and layout.name not in (*only, DATA_PARALLEL) and not layout.name.startswith(ONE_CARD):

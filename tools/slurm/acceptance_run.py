@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from data_mixers.errors import DataError, UserError
+from data_mixers.errors import ConfigError, DataError, UserError
 from megatron_synE import __version__, exit_codes
 from megatron_synE.checkpoint import layout as checkpoints
 from megatron_synE.runtime.run_dir import versions
@@ -22,9 +22,10 @@ from tools.slurm.acceptance_file import SCHEMA_VERSION
 from tools.slurm.acceptance_inputs import ITERATIONS, write_inputs
 
 LOSS_TOLERANCE = {False: 1e-5, True: 5e-3}
-"""fp32: another order of additions. bf16: TP rounds the parts of a product before they are summed."""
-WEIGHT_TOLERANCE = 1e-4
-"""fp32 alone: Adam turns a gradient near zero, whose sign is noise, into a step of the learning rate."""
+"""fp32: another order of additions. bf16, also under FP8: TP rounds the parts of a product before they are summed."""
+WEIGHT_TOLERANCE = 5e-4
+"""fp32 alone: half a step of the learning rate, of six. Adam turns a gradient near zero, which is noise, into a part of
+a step: TP 2 over gloo was seen at 1.03e-4 with losses 6e-7 apart. A rate wrong by a fifth moves weights by up to 1.2e-3."""
 ANCHORS = {"llama3-8b, bf16, 8 x H100": 10_153}
 """tokens/s/GPU: NVIDIA/dgxc-benchmarking, NeMo 24.09, Llama 3.1 8B, TP1 CP2, global batch 128."""
 
@@ -34,7 +35,7 @@ def prepare(work: Path, *, world_size: int, device: str, only: tuple[str, ...]) 
     work.mkdir(parents=True, exist_ok=True)
     write_inputs(work, world_size=world_size, device=device)
     has_te = device == "cuda" and importlib.util.find_spec("transformer_engine") is not None
-    run, left_out = layouts.chosen(world_size, has_transformer_engine=has_te, only=only)
+    run, left_out = layouts.chosen(world_size, has_transformer_engine=has_te, has_fp8=_has_fp8(device), only=only)
     lines = []
     for layout in run:
         ranks = 1 if layout.name.startswith(layouts.ONE_CARD) else world_size
@@ -43,6 +44,15 @@ def prepare(work: Path, *, world_size: int, device: str, only: tuple[str, ...]) 
     speed = " ".join(layouts.LLAMA3_8B) if device == "cuda" and world_size % 4 == 0 and not only else ""
     (work / "speed").write_text(f"{speed}\n", encoding="utf-8")
     checkpoints.write_json(work / "left_out.json", left_out)
+
+
+def _has_fp8(device: str) -> bool:
+    from megatron_synE.runtime.device import select
+
+    try:
+        return select("cuda" if device == "cuda" else "cpu", local_rank=0).has_fp8
+    except ConfigError:  # the steps see GPUs that this process does not
+        return False
 
 
 def judge(work: Path, *, cluster: str, nodes: int, gpus_per_node: int, device: str) -> dict[str, Any]:
