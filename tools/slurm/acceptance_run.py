@@ -25,7 +25,7 @@ LOSS_TOLERANCE = {False: 1e-5, True: 5e-3}
 """fp32: another order of additions. bf16, also under FP8: TP rounds the parts of a product before they are summed."""
 WEIGHT_TOLERANCE = 5e-4
 """fp32 alone: half a step of the learning rate, of six. Adam turns a gradient near zero, which is noise, into a part of
-a step: TP 2 over gloo was seen at 1.03e-4 with losses 6e-7 apart. A rate wrong by a fifth moves weights by up to 1.2e-3."""
+a step: TP 2 over gloo was seen at 1.03e-4, losses 6e-7 apart. A rate wrong by a fifth moves weights up to 1.2e-3."""
 ANCHORS = {"llama3-8b, bf16, 8 x H100": 10_153}
 """tokens/s/GPU: NVIDIA/dgxc-benchmarking, NeMo 24.09, Llama 3.1 8B, TP1 CP2, global batch 128."""
 
