@@ -23,9 +23,10 @@ from tools.slurm.acceptance_inputs import ITERATIONS, write_inputs
 
 LOSS_TOLERANCE = {False: 1e-5, True: 5e-3}
 """fp32: another order of additions. bf16, also under FP8: TP rounds the parts of a product before they are summed."""
-WEIGHT_TOLERANCE = 5e-4
-"""fp32 alone: half a step of the learning rate, of six. Adam turns a gradient near zero, which is noise, into a part of
-a step: TP 2 over gloo was seen at 1.03e-4, losses 6e-7 apart. A rate wrong by a fifth moves weights up to 1.2e-3."""
+WEIGHT_TOLERANCE, MOST_OUTSIDE, FURTHEST = 1e-4, 1e-6, 5e-4
+"""fp32 alone: but for one weight in a million all lie within the first, that one within half a step of the rate. Adam
+turns a gradient near zero, whose sign is noise, into part of a step: TP 2 over gloo has one weight at 1.03e-4 and nine
+of 2.6 million beyond 1e-5, its losses 6e-7 apart."""
 ANCHORS = {"llama3-8b, bf16, 8 x H100": 10_153}
 """tokens/s/GPU: NVIDIA/dgxc-benchmarking, NeMo 24.09, Llama 3.1 8B, TP1 CP2, global batch 128."""
 
@@ -90,8 +91,8 @@ def _compare(work: Path, layout: layouts.Layout, code: str) -> dict[str, Any]:
     is_bf16 = layouts.BF16 in layout.options
     found, expected = _losses(work / layout.name), _losses(work / layout.reference)
     loss = max(abs(a - b) for a, b in zip(found, expected, strict=True))
-    weights = _weight_difference(work / layout.name, work / layout.reference)
-    good = loss <= LOSS_TOLERANCE[is_bf16] and (is_bf16 or weights <= WEIGHT_TOLERANCE)
+    weights, outside = _weight_difference(work / layout.name, work / layout.reference)
+    good = loss <= LOSS_TOLERANCE[is_bf16] and (is_bf16 or _are_noise(weights, outside))
     return {"passed": good, "loss_difference": loss, "weight_difference": weights, "last_loss": found[-1]}
 
 
@@ -101,9 +102,9 @@ def _resumed(work: Path, code: str, *, exact: bool) -> dict[str, Any]:
         return {"passed": False, "exit_code": code, "log": str(work / f"{layouts.KILLED}.log")}
     found, expected = _losses(work / layouts.KILLED), _losses(work / layouts.DATA_PARALLEL)
     loss = max(abs(a - b) for a, b in zip(found, expected, strict=True))
-    weights = _weight_difference(work / layouts.KILLED, work / layouts.DATA_PARALLEL)
+    weights, outside = _weight_difference(work / layouts.KILLED, work / layouts.DATA_PARALLEL)
     bit_equal = loss == 0 and weights == 0
-    close = loss <= LOSS_TOLERANCE[False] and weights <= WEIGHT_TOLERANCE
+    close = loss <= LOSS_TOLERANCE[False] and _are_noise(weights, outside)
     return {
         "passed": bit_equal or (close and not exact),
         "bit_equal": bit_equal,
@@ -121,19 +122,27 @@ def _losses(run: Path) -> list[float]:
     return [float(row["lm_loss"]) for row in _rows(run)]
 
 
-def _weight_difference(left: Path, right: Path) -> float:
+def _are_noise(furthest: float, outside: float) -> bool:
+    return furthest <= FURTHEST and outside <= MOST_OUTSIDE
+
+
+def _weight_difference(left: Path, right: Path) -> tuple[float, float]:
+    """The furthest weight's, and the share of weights beyond WEIGHT_TOLERANCE."""
     from megatron_synE.checkpoint.chunk_reader import ChunkReader
 
     last = Path(checkpoints.CHECKPOINTS) / checkpoints.iteration_name(ITERATIONS)
     readers = [ChunkReader(run / last) for run in (left, right)]
-    worst = 0.0
+    worst, outside, number = 0.0, 0, 0
     for key in readers[1].keys:
         if key.startswith("optimizer."):
             continue
         shape = readers[1].shape(key)
         a, b = (reader.read(key, (0,) * len(shape), shape).float() for reader in readers)
-        worst = max(worst, float((a - b).abs().max()))
-    return worst
+        apart = (a - b).abs()
+        worst = max(worst, float(apart.max()))
+        outside += int((apart > WEIGHT_TOLERANCE).sum())
+        number += apart.numel()
+    return worst, outside / number
 
 
 def _speeds(work: Path, names: list[str], world_size: int) -> dict[str, float]:
