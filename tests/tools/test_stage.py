@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from data_mixers.errors import ConfigError, DataError
-from tools.data.stage import Report, Stage, only_one, results, run_stage, run_tasks
+from tools.data.stage import Report, Stage, WorkerPool, only_one, results, run_stage, run_tasks
 
 
 def _square(folder: Path, broken: int | None, task: int, report: Report) -> dict[str, Any]:
@@ -42,6 +43,34 @@ SQUARES = [{"square": n} for n in (0, 1, 4, 9, 16)]
 @pytest.mark.parametrize("workers", [1, 2])
 def test_results_come_in_the_order_of_tasks_for_any_number_of_workers(tmp_path: Path, workers: int) -> None:
     assert run_stage(_stage(tmp_path), workers=workers) == SQUARES
+    assert _calls(tmp_path) == [0, 1, 2, 3, 4]
+
+
+def _process(task: int, report: Report) -> int:
+    return os.getpid()
+
+
+def _prepared(folder: Path) -> None:
+    (folder / f"{os.getpid()}").touch()
+
+
+def test_one_pool_serves_one_stage_after_the_other_with_the_same_prepared_processes(tmp_path: Path) -> None:
+    with WorkerPool(2) as pool:
+        pool.prepare(partial(_prepared, tmp_path))
+        stages = [
+            Stage(name=name, work=tmp_path / name, fingerprint="a", sizes=(1,) * 6, do=_process) for name in ("a", "b")
+        ]
+        used = {process for stage in stages for process in run_stage(stage, workers=pool)}
+        prepared = {int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()}
+    assert os.getpid() not in used
+    assert len(used | prepared) <= 2
+
+
+def test_a_pool_goes_on_after_a_task_that_failed(tmp_path: Path) -> None:
+    with WorkerPool(2) as pool:
+        with pytest.raises(DataError, match="task 3 is broken"):
+            run_stage(_stage(tmp_path, broken=3), workers=pool)
+        assert run_stage(_stage(tmp_path), workers=pool) == SQUARES
     assert _calls(tmp_path) == [0, 1, 2, 3, 4]
 
 

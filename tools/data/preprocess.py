@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
@@ -42,8 +42,16 @@ from tools.data.near_copies import NearCopies
 from tools.data.options import PreprocessOptions, check, fingerprint
 from tools.data.quarantine import BadLine, bad_lines, is_too_much, too_many
 from tools.data.readers import find_inputs, plan_tasks
-from tools.data.spool import RunSegment, TaskResult, TaskSettings, open_tokenizer, read_bad_lines, tokenise_task
-from tools.data.stage import Report, Stage, only_one, run_stage
+from tools.data.spool import (
+    RunSegment,
+    TaskResult,
+    TaskSettings,
+    open_tokenizer,
+    prepare_tokenizer,
+    read_bad_lines,
+    tokenise_task,
+)
+from tools.data.stage import Report, Stage, WorkerPool, only_one, run_stage
 
 __all__ = ["PreprocessOptions", "PreprocessReport", "preprocess"]
 logger = logging.getLogger(__name__)
@@ -86,8 +94,8 @@ def preprocess(options: PreprocessOptions) -> PreprocessReport:
     Memory: about 0.4 GB per worker, whatever the size of the input. Disk: twice what is written, until it is done.
     """
     check(options)
-    with _disk_faults(options.out), only_one(options.out):
-        return _Call(options).run()
+    with _disk_faults(options.out), only_one(options.out), WorkerPool(options.workers) as pool:
+        return _Call(options, pool).run()
 
 
 @contextmanager
@@ -107,14 +115,17 @@ def _disk_faults(out: Path) -> Iterator[None]:
 class _Call:
     """One call, step by step."""
 
-    def __init__(self, options: PreprocessOptions) -> None:
-        self.options = options
+    def __init__(self, options: PreprocessOptions, pool: WorkerPool) -> None:
+        self.options, self.pool = options, pool
         self.inputs = find_inputs(options.inputs)
         for path in self.inputs:
             if path.resolve().is_relative_to(options.out.resolve()):
                 raise ConfigError(f"--input {path} lies inside --out {options.out}; choose another --out")
         self.tasks = tuple(plan_tasks(self.inputs))
-        self.tokenizer = open_tokenizer(options.tokenizer, options.eos_token, "auto")
+        tokenizer: tuple[Path, str | None, Literal["auto"]] = (options.tokenizer, options.eos_token, "auto")
+        if options.array is None and options.workers > 1 and len(self.tasks) > 1:
+            pool.prepare(partial(prepare_tokenizer, *tokenizer))
+        self.tokenizer = open_tokenizer(*tokenizer)
         self.identity = self.tokenizer.identity()
         self.dtype = token_dtype(self.tokenizer.vocab_size)
         self.folder = DataFolder(options.out, tokenizer=self.identity, dtype=self.dtype)
@@ -176,13 +187,11 @@ class _Call:
             sizes=tuple(task.size_bytes for task in self.tasks),
             do=partial(tokenise_task, self.tasks, settings),
         )
-        return [
-            TaskResult.from_json(result) for result in run_stage(stage, workers=options.workers, array=options.array)
-        ]
+        return [TaskResult.from_json(result) for result in run_stage(stage, workers=self.pool, array=options.array)]
 
     def shards(self, stage: Stage) -> list[MergedShard]:
         options = self.options
-        results = run_stage(stage, workers=options.workers, unit="M tokens", array=options.array)
+        results = run_stage(stage, workers=self.pool, unit="M tokens", array=options.array)
         return [MergedShard.from_json(result) for result in results]
 
     def check_bad_share(self, bad: Sequence[BadLine], results: Sequence[TaskResult]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from data_mixers.atomic import publish
@@ -51,7 +52,7 @@ class SidecarWriter:
         """Rows in order: id, file, place, topic, topic_confidence, num_tokens, text_bytes, all of one length."""
         import pyarrow as pa
 
-        arrays = [pa.array(columns[name], type=kind, from_pandas=True) for name, kind in _fields(self._schema)]
+        arrays = [_array(columns[name], kind) for name, kind in _fields(self._schema)]
         self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
 
     def __exit__(
@@ -106,6 +107,26 @@ def source_files(prefix: Path, *, most_rows: int) -> tuple[dict[str, int], int]:
             for entry in column.value_counts().to_pylist():
                 found[str(entry["values"])] = found.get(str(entry["values"]), 0) + int(entry["counts"])
     return found, seen
+
+
+def _array(values: Sequence[Any] | npt.NDArray[Any], kind: Any) -> Any:
+    """An Arrow array of texts, int64 or float64, from its buffers; None and NaN become null.
+
+    pyarrow.array would import pandas, which costs a call half a second of processor time.
+    """
+    import pyarrow as pa
+
+    there = np.fromiter((value is not None and value == value for value in values), dtype=bool, count=len(values))
+    if kind == pa.string():
+        raw = [value.encode() if value is not None else b"" for value in values]
+        starts = np.zeros(len(raw) + 1, dtype=np.int32)
+        np.cumsum([len(value) for value in raw], out=starts[1:])
+        content = [starts, b"".join(raw)]
+    else:
+        numbers = values if there.all() else [v if is_there else 0 for v, is_there in zip(values, there, strict=True)]
+        content = [np.ascontiguousarray(numbers, dtype=kind.to_pandas_dtype())]
+    valid = None if there.all() else pa.py_buffer(np.packbits(there, bitorder="little"))
+    return pa.Array.from_buffers(kind, len(values), [valid, *map(pa.py_buffer, content)])
 
 
 def _fields(schema: Any) -> Iterator[tuple[str, Any]]:

@@ -114,6 +114,11 @@ def open_tokenizer(path: Path, eos_token: str | None, engine: Literal["auto", "r
     return load_tokenizer(path, eos_token=eos_token, engine=engine)
 
 
+def prepare_tokenizer(path: Path, eos_token: str | None, engine: Literal["auto", "reference"]) -> None:
+    """Have its tables built before the first task comes."""
+    open_tokenizer(path, eos_token, engine).encode_ordinary_flat(["."])
+
+
 @contextmanager
 def _no_search_for_cycles() -> Iterator[None]:
     """Python's collector off: documents make no cycles, and looking through them took a twentieth of the work."""

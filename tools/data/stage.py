@@ -15,6 +15,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from tools.data.progress import LiveProgress
 from tools.data.slurm_options import SlurmArray
 
 POLL_SECONDS = 0.2
+_CONTEXT = get_context("spawn")  # a fork would copy the threads' locks of the Rust tokenizers
 
 Report = Callable[[int], None]
 """report(n) adds n units to the progress."""
@@ -47,8 +49,39 @@ class Stage:
     function or a functools.partial of one."""
 
 
+class WorkerPool:
+    """Processes of this machine for one stage after the other: what a worker has imported and opened, it keeps."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.is_started = False
+
+    @cached_property
+    def counter(self) -> Any:
+        """Units done by all workers."""
+        return _CONTEXT.Value(ctypes.c_int64, 0)
+
+    @cached_property
+    def executor(self) -> ProcessPoolExecutor:
+        """Starts a process when there is work for it."""
+        self.is_started = True
+        return ProcessPoolExecutor(self.size, mp_context=_CONTEXT, initializer=_initialise, initargs=(self.counter,))
+
+    def __enter__(self) -> "WorkerPool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.is_started:
+            self.executor.shutdown(cancel_futures=True)
+
+    def prepare(self, do: Callable[[], None]) -> None:
+        """Start every worker on `do`, beside what this process does meanwhile. If it fails, the task will say so."""
+        for _ in range(self.size):
+            self.executor.submit(do)
+
+
 def run_stage(
-    stage: Stage, *, workers: int, unit: str = "MB", scale: float = 1e6, array: SlurmArray | None = None
+    stage: Stage, *, workers: int | WorkerPool, unit: str = "MB", scale: float = 1e6, array: SlurmArray | None = None
 ) -> list[Any]:
     """All results in the order of the tasks; only those that are missing are computed, in `workers` processes here.
 
@@ -64,11 +97,14 @@ def run_stage(
             from tools.data.slurm_array import run_array
 
             run_array(stage, array, progress, missing, unit=unit, scale=scale)
-        elif workers == 1 or len(missing) < 2:
+        elif len(missing) < 2 or (workers if isinstance(workers, int) else workers.size) == 1:
             for task in missing:
                 _do(stage, task, progress.advance)
-        else:
+        elif isinstance(workers, WorkerPool):
             _in_processes(stage, missing, workers, progress.advance)
+        else:
+            with WorkerPool(min(workers, len(missing))) as pool:
+                _in_processes(stage, missing, pool, progress.advance)
     return results(stage)
 
 
@@ -161,27 +197,24 @@ def _do(stage: Stage, task: int, report: Report) -> None:
     write_atomic(_path(stage, task), content.encode())
 
 
-def _in_processes(stage: Stage, tasks: list[int], workers: int, on_progress: Report) -> None:
-    context = get_context("spawn")  # a fork would copy the threads' locks of the Rust tokenizers
-    counter = context.Value(ctypes.c_int64, 0)
-    with ProcessPoolExecutor(
-        min(workers, len(tasks)), mp_context=context, initializer=_initialise, initargs=(counter,)
-    ) as pool:
-        futures: list[Future[None]] = [pool.submit(_do, stage, task, _add) for task in tasks]
-        shown = 0
-        try:
-            for future in futures:
-                while wait((future,), timeout=POLL_SECONDS).not_done:
-                    shown = _show(counter, shown, on_progress)
-                future.result()
-            _show(counter, shown, on_progress)
-        except BrokenProcessPool as error:
-            raise DataError(
-                "a worker process died, most likely for want of memory; run again with fewer --workers"
-            ) from error
-        finally:
-            for future in futures:
-                future.cancel()
+def _in_processes(stage: Stage, tasks: list[int], pool: WorkerPool, on_progress: Report) -> None:
+    shown = int(pool.counter.value)
+    futures: list[Future[None]] = []
+    try:
+        futures += [pool.executor.submit(_do, stage, task, _add) for task in tasks]
+        for future in futures:
+            while wait((future,), timeout=POLL_SECONDS).not_done:
+                shown = _show(pool.counter, shown, on_progress)
+            future.result()
+        _show(pool.counter, shown, on_progress)
+    except BrokenProcessPool as error:
+        raise DataError(
+            "a worker process died, most likely for want of memory; run again with fewer --workers"
+        ) from error
+    finally:
+        for future in futures:
+            future.cancel()
+        wait(futures)  # of those that run: what comes next must not find them writing
 
 
 def _show(counter: Any, shown: int, on_progress: Report) -> int:
