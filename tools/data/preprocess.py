@@ -8,13 +8,12 @@ manifest is replaced last: the folder is as it was, or without the sources it wa
 one.
 """
 
-import errno
 import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -86,22 +85,8 @@ def preprocess(options: PreprocessOptions) -> PreprocessReport:
     Memory: about 0.4 GB per worker, whatever the size of the input. Disk: twice what is written, until it is done.
     """
     check(options)
-    with _disk_faults(options.out), only_one(options.out):
+    with only_one(options.out):
         return _Call(options).run()
-
-
-@contextmanager
-def _disk_faults(out: Path) -> Iterator[None]:
-    """A full disk as an error that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
-            raise
-        raise DataError(
-            f"{out}: {error.strerror}; make room (the work needs twice what it writes), then run the same command "
-            "again: it goes on where it stood"
-        ) from error
 
 
 class _Call:
