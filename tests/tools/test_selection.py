@@ -9,8 +9,8 @@ import pytest
 from data_mixers.errors import DataError
 from megatron_synE.data import engine_check
 from tests.tools import corpus
+from tools.data import calls
 from tools.data import clean as cleaning
-from tools.data import decontaminate as decontamination
 from tools.data import preprocess as preprocessing
 from tools.data.clean import CleanOptions, clean
 from tools.data.decontaminate import DecontaminateOptions, decontaminate
@@ -85,10 +85,10 @@ def test_an_input_that_changes_in_mid_call_is_noticed(tmp_path: Path, monkeypatc
     path = corpus.write_jsonl(tmp_path / "a.jsonl", [f"{n} {'word ' * 60}" for n in range(5)])
     (tmp_path / "b.jsonl").write_text('{"question": "one of those that nobody asks"}\n')
     inputs = (str(path),)
-    calls = [
+    cases = [
         (cleaning, "find_near", lambda: clean(CleanOptions(inputs=inputs, out=tmp_path / "clean"))),
         (
-            decontamination,
+            calls,
             "run_stage",
             lambda: decontaminate(
                 DecontaminateOptions(inputs=inputs, benchmarks=(str(tmp_path / "b.jsonl"),), out=tmp_path / "report")
@@ -100,7 +100,7 @@ def test_an_input_that_changes_in_mid_call_is_noticed(tmp_path: Path, monkeypatc
             lambda: preprocess(PreprocessOptions(inputs=inputs, tokenizer=tokenizer, out=tmp_path / "tokens")),
         ),
     ]
-    for module, name, call in calls:
+    for module, name, call in cases:
         with monkeypatch.context() as patch:
             patch.setattr(module, name, changing(path, getattr(module, name)))
             with pytest.raises(DataError, match="has changed since this call began"):

@@ -7,7 +7,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from data_mixers.errors import ConfigError, DataError
 from tools.data.quarantine import BadLine, is_too_much, too_many
 from tools.data.readers import InputTask
 from tools.data.selection import SelectionReport
-from tools.data.stage import refuse_foreign
+from tools.data.slurm_options import SlurmArray
+from tools.data.stage import Report, Stage, refuse_foreign, run_stage
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +34,12 @@ class Call:
     command: str
     options: dict[str, Any]
     """What decides the result, besides the input."""
+    tasks: list[InputTask]
     inputs: list[list[Any]]
     """Path, size, time of change of every file."""
     fingerprint: str
+    workers: int
+    array: SlurmArray | None
 
     @property
     def work(self) -> Path:
@@ -61,6 +65,25 @@ class Call:
         self.work.mkdir(parents=True, exist_ok=True)
         write_atomic(self.work / "call.json", json.dumps({"fingerprint": self.fingerprint}).encode())
         return None
+
+    def run(
+        self,
+        name: str,
+        do: Callable[[int, Report], Any],
+        *,
+        folder: str | None = None,
+        sizes: Sequence[int] | None = None,
+        unit: str = "MB",
+        scale: float = 1e6,
+    ) -> list[Any]:
+        """The results of a stage of this name, kept in a folder of this name or the given one, in `work`.
+
+        sizes, unit, scale: as in stage.run_stage; None: a task is a piece of the input.
+        """
+        given = sizes if sizes is not None else [task.size_bytes for task in self.tasks]
+        work = self.work / (folder or name)
+        stage = Stage(name=name, work=work, fingerprint=self.fingerprint, sizes=tuple(given), do=do)
+        return run_stage(stage, workers=self.workers, unit=unit, scale=scale, array=self.array)
 
     def check_bad_share(self, bad: Sequence[BadLine], num_documents: int, *, max_share: float, max_lines: int) -> None:
         """Errors: DataError, with quarantine.jsonl written, if too many lines are no documents."""
@@ -95,12 +118,28 @@ class Call:
         return self.out / QUARANTINE_NAME
 
 
-def begin(out: Path, *, command: str, options: dict[str, Any], tasks: list[InputTask]) -> Call:
+def begin(
+    out: Path,
+    *,
+    command: str,
+    options: dict[str, Any],
+    tasks: list[InputTask],
+    workers: int = 1,
+    array: SlurmArray | None = None,
+) -> Call:
     """The call over the tasks' files."""
     inputs = [[str(path), *_state(path)] for path in dict.fromkeys(task.path for task in tasks)]
     what = json.dumps([command, options, inputs], sort_keys=True, default=str)
-    fingerprint = hashlib.sha256(what.encode()).hexdigest()
-    return Call(out=out, command=command, options=options, inputs=inputs, fingerprint=fingerprint)
+    return Call(
+        out=out,
+        command=command,
+        options=options,
+        tasks=tasks,
+        inputs=inputs,
+        fingerprint=hashlib.sha256(what.encode()).hexdigest(),
+        workers=workers,
+        array=array,
+    )
 
 
 def _state(path: Path) -> list[int]:

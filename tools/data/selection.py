@@ -5,9 +5,9 @@
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class Verdict:
 
     def marks(self) -> dict[str, Any]:
         """The keys that go onto the document and into the report."""
-        return {"reason": self.reason, "value": self.value, "limit": self.limit, "matched": self.matched}
+        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,14 +52,20 @@ class SelectionTask:
     out: Path | None
     """None: nothing is written, everything is counted."""
 
+    @classmethod
+    def each(
+        cls, tasks: Sequence[InputTask], *, text_key: str | tuple[str, ...], source_key: str | None, out: Path | None
+    ) -> "list[SelectionTask]":
+        """Of every input task of a call."""
+        return [
+            cls(task=task, index=index, text_key=text_key, source_key=source_key, out=out)
+            for index, task in enumerate(tasks)
+        ]
+
     @property
     def source(self) -> str:
         """Of the input file: the name of its folder, as published data sets lay them out."""
         return source_of_file(self.task.path)
-
-    def file_name(self) -> str:
-        """Of its outputs."""
-        return output_name(self.task, self.index)
 
     def source_of(self, document: Document) -> str:
         value = None if self.source_key is None else document.fields.get(self.source_key)
@@ -122,9 +128,10 @@ def dropped(document: Document, verdict: Verdict) -> dict[str, Any]:
 def _writers(item: SelectionTask, stack: ExitStack) -> tuple[DocumentWriter, DocumentWriter] | None:
     if item.out is None:
         return None
-    kept, lost = item.out / item.file_name(), item.out / DROPPED / item.file_name()
-    lost.parent.mkdir(parents=True, exist_ok=True)
-    return stack.enter_context(DocumentWriter(kept)), stack.enter_context(DocumentWriter(lost))
+    name = output_name(item.task, item.index)
+    (item.out / DROPPED).mkdir(parents=True, exist_ok=True)
+    kept, lost = (DocumentWriter(folder / name) for folder in (item.out, item.out / DROPPED))
+    return stack.enter_context(kept), stack.enter_context(lost)
 
 
 def _keep_example(examples: dict[str, list[dict[str, Any]]], source: str, document: Document, verdict: Verdict) -> None:
