@@ -8,13 +8,14 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
-from tools.data.quarantine import BadLine, is_too_much, too_many
+from tools.data.quarantine import BadLine, check_bad_share, write_quarantine
 from tools.data.readers import InputTask
 from tools.data.selection import SelectionReport
 from tools.data.slurm_options import SlurmArray
@@ -23,7 +24,6 @@ from tools.data.stage import Report, Stage, refuse_foreign, run_stage
 logger = logging.getLogger(__name__)
 
 REPORT_NAME = "report.json"
-QUARANTINE_NAME = "quarantine.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +87,10 @@ class Call:
 
     def check_bad_share(self, bad: Sequence[BadLine], num_documents: int, *, max_share: float, max_lines: int) -> None:
         """Errors: DataError, with quarantine.jsonl written, if too many lines are no documents."""
-        num_records = num_documents + len(bad)
-        if is_too_much(len(bad), num_records, max_share=max_share, max_lines=max_lines):
-            path = self._write_quarantine(bad)
-            raise too_many(bad, num_bad=len(bad), num_records=num_records, max_share=max_share, quarantine_path=path)
+        check_bad_share(
+            bad, num_bad=len(bad), num_records=num_documents + len(bad), max_share=max_share, max_lines=max_lines,
+            write=partial(write_quarantine, self.out, bad),
+        )  # fmt: skip
 
     def finish(self, report: SelectionReport, *, writes: bool, extra: dict[str, Any] | None = None) -> None:
         """Write quarantine.jsonl and report.json, which gets the keys of `extra` too.
@@ -100,7 +100,7 @@ class Call:
         for file, *was in self.inputs:
             if _state(Path(file)) != was:
                 raise DataError(f"{file} has changed since this call began; remove {self.out} and start again")
-        self._write_quarantine(report.quarantine)
+        write_quarantine(self.out, report.quarantine)
         content = {
             "command": self.command,
             "fingerprint": self.fingerprint,
@@ -111,11 +111,6 @@ class Call:
             **(extra or {}),
         }
         write_atomic(self.out / REPORT_NAME, json.dumps(content, ensure_ascii=False, indent=1, default=str).encode())
-
-    def _write_quarantine(self, bad: Sequence[BadLine]) -> Path:
-        lines = "".join(json.dumps(asdict(line), ensure_ascii=False) + "\n" for line in bad)
-        write_atomic(self.out / QUARANTINE_NAME, lines.encode())
-        return self.out / QUARANTINE_NAME
 
 
 def begin(

@@ -22,7 +22,7 @@ from data_mixers.manifest import (
 )
 from tools.data.labels import file_stem
 from tools.data.merge import digests_path, read_digests
-from tools.data.quarantine import BadLine
+from tools.data.quarantine import QUARANTINE_NAME, BadLine
 from tools.data.sidecar import SUFFIX
 
 _FILE = re.compile(r"(?P<prefix>(?P<stem>.+_text_document)(_\d{5})?)\.(bin|idx|documents\.parquet|digests|scores.*)")
@@ -45,7 +45,6 @@ class DataFolder:
 
     def __init__(self, folder: Path, *, tokenizer: TokenizerIdentity, dtype: Literal["uint16", "int32"]) -> None:
         self.folder = folder
-        self.quarantine_path = folder / "quarantine.jsonl"
         self._empty = DatasetManifest(
             schema_version=SCHEMA_VERSION, folder=folder, tokenizer=tokenizer, dtype=dtype, sources=()
         )
@@ -96,15 +95,14 @@ class DataFolder:
         ordered = sorted((*kept, *(source.entry for source in new)), key=lambda entry: entry.name)
         return write_manifest(replace(before, sources=tuple(ordered)))
 
-    def write_quarantine(self, quarantine: Sequence[BadLine], *, call: str) -> None:
+    def write_quarantine(self, quarantine: Sequence[BadLine], *, call: str) -> Path:
         """Replace this call's part of quarantine.jsonl. call: language/source/topic, or topic key."""
-        lines = []
-        if self.quarantine_path.is_file():
-            for line in self.quarantine_path.read_text(encoding="utf-8").splitlines():
-                if json.loads(line)["call"] != call:
-                    lines.append(line)
+        path = self.folder / QUARANTINE_NAME
+        before = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        lines = [line for line in before if json.loads(line)["call"] != call]
         lines += [json.dumps({"call": call, **asdict(item)}, ensure_ascii=False) for item in quarantine]
-        write_atomic(self.quarantine_path, "".join(f"{line}\n" for line in lines).encode())
+        write_atomic(path, "".join(f"{line}\n" for line in lines).encode())
+        return path
 
     def _manifest(self) -> DatasetManifest:
         if not (self.folder / MANIFEST_NAME).is_file():

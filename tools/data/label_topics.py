@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
 from tools.data.documents import Document, DocumentWriter, output_name, read_lines
-from tools.data.quarantine import bad_lines, is_too_much, too_many
+from tools.data.quarantine import bad_lines, check_bad_share, write_quarantine
 from tools.data.readers import BadRecord, InputTask, find_inputs, plan_tasks
 from tools.data.slurm_options import SlurmArray
 from tools.data.stage import Report, Stage, only_one, refuse_foreign, run_stage
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 CHUNK = 4096  # documents sorted together: enough that a batch's lengths hardly differ, few enough for any memory
 TOPIC_KEY, CONFIDENCE_KEY = "topic", "topic_confidence"
-REPORT, QUARANTINE = "label_topics.json", "quarantine.jsonl"
+REPORT = "label_topics.json"
 DIGITS = 4  # of the confidence
 
 
@@ -79,17 +79,11 @@ def label_topics(options: LabelOptions) -> dict[str, int]:
             )
         bad = bad_lines(tasks, [(result["num_lines"], result["bad"]) for result in results])
         num_documents = sum(result["num_documents"] for result in results)
-        lines = [json.dumps(asdict(line), ensure_ascii=False) + "\n" for line in bad]
-        write_atomic(options.out / QUARANTINE, "".join(lines).encode())
-        num_records = len(bad) + num_documents
-        if is_too_much(len(bad), num_records, max_share=options.max_bad_share, max_lines=options.max_bad_lines):
-            raise too_many(
-                bad,
-                num_bad=len(bad),
-                num_records=num_records,
-                max_share=options.max_bad_share,
-                quarantine_path=options.out / QUARANTINE,
-            )
+        path = write_quarantine(options.out, bad)
+        check_bad_share(
+            bad, num_bad=len(bad), num_records=len(bad) + num_documents, max_share=options.max_bad_share,
+            max_lines=options.max_bad_lines, write=lambda: path,
+        )  # fmt: skip
         counts: Counter[str] = Counter()
         for result in results:
             counts.update(result["topics"])

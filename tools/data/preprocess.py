@@ -39,7 +39,7 @@ from tools.data.merge import (
 )
 from tools.data.near_copies import NearCopies
 from tools.data.options import PreprocessOptions, check, fingerprint
-from tools.data.quarantine import BadLine, bad_lines, is_too_much, too_many
+from tools.data.quarantine import bad_lines, check_bad_share
 from tools.data.readers import find_inputs, plan_tasks
 from tools.data.spool import RunSegment, TaskResult, TaskSettings, open_tokenizer, read_bad_lines, tokenise_task
 from tools.data.stage import Report, Stage, only_one, run_stage
@@ -117,7 +117,14 @@ class _Call:
         bad = bad_lines(
             self.tasks, [(result.num_lines, read_bad_lines(self.runs, n, result)) for n, result in enumerate(results)]
         )
-        self.check_bad_share(bad, results)
+        check_bad_share(
+            bad,
+            num_bad=sum(result.num_bad for result in results),
+            num_records=sum(result.num_records for result in results),
+            max_share=self.options.max_bad_share,
+            max_lines=self.options.max_bad_lines,
+            write=partial(self.folder.write_quarantine, bad, call=self.name),
+        )
         segments = tuple(segment for result in results for segment in result.segments)
         if not segments:
             raise DataError(f"there is no document in {', '.join(self.options.inputs)}")
@@ -169,19 +176,6 @@ class _Call:
         options = self.options
         results = run_stage(stage, workers=options.workers, unit="M tokens", array=options.array)
         return [MergedShard.from_json(result) for result in results]
-
-    def check_bad_share(self, bad: Sequence[BadLine], results: Sequence[TaskResult]) -> None:
-        options = self.options
-        num_bad, num_records = (sum(getattr(result, name) for result in results) for name in ("num_bad", "num_records"))
-        if is_too_much(num_bad, num_records, max_share=options.max_bad_share, max_lines=options.max_bad_lines):
-            self.folder.write_quarantine(bad, call=self.name)
-            raise too_many(
-                bad,
-                num_bad=num_bad,
-                num_records=num_records,
-                max_share=options.max_bad_share,
-                quarantine_path=self.folder.quarantine_path,
-            )
 
     def choose_held_out(
         self, segments: Sequence[RunSegment], topics: Iterable[str], before: set[int]
