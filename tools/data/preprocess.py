@@ -14,7 +14,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -131,7 +131,8 @@ class _Call:
         num_tokens: dict[str, int] = {}
         for segment in segments:
             num_tokens[segment.topic] = num_tokens.get(segment.topic, 0) + segment.num_tokens
-        before, prefixes = self.folder.held_out(replaced=self.replaced_names(num_tokens))
+        names = {self.source_name(topic, suffix) for topic in num_tokens for suffix in (None, "holdout")}
+        before, prefixes = self.folder.held_out(replaced=names)
         chosen = self.choose_held_out(segments, num_tokens, before)
         held_out = self.write_held_out(segments, num_tokens, chosen)
         digests = before.union(*(entry.digests for entry in chosen.values()))
@@ -172,19 +173,12 @@ class _Call:
             TaskResult.from_json(result) for result in run_stage(stage, workers=options.workers, array=options.array)
         ]
 
-    def shards(self, stage: Stage) -> list[MergedShard]:
-        options = self.options
-        results = run_stage(stage, workers=options.workers, unit="M tokens", array=options.array)
-        return [MergedShard.from_json(result) for result in results]
-
     def choose_held_out(
         self, segments: Sequence[RunSegment], topics: Iterable[str], before: set[int]
     ) -> dict[str, HeldOut]:
         if not self.options.holdout:
             return {}
-        readers = {
-            topic: RunReader(self.runs, [s for s in segments if s.topic == topic], self.dtype) for topic in topics
-        }
+        readers = {topic: RunReader(self.runs, segments, self.dtype, topic=topic) for topic in topics}
         return choose(readers, self.options.holdout, sd=self.options.holdout_sd, without=before)
 
     def write_held_out(
@@ -195,9 +189,7 @@ class _Call:
         tasks = tuple(self.shard_task(topic, 0, 1, num_tokens[topic], suffix="holdout") for topic in topics)
         settings = self.merge_settings(segments, held_out=None, keep_digests=True, window=None)
         digests = tuple(chosen[topic].digests for topic in topics)
-        stage = self.stage("hold out", tasks, partial(write_held_out, tasks, settings, digests), digests)
-        shards = self.shards(stage)
-        return list(zip(tasks, shards, strict=True))
+        return self.write_files("hold out", tasks, partial(write_held_out, tasks, settings, digests), digests)
 
     def held_out_table(self, digests: set[int], prefixes: Sequence[Path]) -> Path | None:
         """What training documents are compared with; None if nothing is held out."""
@@ -224,9 +216,7 @@ class _Call:
         table = hashlib.sha256()
         for path in sorted(self.held_out.glob("[!.]*")) if held_out is not None else ():
             table.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
-        stage = self.stage("write", tuple(tasks), partial(write_shard, tuple(tasks), settings), table.hexdigest())
-        shards = self.shards(stage)
-        return list(zip(tasks, shards, strict=True))
+        return self.write_files("write", tasks, partial(write_shard, tasks, settings), table.hexdigest())
 
     def new_sources(
         self, training: Sequence[tuple[ShardTask, MergedShard]], held_out: Sequence[tuple[ShardTask, MergedShard]]
@@ -237,7 +227,9 @@ class _Call:
         for role, suffix, shards in ((self.options.role, None, training), (validation, "holdout", held_out)):
             for topic in sorted({task.topic for task, _ in shards}):
                 entries = tuple(
-                    _shard_entry(task, shard) for task, shard in shards if task.topic == topic and shard.num_documents
+                    ShardEntry(prefix=task.prefix.name, text_bytes=shard.text_bytes, **asdict(shard.pair))
+                    for task, shard in shards
+                    if task.topic == topic and shard.num_documents
                 )
                 if not entries:
                     raise DataError(
@@ -296,16 +288,20 @@ class _Call:
             logger.log(level, "%.2f %% of the windows' tokens fill them up", 100 * waste)
         return report
 
-    def stage(self, name: str, tasks: tuple[ShardTask, ...], do: Callable[[int, Report], Any], *parts: object) -> Stage:
+    def write_files(
+        self, name: str, tasks: Sequence[ShardTask], do: Callable[[int, Report], Any], *parts: object
+    ) -> list[tuple[ShardTask, MergedShard]]:
         """A stage that writes token files; parts: what decides its results beside the runs."""
         decided = json.dumps([self.fingerprint, parts])
-        return Stage(
+        stage = Stage(
             name=name,
             work=self.work / name.replace(" ", "_"),
             fingerprint=hashlib.sha256(decided.encode()).hexdigest(),
             sizes=tuple(task.num_tokens for task in tasks),
             do=do,
         )
+        results = run_stage(stage, workers=self.options.workers, unit="M tokens", array=self.options.array)
+        return [(task, MergedShard.from_json(result)) for task, result in zip(tasks, results, strict=True)]
 
     def shard_task(self, topic: str, shard: int, num_shards: int, num_tokens: int, *, suffix: str | None) -> ShardTask:
         stem = file_stem(self.source_name(topic, suffix))
@@ -336,10 +332,6 @@ class _Call:
             suffix = "validation"
         return source_name(language=self.options.language, source=self.options.source, topic=topic, suffix=suffix)
 
-    def replaced_names(self, topics: Iterable[str]) -> set[str]:
-        """Every name this call may replace: the sources and what was held out of them."""
-        return {self.source_name(topic, suffix) for topic in topics for suffix in (None, "holdout")}
-
 
 def _clean_work(out: Path, call: str, fingerprint: str) -> Path:
     """The folder of this call's work, without the work of other options or inputs."""
@@ -357,17 +349,3 @@ def _remove(work: Path) -> None:
     if other.exists():
         shutil.rmtree(other)
     shutil.rmtree(work.replace(other))
-
-
-def _shard_entry(task: ShardTask, shard: MergedShard) -> ShardEntry:
-    pair = shard.pair
-    return ShardEntry(
-        prefix=task.prefix.name,
-        num_documents=pair.num_documents,
-        num_tokens=pair.num_tokens,
-        text_bytes=shard.text_bytes,
-        bin_size_bytes=pair.bin_size_bytes,
-        idx_size_bytes=pair.idx_size_bytes,
-        bin_sha256=pair.bin_sha256,
-        idx_sha256=pair.idx_sha256,
-    )
