@@ -11,6 +11,8 @@ from tools.data.app import data_app
 from tools.data.signals import SIGNALS
 from tools.data.slurm_options import SlurmArray, with_slurm_options
 
+ScoresName = Annotated[str, typer.Option(help="Name of the set of scores to read.")]
+
 
 @data_app.command(
     "score-ppl",
@@ -96,7 +98,7 @@ def sort(
         str,
         typer.Option(help=f"nll, {', '.join(SIGNALS)}, or difference:A-B of two names."),
     ] = "nll",
-    name: Annotated[str, typer.Option(help="Of the set of scores to read.")] = "default",
+    name: ScoresName = "default",
     buckets: Annotated[int, typer.Option(min=1, help="Per topic, with equally many tokens.")] = 10,
     sources: Annotated[str, typer.Option(help="Glob over the names of training sources to sort.")] = "*",
     descending: Annotated[bool, typer.Option("--descending", help="Highest key first.")] = False,
@@ -141,9 +143,7 @@ def stats(
     data: Annotated[Path, typer.Option(help="Folder of token files, with or without a manifest.")],
     plot: Annotated[Path | None, typer.Option(help="Draw it into this .png file.", show_default=False)] = None,
     format: Annotated[Literal["text", "json"], typer.Option(help="Of the output.")] = "text",
-    scores: Annotated[
-        str | None, typer.Option(help="A second model's scores, by their name.", show_default=False)
-    ] = None,
+    scores: ScoresName = "default",
 ) -> None:
     """Tokens, documents, lengths and PPL per source; what is missing for it is said."""
     import json
@@ -181,9 +181,7 @@ def sample(
     ] = None,
     num: Annotated[int, typer.Option(min=1, help="Documents per source.")] = 5,
     seed: Annotated[int, typer.Option(min=0, help="Of the choice.")] = 1234,
-    scores: Annotated[
-        str | None, typer.Option(help="A second model's scores, by their name.", show_default=False)
-    ] = None,
+    scores: ScoresName = "default",
     text_key: Annotated[str, typer.Option(help="Key of the text in --input.")] = "text",
     max_characters: Annotated[int, typer.Option(min=1, help="Shown of each text.")] = 1000,
 ) -> None:

@@ -1,16 +1,28 @@
 """<prefix>.documents.parquet: where each document of a token file comes from; rows are in the order of the file."""
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from data_mixers.atomic import publish
+from data_mixers.atomic import publish, temporary_path
 
 SUFFIX = ".documents.parquet"
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("file", pa.string()),
+        ("place", pa.int64()),
+        ("topic", pa.string()),
+        ("topic_confidence", pa.float64()),
+        ("num_tokens", pa.int64()),
+        ("text_bytes", pa.int64()),
+    ]
+)
 ROWS_AT_ONCE = 1 << 16
 
 
@@ -23,36 +35,18 @@ class SidecarWriter:
     """Writes a sidecar, one row group per call; it appears, synced, when the block ends well."""
 
     def __init__(self, prefix: Path) -> None:
-        import pyarrow as pa
-
         self.path = sidecar_path(prefix)
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        text, whole = pa.string(), pa.int64()
-        self._schema = pa.schema(
-            [
-                ("id", text),
-                ("file", text),
-                ("place", whole),
-                ("topic", text),
-                ("topic_confidence", pa.float64()),
-                ("num_tokens", whole),
-                ("text_bytes", whole),
-            ]
-        )
+        self._temporary = temporary_path(self.path)
 
     def __enter__(self) -> "SidecarWriter":
-        import pyarrow.parquet
-
         self._stream = self._temporary.open("wb")  # a Python file: its faults carry the system's error number
-        self._writer = pyarrow.parquet.ParquetWriter(self._stream, self._schema)
+        self._writer = pq.ParquetWriter(self._stream, SCHEMA)
         return self
 
     def write(self, **columns: Sequence[Any] | npt.NDArray[Any]) -> None:
-        """Rows in order: id, file, place, topic, topic_confidence, num_tokens, text_bytes, all of one length."""
-        import pyarrow as pa
-
-        arrays = [pa.array(columns[name], type=kind, from_pandas=True) for name, kind in _fields(self._schema)]
-        self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
+        """Rows in order, the columns of SCHEMA, all of one length."""
+        arrays = [pa.array(columns[field.name], type=field.type, from_pandas=True) for field in SCHEMA]
+        self._writer.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -70,18 +64,14 @@ class SidecarWriter:
 
 def read_rows(prefix: Path) -> Iterator[dict[str, Any]]:
     """The rows of a sidecar in order, a group at a time in memory."""
-    import pyarrow.parquet
-
-    with pyarrow.parquet.ParquetFile(sidecar_path(prefix)) as file:
+    with pq.ParquetFile(sidecar_path(prefix)) as file:
         for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
             yield from batch.to_pylist()
 
 
 def read_row(prefix: Path, number: int) -> dict[str, Any] | None:
     """One row of a sidecar, None if it has fewer. Cost: the row's group is read, not the file."""
-    import pyarrow.parquet
-
-    with pyarrow.parquet.ParquetFile(sidecar_path(prefix)) as file:
+    with pq.ParquetFile(sidecar_path(prefix)) as file:
         for group in range(file.num_row_groups):
             num_rows = file.metadata.row_group(group).num_rows
             if number < num_rows:
@@ -93,11 +83,9 @@ def read_row(prefix: Path, number: int) -> dict[str, Any] | None:
 
 def source_files(prefix: Path, *, most_rows: int) -> tuple[dict[str, int], int]:
     """(documents of each file that the first `most_rows` rows, in whole groups, name, how many rows these are)."""
-    import pyarrow.parquet
-
     found: dict[str, int] = {}
     seen = 0
-    with pyarrow.parquet.ParquetFile(sidecar_path(prefix)) as file:
+    with pq.ParquetFile(sidecar_path(prefix)) as file:
         for group in range(file.num_row_groups):
             if seen >= most_rows:
                 break
@@ -106,7 +94,3 @@ def source_files(prefix: Path, *, most_rows: int) -> tuple[dict[str, int], int]:
             for entry in column.value_counts().to_pylist():
                 found[str(entry["values"])] = found.get(str(entry["values"]), 0) + int(entry["counts"])
     return found, seen
-
-
-def _fields(schema: Any) -> Iterator[tuple[str, Any]]:
-    return ((field.name, field.type) for field in schema)
