@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from data_mixers.atomic import publish
 from megatron_synE.data.indexed import IndexedFile, IndexedWriter, WrittenPair
-from tools.data.scores_file import ScoresOrigin, metadata_of, scores_suffix
+from tools.data.scores_file import ScoresOrigin, metadata_of
 from tools.data.sort_order import Ints, Order, Shards
 
 BLOCK_TOKENS = 4 << 20
@@ -50,11 +50,6 @@ class WrittenBucket:
     pair: WrittenPair
     text_bytes: int | None
     """Sum of the documents' own, where the sidecar states them."""
-
-
-def scores_sidecar(name: str, origin: ScoresOrigin) -> Sidecar:
-    """The sidecar of a set of scores."""
-    return Sidecar(suffix=scores_suffix(name), origin=origin)
 
 
 def redistribute(
