@@ -21,14 +21,6 @@ class ModelWeights:
     sha256: str
     architecture: LlamaArchitecture
 
-    @property
-    def vocab_size(self) -> int:
-        return self.architecture.vocab_size
-
-    @property
-    def max_position_embeddings(self) -> int:
-        return self.architecture.max_position_embeddings
-
 
 def find_weights(*, checkpoint: Path | None, hf: Path | None) -> ModelWeights:
     """The checkpoint (an iter_* folder, or a run's newest) or the HF folder.

@@ -8,9 +8,7 @@ ranks of torchrun or srun, or as jobs of a SLURM array; whoever finds a shard's 
 import hashlib
 import json
 import logging
-import os
 import shutil
-import socket
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
@@ -20,7 +18,7 @@ from typing import Literal
 
 import pyarrow.parquet as pq
 
-from data_mixers.atomic import publish
+from data_mixers.atomic import publish, temporary_path
 from data_mixers.errors import ConfigError, DataError
 from data_mixers.manifest import DatasetManifest, read_manifest
 from megatron_synE.runtime.environment import Ranks, independent_ranks
@@ -36,7 +34,7 @@ from tools.data.scores_file import (
     scores_path,
 )
 from tools.data.slurm_options import SlurmArray
-from tools.data.stage import Stage, is_done, only_one, run_stage, run_tasks
+from tools.data.stage import Stage, forget, is_done, only_one, run_stage, run_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -141,9 +139,9 @@ def _settings(options: ScoreOptions, manifest: DatasetManifest) -> tuple[Setting
     precision: Literal["bf16", "fp32"] = "fp32"
     if options.checkpoint is not None or options.hf is not None:
         weights = find_weights(checkpoint=options.checkpoint, hf=options.hf)
-        if weights.vocab_size < manifest.tokenizer.vocab_size:
+        if weights.architecture.vocab_size < manifest.tokenizer.vocab_size:
             raise ConfigError(
-                f"{weights.folder}: the model knows {weights.vocab_size} ids, the data's tokenizer has "
+                f"{weights.folder}: the model knows {weights.architecture.vocab_size} ids, the data's tokenizer has "
                 f"{manifest.tokenizer.vocab_size}; the model is of another tokenizer"
             )
         own = digest_of(weights.tokenizer) if weights.tokenizer.is_dir() else None
@@ -172,11 +170,10 @@ def _check_digest(digest: str, manifest: DatasetManifest, where: str) -> None:
 
 
 def _windows(options: ScoreOptions, weights: ModelWeights) -> tuple[int, int]:
-    seq_length = options.seq_length or min(weights.max_position_embeddings, LONGEST_CONTEXT)
-    if seq_length > weights.max_position_embeddings:
-        raise ConfigError(
-            f"--seq-length {seq_length} is longer than the model's context of {weights.max_position_embeddings}"
-        )
+    longest = weights.architecture.max_position_embeddings
+    seq_length = options.seq_length or min(longest, LONGEST_CONTEXT)
+    if seq_length > longest:
+        raise ConfigError(f"--seq-length {seq_length} is longer than the model's context of {longest}")
     overlap = seq_length // 16 if options.overlap is None else options.overlap
     if not 0 <= overlap < seq_length:
         raise ConfigError(f"--overlap {overlap} must be at least 0 and less than --seq-length {seq_length}")
@@ -280,9 +277,9 @@ def _forget_lost(stage: Stage, files: Sequence[ScoredFile]) -> None:
     """Chunks that are noted as done but whose part is gone, because somebody removed the scores file it went into."""
     for file in files:
         if not file.is_current:
-            for part in _parts(stage.work, file):
+            for task, part in enumerate(_parts(stage.work, file), start=file.first_task):
                 if not part.is_file():
-                    part.with_suffix(".json").unlink(missing_ok=True)
+                    forget(stage, task)
 
 
 def _parts(work: Path, file: ScoredFile) -> list[Path]:
@@ -296,7 +293,7 @@ def _is_complete(stage: Stage, file: ScoredFile, parts: Sequence[Path]) -> bool:
 
 def _join(file: ScoredFile, parts: Sequence[Path]) -> None:
     """The scores file of a token file. Two processes may do this at once: both write the same bytes."""
-    temporary = file.target.with_name(f".{file.target.name}.{_writer_name()}.tmp")
+    temporary = temporary_path(file.target)
     num_rows = 0
     try:
         with pq.ParquetWriter(temporary, SCHEMA.with_metadata(metadata_of(file.origin)), compression="zstd") as writer:
@@ -315,8 +312,3 @@ def _join(file: ScoredFile, parts: Sequence[Path]) -> None:
             raise
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _writer_name() -> str:
-    """Unique on a file system that several machines share."""
-    return f"{socket.gethostname()}-{os.getpid()}"

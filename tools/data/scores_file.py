@@ -1,5 +1,6 @@
 """`<prefix>.scores[-<name>].parquet`: one row per document of a token file, and what the rows were computed from."""
 
+import glob
 import json
 import re
 from dataclasses import asdict, dataclass
@@ -61,7 +62,8 @@ def scores_path(prefix: Path, name: str) -> Path:
 
 def names_of(prefix: Path) -> list[str]:
     """The sets of scores that a token file has."""
-    found = (path.name[len(prefix.name) :] for path in prefix.parent.glob(f"{_literal(prefix.name)}.scores*.parquet"))
+    pattern = f"{glob.escape(prefix.name)}.scores*.parquet"
+    found = (path.name[len(prefix.name) :] for path in prefix.parent.glob(pattern))
     return sorted(
         part.removeprefix(".scores").removesuffix(".parquet").removeprefix("-") or DEFAULT_NAME for part in found
     )
@@ -104,7 +106,3 @@ def open_scores(prefix: Path, shard: ShardEntry, name: str) -> pq.ParquetFile:
             f"{path} has {file.metadata.num_rows} rows, {prefix.name} has {shard.num_documents} documents; {cure} again"
         )
     return file
-
-
-def _literal(name: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", name)
