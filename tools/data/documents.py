@@ -71,7 +71,7 @@ def read_lines(
     task: InputTask, *, text_key: str | tuple[str, ...], on_bytes: Callable[[int], None]
 ) -> Iterator[Document | BadRecord | None]:
     """Every line of a task, None for a blank one: for those who count lines to say where a bad one stands."""
-    for record in read_task(task, text_key=text_key, topic_key=None, on_bytes=on_bytes, all_columns=True):
+    for record in read_task(task, text_key=text_key, topic_key=None, on_bytes=on_bytes, other_columns=None):
         yield None if record is None else _document_of(record, task)
 
 
