@@ -22,6 +22,7 @@ from tools.data.readers import BadRecord, InputTask, Record, read_task
 
 ID_KEY = "id"
 MAX_DEPTH = 200  # orjson reads 1,024 levels and writes 254
+_NAMES = (int, str)  # a union would be made anew for every document
 _OUTPUT = re.compile(r"\d{7}-(?P<source>.+)\.jsonl\.zst")
 COMPRESSION_LEVEL = 3  # of zstd: one core writes some 300 MB/s of text with it
 
@@ -51,10 +52,10 @@ def output_name(task: InputTask, index: int) -> str:
     return f"{index:07d}-{source_of_file(task.path)[:60]}.jsonl.zst"
 
 
-def document_id(fields: dict[str, Any], path: Path, place: int) -> str:
-    """The document's own id, or "<file name>:<place>", place as in readers.Record."""
+def own_id(fields: dict[str, Any]) -> str:
+    """Empty for a document without one: it is named "<file name>:<place>", place as in readers.Record."""
     own = fields.get(ID_KEY)
-    return str(own) if isinstance(own, str | int) and own != "" else f"{path.name}:{place}"
+    return str(own) if isinstance(own, _NAMES) else ""
 
 
 def read_documents(
@@ -81,7 +82,7 @@ def _document_of(record: Record | BadRecord, task: InputTask) -> Document | BadR
         return record
     if _is_deeper(record.fields, MAX_DEPTH):
         return BadRecord(record.line, f"nested deeper than {MAX_DEPTH}")
-    name = document_id(record.fields, task.path, record.place)
+    name = own_id(record.fields) or f"{task.path.name}:{record.place}"
     return Document(name, record.line, record.text, record.fields | {ID_KEY: name}, record.place)
 
 

@@ -24,14 +24,14 @@ from data_mixers.atomic import publish, write_atomic
 from data_mixers.errors import DataError
 from megatron_synE.data.indexed import TOKEN_DTYPES
 from megatron_synE.data.tokenizers import Tokenizer, load_tokenizer
-from tools.data.documents import ID_KEY
+from tools.data.documents import ID_KEY, own_id
 from tools.data.labels import is_label
 from tools.data.readers import BadRecord, InputTask, Record, read_task
 
 RUN_BYTES = 64 << 20
 BATCH_BYTES = 4 << 20  # a call of the tokenizer costs about a millisecond beside its text
 GATHERED = 1 << 12  # documents put together at once: a few megabytes
-_NUMBERS, _NAMES = (int, float), (int, str)  # a union would be made anew for every document
+_NUMBERS = (int, float)  # a union would be made anew for every document
 HOPELESS = 1000  # lines without one document: the input is not what it was taken for
 
 META = np.dtype(
@@ -277,7 +277,7 @@ class _RunWriter:
         """Records of META for a batch, column by column: row by row takes twice the time of parsing the JSON."""
         if int(lengths.max()) > np.iinfo(np.int32).max:
             raise DataError(f"{self.task.path}: a document has 2**31 tokens, more than the index holds")
-        ids = [_own_id(record.fields) for record in records]
+        ids = [own_id(record.fields).encode() for record in records]
         key = self.settings.confidence_key
         confidences = [record.fields.get(key) for record in records]
         meta = np.zeros(len(records), dtype=META)
@@ -329,14 +329,6 @@ class _RunWriter:
                 )
                 self.segments.append(segment)
         self.num_runs += 1
-
-
-def _own_id(fields: dict[str, Any]) -> bytes:
-    """The id that `documents.document_id` takes over; empty: it names the document by its place."""
-    own = fields.get(ID_KEY)
-    if own is None or own == "" or not isinstance(own, _NAMES):
-        return b""
-    return str(own).encode()
 
 
 def _keys(meta: Meta, seed: int) -> npt.NDArray[np.uint64]:
