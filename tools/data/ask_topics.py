@@ -20,10 +20,10 @@ import orjson
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
 from tools.data.chat import ATTEMPTS, post
-from tools.data.documents import Document, DocumentWriter, read_documents
+from tools.data.documents import Document, DocumentWriter, TaskDocuments
 from tools.data.label_topics import CONFIDENCE_KEY, TOPIC_KEY
 from tools.data.progress import LiveProgress
-from tools.data.readers import BadRecord, find_inputs, plan_tasks
+from tools.data.readers import find_inputs, plan_tasks
 from tools.data.stage import only_one
 from tools.data.topic_labels import Topics, read_topics
 from tools.data.topic_metrics import cohen_kappa, topic_kappa
@@ -110,8 +110,7 @@ def _documents(options: AskOptions) -> list[Document]:
     found = [
         document
         for task in plan_tasks(find_inputs(options.inputs))
-        for document in read_documents(task, text_key=options.text_key, on_bytes=lambda size: None)
-        if not isinstance(document, BadRecord)
+        for document in TaskDocuments(task, text_key=options.text_key)
     ]
     if not found:
         raise DataError(f"there is no document in {', '.join(options.inputs)}")

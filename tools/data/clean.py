@@ -9,6 +9,7 @@ Of duplicates the first in input order stays. Only documents that pass the rules
 
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import DataError
 from tools.data.calls import begin
-from tools.data.documents import read_lines
+from tools.data.documents import TaskDocuments
 from tools.data.exact_duplicates import content_hash, duplicates_in_range, num_ranges, write_hashes
 from tools.data.measures import Measured
 from tools.data.near_duplicates import (
@@ -33,11 +34,12 @@ from tools.data.near_duplicates import (
     sign,
 )
 from tools.data.quarantine import bad_lines
-from tools.data.readers import BadRecord, InputTask, find_inputs, plan_tasks
+from tools.data.readers import InputTask, find_inputs, plan_tasks
 from tools.data.rules import DEFAULT_RULES, Rules, judge, judge_language, load_rules
 from tools.data.selection import SelectionReport, SelectionTask, Verdict, gather, report_from_json, select
 from tools.data.slurm_options import SlurmArray
 from tools.data.stage import Report, only_one
+from tools.data.units import Hashes
 
 EXACT = "exact.duplicates"
 
@@ -116,19 +118,10 @@ def _examine(
     verdicts: list[list[Any]] = []
     hashes: list[tuple[int, bytes]] = []
     places: list[int] = []
-    bad: list[tuple[int, str]] = []
-    num_lines = 0
+    found = TaskDocuments(tasks[index], text_key=options.text_key, on_bytes=report)
 
-    def documents() -> Any:
-        nonlocal num_lines
-        for document in read_lines(tasks[index], text_key=options.text_key, on_bytes=report):
-            num_lines += 1
-            if document is None:
-                continue
-            if isinstance(document, BadRecord):
-                bad.append((document.line, document.reason))
-                continue
-            number = len(places)
+    def documents() -> Iterator[Hashes | None]:
+        for number, document in enumerate(found):
             places.append(document.place)
             measured = Measured(document.text)
             verdict = judge(measured, rules.rules)
@@ -149,7 +142,7 @@ def _examine(
     work.keep(index, "verdicts", json.dumps(verdicts, ensure_ascii=False).encode())
     keep_places(work, index, places)
     write_hashes(hashes, work.of_task(index, "hashes"))
-    return {"num_documents": len(places), "num_lines": num_lines, "bad": bad}
+    return {"num_documents": len(places), "num_lines": found.num_lines, "bad": found.bad}
 
 
 def _exact_range(work: NearWork, num_tasks: int, num_documents: int, count: int, index: int, report: Report) -> None:

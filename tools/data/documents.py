@@ -76,6 +76,36 @@ def read_lines(
         yield None if record is None else _document_of(record, task)
 
 
+class TaskDocuments:
+    """The documents of a task in their order; those who iterate have its lines counted, and those that are none kept.
+
+    text_key: as in readers.read_task. prepare: adds keys to a document, or says that it is none.
+    """
+
+    def __init__(
+        self,
+        task: InputTask,
+        *,
+        text_key: str | tuple[str, ...],
+        on_bytes: Callable[[int], None] = lambda _: None,
+        prepare: Callable[[Document], Document | BadRecord] | None = None,
+    ) -> None:
+        self._found, self._prepare = read_lines(task, text_key=text_key, on_bytes=on_bytes), prepare
+        self.num_lines = 0
+        self.bad: list[tuple[int, str]] = []
+        """(line counted from 1 inside the task, reason)."""
+
+    def __iter__(self) -> Iterator[Document]:
+        for found in self._found:
+            self.num_lines += 1
+            if self._prepare is not None and isinstance(found, Document):
+                found = self._prepare(found)
+            if isinstance(found, BadRecord):
+                self.bad.append((found.line, found.reason))
+            elif found is not None:
+                yield found
+
+
 def _document_of(record: Record | BadRecord, task: InputTask) -> Document | BadRecord:
     """A record of the task with its id, or why it cannot be kept whole."""
     if isinstance(record, BadRecord):

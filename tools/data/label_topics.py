@@ -6,7 +6,6 @@ a piece of input ─ up to CHUNK documents ─ ids ─ batches sorted by length 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import islice
@@ -15,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
-from tools.data.documents import Document, DocumentWriter, output_name, read_lines
+from tools.data.documents import DocumentWriter, TaskDocuments, output_name
 from tools.data.quarantine import bad_lines, check_bad_share, write_quarantine
-from tools.data.readers import BadRecord, InputTask, find_inputs, plan_tasks
+from tools.data.readers import InputTask, find_inputs, plan_tasks
 from tools.data.slurm_options import SlurmArray
 from tools.data.stage import Report, Stage, only_one, refuse_foreign, run_stage
 
@@ -138,22 +137,11 @@ def _label_task(options: LabelOptions, tasks: list[InputTask], index: int, repor
     # One thread a worker: the last digit of a sum depends on their number, and a label must not.
     torch.set_num_threads(1)
     topics: Counter[str] = Counter()
-    bad: list[tuple[int, str]] = []
-    task = tasks[index]
-    num_lines = 0
-
-    def documents() -> Iterator[Document]:
-        nonlocal num_lines
-        for found in read_lines(task, text_key=options.text_key, on_bytes=report):
-            num_lines += 1
-            if isinstance(found, BadRecord):
-                bad.append((found.line, found.reason))
-            elif found is not None:
-                yield found
-
+    found = TaskDocuments(tasks[index], text_key=options.text_key, on_bytes=report)
+    documents = iter(found)
     try:
-        with DocumentWriter(options.out / output_name(task, index)) as writer:
-            for chunk in _chunks(documents()):
+        with DocumentWriter(options.out / output_name(tasks[index], index)) as writer:
+            while chunk := list(islice(documents, CHUNK)):
                 labels = _label([document.text for document in chunk], trained, options)
                 for document, (topic, confidence) in zip(chunk, labels, strict=True):
                     writer.write(document.fields | {TOPIC_KEY: topic, CONFIDENCE_KEY: round(confidence, DIGITS)})
@@ -161,13 +149,8 @@ def _label_task(options: LabelOptions, tasks: list[InputTask], index: int, repor
     finally:
         torch.set_num_threads(threads)
     return {
-        "num_documents": writer.num_documents, "topics": dict(topics), "num_lines": num_lines, "bad": bad,
+        "num_documents": writer.num_documents, "topics": dict(topics), "num_lines": found.num_lines, "bad": found.bad,
     }  # fmt: skip
-
-
-def _chunks(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    while chunk := list(islice(documents, CHUNK)):
-        yield chunk
 
 
 def _label(texts: list[str], trained: "Trained", options: LabelOptions) -> list[tuple[str, float]]:

@@ -12,8 +12,8 @@ import numpy as np
 from data_mixers.errors import ConfigError, DataError
 from megatron_synE.data.tokenizers import Tokenizer, load_tokenizer
 from tools.data.described import DescribedSource, describe
-from tools.data.documents import Document, read_documents, source_of_file
-from tools.data.readers import BadRecord, find_inputs, plan_tasks
+from tools.data.documents import Document, TaskDocuments, source_of_file
+from tools.data.readers import find_inputs, plan_tasks
 from tools.data.scores_file import DEFAULT_NAME
 
 WINDOW = 0.01  # of the scored documents, on each side of a percentile
@@ -122,8 +122,8 @@ def sample_files(
     kept: list[tuple[Path, Document]] = []
     seen = 0
     for task in plan_tasks(find_inputs(patterns)):
-        for document in read_documents(task, text_key=text_key, on_bytes=lambda amount: None):
-            if isinstance(document, BadRecord) or (topic is not None and document.fields.get("topic") != topic):
+        for document in TaskDocuments(task, text_key=text_key):
+            if topic is not None and document.fields.get("topic") != topic:
                 continue
             seen += 1
             place = rng.randrange(seen)

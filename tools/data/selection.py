@@ -13,7 +13,7 @@ from typing import Any
 
 from data_mixers.errors import DataError
 from tools.columns import aligned
-from tools.data.documents import Document, DocumentWriter, output_name, read_lines, source_of_file
+from tools.data.documents import Document, DocumentWriter, TaskDocuments, output_name, source_of_file
 from tools.data.quarantine import BadLine, bad_lines
 from tools.data.readers import DROPPED, BadRecord, InputTask
 
@@ -81,27 +81,19 @@ def select(
 ) -> dict[str, Any]:
     """Judge every document of the task (by its number and content) and write it where it belongs.
 
-    prepare: adds keys to a document, or says that it is none.
+    prepare: as in TaskDocuments.
     Returns counts per source and reason, examples and bad lines, as JSON: see `SelectionReport`.
     """
     counts: Counter[tuple[str, str]] = Counter()
     text_bytes: Counter[str] = Counter()
     examples: dict[str, list[dict[str, Any]]] = {}
-    bad: list[tuple[int, str]] = []
-    number = num_lines = 0
+    found = TaskDocuments(item.task, text_key=item.text_key, on_bytes=report, prepare=prepare)
+    num_documents = 0
     with ExitStack() as stack:
         writers = _writers(item, stack)
-        for document in read_lines(item.task, text_key=item.text_key, on_bytes=report):
-            num_lines += 1
-            if document is None:
-                continue
-            if prepare is not None and isinstance(document, Document):
-                document = prepare(document)
-            if isinstance(document, BadRecord):
-                bad.append((document.line, document.reason))
-                continue
+        for number, document in enumerate(found):
+            num_documents += 1
             source, verdict = item.source_of(document), judge(number, document)
-            number += 1
             counts[source, verdict.reason if verdict else ""] += 1
             if verdict is None:
                 text_bytes[source] += len(document.text.encode())
@@ -110,12 +102,12 @@ def select(
             if writers is not None:
                 writers[verdict is not None].write(document.fields if verdict is None else dropped(document, verdict))
     return {
-        "num_documents": number,
+        "num_documents": num_documents,
         "counts": [[source, reason, count] for (source, reason), count in sorted(counts.items())],
         "text_bytes": dict(sorted(text_bytes.items())),
         "examples": examples,
-        "bad": bad,
-        "num_lines": num_lines,
+        "bad": found.bad,
+        "num_lines": found.num_lines,
     }
 
 

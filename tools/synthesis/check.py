@@ -22,12 +22,12 @@ from data_mixers.atomic import write_atomic
 from data_mixers.errors import DataError
 from tools.data.calls import Call, begin
 from tools.data.contamination import open_index
-from tools.data.documents import Document, read_lines
+from tools.data.documents import Document, TaskDocuments
 from tools.data.exact_duplicates import content_hash, num_ranges
 from tools.data.minhash import node
 from tools.data.near_duplicates import NearWork, find_near, forget_maps, keep_places, near_verdicts, place_of, sign
 from tools.data.quarantine import bad_lines
-from tools.data.readers import BadRecord, InputTask, find_inputs, plan_tasks
+from tools.data.readers import InputTask, find_inputs, plan_tasks
 from tools.data.selection import SelectionReport, SelectionTask, Verdict, gather, report_from_json, select
 from tools.data.stage import Report, only_one
 from tools.data.units import Hashes, hashes_of, units_of
@@ -144,10 +144,10 @@ class _Work:
     def findings(self) -> Path:
         return self.folder / "questions.findings"
 
-    def pairs(self, task: int, report: Report) -> Iterator[Document | BadRecord | None]:
-        """The prepared pairs of a task, lines that are none, and None for a blank line."""
-        for document in read_lines(self.tasks[task], text_key=RAW_KEYS, on_bytes=report):
-            yield prepare(document, self.rules) if isinstance(document, Document) else document
+    def pairs(self, task: int, report: Report) -> TaskDocuments:
+        """The prepared pairs of a task."""
+        ready = partial(prepare, rules=self.rules)
+        return TaskDocuments(self.tasks[task], text_key=RAW_KEYS, on_bytes=report, prepare=ready)
 
 
 def _examine(work: _Work, index: int, report: Report) -> dict[str, Any]:
@@ -155,18 +155,10 @@ def _examine(work: _Work, index: int, report: Report) -> dict[str, Any]:
     questions: list[tuple[int, bytes]] = []
     answers: dict[int, str] = {}
     places: list[int] = []
-    bad: list[tuple[int, str]] = []
-    num_lines = 0
+    pairs = work.pairs(index, report)
     with Recomputer() as recomputer:
         tools = Tools(recomputer, work.sandbox)
-        for pair in work.pairs(index, report):
-            num_lines += 1
-            if pair is None:
-                continue
-            if isinstance(pair, BadRecord):
-                bad.append((pair.line, pair.reason))
-                continue
-            number = len(places)
+        for number, pair in enumerate(pairs):
             places.append(pair.place)
             verdict = judge_pair(pair, work.rules, tools) or _contaminated(work, pair)
             if verdict is not None:
@@ -178,7 +170,7 @@ def _examine(work: _Work, index: int, report: Report) -> dict[str, Any]:
     work.near.keep(index, "verdicts", json.dumps(verdicts, ensure_ascii=False).encode())
     keep_places(work.near, index, places)
     write_questions(questions, answers, work.near.of_task(index, "questions"))
-    return {"num_pairs": len(places), "num_lines": num_lines, "bad": bad}
+    return {"num_pairs": len(places), "num_lines": pairs.num_lines, "bad": pairs.bad}
 
 
 def _contaminated(work: _Work, pair: Document) -> Verdict | None:
@@ -220,12 +212,8 @@ def _sign(work: _Work, index: int, report: Report) -> None:
     lost |= {int(pair) - node(index, 0) for pair in _findings(work, index)["pair"]}
 
     def documents() -> Iterator[Hashes | None]:
-        number = 0
-        for pair in work.pairs(index, report):
-            if not isinstance(pair, Document):
-                continue
+        for number, pair in enumerate(work.pairs(index, report)):
             text = None if number in lost else f"{pair.fields['question']}\n{pair.fields['answer']}"
-            number += 1
             yield None if text is None else hashes_of(units_of(text))
 
     sign(work.near, documents(), index, work.rules.near_duplicates)
