@@ -64,6 +64,10 @@ class Learner:
         taught = (TAUGHT,) if self.options.teacher != "none" else ()
         return given + taught or (FROM_LABELS,)
 
+    def topics_of(self, logits: Logits) -> list[str]:
+        """The most likely one of each document."""
+        return [self.labels[index] for index in logits.argmax(axis=1)]
+
 
 def new_learner(options: ClassifierOptions, documents: Sequence[Labelled], labels: tuple[str, ...]) -> Learner:
     """Tokenizer and shape: of --init, or new ones."""

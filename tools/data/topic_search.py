@@ -102,7 +102,7 @@ def search(learner: Learner, plan: Plan, kept: Kept) -> Searched:
     }
 
     def label(way: str, number: int) -> list[str]:
-        return [learner.labels[index] for index in held[way][number].argmax(axis=1)]
+        return learner.topics_of(held[way][number])
 
     way = best_of(learner.ways, learner.documents, plan.trials, label, learner.labels)
     heads = {each: _head(learner, plan.train, found, penalties.get(each)) for each, found in finals.items()}
@@ -156,8 +156,7 @@ def _of_rows(learner: Learner, weights: Tensors, rows: Sequence[list[int]]) -> T
 
 def _best_penalty(learner: Learner, plan: Plan, found: Sequence[Encoded]) -> float:
     def label(penalty: float, number: int) -> list[str]:
-        logits = _held(learner, plan.trials[number], found[number], penalty)
-        return [learner.labels[index] for index in logits.argmax(axis=1)]
+        return learner.topics_of(_held(learner, plan.trials[number], found[number], penalty))
 
     return best_of(PENALTIES, learner.documents, plan.trials, label, learner.labels)
 
