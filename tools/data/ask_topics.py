@@ -50,8 +50,6 @@ class AskOptions:
     passes: int = 1
     parallel: int = 8
     timeout_seconds: float = 60.0
-    key_variable: str = "OPENAI_API_KEY"
-    """Environment variable that holds the server's key, if it wants one."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +138,7 @@ def _ask_all(
     answers: dict[tuple[str, str], str],
 ) -> None:
     titles = topics[options.language]
-    key = os.environ.get(options.key_variable)
+    key = os.environ.get("OPENAI_API_KEY")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     with (
         LiveProgress("asking", total=len(questions), unit="answers", scale=1.0) as progress,

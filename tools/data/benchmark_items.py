@@ -42,11 +42,6 @@ class Benchmark:
     """Which keys hold its text."""
     items: tuple[Item, ...]
 
-    @property
-    def name(self) -> str:
-        """Its file with the folder, which often carries the set's name."""
-        return f"{self.path.resolve().parent.name}/{self.path.name}"
-
 
 def read_benchmark(path: Path, keys: tuple[str, ...] = ()) -> Benchmark:
     """keys: of the texts, in order; none: those of benchmark_keys.yaml that the file has.

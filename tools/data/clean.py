@@ -98,7 +98,9 @@ def clean(options: CleanOptions) -> SelectionReport:
         sizes = (max(1, num_documents // count),) * count
         exact = partial(_exact_range, work, len(tasks), num_documents, count)
         call.run("exact duplicates", exact, folder="exact", sizes=sizes, unit="M documents")
-        _join(sorted((call.work / "exact").glob("*.part")), work.folder / EXACT)
+        pairs = np.concatenate([np.fromfile(part, dtype="<i8") for part in (call.work / "exact").glob("*.part")])
+        pairs = pairs.reshape(-1, 2)
+        write_atomic(work.folder / EXACT, pairs[np.argsort(pairs[:, 0])].tobytes())
         find_near(call, work, rules.near_duplicates if options.near_duplicates else None)
         report = gather(items, call.run("count" if options.report_only else "write", partial(_write, work, items)))
         call.finish(report, writes=not options.report_only)
@@ -150,11 +152,6 @@ def _exact_range(work: NearWork, num_tasks: int, num_documents: int, count: int,
     found = duplicates_in_range(paths, index, count)
     write_atomic(work.folder / "exact" / f"{index:05d}.part", found.astype("<i8").tobytes())
     report(num_documents // count)
-
-
-def _join(parts: list[Path], target: Path) -> None:
-    pairs = np.concatenate([np.fromfile(path, dtype="<i8").reshape(-1, 2) for path in parts])
-    write_atomic(target, pairs[np.argsort(pairs[:, 0])].tobytes())
 
 
 def _write(work: NearWork, items: list[SelectionTask], index: int, report: Report) -> dict[str, Any]:

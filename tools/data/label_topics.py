@@ -54,11 +54,13 @@ def label_topics(options: LabelOptions) -> dict[str, int]:
     Errors: DataError for a damaged classifier or input, or too many bad lines; ConfigError for a device that is not
     there, or another call's result in <out>.
     """
+    from megatron_synE.runtime.device import select
+
     tasks = plan_tasks(find_inputs(options.inputs))
     if not tasks:
         raise DataError(f"there is no document in {', '.join(options.inputs)}")
     here = options.device if options.array is None else "cpu"  # a login node has no GPU
-    _check_device(here)
+    select(here, local_rank=0)
     _open(options.classifier, here)  # a fault shows before any work
     stage = Stage(
         name="label-topics",
@@ -93,12 +95,6 @@ def label_topics(options: LabelOptions) -> dict[str, int]:
         }
         write_atomic(options.out / REPORT, json.dumps(report, ensure_ascii=False, indent=1).encode())
     return dict(counts)
-
-
-def _check_device(device: Literal["cpu", "cuda"]) -> None:
-    from megatron_synE.runtime.device import select
-
-    select(device, local_rank=0)
 
 
 def _fingerprint(options: LabelOptions, tasks: list[InputTask]) -> str:

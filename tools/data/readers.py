@@ -170,21 +170,17 @@ def read_task(
         yield from _read_parquet(task, text_keys, topic_key, other_columns, max_document_bytes, on_bytes)
         return
     limit = 2 * max_document_bytes + (1 << 20)
-    for number, (place, line) in enumerate(_lines(task, limit, on_bytes), start=1):
+    if task.kind == "jsonl":
+        lines = byte_range(task.path, task.start, task.stop, limit=limit, on_bytes=on_bytes)
+    else:
+        lines = compressed(task.path, task.kind, limit=limit, on_bytes=on_bytes)
+    for number, (place, line) in enumerate(lines, start=1):
         if line is None:
             yield BadRecord(number, f"the line is longer than {limit} bytes")
         elif not line or line.isspace():
             yield None
         else:
             yield _parse(line, number, place, text_keys, topic_key, max_document_bytes)
-
-
-def _lines(task: InputTask, limit: int, on_bytes: Callable[[int], None]) -> Iterator[tuple[int, bytes | None]]:
-    """(place, line) of the lines of a task; None: longer than limit."""
-    if task.kind == "jsonl":
-        return byte_range(task.path, task.start, task.stop, limit=limit, on_bytes=on_bytes)
-    assert task.kind != "parquet"  # has no lines
-    return compressed(task.path, task.kind, limit=limit, on_bytes=on_bytes)
 
 
 def _parse(

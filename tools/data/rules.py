@@ -28,7 +28,6 @@ Measure = Literal[
     "duplicate_ngram_share",
 ]
 NGRAM_MEASURES = ("top_ngram_share", "duplicate_ngram_share")
-COUNTED_MEASURES = ("num_units", "mean_unit_length")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -96,7 +95,7 @@ def judge(text: Measured, rules: Sequence[Rule]) -> Verdict | None:
         if not _can_break(text, rule):
             continue
         measured = getattr(text, rule.measure)
-        value = measured if rule.measure in COUNTED_MEASURES else measured() if rule.n is None else measured(rule.n)
+        value = measured(rule.n) if rule.n is not None else measured() if callable(measured) else measured
         for limit, is_broken in ((rule.min, value < (rule.min or 0.0)), (rule.max, value > (rule.max or 0.0))):
             if limit is not None and is_broken:
                 return Verdict(reason=rule.name, value=value, limit=limit)

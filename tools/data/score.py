@@ -266,7 +266,10 @@ def _run(stage: Stage, files: Sequence[ScoredFile], options: ScoreOptions, ranks
         run_tasks(stage, ranks.rank, ranks.world_size, unit="tokens", scale=1.0)
     for file in files:
         parts = _parts(stage.work, file)
-        if not file.is_current and _is_complete(stage, file, parts):
+        # Of this call's chunks: an earlier call may have cut the data otherwise.
+        if not file.is_current and all(
+            is_done(stage, task) and part.is_file() for task, part in enumerate(parts, start=file.first_task)
+        ):
             _join(file, parts)
         if file.is_current:
             for part in parts:
@@ -284,11 +287,6 @@ def _forget_lost(stage: Stage, files: Sequence[ScoredFile]) -> None:
 
 def _parts(work: Path, file: ScoredFile) -> list[Path]:
     return [work / f"{task:07d}.parquet" for task in range(file.first_task, file.first_task + file.num_chunks)]
-
-
-def _is_complete(stage: Stage, file: ScoredFile, parts: Sequence[Path]) -> bool:
-    """Whether every part is there, and of this call's chunks: an earlier call may have cut the data otherwise."""
-    return all(is_done(stage, task) and part.is_file() for task, part in enumerate(parts, start=file.first_task))
 
 
 def _join(file: ScoredFile, parts: Sequence[Path]) -> None:

@@ -135,23 +135,19 @@ def _features(
     def made() -> Tensors:
         places = list(range(len(learner.rows))) if trial is None else sorted({*trial.train, *trial.held})
         rows = [*(learner.rows[place] for place in places), *(plan.test_rows if is_final else ())]
+
+        def of_rows(start: int) -> Tensors:
+            return {"features": features_of(learner, weights, rows[start : start + PASS_ROWS])}
+
+        starts = range(0, len(rows), PASS_ROWS)
         found = torch.cat(
-            [
-                kept.tensors(
-                    f"{step}-rows-{start}", partial(_of_rows, learner, weights, rows[start : start + PASS_ROWS])
-                )["features"]
-                for start in range(0, len(rows), PASS_ROWS)
-            ]
+            [kept.tensors(f"{step}-rows-{start}", partial(of_rows, start))["features"] for start in starts]
         )
         documents = found.new_zeros(len(learner.rows), found.shape[1])
         documents[places] = found[: len(places)]
         return {"documents": documents, "test": found[len(places) :].clone()}
 
     return {part: tensor.numpy() for part, tensor in kept.tensors(f"{step}-features", made).items()}
-
-
-def _of_rows(learner: Learner, weights: Tensors, rows: Sequence[list[int]]) -> Tensors:
-    return {"features": features_of(learner, weights, rows)}
 
 
 def _best_penalty(learner: Learner, plan: Plan, found: Sequence[Encoded]) -> float:
