@@ -22,6 +22,7 @@ from data_mixers.errors import ConfigError, DataError
 from tools.data.chat import ATTEMPTS, post
 from tools.data.documents import Document, DocumentWriter, TaskDocuments
 from tools.data.label_topics import CONFIDENCE_KEY, TOPIC_KEY
+from tools.data.options import AskOptions
 from tools.data.progress import LiveProgress
 from tools.data.readers import find_inputs, plan_tasks
 from tools.data.stage import only_one
@@ -30,26 +31,6 @@ from tools.data.topic_metrics import cohen_kappa, topic_kappa
 
 ANSWERS, LABELLED, AGREEMENT = "answers.jsonl", "labelled.jsonl.zst", "agreement.json"
 TEXT_CHARACTERS = 4000  # ours: of each document are shown to the model
-
-
-@dataclass(frozen=True, kw_only=True)
-class AskOptions:
-    """What the command was asked for."""
-
-    inputs: tuple[str, ...]
-    url: str
-    """Up to and with /v1."""
-    models: tuple[str, ...]
-    out: Path
-    language: str
-    topics: Path | None = None
-    prompt: Path | None = None
-    text_key: str = "text"
-    gold_key: str | None = None
-    """Key of labels that are there already, for the report."""
-    passes: int = 1
-    parallel: int = 8
-    timeout_seconds: float = 60.0
 
 
 @dataclass(frozen=True)

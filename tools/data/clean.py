@@ -10,9 +10,8 @@ Of duplicates the first in input order stays. Only documents that pass the rules
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,38 +32,15 @@ from tools.data.near_duplicates import (
     place_of,
     sign,
 )
+from tools.data.options import CleanOptions
 from tools.data.quarantine import bad_lines
 from tools.data.readers import InputTask, find_inputs, plan_tasks
 from tools.data.rules import DEFAULT_RULES, Rules, judge, judge_language, load_rules
 from tools.data.selection import SelectionReport, SelectionTask, Verdict, gather, report_from_json, select
-from tools.data.slurm_options import SlurmArray
 from tools.data.stage import Report, only_one
 from tools.data.units import Hashes
 
 EXACT = "exact.duplicates"
-
-
-@dataclass(frozen=True, kw_only=True)
-class CleanOptions:
-    """What `syne data clean` is asked for."""
-
-    inputs: tuple[str, ...]
-    """File names or globs."""
-    out: Path
-    rules: Path = DEFAULT_RULES
-    languages: tuple[str, ...] = ()
-    """ISO 639 codes that are kept; empty: languages are not looked at."""
-    text_key: str = "text"
-    source_key: str | None = None
-    """Key of a document's source, for the counts; None: the folder of its file."""
-    near_duplicates: bool = True
-    report_only: bool = False
-    """Count and show, write no documents."""
-    max_bad_share: float = 0.01
-    max_bad_lines: int = 10
-    workers: int = 1
-    array: SlurmArray | None = None
-    """Run on a cluster, not in `workers` processes here."""
 
 
 def clean(options: CleanOptions) -> SelectionReport:
@@ -76,7 +52,7 @@ def clean(options: CleanOptions) -> SelectionReport:
     Memory: of a worker, its piece of input (32 MB of plain text, or one whole .gz/.zst: 1 kB a document); of the whole,
     100 bytes a pair of near-duplicates. Disk meanwhile: 0.7 kB a document.
     """
-    rules = load_rules(options.rules)
+    rules = load_rules(options.rules or DEFAULT_RULES)
     tasks = plan_tasks(find_inputs(options.inputs))
     if not tasks:
         raise DataError(f"there is no document in {', '.join(options.inputs)}")

@@ -1,17 +1,16 @@
 """`syne data`: scores, difficulty, and what a folder holds. Nothing heavy is imported before a command runs."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from data_mixers.errors import ConfigError
-from tools.cli_options import Workers, example, log_to_stderr
+from tools.cli_options import example, log_to_stderr, takes
 from tools.data.app import data_app
-from tools.data.signals import SIGNALS
-from tools.data.slurm_options import SlurmArray, with_slurm_options
-
-ScoresName = Annotated[str, typer.Option(help="Name of the set of scores to read.")]
+from tools.data.options import ScoreOptions, ScoresName, SortOptions
+from tools.data.slurm_options import with_slurm_options
 
 
 @data_app.command(
@@ -21,68 +20,28 @@ ScoresName = Annotated[str, typer.Option(help="Name of the set of scores to read
     ),
 )
 @with_slurm_options
+@takes(ScoreOptions)
 def score_ppl(
-    data: Annotated[Path, typer.Option(help="Folder of token files with manifest.json.")],
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="An iter_* folder, or a run: its newest.", show_default=False)
-    ] = None,
-    hf: Annotated[Path | None, typer.Option(help="Folder with config.json and weights.", show_default=False)] = None,
-    tokenizer: Annotated[
-        Path | None, typer.Option(help="Gives the cheap signals; left out, they are null.", show_default=False)
-    ] = None,
+    options: ScoreOptions,
     signals_only: Annotated[bool, typer.Option("--signals-only", help="No model: the cheap signals alone.")] = False,
-    sources: Annotated[str, typer.Option(help="Glob over source names.")] = "*",
-    name: Annotated[str, typer.Option(help="Of this set of scores, beside a first one.")] = "default",
-    seq_length: Annotated[
-        int | None, typer.Option(min=1, help="Default: the model's context, at most 4096.", show_default=False)
-    ] = None,
-    overlap: Annotated[
-        int | None,
-        typer.Option(min=0, help="Context of a long document's later windows; default: 1/16.", show_default=False),
-    ] = None,
-    micro_batch_size: Annotated[int, typer.Option(min=1, help="seq_lengths of tokens in a forward pass.")] = 1,
-    workers: Annotated[
-        int, typer.Option("--workers", "--nproc", min=1, help="Processes, each with the whole model: one per GPU.")
-    ] = 1,
-    precision: Annotated[
-        Literal["auto", "bf16", "fp32"], typer.Option(help="auto: bf16 where the hardware multiplies it.")
-    ] = "auto",
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: a GPU where there is one.")] = "auto",
-    array: SlurmArray | None = None,
 ) -> None:
     """NLL, compression ratio, lexical diversity and characters per token of every document.
 
     Under torchrun, srun or a SLURM array every process takes its part; run the same command again to go on.
     """
-    if device == "cpu":
+    if options.device == "cpu":
         from megatron_synE.runtime.environment import hide_cuda
 
         hide_cuda()
-    from tools.data.score import ScoreOptions
     from tools.data.score import score_ppl as run_score_ppl
 
-    if signals_only and (checkpoint is not None or hf is not None):
+    has_model = options.checkpoint is not None or options.hf is not None
+    if signals_only and has_model:
         raise ConfigError("--signals-only needs no model; leave --checkpoint and --hf out, or --signals-only")
-    if not signals_only and checkpoint is None and hf is None:
+    if not signals_only and not has_model:
         raise ConfigError("give the model with --checkpoint or --hf, or ask for --signals-only")
     log_to_stderr()
-    report = run_score_ppl(
-        ScoreOptions(
-            data=data,
-            checkpoint=checkpoint,
-            hf=hf,
-            tokenizer=tokenizer,
-            sources=sources,
-            name=name,
-            seq_length=seq_length,
-            overlap=overlap,
-            micro_batch_size=micro_batch_size,
-            workers=workers,
-            precision=precision,
-            device=device,
-            array=array,
-        )
-    )
+    report = run_score_ppl(options)
     typer.echo(f"{report.num_complete} of {report.num_files} token files are scored")
 
 
@@ -91,28 +50,14 @@ def score_ppl(
     epilog=example("syne data sort --data data/stage1 --out data/stage1_sorted --sources 'zh/web/*' --buckets 10"),
 )
 @with_slurm_options
+@takes(SortOptions)
 def sort(
-    data: Annotated[Path, typer.Option(help="Folder of token files with scores.")],
-    out: Annotated[Path, typer.Option(help="The folder to write: sorted sources, and all others unchanged.")],
-    by: Annotated[
-        str,
-        typer.Option(help=f"nll, {', '.join(SIGNALS)}, or difference:A-B of two names."),
-    ] = "nll",
-    name: ScoresName = "default",
-    buckets: Annotated[int, typer.Option(min=1, help="Per topic, with equally many tokens.")] = 10,
-    sources: Annotated[str, typer.Option(help="Glob over the names of training sources to sort.")] = "*",
-    descending: Annotated[bool, typer.Option("--descending", help="Highest key first.")] = False,
+    options: SortOptions,
     drop_tails: Annotated[
         str, typer.Option(metavar="LOW,HIGH", help="Shares of each topic's tokens to leave out at both ends.")
     ] = "0,0",
-    keep_share: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Of each topic's documents, evenly over the order.")
-    ] = 1.0,
-    workers: Workers = 1,
-    array: SlurmArray | None = None,
 ) -> None:
     """Write each topic in the order of its PPL, cut into difficulty buckets, for a curriculum to read."""
-    from tools.data.sort import SortOptions
     from tools.data.sort import sort as run_sort
 
     try:
@@ -120,22 +65,7 @@ def sort(
     except ValueError as error:
         raise ConfigError(f"--drop-tails {drop_tails!r}: write two shares, e.g. 0.01,0.01") from error
     log_to_stderr()
-    manifest = run_sort(
-        SortOptions(
-            data=data,
-            out=out,
-            by=by,
-            name=name,
-            buckets=buckets,
-            sources=sources,
-            descending=descending,
-            drop_tails=(low, high),
-            keep_share=keep_share,
-            workers=workers,
-            array=array,
-        )
-    )
-    typer.echo(str(manifest))
+    typer.echo(str(run_sort(replace(options, drop_tails=(low, high)))))
 
 
 @data_app.command(epilog=example("syne data stats --data data/stage1 --plot stage1.png"))

@@ -1,14 +1,16 @@
 """`syne data`: text to token ids. Nothing heavy is imported before a command runs."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from data_mixers.errors import ConfigError
-from tools.cli_options import MaxBadLines, MaxBadShare, TextKey, Workers, example, log_to_stderr
+from tools.cli_options import example, log_to_stderr, takes
 from tools.data.app import data_app
-from tools.data.slurm_options import SlurmArray, with_slurm_options
+from tools.data.options import PreprocessOptions, TokenizerPath
+from tools.data.slurm_options import with_slurm_options
 
 
 @data_app.command(
@@ -18,22 +20,9 @@ from tools.data.slurm_options import SlurmArray, with_slurm_options
     )
 )
 @with_slurm_options
+@takes(PreprocessOptions)
 def preprocess(
-    inputs: Annotated[
-        list[str],
-        typer.Option("--input", help="File, folder or glob, may be repeated: .jsonl, .gz, .zst, .parquet."),
-    ],
-    tokenizer: Annotated[Path, typer.Option(help="HF folder, tokenizer.json, or tokenizer.model.")],
-    out: Annotated[Path, typer.Option(help="Folder; other sources in it stay.")],
-    text_key: TextKey = "text",
-    language: Annotated[str, typer.Option(help="zh, en, ...; und: undetermined.")] = "und",
-    source: Annotated[str, typer.Option(help="web, book, code, ...")] = "web",
-    topic: Annotated[str | None, typer.Option(help="One topic for all documents.", show_default=False)] = None,
-    topic_key: Annotated[str | None, typer.Option(help="Key of each document's topic.", show_default=False)] = None,
-    topic_confidence_key: Annotated[
-        str, typer.Option(help="Key of how sure the topic is, where a document has it; for the sidecar.")
-    ] = "topic_confidence",
-    workers: Workers = 1,
+    options: PreprocessOptions,
     holdout: Annotated[
         str, typer.Option(help="Documents per topic kept from training; auto: enough for an error of 0.2 % in log PPL.")
     ] = "0",
@@ -45,71 +34,22 @@ def preprocess(
             show_default=False,
         ),
     ] = None,
-    role: Annotated[
-        Literal["train", "validation"], typer.Option(help="validation: everything of this call is held out.")
-    ] = "train",
-    seed: Annotated[int, typer.Option(min=0, help="Of the order of documents.")] = 1234,
-    eos_token: Annotated[
-        str | None, typer.Option(help="Put after each document; default: the tokenizer's own.", show_default=False)
-    ] = None,
-    keep_documents_whole: Annotated[
-        bool, typer.Option("--keep-documents-whole", help="Pack documents whole into windows of --seq-length tokens.")
-    ] = False,
-    seq_length: Annotated[
-        int | None, typer.Option(help="Of the runs that will read them: training.seq_length.", show_default=False)
-    ] = None,
-    max_document_bytes: Annotated[int, typer.Option(min=1, help="Longer texts are bad lines.")] = 16 << 20,
-    max_bad_share: MaxBadShare = 0.01,
-    max_bad_lines: MaxBadLines = 10,
-    array: SlurmArray | None = None,
 ) -> None:
     """Raw text to .bin/.idx per (language, source, topic), manifest.json, quarantine.jsonl; resumable."""
-    from tools.data.preprocess import PreprocessOptions
+    from tools.data.holdout import measured_sd
     from tools.data.preprocess import preprocess as run_preprocess
 
     log_to_stderr()
-    num_held_out, sd = _holdout(holdout, holdout_scores)
-    report = run_preprocess(
-        PreprocessOptions(
-            inputs=tuple(inputs),
-            tokenizer=tokenizer,
-            out=out,
-            text_key=text_key,
-            language=language,
-            source=source,
-            topic=topic,
-            topic_key=topic_key,
-            topic_confidence_key=topic_confidence_key,
-            workers=workers,
-            holdout_sd=sd,
-            holdout=num_held_out,
-            role=role,
-            seed=seed,
-            eos_token=eos_token,
-            keep_documents_whole=keep_documents_whole,
-            seq_length=seq_length,
-            max_document_bytes=max_document_bytes,
-            max_bad_share=max_bad_share,
-            max_bad_lines=max_bad_lines,
-            array=array,
-        )
-    )
-    typer.echo(str(report.manifest_path))
-
-
-def _holdout(wanted: str, scores: tuple[Path, Path] | None) -> tuple[int | Literal["auto"], float]:
-    """(documents per topic, deviation of one document's change), as PreprocessOptions has them."""
-    from tools.data.holdout import SD_OF_DOCUMENT, measured_sd
-
-    if wanted != "auto" and not wanted.isdecimal():
-        raise ConfigError(f"--holdout {wanted} must be a number of documents, or auto")
-    sd = SD_OF_DOCUMENT
-    if scores is not None:
-        if wanted == "0":
-            raise ConfigError("--holdout-scores has no effect without --holdout")
-        sd = measured_sd(*scores)
+    if holdout != "auto" and not holdout.isdecimal():
+        raise ConfigError(f"--holdout {holdout} must be a number of documents, or auto")
+    if holdout_scores is not None and holdout == "0":
+        raise ConfigError("--holdout-scores has no effect without --holdout")
+    sd = None if holdout_scores is None else measured_sd(*holdout_scores)
+    if sd is not None:
         typer.echo(f"the change of a document's mean NLL varies by {sd:.3g} nats per token", err=True)
-    return "auto" if wanted == "auto" else int(wanted), sd
+    num_held_out: int | Literal["auto"] = "auto" if holdout == "auto" else int(holdout)
+    report = run_preprocess(replace(options, holdout=num_held_out, holdout_sd=sd))
+    typer.echo(str(report.manifest_path))
 
 
 @data_app.command(
@@ -117,7 +57,7 @@ def _holdout(wanted: str, scores: tuple[Path, Path] | None) -> tuple[int | Liter
 )
 def probe(
     items: Annotated[Path, typer.Option(help='JSON lines: {"context": "...", "choices": [" a", " b"], "answer": 0}.')],
-    tokenizer: Annotated[Path, typer.Option(help="HF folder, tokenizer.json, or tokenizer.model.")],
+    tokenizer: TokenizerPath,
     out: Annotated[Path, typer.Option(help="The file to write, for mixture.guard.probe.")],
     language: Annotated[str, typer.Option(help="Of the items: the one that the guard watches.")] = "en",
     eos_token: Annotated[

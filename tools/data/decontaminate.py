@@ -12,35 +12,10 @@ from data_mixers.errors import DataError
 from tools.data.calls import begin
 from tools.data.contamination import NgramIndex, open_index
 from tools.data.documents import Document
+from tools.data.options import DecontaminateOptions
 from tools.data.readers import find_inputs, plan_tasks
 from tools.data.selection import SelectionReport, SelectionTask, Verdict, gather, report_from_json, select
-from tools.data.slurm_options import SlurmArray
 from tools.data.stage import Report, only_one
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecontaminateOptions:
-    """What `syne data decontaminate` is asked for."""
-
-    inputs: tuple[str, ...]
-    benchmarks: tuple[str, ...]
-    """File names or globs."""
-    out: Path
-    ngram: int = 13
-    """Of units: words, or characters of Chinese. 13 words are GPT-3's (arXiv 2005.14165, appendix C)."""
-    max_share: float = 0.0
-    """A document is contaminated if a larger share of its n-grams is in a benchmark; 0: one n-gram is enough."""
-    benchmark_keys: tuple[str, ...] = ()
-    """Keys of the benchmarks' texts; empty: those known."""
-    remove: bool = False
-    """Write the documents, the contaminated ones apart."""
-    text_key: str = "text"
-    source_key: str | None = None
-    max_bad_share: float = 0.01
-    max_bad_lines: int = 10
-    workers: int = 1
-    array: SlurmArray | None = None
-    """Run on a cluster, not in `workers` processes here."""
 
 
 @dataclass(frozen=True, kw_only=True)

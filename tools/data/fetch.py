@@ -9,7 +9,6 @@ import threading
 import urllib.parse
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,6 +18,7 @@ from pydantic.dataclasses import dataclass as checked
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
 from tools.data.download import RemoteFile, UnreachableError, Web, fetch_file, sha256_of
+from tools.data.options import FetchOptions
 from tools.data.progress import LiveProgress
 from tools.data.stage import only_one
 from tools.data.yaml_file import STRICT, read_yaml
@@ -40,24 +40,6 @@ class Entry:
     text_key: str
     files: str | None = None
     url_lists: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class FetchOptions:
-    """What `syne data fetch` is asked for."""
-
-    name: str
-    out: Path
-    slices: tuple[str, ...]
-    match: str = "*"
-    """Glob over the files' paths."""
-    max_files: int | None = None
-    revision: str = "main"
-    endpoint: str | None = None
-    """Of the hub or a mirror; None: HF_ENDPOINT, else the hub."""
-    offline: bool = False
-    connections: int = 2
-    pause_seconds: float = 1.0
 
 
 def load_catalogue() -> dict[str, Entry]:

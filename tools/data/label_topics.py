@@ -6,18 +6,17 @@ a piece of input ─ up to CHUNK documents ─ ids ─ batches sorted by length 
 import hashlib
 import json
 from collections import Counter
-from dataclasses import dataclass
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
 from tools.data.documents import DocumentWriter, TaskDocuments, output_name
+from tools.data.options import LabelOptions
 from tools.data.quarantine import bad_lines, check_bad_share, write_quarantine
 from tools.data.readers import InputTask, find_inputs, plan_tasks
-from tools.data.slurm_options import SlurmArray
 from tools.data.stage import Report, Stage, only_one, refuse_foreign, run_stage
 
 if TYPE_CHECKING:
@@ -27,24 +26,6 @@ CHUNK = 4096  # documents sorted together: enough that a batch's lengths hardly 
 TOPIC_KEY, CONFIDENCE_KEY = "topic", "topic_confidence"
 REPORT = "label_topics.json"
 DIGITS = 4  # of the confidence
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelOptions:
-    """What the command was asked for."""
-
-    inputs: tuple[str, ...]
-    classifier: Path
-    out: Path
-    text_key: str = "text"
-    threshold: float | None = None
-    """None: the classifier's own."""
-    device: Literal["cpu", "cuda"] = "cpu"
-    workers: int = 1
-    array: SlurmArray | None = None
-    """Run on a cluster, not in `workers` processes here."""
-    max_bad_share: float = 0.01
-    max_bad_lines: int = 10
 
 
 def label_topics(options: LabelOptions) -> dict[str, int]:

@@ -24,7 +24,7 @@ from data_mixers.errors import ConfigError, DataError
 from data_mixers.manifest import Role, ShardEntry, SourceEntry, source_name
 from megatron_synE.data.indexed import token_dtype
 from tools.data.folder import DataFolder, NewSource
-from tools.data.holdout import HeldOut, choose
+from tools.data.holdout import SD_OF_DOCUMENT, HeldOut, choose
 from tools.data.labels import file_stem
 from tools.data.merge import (
     DIGEST_BYTES,
@@ -179,7 +179,8 @@ class _Call:
         if not self.options.holdout:
             return {}
         readers = {topic: RunReader(self.runs, segments, self.dtype, topic=topic) for topic in topics}
-        return choose(readers, self.options.holdout, sd=self.options.holdout_sd, without=before)
+        sd = SD_OF_DOCUMENT if self.options.holdout_sd is None else self.options.holdout_sd
+        return choose(readers, self.options.holdout, sd=sd, without=before)
 
     def write_held_out(
         self, segments: tuple[RunSegment, ...], num_tokens: Mapping[str, int], chosen: Mapping[str, HeldOut]

@@ -23,17 +23,9 @@ from data_mixers.errors import ConfigError, DataError
 from data_mixers.manifest import DatasetManifest, read_manifest
 from megatron_synE.runtime.environment import Ranks, independent_ranks
 from tools.data.model_weights import ModelWeights, find_weights
+from tools.data.options import ScoreOptions
 from tools.data.score_chunks import ScoredFile, Settings, score_chunk
-from tools.data.scores_file import (
-    DEFAULT_NAME,
-    SCHEMA,
-    ScoresOrigin,
-    check_name,
-    metadata_of,
-    read_origin,
-    scores_path,
-)
-from tools.data.slurm_options import SlurmArray
+from tools.data.scores_file import SCHEMA, ScoresOrigin, check_name, metadata_of, read_origin, scores_path
 from tools.data.stage import Stage, forget, is_done, only_one, run_stage, run_tasks
 
 logger = logging.getLogger(__name__)
@@ -44,31 +36,6 @@ MAX_CHUNKS = 20_000
 """Of a call, about: chunks grow with the data, so that their files stay few enough for a shared file system."""
 LONGEST_CONTEXT = 4096
 """Default of seq_length where a model has more: attention over longer windows costs more than it tells. Ours."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoreOptions:
-    """What `syne data score-ppl` is asked for."""
-
-    data: Path
-    checkpoint: Path | None = None
-    hf: Path | None = None
-    """Neither: signals alone."""
-    tokenizer: Path | None = None
-    """For the signals; None: no signals."""
-    sources: str = "*"
-    """Glob over source names."""
-    name: str = DEFAULT_NAME
-    seq_length: int | None = None
-    """None: the model's context, at most LONGEST_CONTEXT."""
-    overlap: int | None = None
-    """None: a sixteenth of seq_length."""
-    micro_batch_size: int = 1
-    workers: int = 1
-    array: SlurmArray | None = None
-    """Run on a cluster, not in `workers` processes here."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,10 +28,10 @@ from data_mixers.manifest import (
     write_manifest,
 )
 from tools.data.labels import file_stem
+from tools.data.options import SortOptions
 from tools.data.redistribute import Sidecar, WrittenBucket, redistribute
 from tools.data.scores_file import ScoresOrigin, names_of, open_scores, read_origin, scores_path, scores_suffix
 from tools.data.sidecar import SUFFIX, sidecar_path
-from tools.data.slurm_options import SlurmArray
 from tools.data.sort_order import SortKey, keys_of, lengths_of, order_of, sort_key
 from tools.data.stage import Report, Stage, is_done, only_one, refuse_foreign, run_stage
 
@@ -39,29 +39,6 @@ logger = logging.getLogger(__name__)
 
 REPORT_NAME = "sort_report.json"
 _CARRIED = (".bin", ".idx", ".digests", SUFFIX)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SortOptions:
-    """What `syne data sort` is asked for."""
-
-    data: Path
-    out: Path
-    by: str = "nll"
-    name: str = "default"
-    """Of the set of scores; difference:A-B names its own two."""
-    buckets: int = 10
-    """Of each topic. Ours: the recipe gives no number; a tenth of a topic is as fine as its PPL can be told apart."""
-    sources: str = "*"
-    """Glob over the names of training sources; the others are carried over."""
-    descending: bool = False
-    drop_tails: tuple[float, float] = (0.0, 0.0)
-    """Shares of each topic's tokens left out at the beginning and at the end of the order."""
-    keep_share: float = 1.0
-    """Of each topic's documents, spread evenly over the order: a smaller copy with every quantile in it."""
-    workers: int = 1
-    array: SlurmArray | None = None
-    """Run on a cluster, not in `workers` processes here."""
 
 
 @dataclass(frozen=True, kw_only=True)

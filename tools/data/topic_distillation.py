@@ -25,7 +25,7 @@ from tools.data.progress import LiveProgress
 from tools.data.readers import plan_tasks
 from tools.data.topic_baselines import Encode
 from tools.data.topic_model import TopicClassifier, padded, predict_features
-from tools.data.topic_training import TrainingOptions
+from tools.data.topic_options import TrainingOptions
 
 logger = logging.getLogger(__name__)
 SHORTEST, LONGEST = 8, 48  # tokens of a window (ours): a title, and some sentences; without [CLS] and [SEP]

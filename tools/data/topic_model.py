@@ -23,6 +23,7 @@ from transformers import BertConfig, BertModel
 from data_mixers.errors import ConfigError, DataError
 from data_mixers.file_version import check_version
 from tools.data.topic_labels import OTHERS, Topics, read_topics
+from tools.data.topic_options import Shape
 
 SCHEMA_VERSION = 1  # of classifier.json
 WEIGHTS, SETTINGS, TOKENIZER, TOPICS = "model.safetensors", "classifier.json", "tokenizer.json", "topics.json"
@@ -32,16 +33,6 @@ NORMALIZER, PRE_TOKENIZER = BertNormalizer(lowercase=True, handle_chinese_chars=
 LONGEST_END = 5  # ours: characters of a word end that is a token of its own
 BATCH_TOKENS = {"cpu": 2048, "cuda": 65_536}
 """With padding. On one core 1,024 to 4,096 differ by 8 %; the smaller, the less padding. cuda: a guess."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """TinyBERT's (arXiv 1909.10351): 4 layers, hidden 312, 12 heads, ffn 1200: 4.8 M parameters and the vocabulary."""
-
-    num_layers: int = 4
-    hidden_size: int = 312
-    num_heads: int = 12
-    ffn_size: int = 1200
 
 
 class TopicClassifier(nn.Module):
