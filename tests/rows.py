@@ -19,10 +19,11 @@ def read(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    """Of all files but those that a call leaves behind for the next one."""
+def contents(folder: Path, *, with_work: bool = True) -> dict[str, bytes]:
+    """Of all files but the one that calls lock; without the work of calls that may go on, if that is not asked for."""
     files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
-    return {str(name): (folder / name).read_bytes() for name in files if name.parts[0] not in (".in_use", ".work")}
+    left_out = (".in_use",) if with_work else (".in_use", ".work")
+    return {str(name): (folder / name).read_bytes() for name in files if name.parts[0] not in left_out}
 
 
 def write(path: Path, rows: Iterable[Any]) -> Path:

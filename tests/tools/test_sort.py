@@ -144,7 +144,7 @@ def test_the_files_are_equal_for_any_workers_and_after_an_interruption(
     options = SortOptions(data=data, out=data.parent / "one", buckets=3)
     sort(options)
     sort(replace(options, out=data.parent / "two", workers=2))
-    assert contents(data.parent / "two") == contents(data.parent / "one")
+    assert contents(data.parent / "two", with_work=False) == contents(data.parent / "one", with_work=False)
 
     real, calls = redistribute._write_bucket, []
 
@@ -160,7 +160,7 @@ def test_the_files_are_equal_for_any_workers_and_after_an_interruption(
     assert not (data.parent / "three" / "manifest.json").exists()
     sort(replace(options, out=data.parent / "three"))
     assert len(calls) == 5 + 3  # the first topic is not written again
-    assert contents(data.parent / "three") == contents(data.parent / "one")
+    assert contents(data.parent / "three", with_work=False) == contents(data.parent / "one", with_work=False)
 
 
 def test_sorting_a_sorted_folder_again_changes_no_order(data: Path) -> None:
