@@ -17,7 +17,6 @@ from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
 from tools.data.quarantine import BadLine, check_bad_share, write_quarantine
 from tools.data.readers import InputTask
-from tools.data.selection import SelectionReport
 from tools.data.slurm_options import SlurmArray
 from tools.data.stage import Report, Stage, refuse_foreign, run_stage
 
@@ -92,23 +91,22 @@ class Call:
             write=partial(write_quarantine, self.out, bad),
         )  # fmt: skip
 
-    def finish(self, report: SelectionReport, *, writes: bool, extra: dict[str, Any] | None = None) -> None:
-        """Write quarantine.jsonl and report.json, which gets the keys of `extra` too.
+    def finish(self, result: dict[str, Any], quarantine: Sequence[BadLine], *, writes: bool) -> None:
+        """Write quarantine.jsonl and report.json, which gets the keys of `result`.
 
         Errors: DataError if an input file has changed since `begin`: its verdicts may belong to other documents.
         """
         for file, *was in self.inputs:
             if _state(Path(file)) != was:
                 raise DataError(f"{file} has changed since this call began; remove {self.out} and start again")
-        write_quarantine(self.out, report.quarantine)
+        write_quarantine(self.out, quarantine)
         content = {
             "command": self.command,
             "fingerprint": self.fingerprint,
             "writes": writes,
             "options": self.options,
             "inputs": [{"file": file, "size_bytes": size} for file, size, _ in self.inputs],
-            **report.as_json(),
-            **(extra or {}),
+            **result,
         }
         write_atomic(self.out / REPORT_NAME, json.dumps(content, ensure_ascii=False, indent=1, default=str).encode())
 

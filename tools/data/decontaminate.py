@@ -63,8 +63,8 @@ def decontaminate(options: DecontaminateOptions) -> tuple[SelectionReport, tuple
             max_lines=options.max_bad_lines,
         )
         benchmarks = _benchmark_reports(index, paths, results)
-        extra = {"benchmarks": [asdict(benchmark) for benchmark in benchmarks]}
-        call.finish(report, writes=options.remove, extra=extra)
+        result = report.as_json() | {"benchmarks": [asdict(benchmark) for benchmark in benchmarks]}
+        call.finish(result, report.quarantine, writes=options.remove)
         shutil.rmtree(call.work)
     return report, benchmarks
 

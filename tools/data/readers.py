@@ -23,7 +23,7 @@ LEAST_CHUNK_BYTES = 8 << 20  # of one plain file per task
 MOST_CHUNK_BYTES = 64 << 20  # a task's tokens are sorted in memory
 NUM_CHUNKS = 64  # wanted: enough to keep many workers busy, few enough to merge
 MAX_DOCUMENT_BYTES = 16 << 20  # ours: four times a Bible; whole books fit, a file without line ends does not
-REPORTS = ("report.json", "quarantine.jsonl", "label_topics.json", "sources.json", "agreement.json", "answers.jsonl")
+REPORTS = ("report.json", "quarantine.jsonl", "sources.json", "agreement.json", "answers.jsonl")
 """What these tools write beside documents."""
 DROPPED = "dropped"
 """The folder in which `clean` and `decontaminate` keep what they leave out."""

@@ -98,7 +98,7 @@ def check(options: CheckOptions) -> SelectionReport:
         notes = _notes(options)
         extra = {"notes": notes, "examples_by_discipline": examples.as_json()}
         write_atomic(options.out / REPORT_MD, write_markdown(report, examples, notes).encode())
-        call.finish(report, writes=True, extra=extra)
+        call.finish(report.as_json() | extra, report.quarantine, writes=True)
         shutil.rmtree(call.work)
     return report
 
