@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
@@ -147,31 +147,11 @@ class _Call:
         return self.report(manifest_path, new, results, [shard for _, shard in (*training, *held_out)], chosen)
 
     def tokenise(self) -> list[TaskResult]:
-        options = self.options
-        settings = TaskSettings(
-            runs=self.runs,
-            tokenizer=options.tokenizer,
-            eos_token=options.eos_token,
-            engine="auto" if self.tokenizer.engine_name == "fastokens" else "reference",
-            dtype=self.dtype,
-            text_key=options.text_key,
-            topic_key=options.topic_key,
-            topic=options.topic or "all",
-            confidence_key=options.topic_confidence_key,
-            seed=options.seed,
-            max_document_bytes=options.max_document_bytes,
-            longest=options.seq_length,
-        )
-        stage = Stage(
-            name="tokenise",
-            work=self.work / "tokenise",
-            fingerprint=self.fingerprint,
-            sizes=tuple(task.size_bytes for task in self.tasks),
-            do=partial(tokenise_task, self.tasks, settings),
-        )
-        return [
-            TaskResult.from_json(result) for result in run_stage(stage, workers=options.workers, array=options.array)
-        ]
+        engine: Literal["auto", "reference"] = "auto" if self.tokenizer.engine_name == "fastokens" else "reference"
+        settings = TaskSettings(options=self.options, runs=self.runs, engine=engine, dtype=self.dtype)
+        sizes = [task.size_bytes for task in self.tasks]
+        results = self.run_stage("tokenise", partial(tokenise_task, self.tasks, settings), sizes, self.fingerprint)
+        return [TaskResult.from_json(result) for result in results]
 
     def choose_held_out(
         self, segments: Sequence[RunSegment], topics: Iterable[str], before: set[int]
@@ -293,16 +273,16 @@ class _Call:
         self, name: str, tasks: Sequence[ShardTask], do: Callable[[int, Report], Any], *parts: object
     ) -> list[tuple[ShardTask, MergedShard]]:
         """A stage that writes token files; parts: what decides its results beside the runs."""
-        decided = json.dumps([self.fingerprint, parts])
-        stage = Stage(
-            name=name,
-            work=self.work / name.replace(" ", "_"),
-            fingerprint=hashlib.sha256(decided.encode()).hexdigest(),
-            sizes=tuple(task.num_tokens for task in tasks),
-            do=do,
-        )
-        results = run_stage(stage, workers=self.options.workers, unit="M tokens", array=self.options.array)
+        decided = hashlib.sha256(json.dumps([self.fingerprint, parts]).encode()).hexdigest()
+        results = self.run_stage(name, do, [task.num_tokens for task in tasks], decided, unit="M tokens")
         return [(task, MergedShard.from_json(result)) for task, result in zip(tasks, results, strict=True)]
+
+    def run_stage(
+        self, name: str, do: Callable[[int, Report], Any], sizes: Sequence[int], fingerprint: str, *, unit: str = "MB"
+    ) -> list[Any]:
+        work = self.work / name.replace(" ", "_")
+        stage = Stage(name=name, work=work, fingerprint=fingerprint, sizes=tuple(sizes), do=do)
+        return run_stage(stage, workers=self.options.workers, unit=unit, array=self.options.array)
 
     def shard_task(self, topic: str, shard: int, num_shards: int, num_tokens: int, *, suffix: str | None) -> ShardTask:
         stem = file_stem(self.source_name(topic, suffix))
