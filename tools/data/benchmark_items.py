@@ -1,18 +1,17 @@
 """Benchmark files as items of text: .jsonl, .json (a list of items, or it under a key), .csv, .parquet; .gz, .zst."""
 
 import csv
-import gzip
 import io
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 from pydantic.dataclasses import dataclass as checked
 
 from data_mixers.errors import ConfigError, DataError
+from tools.data.lines import compressed
 from tools.data.yaml_file import STRICT, read_yaml
 
 KEYS_FILE = Path(__file__).with_name("benchmark_keys.yaml")
@@ -89,7 +88,12 @@ def read_rows(path: Path) -> list[Any]:
 
             rows: list[Any] = pyarrow.parquet.read_table(path).to_pylist()
             return rows
-        raw = _decompressed(path)
+        if path.suffix in (".gz", ".zst"):
+            kind: Literal["gz", "zst"] = "gz" if path.suffix == ".gz" else "zst"
+            lines = compressed(path, kind, limit=1 << 40, on_bytes=lambda _: None)
+            raw = b"".join(line for _, line in lines if line is not None)
+        else:
+            raw = path.read_bytes()
         if path.suffix == ".csv":
             return list(csv.DictReader(io.StringIO(raw.decode("utf-8-sig"))))
         if path.suffix == ".json":
@@ -98,22 +102,8 @@ def read_rows(path: Path) -> list[Any]:
             except orjson.JSONDecodeError:
                 pass  # lines under another name
         return [orjson.loads(line) for line in raw.splitlines() if line.strip()]
-    except (OSError, EOFError, zlib.error, ValueError) as error:  # pyarrow's and orjson's are ValueErrors
+    except (OSError, ValueError) as error:  # pyarrow's and orjson's are ValueErrors
         raise DataError(f"{path} cannot be read as a benchmark: {error}") from error
-
-
-def _decompressed(path: Path) -> bytes:
-    raw = path.read_bytes()
-    if path.suffix == ".gz":
-        return gzip.decompress(raw)
-    if path.suffix == ".zst":
-        import zstandard
-
-        try:
-            return bytes(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True).read())
-        except zstandard.ZstdError as error:
-            raise DataError(f"{path} is damaged: {error}") from error
-    return raw
 
 
 def _list_in(content: Any) -> list[Any]:
