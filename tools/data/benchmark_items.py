@@ -26,8 +26,6 @@ class BenchmarkKeys:
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One question of a benchmark."""
-
     line: int
     """Counted from 1 in its file."""
     text: str

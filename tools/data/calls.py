@@ -27,8 +27,6 @@ REPORT_NAME = "report.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """One call of a command."""
-
     out: Path
     command: str
     options: dict[str, Any]

@@ -20,8 +20,6 @@ from tools.data.stage import Report, only_one
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkReport:
-    """One benchmark."""
-
     name: str
     keys: tuple[str, ...]
     num_items: int

@@ -29,8 +29,6 @@ COMPRESSION_LEVEL = 3  # of zstd: one core writes some 300 MB/s of text with it
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One document of an input task."""
-
     id: str
     line: int
     """Counted from 1 inside the task."""
@@ -151,7 +149,6 @@ class DocumentWriter:
         return self
 
     def write(self, fields: dict[str, Any]) -> None:
-        """Append one document."""
         line = orjson.dumps(fields, default=_plain, option=orjson.OPT_APPEND_NEWLINE)
         (self._raw if self._compressor is None else self._compressor).write(line)
         self.num_documents += 1

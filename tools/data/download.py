@@ -32,8 +32,6 @@ class UnreachableError(DataError):
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteFile:
-    """A file that can be fetched."""
-
     url: str
     path: str
     """Below the output folder."""
@@ -43,8 +41,6 @@ class RemoteFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Web:
-    """How requests are made."""
-
     token: str | None = None
     """Sent to `token_for` alone, and not to where it redirects."""
     token_for: str = ""

@@ -35,7 +35,6 @@ class Digests:
         self._high = np.array([high for high, _ in self._pairs], dtype=np.uint64)
 
     def contain(self, meta: Meta) -> npt.NDArray[np.bool_]:
-        """Which of the documents are among them."""
         found = np.isin(meta["high"], self._high)
         for row in np.flatnonzero(found).tolist():
             found[row] = (int(meta["high"][row]), int(meta["low"][row])) in self._pairs
@@ -48,7 +47,6 @@ class ShardTask:
 
     topic: str
     prefix: Path
-    """Of the files to write."""
     shard: int
     num_shards: int
     num_tokens: int
@@ -76,8 +74,6 @@ class MergeSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class MergedShard:
-    """A finished token file."""
-
     pair: WrittenPair
     num_documents: int
     """Without fillers."""

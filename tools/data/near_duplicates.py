@@ -23,8 +23,6 @@ from tools.data.units import Hashes
 
 @dataclass(frozen=True)
 class NearWork:
-    """Where intermediate results lie."""
-
     folder: Path
 
     @property

@@ -90,8 +90,6 @@ def preprocess(options: PreprocessOptions) -> PreprocessReport:
 
 
 class _Call:
-    """One call, step by step."""
-
     def __init__(self, options: PreprocessOptions) -> None:
         self.options = options
         self.inputs = find_inputs(options.inputs)

@@ -16,8 +16,6 @@ NUM_EXAMPLES = 3
 
 @dataclass(frozen=True, kw_only=True)
 class BadLine:
-    """A line that was not used."""
-
     file: str
     line: int
     """Of the file, counted from 1; a row of a parquet file."""

@@ -45,8 +45,6 @@ class InputTask:
 
 
 class Record(NamedTuple):  # made for every line: a frozen dataclass takes three times as long
-    """One document."""
-
     line: int
     """Counted from 1 inside the task: line, or row of a parquet file."""
     place: int
@@ -59,8 +57,6 @@ class Record(NamedTuple):  # made for every line: a frozen dataclass takes three
 
 
 class BadRecord(NamedTuple):
-    """A line that is no document."""
-
     line: int
     reason: str
 

@@ -39,14 +39,11 @@ class Sidecar:
     """Of scores: what their metadata says, but for the token file they belong to."""
 
     def path(self, prefix: Path) -> Path:
-        """Beside this token file."""
         return Path(f"{prefix}{self.suffix}")
 
 
 @dataclass(frozen=True)
 class WrittenBucket:
-    """One finished token file."""
-
     pair: WrittenPair
     text_bytes: int | None
     """Sum of the documents' own, where the sidecar states them."""

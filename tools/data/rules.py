@@ -32,8 +32,6 @@ NGRAM_MEASURES = ("top_ngram_share", "duplicate_ngram_share")
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Rule:
-    """A measure and what is kept."""
-
     name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
     """The reason that dropped documents carry."""
     measure: Measure
@@ -54,8 +52,6 @@ class LanguageRule:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class NearDuplicates:
-    """MinHash with bands."""
-
     ngram: Annotated[int, Field(ge=1)]
     num_bands: Annotated[int, Field(ge=1, le=999)]
     hashes_per_band: Annotated[int, Field(ge=1)]

@@ -21,8 +21,6 @@ WINDOW = 0.01  # of the scored documents, on each side of a percentile
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One document to look at."""
-
     source: str
     topic: str | None
     id: str | None

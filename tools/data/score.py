@@ -40,10 +40,7 @@ LONGEST_CONTEXT = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreReport:
-    """What is scored after a call."""
-
     num_files: int
-    """Token files asked for."""
     num_complete: int
     """Of them, those whose scores file is there; fewer only while other processes are still working."""
     num_documents: int

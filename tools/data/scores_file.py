@@ -56,12 +56,10 @@ def scores_suffix(name: str) -> str:
 
 
 def scores_path(prefix: Path, name: str) -> Path:
-    """Where the scores of a token file lie."""
     return Path(f"{prefix}{scores_suffix(name)}")
 
 
 def names_of(prefix: Path) -> list[str]:
-    """The sets of scores that a token file has."""
     pattern = f"{glob.escape(prefix.name)}.scores*.parquet"
     found = (path.name[len(prefix.name) :] for path in prefix.parent.glob(pattern))
     return sorted(
@@ -70,7 +68,6 @@ def names_of(prefix: Path) -> list[str]:
 
 
 def metadata_of(origin: ScoresOrigin) -> dict[bytes, bytes]:
-    """What goes into the Parquet file's key-value metadata."""
     return {METADATA_KEY: json.dumps({"schema_version": SCHEMA_VERSION, **asdict(origin)}, sort_keys=True).encode()}
 
 

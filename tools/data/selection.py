@@ -24,8 +24,6 @@ VERDICT_KEYS = ("reason", "value", "limit", "matched")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """Why a document is dropped."""
-
     reason: str
     value: Any
     """What was measured."""
@@ -56,7 +54,6 @@ class SelectionTask:
     def each(
         cls, tasks: Sequence[InputTask], *, text_key: str | tuple[str, ...], source_key: str | None, out: Path | None
     ) -> "list[SelectionTask]":
-        """Of every input task of a call."""
         return [
             cls(task=task, index=index, text_key=text_key, source_key=source_key, out=out)
             for index, task in enumerate(tasks)
@@ -135,8 +132,6 @@ def _keep_example(examples: dict[str, list[dict[str, Any]]], source: str, docume
 
 @dataclass(frozen=True, kw_only=True)
 class SelectionReport:
-    """The results of all tasks together."""
-
     num_read: int
     """Lines that are not blank."""
     kept: dict[str, int]
@@ -163,7 +158,6 @@ class SelectionReport:
         return sum(self.quarantined.values())
 
     def as_json(self) -> dict[str, Any]:
-        """For report.json."""
         documents = {
             "read": self.num_read,
             "kept": self.num_kept,

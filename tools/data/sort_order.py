@@ -28,8 +28,6 @@ Shards = Sequence[tuple[Path, ShardEntry]]
 
 @dataclass(frozen=True, kw_only=True)
 class SortKey:
-    """What documents are ordered by."""
-
     by: str
     """nll, one of SIGNALS, or difference:A-B: mean NLL of scores A minus that of scores B."""
     names: tuple[str, ...]
@@ -95,7 +93,6 @@ def keys_of(shards: Shards, key: SortKey) -> Floats:
 
 
 def lengths_of(shards: Shards) -> Ints:
-    """Tokens of each document."""
     return np.concatenate([np.diff(IndexedFile(prefix).document_ranges()) for prefix, _ in shards])
 
 

@@ -61,7 +61,6 @@ class RunSegment:
     """The documents of one topic inside one run, sorted by key. A run's file: tokens, META records, ids."""
 
     file: str
-    """In the folder of runs."""
     topic: str
     meta_offset: int
     """Byte of the segment's first META record."""

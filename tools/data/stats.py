@@ -17,8 +17,6 @@ PPL_DECADES = 5  # the last bin takes what is above 100,000
 
 @dataclass(frozen=True, kw_only=True)
 class SourceStats:
-    """One source."""
-
     name: str
     topic: str | None
     role: str

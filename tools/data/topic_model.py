@@ -36,8 +36,6 @@ BATCH_TOKENS = {"cpu": 2048, "cuda": 65_536}
 
 
 class TopicClassifier(nn.Module):
-    """Topic logits of token ids."""
-
     def __init__(self, config: BertConfig, *, num_topics: int) -> None:
         super().__init__()
         self.encoder = BertModel(config, add_pooling_layer=False)
@@ -81,7 +79,6 @@ class Trained:
 
 
 def new_config(shape: Shape, *, vocab_size: int, max_length: int) -> BertConfig:
-    """A BERT configuration of this shape."""
     return BertConfig(
         vocab_size=vocab_size,
         hidden_size=shape.hidden_size,

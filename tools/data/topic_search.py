@@ -40,7 +40,6 @@ class Plan:
     trials: Sequence[Trial]
     train: Sequence[int]
     test_rows: Sequence[list[int]]
-    """Token ids."""
 
     @property
     def is_trained_in_trial(self) -> bool:
@@ -50,8 +49,6 @@ class Plan:
 
 @dataclass(frozen=True)
 class Encoded:
-    """An encoder and what it says."""
-
     weights: Tensors
     """Those that training changed."""
     features: Mapping[str, Vectors]

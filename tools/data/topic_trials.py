@@ -21,8 +21,6 @@ MOST_HELD = 40
 
 @dataclass(frozen=True)
 class Trial:
-    """Documents to learn from, and documents to label then."""
-
     train: list[int]
     held: list[int]
 
@@ -80,7 +78,6 @@ def _some(documents: Sequence[Labelled], candidates: list[int]) -> list[int]:
 def scores_by(
     group_of: Callable[[Labelled], str], documents: Sequence[Labelled], given: Sequence[str], labels: Sequence[str]
 ) -> dict[str, Scores]:
-    """Group -> scores over the labels."""
     groups: dict[str, list[tuple[str, str]]] = {}
     for document, label in zip(documents, given, strict=True):
         groups.setdefault(group_of(document), []).append((document.topic, label))
@@ -93,7 +90,6 @@ def scores_by(
 def macro_f1_by_language(
     documents: Sequence[Labelled], given: Sequence[str], labels: Sequence[str]
 ) -> dict[str, float]:
-    """Language -> macro-F1 of these labels."""
     found = scores_by(lambda document: document.language, documents, given, labels)
     return {language: scores.macro_f1 for language, scores in found.items()}
 
