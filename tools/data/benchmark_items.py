@@ -8,20 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import orjson
-from pydantic.dataclasses import dataclass as checked
 
 from data_mixers.errors import ConfigError, DataError
 from tools.data.lines import compressed
-from tools.data.yaml_file import STRICT, read_yaml
+from tools.data.yaml_file import read_yaml
 
 KEYS_FILE = Path(__file__).with_name("benchmark_keys.yaml")
-
-
-@checked(frozen=True, kw_only=True, config=STRICT)
-class BenchmarkKeys:
-    question: list[str]
-    choices: list[str]
-    answer: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +41,8 @@ def read_benchmark(path: Path, keys: tuple[str, ...] = ()) -> Benchmark:
     if not rows:
         raise DataError(f"{path} holds no JSON objects")
     present = dict.fromkeys(key for row in rows for key in row)
-    known = read_yaml(KEYS_FILE, BenchmarkKeys)
-    wanted = keys or (*known.question, *known.choices, *known.answer)
+    known: dict[str, list[str]] = read_yaml(KEYS_FILE, dict[str, list[str]])
+    wanted = keys or tuple(key for group in known.values() for key in group)
     found = tuple(key for key in wanted if key in present)
     missing = [key for key in keys if key not in present]
     if missing or not found:

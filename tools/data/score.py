@@ -43,8 +43,6 @@ class ScoreReport:
     num_files: int
     num_complete: int
     """Of them, those whose scores file is there; fewer only while other processes are still working."""
-    num_documents: int
-    num_tokens: int
 
 
 def score_ppl(options: ScoreOptions) -> ScoreReport:
@@ -67,16 +65,11 @@ def score_ppl(options: ScoreOptions) -> ScoreReport:
                 shutil.rmtree(stage.work)
     else:
         _run(stage, files, options, ranks)
-    complete = sum(file.is_current for file in files)
-    report = ScoreReport(
-        num_files=len(files),
-        num_complete=complete,
-        num_documents=sum(file.shard.num_documents for file in files),
-        num_tokens=sum(file.shard.num_tokens for file in files),
-    )
+    report = ScoreReport(num_files=len(files), num_complete=sum(file.is_current for file in files))
     logger.info(
         "%s: %d documents, %d tokens; scores of %d of %d token files are complete",
-        options.data, report.num_documents, report.num_tokens, complete, len(files),
+        options.data, sum(file.shard.num_documents for file in files), sum(file.shard.num_tokens for file in files),
+        report.num_complete, report.num_files,
     )  # fmt: skip
     return report
 
