@@ -23,7 +23,7 @@ from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
 from data_mixers.manifest import Role, ShardEntry, SourceEntry, source_name
 from megatron_synE.data.indexed import token_dtype
-from tools.data.folder import DataFolder, NewSource
+from tools.data.folder import DataFolder
 from tools.data.holdout import SD_OF_DOCUMENT, HeldOut, choose
 from tools.data.labels import file_stem
 from tools.data.merge import (
@@ -137,7 +137,7 @@ class _Call:
         table = self.held_out_table(digests, [*prefixes, *(task.prefix for task, _ in held_out)])
         training = self.write(segments, num_tokens, table)
         new = self.new_sources(training, held_out)
-        manifest_path = self.folder.replace_sources(new, bad, call=self.name)
+        manifest_path = self.folder.replace_sources(new, self.finished, bad, call=self.name)
         _remove(self.work)
         shutil.rmtree(self.work.parent)
         with suppress(OSError):  # another call's work is in there
@@ -187,8 +187,7 @@ class _Call:
         tasks = []
         for topic in sorted(num_tokens):
             count = -(-num_tokens[topic] // (SHARD_TOKENS if window is None else PACKED_SHARD_TOKENS))
-            suffix = "validation" if self.options.role == "validation" else None
-            tasks += [self.shard_task(topic, n, count, num_tokens[topic] // count, suffix=suffix) for n in range(count)]
+            tasks += [self.shard_task(topic, n, count, num_tokens[topic] // count) for n in range(count)]
         settings = self.merge_settings(
             segments, held_out=held_out, keep_digests=self.options.role == "validation", window=window
         )
@@ -199,7 +198,7 @@ class _Call:
 
     def new_sources(
         self, training: Sequence[tuple[ShardTask, MergedShard]], held_out: Sequence[tuple[ShardTask, MergedShard]]
-    ) -> list[NewSource]:
+    ) -> list[SourceEntry]:
         """Errors: DataError if a topic has nothing left."""
         new = []
         validation: Role = "validation"
@@ -224,13 +223,13 @@ class _Call:
                     shards=entries,
                     packed_seq_length=self.options.seq_length if suffix is None else None,
                 )
-                new.append(NewSource(entry=entry, finished=self.finished))
+                new.append(entry)
         return new
 
     def report(
         self,
         manifest_path: Path,
-        new: Sequence[NewSource],
+        new: Sequence[SourceEntry],
         results: Sequence[TaskResult],
         shards: Sequence[MergedShard],
         chosen: Mapping[str, HeldOut],
@@ -238,7 +237,7 @@ class _Call:
         held_out_documents = sum(len(entry.digests) for entry in chosen.values())
         report = PreprocessReport(
             manifest_path=manifest_path,
-            sources=tuple(source.entry for source in new),
+            sources=tuple(new),
             num_records=sum(result.num_records for result in results),
             num_documents=sum(shard.num_documents for shard in shards),
             num_quarantined=sum(result.num_bad for result in results),
@@ -261,7 +260,7 @@ class _Call:
             report.num_too_long, report.num_duplicates_removed, report.num_near_copies_removed,
         )  # fmt: skip
         if self.options.keep_documents_whole:
-            packed = sum(source.entry.num_tokens for source in new if source.entry.role == "train")
+            packed = sum(entry.num_tokens for entry in new if entry.role == "train")
             waste = report.num_filler_tokens / packed
             level = logging.WARNING if waste > MOST_WASTE else logging.INFO
             logger.log(level, "%.2f %% of the windows' tokens fill them up", 100 * waste)
@@ -282,7 +281,9 @@ class _Call:
         stage = Stage(name=name, work=work, fingerprint=fingerprint, sizes=tuple(sizes), do=do)
         return run_stage(stage, workers=self.options.workers, unit=unit, array=self.options.array)
 
-    def shard_task(self, topic: str, shard: int, num_shards: int, num_tokens: int, *, suffix: str | None) -> ShardTask:
+    def shard_task(
+        self, topic: str, shard: int, num_shards: int, num_tokens: int, *, suffix: str | None = None
+    ) -> ShardTask:
         stem = file_stem(self.source_name(topic, suffix))
         return ShardTask(
             topic=topic,
