@@ -10,7 +10,7 @@ import json
 import logging
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -53,8 +53,8 @@ def score_ppl(options: ScoreOptions) -> ScoreReport:
     """
     _check(options)
     manifest = read_manifest(options.data)
-    settings, tokenizer_digest = _settings(options, manifest)
-    files = _files(options, manifest, settings, tokenizer_digest)
+    settings, origin = _settings(options, manifest)
+    files = _files(options, manifest, origin)
     _check_not_poorer(files, settings)
     stage = _stage(options, settings, files)
     ranks = independent_ranks()
@@ -82,8 +82,8 @@ def _check(options: ScoreOptions) -> None:
         raise ConfigError("nothing to compute: give --checkpoint or --hf for NLL, --tokenizer for the signals")
 
 
-def _settings(options: ScoreOptions, manifest: DatasetManifest) -> tuple[Settings, str | None]:
-    """(settings, digest of the tokenizer for the signals)."""
+def _settings(options: ScoreOptions, manifest: DatasetManifest) -> tuple[Settings, ScoresOrigin]:
+    """(settings, what the scores come from but for their token file)."""
     from megatron_synE.data.tokenizers import digest_of
 
     digest = None
@@ -94,6 +94,9 @@ def _settings(options: ScoreOptions, manifest: DatasetManifest) -> tuple[Setting
         _check_digest(digest, manifest, f"--tokenizer {options.tokenizer}")
     weights, seq_length, overlap = None, 0, 0
     precision: Literal["bf16", "fp32"] = "fp32"
+    origin = ScoresOrigin(
+        bin_sha256="", weights_sha256=None, seq_length=None, overlap=None, precision=None, tokenizer_digest=digest
+    )
     if options.checkpoint is not None or options.hf is not None:
         weights = find_weights(checkpoint=options.checkpoint, hf=options.hf)
         if weights.architecture.vocab_size < manifest.tokenizer.vocab_size:
@@ -106,6 +109,9 @@ def _settings(options: ScoreOptions, manifest: DatasetManifest) -> tuple[Setting
             _check_digest(own, manifest, str(weights.tokenizer))
         seq_length, overlap = _windows(options, weights)
         precision = _precision(options)
+        origin = replace(
+            origin, weights_sha256=weights.sha256, seq_length=seq_length, overlap=overlap, precision=precision
+        )
     settings = Settings(
         weights=weights,
         seq_length=seq_length,
@@ -116,7 +122,7 @@ def _settings(options: ScoreOptions, manifest: DatasetManifest) -> tuple[Setting
         tokenizer=options.tokenizer,
         vocab_size=manifest.tokenizer.vocab_size,
     )
-    return settings, digest
+    return settings, origin
 
 
 def _check_digest(digest: str, manifest: DatasetManifest, where: str) -> None:
@@ -147,9 +153,7 @@ def _precision(options: ScoreOptions) -> Literal["bf16", "fp32"]:
     return "bf16" if devices.select(options.device, local_rank=0).has_bf16 else "fp32"
 
 
-def _files(
-    options: ScoreOptions, manifest: DatasetManifest, settings: Settings, tokenizer_digest: str | None
-) -> list[ScoredFile]:
+def _files(options: ScoreOptions, manifest: DatasetManifest, origin: ScoresOrigin) -> list[ScoredFile]:
     chosen = [entry for entry in manifest.sources if fnmatchcase(entry.name, options.sources)]
     if not chosen:
         known = ", ".join(entry.name for entry in manifest.sources[:6])
@@ -159,24 +163,15 @@ def _files(
     total = sum(entry.num_tokens for entry in chosen)
     chunk_tokens = max(MIN_CHUNK_TOKENS, total // MAX_CHUNKS)
     files: list[ScoredFile] = []
-    weights = settings.weights
     next_task = 0
     for shard in (shard for entry in chosen for shard in entry.shards):
         prefix = manifest.shard_prefix(shard)
-        origin = ScoresOrigin(
-            bin_sha256=shard.bin_sha256,
-            weights_sha256=None if weights is None else weights.sha256,
-            seq_length=None if weights is None else settings.seq_length,
-            overlap=None if weights is None else settings.overlap,
-            precision=None if weights is None else settings.precision,
-            tokenizer_digest=tokenizer_digest,
-        )
         num_chunks = max(1, -(-shard.num_tokens // chunk_tokens))
         files.append(
             ScoredFile(
                 prefix=prefix,
                 shard=shard,
-                origin=origin,
+                origin=replace(origin, bin_sha256=shard.bin_sha256),
                 target=scores_path(prefix, options.name),
                 first_task=next_task,
                 num_chunks=num_chunks,
@@ -199,18 +194,17 @@ def _stage(options: ScoreOptions, settings: Settings, files: Sequence[ScoredFile
         "micro_batch_size": settings.micro_batch_size,
         "files": [[file.shard.prefix, file.num_chunks, asdict(file.origin)] for file in files],
     }
-    sizes = []
-    for file in files:
-        left = file.shard.num_tokens
-        for _ in range(file.num_chunks):
-            sizes.append(min(left, file.chunk_tokens))
-            left -= sizes[-1]
+    sizes = tuple(
+        min(file.chunk_tokens, file.shard.num_tokens - chunk * file.chunk_tokens)
+        for file in files
+        for chunk in range(file.num_chunks)
+    )
     work = options.data / ".work" / f"score-{options.name}"
     return Stage(
         name="score",
         work=work,
         fingerprint=hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest(),
-        sizes=tuple(sizes),
+        sizes=sizes,
         do=partial(score_chunk, work, settings, tuple(files)),
     )
 
