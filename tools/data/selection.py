@@ -94,8 +94,9 @@ def select(
             counts[source, verdict.reason if verdict else ""] += 1
             if verdict is None:
                 text_bytes[source] += len(document.text.encode())
-            else:
-                _keep_example(examples, source, document, verdict)
+            elif len(of_reason := examples.setdefault(verdict.reason, [])) < EXAMPLES_PER_REASON:
+                excerpt = {"text": document.text[:EXCERPT_CHARACTERS]}
+                of_reason.append({"id": document.id, "source": source} | verdict.marks() | excerpt)
             if writers is not None:
                 writers[verdict is not None].write(document.fields if verdict is None else dropped(document, verdict))
     return {
@@ -121,13 +122,6 @@ def _writers(item: SelectionTask, stack: ExitStack) -> tuple[DocumentWriter, Doc
     (item.out / DROPPED).mkdir(parents=True, exist_ok=True)
     kept, lost = (DocumentWriter(folder / name) for folder in (item.out, item.out / DROPPED))
     return stack.enter_context(kept), stack.enter_context(lost)
-
-
-def _keep_example(examples: dict[str, list[dict[str, Any]]], source: str, document: Document, verdict: Verdict) -> None:
-    found = examples.setdefault(verdict.reason, [])
-    if len(found) < EXAMPLES_PER_REASON:
-        excerpt = document.text[:EXCERPT_CHARACTERS]
-        found.append({"id": document.id, "source": source} | verdict.marks() | {"text": excerpt})
 
 
 @dataclass(frozen=True, kw_only=True)
