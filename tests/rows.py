@@ -1,4 +1,4 @@
-"""Rows of JSON lines, as the commands read and write them."""
+"""Rows of JSON lines, as the commands read and write them; what a folder of theirs holds."""
 
 import json
 from collections.abc import Iterable
@@ -17,6 +17,13 @@ def read(path: Path) -> list[dict[str, Any]]:
             content = zstandard.ZstdDecompressor().stream_reader(content, read_across_frames=True).read()
         rows += [json.loads(line) for line in content.splitlines()]
     return rows
+
+
+def contents(folder: Path, *, with_work: bool = True) -> dict[str, bytes]:
+    """Of all files but the one that calls lock; without the work of calls that may go on, if that is not asked for."""
+    files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    left_out = (".in_use",) if with_work else (".in_use", ".work")
+    return {str(name): (folder / name).read_bytes() for name in files if name.parts[0] not in left_out}
 
 
 def write(path: Path, rows: Iterable[Any]) -> Path:

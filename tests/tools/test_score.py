@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import zlib
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +16,12 @@ from transformers import AutoModelForCausalLM
 
 from data_mixers.errors import ConfigError, DataError
 from data_mixers.manifest import DatasetManifest, read_manifest, write_manifest
-from megatron_synE.data.indexed import IndexedFile, IndexedWriter
+from megatron_synE.data.indexed import IndexedWriter
 from megatron_synE.data.tokenizers import load_tokenizer
 from megatron_synE.runtime.environment import Ranks, independent_ranks
 from tests import tiny
 from tests.tools import corpus
+from tests.tools.token_files import documents_of
 from tools.data import score, score_chunks
 from tools.data.score import ScoreOptions, score_ppl
 from tools.data.scores_file import open_scores, read_origin, scores_path
@@ -62,14 +63,11 @@ def test_scores_stand_in_document_order_and_equal_transformers(data: Path, hf: P
     for entry in manifest.sources:
         prefix = manifest.shard_prefix(entry.shards[0])
         rows = open_scores(prefix, entry.shards[0], "default").read().to_pylist()
-        file = IndexedFile(prefix)
-        starts = file.document_ranges()
-        assert len(rows) == file.num_documents
-        for row, start, stop in zip(rows, starts, starts[1:], strict=False):
-            ids = torch.from_numpy(file.tokens(start, stop).astype(np.int64)).unsqueeze(0)
+        for row, document in zip(rows, documents_of(prefix), strict=True):
+            ids = torch.from_numpy(document.astype(np.int64)).unsqueeze(0)
             with torch.no_grad():
                 mean = float(model(ids, labels=ids).loss)
-            assert row["nll_tokens"] == stop - start - 1
+            assert row["nll_tokens"] == len(document) - 1
             assert row["nll_sum"] / row["nll_tokens"] == pytest.approx(mean, abs=1e-4)
             assert row["compression_ratio"] is None
     assert not (data / ".work" / "score-default").exists()
@@ -133,8 +131,7 @@ def test_empty_documents_behind_the_last_token_are_in_the_last_chunk(data: Path,
             writer.add_document(np.arange(3, 3 + length) % 250 + 3)
     pair = writer.written
     assert pair is not None and (pair.num_documents, pair.num_tokens) == (4, 500)
-    described = {name: getattr(pair, name) for name in pair.__dataclass_fields__}
-    entry = replace(manifest.sources[0], shards=(replace(shard, **described),))
+    entry = replace(manifest.sources[0], shards=(replace(shard, **asdict(pair)),))
     write_manifest(replace(manifest, sources=(entry,)))
     score_ppl(options(data, hf))
     rows = open_scores(data / shard.prefix, entry.shards[0], "default").read().to_pylist()

@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 
 from data_mixers.errors import DataError
-from megatron_synE.data import engine_check
 from tests.tools import corpus
+from tools.data import calls
 from tools.data import clean as cleaning
-from tools.data import decontaminate as decontamination
 from tools.data import preprocess as preprocessing
 from tools.data.clean import CleanOptions, clean
 from tools.data.decontaminate import DecontaminateOptions, decontaminate
@@ -78,33 +77,24 @@ def changing(path: Path, after: Any) -> Any:
     return run
 
 
+@pytest.mark.usefixtures("own_cache")
 def test_an_input_that_changes_in_mid_call_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(engine_check, "NUM_CHECK_STRINGS", 200)
     tokenizer = corpus.hf_folder(tmp_path / "hf")
     path = corpus.write_jsonl(tmp_path / "a.jsonl", [f"{n} {'word ' * 60}" for n in range(5)])
     (tmp_path / "b.jsonl").write_text('{"question": "one of those that nobody asks"}\n')
     inputs = (str(path),)
-    calls = [
-        (cleaning, "find_near", lambda: clean(CleanOptions(inputs=inputs, out=tmp_path / "clean"))),
-        (
-            decontamination,
-            "run_stage",
-            lambda: decontaminate(
-                DecontaminateOptions(inputs=inputs, benchmarks=(str(tmp_path / "b.jsonl"),), out=tmp_path / "report")
-            ),
-        ),
-        (
-            preprocessing,
-            "run_stage",
-            lambda: preprocess(PreprocessOptions(inputs=inputs, tokenizer=tokenizer, out=tmp_path / "tokens")),
-        ),
-    ]
-    for module, name, call in calls:
+    cases = [
+        (cleaning, "find_near", clean, CleanOptions(inputs=inputs, out=tmp_path / "clean")),
+        (calls, "run_stage", decontaminate,
+         DecontaminateOptions(inputs=inputs, benchmarks=(str(tmp_path / "b.jsonl"),), out=tmp_path / "report")),
+        (preprocessing, "run_stage", preprocess,
+         PreprocessOptions(inputs=inputs, tokenizer=tokenizer, out=tmp_path / "tokens")),
+    ]  # fmt: skip
+    for module, name, call, options in cases:
         with monkeypatch.context() as patch:
             patch.setattr(module, name, changing(path, getattr(module, name)))
             with pytest.raises(DataError, match="has changed since this call began"):
-                call()
+                call(options)
     assert not list(tmp_path.rglob("report.json")) and not list(tmp_path.rglob("manifest.json"))
 
 

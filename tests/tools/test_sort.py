@@ -15,18 +15,17 @@ from data_mixers.errors import ConfigError, DataError
 from data_mixers.manifest import DatasetManifest, ShardEntry, SourceEntry, read_manifest, write_manifest
 from megatron_synE.data.indexed import IndexedFile
 from tests import tiny
+from tests.rows import contents
+from tests.tools.token_files import ORIGIN, documents_of, write_scores
 from tools.data import redistribute
-from tools.data.scores_file import SCHEMA, ScoresOrigin, metadata_of, open_scores, scores_path
+from tools.data.scores_file import metadata_of, open_scores, scores_path
 from tools.data.sort import SortOptions, sort
 from tools.data.sort_order import order_of
 
 LAW, NOVEL = ("zh", "web", "law"), ("zh", "book", "novel")
-ORIGIN = ScoresOrigin(
-    bin_sha256="", weights_sha256="f" * 64, seq_length=128, overlap=8, precision="fp32", tokenizer_digest="0" * 64
-)
 
 
-def write_scores(prefix: Path, shard: ShardEntry, name: str = "default", *, seed: int = 0, **columns: Any) -> None:
+def score(prefix: Path, shard: ShardEntry, name: str = "default", *, seed: int = 0, **columns: Any) -> None:
     """Few different values, so that there are ties."""
     random = np.random.default_rng(seed)
     count = shard.num_documents
@@ -36,8 +35,7 @@ def write_scores(prefix: Path, shard: ShardEntry, name: str = "default", *, seed
         "nll_sum": means * (lengths - 1), "nll_tokens": lengths - 1, "compression_ratio": random.random(count) * 3,
         "lexical_diversity": random.random(count), "characters_per_token": random.random(count) * 4,
     } | columns  # fmt: skip
-    metadata = metadata_of(replace(ORIGIN, bin_sha256=shard.bin_sha256))
-    pq.write_table(pa.table(table, schema=SCHEMA.with_metadata(metadata)), scores_path(prefix, name))
+    write_scores(scores_path(prefix, name), of=shard.bin_sha256, **table)
 
 
 def write_documents(prefix: Path, shard: ShardEntry, *, seed: int = 0) -> None:
@@ -64,7 +62,7 @@ def data(tmp_path: Path) -> Path:
     write_manifest(replace(first, sources=sources))
     manifest = read_manifest(folder)
     for number, each in enumerate(s for entry in manifest.sources for s in entry.shards):
-        write_scores(manifest.shard_prefix(each), each, seed=number)
+        score(manifest.shard_prefix(each), each, seed=number)
         write_documents(manifest.shard_prefix(each), each, seed=number)
     return folder
 
@@ -74,9 +72,7 @@ def rows_of(manifest: DatasetManifest, entry: SourceEntry, name: str = "default"
     rows = []
     for shard in entry.shards:
         prefix = manifest.shard_prefix(shard)
-        file = IndexedFile(prefix)
-        starts = file.document_ranges().tolist()
-        tokens = [tuple(file.tokens(a, b).tolist()) for a, b in zip(starts, starts[1:], strict=False)]
+        tokens = [tuple(ids.tolist()) for ids in documents_of(prefix)]
         documents = pq.read_table(f"{prefix}.documents.parquet").to_pylist()
         scores = open_scores(prefix, shard, name).read().to_pylist()
         rows += [{"tokens": t} | d | s for t, d, s in zip(tokens, documents, scores, strict=True)]
@@ -145,13 +141,10 @@ def test_held_out_and_unchosen_sources_are_carried_over_unchanged(data: Path) ->
 def test_the_files_are_equal_for_any_workers_and_after_an_interruption(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def contents(folder: Path) -> dict[str, bytes]:
-        return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file() and p.name != ".in_use"}
-
     options = SortOptions(data=data, out=data.parent / "one", buckets=3)
     sort(options)
     sort(replace(options, out=data.parent / "two", workers=2))
-    assert contents(data.parent / "two") == contents(data.parent / "one")
+    assert contents(data.parent / "two", with_work=False) == contents(data.parent / "one", with_work=False)
 
     real, calls = redistribute._write_bucket, []
 
@@ -167,7 +160,7 @@ def test_the_files_are_equal_for_any_workers_and_after_an_interruption(
     assert not (data.parent / "three" / "manifest.json").exists()
     sort(replace(options, out=data.parent / "three"))
     assert len(calls) == 5 + 3  # the first topic is not written again
-    assert contents(data.parent / "three") == contents(data.parent / "one")
+    assert contents(data.parent / "three", with_work=False) == contents(data.parent / "one", with_work=False)
 
 
 def test_sorting_a_sorted_folder_again_changes_no_order(data: Path) -> None:
@@ -238,7 +231,7 @@ def test_by_the_difference_of_two_models_and_both_scores_are_carried(data: Path)
     manifest = read_manifest(data)
     for shard in (s for e in manifest.sources for s in e.shards):
         for seed, name in ((7, "small"), (8, "large")):
-            write_scores(manifest.shard_prefix(shard), shard, name, seed=seed)
+            score(manifest.shard_prefix(shard), shard, name, seed=seed)
     out = data.parent / "sorted"
     sort(SortOptions(data=data, out=out, by="difference:small-large", buckets=3))
     found = []
@@ -253,7 +246,7 @@ def test_documents_with_nothing_to_measure_go_last_and_are_counted(data: Path) -
     manifest = read_manifest(data)
     for shard in (s for e in manifest.sources for s in e.shards):
         values = [None if n % 5 == 0 else n / 100 for n in range(shard.num_documents)]
-        write_scores(manifest.shard_prefix(shard), shard, lexical_diversity=values)
+        score(manifest.shard_prefix(shard), shard, lexical_diversity=values)
     out = data.parent / "sorted"
     sort(SortOptions(data=data, out=out, by="lexical_diversity", buckets=2, descending=True))
     found = [row["lexical_diversity"] for bucket in buckets_of(out, "novel") for row in bucket]
@@ -268,7 +261,7 @@ def _without_scores(folder: Path, manifest: DatasetManifest, prefix: Path, shard
 
 
 def _with_nan(folder: Path, manifest: DatasetManifest, prefix: Path, shard: ShardEntry) -> None:
-    write_scores(prefix, shard, nll_sum=[float("nan")] * shard.num_documents)
+    score(prefix, shard, nll_sum=[float("nan")] * shard.num_documents)
 
 
 def _of_another_model(folder: Path, manifest: DatasetManifest, prefix: Path, shard: ShardEntry) -> None:
@@ -278,7 +271,7 @@ def _of_another_model(folder: Path, manifest: DatasetManifest, prefix: Path, sha
 
 
 def _stale(folder: Path, manifest: DatasetManifest, prefix: Path, shard: ShardEntry) -> None:
-    write_scores(prefix, replace(shard, bin_sha256="0" * 64))
+    score(prefix, replace(shard, bin_sha256="0" * 64))
 
 
 def _packed(folder: Path, manifest: DatasetManifest, prefix: Path, shard: ShardEntry) -> None:

@@ -1,9 +1,9 @@
 """From scores to training: what `syne data sort` wrote is read from easy to hard, and memory stays bounded at size."""
 
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_mixers.manifest import (
@@ -20,8 +20,9 @@ from megatron_synE.config.load import load_config
 from megatron_synE.data.indexed import IndexedFile, IndexedWriter
 from megatron_synE.data.scheduled_dataset import ScheduledDataset
 from tests import tiny
+from tests.tools.token_files import documents_of, write_scores
 from tools.data.score import ScoreOptions, score_ppl
-from tools.data.scores_file import SCHEMA, ScoresOrigin, metadata_of, open_scores, scores_path
+from tools.data.scores_file import open_scores, scores_path
 from tools.data.sort import SortOptions, sort
 from tools.mix import planned_reads
 
@@ -35,11 +36,9 @@ def document_ppl(folder: Path) -> dict[tuple[int, ...], float]:
     for entry in manifest.with_role("train"):
         (shard,) = entry.shards
         prefix = manifest.shard_prefix(shard)
-        file = IndexedFile(prefix)
-        starts = file.document_ranges()
         rows = open_scores(prefix, shard, "default").read().to_pylist()
-        for row, start, stop in zip(rows, starts, starts[1:], strict=False):
-            found[tuple(file.tokens(start, stop).tolist())] = row["nll_sum"] / row["nll_tokens"]
+        for row, ids in zip(rows, documents_of(prefix), strict=True):
+            found[tuple(ids.tolist())] = row["nll_sum"] / row["nll_tokens"]
     return found
 
 
@@ -97,15 +96,7 @@ def test_the_plan_shows_the_quantiles_of_the_buckets_as_they_are(tmp_path: Path)
         )
         for bucket, entry in zip(("00", "01"), made.sources, strict=True)
     )  # fmt: skip
-    write_manifest(
-        DatasetManifest(
-            schema_version=made.schema_version,
-            folder=made.folder,
-            tokenizer=made.tokenizer,
-            dtype=made.dtype,
-            sources=entries,
-        )
-    )
+    write_manifest(replace(made, sources=entries))
     stage = {"name": "adapt", "tokens": 20 * 256, "languages": {"zh": 1.0}, "curriculum": {}}
     hf = tiny.hf_folder(tmp_path / "hf", num_hidden_layers=1)
     tree = tiny.run_tree(tmp_path, hf=hf, data={"stages": [stage]}, validation={"manifests": []})
@@ -140,13 +131,8 @@ def large_topic(folder: Path) -> None:
             lengths = np.full(1000, DOCUMENT_TOKENS, dtype=np.int32)
             tokens = np.repeat(np.arange(number, number + 1000, dtype=np.int32), DOCUMENT_TOKENS)
             writer.add_documents(tokens, lengths)
-    written = writer.written
-    assert written is not None
-    shard = ShardEntry(
-        prefix=prefix.name, num_documents=written.num_documents, num_tokens=written.num_tokens, text_bytes=1,
-        bin_size_bytes=written.bin_size_bytes, idx_size_bytes=written.idx_size_bytes,
-        bin_sha256=written.bin_sha256, idx_sha256=written.idx_sha256,
-    )  # fmt: skip
+    assert writer.written is not None
+    shard = ShardEntry(prefix=prefix.name, text_bytes=1, **asdict(writer.written))
     entry = SourceEntry(
         name="zh/web/law", language="zh", source="web", topic="law", bucket=None, role="train", shards=(shard,)
     )
@@ -156,20 +142,8 @@ def large_topic(folder: Path) -> None:
             schema_version=SCHEMA_VERSION, folder=folder, tokenizer=identity, dtype="int32", sources=(entry,)
         )
     )
-    origin = ScoresOrigin(
-        bin_sha256=written.bin_sha256, weights_sha256="0", seq_length=1, overlap=0, precision="fp32",
-        tokenizer_digest=None,
-    )  # fmt: skip
-    none = pa.nulls(NUM_DOCUMENTS, pa.float64())
-    arrays = [
-        pa.array(random.random(NUM_DOCUMENTS)),
-        pa.array(np.ones(NUM_DOCUMENTS, dtype=np.int64)),
-        none,
-        none,
-        none,
-    ]
-    table = pa.Table.from_arrays(arrays, schema=SCHEMA.with_metadata(metadata_of(origin)))
-    pq.write_table(table, scores_path(prefix, "default"))
+    columns = {"nll_sum": random.random(NUM_DOCUMENTS), "nll_tokens": np.ones(NUM_DOCUMENTS, dtype=np.int64)}
+    write_scores(scores_path(prefix, "default"), of=shard.bin_sha256, **columns)
 
 
 def test_memory_is_that_of_a_block_and_a_range_not_of_the_topic(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 from data_mixers.errors import ConfigError, DataError
 from data_mixers.manifest import MANIFEST_NAME, read_manifest
-from megatron_synE.data.indexed import IndexedFile
 from megatron_synE.data.tokenizers import load_tokenizer
 from tests.tools import corpus
+from tests.tools.token_files import documents_of
 from tools.cli import app
 from tools.data.preprocess import PreprocessOptions, preprocess
 from tools.data.sample import sample, sample_files, shown
@@ -35,9 +35,7 @@ def _texts_in_file_order(prefix: Path, tokenizer_path: Path) -> list[str]:
         for texts in TEXTS.values()
         for ids, text in zip(tokenizer.encode_ordinary_batch(texts), texts, strict=True)
     }
-    file = IndexedFile(prefix)
-    ranges = file.document_ranges()
-    return [known[tuple(file.tokens(a, b - 1).tolist())] for a, b in zip(ranges[:-1], ranges[1:], strict=True)]
+    return [known[tuple(ids[:-1].tolist())] for ids in documents_of(prefix)]
 
 
 def _nll(text: str) -> float:
@@ -50,7 +48,7 @@ def _describe(folder: Path, tokenizer_path: Path, *, scores: bool) -> None:
     for entry in read_manifest(folder).sources:
         prefix = folder / entry.shards[0].prefix
         texts = _texts_in_file_order(prefix, tokenizer_path)
-        lengths = np.diff(IndexedFile(prefix).document_ranges())
+        lengths = np.array([len(ids) for ids in documents_of(prefix)])
         rows = {
             "id": [f"{entry.topic}-{text.partition('.')[0]}" for text in texts],
             "file": [f"{entry.topic}.jsonl"] * len(texts),

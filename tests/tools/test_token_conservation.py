@@ -14,7 +14,6 @@ from tokenizers import Tokenizer
 
 from data_mixers.errors import DataError
 from data_mixers.manifest import read_manifest
-from megatron_synE.data import engine_check
 from megatron_synE.data.indexed import IndexedFile
 from tests.tools import corpus
 from tools.data import merge, readers, spool
@@ -41,9 +40,7 @@ def hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def small_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(engine_check, "NUM_CHECK_STRINGS", 200)
+def small_pieces(own_cache: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readers, "LEAST_CHUNK_BYTES", 500)
     monkeypatch.setattr(spool, "RUN_BYTES", 300)
     monkeypatch.setattr(spool, "BATCH_BYTES", 100)

@@ -19,8 +19,7 @@ from data_mixers.errors import ConfigError, DataError
 from tests.rows import read, write
 from tests.tools.topic_corpus import documents
 from tools.cli import main
-from tools.data import label_topics as labelling
-from tools.data import topic_learner
+from tools.data import calls, topic_learner
 from tools.data.label_topics import LabelOptions, label_topics
 from tools.data.topic_metrics import score
 from tools.data.topic_model import (
@@ -204,7 +203,7 @@ def test_documents_come_out_as_they_went_in_with_their_topic(trained: Path, tmp_
     assert all(0 < row["topic_confidence"] <= 1 for row in out)
     reasons = [json.loads(line)["reason"] for line in (tmp_path / "out/quarantine.jsonl").read_text().splitlines()]
     assert reasons[0] == "text is empty" and reasons[1].startswith("broken JSON")
-    counts = json.loads((tmp_path / "out/label_topics.json").read_text())
+    counts = json.loads((tmp_path / "out/report.json").read_text())
     assert counts["num_documents"] == len(given) and sum(counts["topics"].values()) == len(given)
 
 
@@ -249,7 +248,7 @@ def test_what_label_topics_refuses(trained: Path, tmp_path: Path) -> None:
     source = write(tmp_path / "in.jsonl", documents(sources=("x",), count=2))
     options = LabelOptions(inputs=(str(source),), classifier=trained, out=tmp_path / "out")
     label_topics(options)
-    with pytest.raises(ConfigError, match="holds the result of other options"):
+    with pytest.raises(ConfigError, match="holds what another call"):
         label_topics(LabelOptions(inputs=(str(source),), classifier=trained, out=tmp_path / "out", threshold=0.5))
     with pytest.raises(ConfigError, match="holds other files"):
         label_topics(LabelOptions(inputs=(str(source),), classifier=trained, out=tmp_path))
@@ -268,17 +267,17 @@ def test_an_input_that_changes_while_it_is_labelled_is_noticed(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write(tmp_path / "in.jsonl", documents(sources=("x",), count=2))
-    real = labelling.run_stage
+    real = calls.run_stage
 
     def changed(*arguments: Any, **options: Any) -> Any:
         found = real(*arguments, **options)
         write(source, documents(sources=("x",), count=2, seed=1))
         return found
 
-    monkeypatch.setattr(labelling, "run_stage", changed)
+    monkeypatch.setattr(calls, "run_stage", changed)
     with pytest.raises(DataError, match="has changed since this call began"):
         label_topics(LabelOptions(inputs=(str(source),), classifier=trained, out=tmp_path / "out"))
-    assert not (tmp_path / "out" / "label_topics.json").exists()
+    assert not (tmp_path / "out" / "report.json").exists()
 
 
 def test_the_confusion_goes_into_the_simulation(

@@ -8,9 +8,11 @@ from typing import Literal
 import pytest
 
 from tools.data.labels import is_label
-from tools.data.topics import subject_topics, topic_titles
+from tools.data.topic_labels import read_topics
+from tools.data.topics import subject_topics
 
 Benchmark = Literal["mmlu", "cmmlu"]
+TITLES = read_topics(None)
 # sha256 of the sorted subject names, each with a line end, taken from the dataset_name of every task file below
 # lm_eval/tasks/mmlu/default and lm_eval/tasks/cmmlu of lm-evaluation-harness 0.4.13.
 HARNESS_SUBJECTS = {
@@ -29,15 +31,15 @@ def test_every_subject_of_the_harness_has_exactly_one_topic_and_every_topic_a_su
     count, digest = HARNESS_SUBJECTS[benchmark]
     assert len(names) == len(set(names)) == count
     assert hashlib.sha256("".join(f"{name}\n" for name in sorted(names)).encode()).hexdigest() == digest
-    assert {topic for _, topic in pairs} == set(topic_titles(language))
+    assert {topic for _, topic in pairs} == set(TITLES[language])
     assert dict(pairs) == subject_topics(benchmark)
 
 
 def test_both_languages_have_the_same_eleven_topics_and_each_can_be_part_of_a_source_name() -> None:
-    assert list(topic_titles("en")) == list(topic_titles("zh"))
-    assert len(topic_titles("en")) == 11
-    assert all(is_label(topic) for topic in topic_titles("en"))
+    assert list(TITLES["en"]) == list(TITLES["zh"])
+    assert len(TITLES["en"]) == 11
+    assert all(is_label(topic) for topic in TITLES["en"])
     # the three that the paper's Figure 1 names
     assert {"Computer Science and Engineering", "History and Geography", "Psychology and Sociology"} <= set(
-        topic_titles("en").values()
+        TITLES["en"].values()
     )

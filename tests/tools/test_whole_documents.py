@@ -12,7 +12,6 @@ from data_mixers.errors import ConfigError
 from data_mixers.manifest import read_manifest
 from data_mixers.ratios import WEIGHT_UNIT
 from data_mixers.schedule import Phase, Schedule, scheduled_source
-from megatron_synE.data import engine_check
 from megatron_synE.data.scheduled_dataset import ScheduledDataset
 from megatron_synE.data.tokenizers import load_tokenizer
 from tests.tools import corpus
@@ -84,14 +83,8 @@ def test_short_documents_waste_less_than_two_per_cent() -> None:
     assert 1 - used.sum() / (len(used) * 4096) < 0.02
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(engine_check, "NUM_CHECK_STRINGS", 200)
-
-
 @pytest.fixture
-def options(tmp_path: Path) -> PreprocessOptions:
+def options(tmp_path: Path, own_cache: None) -> PreprocessOptions:
     corpus.write_jsonl(tmp_path / "qa.jsonl", corpus.documents(300, seed=5))
     return PreprocessOptions(
         inputs=(str(tmp_path / "qa.jsonl"),),

@@ -20,38 +20,17 @@ import orjson
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
 from tools.data.chat import ATTEMPTS, post
-from tools.data.documents import Document, DocumentWriter, read_documents
+from tools.data.documents import Document, DocumentWriter, TaskDocuments
 from tools.data.label_topics import CONFIDENCE_KEY, TOPIC_KEY
+from tools.data.options import AskOptions
 from tools.data.progress import LiveProgress
-from tools.data.readers import BadRecord, find_inputs, plan_tasks
+from tools.data.readers import find_inputs, plan_tasks
 from tools.data.stage import only_one
 from tools.data.topic_labels import Topics, read_topics
 from tools.data.topic_metrics import cohen_kappa, topic_kappa
 
 ANSWERS, LABELLED, AGREEMENT = "answers.jsonl", "labelled.jsonl.zst", "agreement.json"
 TEXT_CHARACTERS = 4000  # ours: of each document are shown to the model
-
-
-@dataclass(frozen=True, kw_only=True)
-class AskOptions:
-    """What the command was asked for."""
-
-    inputs: tuple[str, ...]
-    url: str
-    """Up to and with /v1."""
-    models: tuple[str, ...]
-    out: Path
-    language: str
-    topics: Path | None = None
-    prompt: Path | None = None
-    text_key: str = "text"
-    gold_key: str | None = None
-    """Key of labels that are there already, for the report."""
-    passes: int = 1
-    parallel: int = 8
-    timeout_seconds: float = 60.0
-    key_variable: str = "OPENAI_API_KEY"
-    """Environment variable that holds the server's key, if it wants one."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +89,7 @@ def _documents(options: AskOptions) -> list[Document]:
     found = [
         document
         for task in plan_tasks(find_inputs(options.inputs))
-        for document in read_documents(task, text_key=options.text_key, on_bytes=lambda size: None)
-        if not isinstance(document, BadRecord)
+        for document in TaskDocuments(task, text_key=options.text_key)
     ]
     if not found:
         raise DataError(f"there is no document in {', '.join(options.inputs)}")
@@ -141,7 +119,7 @@ def _ask_all(
     answers: dict[tuple[str, str], str],
 ) -> None:
     titles = topics[options.language]
-    key = os.environ.get(options.key_variable)
+    key = os.environ.get("OPENAI_API_KEY")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     with (
         LiveProgress("asking", total=len(questions), unit="answers", scale=1.0) as progress,

@@ -1,34 +1,23 @@
 """Benchmark files as items of text: .jsonl, .json (a list of items, or it under a key), .csv, .parquet; .gz, .zst."""
 
 import csv
-import gzip
 import io
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import orjson
-from pydantic.dataclasses import dataclass as checked
 
 from data_mixers.errors import ConfigError, DataError
-from tools.data.yaml_file import STRICT, read_yaml
+from tools.data.lines import compressed
+from tools.data.yaml_file import read_yaml
 
 KEYS_FILE = Path(__file__).with_name("benchmark_keys.yaml")
 
 
-@checked(frozen=True, kw_only=True, config=STRICT)
-class BenchmarkKeys:
-    question: list[str]
-    choices: list[str]
-    answer: list[str]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One question of a benchmark."""
-
     line: int
     """Counted from 1 in its file."""
     text: str
@@ -42,11 +31,6 @@ class Benchmark:
     """Which keys hold its text."""
     items: tuple[Item, ...]
 
-    @property
-    def name(self) -> str:
-        """Its file with the folder, which often carries the set's name."""
-        return f"{self.path.resolve().parent.name}/{self.path.name}"
-
 
 def read_benchmark(path: Path, keys: tuple[str, ...] = ()) -> Benchmark:
     """keys: of the texts, in order; none: those of benchmark_keys.yaml that the file has.
@@ -57,8 +41,8 @@ def read_benchmark(path: Path, keys: tuple[str, ...] = ()) -> Benchmark:
     if not rows:
         raise DataError(f"{path} holds no JSON objects")
     present = dict.fromkeys(key for row in rows for key in row)
-    known = read_yaml(KEYS_FILE, BenchmarkKeys)
-    wanted = keys or (*known.question, *known.choices, *known.answer)
+    known: dict[str, list[str]] = read_yaml(KEYS_FILE, dict[str, list[str]])
+    wanted = keys or tuple(key for group in known.values() for key in group)
     found = tuple(key for key in wanted if key in present)
     missing = [key for key in keys if key not in present]
     if missing or not found:
@@ -94,7 +78,12 @@ def read_rows(path: Path) -> list[Any]:
 
             rows: list[Any] = pyarrow.parquet.read_table(path).to_pylist()
             return rows
-        raw = _decompressed(path)
+        if path.suffix in (".gz", ".zst"):
+            kind: Literal["gz", "zst"] = "gz" if path.suffix == ".gz" else "zst"
+            lines = compressed(path, kind, limit=1 << 40, on_bytes=lambda _: None)
+            raw = b"".join(line for _, line in lines if line is not None)
+        else:
+            raw = path.read_bytes()
         if path.suffix == ".csv":
             return list(csv.DictReader(io.StringIO(raw.decode("utf-8-sig"))))
         if path.suffix == ".json":
@@ -103,22 +92,8 @@ def read_rows(path: Path) -> list[Any]:
             except orjson.JSONDecodeError:
                 pass  # lines under another name
         return [orjson.loads(line) for line in raw.splitlines() if line.strip()]
-    except (OSError, EOFError, zlib.error, ValueError) as error:  # pyarrow's and orjson's are ValueErrors
+    except (OSError, ValueError) as error:  # pyarrow's and orjson's are ValueErrors
         raise DataError(f"{path} cannot be read as a benchmark: {error}") from error
-
-
-def _decompressed(path: Path) -> bytes:
-    raw = path.read_bytes()
-    if path.suffix == ".gz":
-        return gzip.decompress(raw)
-    if path.suffix == ".zst":
-        import zstandard
-
-        try:
-            return bytes(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True).read())
-        except zstandard.ZstdError as error:
-            raise DataError(f"{path} is damaged: {error}") from error
-    return raw
 
 
 def _list_in(content: Any) -> list[Any]:

@@ -7,35 +7,36 @@
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
-from tools.data.quarantine import BadLine, is_too_much, too_many
+from tools.data.quarantine import BadLine, check_bad_share, write_quarantine
 from tools.data.readers import InputTask
-from tools.data.selection import SelectionReport
-from tools.data.stage import refuse_foreign
+from tools.data.slurm_options import SlurmArray
+from tools.data.stage import Report, Stage, refuse_foreign, run_stage
 
 logger = logging.getLogger(__name__)
 
 REPORT_NAME = "report.json"
-QUARANTINE_NAME = "quarantine.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """One call of a command."""
-
     out: Path
     command: str
     options: dict[str, Any]
     """What decides the result, besides the input."""
+    tasks: list[InputTask]
     inputs: list[list[Any]]
     """Path, size, time of change of every file."""
     fingerprint: str
+    workers: int
+    array: SlurmArray | None
 
     @property
     def work(self) -> Path:
@@ -62,45 +63,74 @@ class Call:
         write_atomic(self.work / "call.json", json.dumps({"fingerprint": self.fingerprint}).encode())
         return None
 
+    def run(
+        self,
+        name: str,
+        do: Callable[[int, Report], Any],
+        *,
+        folder: str | None = None,
+        sizes: Sequence[int] | None = None,
+        unit: str = "MB",
+        scale: float = 1e6,
+    ) -> list[Any]:
+        """The results of a stage of this name, kept in a folder of this name or the given one, in `work`.
+
+        sizes, unit, scale: as in stage.run_stage; None: a task is a piece of the input.
+        """
+        given = sizes if sizes is not None else [task.size_bytes for task in self.tasks]
+        work = self.work / (folder or name)
+        stage = Stage(name=name, work=work, fingerprint=self.fingerprint, sizes=tuple(given), do=do)
+        return run_stage(stage, workers=self.workers, unit=unit, scale=scale, array=self.array)
+
     def check_bad_share(self, bad: Sequence[BadLine], num_documents: int, *, max_share: float, max_lines: int) -> None:
         """Errors: DataError, with quarantine.jsonl written, if too many lines are no documents."""
-        num_records = num_documents + len(bad)
-        if is_too_much(len(bad), num_records, max_share=max_share, max_lines=max_lines):
-            path = self._write_quarantine(bad)
-            raise too_many(bad, num_bad=len(bad), num_records=num_records, max_share=max_share, quarantine_path=path)
+        check_bad_share(
+            bad, num_bad=len(bad), num_records=num_documents + len(bad), max_share=max_share, max_lines=max_lines,
+            write=partial(write_quarantine, self.out, bad),
+        )  # fmt: skip
 
-    def finish(self, report: SelectionReport, *, writes: bool, extra: dict[str, Any] | None = None) -> None:
-        """Write quarantine.jsonl and report.json, which gets the keys of `extra` too.
+    def finish(self, result: dict[str, Any], quarantine: Sequence[BadLine], *, writes: bool) -> None:
+        """Write quarantine.jsonl and report.json, which gets the keys of `result`.
 
         Errors: DataError if an input file has changed since `begin`: its verdicts may belong to other documents.
         """
         for file, *was in self.inputs:
             if _state(Path(file)) != was:
                 raise DataError(f"{file} has changed since this call began; remove {self.out} and start again")
-        self._write_quarantine(report.quarantine)
+        write_quarantine(self.out, quarantine)
         content = {
             "command": self.command,
             "fingerprint": self.fingerprint,
             "writes": writes,
             "options": self.options,
             "inputs": [{"file": file, "size_bytes": size} for file, size, _ in self.inputs],
-            **report.as_json(),
-            **(extra or {}),
+            **result,
         }
         write_atomic(self.out / REPORT_NAME, json.dumps(content, ensure_ascii=False, indent=1, default=str).encode())
 
-    def _write_quarantine(self, bad: Sequence[BadLine]) -> Path:
-        lines = "".join(json.dumps(asdict(line), ensure_ascii=False) + "\n" for line in bad)
-        write_atomic(self.out / QUARANTINE_NAME, lines.encode())
-        return self.out / QUARANTINE_NAME
 
-
-def begin(out: Path, *, command: str, options: dict[str, Any], tasks: list[InputTask]) -> Call:
+def begin(
+    out: Path,
+    *,
+    command: str,
+    options: dict[str, Any],
+    tasks: list[InputTask],
+    workers: int = 1,
+    array: SlurmArray | None = None,
+) -> Call:
     """The call over the tasks' files."""
     inputs = [[str(path), *_state(path)] for path in dict.fromkeys(task.path for task in tasks)]
     what = json.dumps([command, options, inputs], sort_keys=True, default=str)
-    fingerprint = hashlib.sha256(what.encode()).hexdigest()
-    return Call(out=out, command=command, options=options, inputs=inputs, fingerprint=fingerprint)
+    return Call(
+        out=out,
+        command=command,
+        options=options,
+        tasks=tasks,
+        inputs=inputs,
+        fingerprint=hashlib.sha256(what.encode()).hexdigest(),
+        workers=workers,
+        array=array,
+    )
 
 
 def _state(path: Path) -> list[int]:

@@ -9,17 +9,17 @@ Of duplicates the first in input order stays. Only documents that pass the rules
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import DataError
-from tools.data.calls import Call, begin
-from tools.data.documents import read_lines
+from tools.data.calls import begin
+from tools.data.documents import TaskDocuments
 from tools.data.exact_duplicates import content_hash, duplicates_in_range, num_ranges, write_hashes
 from tools.data.measures import Measured
 from tools.data.near_duplicates import (
@@ -32,35 +32,15 @@ from tools.data.near_duplicates import (
     place_of,
     sign,
 )
+from tools.data.options import CleanOptions
 from tools.data.quarantine import bad_lines
-from tools.data.readers import BadRecord, InputTask, find_inputs, plan_tasks
+from tools.data.readers import InputTask, find_inputs, plan_tasks
 from tools.data.rules import DEFAULT_RULES, Rules, judge, judge_language, load_rules
 from tools.data.selection import SelectionReport, SelectionTask, Verdict, gather, report_from_json, select
-from tools.data.slurm_options import SlurmArray
-from tools.data.stage import Report, Stage, only_one, run_stage
+from tools.data.stage import Report, only_one
+from tools.data.units import Hashes
 
-
-@dataclass(frozen=True, kw_only=True)
-class CleanOptions:
-    """What `syne data clean` is asked for."""
-
-    inputs: tuple[str, ...]
-    """File names or globs."""
-    out: Path
-    rules: Path = DEFAULT_RULES
-    languages: tuple[str, ...] = ()
-    """ISO 639 codes that are kept; empty: languages are not looked at."""
-    text_key: str = "text"
-    source_key: str | None = None
-    """Key of a document's source, for the counts; None: the folder of its file."""
-    near_duplicates: bool = True
-    report_only: bool = False
-    """Count and show, write no documents."""
-    max_bad_share: float = 0.01
-    max_bad_lines: int = 10
-    workers: int = 1
-    array: SlurmArray | None = None
-    """Run on a cluster, not in `workers` processes here."""
+EXACT = "exact.duplicates"
 
 
 def clean(options: CleanOptions) -> SelectionReport:
@@ -72,42 +52,34 @@ def clean(options: CleanOptions) -> SelectionReport:
     Memory: of a worker, its piece of input (32 MB of plain text, or one whole .gz/.zst: 1 kB a document); of the whole,
     100 bytes a pair of near-duplicates. Disk meanwhile: 0.7 kB a document.
     """
-    rules = load_rules(options.rules)
+    rules = load_rules(options.rules or DEFAULT_RULES)
     tasks = plan_tasks(find_inputs(options.inputs))
     if not tasks:
         raise DataError(f"there is no document in {', '.join(options.inputs)}")
-    call = begin(options.out, command="clean", options=_deciding(options, rules), tasks=tasks)
+    call = begin(
+        options.out, command="clean", options=_deciding(options, rules), tasks=tasks,
+        workers=options.workers, array=options.array,
+    )  # fmt: skip
     with only_one(options.out):
         if (done := call.take(writes=not options.report_only)) is not None:
             return report_from_json(done)
-        items = [
-            SelectionTask(
-                task=task,
-                index=index,
-                text_key=options.text_key,
-                source_key=options.source_key,
-                out=None if options.report_only else options.out,
-            )
-            for index, task in enumerate(tasks)
-        ]
-        work = _Work(call.work)
-        examine = _examine_stage(call, work, tasks, options, rules)
-        examined = run_stage(examine, workers=options.workers, array=options.array)
+        out = None if options.report_only else options.out
+        items = SelectionTask.each(tasks, text_key=options.text_key, source_key=options.source_key, out=out)
+        work = NearWork(call.work)
+        examined = call.run("examine", partial(_examine, work, tasks, options, rules))
         num_documents = sum(result["num_documents"] for result in examined)
         bad = bad_lines(tasks, [(result["num_lines"], result["bad"]) for result in examined])
         call.check_bad_share(bad, num_documents, max_share=options.max_bad_share, max_lines=options.max_bad_lines)
-        _find_exact(call, work, tasks, num_documents, options)
-        find_near(
-            call,
-            work.near,
-            num_tasks=len(tasks),
-            settings=rules.near_duplicates if options.near_duplicates else None,
-            workers=options.workers,
-            array=options.array,
-        )
-        written = run_stage(_write_stage(call, work, items), workers=options.workers, array=options.array)
-        report = gather(items, written)
-        call.finish(report, writes=not options.report_only)
+        count = num_ranges(num_documents)
+        sizes = (max(1, num_documents // count),) * count
+        exact = partial(_exact_range, work, len(tasks), num_documents, count)
+        call.run("exact duplicates", exact, folder="exact", sizes=sizes, unit="M documents")
+        pairs = np.concatenate([np.fromfile(part, dtype="<i8") for part in (call.work / "exact").glob("*.part")])
+        pairs = pairs.reshape(-1, 2)
+        write_atomic(work.folder / EXACT, pairs[np.argsort(pairs[:, 0])].tobytes())
+        find_near(call, work, rules.near_duplicates if options.near_duplicates else None)
+        report = gather(items, call.run("count" if options.report_only else "write", partial(_write, work, items)))
+        call.finish(report.as_json(), report.quarantine, writes=not options.report_only)
         shutil.rmtree(call.work)
     return report
 
@@ -118,54 +90,16 @@ def _deciding(options: CleanOptions, rules: Rules) -> dict[str, Any]:
     return {key: value for key, value in asdict(options).items() if key not in left_out} | {"rules": asdict(rules)}
 
 
-@dataclass(frozen=True)
-class _Work:
-    """Where intermediate results lie."""
-
-    folder: Path
-
-    @property
-    def near(self) -> NearWork:
-        return NearWork(self.folder)
-
-    def of_task(self, task: int, kind: str) -> Path:
-        return self.folder / "examined" / f"{task:07d}.{kind}"
-
-    @property
-    def exact(self) -> Path:
-        return self.folder / "exact.duplicates"
-
-
-def _examine_stage(call: Call, work: _Work, tasks: list[InputTask], options: CleanOptions, rules: Rules) -> Stage:
-    return Stage(
-        name="examine",
-        work=call.work / "examine",
-        fingerprint=call.fingerprint,
-        sizes=tuple(task.size_bytes for task in tasks),
-        do=partial(_examine, work, tasks, options, rules),
-    )
-
-
 def _examine(
-    work: _Work, tasks: list[InputTask], options: CleanOptions, rules: Rules, index: int, report: Report
+    work: NearWork, tasks: list[InputTask], options: CleanOptions, rules: Rules, index: int, report: Report
 ) -> dict[str, Any]:
-    work.of_task(index, "").parent.mkdir(parents=True, exist_ok=True)
     verdicts: list[list[Any]] = []
     hashes: list[tuple[int, bytes]] = []
     places: list[int] = []
-    bad: list[tuple[int, str]] = []
-    num_lines = 0
+    found = TaskDocuments(tasks[index], text_key=options.text_key, on_bytes=report)
 
-    def documents() -> Any:
-        nonlocal num_lines
-        for document in read_lines(tasks[index], text_key=options.text_key, on_bytes=report):
-            num_lines += 1
-            if document is None:
-                continue
-            if isinstance(document, BadRecord):
-                bad.append((document.line, document.reason))
-                continue
-            number = len(places)
+    def documents() -> Iterator[Hashes | None]:
+        for number, document in enumerate(found):
             places.append(document.place)
             measured = Measured(document.text)
             verdict = judge(measured, rules.rules)
@@ -179,67 +113,36 @@ def _examine(
             yield measured.hashes
 
     if options.near_duplicates:
-        sign(work.near, documents(), index, rules.near_duplicates)
+        sign(work, documents(), index, rules.near_duplicates)
     else:
         for _ in documents():
             pass
-    write_atomic(work.of_task(index, "verdicts"), json.dumps(verdicts, ensure_ascii=False).encode())
-    keep_places(work.near, index, places)
+    work.keep(index, "verdicts", json.dumps(verdicts, ensure_ascii=False).encode())
+    keep_places(work, index, places)
     write_hashes(hashes, work.of_task(index, "hashes"))
-    return {"num_documents": len(places), "num_lines": num_lines, "bad": bad}
+    return {"num_documents": len(places), "num_lines": found.num_lines, "bad": found.bad}
 
 
-def _find_exact(call: Call, work: _Work, tasks: list[InputTask], num_documents: int, options: CleanOptions) -> None:
-    count = num_ranges(num_documents)
-    stage = Stage(
-        name="exact duplicates",
-        work=call.work / "exact",
-        fingerprint=call.fingerprint,
-        sizes=(max(1, num_documents // count),) * count,
-        do=partial(_exact_range, work, len(tasks), num_documents, count),
-    )
-    run_stage(stage, workers=options.workers, unit="M documents", array=options.array)
-    _join(sorted((call.work / "exact").glob("*.part")), work.exact)
-
-
-def _exact_range(work: _Work, num_tasks: int, num_documents: int, count: int, index: int, report: Report) -> None:
+def _exact_range(work: NearWork, num_tasks: int, num_documents: int, count: int, index: int, report: Report) -> None:
     paths = [work.of_task(task, "hashes") for task in range(num_tasks)]
     found = duplicates_in_range(paths, index, count)
     write_atomic(work.folder / "exact" / f"{index:05d}.part", found.astype("<i8").tobytes())
     report(num_documents // count)
 
 
-def _join(parts: list[Path], target: Path) -> None:
-    pairs = np.concatenate([np.fromfile(path, dtype="<i8").reshape(-1, 2) for path in parts])
-    write_atomic(target, pairs[np.argsort(pairs[:, 0])].tobytes())
-
-
-def _write_stage(call: Call, work: _Work, items: list[SelectionTask]) -> Stage:
-    name = "count" if items[0].out is None else "write"
-    return Stage(
-        name=name,
-        work=call.work / name,
-        fingerprint=call.fingerprint,
-        sizes=tuple(item.task.size_bytes for item in items),
-        do=partial(_write, work, items),
-    )
-
-
-def _write(work: _Work, items: list[SelectionTask], index: int, report: Report) -> dict[str, Any]:
+def _write(work: NearWork, items: list[SelectionTask], index: int, report: Report) -> dict[str, Any]:
     forget_maps()
     verdicts = _verdicts(work, items, index)
     return select(items[index], lambda number, document: verdicts.get(number), report)
 
 
-def _verdicts(work: _Work, items: list[SelectionTask], index: int) -> dict[int, Verdict]:
+def _verdicts(work: NearWork, items: list[SelectionTask], index: int) -> dict[int, Verdict]:
     """By document number; whatever is not in it is kept."""
     listed = json.loads(work.of_task(index, "verdicts").read_bytes())
     verdicts = {number: Verdict(reason=reason, value=value, limit=limit) for number, reason, value, limit in listed}
-    near = pairs_of_task(work.near.duplicates, index)
-    verdicts |= near_verdicts(work.near, items, index)
-    for document, first in pairs_of_task(work.exact, index).items():
-        kept = near.get(document, first)  # the same text lies in the same cluster, whose first one is kept
-        verdicts[document] = Verdict(
-            reason="exact_duplicate", value=1.0, limit=None, matched=place_of(work.near, items, kept)
-        )
+    near = pairs_of_task(work.duplicates, index)
+    verdicts |= near_verdicts(work, items, index)
+    for document, first in pairs_of_task(work.folder / EXACT, index).items():
+        matched = place_of(work, items, near.get(document, first))  # the same text lies in the same cluster
+        verdicts[document] = Verdict(reason="exact_duplicate", value=1.0, limit=None, matched=matched)
     return verdicts

@@ -7,11 +7,13 @@ looked up as one array in a sorted one.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from tools.data.benchmark_items import Benchmark
+from tools.data.benchmark_items import Benchmark, read_benchmark
 from tools.data.units import Hashes, hashes_of, ngram_hashes, units_of
 
 SHORTEST_ITEM = 8  # units: the shortest n-gram of the contamination studies of GPT-3 (arXiv 2005.14165, appendix C)
@@ -81,6 +83,12 @@ class NgramIndex:
             ngram=_shown(units[first[0] : first[0] + first[1]]),
             items=(first[2], *sorted(items - {first[2]})),
         )
+
+
+@lru_cache(maxsize=1)  # once a process
+def open_index(paths: tuple[Path, ...], keys: tuple[str, ...], n: int) -> NgramIndex:
+    """Of benchmarks in files; paths, keys: as in read_benchmark."""
+    return NgramIndex([read_benchmark(path, keys) for path in paths], n)
 
 
 class _Table:

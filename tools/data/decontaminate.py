@@ -4,50 +4,22 @@ import hashlib
 import shutil
 from collections import Counter
 from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from data_mixers.errors import DataError
-from tools.data.benchmark_items import read_benchmark
-from tools.data.calls import Call, begin
-from tools.data.contamination import NgramIndex
+from tools.data.calls import begin
+from tools.data.contamination import NgramIndex, open_index
 from tools.data.documents import Document
+from tools.data.options import DecontaminateOptions
 from tools.data.readers import find_inputs, plan_tasks
 from tools.data.selection import SelectionReport, SelectionTask, Verdict, gather, report_from_json, select
-from tools.data.slurm_options import SlurmArray
-from tools.data.stage import Report, Stage, only_one, run_stage
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecontaminateOptions:
-    """What `syne data decontaminate` is asked for."""
-
-    inputs: tuple[str, ...]
-    benchmarks: tuple[str, ...]
-    """File names or globs."""
-    out: Path
-    ngram: int = 13
-    """Of units: words, or characters of Chinese. 13 words are GPT-3's (arXiv 2005.14165, appendix C)."""
-    max_share: float = 0.0
-    """A document is contaminated if a larger share of its n-grams is in a benchmark; 0: one n-gram is enough."""
-    benchmark_keys: tuple[str, ...] = ()
-    """Keys of the benchmarks' texts; empty: those known."""
-    remove: bool = False
-    """Write the documents, the contaminated ones apart."""
-    text_key: str = "text"
-    source_key: str | None = None
-    max_bad_share: float = 0.01
-    max_bad_lines: int = 10
-    workers: int = 1
-    array: SlurmArray | None = None
-    """Run on a cluster, not in `workers` processes here."""
+from tools.data.stage import Report, only_one
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkReport:
-    """One benchmark."""
-
     name: str
     keys: tuple[str, ...]
     num_items: int
@@ -69,22 +41,18 @@ def decontaminate(options: DecontaminateOptions) -> tuple[SelectionReport, tuple
     if not tasks:
         raise DataError(f"there is no document in {', '.join(options.inputs)}")
     paths = tuple(find_inputs(options.benchmarks, option="--benchmarks"))
-    index = _index(paths, options.benchmark_keys, options.ngram)  # a fault in them is told before anything is read
-    call = begin(options.out, command="decontaminate", options=_deciding(options, paths), tasks=tasks)
+    index = open_index(paths, options.benchmark_keys, options.ngram)  # a fault in them is told before anything is read
+    call = begin(
+        options.out, command="decontaminate", options=_deciding(options, paths), tasks=tasks,
+        workers=options.workers, array=options.array,
+    )  # fmt: skip
     with only_one(options.out):
         if (done := call.take(writes=options.remove)) is not None:
             return report_from_json(done), tuple(BenchmarkReport(**entry) for entry in done["benchmarks"])
-        items = [
-            SelectionTask(
-                task=task,
-                index=number,
-                text_key=options.text_key,
-                source_key=options.source_key,
-                out=options.out if options.remove else None,
-            )
-            for number, task in enumerate(tasks)
-        ]
-        results = run_stage(_stage(call, items, paths, options), workers=options.workers, array=options.array)
+        out = options.out if options.remove else None
+        items = SelectionTask.each(tasks, text_key=options.text_key, source_key=options.source_key, out=out)
+        name, folder = ("decontaminate", "write") if options.remove else ("look for benchmarks", "count")
+        results = call.run(name, partial(_task, items, paths, options), folder=folder)
         report = gather(items, results)
         call.check_bad_share(
             report.quarantine,
@@ -93,8 +61,8 @@ def decontaminate(options: DecontaminateOptions) -> tuple[SelectionReport, tuple
             max_lines=options.max_bad_lines,
         )
         benchmarks = _benchmark_reports(index, paths, results)
-        extra = {"benchmarks": [asdict(benchmark) for benchmark in benchmarks]}
-        call.finish(report, writes=options.remove, extra=extra)
+        result = report.as_json() | {"benchmarks": [asdict(benchmark) for benchmark in benchmarks]}
+        call.finish(result, report.quarantine, writes=options.remove)
         shutil.rmtree(call.work)
     return report, benchmarks
 
@@ -119,26 +87,10 @@ def _deciding(options: DecontaminateOptions, paths: tuple[Path, ...]) -> dict[st
     return {key: value for key, value in asdict(options).items() if key not in left_out} | {"benchmarks": hashes}
 
 
-@lru_cache(maxsize=1)  # once a process
-def _index(paths: tuple[Path, ...], keys: tuple[str, ...], n: int) -> NgramIndex:
-    return NgramIndex([read_benchmark(path, keys) for path in paths], n)
-
-
-def _stage(call: Call, items: list[SelectionTask], paths: tuple[Path, ...], options: DecontaminateOptions) -> Stage:
-    name = "decontaminate" if options.remove else "look for benchmarks"
-    return Stage(
-        name=name,
-        work=call.work / ("write" if options.remove else "count"),
-        fingerprint=call.fingerprint,
-        sizes=tuple(item.task.size_bytes for item in items),
-        do=partial(_task, items, paths, options),
-    )
-
-
 def _task(
     items: list[SelectionTask], paths: tuple[Path, ...], options: DecontaminateOptions, number: int, report: Report
 ) -> dict[str, Any]:
-    index = _index(paths, options.benchmark_keys, options.ngram)
+    index = open_index(paths, options.benchmark_keys, options.ngram)
     item = items[number]
     documents: Counter[tuple[int, str]] = Counter()
     hit: set[int] = set()

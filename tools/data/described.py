@@ -12,12 +12,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from data_mixers.errors import DataError
 from data_mixers.manifest import MANIFEST_NAME, TokenizerIdentity, read_manifest
 from megatron_synE.data.indexed import IndexedFile
+from tools.data.scores_file import DEFAULT_NAME, scores_path
+from tools.data.sidecar import sidecar_path
 
-DOCUMENT_COLUMNS = ("id", "file", "place", "topic", "topic_confidence", "num_tokens", "text_bytes")
 Numbers = npt.NDArray[np.float64]
 
 
@@ -26,16 +29,15 @@ class DescribedShard:
     """One .bin/.idx pair and its companions."""
 
     prefix: Path
-    scores_name: str | None
-    """Of a second model's scores; None: the first one's."""
+    scores_name: str
 
     @property
     def documents_path(self) -> Path:
-        return Path(f"{self.prefix}.documents.parquet")
+        return sidecar_path(self.prefix)
 
     @property
     def scores_path(self) -> Path:
-        return Path(f"{self.prefix}.scores{'' if self.scores_name is None else '-' + self.scores_name}.parquet")
+        return scores_path(self.prefix, self.scores_name)
 
     @cached_property
     def tokens(self) -> IndexedFile:
@@ -83,15 +85,12 @@ class DescribedShard:
 
     @cached_property
     def _documents(self) -> dict[str, Any]:
-        return self._columns(self.documents_path, DOCUMENT_COLUMNS[:5])
+        return self._columns(self.documents_path, ("id", "file", "place", "topic"))
 
     def _columns(self, path: Path, names: Sequence[str]) -> dict[str, Any]:
-        import pyarrow
-        import pyarrow.parquet
-
         try:
-            table = pyarrow.parquet.read_table(path, columns=list(names))
-        except (pyarrow.ArrowException, OSError) as error:
+            table = pq.read_table(path, columns=list(names))
+        except (pa.ArrowException, OSError) as error:
             raise DataError(f"{path} cannot be read as parquet: {error}") from error
         missing = [name for name in names if name not in table.column_names]
         if missing:
@@ -122,7 +121,7 @@ class DescribedFolder:
     """None without a manifest."""
 
 
-def describe(folder: Path, *, scores_name: str | None = None) -> DescribedFolder:
+def describe(folder: Path, *, scores_name: str = DEFAULT_NAME) -> DescribedFolder:
     """What lies in the folder. Errors: DataError if it holds neither a manifest nor token files."""
     if (folder / MANIFEST_NAME).is_file():
         manifest = read_manifest(folder)

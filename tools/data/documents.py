@@ -22,14 +22,13 @@ from tools.data.readers import BadRecord, InputTask, Record, read_task
 
 ID_KEY = "id"
 MAX_DEPTH = 200  # orjson reads 1,024 levels and writes 254
+_NAMES = (int, str)  # a union would be made anew for every document
 _OUTPUT = re.compile(r"\d{7}-(?P<source>.+)\.jsonl\.zst")
 COMPRESSION_LEVEL = 3  # of zstd: one core writes some 300 MB/s of text with it
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One document of an input task."""
-
     id: str
     line: int
     """Counted from 1 inside the task."""
@@ -51,10 +50,10 @@ def output_name(task: InputTask, index: int) -> str:
     return f"{index:07d}-{source_of_file(task.path)[:60]}.jsonl.zst"
 
 
-def document_id(fields: dict[str, Any], path: Path, place: int) -> str:
-    """The document's own id, or "<file name>:<place>", place as in readers.Record."""
+def own_id(fields: dict[str, Any]) -> str:
+    """Empty for a document without one: it is named "<file name>:<place>", place as in readers.Record."""
     own = fields.get(ID_KEY)
-    return str(own) if isinstance(own, str | int) and own != "" else f"{path.name}:{place}"
+    return str(own) if isinstance(own, _NAMES) else ""
 
 
 def read_documents(
@@ -71,8 +70,38 @@ def read_lines(
     task: InputTask, *, text_key: str | tuple[str, ...], on_bytes: Callable[[int], None]
 ) -> Iterator[Document | BadRecord | None]:
     """Every line of a task, None for a blank one: for those who count lines to say where a bad one stands."""
-    for record in read_task(task, text_key=text_key, topic_key=None, on_bytes=on_bytes, all_columns=True):
+    for record in read_task(task, text_key=text_key, topic_key=None, on_bytes=on_bytes, other_columns=None):
         yield None if record is None else _document_of(record, task)
+
+
+class TaskDocuments:
+    """The documents of a task in their order; those who iterate have its lines counted, and those that are none kept.
+
+    text_key: as in readers.read_task. prepare: adds keys to a document, or says that it is none.
+    """
+
+    def __init__(
+        self,
+        task: InputTask,
+        *,
+        text_key: str | tuple[str, ...],
+        on_bytes: Callable[[int], None] = lambda _: None,
+        prepare: Callable[[Document], Document | BadRecord] | None = None,
+    ) -> None:
+        self._found, self._prepare = read_lines(task, text_key=text_key, on_bytes=on_bytes), prepare
+        self.num_lines = 0
+        self.bad: list[tuple[int, str]] = []
+        """(line counted from 1 inside the task, reason)."""
+
+    def __iter__(self) -> Iterator[Document]:
+        for found in self._found:
+            self.num_lines += 1
+            if self._prepare is not None and isinstance(found, Document):
+                found = self._prepare(found)
+            if isinstance(found, BadRecord):
+                self.bad.append((found.line, found.reason))
+            elif found is not None:
+                yield found
 
 
 def _document_of(record: Record | BadRecord, task: InputTask) -> Document | BadRecord:
@@ -81,7 +110,7 @@ def _document_of(record: Record | BadRecord, task: InputTask) -> Document | BadR
         return record
     if _is_deeper(record.fields, MAX_DEPTH):
         return BadRecord(record.line, f"nested deeper than {MAX_DEPTH}")
-    name = document_id(record.fields, task.path, record.place)
+    name = own_id(record.fields) or f"{task.path.name}:{record.place}"
     return Document(name, record.line, record.text, record.fields | {ID_KEY: name}, record.place)
 
 
@@ -120,7 +149,6 @@ class DocumentWriter:
         return self
 
     def write(self, fields: dict[str, Any]) -> None:
-        """Append one document."""
         line = orjson.dumps(fields, default=_plain, option=orjson.OPT_APPEND_NEWLINE)
         (self._raw if self._compressor is None else self._compressor).write(line)
         self.num_documents += 1

@@ -32,8 +32,6 @@ class UnreachableError(DataError):
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteFile:
-    """A file that can be fetched."""
-
     url: str
     path: str
     """Below the output folder."""
@@ -43,8 +41,6 @@ class RemoteFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Web:
-    """How requests are made."""
-
     token: str | None = None
     """Sent to `token_for` alone, and not to where it redirects."""
     token_for: str = ""
@@ -110,8 +106,7 @@ def fetch_file(remote: RemoteFile, folder: Path, web: Web, on_bytes: Callable[[i
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.partial")
     note = target.with_name(f"{target.name}.partial.json")
-    known = _Known.read(note, remote.url)
-    if known is None:
+    if _noted(note, remote.url) is None:
         partial.unlink(missing_ok=True)
     elif partial.exists():
         on_bytes(partial.stat().st_size)
@@ -148,20 +143,13 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-@dataclass(frozen=True)
-class _Known:
-    """What is noted beside a partial file."""
-
-    url: str
-    etag: str | None
-
-    @staticmethod
-    def read(note: Path, url: str) -> "_Known | None":
-        try:
-            known = _Known(**json.loads(note.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            return None
-        return known if known.url == url else None
+def _noted(note: Path, url: str) -> dict[str, Any] | None:
+    """The URL and the ETag that are noted beside a partial file; None if it is of another URL."""
+    try:
+        noted = json.loads(note.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return noted if isinstance(noted, dict) and noted.get("url") == url else None
 
 
 def _receive(remote: RemoteFile, partial: Path, note: Path, web: Web, on_bytes: Callable[[int], None]) -> bool:
@@ -169,10 +157,9 @@ def _receive(remote: RemoteFile, partial: Path, note: Path, web: Web, on_bytes: 
     start = partial.stat().st_size if partial.exists() else 0
     if start and start == remote.size_bytes:
         return True
-    known = _Known.read(note, remote.url)
     headers = {"Range": f"bytes={start}-"} if start else {}
-    if start and known is not None and known.etag is not None:
-        headers["If-Range"] = known.etag
+    if start and (etag := (_noted(note, remote.url) or {}).get("etag")) is not None:
+        headers["If-Range"] = etag
     try:
         response = web.open(remote.url, headers)
     except urllib.error.HTTPError as error:

@@ -9,7 +9,6 @@ import threading
 import urllib.parse
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,6 +18,7 @@ from pydantic.dataclasses import dataclass as checked
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
 from tools.data.download import RemoteFile, UnreachableError, Web, fetch_file, sha256_of
+from tools.data.options import FetchOptions
 from tools.data.progress import LiveProgress
 from tools.data.stage import only_one
 from tools.data.yaml_file import STRICT, read_yaml
@@ -42,31 +42,12 @@ class Entry:
     url_lists: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class FetchOptions:
-    """What `syne data fetch` is asked for."""
-
-    name: str
-    out: Path
-    slices: tuple[str, ...]
-    match: str = "*"
-    """Glob over the files' paths."""
-    max_files: int | None = None
-    revision: str = "main"
-    endpoint: str | None = None
-    """Of the hub or a mirror; None: HF_ENDPOINT, else the hub."""
-    offline: bool = False
-    connections: int = 2
-    pause_seconds: float = 1.0
-    catalogue: Path = CATALOGUE
-
-
-def load_catalogue(path: Path = CATALOGUE) -> dict[str, Entry]:
+def load_catalogue() -> dict[str, Entry]:
     """Errors: ConfigError with a line for every fault."""
-    entries: dict[str, Entry] = read_yaml(path, dict[str, Entry])
+    entries: dict[str, Entry] = read_yaml(CATALOGUE, dict[str, Entry])
     for name, entry in entries.items():
         if (entry.files is None) == (entry.url_lists is None):
-            raise ConfigError(f"{path}: {name} needs one of files, url_lists")
+            raise ConfigError(f"{CATALOGUE}: {name} needs one of files, url_lists")
     return entries
 
 
@@ -115,7 +96,7 @@ def list_files(options: FetchOptions) -> list[RemoteFile]:
 
 
 def _entry(options: FetchOptions) -> Entry:
-    entries = load_catalogue(options.catalogue)
+    entries = load_catalogue()
     if options.name not in entries:
         raise ConfigError(f"{options.name} is not in the catalogue; known: {', '.join(entries)}")
     if not options.slices:
@@ -137,7 +118,8 @@ def _listed(entry: Entry, options: FetchOptions) -> tuple[Web, str, list[RemoteF
     endpoint = _endpoint(options)
     web = Web(token=get_token(), token_for=f"{endpoint}/", pause_seconds=options.pause_seconds)
     api = f"{endpoint}/api/datasets/{entry.repository}"
-    commit = str(_json(web, f"{api}/revision/{options.revision}")["sha"])
+    url = f"{api}/revision/{options.revision}"
+    commit = str(_parsed(web.read(url)[0], url)["sha"])
     root = f"{endpoint}/datasets/{entry.repository}/resolve/{commit}"
     remotes: list[RemoteFile] = []
     for part in options.slices:
@@ -190,10 +172,6 @@ def _safe(path: str, url: str) -> str:
     if not path or PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or "\\" in path:
         raise DataError(f"{url} names a file {path!r} outside of the data set")
     return path
-
-
-def _json(web: Web, url: str) -> Any:
-    return _parsed(web.read(url)[0], url)
 
 
 def _parsed(raw: bytes, url: str) -> Any:

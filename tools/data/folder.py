@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,19 +22,10 @@ from data_mixers.manifest import (
 )
 from tools.data.labels import file_stem
 from tools.data.merge import digests_path, read_digests
-from tools.data.quarantine import BadLine
+from tools.data.quarantine import QUARANTINE_NAME, BadLine
 from tools.data.sidecar import SUFFIX
 
 _FILE = re.compile(r"(?P<prefix>(?P<stem>.+_text_document)(_\d{5})?)\.(bin|idx|documents\.parquet|digests|scores.*)")
-
-
-@dataclass(frozen=True, kw_only=True)
-class NewSource:
-    """A finished source that waits outside the folder's names."""
-
-    entry: SourceEntry
-    finished: Path
-    """Folder with the files of its shards, on the same file system."""
 
 
 class DataFolder:
@@ -45,7 +36,6 @@ class DataFolder:
 
     def __init__(self, folder: Path, *, tokenizer: TokenizerIdentity, dtype: Literal["uint16", "int32"]) -> None:
         self.folder = folder
-        self.quarantine_path = folder / "quarantine.jsonl"
         self._empty = DatasetManifest(
             schema_version=SCHEMA_VERSION, folder=folder, tokenizer=tokenizer, dtype=dtype, sources=()
         )
@@ -67,44 +57,45 @@ class DataFolder:
                     digests |= read_digests(digests_path(prefix))
         return digests, prefixes
 
-    def replace_sources(self, new: list[NewSource], quarantine: Sequence[BadLine], *, call: str) -> Path:
+    def replace_sources(
+        self, new: Sequence[SourceEntry], finished: Path, quarantine: Sequence[BadLine], *, call: str
+    ) -> Path:
         """Put finished sources under their names; a holdout of a replaced training source goes with it.
 
+        finished: the folder with the files of their shards, on the same file system.
         Returns the path of the manifest, which is written last. The caller holds stage.only_one of the folder. After a
         kill it can be called again with the same sources.
         """
         for path in self.folder.glob(".*.tmp"):  # of a killed call
             path.unlink()
-        names = {source.entry.name for source in new}
-        names |= {f"{source.entry.name}@holdout" for source in new if source.entry.role == "train"}
+        names = {entry.name for entry in new} | {f"{entry.name}@holdout" for entry in new if entry.role == "train"}
         before = self._manifest()
         kept = tuple(entry for entry in before.sources if entry.name not in names)
         if len(kept) < len(before.sources):
             write_manifest(replace(before, sources=kept))  # files change next: nobody may take the old ones for whole
-        fresh = {shard.prefix for source in new for shard in source.entry.shards}
+        fresh = {shard.prefix for entry in new for shard in entry.shards}
         stems = {file_stem(name) for name in names}
         for path in list(self.folder.iterdir()):
             found = _FILE.fullmatch(path.name)
             if found and found["stem"] in stems and (found["prefix"] not in fresh or ".scores" in path.name):
                 path.unlink()
-        for source in new:
-            for shard in source.entry.shards:
-                suffixes = (".digests", SUFFIX) if source.entry.role == "validation" else (SUFFIX,)
+        for entry in new:
+            for shard in entry.shards:
+                suffixes = (".digests", SUFFIX) if entry.role == "validation" else (SUFFIX,)
                 for suffix in (*suffixes, ".bin", ".idx"):
-                    _put(source.finished / f"{shard.prefix}{suffix}", self.folder)
+                    _put(finished / f"{shard.prefix}{suffix}", self.folder)
         self.write_quarantine(quarantine, call=call)
-        ordered = sorted((*kept, *(source.entry for source in new)), key=lambda entry: entry.name)
+        ordered = sorted((*kept, *new), key=lambda entry: entry.name)
         return write_manifest(replace(before, sources=tuple(ordered)))
 
-    def write_quarantine(self, quarantine: Sequence[BadLine], *, call: str) -> None:
+    def write_quarantine(self, quarantine: Sequence[BadLine], *, call: str) -> Path:
         """Replace this call's part of quarantine.jsonl. call: language/source/topic, or topic key."""
-        lines = []
-        if self.quarantine_path.is_file():
-            for line in self.quarantine_path.read_text(encoding="utf-8").splitlines():
-                if json.loads(line)["call"] != call:
-                    lines.append(line)
+        path = self.folder / QUARANTINE_NAME
+        before = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        lines = [line for line in before if json.loads(line)["call"] != call]
         lines += [json.dumps({"call": call, **asdict(item)}, ensure_ascii=False) for item in quarantine]
-        write_atomic(self.quarantine_path, "".join(f"{line}\n" for line in lines).encode())
+        write_atomic(path, "".join(f"{line}\n" for line in lines).encode())
+        return path
 
     def _manifest(self) -> DatasetManifest:
         if not (self.folder / MANIFEST_NAME).is_file():

@@ -30,8 +30,6 @@ MOST_DOCUMENTS = 20_000  # at once in memory; with the assumption above some 600
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """What is held out of one topic."""
-
     digests: tuple[int, ...]
     num_tokens: int
     standard_error: float

@@ -3,49 +3,27 @@
 a piece of input ─ up to CHUNK documents ─ ids ─ batches sorted by length ─ topics, back in order ─> .jsonl.zst
 """
 
-import hashlib
-import json
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from data_mixers.atomic import write_atomic
-from data_mixers.errors import ConfigError, DataError
-from tools.data.documents import Document, DocumentWriter, output_name, read_lines
-from tools.data.quarantine import bad_lines, is_too_much, too_many
-from tools.data.readers import BadRecord, InputTask, find_inputs, plan_tasks
-from tools.data.slurm_options import SlurmArray
-from tools.data.stage import Report, Stage, only_one, refuse_foreign, run_stage
+from data_mixers.errors import DataError
+from tools.data.calls import begin
+from tools.data.documents import DocumentWriter, TaskDocuments, output_name
+from tools.data.download import sha256_of
+from tools.data.options import LabelOptions
+from tools.data.quarantine import bad_lines
+from tools.data.readers import InputTask, find_inputs, plan_tasks
+from tools.data.stage import Report, only_one
 
 if TYPE_CHECKING:
     from tools.data.topic_model import Trained
 
 CHUNK = 4096  # documents sorted together: enough that a batch's lengths hardly differ, few enough for any memory
 TOPIC_KEY, CONFIDENCE_KEY = "topic", "topic_confidence"
-REPORT, QUARANTINE = "label_topics.json", "quarantine.jsonl"
 DIGITS = 4  # of the confidence
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelOptions:
-    """What the command was asked for."""
-
-    inputs: tuple[str, ...]
-    classifier: Path
-    out: Path
-    text_key: str = "text"
-    threshold: float | None = None
-    """None: the classifier's own."""
-    device: Literal["cpu", "cuda"] = "cpu"
-    workers: int = 1
-    array: SlurmArray | None = None
-    """Run on a cluster, not in `workers` processes here."""
-    max_bad_share: float = 0.01
-    max_bad_lines: int = 10
 
 
 def label_topics(options: LabelOptions) -> dict[str, int]:
@@ -55,78 +33,44 @@ def label_topics(options: LabelOptions) -> dict[str, int]:
     Errors: DataError for a damaged classifier or input, or too many bad lines; ConfigError for a device that is not
     there, or another call's result in <out>.
     """
+    from megatron_synE.runtime.device import select
+
     tasks = plan_tasks(find_inputs(options.inputs))
     if not tasks:
         raise DataError(f"there is no document in {', '.join(options.inputs)}")
     here = options.device if options.array is None else "cpu"  # a login node has no GPU
-    _check_device(here)
+    select(here, local_rank=0)
     _open(options.classifier, here)  # a fault shows before any work
-    stage = Stage(
-        name="label-topics",
-        work=options.out / ".work" / "label-topics",
-        fingerprint=_fingerprint(options, tasks),
-        sizes=tuple(task.size_bytes for task in tasks),
-        do=partial(_label_task, options, tasks),
-    )
+    call = begin(
+        options.out, command="label-topics", options=_deciding(options), tasks=tasks,
+        workers=options.workers, array=options.array,
+    )  # fmt: skip
     with only_one(options.out):
-        refuse_foreign(options.out, is_begun=stage.work.is_dir() or (options.out / REPORT).is_file())
-        _check_out(options.out, stage.fingerprint)
-        results = run_stage(stage, workers=options.workers, array=options.array)
-        if _fingerprint(options, tasks) != stage.fingerprint:
+        if (done := call.take(writes=True)) is not None:
+            return dict(done["topics"])
+        results = call.run("label-topics", partial(_label_task, options, tasks))
+        if _deciding(options) != call.options:
             raise DataError(
-                f"an input or {options.classifier} has changed since this call began; remove {options.out} and start "
-                "again"
+                f"{options.classifier} has changed since this call began; remove {options.out} and start again"
             )
         bad = bad_lines(tasks, [(result["num_lines"], result["bad"]) for result in results])
         num_documents = sum(result["num_documents"] for result in results)
-        lines = [json.dumps(asdict(line), ensure_ascii=False) + "\n" for line in bad]
-        write_atomic(options.out / QUARANTINE, "".join(lines).encode())
-        num_records = len(bad) + num_documents
-        if is_too_much(len(bad), num_records, max_share=options.max_bad_share, max_lines=options.max_bad_lines):
-            raise too_many(
-                bad,
-                num_bad=len(bad),
-                num_records=num_records,
-                max_share=options.max_bad_share,
-                quarantine_path=options.out / QUARANTINE,
-            )
+        call.check_bad_share(bad, num_documents, max_share=options.max_bad_share, max_lines=options.max_bad_lines)
         counts: Counter[str] = Counter()
         for result in results:
             counts.update(result["topics"])
-        report = {
-            "fingerprint": stage.fingerprint,
-            "num_documents": num_documents,
-            "topics": dict(sorted(counts.items())),
-        }
-        write_atomic(options.out / REPORT, json.dumps(report, ensure_ascii=False, indent=1).encode())
+        call.finish({"num_documents": num_documents, "topics": dict(sorted(counts.items()))}, bad, writes=True)
     return dict(counts)
 
 
-def _check_device(device: Literal["cpu", "cuda"]) -> None:
-    from megatron_synE.runtime.device import select
-
-    select(device, local_rank=0)
-
-
-def _fingerprint(options: LabelOptions, tasks: list[InputTask]) -> str:
+def _deciding(options: LabelOptions) -> dict[str, Any]:
+    """All that decides the result besides the input: the classifier by content."""
     from tools.data.topic_model import SETTINGS, TOKENIZER, WEIGHTS
 
-    digest = hashlib.sha256()
-    for name in (WEIGHTS, TOKENIZER, SETTINGS):
-        with (options.classifier / name).open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    inputs = sorted({(str(t.path), t.path.stat().st_size, t.path.stat().st_mtime_ns) for t in tasks})
-    digest.update(json.dumps([inputs, options.text_key, options.threshold, options.device]).encode())
-    return digest.hexdigest()
-
-
-def _check_out(out: Path, fingerprint: str) -> None:
-    """Another call's files must not lie between these."""
-    report = out / REPORT
-    if report.is_file() and json.loads(report.read_text(encoding="utf-8"))["fingerprint"] != fingerprint:
-        raise ConfigError(
-            f"--out {out} holds the result of other options or inputs; choose another folder, or remove it"
-        )
+    hashes = {name: sha256_of(options.classifier / name) for name in (WEIGHTS, TOKENIZER, SETTINGS)}
+    return {
+        "classifier": hashes, "text_key": options.text_key, "threshold": options.threshold, "device": options.device,
+    }  # fmt: skip
 
 
 @cache
@@ -144,22 +88,11 @@ def _label_task(options: LabelOptions, tasks: list[InputTask], index: int, repor
     # One thread a worker: the last digit of a sum depends on their number, and a label must not.
     torch.set_num_threads(1)
     topics: Counter[str] = Counter()
-    bad: list[tuple[int, str]] = []
-    task = tasks[index]
-    num_lines = 0
-
-    def documents() -> Iterator[Document]:
-        nonlocal num_lines
-        for found in read_lines(task, text_key=options.text_key, on_bytes=report):
-            num_lines += 1
-            if isinstance(found, BadRecord):
-                bad.append((found.line, found.reason))
-            elif found is not None:
-                yield found
-
+    found = TaskDocuments(tasks[index], text_key=options.text_key, on_bytes=report)
+    documents = iter(found)
     try:
-        with DocumentWriter(options.out / output_name(task, index)) as writer:
-            for chunk in _chunks(documents()):
+        with DocumentWriter(options.out / output_name(tasks[index], index)) as writer:
+            while chunk := list(islice(documents, CHUNK)):
                 labels = _label([document.text for document in chunk], trained, options)
                 for document, (topic, confidence) in zip(chunk, labels, strict=True):
                     writer.write(document.fields | {TOPIC_KEY: topic, CONFIDENCE_KEY: round(confidence, DIGITS)})
@@ -167,13 +100,8 @@ def _label_task(options: LabelOptions, tasks: list[InputTask], index: int, repor
     finally:
         torch.set_num_threads(threads)
     return {
-        "num_documents": writer.num_documents, "topics": dict(topics), "num_lines": num_lines, "bad": bad,
+        "num_documents": writer.num_documents, "topics": dict(topics), "num_lines": found.num_lines, "bad": found.bad,
     }  # fmt: skip
-
-
-def _chunks(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    while chunk := list(islice(documents, CHUNK)):
-        yield chunk
 
 
 def _label(texts: list[str], trained: "Trained", options: LabelOptions) -> list[tuple[str, float]]:

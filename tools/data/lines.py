@@ -28,15 +28,10 @@ def byte_range(
             position += _skip_line(raw, most=stop - start + 1) - 1
         told = position
         while position < stop:
-            line = raw.readline(limit + 1)
-            length = len(line)
+            line, length = _limited(raw, limit)
             if not length:
                 break
-            if length > limit and not line.endswith(b"\n"):
-                length += _skip_line(raw, most=None)
-                yield position, None
-            else:
-                yield position, line if position else line.removeprefix(UTF8_BOM)
+            yield position, line if position or line is None else line.removeprefix(UTF8_BOM)
             position += length
             if position - told >= _TOLD_BYTES:
                 on_bytes(position - told)

@@ -115,12 +115,6 @@ def _repeats(grams: Hashes) -> npt.NDArray[np.int64]:
 
 
 def _duplicate_share(parts: list[str], *, by_characters: bool) -> float:
-    stripped = [part for part in (part.strip() for part in parts) if part]
-    seen: set[str] = set()
-    duplicates = total = 0
-    for part in stripped:
-        weight = len(part) if by_characters else 1
-        total += weight
-        duplicates += weight if part in seen else 0
-        seen.add(part)
-    return duplicates / max(1, total)
+    stripped = [part for part in map(str.strip, parts) if part]
+    total, of_different = (sum(map(len, some)) if by_characters else len(some) for some in (stripped, set(stripped)))
+    return (total - of_different) / max(1, total)

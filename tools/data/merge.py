@@ -5,7 +5,7 @@ one, word for word or nearly, are left out and counted.
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,27 +27,17 @@ PACKED_SHARD_TOKENS = 1 << 24  # where documents are packed: a file's documents 
 DIGEST_BYTES = 16
 
 
-@dataclass(frozen=True, kw_only=True)
 class Digests:
-    """Content hashes of held-out documents: sorted pairs of halves."""
+    """Content hashes of held-out documents."""
 
-    high: npt.NDArray[np.uint64]
-    low: npt.NDArray[np.uint64]
-
-    @classmethod
-    def of(cls, digests: Sequence[int]) -> "Digests":
-        ordered = sorted(digests)
-        return cls(
-            high=np.array([digest >> 64 for digest in ordered], dtype=np.uint64),
-            low=np.array([digest & (1 << 64) - 1 for digest in ordered], dtype=np.uint64),
-        )
+    def __init__(self, digests: Iterable[int]) -> None:
+        self._pairs = {divmod(digest, 1 << 64) for digest in digests}
+        self._high = np.array([high for high, _ in self._pairs], dtype=np.uint64)
 
     def contain(self, meta: Meta) -> npt.NDArray[np.bool_]:
-        """Which of the documents are among them."""
-        found = np.isin(meta["high"], self.high)
-        pairs = set(zip(self.high.tolist(), self.low.tolist(), strict=True)) if found.any() else set()
+        found = np.isin(meta["high"], self._high)
         for row in np.flatnonzero(found).tolist():
-            found[row] = (int(meta["high"][row]), int(meta["low"][row])) in pairs
+            found[row] = (int(meta["high"][row]), int(meta["low"][row])) in self._pairs
         return found
 
 
@@ -57,7 +47,6 @@ class ShardTask:
 
     topic: str
     prefix: Path
-    """Of the files to write."""
     shard: int
     num_shards: int
     num_tokens: int
@@ -85,17 +74,15 @@ class MergeSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class MergedShard:
-    """A finished token file."""
-
     pair: WrittenPair
     num_documents: int
     """Without fillers."""
     text_bytes: int
-    num_copies: int
-    """Documents left out because a held-out document has the same text (it itself included)."""
-    num_near_copies: int
     num_filler_tokens: int
     """EOS that fill up windows."""
+    num_copies: int = 0
+    """Documents left out because a held-out document has the same text (it itself included)."""
+    num_near_copies: int = 0
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "MergedShard":
@@ -107,12 +94,9 @@ def write_shard(
 ) -> dict[str, Any]:
     """Write one token file with its sidecar; a MergedShard as JSON."""
     task = tasks[index]
-    reader = RunReader(settings.runs, [s for s in settings.segments if s.topic == task.topic], settings.dtype)
+    reader = RunReader(settings.runs, settings.segments, settings.dtype, topic=task.topic)
     sieve = _Sieve(settings.held_out)
-    with (
-        IndexedWriter(task.prefix, dtype=settings.dtype) as pair,
-        SidecarWriter(task.prefix) as sidecar,
-    ):
+    with IndexedWriter(task.prefix, dtype=settings.dtype) as pair, SidecarWriter(task.prefix) as sidecar:
         output = _Output(task.topic, settings, pair, sidecar)
         parts = reader.ranges(task.shard, task.num_shards)
         if settings.window is None:
@@ -140,8 +124,8 @@ def write_held_out(
 ) -> dict[str, Any]:
     """Write the documents of a topic that have one of digests[index], each text once; a MergedShard as JSON."""
     task = tasks[index]
-    reader = RunReader(settings.runs, [s for s in settings.segments if s.topic == task.topic], settings.dtype)
-    chosen = Digests.of(digests[index])
+    reader = RunReader(settings.runs, settings.segments, settings.dtype, topic=task.topic)
+    chosen = Digests(digests[index])
     emitted: set[tuple[int, int]] = set()
     with IndexedWriter(task.prefix, dtype=settings.dtype) as pair, SidecarWriter(task.prefix) as sidecar:
         output = _Output(task.topic, settings, pair, sidecar)
@@ -196,13 +180,15 @@ def read_digests(path: Path) -> set[int]:
 
 
 class RunReader:
-    """The documents of some segments of the same runs, by ranges of keys."""
+    """The documents of one topic in the runs of a call, by ranges of keys."""
 
-    def __init__(self, runs: Path, segments: Sequence[RunSegment], dtype: Literal["uint16", "int32"]) -> None:
-        self._segments = segments
-        self._paths = [runs / segment.file for segment in segments]
+    def __init__(
+        self, runs: Path, segments: Sequence[RunSegment], dtype: Literal["uint16", "int32"], *, topic: str
+    ) -> None:
+        self._segments = [segment for segment in segments if segment.topic == topic]
+        self._paths = [runs / segment.file for segment in self._segments]
         self._dtype = np.dtype(TOKEN_DTYPES[dtype])
-        self.num_tokens = sum(segment.num_tokens for segment in segments)
+        self._num_tokens = sum(segment.num_tokens for segment in self._segments)
 
     def metas(self) -> Iterator[Meta]:
         """The records of each segment, mapped."""
@@ -211,13 +197,13 @@ class RunReader:
 
     def ranges(self, shard: int, num_shards: int) -> Iterator[tuple[npt.NDArray[np.int64], Meta]]:
         """(segment of each document, records), both in key order, of consecutive ranges of keys of one shard."""
-        num_ranges = max(1, -(-self.num_tokens // num_shards // MERGE_TOKENS))
+        num_ranges = max(1, -(-self._num_tokens // num_shards // MERGE_TOKENS))
         metas = list(self.metas())
         keys = [np.asarray(meta["key"]) for meta in metas]  # views: a search touches a few pages
         limits = [(1 << 64) * (shard * num_ranges + n) // (num_shards * num_ranges) for n in range(num_ranges + 1)]
-        starts = [_first(key, limits[0]) for key in keys]
+        starts = [bisect_left(key, limits[0]) for key in keys]  # the first document whose key is at least the limit
         for limit in limits[1:]:
-            stops = [_first(key, limit) for key in keys]
+            stops = [bisect_left(key, limit) for key in keys]
             merged = np.concatenate([meta[a:b] for meta, a, b in zip(metas, starts, stops, strict=True)])
             counts = np.array(stops) - np.array(starts)
             order = np.lexsort((merged["place"], merged["file"], merged["key"]))
@@ -271,7 +257,7 @@ class _Sieve:
 
     def __init__(self, held_out: Path | None) -> None:
         self.num_copies = self.num_near_copies = 0
-        self._digests = Digests.of(list(read_digests(held_out))) if held_out is not None else None
+        self._digests = Digests(read_digests(held_out)) if held_out is not None else None
         self._near = NearCopies.open(held_out.parent) if held_out is not None else None
 
     def kept(self, meta: Meta, tokens: Tokens) -> npt.NDArray[np.bool_]:
@@ -303,8 +289,6 @@ class _Output:
             pair=self._pair.written,
             num_documents=self.num_documents,
             text_bytes=self.text_bytes,
-            num_copies=0,
-            num_near_copies=0,
             num_filler_tokens=self.num_filler_tokens,
         )
 
@@ -353,8 +337,3 @@ class _Output:
         self.text_bytes += int(meta["text_bytes"].sum(dtype=np.int64))
         if self._keep_digests:
             self.digests.append(np.stack((meta["high"], meta["low"]), axis=1).astype(">u8").tobytes())
-
-
-def _first(keys: npt.NDArray[np.uint64], limit: int) -> int:
-    """The first document whose key is at least `limit`."""
-    return bisect_left(keys, limit)

@@ -125,14 +125,7 @@ def _signature_step(folder: Path, settings: NearDuplicates) -> Any:
     class NoWords(WordTokenizer):
         """datatrove asks for one; the units are there already."""
 
-        def word_tokenize(self, text: str) -> list[str]:
-            raise NotImplementedError
-
-        def sent_tokenize(self, text: str) -> list[str]:
-            raise NotImplementedError
-
-        def span_tokenize(self, text: str) -> list[tuple[int, int]]:
-            raise NotImplementedError
+        word_tokenize = sent_tokenize = span_tokenize = None
 
     class UnitSignature(MinhashDedupSignature):
         sketch: Sketch

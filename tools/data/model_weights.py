@@ -21,14 +21,6 @@ class ModelWeights:
     sha256: str
     architecture: LlamaArchitecture
 
-    @property
-    def vocab_size(self) -> int:
-        return self.architecture.vocab_size
-
-    @property
-    def max_position_embeddings(self) -> int:
-        return self.architecture.max_position_embeddings
-
 
 def find_weights(*, checkpoint: Path | None, hf: Path | None) -> ModelWeights:
     """The checkpoint (an iter_* folder, or a run's newest) or the HF folder.
@@ -44,13 +36,9 @@ def find_weights(*, checkpoint: Path | None, hf: Path | None) -> ModelWeights:
         if not hf.is_dir():
             raise ConfigError(f"--hf {hf}: no such folder; give the folder that holds config.json and the weights")
         folder = tokenizer = hf
-        sha256 = _hash(hf)
+        digest = hashlib.sha256()
+        for file in sorted({file for pattern in _WEIGHT_FILES for file in hf.glob(pattern)}):
+            digest.update(f"{file.name} {layout.sha256_of(file)}\n".encode())
+        sha256 = digest.hexdigest()
     architecture = architecture_from_hf(read_hf_config(folder), where=str(folder / "config.json"))
     return ModelWeights(folder=folder, tokenizer=tokenizer, sha256=sha256, architecture=architecture)
-
-
-def _hash(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for file in sorted({file for pattern in _WEIGHT_FILES for file in folder.glob(pattern)}):
-        digest.update(f"{file.name} {layout.sha256_of(file)}\n".encode())
-    return digest.hexdigest()

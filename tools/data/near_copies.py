@@ -47,8 +47,8 @@ class NearCopies:
         return cls(*loaded)
 
     @staticmethod
-    def build(folder: Path, held_out: Sequence[Path]) -> int:
-        """The table of all documents of these token files, given by prefix; how many documents have 5-grams."""
+    def build(folder: Path, held_out: Sequence[Path]) -> None:
+        """The table of all documents of these token files, given by prefix."""
         all_hashes, all_owners, num_documents = [_NO_HASHES], [np.zeros(0, dtype=np.int64)], 0
         for prefix in held_out:
             file = IndexedFile(prefix)
@@ -74,7 +74,6 @@ class NearCopies:
             with temporary.open("wb") as stream:
                 np.save(stream, array)
             publish(temporary, folder / f"{name}.npy")
-        return int((sizes > 0).sum())
 
     def are_near(self, tokens: npt.NDArray[np.integer], lengths: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
         """Which of the documents, lying one after the other with EOS, are near copies of held-out ones."""

@@ -17,15 +17,12 @@ from tools.data.calls import Call
 from tools.data.minhash import cluster, match_band, node, similarity, write_signatures
 from tools.data.rules import NearDuplicates
 from tools.data.selection import SelectionTask, Verdict
-from tools.data.slurm_options import SlurmArray
-from tools.data.stage import Report, Stage, run_stage
+from tools.data.stage import Report
 from tools.data.units import Hashes
 
 
 @dataclass(frozen=True)
 class NearWork:
-    """Where intermediate results lie."""
-
     folder: Path
 
     @property
@@ -41,43 +38,32 @@ class NearWork:
         return self.folder / "near.duplicates"
 
     def of_task(self, task: int, kind: str) -> Path:
-        return self.folder / "signed" / f"{task:07d}.{kind}"
+        return self.folder / "examined" / f"{task:07d}.{kind}"
+
+    def keep(self, task: int, kind: str, content: bytes) -> None:
+        """What later stages want to know of a task's documents."""
+        target = self.of_task(task, kind)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(target, content)
 
 
 def sign(work: NearWork, documents: Iterable[Hashes | None], task: int, settings: NearDuplicates) -> None:
     """Write the signatures of a task's documents, in order; None: the document is not compared."""
-    sketches = write_signatures(documents, work.signatures, task, settings)
-    work.of_task(task, "").parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(work.of_task(task, "sketches"), sketches.tobytes())
+    work.keep(task, "sketches", write_signatures(documents, work.signatures, task, settings).tobytes())
 
 
 def keep_places(work: NearWork, task: int, places: Sequence[int]) -> None:
     """Where each document of the task lies in its file, for what duplicates say of the kept one."""
-    work.of_task(task, "").parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(work.of_task(task, "places"), np.array(places, dtype="<u8").tobytes())
+    work.keep(task, "places", np.array(places, dtype="<u8").tobytes())
 
 
-def find_near(
-    call: Call,
-    work: NearWork,
-    *,
-    num_tasks: int,
-    settings: NearDuplicates | None,
-    workers: int,
-    array: SlurmArray | None = None,
-) -> None:
+def find_near(call: Call, work: NearWork, settings: NearDuplicates | None) -> None:
     """The clusters of all signed documents; settings None: there are none."""
     if settings is None:
         write_atomic(work.duplicates, b"")
         return
-    stage = Stage(
-        name="near-duplicates",
-        work=call.work / "bands",
-        fingerprint=call.fingerprint,
-        sizes=(1,) * settings.num_bands,
-        do=partial(_match, work, num_tasks, settings),
-    )
-    run_stage(stage, workers=workers, unit="bands", scale=1.0, array=array)
+    match = partial(_match, work, len(call.tasks), settings)
+    call.run("near-duplicates", match, folder="bands", sizes=(1,) * settings.num_bands, unit="bands", scale=1.0)
     write_atomic(work.duplicates, cluster(work.pairs).astype("<i8").tobytes())
 
 

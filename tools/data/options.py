@@ -1,62 +1,230 @@
-"""What `syne data preprocess` is asked for, whether it fits together, and which of it decides the result."""
+"""What the commands of `syne data` are asked for, field by field as on the command line; whether it fits together.
+
+`tools.cli_options.takes` makes a command's options of the annotated fields, so nothing heavy is imported here.
+"""
 
 import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from typer import Argument, Option
 
 from data_mixers.errors import ConfigError
 from data_mixers.manifest import Role, TokenizerIdentity
-from tools.data.holdout import SD_OF_DOCUMENT
+from tools.cli_options import MaxBadLines, MaxBadShare, OwnFolder, TextKey, Workers
 from tools.data.labels import check_label
 from tools.data.readers import MAX_DOCUMENT_BYTES
-from tools.data.slurm_options import SlurmArray
+from tools.data.signals import SIGNALS
+from tools.data.slurm_options import Array
 
-FORMAT = 2  # of what lies in .work: raise it when a stage gives something else for the same options
+FORMAT = 2  # of what lies in .work: raise it when a stage of preprocess gives something else for the same options
+
+Documents = Annotated[
+    tuple[str, ...], Option("--input", help="File or glob, may be repeated: .jsonl, .gz, .zst, .parquet.")
+]
+SourceKey = Annotated[str | None, Option(help="Key to count by; default: the file's folder.", show_default=False)]
+TokenizerPath = Annotated[Path, Option(help="HF folder, tokenizer.json, or tokenizer.model.")]
+ScoresName = Annotated[str, Option(help="Name of the set of scores to read.")]
+TopicsFile = Annotated[Path | None, Option(help="Instead of the project's topics.json.", show_default=False)]
+Device = Annotated[Literal["cpu", "cuda"], Option(help="Where the model runs.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanOptions:
+    inputs: Documents
+    out: OwnFolder
+    rules: Annotated[Path | None, Option(help="Rules; default: tools/data/clean_rules.yaml.", show_default=False)] = (
+        None
+    )
+    languages: Annotated[
+        tuple[str, ...],
+        Option("--language", help="Keep this language (zh, en, ...), may be repeated.", show_default=False),
+    ] = ()
+    """ISO 639 codes; empty: languages are not looked at."""
+    text_key: TextKey = "text"
+    source_key: SourceKey = None
+    near_duplicates: Annotated[bool, Option(help="MinHash; exact duplicates always go.")] = True
+    report_only: Annotated[bool, Option("--report-only", help="Count, write no documents.")] = False
+    workers: Workers = 1
+    max_bad_share: MaxBadShare = 0.01
+    max_bad_lines: MaxBadLines = 10
+    array: Array = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecontaminateOptions:
+    inputs: Documents
+    benchmarks: Annotated[
+        tuple[str, ...], Option(help="File or glob, may be repeated: .jsonl, .json, .gz, .zst, .parquet.")
+    ]
+    out: OwnFolder
+    remove: Annotated[bool, Option("--remove", help="Write the documents, the contaminated apart.")] = False
+    ngram: Annotated[int, Option(min=2, help="Of words, or characters of Chinese.")] = 13
+    """13 words are GPT-3's (arXiv 2005.14165, appendix C)."""
+    max_share: Annotated[
+        float, Option(min=0.0, max=1.0, help="Contaminated above this share of its n-grams; 0: any one.")
+    ] = 0.0
+    benchmark_keys: Annotated[
+        tuple[str, ...],
+        Option(
+            "--benchmark-key",
+            help="Key of the benchmarks' texts, may be repeated; default: known ones.",
+            show_default=False,
+        ),
+    ] = ()
+    text_key: TextKey = "text"
+    source_key: SourceKey = None
+    workers: Workers = 1
+    max_bad_share: MaxBadShare = 0.01
+    max_bad_lines: MaxBadLines = 10
+    array: Array = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchOptions:
+    name: Annotated[str, Argument(help="llama-3-syne, dolma, c4 or c4-multilingual.")]
+    out: Annotated[Path, Option(help="Folder; sources.json in it tells where every file is from.")]
+    slices: Annotated[
+        tuple[str, ...],
+        Option("--slice", help="Bucket, version or language, may be repeated.", show_default=False),
+    ] = ()
+    match: Annotated[str, Option(help="Only files whose path fits this glob.")] = "*"
+    max_files: Annotated[int | None, Option(min=1, help="The first so many.", show_default=False)] = None
+    revision: Annotated[str, Option(help="Of the repository.")] = "main"
+    endpoint: Annotated[
+        str | None, Option(help="A mirror of the hub; default: HF_ENDPOINT, else the hub.", show_default=False)
+    ] = None
+    offline: Annotated[bool, Option("--offline", help="Only look whether the files are there.")] = False
+    connections: Annotated[int, Option(min=1, max=8, help="Files at a time.")] = 2
+    pause_seconds: Annotated[float, Option("--retry-seconds", min=0.0, help="First pause before another attempt.")] = (
+        1.0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessOptions:
-    """What `syne data preprocess` is asked for."""
-
-    inputs: tuple[str, ...]
-    """File names, folders or globs: .jsonl, .gz, .zst, .parquet."""
-    tokenizer: Path
-    """HF folder, tokenizer.json, or tokenizer.model."""
-    out: Path
-    """The folder; calls with other names of language, source or topic add to it."""
-    text_key: str = "text"
-    language: str = "und"
-    """und: undetermined (ISO 639)."""
-    source: str = "web"
-    topic: str | None = None
-    """One topic for all documents; neither this nor topic_key: "all"."""
-    topic_key: str | None = None
-    """The key that holds each document's topic."""
-    topic_confidence_key: str = "topic_confidence"
-    """The key that holds how sure the topic is, where a document has it; goes into the sidecar."""
-    workers: int = 1
-    array: SlurmArray | None = None
-    """Run on a cluster, not in `workers` processes here."""
+    inputs: Annotated[
+        tuple[str, ...],
+        Option("--input", help="File, folder or glob, may be repeated: .jsonl, .gz, .zst, .parquet."),
+    ]
+    tokenizer: TokenizerPath
+    out: Annotated[Path, Option(help="Folder; other sources in it stay.")]
+    text_key: TextKey = "text"
+    language: Annotated[str, Option(help="zh, en, ...; und: undetermined.")] = "und"
+    source: Annotated[str, Option(help="web, book, code, ...")] = "web"
+    topic: Annotated[str | None, Option(help="One topic for all documents.", show_default=False)] = None
+    """Neither this nor topic_key: "all"."""
+    topic_key: Annotated[str | None, Option(help="Key of each document's topic.", show_default=False)] = None
+    topic_confidence_key: Annotated[
+        str, Option(help="Key of how sure the topic is, where a document has it; for the sidecar.")
+    ] = "topic_confidence"
+    workers: Workers = 1
     holdout: int | Literal["auto"] = 0
     """Documents per topic kept from training, those with the smallest content hashes; auto: see holdout.choose."""
-    holdout_sd: float = SD_OF_DOCUMENT
-    """What the size of the holdout and its error are worked out with: see holdout.measured_sd."""
-    role: Role = "train"
-    """validation: everything of this call is held out."""
-    seed: int = 1234
-    """Of the order of documents."""
-    eos_token: str | None = None
-    keep_documents_whole: bool = False
-    """Pack documents whole into windows of seq_length tokens; longer ones are left out."""
-    seq_length: int | None = None
-    """With keep_documents_whole: the training.seq_length of every run that will read them."""
-    max_document_bytes: int = MAX_DOCUMENT_BYTES
-    max_bad_share: float = 0.01
-    """Ours: refuse the input when a larger share of its lines is bad, and more than max_bad_lines are."""
-    max_bad_lines: int = 10
+    holdout_sd: float | None = None
+    """What the size of the holdout and its error are worked out with: see holdout.measured_sd; None: SD_OF_DOCUMENT."""
+    role: Annotated[Role, Option(help="validation: everything of this call is held out.")] = "train"
+    seed: Annotated[int, Option(min=0, help="Of the order of documents.")] = 1234
+    eos_token: Annotated[
+        str | None, Option(help="Put after each document; default: the tokenizer's own.", show_default=False)
+    ] = None
+    keep_documents_whole: Annotated[
+        bool, Option("--keep-documents-whole", help="Pack documents whole into windows of --seq-length tokens.")
+    ] = False
+    """Longer ones are left out."""
+    seq_length: Annotated[
+        int | None, Option(help="Of the runs that will read them: training.seq_length.", show_default=False)
+    ] = None
+    max_document_bytes: Annotated[int, Option(min=1, help="Longer texts are bad lines.")] = MAX_DOCUMENT_BYTES
+    max_bad_share: MaxBadShare = 0.01
+    max_bad_lines: MaxBadLines = 10
+    array: Array = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions:
+    data: Annotated[Path, Option(help="Folder of token files with manifest.json.")]
+    checkpoint: Annotated[Path | None, Option(help="An iter_* folder, or a run: its newest.", show_default=False)] = (
+        None
+    )
+    hf: Annotated[Path | None, Option(help="Folder with config.json and weights.", show_default=False)] = None
+    """Neither: signals alone."""
+    tokenizer: Annotated[
+        Path | None, Option(help="Gives the cheap signals; left out, they are null.", show_default=False)
+    ] = None
+    sources: Annotated[str, Option(help="Glob over source names.")] = "*"
+    name: Annotated[str, Option(help="Of this set of scores, beside a first one.")] = "default"
+    seq_length: Annotated[
+        int | None, Option(min=1, help="Default: the model's context, at most 4096.", show_default=False)
+    ] = None
+    overlap: Annotated[
+        int | None, Option(min=0, help="Context of a long document's later windows; default: 1/16.", show_default=False)
+    ] = None
+    micro_batch_size: Annotated[int, Option(min=1, help="seq_lengths of tokens in a forward pass.")] = 1
+    workers: Annotated[
+        int, Option("--workers", "--nproc", min=1, help="Processes, each with the whole model: one per GPU.")
+    ] = 1
+    precision: Annotated[
+        Literal["auto", "bf16", "fp32"], Option(help="auto: bf16 where the hardware multiplies it.")
+    ] = "auto"
+    device: Annotated[Literal["auto", "cpu", "cuda"], Option(help="auto: a GPU where there is one.")] = "auto"
+    array: Array = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SortOptions:
+    data: Annotated[Path, Option(help="Folder of token files with scores.")]
+    out: Annotated[Path, Option(help="The folder to write: sorted sources, and all others unchanged.")]
+    by: Annotated[str, Option(help=f"nll, {', '.join(SIGNALS)}, or difference:A-B of two names.")] = "nll"
+    name: ScoresName = "default"
+    """difference:A-B names its own two."""
+    buckets: Annotated[int, Option(min=1, help="Per topic, with equally many tokens.")] = 10
+    """Ours: the recipe gives no number; a tenth of a topic is as fine as its PPL can be told apart."""
+    sources: Annotated[str, Option(help="Glob over the names of training sources to sort.")] = "*"
+    descending: Annotated[bool, Option("--descending", help="Highest key first.")] = False
+    drop_tails: tuple[float, float] = (0.0, 0.0)
+    """Shares of each topic's tokens left out at the beginning and at the end of the order."""
+    keep_share: Annotated[float, Option(min=0.0, max=1.0, help="Of each topic's documents, evenly over the order.")] = (
+        1.0
+    )
+    """A smaller copy with every quantile in it."""
+    workers: Workers = 1
+    array: Array = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskOptions:
+    inputs: Annotated[tuple[str, ...], Option("--input", help="File or glob of documents, may be repeated.")]
+    url: Annotated[str, Option(help="OpenAI-compatible server, up to and with /v1.")]
+    models: Annotated[tuple[str, ...], Option("--model", help="Its name on the server; two give an agreement.")]
+    language: Annotated[str, Option(help="Of the documents: zh, en.")]
+    out: Annotated[Path, Option(help="Folder for answers, labelled documents and the agreement report.")]
+    passes: Annotated[int, Option(min=1, help="Answers of each model to each document.")] = 1
+    gold_key: Annotated[str | None, Option(help="Key of labels to compare with.", show_default=False)] = None
+    topics: TopicsFile = None
+    prompt: Annotated[Path | None, Option(help="Instead of the project's prompt.json.", show_default=False)] = None
+    text_key: TextKey = "text"
+    parallel: Annotated[int, Option(min=1, help="Questions at a time.")] = 8
+    timeout_seconds: Annotated[float, Option(min=0.1, help="Of one answer.")] = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelOptions:
+    inputs: Annotated[tuple[str, ...], Option("--input", help="File or glob of documents, may be repeated.")]
+    classifier: Annotated[Path, Option(help="Folder of train-classifier.")]
+    out: Annotated[Path, Option(help="Folder for the documents with their topic.")]
+    text_key: TextKey = "text"
+    threshold: Annotated[
+        float | None, Option(min=0.0, max=1.0, help="Below it: others; default: the classifier's.", show_default=False)
+    ] = None
+    device: Device = "cpu"
+    workers: Workers = 1
+    max_bad_share: MaxBadShare = 0.01
+    max_bad_lines: MaxBadLines = 10
+    array: Array = None
 
 
 def check(options: PreprocessOptions) -> None:

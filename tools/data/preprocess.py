@@ -8,14 +8,13 @@ manifest is replaced last: the folder is as it was, or without the sources it wa
 one.
 """
 
-import errno
 import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -24,8 +23,8 @@ from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
 from data_mixers.manifest import Role, ShardEntry, SourceEntry, source_name
 from megatron_synE.data.indexed import token_dtype
-from tools.data.folder import DataFolder, NewSource
-from tools.data.holdout import HeldOut, choose
+from tools.data.folder import DataFolder
+from tools.data.holdout import SD_OF_DOCUMENT, HeldOut, choose
 from tools.data.labels import file_stem
 from tools.data.merge import (
     DIGEST_BYTES,
@@ -40,7 +39,7 @@ from tools.data.merge import (
 )
 from tools.data.near_copies import NearCopies
 from tools.data.options import PreprocessOptions, check, fingerprint
-from tools.data.quarantine import BadLine, bad_lines, is_too_much, too_many
+from tools.data.quarantine import bad_lines, check_bad_share
 from tools.data.readers import find_inputs, plan_tasks
 from tools.data.spool import (
     RunSegment,
@@ -94,27 +93,11 @@ def preprocess(options: PreprocessOptions) -> PreprocessReport:
     Memory: about 0.4 GB per worker, whatever the size of the input. Disk: twice what is written, until it is done.
     """
     check(options)
-    with _disk_faults(options.out), only_one(options.out), WorkerPool(options.workers) as pool:
+    with only_one(options.out), WorkerPool(options.workers) as pool:
         return _Call(options, pool).run()
 
 
-@contextmanager
-def _disk_faults(out: Path) -> Iterator[None]:
-    """A full disk as an error that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
-            raise
-        raise DataError(
-            f"{out}: {error.strerror}; make room (the work needs twice what it writes), then run the same command "
-            "again: it goes on where it stood"
-        ) from error
-
-
 class _Call:
-    """One call, step by step."""
-
     def __init__(self, options: PreprocessOptions, pool: WorkerPool) -> None:
         self.options, self.pool = options, pool
         self.inputs = find_inputs(options.inputs)
@@ -143,21 +126,29 @@ class _Call:
         bad = bad_lines(
             self.tasks, [(result.num_lines, read_bad_lines(self.runs, n, result)) for n, result in enumerate(results)]
         )
-        self.check_bad_share(bad, results)
+        check_bad_share(
+            bad,
+            num_bad=sum(result.num_bad for result in results),
+            num_records=sum(result.num_records for result in results),
+            max_share=self.options.max_bad_share,
+            max_lines=self.options.max_bad_lines,
+            write=partial(self.folder.write_quarantine, bad, call=self.name),
+        )
         segments = tuple(segment for result in results for segment in result.segments)
         if not segments:
             raise DataError(f"there is no document in {', '.join(self.options.inputs)}")
         num_tokens: dict[str, int] = {}
         for segment in segments:
             num_tokens[segment.topic] = num_tokens.get(segment.topic, 0) + segment.num_tokens
-        before, prefixes = self.folder.held_out(replaced=self.replaced_names(num_tokens))
+        names = {self.source_name(topic, suffix) for topic in num_tokens for suffix in (None, "holdout")}
+        before, prefixes = self.folder.held_out(replaced=names)
         chosen = self.choose_held_out(segments, num_tokens, before)
         held_out = self.write_held_out(segments, num_tokens, chosen)
         digests = before.union(*(entry.digests for entry in chosen.values()))
         table = self.held_out_table(digests, [*prefixes, *(task.prefix for task, _ in held_out)])
         training = self.write(segments, num_tokens, table)
         new = self.new_sources(training, held_out)
-        manifest_path = self.folder.replace_sources(new, bad, call=self.name)
+        manifest_path = self.folder.replace_sources(new, self.finished, bad, call=self.name)
         _remove(self.work)
         shutil.rmtree(self.work.parent)
         with suppress(OSError):  # another call's work is in there
@@ -165,57 +156,20 @@ class _Call:
         return self.report(manifest_path, new, results, [shard for _, shard in (*training, *held_out)], chosen)
 
     def tokenise(self) -> list[TaskResult]:
-        options = self.options
-        settings = TaskSettings(
-            runs=self.runs,
-            tokenizer=options.tokenizer,
-            eos_token=options.eos_token,
-            engine="auto" if self.tokenizer.engine_name == "fastokens" else "reference",
-            dtype=self.dtype,
-            text_key=options.text_key,
-            topic_key=options.topic_key,
-            topic=options.topic or "all",
-            confidence_key=options.topic_confidence_key,
-            seed=options.seed,
-            max_document_bytes=options.max_document_bytes,
-            longest=options.seq_length,
-        )
-        stage = Stage(
-            name="tokenise",
-            work=self.work / "tokenise",
-            fingerprint=self.fingerprint,
-            sizes=tuple(task.size_bytes for task in self.tasks),
-            do=partial(tokenise_task, self.tasks, settings),
-        )
-        return [TaskResult.from_json(result) for result in run_stage(stage, workers=self.pool, array=options.array)]
-
-    def shards(self, stage: Stage) -> list[MergedShard]:
-        options = self.options
-        results = run_stage(stage, workers=self.pool, unit="M tokens", array=options.array)
-        return [MergedShard.from_json(result) for result in results]
-
-    def check_bad_share(self, bad: Sequence[BadLine], results: Sequence[TaskResult]) -> None:
-        options = self.options
-        num_bad, num_records = (sum(getattr(result, name) for result in results) for name in ("num_bad", "num_records"))
-        if is_too_much(num_bad, num_records, max_share=options.max_bad_share, max_lines=options.max_bad_lines):
-            self.folder.write_quarantine(bad, call=self.name)
-            raise too_many(
-                bad,
-                num_bad=num_bad,
-                num_records=num_records,
-                max_share=options.max_bad_share,
-                quarantine_path=self.folder.quarantine_path,
-            )
+        engine: Literal["auto", "reference"] = "auto" if self.tokenizer.engine_name == "fastokens" else "reference"
+        settings = TaskSettings(options=self.options, runs=self.runs, engine=engine, dtype=self.dtype)
+        sizes = [task.size_bytes for task in self.tasks]
+        results = self.run_stage("tokenise", partial(tokenise_task, self.tasks, settings), sizes, self.fingerprint)
+        return [TaskResult.from_json(result) for result in results]
 
     def choose_held_out(
         self, segments: Sequence[RunSegment], topics: Iterable[str], before: set[int]
     ) -> dict[str, HeldOut]:
         if not self.options.holdout:
             return {}
-        readers = {
-            topic: RunReader(self.runs, [s for s in segments if s.topic == topic], self.dtype) for topic in topics
-        }
-        return choose(readers, self.options.holdout, sd=self.options.holdout_sd, without=before)
+        readers = {topic: RunReader(self.runs, segments, self.dtype, topic=topic) for topic in topics}
+        sd = SD_OF_DOCUMENT if self.options.holdout_sd is None else self.options.holdout_sd
+        return choose(readers, self.options.holdout, sd=sd, without=before)
 
     def write_held_out(
         self, segments: tuple[RunSegment, ...], num_tokens: Mapping[str, int], chosen: Mapping[str, HeldOut]
@@ -225,9 +179,7 @@ class _Call:
         tasks = tuple(self.shard_task(topic, 0, 1, num_tokens[topic], suffix="holdout") for topic in topics)
         settings = self.merge_settings(segments, held_out=None, keep_digests=True, window=None)
         digests = tuple(chosen[topic].digests for topic in topics)
-        stage = self.stage("hold out", tasks, partial(write_held_out, tasks, settings, digests), digests)
-        shards = self.shards(stage)
-        return list(zip(tasks, shards, strict=True))
+        return self.write_files("hold out", tasks, partial(write_held_out, tasks, settings, digests), digests)
 
     def held_out_table(self, digests: set[int], prefixes: Sequence[Path]) -> Path | None:
         """What training documents are compared with; None if nothing is held out."""
@@ -246,28 +198,27 @@ class _Call:
         tasks = []
         for topic in sorted(num_tokens):
             count = -(-num_tokens[topic] // (SHARD_TOKENS if window is None else PACKED_SHARD_TOKENS))
-            suffix = "validation" if self.options.role == "validation" else None
-            tasks += [self.shard_task(topic, n, count, num_tokens[topic] // count, suffix=suffix) for n in range(count)]
+            tasks += [self.shard_task(topic, n, count, num_tokens[topic] // count) for n in range(count)]
         settings = self.merge_settings(
             segments, held_out=held_out, keep_digests=self.options.role == "validation", window=window
         )
         table = hashlib.sha256()
         for path in sorted(self.held_out.glob("[!.]*")) if held_out is not None else ():
             table.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
-        stage = self.stage("write", tuple(tasks), partial(write_shard, tuple(tasks), settings), table.hexdigest())
-        shards = self.shards(stage)
-        return list(zip(tasks, shards, strict=True))
+        return self.write_files("write", tasks, partial(write_shard, tasks, settings), table.hexdigest())
 
     def new_sources(
         self, training: Sequence[tuple[ShardTask, MergedShard]], held_out: Sequence[tuple[ShardTask, MergedShard]]
-    ) -> list[NewSource]:
+    ) -> list[SourceEntry]:
         """Errors: DataError if a topic has nothing left."""
         new = []
         validation: Role = "validation"
         for role, suffix, shards in ((self.options.role, None, training), (validation, "holdout", held_out)):
             for topic in sorted({task.topic for task, _ in shards}):
                 entries = tuple(
-                    _shard_entry(task, shard) for task, shard in shards if task.topic == topic and shard.num_documents
+                    ShardEntry(prefix=task.prefix.name, text_bytes=shard.text_bytes, **asdict(shard.pair))
+                    for task, shard in shards
+                    if task.topic == topic and shard.num_documents
                 )
                 if not entries:
                     raise DataError(
@@ -283,13 +234,13 @@ class _Call:
                     shards=entries,
                     packed_seq_length=self.options.seq_length if suffix is None else None,
                 )
-                new.append(NewSource(entry=entry, finished=self.finished))
+                new.append(entry)
         return new
 
     def report(
         self,
         manifest_path: Path,
-        new: Sequence[NewSource],
+        new: Sequence[SourceEntry],
         results: Sequence[TaskResult],
         shards: Sequence[MergedShard],
         chosen: Mapping[str, HeldOut],
@@ -297,7 +248,7 @@ class _Call:
         held_out_documents = sum(len(entry.digests) for entry in chosen.values())
         report = PreprocessReport(
             manifest_path=manifest_path,
-            sources=tuple(source.entry for source in new),
+            sources=tuple(new),
             num_records=sum(result.num_records for result in results),
             num_documents=sum(shard.num_documents for shard in shards),
             num_quarantined=sum(result.num_bad for result in results),
@@ -320,24 +271,30 @@ class _Call:
             report.num_too_long, report.num_duplicates_removed, report.num_near_copies_removed,
         )  # fmt: skip
         if self.options.keep_documents_whole:
-            packed = sum(source.entry.num_tokens for source in new if source.entry.role == "train")
+            packed = sum(entry.num_tokens for entry in new if entry.role == "train")
             waste = report.num_filler_tokens / packed
             level = logging.WARNING if waste > MOST_WASTE else logging.INFO
             logger.log(level, "%.2f %% of the windows' tokens fill them up", 100 * waste)
         return report
 
-    def stage(self, name: str, tasks: tuple[ShardTask, ...], do: Callable[[int, Report], Any], *parts: object) -> Stage:
+    def write_files(
+        self, name: str, tasks: Sequence[ShardTask], do: Callable[[int, Report], Any], *parts: object
+    ) -> list[tuple[ShardTask, MergedShard]]:
         """A stage that writes token files; parts: what decides its results beside the runs."""
-        decided = json.dumps([self.fingerprint, parts])
-        return Stage(
-            name=name,
-            work=self.work / name.replace(" ", "_"),
-            fingerprint=hashlib.sha256(decided.encode()).hexdigest(),
-            sizes=tuple(task.num_tokens for task in tasks),
-            do=do,
-        )
+        decided = hashlib.sha256(json.dumps([self.fingerprint, parts]).encode()).hexdigest()
+        results = self.run_stage(name, do, [task.num_tokens for task in tasks], decided, unit="M tokens")
+        return [(task, MergedShard.from_json(result)) for task, result in zip(tasks, results, strict=True)]
 
-    def shard_task(self, topic: str, shard: int, num_shards: int, num_tokens: int, *, suffix: str | None) -> ShardTask:
+    def run_stage(
+        self, name: str, do: Callable[[int, Report], Any], sizes: Sequence[int], fingerprint: str, *, unit: str = "MB"
+    ) -> list[Any]:
+        work = self.work / name.replace(" ", "_")
+        stage = Stage(name=name, work=work, fingerprint=fingerprint, sizes=tuple(sizes), do=do)
+        return run_stage(stage, workers=self.pool, unit=unit, array=self.options.array)
+
+    def shard_task(
+        self, topic: str, shard: int, num_shards: int, num_tokens: int, *, suffix: str | None = None
+    ) -> ShardTask:
         stem = file_stem(self.source_name(topic, suffix))
         return ShardTask(
             topic=topic,
@@ -366,10 +323,6 @@ class _Call:
             suffix = "validation"
         return source_name(language=self.options.language, source=self.options.source, topic=topic, suffix=suffix)
 
-    def replaced_names(self, topics: Iterable[str]) -> set[str]:
-        """Every name this call may replace: the sources and what was held out of them."""
-        return {self.source_name(topic, suffix) for topic in topics for suffix in (None, "holdout")}
-
 
 def _clean_work(out: Path, call: str, fingerprint: str) -> Path:
     """The folder of this call's work, without the work of other options or inputs."""
@@ -387,17 +340,3 @@ def _remove(work: Path) -> None:
     if other.exists():
         shutil.rmtree(other)
     shutil.rmtree(work.replace(other))
-
-
-def _shard_entry(task: ShardTask, shard: MergedShard) -> ShardEntry:
-    pair = shard.pair
-    return ShardEntry(
-        prefix=task.prefix.name,
-        num_documents=pair.num_documents,
-        num_tokens=pair.num_tokens,
-        text_bytes=shard.text_bytes,
-        bin_size_bytes=pair.bin_size_bytes,
-        idx_size_bytes=pair.idx_size_bytes,
-        bin_sha256=pair.bin_sha256,
-        idx_sha256=pair.idx_sha256,
-    )

@@ -1,20 +1,21 @@
 """Lines that are no documents: collected from the tasks with their place in the file, refused above a threshold."""
 
+import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from data_mixers.atomic import write_atomic
 from data_mixers.errors import DataError
 from tools.data.readers import InputTask
 
+QUARANTINE_NAME = "quarantine.jsonl"
 NUM_EXAMPLES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class BadLine:
-    """A line that was not used."""
-
     file: str
     line: int
     """Of the file, counted from 1; a row of a parquet file."""
@@ -36,19 +37,32 @@ def bad_lines(tasks: Sequence[InputTask], found: Iterable[tuple[int, Iterable[tu
     return bad
 
 
-def is_too_much(num_bad: int, num_records: int, *, max_share: float, max_lines: int) -> bool:
-    """Whether the input is refused: more bad lines than max_lines, and a larger share than max_share."""
-    return num_bad > max_lines and num_bad > max_share * num_records
+def write_quarantine(folder: Path, bad: Sequence[BadLine]) -> Path:
+    """The bad lines of the call whose folder it is."""
+    lines = "".join(json.dumps(asdict(line), ensure_ascii=False) + "\n" for line in bad)
+    write_atomic(folder / QUARANTINE_NAME, lines.encode())
+    return folder / QUARANTINE_NAME
 
 
-def too_many(
-    bad: Sequence[BadLine], *, num_bad: int, num_records: int, max_share: float, quarantine_path: Path
-) -> DataError:
-    """What to say when the input is refused: how many lines for which reasons, and the first ones."""
+def check_bad_share(
+    bad: Sequence[BadLine],
+    *,
+    num_bad: int,
+    num_records: int,
+    max_share: float,
+    max_lines: int,
+    write: Callable[[], Path],
+) -> None:
+    """Errors: DataError with the first bad lines if there are more than max_lines, and a larger share than max_share.
+
+    write: keeps them in the file that it names; called if the input is refused.
+    """
+    if num_bad <= max_lines or num_bad <= max_share * num_records:
+        return
     counts = Counter(item.reason.split(":")[0] for item in bad)
     listed = ", ".join(f"{reason} ({count})" for reason, count in counts.most_common(4))
     first = "; ".join(f"{item.file} line {item.line}: {item.reason}" for item in bad[:NUM_EXAMPLES])
-    return DataError(
+    raise DataError(
         f"{num_bad} of {num_records} lines are no documents, more than {max_share:.1%}: {listed}. First: {first}. All "
-        f"are in {quarantine_path}. Mend the input, name the right --text-key, or allow more with --max-bad-share"
+        f"are in {write()}. Mend the input, name the right --text-key, or allow more with --max-bad-share"
     )

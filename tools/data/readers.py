@@ -23,7 +23,7 @@ LEAST_CHUNK_BYTES = 8 << 20  # of one plain file per task
 MOST_CHUNK_BYTES = 64 << 20  # a task's tokens are sorted in memory
 NUM_CHUNKS = 64  # wanted: enough to keep many workers busy, few enough to merge
 MAX_DOCUMENT_BYTES = 16 << 20  # ours: four times a Bible; whole books fit, a file without line ends does not
-REPORTS = ("report.json", "quarantine.jsonl", "label_topics.json", "sources.json", "agreement.json", "answers.jsonl")
+REPORTS = ("report.json", "quarantine.jsonl", "sources.json", "agreement.json", "answers.jsonl")
 """What these tools write beside documents."""
 DROPPED = "dropped"
 """The folder in which `clean` and `decontaminate` keep what they leave out."""
@@ -45,8 +45,6 @@ class InputTask:
 
 
 class Record(NamedTuple):  # made for every line: a frozen dataclass takes three times as long
-    """One document."""
-
     line: int
     """Counted from 1 inside the task: line, or row of a parquet file."""
     place: int
@@ -59,8 +57,6 @@ class Record(NamedTuple):  # made for every line: a frozen dataclass takes three
 
 
 class BadRecord(NamedTuple):
-    """A line that is no document."""
-
     line: int
     reason: str
 
@@ -80,7 +76,8 @@ def find_inputs(patterns: Sequence[str], *, option: str = "--input") -> list[Pat
             files += [path for path in folder.rglob("*") if path.suffix in KINDS and _is_visible(path, folder)]
         by_products = [path for path in files if _is_by_product(path, named)]
         if by_products:
-            logger.info("%s %s: not read, since no documents to keep: %s", option, pattern, _listed(by_products))
+            first, count = ", ".join(map(str, by_products[:4])), len(by_products)
+            logger.info("%s %s: not read, since no documents to keep: %s (%d in all)", option, pattern, first, count)
             files = [path for path in files if path not in set(by_products)]
         if not files:
             raise ConfigError(f"{option} {pattern} matches no file and no folder with {', '.join(KINDS)} files")
@@ -108,11 +105,6 @@ def _is_by_product(path: Path, named: Path) -> bool:
     return path.name in REPORTS or is_dropped
 
 
-def _listed(paths: Sequence[Path]) -> str:
-    shown = ", ".join(str(path) for path in paths[:4])
-    return shown if len(paths) <= 4 else f"{shown} and {len(paths) - 4} more"
-
-
 def _natural(path: Path) -> tuple[list[tuple[str, int]], str]:
     """Numbers inside names count as numbers."""
     pieces = re.findall(r"(\D*)(\d*)", str(path))
@@ -129,7 +121,9 @@ def plan_tasks(paths: Sequence[Path], *, chunk_bytes: int | None = None) -> list
         chunk_bytes = min(max(sum(sizes) // NUM_CHUNKS, LEAST_CHUNK_BYTES), MOST_CHUNK_BYTES)
     tasks = []
     for file_index, (path, size) in enumerate(zip(paths, sizes, strict=True)):
-        kind = _kind(path)
+        if path.suffix not in KINDS:
+            raise ConfigError(f"--input {path} has an unknown suffix; known: {', '.join(KINDS)}")
+        kind = KINDS[path.suffix]
         if kind == "jsonl":
             cuts = [(start, min(start + chunk_bytes, size)) for start in range(0, size, chunk_bytes)]
         elif kind == "parquet":
@@ -156,47 +150,33 @@ def read_task(
     text_key: str | tuple[str, ...],
     topic_key: str | None,
     on_bytes: Callable[[int], None],
-    all_columns: bool = False,
-    other_columns: Sequence[str] = (),
+    other_columns: Sequence[str] | None = (),
     max_document_bytes: int = MAX_DOCUMENT_BYTES,
 ) -> Iterator[Record | BadRecord | None]:
     """Every line of a task, as a document or with the reason why it is none; None for a blank line.
 
     text_key: of several, the first that the line (the parquet file) has.
     on_bytes: told how many bytes of the input have been read since the last call.
-    all_columns, other_columns: of a parquet file, beside text and topic, where it has them; other files hold whole
-    lines anyway.
+    other_columns: of a parquet file, beside text and topic, where it has them; None: all. Other files hold whole lines.
     max_document_bytes: of UTF-8 text; a line more than twice as long (escapes, other keys) is not even read.
     Errors: DataError naming the file if it is damaged as a whole (cut off, not the format its name says).
     """
     text_keys = (text_key,) if isinstance(text_key, str) else text_key
     if task.kind == "parquet":
-        wanted = None if all_columns else other_columns
-        records = _read_parquet(task, text_keys, topic_key, wanted, max_document_bytes, on_bytes)
-        yield from records
+        yield from _read_parquet(task, text_keys, topic_key, other_columns, max_document_bytes, on_bytes)
         return
     limit = 2 * max_document_bytes + (1 << 20)
-    for number, (place, line) in enumerate(_lines(task, limit, on_bytes), start=1):
+    if task.kind == "jsonl":
+        lines = byte_range(task.path, task.start, task.stop, limit=limit, on_bytes=on_bytes)
+    else:
+        lines = compressed(task.path, task.kind, limit=limit, on_bytes=on_bytes)
+    for number, (place, line) in enumerate(lines, start=1):
         if line is None:
             yield BadRecord(number, f"the line is longer than {limit} bytes")
         elif not line or line.isspace():
             yield None
         else:
             yield _parse(line, number, place, text_keys, topic_key, max_document_bytes)
-
-
-def _kind(path: Path) -> Kind:
-    if path.suffix not in KINDS:
-        raise ConfigError(f"--input {path} has an unknown suffix; known: {', '.join(KINDS)}")
-    return KINDS[path.suffix]
-
-
-def _lines(task: InputTask, limit: int, on_bytes: Callable[[int], None]) -> Iterator[tuple[int, bytes | None]]:
-    """(place, line) of the lines of a task; None: longer than limit."""
-    if task.kind == "jsonl":
-        return byte_range(task.path, task.start, task.stop, limit=limit, on_bytes=on_bytes)
-    assert task.kind != "parquet"  # has no lines
-    return compressed(task.path, task.kind, limit=limit, on_bytes=on_bytes)
 
 
 def _parse(
@@ -250,7 +230,6 @@ def _read_parquet(
     max_document_bytes: int,
     on_bytes: Callable[[int], None],
 ) -> Iterator[Record | BadRecord]:
-    """wanted: columns beside text and topic; None: all."""
     import pyarrow
     import pyarrow.parquet
 

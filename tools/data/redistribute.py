@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from data_mixers.atomic import publish
 from megatron_synE.data.indexed import IndexedFile, IndexedWriter, WrittenPair
-from tools.data.scores_file import ScoresOrigin, metadata_of, scores_suffix
+from tools.data.scores_file import ScoresOrigin, metadata_of
 from tools.data.sort_order import Ints, Order, Shards
 
 BLOCK_TOKENS = 4 << 20
@@ -39,22 +39,14 @@ class Sidecar:
     """Of scores: what their metadata says, but for the token file they belong to."""
 
     def path(self, prefix: Path) -> Path:
-        """Beside this token file."""
         return Path(f"{prefix}{self.suffix}")
 
 
 @dataclass(frozen=True)
 class WrittenBucket:
-    """One finished token file."""
-
     pair: WrittenPair
     text_bytes: int | None
     """Sum of the documents' own, where the sidecar states them."""
-
-
-def scores_sidecar(name: str, origin: ScoresOrigin) -> Sidecar:
-    """The sidecar of a set of scores."""
-    return Sidecar(suffix=scores_suffix(name), origin=origin)
 
 
 def redistribute(

@@ -28,13 +28,10 @@ Measure = Literal[
     "duplicate_ngram_share",
 ]
 NGRAM_MEASURES = ("top_ngram_share", "duplicate_ngram_share")
-COUNTED_MEASURES = ("num_units", "mean_unit_length")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Rule:
-    """A measure and what is kept."""
-
     name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
     """The reason that dropped documents carry."""
     measure: Measure
@@ -55,8 +52,6 @@ class LanguageRule:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class NearDuplicates:
-    """MinHash with bands."""
-
     ngram: Annotated[int, Field(ge=1)]
     num_bands: Annotated[int, Field(ge=1, le=999)]
     hashes_per_band: Annotated[int, Field(ge=1)]
@@ -96,7 +91,7 @@ def judge(text: Measured, rules: Sequence[Rule]) -> Verdict | None:
         if not _can_break(text, rule):
             continue
         measured = getattr(text, rule.measure)
-        value = measured if rule.measure in COUNTED_MEASURES else measured() if rule.n is None else measured(rule.n)
+        value = measured(rule.n) if rule.n is not None else measured() if callable(measured) else measured
         for limit, is_broken in ((rule.min, value < (rule.min or 0.0)), (rule.max, value > (rule.max or 0.0))):
             if limit is not None and is_broken:
                 return Verdict(reason=rule.name, value=value, limit=limit)

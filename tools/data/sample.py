@@ -6,34 +6,32 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from data_mixers.errors import ConfigError, DataError
 from megatron_synE.data.tokenizers import Tokenizer, load_tokenizer
-from tools.data.described import DescribedShard, DescribedSource, Numbers, describe
-from tools.data.documents import Document, read_documents, source_of_file
-from tools.data.readers import BadRecord, find_inputs, plan_tasks
+from tools.data.described import DescribedSource, describe
+from tools.data.documents import Document, TaskDocuments, source_of_file
+from tools.data.readers import find_inputs, plan_tasks
+from tools.data.scores_file import DEFAULT_NAME
 
 WINDOW = 0.01  # of the scored documents, on each side of a percentile
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One document to look at."""
-
     source: str
     topic: str | None
     id: str | None
     """None where no .documents.parquet says it; likewise file and place."""
     file: str | None
     place: int | None
-    num_tokens: int | None
-    ppl: float | None
-    percentile: float | None
-    """Share of its source's scored documents, in percent, that have a lower PPL."""
     text: str
+    num_tokens: int | None = None
+    ppl: float | None = None
+    percentile: float | None = None
+    """Share of its source's scored documents, in percent, that have a lower PPL."""
 
 
 def sample(
@@ -45,7 +43,7 @@ def sample(
     percentile: float | None = None,
     num: int = 5,
     seed: int = 1234,
-    scores_name: str | None = None,
+    scores_name: str = DEFAULT_NAME,
 ) -> list[Sample]:
     """`num` documents of each source that fits, in the order of their PPL, or of the file where none is known.
 
@@ -73,36 +71,35 @@ def sample(
 def _of_source(
     source: DescribedSource, tokenizer: Tokenizer, *, percentile: float | None, num: int, seed: int
 ) -> Iterator[Sample]:
-    ppl = _ppl(source)
-    if percentile is not None and ppl is None:
-        name = next(shard.scores_path for shard in source.shards if not shard.scores_path.is_file())
-        raise DataError(f"{name} is missing, so --percentile cannot be told: run `syne data score-ppl` first")
+    missing = [shard.scores_path for shard in source.shards if not shard.scores_path.is_file()]
+    if percentile is not None and missing:
+        raise DataError(f"{missing[0]} is missing, so --percentile cannot be told: run `syne data score-ppl` first")
     counts = [shard.num_documents for shard in source.shards]
-    order = np.arange(sum(counts))
-    if ppl is not None:
-        order = np.argsort(ppl, kind="stable")
-        order = order[~np.isnan(ppl[order])] if percentile is not None else order
-    ranks = _ranks(len(order), percentile, num, random.Random(f"{seed}:{source.name}"))
-    num_scored = 0 if ppl is None else int(np.count_nonzero(~np.isnan(ppl)))
-    for rank in ranks:
+    found = [shard.ppl for shard in source.shards]
+    ppl = np.full(sum(counts), math.nan) if missing else np.concatenate([each for each in found if each is not None])
+    num_scored = int(np.count_nonzero(~np.isnan(ppl)))
+    order = np.argsort(ppl, kind="stable")  # those without a PPL are last, in the order of the file
+    count = len(order) if percentile is None else num_scored
+    for rank in _ranks(count, percentile, num, random.Random(f"{seed}:{source.name}")):
         number = int(order[rank])
         shard_index = int(np.searchsorted(np.cumsum(counts), number, side="right"))
         shard = source.shards[shard_index]
-        value = math.nan if ppl is None else float(ppl[number])
-        yield _sample(
-            source,
-            shard,
-            number - sum(counts[:shard_index]),
-            tokenizer,
-            ppl=None if math.isnan(value) else value,
-            percentile=None if math.isnan(value) else 100 * rank / max(1, num_scored - 1),
+        inside = number - sum(counts[:shard_index])
+        start, stop = (int(place) for place in shard.starts[inside : inside + 2])
+        ids = shard.tokens.tokens(start, stop).tolist()
+        row = shard.document(inside)
+        is_scored = not math.isnan(ppl[number])
+        yield Sample(
+            source=source.name,
+            topic=row.get("topic") or source.topic,
+            id=row.get("id"),
+            file=row.get("file"),
+            place=row.get("place"),
+            num_tokens=stop - start,
+            ppl=float(ppl[number]) if is_scored else None,
+            percentile=100 * rank / max(1, num_scored - 1) if is_scored else None,
+            text=tokenizer.decode(ids[:-1] if ids and ids[-1] == tokenizer.eos_id else ids),
         )
-
-
-def _ppl(source: DescribedSource) -> Numbers | None:
-    found = [shard.ppl for shard in source.shards]
-    known = [ppl for ppl in found if ppl is not None]
-    return np.concatenate(known) if len(known) == len(found) else None
 
 
 def _ranks(count: int, percentile: float | None, num: int, rng: random.Random) -> list[int]:
@@ -115,31 +112,6 @@ def _ranks(count: int, percentile: float | None, num: int, rng: random.Random) -
     return sorted(rng.sample(window, min(num, len(window))))
 
 
-def _sample(
-    source: DescribedSource,
-    shard: DescribedShard,
-    number: int,
-    tokenizer: Tokenizer,
-    *,
-    ppl: float | None,
-    percentile: float | None,
-) -> Sample:
-    start, stop = (int(place) for place in shard.starts[number : number + 2])
-    ids = shard.tokens.tokens(start, stop).tolist()
-    row: dict[str, Any] = shard.document(number)
-    return Sample(
-        source=source.name,
-        topic=row.get("topic") or source.topic,
-        id=row.get("id"),
-        file=row.get("file"),
-        place=row.get("place"),
-        num_tokens=stop - start,
-        ppl=ppl,
-        percentile=percentile,
-        text=tokenizer.decode(ids[:-1] if ids and ids[-1] == tokenizer.eos_id else ids),
-    )
-
-
 def sample_files(
     patterns: tuple[str, ...], *, text_key: str = "text", topic: str | None = None, num: int = 5, seed: int = 1234
 ) -> list[Sample]:
@@ -148,8 +120,8 @@ def sample_files(
     kept: list[tuple[Path, Document]] = []
     seen = 0
     for task in plan_tasks(find_inputs(patterns)):
-        for document in read_documents(task, text_key=text_key, on_bytes=lambda amount: None):
-            if isinstance(document, BadRecord) or (topic is not None and document.fields.get("topic") != topic):
+        for document in TaskDocuments(task, text_key=text_key):
+            if topic is not None and document.fields.get("topic") != topic:
                 continue
             seen += 1
             place = rng.randrange(seen)
@@ -159,22 +131,17 @@ def sample_files(
                 kept[place] = (task.path, document)
     if not kept:
         raise ConfigError(f"no document fits in {', '.join(patterns)}")
-    return [_of_document(path, document) for path, document in kept]
-
-
-def _of_document(path: Path, document: Document) -> Sample:
-    topic = document.fields.get("topic")
-    return Sample(
-        source=source_of_file(path),
-        topic=topic if isinstance(topic, str) else None,
-        id=document.id,
-        file=str(path),
-        place=document.place,
-        num_tokens=None,
-        ppl=None,
-        percentile=None,
-        text=document.text,
-    )
+    return [
+        Sample(
+            source=source_of_file(path),
+            topic=found if isinstance(found := document.fields.get("topic"), str) else None,
+            id=document.id,
+            file=str(path),
+            place=document.place,
+            text=document.text,
+        )
+        for path, document in kept
+    ]
 
 
 def shown(entry: Sample, *, max_characters: int) -> str:

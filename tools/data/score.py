@@ -8,11 +8,9 @@ ranks of torchrun or srun, or as jobs of a SLURM array; whoever finds a shard's 
 import hashlib
 import json
 import logging
-import os
 import shutil
-import socket
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -20,23 +18,15 @@ from typing import Literal
 
 import pyarrow.parquet as pq
 
-from data_mixers.atomic import publish
+from data_mixers.atomic import publish, temporary_path
 from data_mixers.errors import ConfigError, DataError
 from data_mixers.manifest import DatasetManifest, read_manifest
 from megatron_synE.runtime.environment import Ranks, independent_ranks
 from tools.data.model_weights import ModelWeights, find_weights
+from tools.data.options import ScoreOptions
 from tools.data.score_chunks import ScoredFile, Settings, score_chunk
-from tools.data.scores_file import (
-    DEFAULT_NAME,
-    SCHEMA,
-    ScoresOrigin,
-    check_name,
-    metadata_of,
-    read_origin,
-    scores_path,
-)
-from tools.data.slurm_options import SlurmArray
-from tools.data.stage import Stage, is_done, only_one, run_stage, run_tasks
+from tools.data.scores_file import SCHEMA, ScoresOrigin, check_name, metadata_of, read_origin, scores_path
+from tools.data.stage import Stage, forget, is_done, only_one, run_stage, run_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -49,40 +39,10 @@ LONGEST_CONTEXT = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreOptions:
-    """What `syne data score-ppl` is asked for."""
-
-    data: Path
-    checkpoint: Path | None = None
-    hf: Path | None = None
-    """Neither: signals alone."""
-    tokenizer: Path | None = None
-    """For the signals; None: no signals."""
-    sources: str = "*"
-    """Glob over source names."""
-    name: str = DEFAULT_NAME
-    seq_length: int | None = None
-    """None: the model's context, at most LONGEST_CONTEXT."""
-    overlap: int | None = None
-    """None: a sixteenth of seq_length."""
-    micro_batch_size: int = 1
-    workers: int = 1
-    array: SlurmArray | None = None
-    """Run on a cluster, not in `workers` processes here."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-
-
-@dataclass(frozen=True, kw_only=True)
 class ScoreReport:
-    """What is scored after a call."""
-
     num_files: int
-    """Token files asked for."""
     num_complete: int
     """Of them, those whose scores file is there; fewer only while other processes are still working."""
-    num_documents: int
-    num_tokens: int
 
 
 def score_ppl(options: ScoreOptions) -> ScoreReport:
@@ -93,8 +53,8 @@ def score_ppl(options: ScoreOptions) -> ScoreReport:
     """
     _check(options)
     manifest = read_manifest(options.data)
-    settings, tokenizer_digest = _settings(options, manifest)
-    files = _files(options, manifest, settings, tokenizer_digest)
+    settings, origin = _settings(options, manifest)
+    files = _files(options, manifest, origin)
     _check_not_poorer(files, settings)
     stage = _stage(options, settings, files)
     ranks = independent_ranks()
@@ -105,16 +65,11 @@ def score_ppl(options: ScoreOptions) -> ScoreReport:
                 shutil.rmtree(stage.work)
     else:
         _run(stage, files, options, ranks)
-    complete = sum(file.is_current for file in files)
-    report = ScoreReport(
-        num_files=len(files),
-        num_complete=complete,
-        num_documents=sum(file.shard.num_documents for file in files),
-        num_tokens=sum(file.shard.num_tokens for file in files),
-    )
+    report = ScoreReport(num_files=len(files), num_complete=sum(file.is_current for file in files))
     logger.info(
         "%s: %d documents, %d tokens; scores of %d of %d token files are complete",
-        options.data, report.num_documents, report.num_tokens, complete, len(files),
+        options.data, sum(file.shard.num_documents for file in files), sum(file.shard.num_tokens for file in files),
+        report.num_complete, report.num_files,
     )  # fmt: skip
     return report
 
@@ -127,8 +82,8 @@ def _check(options: ScoreOptions) -> None:
         raise ConfigError("nothing to compute: give --checkpoint or --hf for NLL, --tokenizer for the signals")
 
 
-def _settings(options: ScoreOptions, manifest: DatasetManifest) -> tuple[Settings, str | None]:
-    """(settings, digest of the tokenizer for the signals)."""
+def _settings(options: ScoreOptions, manifest: DatasetManifest) -> tuple[Settings, ScoresOrigin]:
+    """(settings, what the scores come from but for their token file)."""
     from megatron_synE.data.tokenizers import digest_of
 
     digest = None
@@ -139,11 +94,14 @@ def _settings(options: ScoreOptions, manifest: DatasetManifest) -> tuple[Setting
         _check_digest(digest, manifest, f"--tokenizer {options.tokenizer}")
     weights, seq_length, overlap = None, 0, 0
     precision: Literal["bf16", "fp32"] = "fp32"
+    origin = ScoresOrigin(
+        bin_sha256="", weights_sha256=None, seq_length=None, overlap=None, precision=None, tokenizer_digest=digest
+    )
     if options.checkpoint is not None or options.hf is not None:
         weights = find_weights(checkpoint=options.checkpoint, hf=options.hf)
-        if weights.vocab_size < manifest.tokenizer.vocab_size:
+        if weights.architecture.vocab_size < manifest.tokenizer.vocab_size:
             raise ConfigError(
-                f"{weights.folder}: the model knows {weights.vocab_size} ids, the data's tokenizer has "
+                f"{weights.folder}: the model knows {weights.architecture.vocab_size} ids, the data's tokenizer has "
                 f"{manifest.tokenizer.vocab_size}; the model is of another tokenizer"
             )
         own = digest_of(weights.tokenizer) if weights.tokenizer.is_dir() else None
@@ -151,6 +109,9 @@ def _settings(options: ScoreOptions, manifest: DatasetManifest) -> tuple[Setting
             _check_digest(own, manifest, str(weights.tokenizer))
         seq_length, overlap = _windows(options, weights)
         precision = _precision(options)
+        origin = replace(
+            origin, weights_sha256=weights.sha256, seq_length=seq_length, overlap=overlap, precision=precision
+        )
     settings = Settings(
         weights=weights,
         seq_length=seq_length,
@@ -161,7 +122,7 @@ def _settings(options: ScoreOptions, manifest: DatasetManifest) -> tuple[Setting
         tokenizer=options.tokenizer,
         vocab_size=manifest.tokenizer.vocab_size,
     )
-    return settings, digest
+    return settings, origin
 
 
 def _check_digest(digest: str, manifest: DatasetManifest, where: str) -> None:
@@ -172,11 +133,10 @@ def _check_digest(digest: str, manifest: DatasetManifest, where: str) -> None:
 
 
 def _windows(options: ScoreOptions, weights: ModelWeights) -> tuple[int, int]:
-    seq_length = options.seq_length or min(weights.max_position_embeddings, LONGEST_CONTEXT)
-    if seq_length > weights.max_position_embeddings:
-        raise ConfigError(
-            f"--seq-length {seq_length} is longer than the model's context of {weights.max_position_embeddings}"
-        )
+    longest = weights.architecture.max_position_embeddings
+    seq_length = options.seq_length or min(longest, LONGEST_CONTEXT)
+    if seq_length > longest:
+        raise ConfigError(f"--seq-length {seq_length} is longer than the model's context of {longest}")
     overlap = seq_length // 16 if options.overlap is None else options.overlap
     if not 0 <= overlap < seq_length:
         raise ConfigError(f"--overlap {overlap} must be at least 0 and less than --seq-length {seq_length}")
@@ -193,9 +153,7 @@ def _precision(options: ScoreOptions) -> Literal["bf16", "fp32"]:
     return "bf16" if devices.select(options.device, local_rank=0).has_bf16 else "fp32"
 
 
-def _files(
-    options: ScoreOptions, manifest: DatasetManifest, settings: Settings, tokenizer_digest: str | None
-) -> list[ScoredFile]:
+def _files(options: ScoreOptions, manifest: DatasetManifest, origin: ScoresOrigin) -> list[ScoredFile]:
     chosen = [entry for entry in manifest.sources if fnmatchcase(entry.name, options.sources)]
     if not chosen:
         known = ", ".join(entry.name for entry in manifest.sources[:6])
@@ -205,24 +163,15 @@ def _files(
     total = sum(entry.num_tokens for entry in chosen)
     chunk_tokens = max(MIN_CHUNK_TOKENS, total // MAX_CHUNKS)
     files: list[ScoredFile] = []
-    weights = settings.weights
     next_task = 0
     for shard in (shard for entry in chosen for shard in entry.shards):
         prefix = manifest.shard_prefix(shard)
-        origin = ScoresOrigin(
-            bin_sha256=shard.bin_sha256,
-            weights_sha256=None if weights is None else weights.sha256,
-            seq_length=None if weights is None else settings.seq_length,
-            overlap=None if weights is None else settings.overlap,
-            precision=None if weights is None else settings.precision,
-            tokenizer_digest=tokenizer_digest,
-        )
         num_chunks = max(1, -(-shard.num_tokens // chunk_tokens))
         files.append(
             ScoredFile(
                 prefix=prefix,
                 shard=shard,
-                origin=origin,
+                origin=replace(origin, bin_sha256=shard.bin_sha256),
                 target=scores_path(prefix, options.name),
                 first_task=next_task,
                 num_chunks=num_chunks,
@@ -245,18 +194,17 @@ def _stage(options: ScoreOptions, settings: Settings, files: Sequence[ScoredFile
         "micro_batch_size": settings.micro_batch_size,
         "files": [[file.shard.prefix, file.num_chunks, asdict(file.origin)] for file in files],
     }
-    sizes = []
-    for file in files:
-        left = file.shard.num_tokens
-        for _ in range(file.num_chunks):
-            sizes.append(min(left, file.chunk_tokens))
-            left -= sizes[-1]
+    sizes = tuple(
+        min(file.chunk_tokens, file.shard.num_tokens - chunk * file.chunk_tokens)
+        for file in files
+        for chunk in range(file.num_chunks)
+    )
     work = options.data / ".work" / f"score-{options.name}"
     return Stage(
         name="score",
         work=work,
         fingerprint=hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest(),
-        sizes=tuple(sizes),
+        sizes=sizes,
         do=partial(score_chunk, work, settings, tuple(files)),
     )
 
@@ -269,7 +217,10 @@ def _run(stage: Stage, files: Sequence[ScoredFile], options: ScoreOptions, ranks
         run_tasks(stage, ranks.rank, ranks.world_size, unit="tokens", scale=1.0)
     for file in files:
         parts = _parts(stage.work, file)
-        if not file.is_current and _is_complete(stage, file, parts):
+        # Of this call's chunks: an earlier call may have cut the data otherwise.
+        if not file.is_current and all(
+            is_done(stage, task) and part.is_file() for task, part in enumerate(parts, start=file.first_task)
+        ):
             _join(file, parts)
         if file.is_current:
             for part in parts:
@@ -280,23 +231,18 @@ def _forget_lost(stage: Stage, files: Sequence[ScoredFile]) -> None:
     """Chunks that are noted as done but whose part is gone, because somebody removed the scores file it went into."""
     for file in files:
         if not file.is_current:
-            for part in _parts(stage.work, file):
+            for task, part in enumerate(_parts(stage.work, file), start=file.first_task):
                 if not part.is_file():
-                    part.with_suffix(".json").unlink(missing_ok=True)
+                    forget(stage, task)
 
 
 def _parts(work: Path, file: ScoredFile) -> list[Path]:
     return [work / f"{task:07d}.parquet" for task in range(file.first_task, file.first_task + file.num_chunks)]
 
 
-def _is_complete(stage: Stage, file: ScoredFile, parts: Sequence[Path]) -> bool:
-    """Whether every part is there, and of this call's chunks: an earlier call may have cut the data otherwise."""
-    return all(is_done(stage, task) and part.is_file() for task, part in enumerate(parts, start=file.first_task))
-
-
 def _join(file: ScoredFile, parts: Sequence[Path]) -> None:
     """The scores file of a token file. Two processes may do this at once: both write the same bytes."""
-    temporary = file.target.with_name(f".{file.target.name}.{_writer_name()}.tmp")
+    temporary = temporary_path(file.target)
     num_rows = 0
     try:
         with pq.ParquetWriter(temporary, SCHEMA.with_metadata(metadata_of(file.origin)), compression="zstd") as writer:
@@ -315,8 +261,3 @@ def _join(file: ScoredFile, parts: Sequence[Path]) -> None:
             raise
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _writer_name() -> str:
-    """Unique on a file system that several machines share."""
-    return f"{socket.gethostname()}-{os.getpid()}"

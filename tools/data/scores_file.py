@@ -1,5 +1,6 @@
 """`<prefix>.scores[-<name>].parquet`: one row per document of a token file, and what the rows were computed from."""
 
+import glob
 import json
 import re
 from dataclasses import asdict, dataclass
@@ -55,20 +56,18 @@ def scores_suffix(name: str) -> str:
 
 
 def scores_path(prefix: Path, name: str) -> Path:
-    """Where the scores of a token file lie."""
     return Path(f"{prefix}{scores_suffix(name)}")
 
 
 def names_of(prefix: Path) -> list[str]:
-    """The sets of scores that a token file has."""
-    found = (path.name[len(prefix.name) :] for path in prefix.parent.glob(f"{_literal(prefix.name)}.scores*.parquet"))
+    pattern = f"{glob.escape(prefix.name)}.scores*.parquet"
+    found = (path.name[len(prefix.name) :] for path in prefix.parent.glob(pattern))
     return sorted(
         part.removeprefix(".scores").removesuffix(".parquet").removeprefix("-") or DEFAULT_NAME for part in found
     )
 
 
 def metadata_of(origin: ScoresOrigin) -> dict[bytes, bytes]:
-    """What goes into the Parquet file's key-value metadata."""
     return {METADATA_KEY: json.dumps({"schema_version": SCHEMA_VERSION, **asdict(origin)}, sort_keys=True).encode()}
 
 
@@ -104,7 +103,3 @@ def open_scores(prefix: Path, shard: ShardEntry, name: str) -> pq.ParquetFile:
             f"{path} has {file.metadata.num_rows} rows, {prefix.name} has {shard.num_documents} documents; {cure} again"
         )
     return file
-
-
-def _literal(name: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", name)

@@ -5,15 +5,15 @@
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from data_mixers.errors import DataError
 from tools.columns import aligned
-from tools.data.documents import Document, DocumentWriter, output_name, read_lines, source_of_file
+from tools.data.documents import Document, DocumentWriter, TaskDocuments, output_name, source_of_file
 from tools.data.quarantine import BadLine, bad_lines
 from tools.data.readers import DROPPED, BadRecord, InputTask
 
@@ -24,8 +24,6 @@ VERDICT_KEYS = ("reason", "value", "limit", "matched")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """Why a document is dropped."""
-
     reason: str
     value: Any
     """What was measured."""
@@ -36,7 +34,7 @@ class Verdict:
 
     def marks(self) -> dict[str, Any]:
         """The keys that go onto the document and into the report."""
-        return {"reason": self.reason, "value": self.value, "limit": self.limit, "matched": self.matched}
+        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,14 +50,19 @@ class SelectionTask:
     out: Path | None
     """None: nothing is written, everything is counted."""
 
+    @classmethod
+    def each(
+        cls, tasks: Sequence[InputTask], *, text_key: str | tuple[str, ...], source_key: str | None, out: Path | None
+    ) -> "list[SelectionTask]":
+        return [
+            cls(task=task, index=index, text_key=text_key, source_key=source_key, out=out)
+            for index, task in enumerate(tasks)
+        ]
+
     @property
     def source(self) -> str:
         """Of the input file: the name of its folder, as published data sets lay them out."""
         return source_of_file(self.task.path)
-
-    def file_name(self) -> str:
-        """Of its outputs."""
-        return output_name(self.task, self.index)
 
     def source_of(self, document: Document) -> str:
         value = None if self.source_key is None else document.fields.get(self.source_key)
@@ -75,41 +78,34 @@ def select(
 ) -> dict[str, Any]:
     """Judge every document of the task (by its number and content) and write it where it belongs.
 
-    prepare: adds keys to a document, or says that it is none.
+    prepare: as in TaskDocuments.
     Returns counts per source and reason, examples and bad lines, as JSON: see `SelectionReport`.
     """
     counts: Counter[tuple[str, str]] = Counter()
     text_bytes: Counter[str] = Counter()
     examples: dict[str, list[dict[str, Any]]] = {}
-    bad: list[tuple[int, str]] = []
-    number = num_lines = 0
+    found = TaskDocuments(item.task, text_key=item.text_key, on_bytes=report, prepare=prepare)
+    num_documents = 0
     with ExitStack() as stack:
         writers = _writers(item, stack)
-        for document in read_lines(item.task, text_key=item.text_key, on_bytes=report):
-            num_lines += 1
-            if document is None:
-                continue
-            if prepare is not None and isinstance(document, Document):
-                document = prepare(document)
-            if isinstance(document, BadRecord):
-                bad.append((document.line, document.reason))
-                continue
+        for number, document in enumerate(found):
+            num_documents += 1
             source, verdict = item.source_of(document), judge(number, document)
-            number += 1
             counts[source, verdict.reason if verdict else ""] += 1
             if verdict is None:
                 text_bytes[source] += len(document.text.encode())
-            else:
-                _keep_example(examples, source, document, verdict)
+            elif len(of_reason := examples.setdefault(verdict.reason, [])) < EXAMPLES_PER_REASON:
+                excerpt = {"text": document.text[:EXCERPT_CHARACTERS]}
+                of_reason.append({"id": document.id, "source": source} | verdict.marks() | excerpt)
             if writers is not None:
                 writers[verdict is not None].write(document.fields if verdict is None else dropped(document, verdict))
     return {
-        "num_documents": number,
+        "num_documents": num_documents,
         "counts": [[source, reason, count] for (source, reason), count in sorted(counts.items())],
         "text_bytes": dict(sorted(text_bytes.items())),
         "examples": examples,
-        "bad": bad,
-        "num_lines": num_lines,
+        "bad": found.bad,
+        "num_lines": found.num_lines,
     }
 
 
@@ -122,22 +118,14 @@ def dropped(document: Document, verdict: Verdict) -> dict[str, Any]:
 def _writers(item: SelectionTask, stack: ExitStack) -> tuple[DocumentWriter, DocumentWriter] | None:
     if item.out is None:
         return None
-    kept, lost = item.out / item.file_name(), item.out / DROPPED / item.file_name()
-    lost.parent.mkdir(parents=True, exist_ok=True)
-    return stack.enter_context(DocumentWriter(kept)), stack.enter_context(DocumentWriter(lost))
-
-
-def _keep_example(examples: dict[str, list[dict[str, Any]]], source: str, document: Document, verdict: Verdict) -> None:
-    found = examples.setdefault(verdict.reason, [])
-    if len(found) < EXAMPLES_PER_REASON:
-        excerpt = document.text[:EXCERPT_CHARACTERS]
-        found.append({"id": document.id, "source": source} | verdict.marks() | {"text": excerpt})
+    name = output_name(item.task, item.index)
+    (item.out / DROPPED).mkdir(parents=True, exist_ok=True)
+    kept, lost = (DocumentWriter(folder / name) for folder in (item.out, item.out / DROPPED))
+    return stack.enter_context(kept), stack.enter_context(lost)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelectionReport:
-    """The results of all tasks together."""
-
     num_read: int
     """Lines that are not blank."""
     kept: dict[str, int]
@@ -164,7 +152,6 @@ class SelectionReport:
         return sum(self.quarantined.values())
 
     def as_json(self) -> dict[str, Any]:
-        """For report.json."""
         documents = {
             "read": self.num_read,
             "kept": self.num_kept,

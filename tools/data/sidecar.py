@@ -1,6 +1,5 @@
 """<prefix>.documents.parquet: where each document of a token file comes from; rows are in the order of the file."""
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -8,10 +7,23 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from data_mixers.atomic import publish
+from data_mixers.atomic import publish, temporary_path
 
 SUFFIX = ".documents.parquet"
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("file", pa.string()),
+        ("place", pa.int64()),
+        ("topic", pa.string()),
+        ("topic_confidence", pa.float64()),
+        ("num_tokens", pa.int64()),
+        ("text_bytes", pa.int64()),
+    ]
+)
 ROWS_AT_ONCE = 1 << 16
 
 
@@ -24,36 +36,18 @@ class SidecarWriter:
     """Writes a sidecar, one row group per call; it appears, synced, when the block ends well."""
 
     def __init__(self, prefix: Path) -> None:
-        import pyarrow as pa
-
         self.path = sidecar_path(prefix)
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        text, whole = pa.string(), pa.int64()
-        self._schema = pa.schema(
-            [
-                ("id", text),
-                ("file", text),
-                ("place", whole),
-                ("topic", text),
-                ("topic_confidence", pa.float64()),
-                ("num_tokens", whole),
-                ("text_bytes", whole),
-            ]
-        )
+        self._temporary = temporary_path(self.path)
 
     def __enter__(self) -> "SidecarWriter":
-        import pyarrow.parquet
-
         self._stream = self._temporary.open("wb")  # a Python file: its faults carry the system's error number
-        self._writer = pyarrow.parquet.ParquetWriter(self._stream, self._schema)
+        self._writer = pq.ParquetWriter(self._stream, SCHEMA)
         return self
 
     def write(self, **columns: Sequence[Any] | npt.NDArray[Any]) -> None:
-        """Rows in order: id, file, place, topic, topic_confidence, num_tokens, text_bytes, all of one length."""
-        import pyarrow as pa
-
-        arrays = [_array(columns[name], kind) for name, kind in _fields(self._schema)]
-        self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
+        """Rows in order, the columns of SCHEMA, all of one length."""
+        arrays = [_array(columns[field.name], field.type) for field in SCHEMA]
+        self._writer.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -71,18 +65,14 @@ class SidecarWriter:
 
 def read_rows(prefix: Path) -> Iterator[dict[str, Any]]:
     """The rows of a sidecar in order, a group at a time in memory."""
-    import pyarrow.parquet
-
-    with pyarrow.parquet.ParquetFile(sidecar_path(prefix)) as file:
+    with pq.ParquetFile(sidecar_path(prefix)) as file:
         for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
             yield from batch.to_pylist()
 
 
 def read_row(prefix: Path, number: int) -> dict[str, Any] | None:
     """One row of a sidecar, None if it has fewer. Cost: the row's group is read, not the file."""
-    import pyarrow.parquet
-
-    with pyarrow.parquet.ParquetFile(sidecar_path(prefix)) as file:
+    with pq.ParquetFile(sidecar_path(prefix)) as file:
         for group in range(file.num_row_groups):
             num_rows = file.metadata.row_group(group).num_rows
             if number < num_rows:
@@ -94,11 +84,9 @@ def read_row(prefix: Path, number: int) -> dict[str, Any] | None:
 
 def source_files(prefix: Path, *, most_rows: int) -> tuple[dict[str, int], int]:
     """(documents of each file that the first `most_rows` rows, in whole groups, name, how many rows these are)."""
-    import pyarrow.parquet
-
     found: dict[str, int] = {}
     seen = 0
-    with pyarrow.parquet.ParquetFile(sidecar_path(prefix)) as file:
+    with pq.ParquetFile(sidecar_path(prefix)) as file:
         for group in range(file.num_row_groups):
             if seen >= most_rows:
                 break
@@ -114,8 +102,6 @@ def _array(values: Sequence[Any] | npt.NDArray[Any], kind: Any) -> Any:
 
     pyarrow.array would import pandas, which costs a call half a second of processor time.
     """
-    import pyarrow as pa
-
     there = np.fromiter((value is not None and value == value for value in values), dtype=bool, count=len(values))
     if kind == pa.string():
         raw = [value.encode() if value is not None else b"" for value in values]
@@ -127,7 +113,3 @@ def _array(values: Sequence[Any] | npt.NDArray[Any], kind: Any) -> Any:
         content = [np.ascontiguousarray(numbers, dtype=kind.to_pandas_dtype())]
     valid = None if there.all() else pa.py_buffer(np.packbits(there, bitorder="little"))
     return pa.Array.from_buffers(kind, len(values), [valid, *map(pa.py_buffer, content)])
-
-
-def _fields(schema: Any) -> Iterator[tuple[str, Any]]:
-    return ((field.name, field.type) for field in schema)

@@ -3,6 +3,7 @@
 import re
 import zlib
 from dataclasses import dataclass, fields
+from itertools import islice
 
 ZLIB_LEVEL = 6
 COUNTED_UNITS = 1000
@@ -45,9 +46,5 @@ def signals_of(text: bytes, num_tokens: int) -> Signals:
 
 
 def _diversity(text: str) -> float | None:
-    units: list[str] = []
-    for match in _UNIT.finditer(text):
-        units.append(match[1] or match[2].lower())
-        if len(units) == COUNTED_UNITS:
-            break
+    units = [match[1] or match[2].lower() for match in islice(_UNIT.finditer(text), COUNTED_UNITS)]
     return len(set(units)) / len(units) if units else None

@@ -33,6 +33,9 @@ class SlurmArray:
     """More options of sbatch; an empty value: a flag."""
 
 
+Array = Annotated[SlurmArray | None, "what the --slurm-... options give"]
+"""Run on a cluster, not in this machine's processes. For a dataclass that `takes` makes options of."""
+
 OWN = {
     "array": "--slurm-tasks",
     "partition": "--slurm-partition",

@@ -28,40 +28,17 @@ from data_mixers.manifest import (
     write_manifest,
 )
 from tools.data.labels import file_stem
-from tools.data.redistribute import Sidecar, WrittenBucket, redistribute, scores_sidecar
-from tools.data.scores_file import ScoresOrigin, names_of, open_scores, read_origin, scores_path
-from tools.data.slurm_options import SlurmArray
-from tools.data.sort_order import SortKey, Tails, keys_of, lengths_of, order_of, sort_key
+from tools.data.options import SortOptions
+from tools.data.redistribute import Sidecar, WrittenBucket, redistribute
+from tools.data.scores_file import ScoresOrigin, names_of, open_scores, read_origin, scores_path, scores_suffix
+from tools.data.sidecar import SUFFIX, sidecar_path
+from tools.data.sort_order import SortKey, keys_of, lengths_of, order_of, sort_key
 from tools.data.stage import Report, Stage, is_done, only_one, refuse_foreign, run_stage
 
 logger = logging.getLogger(__name__)
 
-DOCUMENTS = ".documents.parquet"
 REPORT_NAME = "sort_report.json"
-_CARRIED = (".bin", ".idx", ".digests", DOCUMENTS)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SortOptions:
-    """What `syne data sort` is asked for."""
-
-    data: Path
-    out: Path
-    by: str = "nll"
-    name: str = "default"
-    """Of the set of scores; difference:A-B names its own two."""
-    buckets: int = 10
-    """Of each topic. Ours: the recipe gives no number; a tenth of a topic is as fine as its PPL can be told apart."""
-    sources: str = "*"
-    """Glob over the names of training sources; the others are carried over."""
-    descending: bool = False
-    drop_tails: tuple[float, float] = (0.0, 0.0)
-    """Shares of each topic's tokens left out at the beginning and at the end of the order."""
-    keep_share: float = 1.0
-    """Of each topic's documents, spread evenly over the order: a smaller copy with every quantile in it."""
-    workers: int = 1
-    array: SlurmArray | None = None
-    """Run on a cluster, not in `workers` processes here."""
+_CARRIED = (".bin", ".idx", ".digests", SUFFIX)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +78,8 @@ def sort(options: SortOptions) -> Path:
     with only_one(options.out):
         stage = _stage(options, manifest, topics, key)
         _check_replaceable(options, stage)
-        written = run_stage(stage, workers=options.workers, unit="M tokens", scale=2e6, array=options.array)
+        results = run_stage(stage, workers=options.workers, unit="M tokens", scale=2e6, array=options.array)
+        written = list(zip(topics, results, strict=True))
         chosen = {prefix for topic in topics for prefix, _ in topic.shards}
         carried = [
             entry
@@ -110,16 +88,14 @@ def sort(options: SortOptions) -> Path:
         ]
         for entry in carried:
             _carry_over(manifest, entry, options.out)
-        tails = {topic.name: result["tails"] for topic, result in zip(topics, written, strict=True)}
+        tails = {topic.name: result["tails"] for topic, result in written}
         content = json.dumps(tails, ensure_ascii=False, indent=1) + "\n"
         write_atomic(options.out / REPORT_NAME, content.encode())
-        entries = [
-            entry for topic, result in zip(topics, written, strict=True) for entry in _entries(topic, result, key)
-        ]
+        entries = [entry for topic, result in written for entry in _entries(topic, result, key)]
         ordered = sorted((*carried, *entries), key=lambda entry: entry.name)
         path = write_manifest(replace(manifest, folder=options.out, sources=tuple(ordered)))
-    for topic, result in zip(topics, written, strict=True):
-        _tell(topic, result["tails"], key)
+    for name, found in tails.items():
+        _tell(name, found, key)
     return path
 
 
@@ -255,15 +231,15 @@ def _sidecars(topic: _Topic, key: SortKey) -> list[Sidecar]:
     """What all token files of the topic have beside them and can be carried into the new order."""
     prefixes = [prefix for prefix, _ in topic.shards]
     sidecars = []
-    if all(Path(f"{prefix}{DOCUMENTS}").is_file() for prefix in prefixes):
-        sidecars.append(Sidecar(suffix=DOCUMENTS, origin=None))
+    if all(sidecar_path(prefix).is_file() for prefix in prefixes):
+        sidecars.append(Sidecar(suffix=SUFFIX, origin=None))
     for name in sorted(set.intersection(*(set(names_of(prefix)) for prefix in prefixes))):
         is_current = all(
             read_origin(scores_path(prefix, name)).bin_sha256 == shard.bin_sha256 for prefix, shard in topic.shards
         )
         origins = _origins([topic], name)
         if is_current and len(origins) == 1:
-            sidecars.append(scores_sidecar(name, origins.pop()))
+            sidecars.append(Sidecar(suffix=scores_suffix(name), origin=origins.pop()))
         else:
             assert name not in key.names
             logger.warning("%s: the scores named %s are stale or mixed, so they are left behind", topic.name, name)
@@ -328,14 +304,13 @@ def _link_or_copy(file: Path, target: Path) -> None:
     publish(temporary, target)
 
 
-def _tell(topic: _Topic, tails: dict[str, Any], key: SortKey) -> None:
+def _tell(name: str, tails: dict[str, Any], key: SortKey) -> None:
     """One line per topic; all of it is in sort_report.json."""
-    found = Tails(**tails)
     shown = ", ".join(
-        f"{100 * float(share):g} %: {value:.3f}" for share, value in found.quantiles.items() if value is not None
+        f"{100 * float(share):g} %: {value:.3f}" for share, value in tails["quantiles"].items() if value is not None
     )
     logger.info(
         "%s: %s at shares of the tokens %s; cut: %d documents, %d tokens; thinned out: %d; without a key: %d",
-        topic.name, key.label, shown, found.num_dropped_documents, found.num_dropped_tokens,
-        found.num_thinned_documents, found.num_without_key,
+        name, key.label, shown, tails["num_dropped_documents"], tails["num_dropped_tokens"],
+        tails["num_thinned_documents"], tails["num_without_key"],
     )  # fmt: skip

@@ -13,6 +13,7 @@ from data_mixers.errors import ConfigError, DataError
 from data_mixers.manifest import ShardEntry
 from megatron_synE.data.indexed import IndexedFile
 from tools.data.scores_file import DEFAULT_NAME, check_name, open_scores
+from tools.data.sidecar import sidecar_path
 from tools.data.signals import SIGNALS
 
 DIFFERENCE = "difference:"
@@ -27,8 +28,6 @@ Shards = Sequence[tuple[Path, ShardEntry]]
 
 @dataclass(frozen=True, kw_only=True)
 class SortKey:
-    """What documents are ordered by."""
-
     by: str
     """nll, one of SIGNALS, or difference:A-B: mean NLL of scores A minus that of scores B."""
     names: tuple[str, ...]
@@ -94,7 +93,6 @@ def keys_of(shards: Shards, key: SortKey) -> Floats:
 
 
 def lengths_of(shards: Shards) -> Ints:
-    """Tokens of each document."""
     return np.concatenate([np.diff(IndexedFile(prefix).document_ranges()) for prefix, _ in shards])
 
 
@@ -154,11 +152,10 @@ def document_ids(shards: Shards, documents: Ints) -> list[str]:
     first = 0
     for prefix, shard in shards:
         wanted = documents[(documents >= first) & (documents < first + shard.num_documents)] - first
-        path = Path(f"{prefix}.documents.parquet")
-        if not path.is_file():
+        if not sidecar_path(prefix).is_file():
             ids += [f"{prefix.name}:{number}" for number in wanted.tolist()]
         elif len(wanted):
-            for place, column in _batches(pq.ParquetFile(path), ["id"]):
+            for place, column in _batches(pq.ParquetFile(sidecar_path(prefix)), ["id"]):
                 inside = wanted[(wanted >= place) & (wanted < place + len(column))] - place
                 ids += map(str, column.column("id").take(pa.array(inside)).to_pylist())
         first += shard.num_documents

@@ -24,14 +24,15 @@ from data_mixers.atomic import publish, write_atomic
 from data_mixers.errors import DataError
 from megatron_synE.data.indexed import TOKEN_DTYPES
 from megatron_synE.data.tokenizers import Tokenizer, load_tokenizer
-from tools.data.documents import ID_KEY
+from tools.data.documents import ID_KEY, own_id
 from tools.data.labels import is_label
+from tools.data.options import PreprocessOptions
 from tools.data.readers import BadRecord, InputTask, Record, read_task
 
 RUN_BYTES = 64 << 20
 BATCH_BYTES = 4 << 20  # a call of the tokenizer costs about a millisecond beside its text
 GATHERED = 1 << 12  # documents put together at once: a few megabytes
-_NUMBERS, _NAMES = (int, float), (int, str)  # a union would be made anew for every document
+_NUMBERS = (int, float)  # a union would be made anew for every document
 HOPELESS = 1000  # lines without one document: the input is not what it was taken for
 
 META = np.dtype(
@@ -60,7 +61,6 @@ class RunSegment:
     """The documents of one topic inside one run, sorted by key. A run's file: tokens, META records, ids."""
 
     file: str
-    """In the folder of runs."""
     topic: str
     meta_offset: int
     """Byte of the segment's first META record."""
@@ -92,20 +92,10 @@ class TaskResult:
 class TaskSettings:
     """What every task of a call has in common."""
 
+    options: PreprocessOptions
     runs: Path
-    tokenizer: Path
-    eos_token: str | None
     engine: Literal["auto", "reference"]
     dtype: Literal["uint16", "int32"]
-    text_key: str
-    topic_key: str | None
-    topic: str
-    """Used where there is no topic key."""
-    confidence_key: str
-    seed: int
-    max_document_bytes: int
-    longest: int | None
-    """Tokens, EOS included, of a document that is kept; None: any."""
 
 
 @cache
@@ -140,16 +130,17 @@ def tokenise_task(
     Errors: DataError for a damaged file, or if none of the first thousand lines is a document.
     """
     task = tasks[index]
-    tokenizer = open_tokenizer(settings.tokenizer, settings.eos_token, settings.engine)
+    options = settings.options
+    tokenizer = open_tokenizer(options.tokenizer, options.eos_token, settings.engine)
     writer = _RunWriter(task, index, tokenizer, settings)
     num_lines = num_records = 0
     for record in read_task(
         task,
-        text_key=settings.text_key,
-        topic_key=settings.topic_key,
+        text_key=options.text_key,
+        topic_key=options.topic_key,
         on_bytes=on_bytes,
-        other_columns=(ID_KEY, settings.confidence_key),
-        max_document_bytes=settings.max_document_bytes,
+        other_columns=(ID_KEY, options.topic_confidence_key),
+        max_document_bytes=options.max_document_bytes,
     ):
         num_lines += 1
         if record is None:
@@ -164,7 +155,7 @@ def tokenise_task(
                     f"{task.start}: {reason}. Mend the input, or name the right --text-key"
                 )
         elif record.topic is not None and not is_label(record.topic):
-            reason = f"{settings.topic_key} {record.topic[:40]!r} cannot be part of a source name"
+            reason = f"{options.topic_key} {record.topic[:40]!r} cannot be part of a source name"
             writer.bad.append((record.line, reason))
         else:
             writer.add(record)
@@ -207,6 +198,7 @@ class _RunWriter:
     num_runs: int = 0
 
     def __post_init__(self) -> None:
+        self._options = self.settings.options
         self._dtype = np.dtype(TOKEN_DTYPES[self.settings.dtype])
         self._eos = np.array([self.tokenizer.eos_id], dtype=self._dtype)
         self._topics: dict[str, int] = {}
@@ -246,8 +238,8 @@ class _RunWriter:
             flat = flat.astype(self._dtype)
         lengths = np.diff(offsets) + 1  # with EOS
         fits = lengths > 1
-        if self.settings.longest is not None:
-            fits &= lengths <= self.settings.longest
+        if self._options.seq_length is not None:
+            fits &= lengths <= self._options.seq_length
         places = offsets.tolist()
         tokens = [flat[start:stop] for start, stop in pairwise(places)]
         if not fits.all():
@@ -266,10 +258,10 @@ class _RunWriter:
 
     def _refuse(self, record: Record, length: int) -> None:
         if length == 1:
-            self.bad.append((record.line, f"{self.settings.text_key} gives no token"))
+            self.bad.append((record.line, f"{self._options.text_key} gives no token"))
         else:
             self.num_too_long += 1
-            reason = f"{length} tokens with EOS, longer than a window of {self.settings.longest}"
+            reason = f"{length} tokens with EOS, longer than a window of {self._options.seq_length}"
             self.bad.append((record.line, reason))
 
     def _describe(
@@ -282,8 +274,8 @@ class _RunWriter:
         """Records of META for a batch, column by column: row by row takes twice the time of parsing the JSON."""
         if int(lengths.max()) > np.iinfo(np.int32).max:
             raise DataError(f"{self.task.path}: a document has 2**31 tokens, more than the index holds")
-        ids = [_own_id(record.fields) for record in records]
-        key = self.settings.confidence_key
+        ids = [own_id(record.fields).encode() for record in records]
+        key = self._options.topic_confidence_key
         confidences = [record.fields.get(key) for record in records]
         meta = np.zeros(len(records), dtype=META)
         meta["place"] = [record.place for record in records]
@@ -293,8 +285,9 @@ class _RunWriter:
         meta["file"] = self.task.file_index
         halves = np.frombuffer(b"".join(digests), dtype=">u8").reshape(-1, 4)  # a sha256's first 128 bits
         meta["high"], meta["low"] = halves[:, 0], halves[:, 1]
-        meta["key"] = _keys(meta, self.settings.seed)
-        topics = [self.settings.topic if record.topic is None else record.topic for record in records]
+        meta["key"] = _keys(meta, self._options.seed)
+        one_topic = self._options.topic or "all"
+        topics = [one_topic if record.topic is None else record.topic for record in records]
         numbers = [self._topics.setdefault(topic, len(self._topics)) for topic in topics]
         self._metas.append(meta)
         self._topic_of.append(np.array(numbers))
@@ -334,14 +327,6 @@ class _RunWriter:
                 )
                 self.segments.append(segment)
         self.num_runs += 1
-
-
-def _own_id(fields: dict[str, Any]) -> bytes:
-    """The id that `documents.document_id` takes over; empty: it names the document by its place."""
-    own = fields.get(ID_KEY)
-    if own is None or own == "" or not isinstance(own, _NAMES):
-        return b""
-    return str(own).encode()
 
 
 def _keys(meta: Meta, seed: int) -> npt.NDArray[np.uint64]:

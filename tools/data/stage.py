@@ -187,7 +187,7 @@ def _do(stage: Stage, task: int, report: Report) -> None:
     try:
         result = stage.do(task, report)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise DataError(
                 f"{stage.name}: no space left for {error.filename or stage.work}; free some and run the same command "
                 "again: what is done is kept"

@@ -8,6 +8,7 @@ import numpy as np
 
 from tools.columns import aligned
 from tools.data.described import DescribedSource, Numbers, describe
+from tools.data.scores_file import DEFAULT_NAME
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 PPL_BINS_PER_DECADE = 10
@@ -16,8 +17,6 @@ PPL_DECADES = 5  # the last bin takes what is above 100,000
 
 @dataclass(frozen=True, kw_only=True)
 class SourceStats:
-    """One source."""
-
     name: str
     topic: str | None
     role: str
@@ -47,7 +46,7 @@ PPL_EDGES: tuple[float, ...] = tuple(
 )
 
 
-def stats(folder: Path, *, scores_name: str | None = None) -> list[SourceStats]:
+def stats(folder: Path, *, scores_name: str = DEFAULT_NAME) -> list[SourceStats]:
     """Per source of the folder, in the manifest's order.
 
     Memory: about 100 bytes a document of one source at a time.

@@ -11,7 +11,6 @@ from tools.data.stats import PPL_EDGES, SourceStats
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
 
 # Told apart also in grey and by colour-blind readers (Okabe and Ito's palette).
 COLOURS = {"train": "#0072B2", "validation": "#D55E00", "unknown": "#7f7f7f"}
@@ -21,6 +20,7 @@ def draw(found: list[SourceStats], out_png: Path) -> None:
     """Draws the sources into `out_png`, whole or not at all."""
     import matplotlib
     from matplotlib.figure import Figure  # not pyplot: that keeps every figure in global state
+    from matplotlib.patches import Patch
 
     style = {"axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left",
              "axes.titleweight": "bold", "legend.frameon": False, "font.size": 10,
@@ -34,7 +34,8 @@ def draw(found: list[SourceStats], out_png: Path) -> None:
         tokens.set_yticks(range(len(found)), [entry.name for entry in found])
         tokens.set_ylim(len(found) - 0.5, -0.5)
         roles = dict.fromkeys(entry.role for entry in found)
-        figure.legend(handles=[_patch(role) for role in roles], loc="outside lower left", ncols=len(roles))
+        patches = [Patch(color=COLOURS[role], label=role) for role in roles]
+        figure.legend(handles=patches, loc="outside lower left", ncols=len(roles))
         temporary = out_png.with_name(f".{out_png.name}.partial.png")
         figure.savefig(temporary, dpi=110)
     publish(temporary, out_png)
@@ -53,12 +54,6 @@ def _draw_tokens(axes: "Axes", found: list[SourceStats]) -> None:
                       va="center", fontsize=8, color="#444444")  # fmt: skip
     axes.set(title="Tokens", xlabel=f"tokens, {name}")
     axes.margins(x=0.35)
-
-
-def _patch(role: str) -> "Patch":
-    from matplotlib.patches import Patch
-
-    return Patch(color=COLOURS[role], label=role)
 
 
 def _draw_lengths(axes: "Axes", found: list[SourceStats]) -> None:

@@ -19,13 +19,13 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from data_mixers.errors import DataError
-from tools.data.documents import Document, read_documents
+from tools.data.documents import TaskDocuments
 from tools.data.kept import Kept, Tensors
 from tools.data.progress import LiveProgress
 from tools.data.readers import plan_tasks
 from tools.data.topic_baselines import Encode
 from tools.data.topic_model import TopicClassifier, padded, predict_features
-from tools.data.topic_training import TrainingOptions
+from tools.data.topic_options import TrainingOptions
 
 logger = logging.getLogger(__name__)
 SHORTEST, LONGEST = 8, 48  # tokens of a window (ours): a title, and some sentences; without [CLS] and [SEP]
@@ -99,12 +99,7 @@ def distil(
 
 def texts_of(file: Path, text_key: str) -> list[str]:
     """Its documents; lines that are none are left out. Errors: DataError if there is no document."""
-    found = [
-        document.text
-        for task in plan_tasks([file])
-        for document in read_documents(task, text_key=text_key, on_bytes=lambda size: None)
-        if isinstance(document, Document)
-    ]
+    found = [document.text for task in plan_tasks([file]) for document in TaskDocuments(task, text_key=text_key)]
     if not found:
         raise DataError(f"--unlabelled {file}: no document with {text_key!r} was found")
     return found

@@ -9,8 +9,8 @@ from pathlib import Path
 import orjson
 
 from data_mixers.errors import ConfigError, DataError
-from tools.data.documents import read_documents
-from tools.data.readers import BadRecord, find_inputs, plan_tasks
+from tools.data.documents import TaskDocuments
+from tools.data.readers import find_inputs, plan_tasks
 
 OTHERS = "others"
 """The topic of what no other topic fits, and of every document whose label is not confident enough."""
@@ -86,10 +86,8 @@ def read_labelled(
     """
     found = LabelledSet([])
     for task in plan_tasks(find_inputs(tuple(inputs))):
-        for document in read_documents(task, text_key=text_key, on_bytes=lambda size: None):
-            if isinstance(document, BadRecord):
-                found.left_out[document.reason] += 1
-                continue
+        documents = TaskDocuments(task, text_key=text_key)
+        for document in documents:
             where = f"{task.path}, document {document.id}"
             values = [document.fields.get(key) for key in (language_key, topic_key, source_key)]
             for key, value in zip((language_key, topic_key, source_key), values, strict=True):
@@ -101,6 +99,7 @@ def read_labelled(
             if topic not in topics[language]:
                 raise DataError(f"{where}: unknown topic {topic!r}; known: {', '.join(topics[language])}")
             found.documents.append(Labelled(document.id, document.text, language, topic, source))
+        found.left_out.update(reason for _, reason in documents.bad)
     if not found.documents:
         raise DataError(f"{', '.join(inputs)}: no labelled document was found; {dict(found.left_out)}")
     return found

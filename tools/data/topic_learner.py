@@ -64,6 +64,10 @@ class Learner:
         taught = (TAUGHT,) if self.options.teacher != "none" else ()
         return given + taught or (FROM_LABELS,)
 
+    def topics_of(self, logits: Logits) -> list[str]:
+        """The most likely one of each document."""
+        return [self.labels[index] for index in logits.argmax(axis=1)]
+
 
 def new_learner(options: ClassifierOptions, documents: Sequence[Labelled], labels: tuple[str, ...]) -> Learner:
     """Tokenizer and shape: of --init, or new ones."""
@@ -108,15 +112,11 @@ def head_of(
     """
     chosen = [learner.documents[place] for place in train_places]
     truth, languages = [learner.labels.index(d.topic) for d in chosen], [d.language for d in chosen]
-    seen, project = features[list(train_places)], projection_of(weights, features.shape[1])
+    seen, project = features[list(train_places)], np.eye(features.shape[1], dtype=np.float32)
+    if "project.weight" in weights:  # without the constant of the projection: fit_head centres
+        project = np.concatenate([project, weights["project.weight"].numpy()])
     layer = fit_head(seen @ project.T, truth, languages, num_topics=len(learner.labels), penalty=penalty)
     return {"head.weight": layer.weight.detach() @ torch.from_numpy(project), "head.bias": layer.bias.detach()}
-
-
-def projection_of(weights: Tensors, width: int) -> Vectors:
-    """[what the head sees, features]. The constant of the projection is left out: fit_head centres."""
-    one = np.eye(width, dtype=np.float32)
-    return np.concatenate([one, weights["project.weight"].numpy()]) if "project.weight" in weights else one
 
 
 def taught(learner: Learner, kept: Kept) -> Tensors:

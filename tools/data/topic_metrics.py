@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 
 Array = NDArray[np.float64]
 BINS = 15  # of the calibration error, as in Guo et al. (arXiv 1706.04599)
@@ -75,9 +76,7 @@ def topic_kappa(first: Sequence[str], second: Sequence[str], topic: str) -> floa
 
 def softmax(logits: Array, *, temperature: float = 1.0) -> Array:
     """[documents, topics] -> probabilities of the same shape."""
-    scaled = logits / temperature
-    exps = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    return np.asarray(exps / exps.sum(axis=1, keepdims=True))
+    return np.asarray(special.softmax(logits / temperature, axis=1))
 
 
 def calibration_error(confidence: Array, correct: NDArray[np.bool_]) -> float:
@@ -94,25 +93,16 @@ def calibration_error(confidence: Array, correct: NDArray[np.bool_]) -> float:
 def fit_temperature(logits: Array, truth: NDArray[np.int64]) -> float:
     """The temperature in [0.05, 20] with the lowest mean NLL of the true topics.
 
-    The NLL is convex in 1 / temperature, so a golden-section search over it finds the minimum.
+    The NLL is convex in 1 / temperature, so a search over that finds the minimum.
     Source: Guo et al., arXiv 1706.04599.
     """
-    rows = np.arange(len(truth))
+    from scipy.optimize import minimize_scalar
 
     def loss(inverse: float) -> float:
-        scaled = logits * inverse
-        top = scaled.max(axis=1, keepdims=True)
-        log_sum = (top + np.log(np.exp(scaled - top).sum(axis=1, keepdims=True)))[:, 0]
-        return float((log_sum - scaled[rows, truth]).mean())
+        chosen = special.log_softmax(logits * inverse, axis=1)[np.arange(len(truth)), truth]
+        return -float(chosen.mean())
 
-    low, high, golden = 1 / 20, 20.0, (math.sqrt(5) - 1) / 2
-    for _ in range(80):
-        left, right = high - golden * (high - low), low + golden * (high - low)
-        if loss(left) <= loss(right):
-            high = right
-        else:
-            low = left
-    return 2 / (low + high)
+    return 1 / float(minimize_scalar(loss, bounds=(1 / 20, 20.0), method="bounded", options={"xatol": 1e-9}).x)
 
 
 def choose_threshold(confidence: Array, correct: NDArray[np.bool_], *, accuracy: float) -> float:

@@ -23,6 +23,7 @@ from transformers import BertConfig, BertModel
 from data_mixers.errors import ConfigError, DataError
 from data_mixers.file_version import check_version
 from tools.data.topic_labels import OTHERS, Topics, read_topics
+from tools.data.topic_options import Shape
 
 SCHEMA_VERSION = 1  # of classifier.json
 WEIGHTS, SETTINGS, TOKENIZER, TOPICS = "model.safetensors", "classifier.json", "tokenizer.json", "topics.json"
@@ -34,19 +35,7 @@ BATCH_TOKENS = {"cpu": 2048, "cuda": 65_536}
 """With padding. On one core 1,024 to 4,096 differ by 8 %; the smaller, the less padding. cuda: a guess."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """TinyBERT's (arXiv 1909.10351): 4 layers, hidden 312, 12 heads, ffn 1200: 4.8 M parameters and the vocabulary."""
-
-    num_layers: int = 4
-    hidden_size: int = 312
-    num_heads: int = 12
-    ffn_size: int = 1200
-
-
 class TopicClassifier(nn.Module):
-    """Topic logits of token ids."""
-
     def __init__(self, config: BertConfig, *, num_topics: int) -> None:
         super().__init__()
         self.encoder = BertModel(config, add_pooling_layer=False)
@@ -90,7 +79,6 @@ class Trained:
 
 
 def new_config(shape: Shape, *, vocab_size: int, max_length: int) -> BertConfig:
-    """A BERT configuration of this shape."""
     return BertConfig(
         vocab_size=vocab_size,
         hidden_size=shape.hidden_size,

@@ -2,41 +2,83 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from typer import Option
 
 from data_mixers.errors import ConfigError
-from tools.data.topic_model import Shape
-from tools.data.topic_training import TrainingOptions
+from tools.cli_options import TextKey
+from tools.data.options import TopicsFile
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """TinyBERT's (arXiv 1909.10351): 4 layers, hidden 312, 12 heads, ffn 1200: 4.8 M parameters and the vocabulary."""
+
+    num_layers: int = 4
+    hidden_size: int = 312
+    num_heads: int = 12
+    ffn_size: int = 1200
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    steps: int = 2000
+    word_steps: int = 0
+    """Before them, with the embeddings and the head alone: a step costs a fiftieth. The layers of a new BERT change
+    their input little, so that what is learnt holds when they join (ours)."""
+    word_learning_rate: float = 1e-3
+    batch_documents: int = 32
+    learning_rate: float = 5e-4
+    weight_decay: float = 0.01
+    warmup_share: float = 0.1
+    token_dropout: float = 0.1
+    """Share of tokens replaced by [MASK]: no single word may carry a topic (ours)."""
+    train_length: int = 64
+    """Tokens of a training window; a longer document gives another random window each time it comes (ours)."""
+    label_smoothing: float = 0.05
+    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierOptions:
-    """What the command was asked for."""
-
-    inputs: tuple[str, ...]
-    out: Path
-    topics: Path | None = None
-    text_key: str = "text"
-    topic_key: str = "topic"
-    source_key: str = "source"
-    language_key: str = "language"
-    test_sources: tuple[str, ...] = ()
-    dev_sources: tuple[str, ...] = ()
-    folds: int = 0
-    """Groups of training sources; what is chosen is chosen on each group by what learnt from the others. 0: on dev."""
-    init: Path | None = None
-    init_layers: int | None = None
-    """Its first layers alone; None: all."""
-    teacher: Literal["none", "usem3"] = "none"
-    unlabelled: tuple[str, ...] = ()
-    """Files or globs of the text on which the encoder learns from the teacher; every file counts alike."""
-    baselines: bool = True
-    vocab_size: int = 16_000
-    max_length: int = 256
+    inputs: Annotated[tuple[str, ...], Option("--input", help="File or glob of labelled documents, may be repeated.")]
+    out: Annotated[Path, Option(help="Folder to create.")]
+    topics: TopicsFile = None
+    text_key: TextKey = "text"
+    topic_key: Annotated[str, Option(help="Key of the topic.")] = "topic"
+    source_key: Annotated[str, Option(help="Key of the source: where the document comes from.")] = "source"
+    language_key: Annotated[str, Option(help="Key of the language: zh, en.")] = "language"
+    test_sources: Annotated[
+        tuple[str, ...], Option("--test-source", help="Kept for the test; default: chosen.", show_default=False)
+    ] = ()
+    dev_sources: Annotated[
+        tuple[str, ...],
+        Option("--dev-source", help="For choices; default: a tenth of the documents.", show_default=False),
+    ] = ()
+    folds: Annotated[
+        int, Option(min=0, help="Choose on so many groups of training sources, each new to its trial.")
+    ] = 0
+    init: Annotated[
+        Path | None, Option(help="HF folder of a BERT to begin with; default: from scratch.", show_default=False)
+    ] = None
+    init_layers: Annotated[
+        int | None, Option(min=1, help="First layers of --init; default: all.", show_default=False)
+    ] = None
+    teacher: Annotated[
+        Literal["none", "usem3"], Option(help="Sentence encoder that teaches the encoder on --unlabelled.")
+    ] = "none"
+    unlabelled: Annotated[
+        tuple[str, ...],
+        Option(help="File or glob of text for --teacher, may be repeated; each counts alike.", show_default=False),
+    ] = ()
+    baselines: Annotated[bool, Option(help="Measure fastText and a frozen encoder beside it.")] = True
+    vocab_size: Annotated[int, Option(min=100, help="Of the tokenizer that is trained.")] = 16_000
+    max_length: Annotated[int, Option(min=16, max=512, help="Tokens of a document that are read.")] = 256
     shape: Shape = field(default_factory=Shape)
-    training: TrainingOptions
-    accuracy: float = 0.9
-    device: str = "cpu"
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+    accuracy: Annotated[float, Option(min=0.0, max=1.0, help="Of dev documents above the threshold to Others.")] = 0.9
+    device: Annotated[Literal["cpu", "cuda"], Option(help="Where to train.")] = "cpu"
 
 
 def check(options: ClassifierOptions) -> None:

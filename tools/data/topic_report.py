@@ -34,8 +34,6 @@ class Confidence:
 
 @dataclass(frozen=True)
 class Way:
-    """A way of training, by language."""
-
     title: str
     is_chosen: bool
     held: Mapping[str, float]
@@ -46,8 +44,6 @@ class Way:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Everything that is said about one training."""
-
     settings: Mapping[str, Any]
     split: Mapping[str, Any]
     untested: Mapping[str, str]

@@ -40,7 +40,6 @@ class Plan:
     trials: Sequence[Trial]
     train: Sequence[int]
     test_rows: Sequence[list[int]]
-    """Token ids."""
 
     @property
     def is_trained_in_trial(self) -> bool:
@@ -50,8 +49,6 @@ class Plan:
 
 @dataclass(frozen=True)
 class Encoded:
-    """An encoder and what it says."""
-
     weights: Tensors
     """Those that training changed."""
     features: Mapping[str, Vectors]
@@ -102,7 +99,7 @@ def search(learner: Learner, plan: Plan, kept: Kept) -> Searched:
     }
 
     def label(way: str, number: int) -> list[str]:
-        return [learner.labels[index] for index in held[way][number].argmax(axis=1)]
+        return learner.topics_of(held[way][number])
 
     way = best_of(learner.ways, learner.documents, plan.trials, label, learner.labels)
     heads = {each: _head(learner, plan.train, found, penalties.get(each)) for each, found in finals.items()}
@@ -135,13 +132,13 @@ def _features(
     def made() -> Tensors:
         places = list(range(len(learner.rows))) if trial is None else sorted({*trial.train, *trial.held})
         rows = [*(learner.rows[place] for place in places), *(plan.test_rows if is_final else ())]
+
+        def of_rows(start: int) -> Tensors:
+            return {"features": features_of(learner, weights, rows[start : start + PASS_ROWS])}
+
+        starts = range(0, len(rows), PASS_ROWS)
         found = torch.cat(
-            [
-                kept.tensors(
-                    f"{step}-rows-{start}", partial(_of_rows, learner, weights, rows[start : start + PASS_ROWS])
-                )["features"]
-                for start in range(0, len(rows), PASS_ROWS)
-            ]
+            [kept.tensors(f"{step}-rows-{start}", partial(of_rows, start))["features"] for start in starts]
         )
         documents = found.new_zeros(len(learner.rows), found.shape[1])
         documents[places] = found[: len(places)]
@@ -150,14 +147,9 @@ def _features(
     return {part: tensor.numpy() for part, tensor in kept.tensors(f"{step}-features", made).items()}
 
 
-def _of_rows(learner: Learner, weights: Tensors, rows: Sequence[list[int]]) -> Tensors:
-    return {"features": features_of(learner, weights, rows)}
-
-
 def _best_penalty(learner: Learner, plan: Plan, found: Sequence[Encoded]) -> float:
     def label(penalty: float, number: int) -> list[str]:
-        logits = _held(learner, plan.trials[number], found[number], penalty)
-        return [learner.labels[index] for index in logits.argmax(axis=1)]
+        return learner.topics_of(_held(learner, plan.trials[number], found[number], penalty))
 
     return best_of(PENALTIES, learner.documents, plan.trials, label, learner.labels)
 

@@ -3,7 +3,6 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -15,25 +14,7 @@ from torch import Tensor, nn
 from tools.data.progress import LiveProgress
 from tools.data.topic_labels import Labelled
 from tools.data.topic_model import MASK, TopicClassifier, padded
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingOptions:
-    steps: int
-    word_steps: int = 0
-    """Before them, with the embeddings and the head alone: a step costs a fiftieth. The layers of a new BERT change
-    their input little, so that what is learnt holds when they join (ours)."""
-    word_learning_rate: float = 1e-3
-    batch_documents: int = 32
-    learning_rate: float = 5e-4
-    weight_decay: float = 0.01
-    warmup_share: float = 0.1
-    token_dropout: float = 0.1
-    """Share of tokens replaced by [MASK]: no single word may carry a topic (ours)."""
-    train_length: int = 64
-    """Tokens of a training window; a longer document gives another random window each time it comes (ours)."""
-    label_smoothing: float = 0.05
-    seed: int = 0
+from tools.data.topic_options import TrainingOptions
 
 
 def train(

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from data_mixers.errors import ConfigError
 from tools.data.topic_labels import Labelled
-from tools.data.topic_metrics import score
+from tools.data.topic_metrics import Scores, score
 
 Choice = TypeVar("Choice")
 MOST_HELD = 40
@@ -21,8 +21,6 @@ MOST_HELD = 40
 
 @dataclass(frozen=True)
 class Trial:
-    """Documents to learn from, and documents to label then."""
-
     train: list[int]
     held: list[int]
 
@@ -77,17 +75,23 @@ def _some(documents: Sequence[Labelled], candidates: list[int]) -> list[int]:
     return sorted(kept)
 
 
+def scores_by(
+    group_of: Callable[[Labelled], str], documents: Sequence[Labelled], given: Sequence[str], labels: Sequence[str]
+) -> dict[str, Scores]:
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for document, label in zip(documents, given, strict=True):
+        groups.setdefault(group_of(document), []).append((document.topic, label))
+    return {
+        group: score([true for true, _ in pairs], [label for _, label in pairs], topics=labels)
+        for group, pairs in sorted(groups.items())
+    }
+
+
 def macro_f1_by_language(
     documents: Sequence[Labelled], given: Sequence[str], labels: Sequence[str]
 ) -> dict[str, float]:
-    """Language -> macro-F1 of these labels."""
-    pairs: dict[str, list[tuple[str, str]]] = {}
-    for document, label in zip(documents, given, strict=True):
-        pairs.setdefault(document.language, []).append((document.topic, label))
-    return {
-        language: score([true for true, _ in found], [label for _, label in found], topics=labels).macro_f1
-        for language, found in sorted(pairs.items())
-    }
+    found = scores_by(lambda document: document.language, documents, given, labels)
+    return {language: scores.macro_f1 for language, scores in found.items()}
 
 
 def mean_macro_f1(documents: Sequence[Labelled], given: Sequence[str], labels: Sequence[str]) -> float:

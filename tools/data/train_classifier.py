@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -39,7 +39,7 @@ from tools.data.topic_model import Trained, save_classifier, tokenise, words_of
 from tools.data.topic_options import ClassifierOptions, check
 from tools.data.topic_report import OURS, Report, Way, write_report
 from tools.data.topic_search import Plan, Searched, held_documents, search
-from tools.data.topic_trials import Trial, fold_sources, macro_f1_by_language, trials_of_folds
+from tools.data.topic_trials import Trial, fold_sources, macro_f1_by_language, scores_by, trials_of_folds
 
 Result = TypeVar("Result")
 
@@ -87,17 +87,22 @@ def _train(options: ClassifierOptions, topics: Topics, left_out: Mapping[str, in
         options.max_length,
     )  # fmt: skip
     baselines, not_measured = _timed(seconds, "baselines", lambda: _baselines(learner, plan, split, vectors, kept))
-    given = {OURS: _labels(learner, searched.test[searched.way])} | baselines
+    given = {OURS: learner.topics_of(searched.test[searched.way])} | baselines
+    topics_and_others = tuple(dict.fromkeys((*learner.labels, OTHERS)))
+
+    def by(group_of: Callable[[Labelled], str]) -> dict[str, dict[str, Scores]]:
+        return {name: scores_by(group_of, split.test, labels, topics_and_others) for name, labels in given.items()}
+
     report = Report(
         settings=_settings(learner, trained, searched),
         split=_described(options, split),
         untested=split.untested,
         left_out=left_out,
-        languages={name: _scores(split.test, labels, learner.labels, "language") for name, labels in given.items()},
-        sources={name: _scores(split.test, labels, learner.labels, "source") for name, labels in given.items()},
+        languages=by(lambda document: document.language),
+        sources=by(lambda document: f"{document.language}/{document.source}"),
         not_measured=not_measured,
         ways=_ways(learner, held, split.test, searched),
-        held=score([d.topic for d in held], _labels(learner, searched.held[searched.way]), topics=learner.labels),
+        held=score([d.topic for d in held], learner.topics_of(searched.held[searched.way]), topics=learner.labels),
         confidence=confidence,
         seconds=seconds,
     )
@@ -186,38 +191,14 @@ def _settings(learner: Learner, trained: Trained, searched: Searched) -> dict[st
     }
 
 
-def _labels(learner: Learner, logits: Logits) -> list[str]:
-    return [learner.labels[index] for index in logits.argmax(axis=1)]
-
-
 def _ways(learner: Learner, held: Sequence[Labelled], test: Sequence[Labelled], searched: Searched) -> list[Way]:
     def by_language(documents: Sequence[Labelled], logits: Logits) -> dict[str, float]:
-        return macro_f1_by_language(documents, _labels(learner, logits), learner.labels)
+        return macro_f1_by_language(documents, learner.topics_of(logits), learner.labels)
 
     return [
-        Way(
-            way,
-            way == searched.way,
-            by_language(held, logits),
-            by_language(test, searched.test[way]),
-        )
+        Way(way, way == searched.way, by_language(held, logits), by_language(test, searched.test[way]))
         for way, logits in searched.held.items()
     ]
-
-
-def _scores(
-    documents: Sequence[Labelled], given: Sequence[str], labels: Sequence[str], by: Literal["language", "source"]
-) -> dict[str, Scores]:
-    """Language or source -> scores over the labels and OTHERS."""
-    topics = list(dict.fromkeys((*labels, OTHERS)))
-    groups: dict[str, list[tuple[str, str]]] = {}
-    for document, label in zip(documents, given, strict=True):
-        key = document.language if by == "language" else f"{document.language}/{document.source}"
-        groups.setdefault(key, []).append((document.topic, label))
-    return {
-        key: score([true for true, _ in pairs], [label for _, label in pairs], topics=topics)
-        for key, pairs in sorted(groups.items())
-    }
 
 
 def _baselines(

@@ -12,7 +12,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,16 @@ import numpy as np
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import DataError
-from tools.data.benchmark_items import read_benchmark
 from tools.data.calls import Call, begin
-from tools.data.contamination import NgramIndex
-from tools.data.documents import Document, read_lines
+from tools.data.contamination import open_index
+from tools.data.documents import Document, TaskDocuments
 from tools.data.exact_duplicates import content_hash, num_ranges
 from tools.data.minhash import node
 from tools.data.near_duplicates import NearWork, find_near, forget_maps, keep_places, near_verdicts, place_of, sign
 from tools.data.quarantine import bad_lines
-from tools.data.readers import BadRecord, InputTask, find_inputs, plan_tasks
+from tools.data.readers import InputTask, find_inputs, plan_tasks
 from tools.data.selection import SelectionReport, SelectionTask, Verdict, gather, report_from_json, select
-from tools.data.stage import Report, Stage, only_one, run_stage
+from tools.data.stage import Report, only_one
 from tools.data.units import Hashes, hashes_of, units_of
 from tools.synthesis.check_report import Examples, write_markdown
 from tools.synthesis.pair_rules import DEFAULT_RULES, RAW_KEYS, PairRules, Tools, judge_pair, load_pair_rules, prepare
@@ -73,18 +72,16 @@ def check(options: CheckOptions) -> SelectionReport:
     if not tasks:
         raise DataError(f"there is no pair in {', '.join(options.inputs)}")
     benchmarks = tuple(find_inputs(options.benchmarks, option="--benchmarks")) if options.benchmarks else ()
-    _index(benchmarks, options.benchmark_keys, rules.contamination.ngram)  # a fault in them is told first
+    open_index(benchmarks, options.benchmark_keys, rules.contamination.ngram)  # a fault in them is told first
     sandbox = require_sandbox() if options.run_code else None
-    call = begin(options.out, command="synth check", options=_deciding(options, rules, benchmarks), tasks=tasks)
+    deciding = _deciding(options, rules, benchmarks)
+    call = begin(options.out, command="synth check", options=deciding, tasks=tasks, workers=options.workers)
     with only_one(options.out):
         if (done := call.take(writes=True)) is not None:
             return report_from_json(done)
-        items = [
-            SelectionTask(task=task, index=index, text_key=RAW_KEYS, source_key="discipline", out=options.out)
-            for index, task in enumerate(tasks)
-        ]
+        items = SelectionTask.each(tasks, text_key=RAW_KEYS, source_key="discipline", out=options.out)
         work = _Work(call.work, tuple(tasks), rules, benchmarks, options, sandbox)
-        examined = _run(call, work, "examine", _examine)
+        examined = call.run("examine", partial(_examine, work))
         num_pairs = sum(result["num_pairs"] for result in examined)
         bad = bad_lines(tasks, [(result["num_lines"], result["bad"]) for result in examined])
         if not num_pairs:
@@ -93,21 +90,15 @@ def check(options: CheckOptions) -> SelectionReport:
         call.check_bad_share(bad, num_pairs, max_share=options.max_bad_share, max_lines=options.max_bad_lines)
         _settle_questions(call, work, num_pairs)
         if options.near_duplicates:
-            _run(call, work, "sign", _sign)
-        find_near(
-            call,
-            work.near,
-            num_tasks=len(tasks),
-            settings=rules.near_duplicates if options.near_duplicates else None,
-            workers=options.workers,
-        )
-        written = _run(call, work, "write", partial(_write, items=items))
+            call.run("sign", partial(_sign, work))
+        find_near(call, work.near, rules.near_duplicates if options.near_duplicates else None)
+        written = call.run("write", partial(_write, work, items=items))
         report = gather(items, written)
         examples = Examples.joined([result["by_discipline"] for result in written])
         notes = _notes(options)
         extra = {"notes": notes, "examples_by_discipline": examples.as_json()}
         write_atomic(options.out / REPORT_MD, write_markdown(report, examples, notes).encode())
-        call.finish(report, writes=True, extra=extra)
+        call.finish(report.as_json() | extra, report.quarantine, writes=True)
         shutil.rmtree(call.work)
     return report
 
@@ -153,50 +144,21 @@ class _Work:
     def findings(self) -> Path:
         return self.folder / "questions.findings"
 
-    def of_task(self, task: int, kind: str) -> Path:
-        return self.folder / "examined" / f"{task:07d}.{kind}"
-
-    def pairs(self, task: int, report: Report) -> Iterator[Document | BadRecord | None]:
-        """The prepared pairs of a task, lines that are none, and None for a blank line."""
-        for document in read_lines(self.tasks[task], text_key=RAW_KEYS, on_bytes=report):
-            yield prepare(document, self.rules) if isinstance(document, Document) else document
-
-
-def _run(call: Call, work: _Work, name: str, do: Any) -> list[Any]:
-    """A stage with a task a piece of input."""
-    stage = Stage(
-        name=name,
-        work=call.work / name,
-        fingerprint=call.fingerprint,
-        sizes=tuple(task.size_bytes for task in work.tasks),
-        do=partial(do, work),
-    )
-    return run_stage(stage, workers=work.options.workers)
-
-
-@lru_cache(maxsize=1)  # once a process
-def _index(paths: tuple[Path, ...], keys: tuple[str, ...], n: int) -> NgramIndex:
-    return NgramIndex([read_benchmark(path, keys) for path in paths], n)
+    def pairs(self, task: int, report: Report) -> TaskDocuments:
+        """The prepared pairs of a task."""
+        ready = partial(prepare, rules=self.rules)
+        return TaskDocuments(self.tasks[task], text_key=RAW_KEYS, on_bytes=report, prepare=ready)
 
 
 def _examine(work: _Work, index: int, report: Report) -> dict[str, Any]:
-    work.of_task(index, "").parent.mkdir(parents=True, exist_ok=True)
     verdicts: list[list[Any]] = []
     questions: list[tuple[int, bytes]] = []
     answers: dict[int, str] = {}
     places: list[int] = []
-    bad: list[tuple[int, str]] = []
-    num_lines = 0
+    pairs = work.pairs(index, report)
     with Recomputer() as recomputer:
         tools = Tools(recomputer, work.sandbox)
-        for pair in work.pairs(index, report):
-            num_lines += 1
-            if pair is None:
-                continue
-            if isinstance(pair, BadRecord):
-                bad.append((pair.line, pair.reason))
-                continue
-            number = len(places)
+        for number, pair in enumerate(pairs):
             places.append(pair.place)
             verdict = judge_pair(pair, work.rules, tools) or _contaminated(work, pair)
             if verdict is not None:
@@ -205,17 +167,17 @@ def _examine(work: _Work, index: int, report: Report) -> dict[str, Any]:
             questions.append((number, content_hash(pair.fields["question"])))
             if pair.fields.get("final_answer"):
                 answers[number] = pair.fields["final_answer"]
-    write_atomic(work.of_task(index, "verdicts"), json.dumps(verdicts, ensure_ascii=False).encode())
+    work.near.keep(index, "verdicts", json.dumps(verdicts, ensure_ascii=False).encode())
     keep_places(work.near, index, places)
-    write_questions(questions, answers, work.of_task(index, "questions"))
-    return {"num_pairs": len(places), "num_lines": num_lines, "bad": bad}
+    write_questions(questions, answers, work.near.of_task(index, "questions"))
+    return {"num_pairs": len(places), "num_lines": pairs.num_lines, "bad": pairs.bad}
 
 
 def _contaminated(work: _Work, pair: Document) -> Verdict | None:
     if not work.benchmarks:
         return None
     rule = work.rules.contamination
-    index = _index(work.benchmarks, work.options.benchmark_keys, rule.ngram)
+    index = open_index(work.benchmarks, work.options.benchmark_keys, rule.ngram)
     found = index.look_up(f"{pair.fields['question']}\n{pair.fields['answer']}")
     if found is None or found.share <= rule.max_share:
         return None
@@ -226,21 +188,14 @@ def _contaminated(work: _Work, pair: Document) -> Verdict | None:
 
 def _settle_questions(call: Call, work: _Work, num_pairs: int) -> None:
     count = num_ranges(num_pairs)
-    folder = call.work / "questions"
-    stage = Stage(
-        name="same questions",
-        work=folder,
-        fingerprint=call.fingerprint,
-        sizes=(max(1, num_pairs // count),) * count,
-        do=partial(_settle, work, folder, count),
-    )
-    run_stage(stage, workers=work.options.workers, unit="M pairs")
+    folder, sizes = call.work / "questions", (max(1, num_pairs // count),) * count
+    call.run("same questions", partial(_settle, work, folder, count), folder=folder.name, sizes=sizes, unit="M pairs")
     parts = [np.fromfile(path, dtype=FINDING) for path in sorted(folder.glob("*.part"))]
     write_atomic(work.findings, np.sort(np.concatenate(parts), order="pair").tobytes())
 
 
 def _settle(work: _Work, folder: Path, count: int, index: int, report: Report) -> None:
-    paths = [work.of_task(task, "questions") for task in range(len(work.tasks))]
+    paths = [work.near.of_task(task, "questions") for task in range(len(work.tasks))]
     found = settle(paths, index, count, min_agreement=work.options.min_agreement)
     write_atomic(folder / f"{index:05d}.part", found.tobytes())
 
@@ -253,16 +208,12 @@ def _findings(work: _Work, task: int) -> Findings:
 
 def _sign(work: _Work, index: int, report: Report) -> None:
     """MinHash of the pairs that are still kept: what is dropped anyway must not stand for its cluster."""
-    lost = {number for number, _ in json.loads(work.of_task(index, "verdicts").read_bytes())}
+    lost = {number for number, _ in json.loads(work.near.of_task(index, "verdicts").read_bytes())}
     lost |= {int(pair) - node(index, 0) for pair in _findings(work, index)["pair"]}
 
     def documents() -> Iterator[Hashes | None]:
-        number = 0
-        for pair in work.pairs(index, report):
-            if not isinstance(pair, Document):
-                continue
+        for number, pair in enumerate(work.pairs(index, report)):
             text = None if number in lost else f"{pair.fields['question']}\n{pair.fields['answer']}"
-            number += 1
             yield None if text is None else hashes_of(units_of(text))
 
     sign(work.near, documents(), index, work.rules.near_duplicates)
@@ -284,7 +235,8 @@ def _write(work: _Work, index: int, report: Report, *, items: list[SelectionTask
 
 def _verdicts(work: _Work, items: list[SelectionTask], index: int) -> dict[int, Verdict]:
     """By the pair's number; whatever is not in it is kept."""
-    verdicts = {number: Verdict(**marks) for number, marks in json.loads(work.of_task(index, "verdicts").read_bytes())}
+    listed = json.loads(work.near.of_task(index, "verdicts").read_bytes())
+    verdicts = {number: Verdict(**marks) for number, marks in listed}
     for found in _findings(work, index):
         matched = None if found["kept"] < 0 else place_of(work.near, items, int(found["kept"]))
         votes = {"votes": int(found["votes"]), "samples": int(found["samples"])}

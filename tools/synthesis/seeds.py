@@ -21,10 +21,11 @@ import numpy as np
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
 from tools.data.calls import begin
-from tools.data.clean import CleanOptions, clean
+from tools.data.clean import clean
 from tools.data.documents import Document, DocumentWriter, read_documents
 from tools.data.exact_duplicates import content_hash
 from tools.data.label_topics import TOPIC_KEY
+from tools.data.options import CleanOptions
 from tools.data.readers import BadRecord, InputTask, find_inputs, plan_tasks
 from tools.data.stage import Report, Stage, only_one, run_stage
 from tools.data.units import num_han, units_of

@@ -7,18 +7,11 @@ Three topic names are the paper's (its Figure 1 shows them); the other eight and
 
 import json
 from importlib.resources import files
-from typing import Literal, cast
-
-
-def topic_titles(language: str) -> dict[str, str]:
-    """Topic -> title. Errors: KeyError for a language that topics.json does not have."""
-    return cast(dict[str, dict[str, str]], _read("topics.json"))[language]
+from typing import Literal
 
 
 def subject_topics(benchmark: Literal["mmlu", "cmmlu"]) -> dict[str, str]:
     """Subject -> topic: English topics for mmlu, Chinese ones for cmmlu."""
-    return cast(dict[str, str], _read(f"{benchmark}_subjects.json"))
-
-
-def _read(name: str) -> object:
-    return json.loads((files(__package__) / name).read_text(encoding="utf-8"))
+    text = (files(__package__) / f"{benchmark}_subjects.json").read_text(encoding="utf-8")
+    topics: dict[str, str] = json.loads(text)
+    return topics
