@@ -67,9 +67,11 @@ def subjects_of(model: Path, which: Which) -> list[Subject]:
 
 def results_folder(subject: Subject, out: Path | None, suite: str) -> Path:
     """Errors: ConfigError if an HF folder's results have no place."""
-    if out is None and subject.run is None:
-        raise ConfigError(f"--out is missing: {subject.path} belongs to no run, so say where its results go")
-    return (out or _run(subject) / "eval") / suite / subject.label
+    if out is None:
+        if subject.run is None:
+            raise ConfigError(f"--out is missing: {subject.path} belongs to no run, so say where its results go")
+        out = subject.run / "eval"
+    return out / suite / subject.label
 
 
 @contextmanager
@@ -147,11 +149,6 @@ def _checkpoint(folder: Path) -> Subject:
         iteration=layout.iteration_of(folder),
         consumed_tokens=state.consumed_tokens,
     )
-
-
-def _run(subject: Subject) -> Path:
-    assert subject.run is not None
-    return subject.run
 
 
 def _check_hf(folder: Path) -> None:
