@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
+from tools.columns import aligned
 from tools.evaluation import harness
 from tools.evaluation.compare import Change, Comparison
 from tools.evaluation.evaluate import EvalOptions, plan
@@ -25,7 +26,7 @@ def list_suite(options: EvalOptions) -> str:
         where = ", ".join(found) if line.status == "open" else f"{line.status}: {line.reason}"
         benchmark = line.benchmark
         rows.append((benchmark.name, str(count), str(benchmark.shots), benchmark.metric, benchmark.average, where))
-    return f"{suite.name}: {suite.what}\n{_columns(rows)}"
+    return f"{suite.name}: {suite.what}\n{aligned(rows, num_left=1, ends_in_text=True)}"
 
 
 def results_table(results: Results) -> str:
@@ -34,7 +35,7 @@ def results_table(results: Results) -> str:
     rows += [_result_row(line) for line in (*results.benchmarks, *results.sums)]
     state = "" if results.complete else " (not complete)"
     title = f"{results.label} on {results.suite['name']}{state}, in per cent: {results.folder / 'results.json'}"
-    return f"{title}\n{_columns(rows)}"
+    return f"{title}\n{aligned(rows, num_left=1, ends_in_text=True)}"
 
 
 def comparison_table(comparison: Comparison) -> str:
@@ -51,7 +52,7 @@ def comparison_table(comparison: Comparison) -> str:
             cells += [*_change_cells(change, is_sum=row.is_sum)]
         cells += [_percent(scores.get(row.published or "")) for scores in shown.values()]
         rows.append(tuple(cells))
-    lines = [f"against {comparison.base}, in per cent", _columns(rows)]
+    lines = [f"against {comparison.base}, in per cent", aligned(rows, num_left=1, ends_in_text=True)]
     if comparison.models:
         lines.append(_legend(comparison))
     lines += [f"left out: {text}" for text in comparison.left_out]
@@ -109,26 +110,3 @@ def _interval(interval: Interval, *, sign: bool = False) -> str:
 
 def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.2f}"
-
-
-def _columns(rows: list[tuple[str, ...]]) -> str:
-    """First column left, the others right; the last as it is."""
-    widths = [max(_width(row[index]) for row in rows) for index in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [
-            _padded(cell, width, left=index == 0) for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        cells[-1] = row[-1]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
-
-
-def _padded(text: str, width: int, *, left: bool) -> str:
-    space = " " * (width - _width(text))
-    return text + space if left else space + text
-
-
-def _width(text: str) -> int:
-    """On a terminal: Chinese characters take two columns."""
-    return sum(2 if ord(character) > 0x2E7F else 1 for character in text)
