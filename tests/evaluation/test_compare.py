@@ -192,7 +192,7 @@ def test_faulty_inputs_end_in_one_message(base: Path, tmp_path: Path, capsys: py
         ((tmp_path / "a", base), 3, "holds no JSON object"),
         ((tmp_path / "b", base), 3, "incomplete or with unknown fields"),
         ((tmp_path / "c", base), 3, "holds no JSON object"),
-        ((damaged, base), 3, "settings is no object"),
+        ((damaged, base), 3, "settings: Input should be a valid dictionary"),
         ((broken, base), 3, "MATH_0.json: holds no JSON object"),
         ((more, base), 2, "did not ask the same questions"),
         ((tmp_path / "nothing",), 3, "no such file"),

@@ -61,8 +61,8 @@ class Interval:
     label: str
     """Of what; the legend says its colour."""
     value: float
-    low: float | None
-    high: float | None
+    low: float
+    high: float
     colour: str
 
 
@@ -197,8 +197,7 @@ def intervals(title: str, found: Sequence[Interval], *, x_label: str) -> Figure 
         for interval in found:
             offset = 0.5 * ((labels.index(interval.label) + 0.5) / len(labels) - 0.5)
             y = rows.index(interval.row) + offset
-            if interval.low is not None and interval.high is not None:
-                axes.plot([interval.low, interval.high], [y, y], color=interval.colour, linewidth=1.6)
+            axes.plot([interval.low, interval.high], [y, y], color=interval.colour, linewidth=1.6)
             axes.plot(interval.value, y, "o", color=interval.colour, markersize=4)
         axes.set_yticks(range(len(rows)), [_cut(row) for row in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
