@@ -258,4 +258,4 @@ def test_a_name_in_a_drawing_is_no_formula() -> None:
 
 
 def test_a_figure_of_nothing_is_none() -> None:
-    assert lines("title", [], y_label="unit") is None
+    assert lines("title", [], y_label="unit") == []

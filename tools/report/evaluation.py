@@ -57,12 +57,9 @@ def evaluation(runs: Sequence[RunRecord], files: Sequence[Path]) -> Section:
             blocks.append(Missing(f"{suite}: {differ}; do not compare them"))
         levels = sorted({f"{100 * b.confidence:g} %" for r in newest for b in r.benchmarks if b.interval is not None})
         x_label = f"score, % (bar: {' or '.join(levels) or 'its'} interval)"
-        figure = intervals(f"Scores: {suite}", _intervals(newest), x_label=x_label)
-        blocks += [figure] if figure is not None else []
-        over_time = lines(
-            f"Scores over time: {suite}", _curves(of_suite), y_label="score, % (band: interval)", is_log=False
-        )
-        blocks += [over_time] if over_time is not None else []
+        blocks += intervals(f"Scores: {suite}", _intervals(newest), x_label=x_label)
+        band = "score, % (band: interval)"
+        blocks += lines(f"Scores over time: {suite}", _curves(of_suite), y_label=band, is_log=False)
         blocks.append(_table(suite, newest))
     return Section("Evaluation", blocks)
 

@@ -33,8 +33,7 @@ def guard(runs: Sequence[RunRecord]) -> Section:
                  colour=colour_of(index), has_markers=True)
             for index, (run, rows) in enumerate(watched)
         ]  # fmt: skip
-        figure = lines(title, drawn, y_label=unit, is_log=False, zero_line=key == "change")
-        blocks += [figure] if figure is not None else []
+        blocks += lines(title, drawn, y_label=unit, is_log=False, zero_line=key == "change")
     for run, rows in watched:
         blocks += _spoken(run, rows)
     return Section("Forgetting guard", blocks)

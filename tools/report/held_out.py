@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tools.report.content import Block, Section, Table, Text
+from tools.report.content import Block, Figure, Section, Table, Text
 from tools.report.figures import Line, colour_of, dash_of, lines
 from tools.report.metrics_file import Row, number
 from tools.report.numbers import fixed
@@ -26,8 +26,7 @@ def held_out(runs: Sequence[RunRecord]) -> Section:
             ("ppl", "Held-out PPL", "PPL, exp(nats per token)"),
             ("bits_per_byte", "Held-out bits per byte", "bits per UTF-8 byte"),
         ):
-            figure = _figure(found, mine, f"{title}: {language}", key, unit, stages=runs[0].stage_begins)
-            blocks += [figure] if figure is not None else []
+            blocks += _figure(found, mine, f"{title}: {language}", key, unit, stages=runs[0].stage_begins)
     blocks.append(_table(found, names))
     return Section("Held-out text", blocks)
 
@@ -69,7 +68,7 @@ def _figure(
     unit: str,
     *,
     stages: Sequence[float],
-) -> Block | None:
+) -> list[Figure]:
     """One run: a colour and a dash per set. Several: a colour per set, a dash per run."""
     drawn = []
     for number_of_run, (run, sets) in enumerate(found.items()):
