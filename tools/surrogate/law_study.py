@@ -7,7 +7,7 @@ The largest scale is the largest model, where the study has several, else the la
 
 import json
 import math
-from collections.abc import Sequence
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from megatron_synE.config.derive import resolve_architecture
 from megatron_synE.config.load import load_config
 from tools.surrogate.arms import Arm
 from tools.surrogate.law import Array, Cells, Law, fit_law, interval, share_losses
-from tools.surrogate.outcome import members
+from tools.surrogate.outcome import group_loss, members
 from tools.surrogate.run import Finished, open_study
 from tools.surrogate.study import Study
 
@@ -249,26 +249,24 @@ def _along(finished: Finished, language: str, grid: NDArray[np.float64]) -> Arra
 
 
 def _measured_best(finished: Finished, sizes: dict[str, float]) -> float:
-    study, largest = finished.study, max(sizes.values())
-    losses: dict[float, list[float]] = {}
-    for measured in finished.measured:
-        if sizes[measured.arm] == largest:
-            arm = next(arm for arm in finished.arms if arm.name == measured.arm)
-            groups = [np.mean([measured.final[name] for name in _members(finished, g)]) for g in study.outcome.groups]
-            losses.setdefault(float(arm.levels["synthetic_share"]), []).append(float(np.mean(groups)))
-    return min(losses, key=lambda share: float(np.mean(losses[share])))
+    outcome, largest = finished.study.outcome, max(sizes.values())
+
+    def loss(arm: Arm) -> float:
+        final = [measured.final for measured in finished.measured if measured.arm == arm.name]
+        return statistics.fmean(group_loss(outcome, group, nll) for nll in final for group in outcome.groups)
+
+    best = min((arm for arm in finished.arms if sizes[arm.name] == largest), key=loss)
+    return float(best.levels["synthetic_share"])
 
 
 def _draw(found: LawReport, file: Path) -> None:
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    names: Sequence[str] = list(dict.fromkeys(check.set for check in found.checks))
+    names = list(dict.fromkeys(check.set for check in found.checks))
     columns = min(5, len(names))
     rows = -(-len(names) // columns)
-    figure, axes = pyplot.subplots(rows, columns, figsize=(3 * columns, 2.5 * rows), squeeze=False)
+    figure = Figure(figsize=(3 * columns, 2.5 * rows))
+    axes = figure.subplots(rows, columns, squeeze=False)
     for axis, name in zip(axes.flat, names, strict=False):
         checks = [check for check in found.checks if check.set == name]
         shares = [check.share for check in checks]
@@ -286,5 +284,4 @@ def _draw(found: LawReport, file: Path) -> None:
     figure.tight_layout()
     temporary = temporary_path(file)
     figure.savefig(temporary, dpi=80, format="png")
-    pyplot.close(figure)
     publish(temporary, file)

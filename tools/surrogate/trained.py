@@ -15,6 +15,8 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, NoReturn
 
+from pydantic import TypeAdapter
+
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import DataError, UserError
 from data_mixers.file_version import check_version
@@ -37,10 +39,10 @@ def finished(arms: Path, job: Job) -> Measured | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         check_version(content, understood=SCHEMA_VERSION, file=path, cure=AGAIN, fault=DataError, absent=1)
-        return Measured.from_json(content)
+        return TypeAdapter(Measured).validate_python(content)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:  # pydantic's is a ValueError
         raise DataError(f"{path} cannot be read ({error}); {AGAIN}") from error
 
 
