@@ -25,7 +25,7 @@ from data_mixers.errors import ConfigError, DataError
 from data_mixers.permutation import keyed_hash
 from tools.data.chat import ATTEMPTS, post
 from tools.data.progress import LiveProgress
-from tools.data.readers import BadRecord, find_inputs, plan_tasks
+from tools.data.readers import find_inputs, plan_tasks
 from tools.data.stage import only_one
 from tools.synthesis.corrupt import RECORD_KEY
 from tools.synthesis.output import kept_inputs
@@ -151,11 +151,8 @@ def content_hashes(paths: Sequence[Path]) -> dict[Path, str]:
 
 def _pairs(patterns: Sequence[str]) -> Iterator[tuple[QaRecord, bool]]:
     """(pair, whether it was made wrong)."""
-    for task in plan_tasks(kept_inputs(patterns)):
-        for pair in read_records(task, on_bytes=lambda size: None):
-            if isinstance(pair, BadRecord):
-                raise DataError(f"{task.path}, line {pair.line} of its part from byte {task.start}: {pair.reason}")
-            yield pair, RECORD_KEY in pair.extra
+    for pair in read_records(plan_tasks(kept_inputs(patterns))):
+        yield pair, RECORD_KEY in pair.extra
 
 
 class _Lowest:

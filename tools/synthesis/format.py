@@ -166,7 +166,7 @@ def _pages(options: FormatOptions, tasks: Sequence[InputTask]) -> dict[str, str]
     """seed_id -> text, of the pages that pairs were made of."""
     if not options.pages:
         return {}
-    wanted = {pair.seed_id for pair in _pairs(tasks) if _takes_page(options, pair)}
+    wanted = {pair.seed_id for pair in read_records(tasks) if _takes_page(options, pair)}
     found = {
         document.id: document.text
         for task in plan_tasks(find_inputs(options.pages, option="--pages"))
@@ -182,20 +182,12 @@ def _takes_page(options: FormatOptions, pair: QaRecord) -> bool:
     return pair.seed_id is not None and keyed_hash("page", options.seed, pair.id) < options.page_share * 2**64
 
 
-def _pairs(tasks: Sequence[InputTask], progress: LiveProgress | None = None) -> Iterator[QaRecord]:
-    for task in tasks:
-        for pair in read_records(task, on_bytes=progress.advance if progress is not None else lambda size: None):
-            if isinstance(pair, BadRecord):
-                raise DataError(f"{task.path}, line {pair.line} of its part from byte {task.start}: {pair.reason}")
-            yield pair
-
-
 def _written(
     options: FormatOptions, tasks: Sequence[InputTask], layouts: dict[str, Layout], pages: dict[str, str]
 ) -> Iterator[dict[str, Any]]:
     names = list(layouts)
     with LiveProgress("format", total=sum(task.size_bytes for task in tasks)) as progress:
-        for pair in _pairs(tasks, progress):
+        for pair in read_records(tasks, progress.advance):
             name = names[keyed_hash("layout", options.seed, pair.id) % len(names)]
             layout = layouts[name]
             text = _filled(layout.get(pair.language, layout["en"]), pair)

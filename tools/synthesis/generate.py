@@ -23,13 +23,14 @@ from typing import Any, NamedTuple
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
-from tools.data.documents import DocumentWriter, read_documents
+from tools.data.documents import DocumentWriter
 from tools.data.progress import LiveProgress
 from tools.data.readers import BadRecord, find_inputs, plan_tasks
 from tools.data.slurm_options import SlurmArray
 from tools.data.stage import Report, Stage, only_one, run_stage
 from tools.synthesis.answers import Key, Part, key, key_of, pair, parts_of, read_part
 from tools.synthesis.asking import Pace, Question, Requests, ask_all
+from tools.synthesis.output import bad_line, documents_of
 from tools.synthesis.own_server import own_server
 from tools.synthesis.prompts import OWN_PROMPTS, Prompts, read_prompts
 from tools.synthesis.text_generator import Completion, HttpGenerator, LocalGenerator, TextGenerator
@@ -128,14 +129,11 @@ def _check_folder(options: GenerateOptions) -> None:
 
 
 def _seeds(options: GenerateOptions) -> Iterator[dict[str, Any]]:
-    for task in plan_tasks(find_inputs(options.seeds, option="--seeds")):
-        for document in read_documents(task, text_key="text", on_bytes=lambda size: None):
-            if isinstance(document, BadRecord):
-                raise DataError(f"{task.path}, line {document.line}: {document.reason}")
-            missing = [key for key in NEEDED if not isinstance(document.fields.get(key), str)]
-            if missing:
-                raise DataError(f"{task.path}, line {document.line}: no seed, {', '.join(missing)} missing")
-            yield document.fields
+    for task, document in documents_of(plan_tasks(find_inputs(options.seeds, option="--seeds")), text_key="text"):
+        missing = [key for key in NEEDED if not isinstance(document.fields.get(key), str)]
+        if missing:
+            raise bad_line(task, BadRecord(document.line, f"no seed, {', '.join(missing)} missing"))
+        yield document.fields
 
 
 class _Counted(NamedTuple):

@@ -1,11 +1,12 @@
 """The record that every step of `syne synth` reads and writes: a question with its worked answer, a JSON line."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from tools.data.documents import Document, read_documents
+from tools.data.documents import Document
 from tools.data.readers import BadRecord, InputTask
+from tools.synthesis.output import bad_line, documents_of
 
 DISCIPLINES = (
     "mathematics", "physics", "chemistry", "biology", "astronomy", "earth_science", "medicine", "computer_science",
@@ -64,10 +65,13 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
 _NEEDED = ("discipline", "language", "answer", "generator")
 
 
-def read_records(task: InputTask, *, on_bytes: Callable[[int], None]) -> Iterator[QaRecord | BadRecord]:
-    """The pairs of a task in their order, and the lines that are none with the reason."""
-    for document in read_documents(task, text_key="question", on_bytes=on_bytes):
-        yield document if isinstance(document, BadRecord) else record_of(document)
+def read_records(tasks: Sequence[InputTask], on_bytes: Callable[[int], None] = lambda size: None) -> Iterator[QaRecord]:
+    """The pairs in their order. Errors: DataError for a line that is none."""
+    for task, document in documents_of(tasks, text_key="question", on_bytes=on_bytes):
+        pair = record_of(document)
+        if isinstance(pair, BadRecord):
+            raise bad_line(task, pair)
+        yield pair
 
 
 def record_of(document: Document) -> QaRecord | BadRecord:
