@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 import orjson
 
 from data_mixers.errors import DataError
-from tools.synthesis.prompts import Sections
 from tools.synthesis.record import QaRecord
+from tools.synthesis.sections import Sections
 
 SECONDS_BETWEEN_SYNCS = 1.0  # a power cut costs so much; a killed process nothing but the line it was writing
 

@@ -9,7 +9,6 @@ import hashlib
 import heapq
 import json
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -29,7 +28,7 @@ from tools.data.readers import find_inputs, plan_tasks
 from tools.data.stage import only_one
 from tools.synthesis.corrupt import RECORD_KEY
 from tools.synthesis.output import kept_inputs
-from tools.synthesis.record import QaRecord, read_records
+from tools.synthesis.record import QaRecord, filled, read_records
 from tools.synthesis.sheet import SHEET, Verdict, read_sheet, write_sheet
 from tools.synthesis.text_generator import host_of
 from tools.synthesis.wrong_rate import LEAST_INFORMATION, Calibration, Count, wrong_rates
@@ -250,9 +249,8 @@ def _kept(path: Path) -> dict[str, Verdict]:
 
 def _ask(client: httpx.Client, options: AuditOptions, prompt: dict[str, dict[str, str]], case: _Case) -> Verdict:
     texts = prompt.get(case.pair.language, prompt["en"])
-    asked = {"{question}": case.pair.question, "{answer}": case.pair.answer}
-    filled = re.sub(r"\{(?:question|answer)\}", lambda found: asked[found[0]], texts["user"])
-    messages = [{"role": "system", "content": texts["system"]}, {"role": "user", "content": filled}]
+    asked = filled(texts["user"], question=case.pair.question, answer=case.pair.answer)
+    messages = [{"role": "system", "content": texts["system"]}, {"role": "user", "content": asked}]
     reply, fault, reached = None, "", False
     for attempt in range(ATTEMPTS):
         body = {

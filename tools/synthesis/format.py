@@ -24,7 +24,7 @@ from tools.data.stage import only_one
 from tools.data.yaml_file import read_yaml
 from tools.synthesis.audit import SCHEMA_VERSION, content_hashes
 from tools.synthesis.output import kept_inputs
-from tools.synthesis.record import QaRecord, read_records
+from tools.synthesis.record import QaRecord, filled, read_records
 
 LAYOUTS = Path(__file__).with_name("layouts.yaml")
 TEXT, REPORT = "qa.jsonl.zst", "report.json"
@@ -190,7 +190,8 @@ def _written(
         for pair in read_records(tasks, progress.advance):
             name = names[keyed_hash("layout", options.seed, pair.id) % len(names)]
             layout = layouts[name]
-            text = _filled(layout.get(pair.language, layout["en"]), pair)
+            template = layout.get(pair.language, layout["en"])
+            text = filled(template, question=pair.question.strip(), answer=pair.answer.strip())
             page = pages.get(pair.seed_id or "") if _takes_page(options, pair) else None
             if page is not None:
                 text = f"{page.strip()}{layout[PAGE_SEPARATOR]}{text}"
@@ -198,11 +199,6 @@ def _written(
                 "id": pair.id, "text": text, "topic": pair.discipline, "language": pair.language, "layout": name,
                 "generator": pair.generator, "with_page": page is not None,
             }  # fmt: skip
-
-
-def _filled(template: str, pair: QaRecord) -> str:
-    values = {"{question}": pair.question.strip(), "{answer}": pair.answer.strip()}
-    return re.sub(r"\{(?:question|answer)\}", lambda found: values[found[0]], template)
 
 
 def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

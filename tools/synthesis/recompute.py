@@ -88,12 +88,6 @@ class Recomputer:
             self._child = None
 
 
-def recompute(text: str) -> Fraction | float | None:
-    """One value; for many, a Recomputer saves the start of its process."""
-    with Recomputer() as recomputer:
-        return recomputer.value(text)
-
-
 def _line(stream: IO[str], seconds: float) -> str | None:
     """The next line, which the child writes at once; None after so many seconds, or if the child has ended."""
     poll = select.poll()

@@ -1,5 +1,6 @@
 """The record that every step of `syne synth` reads and writes: a question with its worked answer, a JSON line."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -95,3 +96,9 @@ def record_of(document: Document) -> QaRecord | BadRecord:
     names = {item.name for item in fields(QaRecord)} - {"extra"}
     known = {key: value for key, value in content.items() if key in names and value is not None}
     return QaRecord(**known, extra={key: value for key, value in content.items() if key not in names})
+
+
+def filled(template: str, *, question: str, answer: str) -> str:
+    """The template with both in their places; braces of their own stay."""
+    values = {"{question}": question, "{answer}": answer}
+    return re.sub(r"\{(?:question|answer)\}", lambda found: values[found[0]], template)
