@@ -26,6 +26,7 @@ from tools.data.chat import ATTEMPTS, post
 from tools.data.progress import LiveProgress
 from tools.data.readers import find_inputs, plan_tasks
 from tools.data.stage import only_one
+from tools.synthesis.answers import Part
 from tools.synthesis.corrupt import RECORD_KEY
 from tools.synthesis.output import kept_inputs
 from tools.synthesis.record import QaRecord, filled, read_records
@@ -214,7 +215,7 @@ def _ask_all(options: AuditOptions, prompt: dict[str, dict[str, str]], cases: li
     with (
         LiveProgress("judging", total=len(cases), unit="pairs", scale=1.0) as progress,
         httpx.Client(base_url=str(options.url).rstrip("/"), headers=headers, timeout=options.timeout_seconds) as client,
-        path.open("ab") as kept,
+        Part(path) as kept,
         ThreadPoolExecutor(options.parallel) as pool,
     ):
         progress.skip(len(cases) - len(missing))
@@ -222,9 +223,7 @@ def _ask_all(options: AuditOptions, prompt: dict[str, dict[str, str]], cases: li
         try:
             for future in as_completed(futures):
                 case, (verdict, reason) = futures[future], future.result()
-                row = {"key": case.key, "verdict": verdict, "reason": reason}
-                kept.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
-                kept.flush()
+                kept.append({"key": case.key, "verdict": verdict, "reason": reason})
                 verdicts[case.key] = (verdict, reason)
                 progress.advance(1)
         finally:
@@ -233,15 +232,11 @@ def _ask_all(options: AuditOptions, prompt: dict[str, dict[str, str]], cases: li
 
 
 def _kept(path: Path) -> dict[str, Verdict]:
-    """Verdicts of an earlier call; a last line that was cut off is cut from the file too."""
+    """Verdicts of an earlier call; a last line that was cut off is none."""
     if not path.exists():
         return {}
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        write_atomic(path, whole)
     try:
-        rows = [orjson.loads(line) for line in whole.splitlines()]
+        rows = [orjson.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
         return {row["key"]: (row["verdict"], row["reason"]) for row in rows}
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:
         raise DataError(f"{path} holds a line that is no verdict ({error!r}); remove the line and run again") from error
