@@ -74,8 +74,7 @@ def evaluate(options: EvalOptions) -> list[Results]:
     suite = read_suite(path)
     subjects = subjects_of(options.model, options.checkpoints)
     folders = [results_folder(subject, options.out, suite.name) for subject in subjects]
-    harness.prepare_environment(offline=options.data.is_offline)
-    harness.require_harness()
+    harness.prepare(offline=options.data.is_offline)
     lines = plan(suite, options)
     faults = [line.reason for line in lines if line.status == "missing"]
     if faults and not options.skip_missing:
@@ -151,7 +150,7 @@ def _evaluate_one(
         results = _written(_begin(subject, folder, suite, suite_hash, mark, options), suite, lines, done)
         if not pending:
             return results
-        with as_hf(subject, folder, live_title=f"export {subject.path}") as hf:
+        with as_hf(subject, folder) as hf:
             tasks = [(planned, found, harness.load_task(planned, found)) for planned, found in pending]
             model = harness.load_model(hf, options)
             measured_with = {**_programs(options), **harness.describe(model, options)}

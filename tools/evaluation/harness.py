@@ -65,13 +65,6 @@ class ModelOptions:
     batch_size: int = 8
 
 
-def require_harness(*modules: str) -> None:
-    """Errors: ConfigError naming what to install."""
-    for module in ("lm_eval", "datasets", *modules):
-        if find_spec(module) is None:
-            raise ConfigError(f"evaluation needs {module}, which is not installed: {INSTALL}")
-
-
 def absent_needs(benchmark: Benchmark) -> str:
     """How to install what the benchmark needs beside the harness; empty if all is there."""
     data = [need.partition(":")[2] for need in benchmark.needs if need.startswith("nltk:")]
@@ -336,8 +329,11 @@ def _quiet() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def prepare_environment(*, offline: bool) -> None:
-    """Call before the harness is imported. No variable changes a result."""
+def prepare(*, offline: bool) -> None:
+    """Call before the harness is imported. No variable changes a result. Errors: ConfigError naming what to install."""
+    for module in ("lm_eval", "datasets"):
+        if find_spec(module) is None:
+            raise ConfigError(f"evaluation needs {module}, which is not installed: {INSTALL}")
     os.environ.setdefault("TQDM_DISABLE", "1")  # there is one live line, ours
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if offline:

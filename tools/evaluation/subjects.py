@@ -75,7 +75,7 @@ def results_folder(subject: Subject, out: Path | None, suite: str) -> Path:
 
 
 @contextmanager
-def as_hf(subject: Subject, results: Path, *, live_title: str) -> Iterator[Path]:
+def as_hf(subject: Subject, results: Path) -> Iterator[Path]:
     """Its HF folder; a checkpoint's is made beside its results and removed afterwards.
 
     Errors: CheckpointError if the checkpoint is damaged, or an HF folder has no weights or brings code of its own.
@@ -89,7 +89,7 @@ def as_hf(subject: Subject, results: Path, *, live_title: str) -> Iterator[Path]
 
     folder = results / "hf"
     try:
-        with live_bytes(live_title) as progress:
+        with live_bytes(f"export {subject.path}") as progress:
             export_hf(subject.path, folder, progress=progress, name=subject.label)
         if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer.model").is_file():
             raise CheckpointError(

@@ -14,8 +14,7 @@ from tools.evaluation.suite import read_suite, suite_path
 
 def list_suite(options: EvalOptions) -> str:
     """Every benchmark: tasks, shots, how it is scored, and where its data lies or is expected."""
-    harness.prepare_environment(offline=options.data.is_offline)
-    harness.require_harness()
+    harness.prepare(offline=options.data.is_offline)
     suite = read_suite(suite_path(options.suite))
     rows: list[tuple[str, ...]] = [("benchmark", "tasks", "shots", "metric", "average", "data")]
     for line in plan(suite, options):

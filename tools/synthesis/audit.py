@@ -64,7 +64,6 @@ class AuditOptions:
     prompt: Path = PROMPT
     parallel: int = 8
     timeout_seconds: float = 120.0
-    key_variable: str = "OPENAI_API_KEY"
 
 
 @dataclass(frozen=True)
@@ -210,7 +209,7 @@ def _ask_all(options: AuditOptions, prompt: dict[str, dict[str, str]], cases: li
     path = options.out / VERDICTS
     verdicts = _kept(path)
     missing = [case for case in cases if case.key not in verdicts]
-    key = os.environ.get(options.key_variable)
+    key = os.environ.get("OPENAI_API_KEY")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     with (
         LiveProgress("judging", total=len(cases), unit="pairs", scale=1.0) as progress,

@@ -67,8 +67,6 @@ class GenerateOptions:
     timeout_seconds: float = 300.0
     give_up_seconds: float = 600.0
     max_answer_bytes: int = 64 << 10
-    key_variable: str = "OPENAI_API_KEY"
-    """Environment variable that holds the server's key, if it wants one."""
 
 
 def generate(options: GenerateOptions, array: SlurmArray | None = None) -> dict[str, Any]:
@@ -201,7 +199,7 @@ async def _run(options: GenerateOptions, share: "_Share", urls: tuple[str, ...])
         generator = LocalGenerator(options.local)
     else:
         generator = HttpGenerator(
-            urls, options.model, key=os.environ.get(options.key_variable), timeout_seconds=options.timeout_seconds,
+            urls, options.model, key=os.environ.get("OPENAI_API_KEY"), timeout_seconds=options.timeout_seconds,
             max_bytes=options.max_answer_bytes,
         )  # fmt: skip
     pace = Pace(concurrency=options.concurrency, per_second=options.per_second, give_up_seconds=options.give_up_seconds)
