@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from data_mixers.errors import ConfigError, DataError
+from tests.openai_server import served
 from tests.rows import read, write
 from tests.tools import corpus
 from tools.cli import main
@@ -54,16 +55,9 @@ def judge(folder: Path, *, sensitivity: float, specificity: float) -> Iterator[s
             numbers = [int(word.strip(".")) for word in row["answer"].split() if word.strip(".").isdigit()]
             truth[row["answer"]] = numbers[0] + numbers[1] != numbers[2]
     (folder / "truth.json").write_text(json.dumps(truth))
-    command = [sys.executable, str(Path(__file__).with_name("judge_stub.py")), str(folder / "truth.json")]
-    process = subprocess.Popen(
-        [*command, str(sensitivity), str(specificity), str(folder / "asked.log")], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    try:
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
-    finally:
-        process.kill()
-        process.wait()
+    script = Path(__file__).with_name("judge_stub.py")
+    with served(script, folder / "truth.json", sensitivity, specificity, folder / "asked.log") as url:
+        yield url
 
 
 @pytest.fixture

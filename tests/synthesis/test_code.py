@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from tests.openai_server import served
 from tests.rows import read
-from tests.synthesis.test_generate import HERE, options, process
+from tests.synthesis.test_generate import HERE, options
 from tools.cli import main
 from tools.synthesis.code_examples import code_examples
 from tools.synthesis.generate import generate
@@ -82,7 +83,7 @@ def test_programs_for_real_problem_statements_are_run_and_the_wrong_ones_go(
     answers.write_text("".join(
         json.dumps({"part": statement(problem), "answer": completion(problem, is_right=problem["task_id"] in right)})
         + "\n" for problem in usable if problem["task_id"] in chosen))  # fmt: skip
-    with process(HERE / "code_server.py", answers) as url:
+    with served(HERE / "code_server.py", answers) as url:
         report = generate(options(seeds, tmp_path / "out", url))
     assert report["pairs"] == 9
     pairs = tmp_path / "out" / "pairs.jsonl.zst"
@@ -97,7 +98,7 @@ def test_programs_for_real_problem_statements_are_run_and_the_wrong_ones_go(
         json.dumps({"part": statement(problem), "answer": completion(problem, is_right=True).replace(
             FIRST, f"{FIRST}\n{statement(problem)}\n")}) + "\n"
         for problem in usable if problem["task_id"] in chosen))  # fmt: skip
-    with process(HERE / "code_server.py", answers) as url:
+    with served(HERE / "code_server.py", answers) as url:
         generate(options(seeds, tmp_path / "copied", url))
     checked = tmp_path / "copied_checked"
     arguments = ["--input", str(tmp_path / "copied" / "pairs.jsonl.zst"), "--out", str(checked)]

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from data_mixers.errors import ConfigError
+from tests.openai_server import served
 from tests.rows import read
-from tests.synthesis.test_generate import HERE, options, process, write_seeds
+from tests.synthesis.test_generate import HERE, options, write_seeds
 from tools.cli import main
 from tools.synthesis.generate import generate
 from tools.synthesis.prompts import OWN_PROMPTS
@@ -149,7 +150,7 @@ def test_answers_of_two_writers_are_one_each_and_samples_differ_in_their_seed(tm
     """A part that a second host wrote, of the same seeds: the first answer counts, the other is counted as left out."""
     seeds = write_seeds(tmp_path / "seeds.jsonl", [f"plain {i}" for i in range(5)])
     out = tmp_path / "out"
-    with process(HERE / "faulty_model_server.py", tmp_path / "log") as url:
+    with served(HERE / "faulty_model_server.py", tmp_path / "log") as url:
         generate(options(seeds, out, url, samples=2))
     [part] = (out / "parts").iterdir()
     (out / "parts" / "00001-of-00002.other.jsonl").write_bytes(part.read_bytes())
@@ -167,7 +168,7 @@ def test_prompts_seed_and_sampling_decide_whose_folder_it_is(tmp_path: Path) -> 
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "en.json").write_text(json.dumps(content | {"system": "Be brief."}))
     sent = {}
-    with process(HERE / "faulty_model_server.py", tmp_path / "log") as url:
+    with served(HERE / "faulty_model_server.py", tmp_path / "log") as url:
         for number in (1, 2):
             generate(options(seeds, tmp_path / str(number), url, seed=number))
             [row] = read(tmp_path / str(number) / "pairs.jsonl.zst")
