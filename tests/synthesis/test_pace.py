@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
-from data_mixers.errors import ConfigError, DataError
+from data_mixers.errors import DataError
 from tests.openai_server import ROOT, served
 from tests.rows import read
 from tests.synthesis.test_generate import HERE, num_lines, options, write_seeds
 from tools.synthesis import generate as module
 from tools.synthesis.answers import key
 from tools.synthesis.asking import Pace, Question, ask_all
-from tools.synthesis.generate import GenerateOptions, generate
+from tools.synthesis.generate import generate
 from tools.synthesis.prompts import read_prompts
 from tools.synthesis.text_generator import Completion, HttpGenerator
 
@@ -217,13 +217,6 @@ def test_what_is_kept_of_a_seed_is_small() -> None:
     size, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(keys) == 100_000 and size / len(keys) < 110
-
-
-@pytest.mark.parametrize("url", ["127.0.0.1:8000/v1", "ftp://h/v1", "http:///v1"])
-def test_an_endpoint_that_is_no_url_is_refused(tmp_path: Path, url: str) -> None:
-    seeds = write_seeds(tmp_path / "seeds.jsonl", ["A stone falls."])
-    with pytest.raises(ConfigError, match="is no URL"):
-        generate(GenerateOptions(seeds=(str(seeds),), out=tmp_path / "out", model="m", endpoints=(url,)))
 
 
 def test_other_seeds_in_an_arrays_folder_are_asked(tmp_path: Path) -> None:
