@@ -10,6 +10,7 @@ import pytest
 from data_mixers.errors import ConfigError
 from tests.openai_server import served
 from tests.rows import read
+from tests.rows import write as write_rows
 from tests.synthesis.test_generate import HERE, options, write_seeds
 from tools.cli import main
 from tools.synthesis.generate import generate
@@ -21,9 +22,8 @@ PAIR = {
 }  # fmt: skip
 
 
-def write(path: Path, *rows: dict[str, Any]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
+def write(path: Path, *given: dict[str, Any]) -> str:
+    return str(write_rows(path, given))
 
 
 def said(capsys: pytest.CaptureFixture[str], code: int, *arguments: str) -> str:
@@ -71,7 +71,7 @@ def test_a_pair_that_is_none_is_put_aside_with_its_reason(
     bad = {**PAIR, "id": "2", **change}
     source = write(tmp_path / "in.jsonl", PAIR, bad)
     assert main(["synth", "check", "--input", source, "--out", str(tmp_path / "out")]) == 0
-    assert [row["id"] for path in (tmp_path / "out").glob("*.zst") for row in read(path)] == ["1"]
+    assert [row["id"] for row in read(tmp_path / "out")] == ["1"]
     assert reason in (tmp_path / "out" / "quarantine.jsonl").read_text()
     capsys.readouterr()
     alone = write(tmp_path / "alone.jsonl", bad)

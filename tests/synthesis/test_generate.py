@@ -14,7 +14,7 @@ import pytest
 
 from data_mixers.errors import ConfigError, DataError
 from tests.openai_server import ROOT, served
-from tests.rows import read
+from tests.rows import read, write
 from tools.synthesis.check import CheckOptions, check
 from tools.synthesis.generate import GenerateOptions, generate
 from tools.synthesis.prompts import read_prompts
@@ -27,8 +27,7 @@ def write_seeds(path: Path, texts: list[str]) -> Path:
         {"text": text, "seed_id": f"page {i}", "seed_hash": f"{i:032x}", "discipline": "physics", "language": "en"}
         for i, text in enumerate(texts)
     ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write(path, rows)
 
 
 def options(seeds: Path, out: Path, *urls: str, **changes: Any) -> GenerateOptions:
@@ -148,10 +147,10 @@ def num_lines(out: Path) -> int:
 
 
 def check_whole(out: Path, seeds: Path, log: Path) -> None:
-    rows = [json.loads(line) for line in seeds.read_text().splitlines()]
+    rows = read(seeds)
     found = read(out / "pairs.jsonl.zst") + read(out / "failed.jsonl.zst")
     assert Counter(row["seed_hash"] for row in found) == Counter(row["seed_hash"] for row in rows)
-    said = [json.loads(line) for line in log.read_text().splitlines()]
+    said = read(log)
     assert len(said) <= len(rows) + 2 * 2 * 4  # only what was open at a kill is asked again
     texts = {(row["seed"], row["text"]) for row in said}
     for row in found:  # what the server's model said, word for word

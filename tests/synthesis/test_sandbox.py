@@ -21,14 +21,6 @@ ROOT = Path(__file__).parents[2]
 QUICK = Limits(wall_seconds=20.0, cpu_seconds=5, memory_bytes=256 << 20)
 
 
-@pytest.fixture(scope="module")
-def box() -> Sandbox:
-    try:
-        return require_sandbox()
-    except ConfigError as error:
-        pytest.skip(f"{error}")
-
-
 def command_lines() -> list[str]:
     """Of all processes of this machine."""
     lines = []
