@@ -48,14 +48,11 @@ class Change:
 
     @property
     def is_noise(self) -> bool:
-        """As `statistics.is_noise` says of the difference."""
         return is_noise(self.difference_interval, self.p_value)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One benchmark."""
-
     name: str
     num_items: int
     base_score: float

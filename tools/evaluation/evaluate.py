@@ -39,8 +39,6 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions(ModelOptions):
-    """What `syne eval` is asked for."""
-
     model: Path
     suite: str = "probe"
     out: Path | None = None

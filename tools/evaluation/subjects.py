@@ -20,8 +20,6 @@ EXPORT_MARKER = "syne_export.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """One model."""
-
     path: Path
     label: str
     """Names the folder of its results."""

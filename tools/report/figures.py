@@ -34,8 +34,6 @@ TOKENS = "tokens read"
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One curve of a figure."""
-
     label: str
     curve: Curve
     colour: str

@@ -74,8 +74,6 @@ class Readings:
 
 
 class MetricsFile:
-    """Takes lines; holds what they say."""
-
     def __init__(self) -> None:
         self._columns = {name: array("d") for name in TRAIN_COLUMNS}
         self.rows: dict[str, list[Row]] = {kind: [] for kind in KEPT_KINDS}

@@ -43,8 +43,6 @@ EXAMPLES = 3  # of pairs called wrong, a discipline
 
 @dataclass(frozen=True, kw_only=True)
 class AuditOptions:
-    """What `syne synth audit` is asked for."""
-
     inputs: tuple[str, ...]
     out: Path
     sample: int = 100
@@ -329,7 +327,6 @@ def _report(
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The report as a page."""
     lines = ["# How wrong the pairs are", "", f"Judge: {report['judge']}."]
     if report["calibration"] is not None:
         wrong, right = (Count(**report["calibration"][key]) for key in ("found_wrong", "found_right"))

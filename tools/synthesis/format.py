@@ -38,8 +38,6 @@ Layout = dict[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class FormatOptions:
-    """What `syne synth format` is asked for."""
-
     inputs: tuple[str, ...]
     out: Path
     tokenizer: Path

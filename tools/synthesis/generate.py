@@ -45,8 +45,6 @@ PAIRS, FAILED, REPORT = "pairs.jsonl.zst", "failed.jsonl.zst", "report.json"
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateOptions:
-    """What `syne synth generate` is asked for."""
-
     seeds: tuple[str, ...]
     out: Path
     model: str

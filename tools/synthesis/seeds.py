@@ -38,8 +38,6 @@ PUNKT = "punkt.json"
 
 @dataclass(frozen=True, kw_only=True)
 class SeedOptions:
-    """What `syne synth seeds` is asked for."""
-
     inputs: tuple[str, ...]
     out: Path
     quota: int | None = None

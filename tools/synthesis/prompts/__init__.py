@@ -16,8 +16,6 @@ Messages = list[dict[str, str]]
 
 @dataclass(frozen=True)
 class Prompts:
-    """The prompts of one language."""
-
     markers: tuple[str, str] | None
     """Lines that begin the problem and its solution. None: the seed is the problem, the whole answer its solution."""
     system: str

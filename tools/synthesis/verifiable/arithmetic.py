@@ -15,7 +15,6 @@ GOODS = 8
 
 
 def topics() -> list[Topic]:
-    """All topics of the kind."""
     shopping = Choices(good=range(GOODS), count=range(2, 31), price_cents=range(15, 1000, 5), more_notes=range(4))
     return [
         over("precedence", Choices(a=range(10, 500), b=range(3, 60), c=range(3, 60), d=range(1, 500)), _precedence),
