@@ -35,6 +35,8 @@ def explain_error(error: Mapping[str, Any], root: type = RunConfig) -> str:
         return f"{key}: must be one of {error['ctx']['expected']} {_shown(value)}{_nearest_value(error)}"
     if kind == "string_pattern_mismatch":
         return f"{key}: letters, digits, '.', '_' and '-' only, and no leading '.' or '-' {_shown(value)}"
+    if not error["msg"].startswith("Input should "):
+        return f"{key}: {error['msg']} {_shown(value)}"
     message = error["msg"].removeprefix("Input should be ").removeprefix("Input should ")
     words = (
         message.replace("valid array", "list, e.g. [a, b]")

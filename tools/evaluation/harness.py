@@ -293,12 +293,10 @@ def _folder(benchmark: Benchmark) -> Path:
 
 
 def _vllm(folder: Path, options: ModelOptions) -> Any:
-    try:
-        from lm_eval.models.vllm_causallms import VLLM
-    except ImportError as error:
-        raise ConfigError(f"--backend vllm: vLLM is not installed ({error}); use --backend hf") from error
     if find_spec("vllm") is None:
         raise ConfigError("--backend vllm: vLLM is not installed; use --backend hf")
+    from lm_eval.models.vllm_causallms import VLLM
+
     return VLLM(pretrained=str(folder), dtype=options.dtype, batch_size="auto", trust_remote_code=False)
 
 
