@@ -23,6 +23,7 @@ from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
 from data_mixers.permutation import keyed_hash
 from tools.data.chat import ATTEMPTS, post
+from tools.data.download import sha256_of
 from tools.data.progress import LiveProgress
 from tools.data.readers import find_inputs, plan_tasks
 from tools.data.stage import only_one
@@ -127,23 +128,14 @@ def _read_prompt(path: Path) -> dict[str, dict[str, str]]:
 
 def _take(options: AuditOptions, prompt: dict[str, dict[str, str]]) -> None:
     """Errors: ConfigError if the folder holds the verdicts of another audit."""
-    files = {str(path): digest for path, digest in content_hashes(kept_inputs(options.inputs)).items()}
+    files = {str(path): sha256_of(path) for path in kept_inputs(options.inputs)}
     deciding: list[Any] = [options.sample, options.seed, options.model, options.calibration_sample, prompt, files]
-    deciding.append([*content_hashes(find_inputs(options.calibration)).values()] if options.calibration else [])
+    deciding.append([*map(sha256_of, find_inputs(options.calibration))] if options.calibration else [])
     mark = hashlib.sha256(json.dumps(deciding).encode()).hexdigest()
     path = options.out / CALL
     if path.exists() and path.read_text() != mark and (options.out / VERDICTS).exists():
         raise ConfigError(f"{options.out} holds verdicts of another audit (other pairs, judge or prompt); name another")
     write_atomic(path, mark.encode())
-
-
-def content_hashes(paths: Sequence[Path]) -> dict[Path, str]:
-    """sha256 of each file, by which a later step knows the pairs that were audited."""
-    found = {}
-    for path in paths:
-        with path.open("rb") as stream:
-            found[path] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return found
 
 
 def _pairs(patterns: Sequence[str]) -> Iterator[tuple[QaRecord, bool]]:
@@ -305,7 +297,8 @@ def _report(
     counts = {name: Count(len(called[name]), totals[name]) for name in sizes}
     rates, overall = wrong_rates(counts, sizes, calibration, seed=options.seed)
     return {
-        "inputs": sorted(content_hashes(kept_inputs(options.inputs)).values()),
+        # By which a later step knows the pairs that were audited.
+        "inputs": sorted(map(sha256_of, kept_inputs(options.inputs))),
         "judge": options.model if calibration is not None else options.judged_by,
         "calibration": None if calibration is None else asdict(calibration),
         "wrong_rate": overall.as_json(),
