@@ -5,7 +5,7 @@ from typing import Any
 
 from tools.columns import aligned
 from tools.evaluation import harness
-from tools.evaluation.compare import Change, Comparison
+from tools.evaluation.compare import Comparison
 from tools.evaluation.evaluate import EvalOptions, plan
 from tools.evaluation.results import BenchmarkResult, Results
 from tools.evaluation.statistics import Interval
@@ -48,7 +48,14 @@ def comparison_table(comparison: Comparison) -> str:
     for row in comparison.rows:
         cells = [row.name, str(row.num_items), _percent(row.base_score)]
         for change in row.changes:
-            cells += [*_change_cells(change, is_sum=row.is_sum)]
+            cells += [
+                _percent(change.score),
+                f"{100 * change.difference:+.2f}",
+                _interval(change.difference_interval, sign=True),
+                f"{change.p_value:.3f}",
+                "" if row.is_sum else f"{change.holm_p_value:.3f}",
+                "~" if change.is_noise else "",
+            ]
         cells += [_percent(scores.get(row.published or "")) for scores in shown.values()]
         rows.append(tuple(cells))
     lines = [f"against {comparison.base}, in per cent", aligned(rows, num_left=1, ends_in_text=True)]
@@ -80,17 +87,6 @@ def _legend(comparison: Comparison) -> str:
         f"~ inside noise: the interval holds 0, or p is 0.05 or more ({noisy} of {tests * len(comparison.models)}). "
         f"{how}. Of {tests} tests one in twenty is below p 0.05 by chance: read p (Holm). Averages are not counted "
         "among the tests."
-    )
-
-
-def _change_cells(change: Change, *, is_sum: bool) -> tuple[str, ...]:
-    return (
-        _percent(change.score),
-        f"{100 * change.difference:+.2f}",
-        _interval(change.difference_interval, sign=True),
-        f"{change.p_value:.3f}",
-        "" if is_sum else f"{change.holm_p_value:.3f}",
-        "~" if change.is_noise else "",
     )
 
 

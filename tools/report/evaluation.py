@@ -59,7 +59,7 @@ def evaluation(runs: Sequence[RunRecord], files: Sequence[Path]) -> Section:
         x_label = f"score, % (bar: {' or '.join(levels) or 'its'} interval)"
         blocks += intervals(f"Scores: {suite}", _intervals(newest), x_label=x_label)
         band = "score, % (band: interval)"
-        blocks += lines(f"Scores over time: {suite}", _curves(of_suite), y_label=band, is_log=False)
+        blocks += lines(f"Scores over time: {suite}", _curves(of_suite), y_label=band, may_be_log=False)
         blocks.append(_table(suite, newest))
     return Section("Evaluation", blocks)
 

@@ -86,21 +86,20 @@ def lines(
     *,
     y_label: str,
     stages: Sequence[float] = (),
-    is_log: bool | None = None,
+    may_be_log: bool = True,
     from_zero: bool = False,
     zero_line: bool = False,
 ) -> list[Figure]:
     """Curves over tokens in one figure; none if there is nothing to draw.
 
-    stages: x at which another stage begins. is_log: None decides by the values. The light band of a thinned curve spans
-    every value in it.
+    stages: x at which another stage begins. The light band of a thinned curve spans every value in it.
     """
     drawn = [line for line in drawn if not line.curve.is_empty]
     if not drawn:
         return []
     low = min(float(line.curve.low.min()) for line in drawn)
     high = max(float(line.curve.high.max()) for line in drawn)
-    log = low > 0 and high > 8 * low if is_log is None else is_log and low > 0
+    is_log = may_be_log and not from_zero and low > 0 and high > 8 * low
 
     def draw(axes: "Axes") -> None:
         for line in drawn:
@@ -111,7 +110,7 @@ def lines(
             axes.axhline(0, color=GREY, linewidth=0.8)
         axes.set(xlabel=TOKENS, ylabel=y_label)
         axes.xaxis.set_major_formatter(tick)
-        if log:
+        if is_log:
             _log_scale(axes, low, high)
         else:
             axes.yaxis.set_major_formatter(tick)

@@ -31,7 +31,7 @@ def guard(runs: Sequence[RunRecord]) -> Section:
                  colour=colour_of(index), has_markers=True)
             for index, (run, rows) in enumerate(watched)
         ]  # fmt: skip
-        blocks += lines(title, drawn, y_label=unit, is_log=False, zero_line=key == "change")
+        blocks += lines(title, drawn, y_label=unit, may_be_log=False, zero_line=key == "change")
     for run, rows in watched:
         blocks += _spoken(run, rows)
     return Section("Forgetting guard", blocks)

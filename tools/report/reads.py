@@ -145,7 +145,7 @@ def _curriculum(run: RunRecord, shares: Shares, suffix: str) -> list[Figure]:
         curve = difficulty(shares.edges, mine)
         drawn.append(Line(label=language, curve=curve, colour=colour_of(index)))
     label = "difficulty quantile read (0 easy, 1 hard)"
-    return lines(f"Curriculum position{suffix}", drawn, y_label=label, stages=run.stage_begins, is_log=False)
+    return lines(f"Curriculum position{suffix}", drawn, y_label=label, stages=run.stage_begins, may_be_log=False)
 
 
 def difficulty(edges: Numbers, by_source: Mapping[str, Numbers]) -> Curve:

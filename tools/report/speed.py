@@ -45,7 +45,7 @@ def speed(runs: Sequence[RunRecord]) -> Section:
         ("Peak memory of a device", "peak_memory_bytes", "GiB", 1 / GIB),
         ("Goodput", "goodput", "% of the allocated time", 100.0),
     ):
-        blocks += step_figure(runs, title, column, y_label=unit, scale=scale, is_log=False, from_zero=True)
+        blocks += step_figure(runs, title, column, y_label=unit, scale=scale, from_zero=True)
     if all(run.metrics.last("mfu") is None for run in runs):
         blocks.append(Text("No MFU: the peak of this device is not known."))
     return Section("Speed and time", [*blocks, *_budget_blocks(runs)])
@@ -83,10 +83,9 @@ def _budget_blocks(runs: Sequence[RunRecord]) -> list[Block]:
     rows = []
     for run, spent in found:
         of = spent.allocated
-        shown = [f"{duration(value)} ({percent(value / of)})" if of else duration(value)
-                 for value in (spent.train, spent.validate, spent.save)]  # fmt: skip
-        other = f"{duration(spent.other)} ({percent(spent.other / of)})" if of and spent.other is not None else "–"
-        rows.append([run.name, *shown, other, duration(spent.wait), percent(run.metrics.last("goodput"))])
+        spans = (spent.train, spent.validate, spent.save, spent.other)
+        shown = [duration(span) + (f" ({percent(span / of)})" if of and span is not None else "") for span in spans]
+        rows.append([run.name, *shown, duration(spent.wait), percent(run.metrics.last("goodput"))])
     header = [
         "run",
         "train",

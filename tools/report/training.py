@@ -12,7 +12,7 @@ def training(runs: Sequence[RunRecord]) -> Section:
     """A figure for each, all runs in it."""
     blocks: list[Block] = [
         *step_figure(runs, "Training loss", "lm_loss", y_label="nats per token"),
-        *step_figure(runs, "Learning rate", "learning_rate", y_label="learning rate", is_log=False, from_zero=True),
+        *step_figure(runs, "Learning rate", "learning_rate", y_label="learning rate", from_zero=True),
         *step_figure(runs, "Gradient norm before clipping", "grad_norm", y_label="gradient norm"),
     ]
     if not blocks:
@@ -31,7 +31,6 @@ def step_figure(
     *,
     y_label: str,
     scale: float = 1.0,
-    is_log: bool | None = None,
     from_zero: bool = False,
 ) -> list[Figure]:
     """One column of the steps' rows over tokens, a line per run; none if no row has it."""
@@ -44,4 +43,4 @@ def step_figure(
         for index, run in enumerate(runs)
     ]
     stages = runs[0].stage_begins if len(runs) == 1 else ()
-    return lines(title, drawn, y_label=y_label, stages=stages, is_log=is_log, from_zero=from_zero)
+    return lines(title, drawn, y_label=y_label, stages=stages, from_zero=from_zero)
