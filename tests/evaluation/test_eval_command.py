@@ -1,6 +1,7 @@
 """`syne eval` on a small random model: what it writes, how it goes on, what it refuses."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -219,10 +220,7 @@ def test_missing_data_is_refused_before_the_model_is_read_or_left_out_on_request
 
 
 def test_code_of_a_model_folder_is_never_run(hf: Path, data: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "hub"
-    folder.mkdir()
-    for file in hf.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
+    folder = shutil.copytree(hf, tmp_path / "hub")
     config = json.loads((folder / "config.json").read_text())
     config["auto_map"] = {"AutoModelForCausalLM": "modeling.Model"}
     (folder / "config.json").write_text(json.dumps(config))
@@ -233,12 +231,8 @@ def test_code_of_a_model_folder_is_never_run(hf: Path, data: Path, tmp_path: Pat
 
 
 def test_what_cannot_be_evaluated_is_said_in_one_message(hf: Path, data: Path, tmp_path: Path) -> None:
-    damaged, mute = tmp_path / "damaged", tmp_path / "mute"
-    for folder in (damaged, mute):
-        folder.mkdir()
-        for file in hf.iterdir():
-            if folder == damaged or "token" not in file.name:
-                (folder / file.name).write_bytes(file.read_bytes())
+    damaged = shutil.copytree(hf, tmp_path / "damaged")
+    mute = shutil.copytree(hf, tmp_path / "mute", ignore=shutil.ignore_patterns("*token*"))
     (damaged / "model.safetensors").write_bytes(b"x")
     for changes, fault, message in (
         ({"out": None}, ConfigError, "--out is missing"),

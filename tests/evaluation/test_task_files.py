@@ -10,14 +10,19 @@ from data_mixers.errors import DataError
 from tests.evaluation import data_sets
 from tools.evaluation import choices, code, exemplars, harness, long_context, mathematics, science, word_problems
 from tools.evaluation.data_files import DataOptions, catalogue, find
-from tools.evaluation.suite import Benchmark, read_suite, suite_path
+from tools.evaluation.suite import read_suite, suite_path
+
+
+def planned_task(suite: str, name: str) -> harness.PlannedTask:
+    """The one task of a benchmark."""
+    benchmark = next(entry for entry in read_suite(suite_path(suite)).benchmarks if entry.name == name)
+    (planned,) = harness.plan_tasks(benchmark)
+    return planned
 
 
 def loaded(data: Path, name: str) -> Any:
     """A task of the paper suite with the data of a folder."""
-    suite = read_suite(suite_path("paper"))
-    benchmark = next(entry for entry in suite.benchmarks if entry.name == name)
-    (planned,) = harness.plan_tasks(benchmark)
+    planned = planned_task("paper", name)
     assert planned.wanted is not None
     return harness.load_task(planned, find(planned.wanted, DataOptions(data, offline=True), catalogue()))
 
@@ -187,8 +192,7 @@ def test_what_a_model_writes_runs_in_the_sandbox_and_counts_if_the_tests_pass(tm
 @pytest.mark.slow
 @pytest.mark.bubblewrap
 def test_every_canonical_solution_of_humaneval_passes_and_none_passes_another_test(tmp_path: Path) -> None:
-    benchmark = next(entry for entry in read_suite(suite_path("probe")).benchmarks if entry.name == "HumanEval")
-    (planned,) = harness.plan_tasks(benchmark)
+    planned = planned_task("probe", "HumanEval")
     assert planned.wanted is not None
     found = find(planned.wanted, DataOptions(tmp_path), catalogue())
     assert found.where == "package"
@@ -211,11 +215,6 @@ def test_a_key_stands_once_at_its_depth_in_a_text_of_its_length() -> None:
         assert abs(place - item["depth"]) < 0.05
     assert long_context.score(items[0], [f" {items[0]['key']} and more"]) == {"exact_match": 1.0}
     assert long_context.score(items[0], [f" {items[0]['key']}7"]) == {"exact_match": 0.0}
-    (planned,) = harness.plan_tasks(_key_retrieval())
+    planned = planned_task("retention", "Key retrieval")
     assert planned.wanted is None
     assert len(harness.load_task(planned, None).eval_docs) == long_context.NUM_ITEMS
-
-
-def _key_retrieval() -> Benchmark:
-    suite = read_suite(suite_path("retention"))
-    return next(benchmark for benchmark in suite.benchmarks if benchmark.name == "Key retrieval")

@@ -18,7 +18,6 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 READ_FD, WRITE_FD = 3, 4
@@ -74,9 +73,7 @@ class Chromium:
             self._call(f"{domain}.enable")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._session = ""
         with contextlib.suppress(AssertionError, OSError):  # it may have ended already
             self._call("Browser.close")

@@ -84,6 +84,20 @@ def attempts(num_steps: int) -> dict[str, Any]:
     return {"schema_version": 1, "attempts": [first, second]}
 
 
+def evaluation(**changes: Any) -> dict[str, Any]:
+    """A results.json as `syne eval` writes it, docs/evaluation.md."""
+    done = {"name": "HumanEval", "group": "code", "language": "en", "status": "done", "reason": "", "shots": 0,
+            "metric": "pass@1", "average": "micro", "chance": 0.0, "score": 0.122, "num_items": 164,
+            "interval": [0.080, 0.181], "confidence": 0.95, "method": "wilson", "tasks": []}  # fmt: skip
+    missing = done | {"name": "GSM8K", "status": "missing", "reason": "no data", "shots": 8, "metric": "exact",
+                      "score": None, "num_items": 0, "interval": None}  # fmt: skip
+    model = {"label": "iter_0000040", "iteration": 40, "consumed_tokens": 10240}
+    whole = {"schema_version": 1, "kind": "evaluation", "complete": True, "suite": {"name": "probe"}, "model": model,
+             "harness": {"lm_eval": "0.4.13"}, "settings": {"limit": None}, "benchmarks": [done, missing],
+             "started": "", "updated": "", "seconds": 1.0}  # fmt: skip
+    return whole | changes
+
+
 def write(
     folder: Path, num_steps: int = 40, *, name: str = "made", names: Sequence[str] = tuple(SHARES),
     extra: Sequence[Mapping[str, Any]] = (),

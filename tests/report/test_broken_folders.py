@@ -129,12 +129,8 @@ def test_no_character_and_no_number_of_a_run_makes_a_report_fail(tmp_path: Path)
     (run / "checkpoints/iter_0000010").mkdir(parents=True)
     parent = {"schema_version": 1, "files": {}, "parent": "a\0b", "parent_lineage_hash": "c"}
     (run / "checkpoints/iter_0000010/manifest.json").write_text(json.dumps(parent))
-    benchmark = {
-        "name": name, "status": "done", "reason": "", "metric": "acc", "shots": 0, "chance": 0.25, "score": 0.5,
-        "interval": [0.4, 0.6], "confidence": 0.95, "num_items": 10,
-    }  # fmt: skip
-    result = {"kind": "evaluation", "schema_version": 1, "suite": {"name": name}, "model": {"label": name},
-              "benchmarks": [benchmark], "complete": True}  # fmt: skip
+    result = run_folders.evaluation(suite={"name": name}, model={"label": name})
+    result["benchmarks"][0]["name"] = name.rstrip("\ud800")  # which `syne eval` itself cannot write
     (tmp_path / "results.json").write_text(json.dumps(result))
     for is_markdown, file in ((False, "a.html"), (True, "my report.md")):
         options = ReportOptions(

@@ -124,7 +124,7 @@ def test_schema_faults_name_their_key_and_the_nearest_one(tmp_path: Path, capsys
     assert main(["surrogate", "plan", str(written(tmp_path, tree))]) == 2
     said = capsys.readouterr().err
     for text in (
-        "question: missing", "outcome.matters: missing", "outcome.powr: unknown key; did you mean power?",
+        "question: missing", "outcome.matters: missing", "outcome.powr: unknown key; did you mean outcome.power?",
         "quest: unknown key; did you mean question?", "seeds.0: ",
     ):  # fmt: skip
         assert text in said, said

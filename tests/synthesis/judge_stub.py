@@ -1,4 +1,4 @@
-"""A judge that errs at known rates: judge_stub.py <truth.json> <sensitivity> <specificity> <log>; prints its port.
+"""A judge that errs at known rates: judge_stub.py <truth.json> <sensitivity> <specificity> <log>.
 
 It answers 401 without the key `of the judge`.
 
@@ -11,22 +11,22 @@ import json
 import sys
 import threading
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
+
+from tests.openai_server import Handler, serve
 
 
-class Judge(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class Judge(Handler):
     truth: ClassVar[dict[str, bool]] = json.loads(Path(sys.argv[1]).read_text())
     rates: ClassVar[dict[bool, float]] = {True: float(sys.argv[2]), False: float(sys.argv[3])}
     seen: ClassVar[Counter[str]] = Counter()
     lock = threading.Lock()
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = self.asked()
         if self.headers.get("Authorization") != "Bearer of the judge":
-            self.reply(401, {})
+            self.reply({}, 401)
             return
         asked = body["messages"][1]["content"]
         answer = next(answer for answer in self.truth if answer in asked)
@@ -37,7 +37,7 @@ class Judge(BaseHTTPRequestHandler):
             with Path(sys.argv[4]).open("a") as log:
                 log.write(json.dumps(answer) + "\n")
         if is_first and draw % 20 < 3:
-            self.reply((429, 500, 503)[draw % 3], {}, {"Retry-After": "0"})
+            self.reply({}, (429, 500, 503)[draw % 3], {"Retry-After": "0"})
         elif is_first and draw % 20 == 3:
             self.close_connection = True
         elif is_first and draw % 20 == 4:
@@ -48,22 +48,6 @@ class Judge(BaseHTTPRequestHandler):
             verdict = "wrong" if is_wrong == says_truth else "right"
             self.say(json.dumps({"reason": r"because \frac", "verdict": verdict}).replace(r"\\f", r"\f"))
 
-    def say(self, content: str) -> None:
-        self.reply(200, {"choices": [{"message": {"role": "assistant", "content": content}}]})
-
-    def reply(self, status: int, content: Any, headers: dict[str, str] | None = None) -> None:
-        body = json.dumps(content).encode()
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
 
 if __name__ == "__main__":
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Judge)
-    print(server.server_port, flush=True)
-    server.serve_forever()
+    serve(Judge)

@@ -8,7 +8,6 @@ Beside it problems that people wrote and solved, built anew from packages each t
 made wrong by `syne synth corrupt`.
 """
 
-import json
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any
 
 from data_mixers.errors import ConfigError
 from data_mixers.permutation import keyed_hash
-from tests.rows import read
+from tests.rows import read, write
 from tests.synthesis.real_packages import chinese_triples, english_triples
 from tools.synthesis.check import CheckOptions, check
 from tools.synthesis.corrupt import RECORD_KEY, CorruptOptions, corrupt_file
@@ -60,8 +59,7 @@ def can_run_code() -> bool:
 
 def labelled(*, with_code: bool) -> list[dict[str, Any]]:
     """The pairs with their labels."""
-    rows = [json.loads(line) for line in PAIRS.read_text(encoding="utf-8").splitlines()]
-    return [row for row in rows if with_code or row["expect"] not in NEEDS_SANDBOX]
+    return [row for row in read(PAIRS) if with_code or row["expect"] not in NEEDS_SANDBOX]
 
 
 def real_pairs(folder: Path) -> list[dict[str, Any]]:
@@ -76,14 +74,13 @@ def real_pairs(folder: Path) -> list[dict[str, Any]]:
     english = [row for row in english_triples() if any(True for _ in equations(row["answer"]))]
     rows = []
     for language, right in (("zh", chinese[:NUM_CHINESE]), ("en", english)):
-        source, made = folder / f"{language}.jsonl", folder / f"{language}.half.jsonl"
-        source.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in right), encoding="utf-8")
+        source, made = write(folder / f"{language}.jsonl", right), folder / f"{language}.half.jsonl"
         options = CorruptOptions(
             inputs=(str(source),), out=made, share=0.5, seed=0, keys=("answer", "final_answer"), language=None,
             kinds=("number",), wordnet=None, words=None,
         )  # fmt: skip
         corrupt_file(options)
-        for row in map(json.loads, made.read_text(encoding="utf-8").splitlines()):
+        for row in read(made):
             is_wrong = row.pop(RECORD_KEY, None) is not None
             rows.append(row | {"expect": "arithmetic" if is_wrong else "good"})
     return rows
@@ -91,9 +88,8 @@ def real_pairs(folder: Path) -> list[dict[str, Any]]:
 
 def given_reasons(rows: list[dict[str, Any]], folder: Path, *, with_code: bool) -> dict[str, str]:
     """id -> the reason `check` gives, "good" if it keeps the pair."""
-    source, out = folder / "pairs.jsonl", folder / "checked"
     unlabelled = [{key: value for key, value in row.items() if key != "expect"} for row in rows]
-    source.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in unlabelled), encoding="utf-8")
+    source, out = write(folder / "pairs.jsonl", unlabelled), folder / "checked"
     check(CheckOptions(inputs=(str(source),), out=out, benchmarks=(str(BENCHMARK),), run_code=with_code))
     given = {row["id"]: "good" for row in read(out)}
     return given | {row["id"]: row["reason"] for row in read(out / "dropped")}

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from data_mixers.errors import ConfigError, DataError
+from tests.openai_server import served
 from tests.rows import read, write
 from tests.tools import corpus
 from tools.cli import main
@@ -32,8 +33,8 @@ SHARE_WRONG = 0.2
 def pairs(start: int, count: int, *, share_wrong: float, marked: bool, discipline: str = "physics") -> Iterator[Any]:
     """Sums, the first ones wrong; `marked` ones say so."""
     for number in range(start, start + count):
-        is_wrong = number - start < share_wrong * count
-        result = 2 * number + 7 + is_wrong
+        has_error = number - start < share_wrong * count
+        result = 2 * number + 7 + has_error
         pair = {
             "id": f"{discipline} {number}",
             "discipline": discipline,
@@ -43,27 +44,24 @@ def pairs(start: int, count: int, *, share_wrong: float, marked: bool, disciplin
             "generator": "test",
             "seed_id": f"page {number}",
         }
-        yield pair | ({"corruption": {}} if is_wrong and marked else {})
+        yield pair | ({"corruption": {}} if has_error and marked else {})
+
+
+def is_wrong(row: dict[str, Any]) -> bool:
+    """Whether the answer's third number is not the sum of the two before it."""
+    numbers = [int(word.strip(".")) for word in row["answer"].split() if word.strip(".").isdigit()]
+    return numbers[0] + numbers[1] != numbers[2]
 
 
 @contextmanager
 def judge(folder: Path, *, sensitivity: float, specificity: float) -> Iterator[str]:
     truth = {}
     for path in folder.glob("*.jsonl"):
-        for row in map(json.loads, path.read_text().splitlines()):
-            numbers = [int(word.strip(".")) for word in row["answer"].split() if word.strip(".").isdigit()]
-            truth[row["answer"]] = numbers[0] + numbers[1] != numbers[2]
+        truth |= {row["answer"]: is_wrong(row) for row in read(path)}
     (folder / "truth.json").write_text(json.dumps(truth))
-    command = [sys.executable, str(Path(__file__).with_name("judge_stub.py")), str(folder / "truth.json")]
-    process = subprocess.Popen(
-        [*command, str(sensitivity), str(specificity), str(folder / "asked.log")], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    try:
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
-    finally:
-        process.kill()
-        process.wait()
+    script = Path(__file__).with_name("judge_stub.py")
+    with served(script, folder / "truth.json", sensitivity, specificity, folder / "asked.log") as url:
+        yield url
 
 
 @pytest.fixture
@@ -104,7 +102,7 @@ def test_the_rate_is_corrected_for_a_judge_that_errs(folder: Path) -> None:
     assert biology["wrong_rate"]["low"] == 0.0
     assert json.loads((folder / "audit/audit.json").read_text()) == {"schema_version": 1} | report
     assert f"| physics | {NUM} | {NUM} |" in (folder / "audit/audit.md").read_text()
-    verdicts = [json.loads(line) for line in (folder / "audit/verdicts.jsonl").read_text().splitlines()]
+    verdicts = read(folder / "audit/verdicts.jsonl")
     assert len(verdicts) == len({row["key"] for row in verdicts}) == NUM + 40 + 400
     assert {row["verdict"] for row in verdicts} == {"right", "wrong"}
 
@@ -152,17 +150,9 @@ def test_a_person_judges_by_the_sheet(folder: Path, capsys: pytest.CaptureFixtur
     arguments = ["synth", "audit", "--input", str(folder / "pairs.jsonl"), "--out", str(folder / "audit")]
     assert main([*arguments, "--sample", "30"]) == 0
     assert "--filled" in capsys.readouterr().out
-    sheet = folder / "audit/sheet.csv"
-    with sheet.open(encoding="utf-8-sig", newline="") as stream:
-        rows = list(csv.DictReader(stream))
+    sheet, filled = folder / "audit/sheet.csv", folder / "filled.csv"
+    rows = fill(sheet, filled, lambda place, row: "Right" if place % 3 or row["discipline"] == "biology" else "wrong")
     assert Counter(row["discipline"] for row in rows) == {"physics": 30, "biology": 30}
-    for number, row in enumerate(rows):
-        row["verdict"] = "wrong" if row["discipline"] == "physics" and number % 3 == 0 else "Right"
-    filled = folder / "filled.csv"
-    with filled.open("w", encoding="utf-8-sig", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
     assert main([*arguments, "--sample", "30", "--filled", str(filled)]) == 0
     report = json.loads((folder / "audit/audit.json").read_text())
     rate = report["disciplines"]["physics"]["wrong_rate"]
@@ -173,23 +163,24 @@ def test_a_person_judges_by_the_sheet(folder: Path, capsys: pytest.CaptureFixtur
     assert "not right, wrong or unclear" in capsys.readouterr().err
 
 
-def fill(sheet: Path, filled: Path) -> None:
-    """Every verdict "wrong", and what spreadsheet programs do to line ends and blanks."""
+def fill(sheet: Path, filled: Path, verdict: Callable[[int, dict[str, str]], str]) -> list[dict[str, str]]:
+    """verdict(place, row) in every row, and what spreadsheet programs do to line ends and blanks; the rows before."""
     with sheet.open(encoding="utf-8-sig", newline="") as stream:
         rows = list(csv.DictReader(stream))
     with filled.open("w", encoding="utf-8-sig", newline="") as stream:
         writer = csv.DictWriter(stream, list(rows[0]))
         writer.writeheader()
-        writer.writerows(row | {"verdict": " Wrong", "answer": row["answer"].replace("\n", " \r\n")} for row in rows)
+        for place, row in enumerate(rows):
+            writer.writerow(row | {"verdict": verdict(place, row), "answer": row["answer"].replace("\n", " \r\n")})
+    return rows
 
 
 def test_a_sheet_filled_in_where_it_lies_is_read_and_never_overwritten(folder: Path) -> None:
-    path = folder / "pairs.jsonl"
     rows = [{**row, "answer": f"= {row['answer']}\nSo it is."} for row in pairs(7, 12, share_wrong=0, marked=False)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write(folder / "pairs.jsonl", rows)
     audit(options(folder, None, sample=10))
     sheet = folder / "audit/sheet.csv"
-    fill(sheet, sheet)
+    fill(sheet, sheet, lambda place, row: " Wrong")
     before = sheet.read_bytes()
     audit(options(folder, None, sample=10))  # the first command again, by mistake
     assert sheet.read_bytes() == before
@@ -204,7 +195,7 @@ def test_a_sheet_filled_in_where_it_lies_is_read_and_never_overwritten(folder: P
 def test_verdicts_on_other_texts_of_the_same_ids_are_refused(folder: Path) -> None:
     path = folder / "pairs.jsonl"
     audit(options(folder, None, sample=10))
-    fill(folder / "audit/sheet.csv", folder / "filled.csv")
+    fill(folder / "audit/sheet.csv", folder / "filled.csv", lambda place, row: "wrong")
     path.write_text(path.read_text().replace("The sum of", "In all"))  # made again with another wording
     with pytest.raises(DataError, match=r"the answer of .* is not what was sampled"):
         audit(options(folder, None, sample=10, filled=folder / "filled.csv"))
@@ -225,15 +216,6 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(rate: float, sensitivi
     assert np.mean(corrected) == pytest.approx(rate, abs=0.015)
 
 
-def test_the_whole_weighs_strata_by_their_size() -> None:
-    counts = {"a": Count(10, 100), "b": Count(50, 100)}
-    _, whole = wrong_rates(counts, {"a": 900, "b": 100}, None, seed=0)
-    assert whole.value == pytest.approx(0.9 * 0.1 + 0.1 * 0.5)
-    known = Calibration(Count(90, 100), Count(80, 100))
-    rates, _ = wrong_rates({"a": Count(31, 100)}, {"a": 1}, known, seed=0)
-    assert rates["a"].value == pytest.approx(0.11 / 0.7)
-
-
 def test_a_verdict_is_read_out_of_what_models_write() -> None:
     assert parse_verdict('Sure: {"reason": "ok", "verdict": "Right"}') == ("right", "ok")
     assert parse_verdict('{"reason": "bad \\escape", "verdict": "wrong"}') is not None
@@ -247,15 +229,7 @@ def audited(folder: Path) -> tuple[Path, Path]:
     path = folder / "some.jsonl"
     write(path, [*pairs(100, 120, share_wrong=0.1, marked=False), *pairs(5000, 30, share_wrong=0, marked=False)])
     audit(options(folder, None, inputs=(str(path),), out=folder / "some", sample=150))
-    with (folder / "some/sheet.csv").open(encoding="utf-8-sig", newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    for row in rows:
-        numbers = [int(word.strip(".")) for word in row["answer"].split() if word.strip(".").isdigit()]
-        row["verdict"] = "right" if numbers[0] + numbers[1] == numbers[2] else "wrong"
-    with (folder / "filled.csv").open("w", encoding="utf-8-sig", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    fill(folder / "some/sheet.csv", folder / "filled.csv", lambda place, row: "wrong" if is_wrong(row) else "right")
     report = audit(
         options(folder, None, inputs=(str(path),), out=folder / "some", sample=150, filled=folder / "filled.csv")
     )
@@ -296,16 +270,13 @@ def test_too_many_wrong_pairs_are_refused_unless_they_are_accepted(
 def test_text_goes_straight_into_preprocess_and_counts_agree(audited: tuple[Path, Path], tmp_path: Path) -> None:
     source, report = audited
     hf = corpus.hf_folder(tmp_path / "hf")
-    pages = tmp_path / "pages.jsonl"
-    pages.write_text(
-        "".join(json.dumps({"id": f"page {n}", "text": f"About {n}. " * 3}) + "\n" for n in range(100, 220))
-    )
+    pages = write(tmp_path / "pages.jsonl", ({"id": f"page {n}", "text": f"About {n}. " * 3} for n in range(100, 220)))
     given = FormatOptions(
         inputs=(str(source),), out=tmp_path / "text", tokenizer=hf, audit=report, pages=(str(pages),), page_share=0.5
     )
     counted = format_pairs(given)
     rows = {row["id"]: row for row in read(tmp_path / "text")}
-    made = {row["id"]: row for row in map(json.loads, source.read_text().splitlines())}
+    made = {row["id"]: row for row in read(source)}
     assert rows.keys() == made.keys()
     for name, row in rows.items():
         assert row["text"].count(made[name]["question"]) == row["text"].count(made[name]["answer"]) == 1

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_mixers.errors import ConfigError
-from tests.rows import read
+from tests.rows import read, write
 from tests.synthesis.labelled import (
     BENCHMARK,
     PAGE,
@@ -52,8 +52,7 @@ def pair(**more: Any) -> dict[str, Any]:
 
 def checked(folder: Path, *rows: dict[str, Any], **options: Any) -> dict[str, str]:
     """id -> reason, "good" if kept."""
-    source = folder / "in.jsonl"
-    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = write(folder / "in.jsonl", rows)
     check(CheckOptions(inputs=(str(source),), out=folder / "out", **options))
     given = {row["id"]: "good" for row in read(folder / "out")}
     return given | {row["id"]: row["reason"] for row in read(folder / "out" / "dropped")}
@@ -91,9 +90,8 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sources")
     rows = labelled(with_code=False)
     for number in range(3):
-        lines = [json.dumps(row, ensure_ascii=False) for row in rows[number::3]]
-        lines += ["", "{broken", json.dumps({"question": "no other key"})][: number + 1]
-        (folder / f"part_{number}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        bad = ["", "{broken", {"question": "no other key"}][: number + 1]
+        write(folder / f"part_{number}.jsonl", [*rows[number::3], *bad])
     return folder
 
 

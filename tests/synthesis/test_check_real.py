@@ -1,6 +1,5 @@
 """Real problem-solution triples through `check`: people's pairs stay, and go when their numbers are made wrong."""
 
-import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.rows import read
+from tests.rows import read, write
 from tests.synthesis.real_packages import chinese_triples, english_triples
 from tools.cli import main
 from tools.synthesis.check import CheckOptions, check
@@ -18,10 +17,7 @@ COUNT = 2000  # of the Chinese ones
 
 
 def dropped(rows: list[dict[str, Any]], folder: Path) -> dict[str, str]:
-    folder.mkdir(exist_ok=True)
-    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-    (folder / "in.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    check(CheckOptions(inputs=(str(folder / "in.jsonl"),), out=folder / "out"))
+    check(CheckOptions(inputs=(str(write(folder / "in.jsonl", rows)),), out=folder / "out"))
     return {row["id"]: row["reason"] for row in read(folder / "out/dropped")}
 
 
@@ -43,10 +39,9 @@ def test_pairs_that_people_wrote_stay(tmp_path: Path) -> None:
 def test_pairs_whose_numbers_were_changed_go_where_a_sum_can_be_recomputed(tmp_path: Path) -> None:
     rows = [row for row in chinese_triples()[:COUNT] if len(list(equations(row["answer"]))) >= 2]
     assert len(rows) >= 100
-    source, wrong = tmp_path / "right.jsonl", tmp_path / "wrong.jsonl"
-    source.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
+    source, wrong = write(tmp_path / "right.jsonl", rows), tmp_path / "wrong.jsonl"
     command = ["synth", "corrupt", "--input", str(source), "--share", "1", "--no-nouns", "--no-adjectives"]
     assert main([*command, "--out", str(wrong)]) == 0
-    found = dropped([json.loads(line) for line in wrong.read_text("utf-8").splitlines()], tmp_path / "checked")
+    found = dropped(read(wrong), tmp_path / "checked")
     caught = sum(reason == "arithmetic" for reason in found.values())
     assert caught >= 0.8 * len(rows), (caught, len(rows))

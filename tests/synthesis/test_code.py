@@ -10,20 +10,16 @@ from typing import Any
 
 import pytest
 
-from tests.rows import read
-from tests.synthesis.test_generate import HERE, options, process
+from tests.openai_server import served
+from tests.rows import read, write
+from tests.synthesis.test_generate import HERE, options
 from tools.cli import main
 from tools.synthesis.code_examples import code_examples
 from tools.synthesis.generate import generate
 from tools.synthesis.prompts import read_prompts
-from tools.synthesis.sandbox import Example, Sandbox, require_sandbox
+from tools.synthesis.sandbox import Example, Sandbox
 
 FIRST, SECOND, THIRD = "[Problem]", "[Solution]", "[Tests]"
-
-
-@pytest.fixture(scope="module")
-def box() -> Sandbox:
-    return require_sandbox()
 
 
 @pytest.fixture(scope="module")
@@ -68,21 +64,20 @@ def test_programs_for_real_problem_statements_are_run_and_the_wrong_ones_go(
 ) -> None:
     usable = [problem for problem in problems if problem["prompt"].count("def ") == 1
               and problem["test"].count("assert candidate(") >= 3 and statement(problem)]  # fmt: skip
-    (tmp_path / "problems.jsonl").write_text(
-        "".join(json.dumps({"id": problem["task_id"], "text": statement(problem)}) + "\n" for problem in usable)
+    problem_file = write(
+        tmp_path / "problems.jsonl", ({"id": problem["task_id"], "text": statement(problem)} for problem in usable)
     )
     seeds = tmp_path / "seeds.jsonl"
     arguments = ["--discipline", "code", "--whole", "--language", "en", "--quota", "9", "--no-near-duplicates"]
-    problem_file = str(tmp_path / "problems.jsonl")
-    assert main(["synth", "seeds", "--input", problem_file, "--out", str(seeds), *arguments]) == 0
-    chosen = [json.loads(line)["seed_id"] for line in seeds.read_text("utf-8").splitlines()]
+    assert main(["synth", "seeds", "--input", str(problem_file), "--out", str(seeds), *arguments]) == 0
+    chosen = [row["seed_id"] for row in read(seeds)]
     assert len(chosen) == 9
     right = {name for place, name in enumerate(chosen) if place % 3}
-    answers = tmp_path / "answers.jsonl"
-    answers.write_text("".join(
-        json.dumps({"part": statement(problem), "answer": completion(problem, is_right=problem["task_id"] in right)})
-        + "\n" for problem in usable if problem["task_id"] in chosen))  # fmt: skip
-    with process(HERE / "code_server.py", answers) as url:
+    asked = [problem for problem in usable if problem["task_id"] in chosen]
+    answers = write(tmp_path / "answers.jsonl", (
+        {"part": statement(problem), "answer": completion(problem, is_right=problem["task_id"] in right)}
+        for problem in asked))  # fmt: skip
+    with served(HERE / "code_server.py", answers) as url:
         report = generate(options(seeds, tmp_path / "out", url))
     assert report["pairs"] == 9
     pairs = tmp_path / "out" / "pairs.jsonl.zst"
@@ -90,20 +85,18 @@ def test_programs_for_real_problem_statements_are_run_and_the_wrong_ones_go(
     checked = tmp_path / "checked"
     arguments = ["--input", str(pairs), "--out", str(checked), "--run-code", "--no-near-duplicates"]
     assert main(["synth", "check", *arguments]) == 0
-    kept = {row["seed_id"] for path in checked.glob("*.jsonl.zst") for row in read(path)}
-    assert kept == right
+    assert {row["seed_id"] for row in read(checked)} == right
     # The same pairs against the benchmark that the statements are from: what repeats it does not stay.
-    answers.write_text("".join(
-        json.dumps({"part": statement(problem), "answer": completion(problem, is_right=True).replace(
-            FIRST, f"{FIRST}\n{statement(problem)}\n")}) + "\n"
-        for problem in usable if problem["task_id"] in chosen))  # fmt: skip
-    with process(HERE / "code_server.py", answers) as url:
+    write(answers, (
+        {"part": statement(problem), "answer": completion(problem, is_right=True).replace(
+            FIRST, f"{FIRST}\n{statement(problem)}\n")} for problem in asked))  # fmt: skip
+    with served(HERE / "code_server.py", answers) as url:
         generate(options(seeds, tmp_path / "copied", url))
     checked = tmp_path / "copied_checked"
     arguments = ["--input", str(tmp_path / "copied" / "pairs.jsonl.zst"), "--out", str(checked)]
-    arguments += ["--benchmarks", problem_file, "--benchmark-key", "text"]
+    arguments += ["--benchmarks", str(problem_file), "--benchmark-key", "text"]
     assert main(["synth", "check", *arguments]) == 0
-    gone = [row for path in (checked / "dropped").glob("*.jsonl.zst") for row in read(path)]
+    gone = read(checked / "dropped")
     assert sum("contaminated" in json.dumps(row) for row in gone) >= 6  # a statement of under 20 words has no 20-gram
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from megatron_synE.runtime.launch import die_with_parent
-from tests.rows import read
+from tests.rows import read, write
 from tests.synthesis.real_packages import chat_model, science_pages
 from tools.cli import main
 from tools.synthesis.check import CheckOptions, check
@@ -30,21 +30,18 @@ PROMPTS = ROOT / "examples" / "quickstart_synth" / "prompts_pages"
 
 def make_seeds(folder: Path, **quotas: int) -> Path:
     """So many seeds of each discipline, cut by `seeds` from the pages, in one file."""
-    rows: list[str] = []
+    rows: list[dict[str, Any]] = []
     for discipline, quota in quotas.items():
         pages = [page for page in science_pages() if page["discipline"] == discipline]
-        path = folder / f"{discipline}.pages.jsonl"
-        path.write_text("".join(json.dumps(page, ensure_ascii=False) + "\n" for page in pages), "utf-8")
+        path = write(folder / f"{discipline}.pages.jsonl", pages)
         out = folder / f"{discipline}.jsonl"
         language = pages[0]["language"]
         options = SeedOptions(
             inputs=(str(path),), out=out, quota=quota, per_page=5, discipline=discipline, language=language
         )
         assert write_seeds(options)["seeds"] == {language: {discipline: quota}}
-        rows += out.read_text("utf-8").splitlines()
-    seeds = folder / "seeds.jsonl"
-    seeds.write_text("\n".join(rows) + "\n", "utf-8")
-    return seeds
+        rows += read(out)
+    return write(folder / "seeds.jsonl", rows)
 
 
 def free_port() -> int:
@@ -99,7 +96,7 @@ def generate_with_interruptions(seeds: Path, out: Path, prompts: Path, *, parall
 
 def check_answers(seeds: Path, out: Path, *, max_tokens: int) -> dict[str, Any]:
     """Exactly one answer or reason a seed, of the page it was cut from; generate's report."""
-    rows = {row["seed_hash"]: row for row in map(json.loads, seeds.read_text("utf-8").splitlines())}
+    rows = {row["seed_hash"]: row for row in read(seeds)}
     found = [json.loads(line) for line in lines_of(out)]
     assert Counter(row["seed_hash"] for row in found) == Counter(rows.keys())
     for row in found:

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from data_mixers.errors import ConfigError
+from tests.openai_server import served
 from tests.rows import read
-from tests.synthesis.test_generate import HERE, options, process, write_seeds
+from tests.rows import write as write_rows
+from tests.synthesis.test_generate import HERE, options, write_seeds
 from tools.cli import main
 from tools.synthesis.generate import generate
 from tools.synthesis.prompts import OWN_PROMPTS
@@ -20,9 +22,8 @@ PAIR = {
 }  # fmt: skip
 
 
-def write(path: Path, *rows: dict[str, Any]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
+def write(path: Path, *given: dict[str, Any]) -> str:
+    return str(write_rows(path, given))
 
 
 def said(capsys: pytest.CaptureFixture[str], code: int, *arguments: str) -> str:
@@ -70,7 +71,7 @@ def test_a_pair_that_is_none_is_put_aside_with_its_reason(
     bad = {**PAIR, "id": "2", **change}
     source = write(tmp_path / "in.jsonl", PAIR, bad)
     assert main(["synth", "check", "--input", source, "--out", str(tmp_path / "out")]) == 0
-    assert [row["id"] for path in (tmp_path / "out").glob("*.zst") for row in read(path)] == ["1"]
+    assert [row["id"] for row in read(tmp_path / "out")] == ["1"]
     assert reason in (tmp_path / "out" / "quarantine.jsonl").read_text()
     capsys.readouterr()
     alone = write(tmp_path / "alone.jsonl", bad)
@@ -79,7 +80,10 @@ def test_a_pair_that_is_none_is_put_aside_with_its_reason(
     assert reason in said(capsys, 3, "audit", "--input", alone, "--out", str(tmp_path / "audit"))
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8000/v1", "http://[::1/v1", "http://h:99999/v1", "http://h:x/v1"])
+@pytest.mark.parametrize(
+    "url",
+    ["127.0.0.1:8000/v1", "http://[::1/v1", "http://h:99999/v1", "http://h:x/v1", "ftp://h/v1", "http:///v1"],
+)
 def test_a_url_that_is_none_is_said_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str], url: str) -> None:
     seeds = write_seeds(tmp_path / "seeds.jsonl", ["A stone falls."])
     asked = ["--model", "m", "--out", str(tmp_path / "out")]
@@ -149,7 +153,7 @@ def test_answers_of_two_writers_are_one_each_and_samples_differ_in_their_seed(tm
     """A part that a second host wrote, of the same seeds: the first answer counts, the other is counted as left out."""
     seeds = write_seeds(tmp_path / "seeds.jsonl", [f"plain {i}" for i in range(5)])
     out = tmp_path / "out"
-    with process(HERE / "faulty_model_server.py", tmp_path / "log") as url:
+    with served(HERE / "faulty_model_server.py", tmp_path / "log") as url:
         generate(options(seeds, out, url, samples=2))
     [part] = (out / "parts").iterdir()
     (out / "parts" / "00001-of-00002.other.jsonl").write_bytes(part.read_bytes())
@@ -167,7 +171,7 @@ def test_prompts_seed_and_sampling_decide_whose_folder_it_is(tmp_path: Path) -> 
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "en.json").write_text(json.dumps(content | {"system": "Be brief."}))
     sent = {}
-    with process(HERE / "faulty_model_server.py", tmp_path / "log") as url:
+    with served(HERE / "faulty_model_server.py", tmp_path / "log") as url:
         for number in (1, 2):
             generate(options(seeds, tmp_path / str(number), url, seed=number))
             [row] = read(tmp_path / str(number) / "pairs.jsonl.zst")

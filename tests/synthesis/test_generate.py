@@ -1,42 +1,25 @@
 """generate against real servers: a real model, faults, kills. Nothing lost, nothing doubled."""
 
 import json
-import os
 import resource
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from data_mixers.errors import ConfigError, DataError
-from tests.rows import read
+from tests.openai_server import ROOT, served
+from tests.rows import read, write
 from tools.synthesis.check import CheckOptions, check
 from tools.synthesis.generate import GenerateOptions, generate
 from tools.synthesis.prompts import read_prompts
 
-ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
-
-
-@contextmanager
-def process(*arguments: object, **environment: str) -> Iterator[str]:
-    """The URL of a server that runs meanwhile."""
-    command = [sys.executable, *map(str, arguments)]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
-    assert server.stdout is not None
-    try:
-        yield f"http://127.0.0.1:{int(server.stdout.readline())}/v1"
-    finally:
-        server.kill()
-        server.wait()
 
 
 def write_seeds(path: Path, texts: list[str]) -> Path:
@@ -44,8 +27,7 @@ def write_seeds(path: Path, texts: list[str]) -> Path:
         {"text": text, "seed_id": f"page {i}", "seed_hash": f"{i:032x}", "discipline": "physics", "language": "en"}
         for i, text in enumerate(texts)
     ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write(path, rows)
 
 
 def options(seeds: Path, out: Path, *urls: str, **changes: Any) -> GenerateOptions:
@@ -64,7 +46,7 @@ def test_every_fault_ends_in_one_answer_or_one_reason_and_few_requests(
     texts += [f"plain {i}" for i in range(100)]
     seeds = write_seeds(tmp_path / "seeds.jsonl", texts)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with process(HERE / "faulty_model_server.py", tmp_path / "log") as url:
+    with served(HERE / "faulty_model_server.py", tmp_path / "log") as url:
         report = generate(options(seeds, tmp_path / "out", url, timeout_seconds=1.0, concurrency=16))
     pairs, failed = (read(tmp_path / "out" / f"{name}.jsonl.zst") for name in ("pairs", "failed"))
     by_text = {f"{i:032x}": text for i, text in enumerate(texts)}
@@ -94,7 +76,7 @@ def test_a_dead_server_ends_the_call_and_the_same_call_goes_on(
     with pytest.raises(DataError, match=r"run the same command again"):
         generate(options(seeds, tmp_path / "out", "http://127.0.0.1:1/v1", give_up_seconds=1.0))
     assert "no answer (http://127.0.0.1:1/v1: " in caplog.text  # at once, not at the end
-    with process(HERE / "faulty_model_server.py", tmp_path / "log") as url:
+    with served(HERE / "faulty_model_server.py", tmp_path / "log") as url:
         # One of the two endpoints is dead: the other answers everything.
         report = generate(options(seeds, tmp_path / "out", "http://127.0.0.1:1/v1", url, concurrency=4))
         assert report["pairs"] == 40
@@ -107,7 +89,7 @@ def test_a_dead_server_ends_the_call_and_the_same_call_goes_on(
 def test_the_key_of_the_environment_is_sent_and_kept_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "a secret")
     seeds = write_seeds(tmp_path / "seeds.jsonl", ["plain"])
-    with process(HERE / "faulty_model_server.py", tmp_path / "log") as url:
+    with served(HERE / "faulty_model_server.py", tmp_path / "log") as url:
         generate(options(seeds, tmp_path / "out", url))
     assert (tmp_path / "log.keys").read_text() == "Bearer a secret"
     assert not any(b"a secret" in path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
@@ -115,7 +97,7 @@ def test_the_key_of_the_environment_is_sent_and_kept_nowhere(tmp_path: Path, mon
 
 def test_a_line_that_was_cut_off_is_asked_again(tmp_path: Path) -> None:
     seeds = write_seeds(tmp_path / "seeds.jsonl", [f"plain {i}" for i in range(10)])
-    with process(HERE / "faulty_model_server.py", tmp_path / "log") as url:
+    with served(HERE / "faulty_model_server.py", tmp_path / "log") as url:
         generate(options(seeds, tmp_path / "out", url))
         (part,) = (tmp_path / "out" / "parts").iterdir()
         part.write_bytes(part.read_bytes()[:-20])
@@ -165,10 +147,10 @@ def num_lines(out: Path) -> int:
 
 
 def check_whole(out: Path, seeds: Path, log: Path) -> None:
-    rows = [json.loads(line) for line in seeds.read_text().splitlines()]
+    rows = read(seeds)
     found = read(out / "pairs.jsonl.zst") + read(out / "failed.jsonl.zst")
     assert Counter(row["seed_hash"] for row in found) == Counter(row["seed_hash"] for row in rows)
-    said = [json.loads(line) for line in log.read_text().splitlines()]
+    said = read(log)
     assert len(said) <= len(rows) + 2 * 2 * 4  # only what was open at a kill is asked again
     texts = {(row["seed"], row["text"]) for row in said}
     for row in found:  # what the server's model said, word for word
@@ -179,7 +161,7 @@ def check_whole(out: Path, seeds: Path, log: Path) -> None:
 
 def test_twenty_seeds_of_a_served_model_survive_two_kills(tmp_path: Path, tiny_chat_model: Path) -> None:
     seeds = write_seeds(tmp_path / "seeds.jsonl", [f"A stone falls for {i} seconds." for i in range(20)])
-    with process(HERE / "model_server.py", tiny_chat_model, 0, tmp_path / "log", SYNE_TEST_SECTIONS="1") as url:
+    with served(HERE / "model_server.py", tiny_chat_model, 0, tmp_path / "log", SYNE_TEST_SECTIONS="1") as url:
         run_with_kills(seeds, tmp_path / "out", url, total=20, kills=2, max_tokens=24)
     check_whole(tmp_path / "out", seeds, tmp_path / "log")
 
@@ -226,7 +208,7 @@ def test_a_finished_call_again_leaves_its_files_as_they_are_so_that_check_goes_o
     seeds = write_seeds(tmp_path / "seeds.jsonl", [f"plain {i}" for i in range(8)])
     pairs = tmp_path / "out/pairs.jsonl.zst"
     checking = CheckOptions(inputs=(str(pairs),), out=tmp_path / "checked")
-    with process(HERE / "faulty_model_server.py", tmp_path / "log") as url:
+    with served(HERE / "faulty_model_server.py", tmp_path / "log") as url:
         generate(options(seeds, tmp_path / "out", url))
         before, first = pairs.stat(), check(checking)
         generate(options(seeds, tmp_path / "out", url))

@@ -15,13 +15,14 @@ from typing import Any
 
 import pytest
 
-from data_mixers.errors import ConfigError, DataError
+from data_mixers.errors import DataError
+from tests.openai_server import ROOT, served
 from tests.rows import read
-from tests.synthesis.test_generate import HERE, ROOT, num_lines, options, process, write_seeds
+from tests.synthesis.test_generate import HERE, num_lines, options, write_seeds
 from tools.synthesis import generate as module
 from tools.synthesis.answers import key
 from tools.synthesis.asking import Pace, Question, ask_all
-from tools.synthesis.generate import GenerateOptions, generate
+from tools.synthesis.generate import generate
 from tools.synthesis.prompts import read_prompts
 from tools.synthesis.text_generator import Completion, HttpGenerator
 
@@ -63,7 +64,7 @@ def test_questions_are_drawn_no_faster_than_they_are_answered(tmp_path: Path) ->
         await ask_all(questions(), generator, Pace(concurrency=8), on_answer)
         await generator.close()
 
-    with process(SERVER, tmp_path / "log", 0.01) as url:
+    with served(SERVER, tmp_path / "log", 0.01) as url:
         asyncio.run(ask(url))
     assert drawn == answered == 300
     assert most_ahead <= 2 * 8 + 1  # the eight asked, the queue, the one that waits to be put into it
@@ -72,7 +73,7 @@ def test_questions_are_drawn_no_faster_than_they_are_answered(tmp_path: Path) ->
 
 def test_a_rate_limit_holds_for_every_stretch(tmp_path: Path) -> None:
     seeds = write_seeds(tmp_path / "seeds.jsonl", [f"plain {i}" for i in range(30)])
-    with process(SERVER, tmp_path / "log") as url:
+    with served(SERVER, tmp_path / "log") as url:
         begun = time.monotonic()  # the same clock in all processes
         generate(options(seeds, tmp_path / "out", url, per_second=20.0))
     came = sorted(when - begun for _, when, _ in requests(tmp_path / "log"))
@@ -82,7 +83,7 @@ def test_a_rate_limit_holds_for_every_stretch(tmp_path: Path) -> None:
 def test_retry_after_is_waited_for_and_retries_are_spread(tmp_path: Path) -> None:
     texts = [f"FAULT wait {i}" for i in range(2)] + [f"FAULT 503 {i}" for i in range(20)]
     seeds = write_seeds(tmp_path / "seeds.jsonl", texts)
-    with process(SERVER, tmp_path / "log") as url:
+    with served(SERVER, tmp_path / "log") as url:
         report = generate(options(seeds, tmp_path / "out", url))
     assert report["pairs"] == 22 and report["last_call"]["retried"] == 44
     waits: dict[str, list[float]] = {}
@@ -100,7 +101,7 @@ def test_questions_that_always_fail_do_not_hold_up_a_server_that_works(
 ) -> None:
     monkeypatch.setattr("tools.synthesis.asking.FIRST_WAIT_SECONDS", 0.01)
     seeds = write_seeds(tmp_path / "seeds.jsonl", ["FAULT always empty 1", "FAULT always 500 2"])
-    with process(SERVER, tmp_path / "log") as url:  # nothing else is asked: it must be found out that it answers others
+    with served(SERVER, tmp_path / "log") as url:  # nothing else is asked: it must be found out that it answers others
         report = generate(options(seeds, tmp_path / "out", url, give_up_seconds=60.0))
     assert report["failed"] == {"6 attempts": 2}
 
@@ -110,7 +111,7 @@ def test_a_signal_ends_it_with_one_line_and_the_same_command_goes_on(tmp_path: P
     texts = [f"plain {i}" for i in range(40)]
     seeds = write_seeds(tmp_path / "seeds.jsonl", [*texts[:30], "HOLD", *texts[30:]])
     out, log = tmp_path / "out", tmp_path / "log"
-    with process(SERVER, log) as url:
+    with served(SERVER, log) as url:
         command = [*COMMAND, "--seeds", str(seeds), "--out", str(out), "--endpoint", url, "--concurrency", "4"]
         running = interruptible(command)
         while num_lines(out) < 40:  # one is never answered: it is in the middle of its work
@@ -123,7 +124,7 @@ def test_a_signal_ends_it_with_one_line_and_the_same_command_goes_on(tmp_path: P
     assert "40 answers" in said and said.splitlines()[-1].endswith("the same command goes on")
     assert not (out / "report.json").exists()
     write_seeds(tmp_path / "seeds.jsonl", [*texts[:30], "now it is", *texts[30:]])
-    with process(SERVER, log) as url:
+    with served(SERVER, log) as url:
         command[command.index("--endpoint") + 1] = url
         done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     assert json.loads(done.stdout)["last_call"]["requests"] == 1
@@ -134,7 +135,7 @@ def test_a_signal_ends_it_with_one_line_and_the_same_command_goes_on(tmp_path: P
 
 def test_a_server_that_is_always_too_busy_is_asked_a_few_times_and_given_up(tmp_path: Path) -> None:
     seeds = write_seeds(tmp_path / "seeds.jsonl", [f"FAULT always 429 {i}" for i in range(100)])
-    with process(SERVER, tmp_path / "log") as url, pytest.raises(DataError, match=r"status 429.* run the same command"):
+    with served(SERVER, tmp_path / "log") as url, pytest.raises(DataError, match=r"status 429.* run the same command"):
         generate(options(seeds, tmp_path / "out", url, concurrency=8, give_up_seconds=3.0))
     # Two rounds of eight, those then under way, and one at a time with growing pauses.
     assert len(requests(tmp_path / "log")) <= 2 * 8 + 8 + 4
@@ -143,7 +144,7 @@ def test_a_server_that_is_always_too_busy_is_asked_a_few_times_and_given_up(tmp_
 def test_a_full_disk_is_said_and_what_was_written_is_kept(tmp_path: Path) -> None:
     seeds = write_seeds(tmp_path / "seeds.jsonl", [f"plain {i}" for i in range(20)])
     command = [*COMMAND, "--seeds", str(seeds), "--out", str(tmp_path / "out"), "--concurrency", "2"]
-    with process(SERVER, tmp_path / "log") as url:
+    with served(SERVER, tmp_path / "log") as url:
         command += ["--endpoint", url]
         full = subprocess.run(["prlimit", "--fsize=4000", *command], cwd=ROOT, capture_output=True, text=True)
         assert full.returncode == 3, full.stderr
@@ -164,7 +165,7 @@ def test_the_live_line_says_speed_acceptance_and_end(
     monkeypatch.setattr("tools.data.progress.SECONDS_BETWEEN_LINES", 0.0)
     texts = [f"plain {i}" for i in range(3)] + ["FAULT always 400 1"]
     seeds = write_seeds(tmp_path / "seeds.jsonl", texts)
-    with caplog.at_level("INFO"), process(SERVER, tmp_path / "log") as url:
+    with caplog.at_level("INFO"), served(SERVER, tmp_path / "log") as url:
         generate(options(seeds, tmp_path / "out", url, concurrency=1))
     notes = [line for line in caplog.messages if "tokens/s" in line]
     assert "4 answers, " in notes[-1] and "QA/s" in notes[-1] and notes[-1].endswith("75 % accepted")
@@ -216,13 +217,6 @@ def test_what_is_kept_of_a_seed_is_small() -> None:
     size, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(keys) == 100_000 and size / len(keys) < 110
-
-
-@pytest.mark.parametrize("url", ["127.0.0.1:8000/v1", "ftp://h/v1", "http:///v1"])
-def test_an_endpoint_that_is_no_url_is_refused(tmp_path: Path, url: str) -> None:
-    seeds = write_seeds(tmp_path / "seeds.jsonl", ["A stone falls."])
-    with pytest.raises(ConfigError, match="is no URL"):
-        generate(GenerateOptions(seeds=(str(seeds),), out=tmp_path / "out", model="m", endpoints=(url,)))
 
 
 def test_other_seeds_in_an_arrays_folder_are_asked(tmp_path: Path) -> None:

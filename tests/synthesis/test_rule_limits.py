@@ -1,6 +1,5 @@
 """Each threshold of `check`, `corrupt`, `audit` and `format` from both of its sides."""
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.rows import read, write
+from tests.synthesis.test_audit import fill
 from tests.synthesis.test_audit import options as audit_options
 from tests.synthesis.test_audit import pairs as sums
 from tests.synthesis.test_check import checked, pair
@@ -100,16 +100,12 @@ def test_what_is_unclear_counts_as_wrong_and_the_seed_draws_the_sample(tmp_path:
     for seed in (1, 2):
         given = audit_options(tmp_path, None, sample=8, seed=seed, out=tmp_path / f"audit{seed}")
         audit(given)
-        with (given.out / "sheet.csv").open(encoding="utf-8-sig", newline="") as stream:
-            rows = list(csv.DictReader(stream))
+        filled = tmp_path / "filled.csv"
+        rows = fill(given.out / "sheet.csv", filled, lambda place, row: "unclear" if place < 2 else "right")
         drawn.append({row["id"] for row in rows})
-        with (tmp_path / "filled.csv").open("w", encoding="utf-8-sig", newline="") as stream:
-            writer = csv.DictWriter(stream, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(row | {"verdict": "unclear" if place < 2 else "right"} for place, row in enumerate(rows))
     assert drawn[0] != drawn[1]
-    filled = audit_options(tmp_path, None, sample=8, seed=2, out=tmp_path / "audit2", filled=tmp_path / "filled.csv")
-    assert audit(filled)["wrong_rate"]["value"] == 0.25
+    given = audit_options(tmp_path, None, sample=8, seed=2, out=tmp_path / "audit2", filled=filled)
+    assert audit(given)["wrong_rate"]["value"] == 0.25
 
 
 TEXTS = {

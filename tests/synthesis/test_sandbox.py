@@ -21,14 +21,6 @@ ROOT = Path(__file__).parents[2]
 QUICK = Limits(wall_seconds=20.0, cpu_seconds=5, memory_bytes=256 << 20)
 
 
-@pytest.fixture(scope="module")
-def box() -> Sandbox:
-    try:
-        return require_sandbox()
-    except ConfigError as error:
-        pytest.skip(f"{error}")
-
-
 def command_lines() -> list[str]:
     """Of all processes of this machine."""
     lines = []
@@ -47,7 +39,7 @@ def test_a_good_program_passes_its_examples(box: Sandbox) -> None:
     program = "import sys\nprint(sum(int(word) for word in sys.stdin.read().split()))"
     examples = [Example(stdin="1 2 3\n", stdout="6"), Example(stdin="-4 4", stdout="0  \n")]
     verdict = box.check(program, examples)
-    assert (verdict.passed, verdict.reason, verdict.num_run) == (True, "", 2)
+    assert (verdict.passed, verdict.reason) == (True, "")
 
 
 def test_a_wrong_answer_is_shown_beside_the_right_one(box: Sandbox) -> None:

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.synthesis.test_sandbox import QUICK, ROOT, box, command_lines
+from tests.synthesis.test_sandbox import QUICK, ROOT, command_lines
 from tools.synthesis import sandbox
 from tools.synthesis.sandbox import Sandbox
 from tools.synthesis.sandbox_process import Limits
 
-__all__ = ["box"]  # the fixture
 pytestmark = pytest.mark.bubblewrap
 
 

@@ -1,4 +1,4 @@
-"""A small server with OpenAI's interface that errs on purpose: python openai_stub.py <log>; prints its port.
+"""A small server with OpenAI's interface that errs on purpose: python openai_stub.py <log>.
 
 The label of a page is its first word; the answer comes in one of the shapes that models use. Faults come by the page:
 "429", "500", "hang", "chatter" in its text make the first answer to it such a fault; "refuse" is always answered 400.
@@ -9,22 +9,22 @@ import re
 import sys
 import threading
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
+
+from tests.openai_server import Handler, serve
 
 SHAPES = ('{{"topic": "{}"}}', "{}", 'Sure! {{"topic": "{}"}} is right.', '```json\n{{"topic": "{}"}}\n```')
 
 
-class Stub(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class Stub(Handler):
     seen: ClassVar[Counter[tuple[str, str]]] = Counter()
     lock = threading.Lock()
     stop = threading.Event()
     log = Path(sys.argv[1]) if len(sys.argv) > 1 else Path("/dev/null")
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = self.asked()
         asked = body["messages"][1]["content"]
         text = re.split("The page:\n|网页内容：\n", asked)[1]
         with self.lock:
@@ -34,11 +34,11 @@ class Stub(BaseHTTPRequestHandler):
                 row = {"path": self.path, "key": self.headers.get("Authorization"), "text": text, "body": body}
                 stream.write(json.dumps(row) + "\n")
         if "refuse" in text:
-            self.reply(400, {"error": {"message": "response_format is unknown here"}})
+            self.reply({"error": {"message": "response_format is unknown here"}}, 400)
         elif number == 1 and "429" in text:
-            self.reply(429, {}, {"Retry-After": "0"})
+            self.reply({}, 429, {"Retry-After": "0"})
         elif number == 1 and "500" in text:
-            self.reply(500, {})
+            self.reply({}, 500)
         elif number == 1 and "hang" in text:
             self.stop.wait(60)  # the client's patience is shorter
         elif number == 1 and "chatter" in text:
@@ -49,22 +49,6 @@ class Stub(BaseHTTPRequestHandler):
                 label = "others"
             self.say(SHAPES[len(text) % len(SHAPES)].format(label))
 
-    def say(self, content: str) -> None:
-        self.reply(200, {"choices": [{"message": {"role": "assistant", "content": content}}]})
-
-    def reply(self, status: int, content: Any, headers: dict[str, str] | None = None) -> None:
-        body = json.dumps(content).encode()
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
 
 if __name__ == "__main__":
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Stub)
-    print(server.server_port, flush=True)
-    server.serve_forever()
+    serve(Stub)

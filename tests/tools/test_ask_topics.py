@@ -1,8 +1,6 @@
 """Labels from a server with OpenAI's interface: a real process, real HTTP, real faults."""
 
 import json
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ from typing import Any
 import pytest
 
 from data_mixers.errors import ConfigError, DataError
+from tests.openai_server import served
 from tests.rows import read, write
 from tools.cli import main
 from tools.data.ask_topics import AskOptions, ask_topics, parse_topic
@@ -41,14 +40,8 @@ class Server:
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     log = tmp_path / "log.jsonl"
-    command = [sys.executable, str(Path(__file__).with_name("openai_stub.py")), str(log)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        yield Server(f"http://127.0.0.1:{int(process.stdout.readline())}/v1", log)
-    finally:
-        process.kill()
-        process.wait()
+    with served(Path(__file__).with_name("openai_stub.py"), log) as url:
+        yield Server(url, log)
 
 
 @pytest.fixture

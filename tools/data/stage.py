@@ -232,13 +232,13 @@ def _initialise(counter: Any) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     os.environ["RAYON_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
     _counter = counter
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
-    """A call that is killed takes its workers with it: a later one must not find them writing."""
+def end_with_parent() -> None:
+    """For a thread: a call that is killed takes its processes with it, or a later one would find them writing."""
     parent = parent_process()
-    assert parent is not None  # workers are spawned
+    assert parent is not None  # they are made by multiprocessing
     parent.join()
     os._exit(1)
 

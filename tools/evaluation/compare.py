@@ -4,9 +4,9 @@ base ─┬─ adapted 1   paired over the same items: bootstrap interval, McNem
       └─ adapted 2
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 
 from data_mixers.errors import ConfigError, DataError
@@ -15,7 +15,6 @@ from tools.evaluation.results import BenchmarkResult, Results, TaskResult, read_
 from tools.evaluation.statistics import (
     CONFIDENCE,
     Interval,
-    PairedTest,
     holm,
     is_noise,
     mean_of_independent,
@@ -49,14 +48,11 @@ class Change:
 
     @property
     def is_noise(self) -> bool:
-        """As `statistics.is_noise` says of the difference."""
         return is_noise(self.difference_interval, self.p_value)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One benchmark."""
-
     name: str
     num_items: int
     base_score: float
@@ -93,15 +89,14 @@ def compare_results(folders: Sequence[Path], *, shows_published: bool = False) -
     cautions = [caution for other in others for caution in _measured_alike(base, other)]
     labels = _labels(found)
     rows, left_out = [], []
-    for line in base.benchmarks:
-        partners = [_line(other, line.name) for other in others]
-        open_in = [label for label, entry in zip(labels, [line, *partners], strict=True) if _score(entry) is None]
-        if open_in:
+    for line in (*base.benchmarks, *base.sums):
+        lines = [line, *(_line(other, line) for other in others)]
+        open_in = [label for label, entry in zip(labels, lines, strict=True) if entry is None or entry.score is None]
+        if not open_in:
+            rows.append(_row(line, base, others, labels[1:]))
+        elif not line.of:
             left_out.append(f"{line.name}: not measured in {', '.join(open_in)}")
-            continue
-        rows.append(_row(line, base, others, labels[1:]))
     rows = _with_holm(rows, len(others))
-    rows += [_sum_row(line, base, others, labels[1:]) for line in base.sums if _is_done_in_all(line, others)]
     if not rows:
         raise DataError(f"no benchmark is measured in all of {', '.join(labels)}")
     table = None
@@ -178,60 +173,38 @@ def _measured_alike(base: Results, other: Results) -> list[str]:
     return cautions
 
 
-def _change(label: str, partner: BenchmarkResult, test: PairedTest) -> Change:
-    assert partner.score is not None and partner.interval is not None
-    return Change(
-        model=label,
-        score=partner.score,
-        interval=partner.interval,
-        difference=test.difference,
-        difference_interval=test.interval,
-        p_value=test.p_value,
-        only_base=test.only_a,
-        only_model=test.only_b,
-    )
-
-
 def _row(line: BenchmarkResult, base: Results, others: Sequence[Results], labels: Sequence[str]) -> Row:
-    mine = _tasks(base, line)
+    """A benchmark, or an average of some: over their items (micro), or their scores (macro)."""
+    mine = _groups(base, line)
     changes = []
     for label, other in zip(labels, others, strict=True):
-        partner = _line(other, line.name)
-        assert partner is not None
-        theirs = _tasks(other, partner)
-        _check_same_items(mine, theirs, base, other)
+        partner = _line(other, line)
+        assert partner is not None and partner.score is not None and partner.interval is not None
+        theirs = _groups(other, partner)
+        _check_same_items(chain.from_iterable(mine), chain.from_iterable(theirs), base, other)
         test = paired(_item_scores(mine), _item_scores(theirs), average=line.average)
-        changes.append(_change(label, partner, test))
+        changes.append(
+            Change(
+                model=label, score=partner.score, interval=partner.interval, difference=test.difference,
+                difference_interval=test.interval, p_value=test.p_value, only_base=test.only_a, only_model=test.only_b,
+            )
+        )  # fmt: skip
     assert line.score is not None and line.interval is not None
     return Row(
         name=line.name, num_items=line.num_items, base_score=line.score, base_interval=line.interval,
-        changes=tuple(changes), published=line.published,
+        changes=tuple(changes), published=line.published, is_sum=bool(line.of),
     )  # fmt: skip
 
 
-def _sum_row(line: BenchmarkResult, base: Results, others: Sequence[Results], labels: Sequence[str]) -> Row:
-    """An average of benchmarks: over their items (micro), or their scores (macro)."""
-    assert line.score is not None and line.interval is not None
-    mine = _part_scores(base, line)
-    changes = []
-    for label, other in zip(labels, others, strict=True):
-        partner = next(entry for entry in other.sums if entry.name == line.name)
-        test = paired(mine, _part_scores(other, line), average=line.average)
-        changes.append(_change(label, partner, test))
-    return Row(
-        name=line.name, num_items=line.num_items, base_score=line.score, base_interval=line.interval,
-        changes=tuple(changes), published=line.published, is_sum=True,
-    )  # fmt: skip
+def _groups(results: Results, line: BenchmarkResult) -> list[list[TaskResult]]:
+    """Whose scores an average takes alike: each task of a benchmark, the tasks of each benchmark of a sum."""
+    if line.of:
+        return [_tasks(results, part) for part in results.benchmarks if part.name in line.of]
+    return [[task] for task in _tasks(results, line)]
 
 
-def _part_scores(results: Results, line: BenchmarkResult) -> list[list[float]]:
-    """Item scores of each benchmark of a sum."""
-    parts = [entry for entry in results.benchmarks if entry.name in line.of]
-    return [[score for scores in _item_scores(_tasks(results, part)) for score in scores] for part in parts]
-
-
-def _item_scores(tasks: Sequence[TaskResult]) -> list[list[float]]:
-    return [[item.score for item in task.items] for task in tasks]
+def _item_scores(groups: Sequence[Sequence[TaskResult]]) -> list[list[float]]:
+    return [[item.score for task in group for item in task.items] for group in groups]
 
 
 def _with_holm(rows: Sequence[Row], num_models: int) -> list[Row]:
@@ -253,7 +226,7 @@ def _with_holm(rows: Sequence[Row], num_models: int) -> list[Row]:
     ]
 
 
-def _check_same_items(mine: Sequence[TaskResult], theirs: Sequence[TaskResult], base: Results, other: Results) -> None:
+def _check_same_items(mine: Iterable[TaskResult], theirs: Iterable[TaskResult], base: Results, other: Results) -> None:
     """Errors: ConfigError if an item or its prompt is not the same in both."""
     for a, b in zip_longest(mine, theirs):
         same = a is not None and b is not None and a.task == b.task and len(a.items) == len(b.items)
@@ -277,17 +250,9 @@ def _tasks(results: Results, line: BenchmarkResult) -> list[TaskResult]:
     return found
 
 
-def _line(results: Results, name: str) -> BenchmarkResult | None:
-    return next((line for line in results.benchmarks if line.name == name), None)
-
-
-def _score(line: BenchmarkResult | None) -> float | None:
-    return None if line is None or line.status != "done" else line.score
-
-
-def _is_done_in_all(line: BenchmarkResult, others: Sequence[Results]) -> bool:
-    partners = [next((entry for entry in other.sums if entry.name == line.name), None) for other in others]
-    return all(_score(entry) is not None for entry in (line, *partners))
+def _line(results: Results, like: BenchmarkResult) -> BenchmarkResult | None:
+    lines = results.sums if like.of else results.benchmarks
+    return next((line for line in lines if line.name == like.name), None)
 
 
 def _labels(found: Sequence[Results]) -> list[str]:

@@ -8,11 +8,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic.dataclasses import dataclass as checked
 
-from data_mixers.errors import ConfigError, DataError
+from data_mixers.errors import DataError
 from tools.data.benchmark_items import read_rows
 from tools.data.package_files import fetch_package, locked_requirements
 from tools.data.yaml_file import STRICT, read_yaml
@@ -192,18 +192,3 @@ def _expected(wanted: Wanted, options: DataOptions, entry: Entry, splits: Sequen
     if entry.package is not None and options.is_offline:
         lines.append(f"or offline the package {entry.package.name} below {options.folder / 'packages'}")
     return lines
-
-
-def check_folder(folder: Path | None) -> None:
-    """Errors: ConfigError if --data names a file."""
-    if folder is not None and folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--data {folder}: is no folder")
-
-
-def as_loader(found: Found) -> Any:
-    """What the harness calls to have the data."""
-
-    def custom_dataset(**settings: Any) -> "DatasetDict":
-        return load(found)
-
-    return custom_dataset

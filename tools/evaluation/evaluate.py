@@ -16,7 +16,7 @@ from data_mixers.errors import ConfigError, DataError
 from tools.data.progress import LiveProgress
 from tools.data.stage import only_one
 from tools.evaluation import harness
-from tools.evaluation.data_files import DataOptions, Found, catalogue, check_folder, find
+from tools.evaluation.data_files import DataOptions, Found, catalogue, find
 from tools.evaluation.harness import ModelOptions, PlannedTask
 from tools.evaluation.results import (
     RESULTS,
@@ -32,15 +32,13 @@ from tools.evaluation.results import (
 )
 from tools.evaluation.statistics import interval_of
 from tools.evaluation.subjects import Subject, Which, as_hf, fingerprint, results_folder, subjects_of
-from tools.evaluation.suite import Benchmark, Suite, Sum, read_suite, suite_path, suite_sha256
+from tools.evaluation.suite import Benchmark, Suite, Sum, read_suite, suite_path
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalOptions:
-    """What `syne eval` is asked for."""
-
+class EvalOptions(ModelOptions):
     model: Path
     suite: str = "probe"
     out: Path | None = None
@@ -51,10 +49,6 @@ class EvalOptions:
     limit: int | None = None
     run_code: bool = False
     skip_missing: bool = False
-    backend: harness.Backend = "hf"
-    device: Any = "auto"
-    dtype: str = "auto"
-    batch_size: int = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +72,7 @@ def evaluate(options: EvalOptions) -> list[Results]:
     suite = read_suite(path)
     subjects = subjects_of(options.model, options.checkpoints)
     folders = [results_folder(subject, options.out, suite.name) for subject in subjects]
-    harness.prepare_environment(offline=options.data.is_offline)
-    harness.require_harness()
+    harness.prepare(offline=options.data.is_offline)
     lines = plan(suite, options)
     faults = [line.reason for line in lines if line.status == "missing"]
     if faults and not options.skip_missing:
@@ -87,8 +80,9 @@ def evaluate(options: EvalOptions) -> list[Results]:
     for line in lines:
         if line.is_asked and line.status != "open":
             logger.warning("caution: %s is left out: %s", line.benchmark.name, line.reason)
+    suite_hash = hashlib.sha256(path.read_bytes()).hexdigest()
     return [
-        _evaluate_one(subject, folder, suite, suite_sha256(path), lines, options)
+        _evaluate_one(subject, folder, suite, suite_hash, lines, options)
         for subject, folder in zip(subjects, folders, strict=True)
     ]
 
@@ -96,12 +90,13 @@ def evaluate(options: EvalOptions) -> list[Results]:
 def plan(suite: Suite, options: EvalOptions) -> list[Line]:
     """A line for every benchmark, with its data found or the reason why not.
 
-    Errors: ConfigError for a benchmark that the suite does not have, or --run-code without a sandbox.
+    Errors: ConfigError for a benchmark that the suite does not have, a --data that is a file, or want of a sandbox.
     """
     known = [benchmark.name for benchmark in suite.benchmarks]
     if unknown := [name for name in options.only if name not in known]:
         raise ConfigError(f"--only {unknown[0]}: {suite.name} has {', '.join(known)}")
-    check_folder(options.data.folder)
+    if (folder := options.data.folder) is not None and folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--data {folder}: is no folder")
     chosen = {benchmark.name for benchmark in suite.benchmarks if not options.only or benchmark.name in options.only}
     if options.run_code and any(benchmark.runs_code for benchmark in suite.benchmarks if benchmark.name in chosen):
         from tools.evaluation.code import sandbox
@@ -151,41 +146,24 @@ def _evaluate_one(
         lines, taken_over = _taken_over(lines, earlier)
         done |= taken_over
         results = _written(_begin(subject, folder, suite, suite_hash, mark, options), suite, lines, done)
-        if pending:
-            with as_hf(subject, folder, live_title=f"export {subject.path}") as hf:
-                results = _run_tasks(hf, suite, pending, lines, done, results, mark, options)
-    return results
-
-
-def _run_tasks(
-    hf: Path,
-    suite: Suite,
-    pending: list[tuple[PlannedTask, Found | None]],
-    lines: list[Line],
-    done: dict[str, TaskResult],
-    results: Results,
-    mark: str,
-    options: EvalOptions,
-) -> Results:
-    """The tasks that have no result yet; results.json is written after each."""
-    tasks = [(planned, found, harness.load_task(planned, found)) for planned, found in pending]
-    model_options = ModelOptions(
-        folder=hf, backend=options.backend, device=options.device, dtype=options.dtype, batch_size=options.batch_size
-    )
-    model = harness.load_model(model_options)
-    measured_with = {**_programs(options), **harness.describe(model, model_options)}
-    sizes = [harness.num_requests(task, _limit(planned, options)) for planned, _, task in tasks]
-    title = f"eval {results.suite['name']} {results.label}"
-    with LiveProgress(title, total=sum(sizes), unit="requests", scale=1) as progress:
-        for planned, found, task in tasks:
-            progress.note(planned.name)
-            measured = harness.run_task(
-                model, task, planned, limit=_limit(planned, options), runs_code=options.run_code,
-                progress=progress.advance,
-            )  # fmt: skip
-            done[planned.name] = replace(measured, harness=measured_with)
-            write_task(results.folder, done[planned.name], _task_mark(mark, planned, found, options))
-            results = _written(results, suite, lines, done)
+        if not pending:
+            return results
+        with as_hf(subject, folder) as hf:
+            tasks = [(planned, found, harness.load_task(planned, found)) for planned, found in pending]
+            model = harness.load_model(hf, options)
+            measured_with = {**_programs(options), **harness.describe(model, options)}
+            num_requests = sum(harness.num_requests(task, _limit(planned, options)) for planned, _, task in tasks)
+            title = f"eval {suite.name} {subject.label}"
+            with LiveProgress(title, total=num_requests, unit="requests", scale=1) as progress:
+                for planned, found, task in tasks:
+                    progress.note(planned.name)
+                    measured = harness.run_task(
+                        model, task, planned, limit=_limit(planned, options), runs_code=options.run_code,
+                        progress=progress.advance,
+                    )  # fmt: skip
+                    done[planned.name] = replace(measured, harness=measured_with)
+                    write_task(folder, done[planned.name], _task_mark(mark, planned, found, options))
+                    results = _written(results, suite, lines, done)
     return results
 
 
@@ -329,20 +307,7 @@ def _benchmark_result(line: Line, done: dict[str, TaskResult], folder: Path) -> 
     if line.status != "open" or len(found) < len(line.tasks) or not found:
         reason = line.reason or f"{len(found)} of {len(line.tasks)} tasks are done"
         return BenchmarkResult(**fields, status=line.status, reason=reason, tasks=tasks)
-    score, interval, method = interval_of(
-        [[item.score for item in result.items] for result in found], benchmark.average
-    )
-    num_items = sum(len(result.items) for result in found)
-    return BenchmarkResult(
-        **fields,
-        status="done",
-        reason="",
-        score=score,
-        num_items=num_items,
-        interval=interval,
-        method=method,
-        tasks=tasks,
-    )
+    return _scored(fields | {"tasks": tasks}, [[item.score for item in result.items] for result in found])
 
 
 def _sum_result(total: Sum, benchmarks: tuple[BenchmarkResult, ...], done: dict[str, TaskResult]) -> BenchmarkResult:
@@ -354,9 +319,12 @@ def _sum_result(total: Sum, benchmarks: tuple[BenchmarkResult, ...], done: dict[
     }  # fmt: skip
     if len(parts) < len(total.of):
         return BenchmarkResult(**fields, status="open", reason=f"{len(parts)} of {len(total.of)} benchmarks are done")
-    groups = [[item.score for task in part.tasks for item in done[task["task"]].items] for part in parts]
-    score, interval, method = interval_of(groups, total.average)
-    num_items = sum(part.num_items for part in parts)
+    return _scored(fields, [[item.score for task in part.tasks for item in done[task["task"]].items] for part in parts])
+
+
+def _scored(fields: dict[str, Any], groups: list[list[float]]) -> BenchmarkResult:
+    score, interval, method = interval_of(groups, fields["average"])
+    num_items = sum(map(len, groups))
     return BenchmarkResult(
         **fields, status="done", reason="", score=score, num_items=num_items, interval=interval, method=method
     )

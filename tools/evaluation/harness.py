@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from data_mixers.errors import ConfigError, DataError, UserError
 from megatron_synE.exit_codes import CheckpointError
-from tools.evaluation.data_files import Found, Wanted, as_loader
+from tools.evaluation.data_files import Found, Wanted, load
 from tools.evaluation.results import Item, TaskResult
 from tools.evaluation.suite import Benchmark
 
@@ -59,18 +59,10 @@ class PlannedTask:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    folder: Path
     backend: Backend = "hf"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: str = "auto"
     batch_size: int = 8
-
-
-def require_harness(*modules: str) -> None:
-    """Errors: ConfigError naming what to install."""
-    for module in ("lm_eval", "datasets", *modules):
-        if find_spec(module) is None:
-            raise ConfigError(f"evaluation needs {module}, which is not installed: {INSTALL}")
 
 
 def absent_needs(benchmark: Benchmark) -> str:
@@ -126,7 +118,7 @@ def load_task(planned: PlannedTask, found: Found | None) -> Any:
     if planned.config.get("test_split"):
         overrides["validation_split"] = None
     if found is not None and found.files:
-        overrides["custom_dataset"] = as_loader(found)
+        overrides["custom_dataset"] = lambda **settings: load(found)
     manager = _manager(_folder(planned.benchmark))
     with _quiet():
         try:
@@ -183,29 +175,29 @@ def num_requests(task: Any, limit: int | None) -> int:
     return choices * (min(documents, limit) if limit else documents)
 
 
-def load_model(options: ModelOptions) -> Any:
+def load_model(folder: Path, options: ModelOptions) -> Any:
     """The harness's model. No code of the folder runs.
 
     Errors: ConfigError for a missing backend; CheckpointError if transformers cannot read the folder.
     """
     with _quiet():
         try:
-            return _vllm(options) if options.backend == "vllm" else _hf(options)
+            return _vllm(folder, options) if options.backend == "vllm" else _hf(folder, options)
         except UserError:
             raise
         except Exception as error:  # a damaged file, no tokenizer, another transformers' configuration, no memory
             told = " ".join(str(error).split())
-            raise CheckpointError(f"{options.folder} cannot be loaded: {type(error).__name__}: {told:.300}") from error
+            raise CheckpointError(f"{folder} cannot be loaded: {type(error).__name__}: {told:.300}") from error
 
 
-def _hf(options: ModelOptions) -> Any:
+def _hf(folder: Path, options: ModelOptions) -> Any:
     from lm_eval.models.huggingface import HFLM
 
     from megatron_synE.runtime.device import select
 
     device = select(options.device, local_rank=0)
     model = HFLM(
-        pretrained=str(options.folder), dtype=options.dtype, device=device.kind, batch_size=options.batch_size,
+        pretrained=str(folder), dtype=options.dtype, device=device.kind, batch_size=options.batch_size,
         trust_remote_code=False,
     )  # fmt: skip
     for kind in ("loglikelihood", "loglikelihood_rolling", "generate_until"):
@@ -300,14 +292,12 @@ def _folder(benchmark: Benchmark) -> Path:
     return OWN_TASKS if benchmark.harness is None else harness_folder(benchmark.harness)
 
 
-def _vllm(options: ModelOptions) -> Any:
-    try:
-        from lm_eval.models.vllm_causallms import VLLM
-    except ImportError as error:
-        raise ConfigError(f"--backend vllm: vLLM is not installed ({error}); use --backend hf") from error
+def _vllm(folder: Path, options: ModelOptions) -> Any:
     if find_spec("vllm") is None:
         raise ConfigError("--backend vllm: vLLM is not installed; use --backend hf")
-    return VLLM(pretrained=str(options.folder), dtype=options.dtype, batch_size="auto", trust_remote_code=False)
+    from lm_eval.models.vllm_causallms import VLLM
+
+    return VLLM(pretrained=str(folder), dtype=options.dtype, batch_size="auto", trust_remote_code=False)
 
 
 class _Heard:
@@ -337,8 +327,11 @@ def _quiet() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def prepare_environment(*, offline: bool) -> None:
-    """Call before the harness is imported. No variable changes a result."""
+def prepare(*, offline: bool) -> None:
+    """Call before the harness is imported. No variable changes a result. Errors: ConfigError naming what to install."""
+    for module in ("lm_eval", "datasets"):
+        if find_spec(module) is None:
+            raise ConfigError(f"evaluation needs {module}, which is not installed: {INSTALL}")
     os.environ.setdefault("TQDM_DISABLE", "1")  # there is one live line, ours
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if offline:

@@ -3,6 +3,8 @@
 import re
 from typing import Any
 
+from tools.synthesis.sections import to_closing_brace
+
 _STATED = re.compile(r"(?:final answer|answer) is:?\s*(.+)", re.IGNORECASE)
 
 
@@ -33,9 +35,4 @@ def boxed(text: str) -> str | None:
     behind = text[start:].removeprefix("\\boxed").removeprefix("\\fbox")
     if not behind.startswith("{"):
         return behind.split("$")[0].strip() or None
-    depth = 0
-    for index, character in enumerate(behind):
-        depth += (character == "{") - (character == "}")
-        if depth == 0:
-            return behind[1:index]
-    return None
+    return to_closing_brace(behind, 1)

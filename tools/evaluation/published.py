@@ -38,12 +38,3 @@ def paper_table() -> PaperTable:
         if scores.keys() != table.benchmarks.keys():
             raise ConfigError(f"{FILE}: {model} has not the table's benchmarks")
     return table
-
-
-def average_of(table: PaperTable, model: str, benchmark: str) -> float:
-    """A printed average computed again from its parts, as the table takes it. Unit: per cent."""
-    entry, scores = table.benchmarks[benchmark], table.models[model]
-    if entry.average == "macro":
-        return sum(scores[part] for part in entry.of) / len(entry.of)
-    sizes = [table.benchmarks[part].num_items for part in entry.of]
-    return sum(scores[part] * size for part, size in zip(entry.of, sizes, strict=True)) / sum(sizes)

@@ -1,10 +1,12 @@
 """What an evaluation measured: results.json and tasks/*.json, as docs/evaluation.md describes."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as checked
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import DataError
@@ -14,9 +16,10 @@ SCHEMA_VERSION = 1
 EVALUATE_AGAIN = "evaluate again with `syne eval` into another folder"
 RESULTS = "results.json"
 Status = Literal["done", "open", "missing", "skipped"]
+KNOWN_FIELDS = ConfigDict(extra="forbid")
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked(frozen=True, kw_only=True, config=KNOWN_FIELDS)
 class Item:
     """One question, answered and scored."""
 
@@ -31,7 +34,7 @@ class Item:
     """Of each choice, in nats; None where the answer was written."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked(frozen=True, kw_only=True, config=KNOWN_FIELDS)
 class TaskResult:
     task: str
     metric: str
@@ -46,7 +49,7 @@ class TaskResult:
         return sum(item.score for item in self.items) / len(self.items)
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked(frozen=True, kw_only=True, config=KNOWN_FIELDS)
 class BenchmarkResult:
     """A line of the table. Unit of scores: share."""
 
@@ -70,7 +73,7 @@ class BenchmarkResult:
     tasks: tuple[dict[str, Any], ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked(frozen=True, kw_only=True, config=KNOWN_FIELDS)
 class Results:
     """A results.json. folder: where it lies, with its tasks/."""
 
@@ -109,13 +112,9 @@ def read_results(path: Path) -> Results:
     check_version(content, understood=SCHEMA_VERSION, file=file, cure=EVALUATE_AGAIN, fault=DataError)
     del content["schema_version"]
     try:
-        lines = {key: tuple(_line(row) for row in content.pop(key)) for key in ("benchmarks", "sums")}
-        for key in ("suite", "model", "harness", "settings"):
-            if not isinstance(content[key], dict):
-                raise TypeError(f"{key} is no object")
-        return Results(folder=file.parent, **content, benchmarks=lines["benchmarks"], sums=lines["sums"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{file}: incomplete or with unknown fields ({error}); evaluate again") from error
+        return TypeAdapter(Results).validate_python({**content, "folder": file.parent})
+    except ValidationError as error:
+        raise DataError(f"{file}: incomplete or with unknown fields ({_said(error)}); evaluate again") from error
 
 
 def write_task(folder: Path, result: TaskResult, fingerprint: str) -> Path:
@@ -142,32 +141,18 @@ def read_task(folder: Path, task: str, *, fingerprint: str | None = None) -> Tas
     if fingerprint is not None and kept != fingerprint:
         return None
     try:
-        items = tuple(
-            Item(**{**item, "likelihoods": _numbers(item.get("likelihoods"))}) for item in content.pop("items")
-        )
-        return TaskResult(items=items, **content)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{file}: incomplete ({error}); remove it and evaluate again") from error
+        return TypeAdapter(TaskResult).validate_python(content)
+    except ValidationError as error:
+        raise DataError(f"{file}: incomplete ({_said(error)}); remove it and evaluate again") from error
 
 
 def task_file(folder: Path, task: str) -> Path:
     return folder / "tasks" / f"{task}.json"
 
 
-def _line(row: Mapping[str, Any]) -> BenchmarkResult:
-    interval = row["interval"]
-    return BenchmarkResult(
-        **{
-            **row,
-            "interval": (float(interval[0]), float(interval[1])) if interval else None,
-            "of": tuple(row["of"]),
-            "tasks": tuple(row["tasks"]),
-        }
-    )
-
-
-def _numbers(values: list[float] | None) -> tuple[float, ...] | None:
-    return None if values is None else tuple(values)
+def _said(error: ValidationError) -> str:
+    fault = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -175,7 +160,7 @@ def _read(file: Path) -> dict[str, Any]:
         content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError(f"{file}: no such file; `syne eval` writes it") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file}: cannot be read ({error}); remove it and evaluate again") from error
     if not isinstance(content, dict):
         raise DataError(f"{file}: holds no JSON object; remove it and evaluate again")

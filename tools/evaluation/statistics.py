@@ -18,7 +18,6 @@ Interval = tuple[float, float]
 class PairedTest:
     """B against A on the same items. difference: B's mean score minus A's. Unit: share."""
 
-    num_items: int
     difference: float
     interval: Interval
     """Paired bootstrap over items, percentile."""
@@ -39,46 +38,37 @@ def is_noise(interval: Interval, p_value: float) -> bool:
     return interval[0] <= 0.0 <= interval[1] or p_value >= 1 - CONFIDENCE
 
 
-def wilson(right: int, total: int, *, confidence: float = CONFIDENCE) -> Interval:
+def wilson(right: int, total: int) -> Interval:
     """Of a share of right answers. Errors: ValueError for no items."""
     from scipy.stats import binomtest
 
-    found = binomtest(right, total).proportion_ci(confidence_level=confidence, method="wilson")
+    found = binomtest(right, total).proportion_ci(confidence_level=CONFIDENCE, method="wilson")
     return float(found.low), float(found.high)
 
 
-def normal(scores: Sequence[float], *, confidence: float = CONFIDENCE) -> Interval:
-    """Of a mean of scores that are not only 0 and 1; within [0, 1]."""
-    return _around(float(np.mean(scores)), _standard_error(np.asarray(scores, dtype=np.float64)), confidence)
+def normal(groups: Sequence[Sequence[float]]) -> Interval:
+    """Of the mean of groups' means, for scores that are not only 0 and 1; within [0, 1]."""
+    from scipy.stats import norm
 
-
-def normal_macro(groups: Sequence[Sequence[float]], *, confidence: float = CONFIDENCE) -> Interval:
-    """Of the mean of groups' means: the groups' variances add."""
     arrays = [np.asarray(group, dtype=np.float64) for group in groups]
-    error = math.sqrt(sum(_standard_error(group) ** 2 for group in arrays)) / len(arrays)
-    return _around(float(np.mean([group.mean() for group in arrays])), error, confidence)
+    mean = float(np.mean([group.mean() for group in arrays]))
+    width = float(norm.ppf((1 + CONFIDENCE) / 2)) * _standard_error(arrays)
+    return max(0.0, mean - width), min(1.0, mean + width)
 
 
 def interval_of(groups: Sequence[Sequence[float]], average: str) -> tuple[float, Interval, str]:
     """(score, interval, method) of a benchmark: its tasks' item scores, pooled (micro) or averaged (macro)."""
-    pooled = [score for group in groups for score in group]
-    is_binary = all(score in (0.0, 1.0) for score in pooled)
-    if average == "macro" and len(groups) > 1:
-        mean = float(np.mean([np.mean(group) for group in groups]))
-        if not is_binary:
-            return mean, normal_macro(groups), "normal"
-        # A task that is right throughout has no spread of its own, and is not known to a hair for that.
-        parts = [(float(np.mean(group)), wilson(round(sum(group)), len(group))) for group in groups]
-        return mean, mean_of_independent(parts)[0], "wilson"
-    mean = float(np.mean(pooled))
-    if is_binary:
-        return mean, wilson(round(sum(pooled)), len(pooled)), "wilson"
-    return mean, normal(pooled), "normal"
+    if average == "micro":
+        groups = [[score for group in groups for score in group]]
+    mean = float(np.mean([np.mean(group) for group in groups]))
+    if any(score not in (0.0, 1.0) for group in groups for score in group):
+        return mean, normal(groups), "normal"
+    # A task that is right throughout has no spread of its own, and is not known to a hair for that.
+    parts = [(float(np.mean(group)), wilson(round(sum(group)), len(group))) for group in groups]
+    return mean, mean_of_independent(parts)[0], "wilson"
 
 
-def paired(
-    a: Sequence[Sequence[float]], b: Sequence[Sequence[float]], *, average: str = "micro", seed: int = 0
-) -> PairedTest:
+def paired(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]], *, average: str = "micro") -> PairedTest:
     """Two models' item scores by group (task), the same items in the same order.
 
     average: micro pools the groups, macro compares means of the groups' means.
@@ -94,19 +84,13 @@ def paired(
         groups = [pooled]
     only_a, only_b = int((pooled < 0).sum()), int((pooled > 0).sum())
     difference = float(np.mean([group.mean() for group in groups]))
-    error = math.sqrt(sum(_standard_error(group) ** 2 for group in groups)) / len(groups)
+    error = _standard_error(groups)
     if (len(groups) == 1 and set(np.unique(pooled)) <= {-1.0, 0.0, 1.0}) or error == 0:
         p_value = float(binomtest(only_b, only_a + only_b).pvalue) if only_a + only_b else 1.0
     else:
         p_value = 2 * float(norm.sf(abs(difference) / error))
-    return PairedTest(
-        num_items=len(pooled),
-        difference=difference,
-        interval=_bootstrap(groups, seed=seed),
-        only_a=only_a,
-        only_b=only_b,
-        p_value=p_value,
-    )
+    interval = _bootstrap(groups)
+    return PairedTest(difference=difference, interval=interval, only_a=only_a, only_b=only_b, p_value=p_value)
 
 
 def two_proportions(share_a: float, share_b: float, *, num_a: int, num_b: int) -> tuple[Interval, float]:
@@ -147,12 +131,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _bootstrap(groups: Sequence[NDArray[np.float64]], *, seed: int) -> Interval:
+def _bootstrap(groups: Sequence[NDArray[np.float64]]) -> Interval:
     """Percentiles of the mean of groups' means over resampled items; each group keeps its size.
 
     Draws how often each distinct difference comes, not the items: a set of 14,000 costs no more than one of 100.
     """
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     means = np.zeros(RESAMPLES)
     for group in groups:
         values, counts = np.unique(group, return_counts=True)
@@ -163,12 +147,7 @@ def _bootstrap(groups: Sequence[NDArray[np.float64]], *, seed: int) -> Interval:
     return float(low), float(high)
 
 
-def _standard_error(scores: NDArray[np.float64]) -> float:
-    return float(scores.std(ddof=1) / math.sqrt(len(scores))) if len(scores) > 1 else 0.5
-
-
-def _around(mean: float, error: float, confidence: float) -> Interval:
-    from scipy.stats import norm
-
-    width = float(norm.ppf((1 + confidence) / 2)) * error
-    return max(0.0, mean - width), min(1.0, mean + width)
+def _standard_error(groups: Sequence[NDArray[np.float64]]) -> float:
+    """Of the mean of groups' means: their variances add."""
+    errors = [group.std(ddof=1) / math.sqrt(len(group)) if len(group) > 1 else 0.5 for group in groups]
+    return math.hypot(*errors) / len(errors)

@@ -20,8 +20,6 @@ EXPORT_MARKER = "syne_export.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """One model."""
-
     path: Path
     label: str
     """Names the folder of its results."""
@@ -67,13 +65,15 @@ def subjects_of(model: Path, which: Which) -> list[Subject]:
 
 def results_folder(subject: Subject, out: Path | None, suite: str) -> Path:
     """Errors: ConfigError if an HF folder's results have no place."""
-    if out is None and subject.run is None:
-        raise ConfigError(f"--out is missing: {subject.path} belongs to no run, so say where its results go")
-    return (out or _run(subject) / "eval") / suite / subject.label
+    if out is None:
+        if subject.run is None:
+            raise ConfigError(f"--out is missing: {subject.path} belongs to no run, so say where its results go")
+        out = subject.run / "eval"
+    return out / suite / subject.label
 
 
 @contextmanager
-def as_hf(subject: Subject, results: Path, *, live_title: str) -> Iterator[Path]:
+def as_hf(subject: Subject, results: Path) -> Iterator[Path]:
     """Its HF folder; a checkpoint's is made beside its results and removed afterwards.
 
     Errors: CheckpointError if the checkpoint is damaged, or an HF folder has no weights or brings code of its own.
@@ -87,7 +87,7 @@ def as_hf(subject: Subject, results: Path, *, live_title: str) -> Iterator[Path]
 
     folder = results / "hf"
     try:
-        with live_bytes(live_title) as progress:
+        with live_bytes(f"export {subject.path}") as progress:
             export_hf(subject.path, folder, progress=progress, name=subject.label)
         if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer.model").is_file():
             raise CheckpointError(
@@ -147,11 +147,6 @@ def _checkpoint(folder: Path) -> Subject:
         iteration=layout.iteration_of(folder),
         consumed_tokens=state.consumed_tokens,
     )
-
-
-def _run(subject: Subject) -> Path:
-    assert subject.run is not None
-    return subject.run
 
 
 def _check_hf(folder: Path) -> None:

@@ -1,6 +1,5 @@
 """A suite: which benchmarks, at how many shots, scored and averaged how. Read from suites/*.yaml or a user's file."""
 
-import hashlib
 from dataclasses import field
 from pathlib import Path
 from typing import Literal
@@ -64,11 +63,6 @@ class Suite:
     sums: list[Sum] = field(default_factory=list)
 
 
-def known_suites() -> list[str]:
-    """Names of those that come with the package."""
-    return sorted(path.stem for path in SUITES.glob("*.yaml"))
-
-
 def suite_path(name: str) -> Path:
     """The file of a shipped suite, or of a user's. Errors: ConfigError if there is none."""
     shipped = SUITES / f"{name}.yaml"
@@ -77,7 +71,8 @@ def suite_path(name: str) -> Path:
     given = Path(name)
     if given.suffix in (".yaml", ".yml") and given.is_file():
         return given
-    raise ConfigError(f"--suite {name}: no such suite; there are {', '.join(known_suites())}, or give a YAML file")
+    known = ", ".join(sorted(path.stem for path in SUITES.glob("*.yaml")))
+    raise ConfigError(f"--suite {name}: no such suite; there are {known}, or give a YAML file")
 
 
 def read_suite(path: Path) -> Suite:
@@ -92,8 +87,3 @@ def read_suite(path: Path) -> Suite:
         if unknown := [name for name in total.of if name not in names]:
             raise ConfigError(f"{path}: {total.name} is of {unknown[0]}, which is no benchmark of the file")
     return suite
-
-
-def suite_sha256(path: Path) -> str:
-    """Of the file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -3,8 +3,9 @@
 from dataclasses import asdict
 from typing import Any
 
+from tools.columns import aligned
 from tools.evaluation import harness
-from tools.evaluation.compare import Change, Comparison
+from tools.evaluation.compare import Comparison
 from tools.evaluation.evaluate import EvalOptions, plan
 from tools.evaluation.results import BenchmarkResult, Results
 from tools.evaluation.statistics import Interval
@@ -13,8 +14,7 @@ from tools.evaluation.suite import read_suite, suite_path
 
 def list_suite(options: EvalOptions) -> str:
     """Every benchmark: tasks, shots, how it is scored, and where its data lies or is expected."""
-    harness.prepare_environment(offline=options.data.is_offline)
-    harness.require_harness()
+    harness.prepare(offline=options.data.is_offline)
     suite = read_suite(suite_path(options.suite))
     rows: list[tuple[str, ...]] = [("benchmark", "tasks", "shots", "metric", "average", "data")]
     for line in plan(suite, options):
@@ -25,7 +25,7 @@ def list_suite(options: EvalOptions) -> str:
         where = ", ".join(found) if line.status == "open" else f"{line.status}: {line.reason}"
         benchmark = line.benchmark
         rows.append((benchmark.name, str(count), str(benchmark.shots), benchmark.metric, benchmark.average, where))
-    return f"{suite.name}: {suite.what}\n{_columns(rows)}"
+    return f"{suite.name}: {suite.what}\n{aligned(rows, num_left=1, ends_in_text=True)}"
 
 
 def results_table(results: Results) -> str:
@@ -34,7 +34,7 @@ def results_table(results: Results) -> str:
     rows += [_result_row(line) for line in (*results.benchmarks, *results.sums)]
     state = "" if results.complete else " (not complete)"
     title = f"{results.label} on {results.suite['name']}{state}, in per cent: {results.folder / 'results.json'}"
-    return f"{title}\n{_columns(rows)}"
+    return f"{title}\n{aligned(rows, num_left=1, ends_in_text=True)}"
 
 
 def comparison_table(comparison: Comparison) -> str:
@@ -48,10 +48,17 @@ def comparison_table(comparison: Comparison) -> str:
     for row in comparison.rows:
         cells = [row.name, str(row.num_items), _percent(row.base_score)]
         for change in row.changes:
-            cells += [*_change_cells(change, is_sum=row.is_sum)]
+            cells += [
+                _percent(change.score),
+                f"{100 * change.difference:+.2f}",
+                _interval(change.difference_interval, sign=True),
+                f"{change.p_value:.3f}",
+                "" if row.is_sum else f"{change.holm_p_value:.3f}",
+                "~" if change.is_noise else "",
+            ]
         cells += [_percent(scores.get(row.published or "")) for scores in shown.values()]
         rows.append(tuple(cells))
-    lines = [f"against {comparison.base}, in per cent", _columns(rows)]
+    lines = [f"against {comparison.base}, in per cent", aligned(rows, num_left=1, ends_in_text=True)]
     if comparison.models:
         lines.append(_legend(comparison))
     lines += [f"left out: {text}" for text in comparison.left_out]
@@ -83,17 +90,6 @@ def _legend(comparison: Comparison) -> str:
     )
 
 
-def _change_cells(change: Change, *, is_sum: bool) -> tuple[str, ...]:
-    return (
-        _percent(change.score),
-        f"{100 * change.difference:+.2f}",
-        _interval(change.difference_interval, sign=True),
-        f"{change.p_value:.3f}",
-        "" if is_sum else f"{change.holm_p_value:.3f}",
-        "~" if change.is_noise else "",
-    )
-
-
 def _result_row(line: BenchmarkResult) -> tuple[str, ...]:
     if line.score is None or line.interval is None:
         return (line.name, line.status, line.reason, "", str(line.shots), "")
@@ -109,26 +105,3 @@ def _interval(interval: Interval, *, sign: bool = False) -> str:
 
 def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.2f}"
-
-
-def _columns(rows: list[tuple[str, ...]]) -> str:
-    """First column left, the others right; the last as it is."""
-    widths = [max(_width(row[index]) for row in rows) for index in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [
-            _padded(cell, width, left=index == 0) for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        cells[-1] = row[-1]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
-
-
-def _padded(text: str, width: int, *, left: bool) -> str:
-    space = " " * (width - _width(text))
-    return text + space if left else space + text
-
-
-def _width(text: str) -> int:
-    """On a terminal: Chinese characters take two columns."""
-    return sum(2 if ord(character) > 0x2E7F else 1 for character in text)

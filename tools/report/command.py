@@ -24,8 +24,6 @@ from tools.report.training import training
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:
-    """What the command was asked for."""
-
     runs: tuple[Path, ...]
     out: Path
     is_markdown: bool = False

@@ -12,7 +12,6 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder (ru
 
 
 def register(app: typer.Typer) -> None:
-    """Add both commands."""
     app.command(epilog=example("syne report runs/quickstart/bilingual runs/quickstart/chinese_only --samples 5"))(
         report
     )

@@ -73,16 +73,12 @@ Block = Text | Missing | Table | Figure | Excerpt
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report."""
-
     title: str
     blocks: Sequence[Block]
 
 
 @dataclass(frozen=True)
 class Report:
-    """The whole."""
-
     title: str
     subtitle: str
     sections: Sequence[Section]

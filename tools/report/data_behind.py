@@ -1,7 +1,6 @@
 """The data folders behind a run: their manifests, and a source file's way back to where it was fetched."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from data_mixers.errors import DataError
@@ -13,15 +12,6 @@ from tools.report.run_record import RunRecord, read_json
 
 MOST_STEPS = 8
 """Of a file's way back: clean, decontaminate, label-topics and as many again."""
-
-
-@dataclass(frozen=True)
-class Origin:
-    """One step back from a file."""
-
-    file: str
-    what: str
-    """Where it was fetched, or which command made it."""
 
 
 def manifests_of(run: RunRecord) -> tuple[list[DatasetManifest], list[str]]:
@@ -37,23 +27,23 @@ def manifests_of(run: RunRecord) -> tuple[list[DatasetManifest], list[str]]:
     return found, faults
 
 
-def way_back(file: Path) -> Iterator[Origin]:
-    """What is known of a file, then of what it was made of; a stage with several input files goes on from its first.
+def way_back(file: Path) -> Iterator[tuple[Path, str]]:
+    """(file, where it was fetched or which command made it), then the same of what it was made of.
 
-    Files are looked for where they were when they were read.
+    A stage with several input files goes on from its first. Files are looked for where they were when they were read.
     """
     seen: set[Path] = set()
     while len(seen) < MOST_STEPS and file not in seen:
         seen.add(file)
         if (fetched := _fetched(file)) is not None:
-            yield Origin(str(file), fetched)
+            yield file, fetched
             return
         made = _made(file)
         if made is None:
-            yield Origin(str(file), "no record beside it" if file.exists() else "no longer there")
+            yield file, "no record beside it" if file.exists() else "no longer there"
             return
         what, inputs = made
-        yield Origin(str(file), what)
+        yield file, what
         if not inputs:
             return
         file = inputs[0]

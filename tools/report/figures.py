@@ -34,8 +34,6 @@ TOKENS = "tokens read"
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One curve of a figure."""
-
     label: str
     curve: Curve
     colour: str
@@ -61,8 +59,8 @@ class Interval:
     label: str
     """Of what; the legend says its colour."""
     value: float
-    low: float | None
-    high: float | None
+    low: float
+    high: float
     colour: str
 
 
@@ -87,23 +85,21 @@ def lines(
     drawn: Sequence[Line],
     *,
     y_label: str,
-    x_label: str = TOKENS,
     stages: Sequence[float] = (),
-    is_log: bool | None = None,
+    may_be_log: bool = True,
     from_zero: bool = False,
     zero_line: bool = False,
-) -> Figure | None:
-    """Curves over tokens; None if there is nothing to draw.
+) -> list[Figure]:
+    """Curves over tokens in one figure; none if there is nothing to draw.
 
-    stages: x at which another stage begins. is_log: None decides by the values. The light band of a thinned curve spans
-    every value in it.
+    stages: x at which another stage begins. The light band of a thinned curve spans every value in it.
     """
     drawn = [line for line in drawn if not line.curve.is_empty]
     if not drawn:
-        return None
+        return []
     low = min(float(line.curve.low.min()) for line in drawn)
     high = max(float(line.curve.high.max()) for line in drawn)
-    log = low > 0 and high > 8 * low if is_log is None else is_log and low > 0
+    is_log = may_be_log and not from_zero and low > 0 and high > 8 * low
 
     def draw(axes: "Axes") -> None:
         for line in drawn:
@@ -112,9 +108,9 @@ def lines(
             axes.axvline(x, color=GREY, linewidth=0.8, linestyle=(0, (1, 2)))
         if zero_line:
             axes.axhline(0, color=GREY, linewidth=0.8)
-        axes.set(xlabel=x_label, ylabel=y_label)
+        axes.set(xlabel=TOKENS, ylabel=y_label)
         axes.xaxis.set_major_formatter(tick)
-        if log:
+        if is_log:
             _log_scale(axes, low, high)
         else:
             axes.yaxis.set_major_formatter(tick)
@@ -122,7 +118,7 @@ def lines(
                 axes.set_ylim(bottom=0)
 
     legend = [_line_entry(line) for line in drawn] if len(drawn) > 1 or drawn[0].label else []
-    return Figure(title=title, alt=_told(title, drawn, y_label), svg=_svg(draw), legend=legend)
+    return [Figure(title=title, alt=_told(title, drawn, y_label), svg=_svg(draw), legend=legend)]
 
 
 def stack(
@@ -133,10 +129,13 @@ def stack(
     y_label: str,
     stages: Sequence[float] = (),
     planned_from: float,
-) -> Figure | None:
-    """Shares over tokens, one above the other. planned_from: x from which on they are a plan, drawn lighter."""
+) -> list[Figure]:
+    """Shares over tokens, one above the other; none if there are none.
+
+    planned_from: x from which on they are a plan, drawn lighter.
+    """
     if not areas or len(edges) < 2:
-        return None
+        return []
 
     def draw(axes: "Axes") -> None:
         base = np.zeros(len(edges) - 1)
@@ -160,7 +159,7 @@ def stack(
 
     told = "; ".join(f"{a.label} {a.shares[0]:.1%} at first, {a.shares[-1]:.1%} at last" for a in areas)
     legend = [LegendEntry(label=area.label, colour=area.colour, kind="area") for area in reversed(areas)]
-    return Figure(title=title, alt=f"{title}: {told}.", svg=_svg(draw), legend=legend)
+    return [Figure(title=title, alt=f"{title}: {told}.", svg=_svg(draw), legend=legend)]
 
 
 def bars(title: str, rows: Sequence[str], parts: Sequence[tuple[str, str, Sequence[float]]], *, x_label: str) -> Figure:
@@ -171,10 +170,7 @@ def bars(title: str, rows: Sequence[str], parts: Sequence[tuple[str, str, Sequen
         for _, colour, values in parts:
             axes.barh(range(len(rows)), values, left=left, color=colour, height=0.6)
             left += np.array(values)
-        axes.set_yticks(range(len(rows)), [_cut(row) for row in rows])
-        axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.set(xlabel=x_label)
-        axes.xaxis.set_major_formatter(tick)
+        _row_axis(axes, rows, x_label)
         axes.grid(False, axis="y")
 
     told = "; ".join(
@@ -186,10 +182,10 @@ def bars(title: str, rows: Sequence[str], parts: Sequence[tuple[str, str, Sequen
     return Figure(title=title, alt=f"{title}, {x_label}: {told}.", svg=svg, legend=legend)
 
 
-def intervals(title: str, found: Sequence[Interval], *, x_label: str) -> Figure | None:
-    """A row for each thing measured, a point with its interval for each of what was measured."""
+def intervals(title: str, found: Sequence[Interval], *, x_label: str) -> list[Figure]:
+    """A row for each thing measured, a point with its interval for each of what was measured; none of nothing."""
     if not found:
-        return None
+        return []
     rows = list(dict.fromkeys(interval.row for interval in found))
     labels = list(dict.fromkeys(interval.label for interval in found))
 
@@ -197,19 +193,22 @@ def intervals(title: str, found: Sequence[Interval], *, x_label: str) -> Figure 
         for interval in found:
             offset = 0.5 * ((labels.index(interval.label) + 0.5) / len(labels) - 0.5)
             y = rows.index(interval.row) + offset
-            if interval.low is not None and interval.high is not None:
-                axes.plot([interval.low, interval.high], [y, y], color=interval.colour, linewidth=1.6)
+            axes.plot([interval.low, interval.high], [y, y], color=interval.colour, linewidth=1.6)
             axes.plot(interval.value, y, "o", color=interval.colour, markersize=4)
-        axes.set_yticks(range(len(rows)), [_cut(row) for row in rows])
-        axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.set(xlabel=x_label)
-        axes.xaxis.set_major_formatter(tick)
+        _row_axis(axes, rows, x_label)
 
     told = "; ".join(f"{i.row} {i.label} {i.value:.4g}" for i in found)
     colours = {interval.label: interval.colour for interval in found}
     legend = [LegendEntry(label=label, colour=colours[label]) for label in labels]
     svg = _svg(draw, height=0.9 + 0.34 * len(rows))
-    return Figure(title=title, alt=f"{title}, {x_label}: {told}.", svg=svg, legend=legend)
+    return [Figure(title=title, alt=f"{title}, {x_label}: {told}.", svg=svg, legend=legend)]
+
+
+def _row_axis(axes: "Axes", rows: Sequence[str], x_label: str) -> None:
+    axes.set_yticks(range(len(rows)), [_cut(row) for row in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set(xlabel=x_label)
+    axes.xaxis.set_major_formatter(tick)
 
 
 def _draw_line(axes: "Axes", line: Line) -> None:

@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from tools.report.content import Block, Section, Table, Text
 from tools.report.figures import Line, colour_of, lines
-from tools.report.metrics_file import Numbers, Row, number, words
+from tools.report.metrics_file import Row, column_of, number, words
 from tools.report.numbers import fixed, percent, short
 from tools.report.run_record import RunRecord
 from tools.report.thinning import thinned
@@ -29,19 +27,14 @@ def guard(runs: Sequence[RunRecord]) -> Section:
     ):
         drawn = [
             Line(label=_label(run, rows, many=len(runs) > 1),
-                 curve=thinned(_column(rows, "consumed_tokens"), scale * _column(rows, key)),
+                 curve=thinned(column_of(rows, "consumed_tokens"), scale * column_of(rows, key)),
                  colour=colour_of(index), has_markers=True)
             for index, (run, rows) in enumerate(watched)
         ]  # fmt: skip
-        figure = lines(title, drawn, y_label=unit, is_log=False, zero_line=key == "change")
-        blocks += [figure] if figure is not None else []
+        blocks += lines(title, drawn, y_label=unit, may_be_log=False, zero_line=key == "change")
     for run, rows in watched:
         blocks += _spoken(run, rows)
     return Section("Forgetting guard", blocks)
-
-
-def _column(rows: Sequence[Row], key: str) -> Numbers:
-    return np.array([number(row, key) for row in rows], dtype=np.float64)
 
 
 def _label(run: RunRecord, rows: Sequence[Row], *, many: bool) -> str:

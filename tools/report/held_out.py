@@ -3,11 +3,9 @@
 import math
 from collections.abc import Sequence
 
-import numpy as np
-
-from tools.report.content import Block, Section, Table, Text
+from tools.report.content import Block, Figure, Section, Table, Text
 from tools.report.figures import Line, colour_of, dash_of, lines
-from tools.report.metrics_file import Row, number
+from tools.report.metrics_file import Row, column_of, number
 from tools.report.numbers import fixed
 from tools.report.run_record import RunRecord
 from tools.report.thinning import thinned
@@ -26,8 +24,7 @@ def held_out(runs: Sequence[RunRecord]) -> Section:
             ("ppl", "Held-out PPL", "PPL, exp(nats per token)"),
             ("bits_per_byte", "Held-out bits per byte", "bits per UTF-8 byte"),
         ):
-            figure = _figure(found, mine, f"{title}: {language}", key, unit, stages=runs[0].stage_begins)
-            blocks += [figure] if figure is not None else []
+            blocks += _figure(found, mine, f"{title}: {language}", key, unit, stages=runs[0].stage_begins)
     blocks.append(_table(found, names))
     return Section("Held-out text", blocks)
 
@@ -69,17 +66,16 @@ def _figure(
     unit: str,
     *,
     stages: Sequence[float],
-) -> Block | None:
+) -> list[Figure]:
     """One run: a colour and a dash per set. Several: a colour per set, a dash per run."""
     drawn = []
     for number_of_run, (run, sets) in enumerate(found.items()):
         for index, name in enumerate(names):
             rows = sets.get(name, [])
-            x = np.array([number(row, "consumed_tokens") for row in rows], dtype=np.float64)
-            y = np.array([number(row, key) for row in rows], dtype=np.float64)
+            curve = thinned(column_of(rows, "consumed_tokens"), column_of(rows, key))
             label = short_name(name) if len(found) == 1 else f"{short_name(name)}, {run}"
             dash = dash_of(index // 8 if len(found) == 1 else number_of_run)
-            drawn.append(Line(label=label, curve=thinned(x, y), colour=colour_of(index), dash=dash, has_markers=True))
+            drawn.append(Line(label=label, curve=curve, colour=colour_of(index), dash=dash, has_markers=True))
     return lines(title, drawn, y_label=unit, stages=stages if len(found) == 1 else ())
 
 

@@ -7,7 +7,7 @@ from data_mixers.ratios import WEIGHT_UNIT
 from data_mixers.schedule import Phase, Schedule
 from tools.report.content import Block, Section, Table, Text
 from tools.report.metrics_file import Row, number, words
-from tools.report.numbers import duration, fixed, percent, short, whole
+from tools.report.numbers import duration, fixed, percent, short
 from tools.report.reads import bucket_of, topic_of
 from tools.report.run_record import RunRecord, stage_of
 
@@ -88,7 +88,7 @@ def _shares(phase: Phase) -> dict[str, float]:
 
 def _decided(row: Row) -> str:
     if isinstance(row.get("group"), str):
-        return f"{row['group']}, decided at iteration {whole(number(row, 'iteration'))}"
+        return f"{row['group']}, decided at iteration {fixed(number(row, 'iteration'))}"
     worse = words(row, "worse")
     change = fixed(number(row, "change"), 4, sign=True)
     state = f"worse in {' and '.join(worse)}" if worse else "no longer worse"
@@ -104,7 +104,7 @@ def _why_left_out(run: RunRecord, sample: int) -> str:
     for row in run.metrics.rows["recovery"]:
         start, stop = number(row, "start_sample"), number(row, "stop_sample")
         if start is not None and stop is not None and start <= sample < stop:
-            return f"{row.get('anomaly')} at iteration {whole(number(row, 'bad_iteration'))}, {row.get('action')}"
+            return f"{row.get('anomaly')} at iteration {fixed(number(row, 'bad_iteration'))}, {row.get('action')}"
     return "data.skip_samples of the configuration, or an anomaly whose row is no longer there"
 
 
@@ -128,9 +128,9 @@ def _anomalies(run: RunRecord, prefix: str) -> list[Block]:
         left = [number(row, "start_sample"), number(row, "stop_sample")]
         rows.append(
             [
-                str(row.get("anomaly")), str(row.get("action")), whole(number(row, "bad_iteration")),
-                whole(number(row, "iteration")), _loss(row, "lm_loss"), _loss(row, "bound"), _loss(row, "grad_norm"),
-                f"{whole(left[0])}:{whole(left[1])}",
+                str(row.get("anomaly")), str(row.get("action")), fixed(number(row, "bad_iteration")),
+                fixed(number(row, "iteration")), _loss(row, "lm_loss"), _loss(row, "bound"), _loss(row, "grad_norm"),
+                f"{fixed(left[0])}:{fixed(left[1])}",
             ]
         )  # fmt: skip
     header = [
@@ -157,7 +157,7 @@ def _ranks(run: RunRecord, prefix: str) -> list[Block]:
     for row in run.metrics.rows["hardware"]:
         ranks = row.get("ranks")
         named = ", ".join(map(str, ranks)) if isinstance(ranks, list) else "?"
-        where = whole(number(row, "iteration"))
+        where = fixed(number(row, "iteration"))
         blocks.append(Text(f"{prefix}hardware: rank {named} gave two losses for one step after iteration {where}."))
     slow = run.metrics.slowness
     if slow.num_comparisons:

@@ -24,7 +24,6 @@ _PAGE = Markup(
 
 
 def page(report: Report) -> str:
-    """The whole file."""
     style = Markup(Path(__file__).with_name("page.css").read_text(encoding="utf-8"))  # ours, not a run's
     return printable(
         _PAGE.format(

@@ -140,8 +140,8 @@ def _files(manifest: DatasetManifest, entry: SourceEntry) -> list[list[str]]:
         return [[entry.name, "–", "no .documents.parquet beside its token files", "–"]]
     rows = []
     for file, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:MOST_FILES]:
-        for step, origin in enumerate(way_back(Path(file))):
-            rows.append([entry.name, "← " * step + origin.file, origin.what, f"{count:,}" if step == 0 else ""])
+        for step, (origin, what) in enumerate(way_back(Path(file))):
+            rows.append([entry.name, f"{'← ' * step}{origin}", what, f"{count:,}" if step == 0 else ""])
     if len(counts) > MOST_FILES:
         rows.append([entry.name, f"and {len(counts) - MOST_FILES} more files", "", ""])
     return rows

@@ -3,7 +3,8 @@
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -59,35 +60,30 @@ class Life:
     clock: Callable[[], float] = time.monotonic
     holder: Holder | None = None
     _beat: int | None = None
-    _seen_at: float | None = field(default=None)
-    """When the last sign was seen; None: nobody was ever there."""
-    _began: float | None = None
+
+    def __post_init__(self) -> None:
+        self._seen_at = self.clock()  # the last sign; where nobody was ever there, the beginning
 
     def look(self) -> None:
         """Read lease.json and the sign of life."""
-        now = self.clock()
-        self._began = now if self._began is None else self._began
         try:
             self.holder = read_holder(self.folder)
         except UserError:
             return  # it is being replaced, or damaged: what was seen before stands
         beat = None
         if self.holder is not None:
-            try:
+            with suppress(OSError):
                 beat = (self.folder / f".alive-{self.holder.token}").stat().st_mtime_ns
-            except OSError:
-                beat = None
         if beat is not None and beat != self._beat:
-            self._seen_at = now
+            self._seen_at = self.clock()
         self._beat = beat
 
     @property
     def is_alive(self) -> bool:
         """Whether a sign was there at the last look and has changed not too long ago."""
-        return self._beat is not None and self._seen_at is not None and self.clock() - self._seen_at <= EXPIRY_SECONDS
+        return self._beat is not None and self.clock() - self._seen_at <= EXPIRY_SECONDS
 
     @property
     def silent_seconds(self) -> float:
-        """Without a sign of life: since the last one was seen, or since the first look."""
-        since = self._seen_at if self._seen_at is not None else self._began
-        return 0.0 if since is None or self.is_alive else self.clock() - since
+        """Without a sign of life: since the last one was seen, or since the beginning."""
+        return 0.0 if self.is_alive else self.clock() - self._seen_at

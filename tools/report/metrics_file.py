@@ -8,7 +8,7 @@ import json
 import math
 from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
@@ -74,8 +74,6 @@ class Readings:
 
 
 class MetricsFile:
-    """Takes lines; holds what they say."""
-
     def __init__(self) -> None:
         self._columns = {name: array("d") for name in TRAIN_COLUMNS}
         self.rows: dict[str, list[Row]] = {kind: [] for kind in KEPT_KINDS}
@@ -150,6 +148,11 @@ def number(row: Row, key: str) -> float | None:
     """A finite number under this key; None for anything else."""
     value = row.get(key)
     return float(value) if is_number(value) else None
+
+
+def column_of(rows: Sequence[Row], key: str) -> Numbers:
+    """A number per row; NaN where the row has none."""
+    return np.array([number(row, key) for row in rows], dtype=np.float64)
 
 
 def is_number(value: object) -> TypeGuard[float]:

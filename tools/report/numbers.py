@@ -18,7 +18,7 @@ def tick(value: float, _position: object = None) -> str:
     return short(value)
 
 
-def fixed(value: float | None, decimals: int, *, sign: bool = False) -> str:
+def fixed(value: float | None, decimals: int = 0, *, sign: bool = False) -> str:
     """A dash for what is not known."""
     if value is None or not math.isfinite(value):
         return "–"
@@ -27,10 +27,6 @@ def fixed(value: float | None, decimals: int, *, sign: bool = False) -> str:
 
 def percent(share: float | None, decimals: int = 1) -> str:
     return "–" if share is None or not math.isfinite(share) else f"{100 * share:.{decimals}f} %"
-
-
-def whole(value: float | None) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{value:,.0f}"
 
 
 def duration(seconds: float | None) -> str:
@@ -48,9 +44,7 @@ def duration(seconds: float | None) -> str:
     return f"{hours // 24} d {hours % 24} h"
 
 
-def size(num_bytes: float | None) -> str:
-    if num_bytes is None or not math.isfinite(num_bytes):
-        return "–"
+def size(num_bytes: float) -> str:
     for limit, unit in ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
         if num_bytes >= limit:
             return f"{num_bytes / limit:.2f} {unit}"

@@ -6,7 +6,7 @@ import numpy as np
 
 from tools.report.content import Block, Missing, Section, Table, Text
 from tools.report.held_out import last_validation_ppl
-from tools.report.numbers import percent, short, whole
+from tools.report.numbers import fixed, percent, short
 from tools.report.run_record import RunRecord
 
 
@@ -40,7 +40,7 @@ def facts_of(run: RunRecord) -> dict[str, str]:
         "training loss, first → mean of last 5 %": loss,
         "held-out PPL, first → last": last_validation_ppl(run),
         "learning rate": fixed_rate(metrics.last("learning_rate")),
-        "tokens per second, median": whole(_median(rate)),
+        "tokens per second, median": fixed(_median(rate)),
         "MFU, median": percent(_median(mfu)),
         "goodput": percent(metrics.last("goodput")),
         "starts": str(len(run.attempts)) if run.attempts else "–",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_mixers.ratios import WEIGHT_UNIT
-from tools.report.content import Block, Missing, Section, Table, Text
+from tools.report.content import Block, Figure, Missing, Section, Table, Text
 from tools.report.figures import GREY, Area, Line, area_colour_of, colour_of, edges_between, lines, stack
 from tools.report.metrics_file import Numbers
 from tools.report.numbers import percent, short
@@ -47,11 +47,10 @@ def reads(runs: Sequence[RunRecord]) -> Section:
                 Area(label=name, shares=values, colour=GREY if name.startswith("other (") else area_colour_of(index))
                 for index, (name, values) in enumerate(groups.items())
             ]
-            figure = stack(
+            blocks += stack(
                 title + suffix, shares.edges, areas, y_label="share of tokens", stages=run.stage_begins,
                 planned_from=shares.read_until,
             )  # fmt: skip
-            blocks += [figure] if figure is not None else []
         blocks += _curriculum(run, shares, suffix)
         blocks += _table(run, suffix)
     if is_planned:
@@ -136,7 +135,7 @@ def _largest(groups: dict[str, Numbers]) -> dict[str, Numbers]:
     }
 
 
-def _curriculum(run: RunRecord, shares: Shares, suffix: str) -> list[Block]:
+def _curriculum(run: RunRecord, shares: Shares, suffix: str) -> list[Figure]:
     """Mean difficulty of what each paced language read; nothing for a run without buckets."""
     drawn = []
     languages = sorted({name.split("/", 1)[0] for name in shares.by_source if bucket_of(name) is not None})
@@ -145,11 +144,8 @@ def _curriculum(run: RunRecord, shares: Shares, suffix: str) -> list[Block]:
                 if bucket_of(name) is not None and name.startswith(f"{language}/")}  # fmt: skip
         curve = difficulty(shares.edges, mine)
         drawn.append(Line(label=language, curve=curve, colour=colour_of(index)))
-    figure = lines(
-        f"Curriculum position{suffix}", drawn, y_label="difficulty quantile read (0 easy, 1 hard)",
-        stages=run.stage_begins, is_log=False,
-    )  # fmt: skip
-    return [figure] if figure is not None else []
+    label = "difficulty quantile read (0 easy, 1 hard)"
+    return lines(f"Curriculum position{suffix}", drawn, y_label=label, stages=run.stage_begins, may_be_log=False)
 
 
 def difficulty(edges: Numbers, by_source: Mapping[str, Numbers]) -> Curve:

@@ -37,8 +37,6 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """One run folder."""
-
     folder: Path
     name: str
     """Unique in a report."""

@@ -23,8 +23,6 @@ MOST_DOCUMENTS = 6
 
 @dataclass(frozen=True, kw_only=True)
 class SampleOptions:
-    """What of the consumed text is shown."""
-
     num: int
     first_step: int | None = None
     last_step: int | None = None

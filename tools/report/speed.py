@@ -37,18 +37,15 @@ class TimeBudget:
 
 def speed(runs: Sequence[RunRecord]) -> Section:
     """Figures of all runs together, then their time budgets."""
-    figures = [
-        step_figure(runs, "Throughput", "tokens_per_second", y_label="tokens per second", is_log=False, from_zero=True),
-        step_figure(runs, "Model FLOPs per device", "tflops_per_device", y_label="TFLOP/s per device", is_log=False,
-                    from_zero=True),
-        step_figure(runs, "Model FLOPs utilisation (MFU)", "mfu", y_label="% of the card's peak", scale=100,
-                    is_log=False, from_zero=True),
-        step_figure(runs, "Peak memory of a device", "peak_memory_bytes", y_label="GiB", scale=1 / GIB, is_log=False,
-                    from_zero=True),
-        step_figure(runs, "Goodput", "goodput", y_label="% of the allocated time", scale=100, is_log=False,
-                    from_zero=True),
-    ]  # fmt: skip
-    blocks: list[Block] = [figure for figure in figures if figure is not None]
+    blocks: list[Block] = []
+    for title, column, unit, scale in (
+        ("Throughput", "tokens_per_second", "tokens per second", 1.0),
+        ("Model FLOPs per device", "tflops_per_device", "TFLOP/s per device", 1.0),
+        ("Model FLOPs utilisation (MFU)", "mfu", "% of the card's peak", 100.0),
+        ("Peak memory of a device", "peak_memory_bytes", "GiB", 1 / GIB),
+        ("Goodput", "goodput", "% of the allocated time", 100.0),
+    ):
+        blocks += step_figure(runs, title, column, y_label=unit, scale=scale, from_zero=True)
     if all(run.metrics.last("mfu") is None for run in runs):
         blocks.append(Text("No MFU: the peak of this device is not known."))
     return Section("Speed and time", [*blocks, *_budget_blocks(runs)])
@@ -86,10 +83,9 @@ def _budget_blocks(runs: Sequence[RunRecord]) -> list[Block]:
     rows = []
     for run, spent in found:
         of = spent.allocated
-        shown = [f"{duration(value)} ({percent(value / of)})" if of else duration(value)
-                 for value in (spent.train, spent.validate, spent.save)]  # fmt: skip
-        other = f"{duration(spent.other)} ({percent(spent.other / of)})" if of and spent.other is not None else "–"
-        rows.append([run.name, *shown, other, duration(spent.wait), percent(run.metrics.last("goodput"))])
+        spans = (spent.train, spent.validate, spent.save, spent.other)
+        shown = [duration(span) + (f" ({percent(span / of)})" if of and span is not None else "") for span in spans]
+        rows.append([run.name, *shown, duration(spent.wait), percent(run.metrics.last("goodput"))])
     header = [
         "run",
         "train",

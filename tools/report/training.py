@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tools.report.content import Block, Section, Text
+from tools.report.content import Block, Figure, Section, Text
 from tools.report.figures import Line, colour_of, lines
 from tools.report.run_record import RunRecord
 from tools.report.thinning import thinned
@@ -10,12 +10,11 @@ from tools.report.thinning import thinned
 
 def training(runs: Sequence[RunRecord]) -> Section:
     """A figure for each, all runs in it."""
-    figures: list[Block | None] = [
-        step_figure(runs, "Training loss", "lm_loss", y_label="nats per token"),
-        step_figure(runs, "Learning rate", "learning_rate", y_label="learning rate", is_log=False, from_zero=True),
-        step_figure(runs, "Gradient norm before clipping", "grad_norm", y_label="gradient norm"),
+    blocks: list[Block] = [
+        *step_figure(runs, "Training loss", "lm_loss", y_label="nats per token"),
+        *step_figure(runs, "Learning rate", "learning_rate", y_label="learning rate", from_zero=True),
+        *step_figure(runs, "Gradient norm before clipping", "grad_norm", y_label="gradient norm"),
     ]
-    blocks: list[Block] = [figure for figure in figures if figure is not None]
     if not blocks:
         return Section("Training", [Text("No training step has been reported.")])
     told = (
@@ -32,10 +31,9 @@ def step_figure(
     *,
     y_label: str,
     scale: float = 1.0,
-    is_log: bool | None = None,
     from_zero: bool = False,
-) -> Block | None:
-    """One column of the steps' rows over tokens, a line per run; None if no row has it."""
+) -> list[Figure]:
+    """One column of the steps' rows over tokens, a line per run; none if no row has it."""
     drawn = [
         Line(
             label=run.name if len(runs) > 1 else "",
@@ -45,4 +43,4 @@ def step_figure(
         for index, run in enumerate(runs)
     ]
     stages = runs[0].stage_begins if len(runs) == 1 else ()
-    return lines(title, drawn, y_label=y_label, stages=stages, is_log=is_log, from_zero=from_zero)
+    return lines(title, drawn, y_label=y_label, stages=stages, from_zero=from_zero)

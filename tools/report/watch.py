@@ -17,7 +17,7 @@ from tools.report.held_out import by_set, short_name
 from tools.report.history import phase_rows
 from tools.report.live import Life, MetricsTail
 from tools.report.metrics_file import Numbers, number, words
-from tools.report.numbers import duration, fixed, percent, short, whole
+from tools.report.numbers import duration, fixed, percent, short
 from tools.report.overview import current_stage, fixed_rate
 from tools.report.run_record import METRICS, RunRecord, read_run
 from tools.report.speed import budget
@@ -62,7 +62,8 @@ def watch_run(
                 sleep(interval_seconds)
                 tail.look()
                 life.look()
-                run = replace(_read_again(run), metrics=tail.metrics, holder=life.holder)
+                # The small files once more: decisions change schedule.json, a start changes all.
+                run = replace(read_run(folder, is_watched=True), metrics=tail.metrics, holder=life.holder)
     except KeyboardInterrupt:
         return FINISHED
     finally:
@@ -72,11 +73,6 @@ def watch_run(
         "its log says why it ended, and the same command goes on with it"
     )
     return NO_PROGRESS
-
-
-def _read_again(run: RunRecord) -> RunRecord:
-    """The small files once more: decisions change schedule.json, a start changes all. metrics.jsonl is tailed apart."""
-    return read_run(run.folder, is_watched=True)
 
 
 def _state(run: RunRecord, life: Life) -> str:
@@ -123,7 +119,7 @@ def _facts(run: RunRecord, width: int) -> RenderableType:
         ("loss", fixed(metrics.last("lm_loss"), 4)),
         ("learning rate", fixed_rate(metrics.last("learning_rate"))),
         ("gradient norm", fixed(metrics.last("grad_norm"), 3)),
-        ("tokens/s", whole(metrics.last("tokens_per_second"))),
+        ("tokens/s", fixed(metrics.last("tokens_per_second"))),
         ("MFU", percent(metrics.last("mfu"))),
         ("goodput", percent(metrics.last("goodput"))),
         ("validating", duration(spent.validate) if spent else "–"),
@@ -199,6 +195,6 @@ def _news(run: RunRecord) -> list[RenderableType]:
             _plain(f"guard: {guards[-1].get('set')} is worse in {worse} ({change} nats per token)", style="red")
         )
     for row in run.metrics.rows["recovery"][-3:]:
-        left = f"samples {whole(number(row, 'start_sample'))}:{whole(number(row, 'stop_sample'))} left out"
-        told.append(_plain(f"{row.get('anomaly')} at step {whole(number(row, 'bad_iteration'))}: {left}", style="red"))
+        left = f"samples {fixed(number(row, 'start_sample'))}:{fixed(number(row, 'stop_sample'))} left out"
+        told.append(_plain(f"{row.get('anomaly')} at step {fixed(number(row, 'bad_iteration'))}: {left}", style="red"))
     return told

@@ -83,8 +83,6 @@ def curves_of(folders: Sequence[Path], *, language: str, source: str, worlds: in
 
 @dataclass(frozen=True, kw_only=True)
 class TopicFit:
-    """The curve of one topic."""
-
     floor: float
     reducible: float
     exponent: float

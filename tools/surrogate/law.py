@@ -47,9 +47,7 @@ class Cells:
     """[cells, seeds] nats per token."""
 
     def where(self, chosen: NDArray[np.bool_]) -> "Cells":
-        return Cells(
-            size=self.size[chosen], tokens=self.tokens[chosen], share=self.share[chosen], losses=self.losses[chosen]
-        )
+        return Cells(**{name: values[chosen] for name, values in vars(self).items()})
 
 
 @dataclass(frozen=True, kw_only=True)

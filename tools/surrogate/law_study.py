@@ -7,7 +7,7 @@ The largest scale is the largest model, where the study has several, else the la
 
 import json
 import math
-from collections.abc import Sequence
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +21,12 @@ from megatron_synE.config.derive import resolve_architecture
 from megatron_synE.config.load import load_config
 from tools.surrogate.arms import Arm
 from tools.surrogate.law import Array, Cells, Law, fit_law, interval, share_losses
-from tools.surrogate.outcome import members
+from tools.surrogate.outcome import group_loss, members
 from tools.surrogate.run import Finished, open_study
 from tools.surrogate.study import Study
 
 RESAMPLES = 200
+LEVEL = 0.9  # of every interval
 GRID = 81  # shares that are tried, from the least to the largest of the study
 
 
@@ -68,10 +69,9 @@ class LawReport:
     measured_best: float
     """The arm with the least mean loss at the largest scale."""
     laws: dict[str, Law]
-    level: float
 
 
-def law_of(folder: Path, *, tokens: float | None = None, resamples: int = RESAMPLES, level: float = 0.9) -> LawReport:
+def law_of(folder: Path, *, tokens: float | None = None, resamples: int = RESAMPLES) -> LawReport:
     """tokens: of the next scale; None: twice the largest. Errors: ConfigError if the study has no synthetic_share."""
     finished = open_study(folder)
     if "synthetic_share" not in finished.study.grid:
@@ -92,17 +92,16 @@ def law_of(folder: Path, *, tokens: float | None = None, resamples: int = RESAMP
     checks = []
     for name in sets:
         law = fit_law(cells[name].where(~is_last), resamples=resamples)
-        checks += _checked(name, law, cells[name].where(is_last), level)
+        checks += _checked(name, law, cells[name].where(is_last))
     laws = {name: fit_law(cells[name], resamples=resamples) for name in sets}
     largest = float(first.tokens.max())
-    forecasts = [_forecast(finished, laws, sizes, at, level) for at in (largest, tokens or 2 * largest)]
+    forecasts = [_forecast(finished, laws, sizes, at) for at in (largest, tokens or 2 * largest)]
     return LawReport(
         checks=tuple(checks),
         left_out=f"size {scale.max():,.0f}" if several else f"{largest:,.0f} tokens",
         forecasts=tuple(forecasts),
         measured_best=_measured_best(finished, sizes),
         laws=laws,
-        level=level,
     )
 
 
@@ -161,7 +160,7 @@ def report(found: LawReport) -> str:
     errors = [abs(check.predicted - check.measured) for check in found.checks]
     lines = [
         f"Fitted without {found.left_out}, then compared with what was measured there: {inside} of {len(found.checks)} "
-        f"losses lie in their {found.level:.0%} interval; mean absolute error {np.mean(errors):.4f} nats, largest "
+        f"losses lie in their {LEVEL:.0%} interval; mean absolute error {np.mean(errors):.4f} nats, largest "
         f"{np.max(errors):.4f}.",
         "",
         "| held-out set | share of its language | measured | predicted | interval | inside |",
@@ -203,7 +202,7 @@ def _members(finished: Finished, group: str) -> list[str]:
     return members(finished.study.outcome, group, list(finished.measured[0].final))
 
 
-def _checked(name: str, law: Law, cells: Cells, level: float) -> list[Check]:
+def _checked(name: str, law: Law, cells: Cells) -> list[Check]:
     drawn = law.predict(cells.size, cells.tokens, cells.share)
     random = np.random.default_rng(0)
     count = cells.losses.shape[1]
@@ -211,7 +210,7 @@ def _checked(name: str, law: Law, cells: Cells, level: float) -> list[Check]:
     for index, losses in enumerate(cells.losses):
         # What was measured is a mean of few seeds, and the law fits as well as it fits: both belong to the interval.
         noise = math.hypot(float(losses.std(ddof=1)) / math.sqrt(count) if count > 1 else 0.0, law.misfit)
-        low, high = interval(drawn[1:, index] + noise * random.standard_normal(len(drawn) - 1), level)
+        low, high = interval(drawn[1:, index] + noise * random.standard_normal(len(drawn) - 1), LEVEL)
         checks.append(
             Check(set=name, share=float(cells.share[index]), measured=float(losses.mean()),
                   predicted=float(drawn[0, index]), low=low, high=high)
@@ -219,9 +218,7 @@ def _checked(name: str, law: Law, cells: Cells, level: float) -> list[Check]:
     return checks
 
 
-def _forecast(
-    finished: Finished, laws: dict[str, Law], sizes: dict[str, float], tokens: float, level: float
-) -> Forecast:
+def _forecast(finished: Finished, laws: dict[str, Law], sizes: dict[str, float], tokens: float) -> Forecast:
     study = finished.study
     levels = [float(level) for level in study.grid["synthetic_share"]]
     grid = np.linspace(min(levels), max(levels), GRID)
@@ -233,7 +230,7 @@ def _forecast(
             of_share.append(_along(finished, name.split("/")[0], grid))
     losses = share_losses(weighted, of_share, size=max(sizes.values()), tokens=tokens)
     best = grid[losses.argmin(axis=1)]
-    low, high = interval(best[1:], level)
+    low, high = interval(best[1:], LEVEL)
     spread = float(losses[0].max() - losses[0].min())
     return Forecast(tokens=tokens, share=float(best[0]), low=low, high=high, spread_of_losses=spread)
 
@@ -249,26 +246,24 @@ def _along(finished: Finished, language: str, grid: NDArray[np.float64]) -> Arra
 
 
 def _measured_best(finished: Finished, sizes: dict[str, float]) -> float:
-    study, largest = finished.study, max(sizes.values())
-    losses: dict[float, list[float]] = {}
-    for measured in finished.measured:
-        if sizes[measured.arm] == largest:
-            arm = next(arm for arm in finished.arms if arm.name == measured.arm)
-            groups = [np.mean([measured.final[name] for name in _members(finished, g)]) for g in study.outcome.groups]
-            losses.setdefault(float(arm.levels["synthetic_share"]), []).append(float(np.mean(groups)))
-    return min(losses, key=lambda share: float(np.mean(losses[share])))
+    outcome, largest = finished.study.outcome, max(sizes.values())
+
+    def loss(arm: Arm) -> float:
+        final = [measured.final for measured in finished.measured if measured.arm == arm.name]
+        return statistics.fmean(group_loss(outcome, group, nll) for nll in final for group in outcome.groups)
+
+    best = min((arm for arm in finished.arms if sizes[arm.name] == largest), key=loss)
+    return float(best.levels["synthetic_share"])
 
 
 def _draw(found: LawReport, file: Path) -> None:
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    names: Sequence[str] = list(dict.fromkeys(check.set for check in found.checks))
+    names = list(dict.fromkeys(check.set for check in found.checks))
     columns = min(5, len(names))
     rows = -(-len(names) // columns)
-    figure, axes = pyplot.subplots(rows, columns, figsize=(3 * columns, 2.5 * rows), squeeze=False)
+    figure = Figure(figsize=(3 * columns, 2.5 * rows))
+    axes = figure.subplots(rows, columns, squeeze=False)
     for axis, name in zip(axes.flat, names, strict=False):
         checks = [check for check in found.checks if check.set == name]
         shares = [check.share for check in checks]
@@ -282,9 +277,8 @@ def _draw(found: LawReport, file: Path) -> None:
     axes[0][0].legend(fontsize=7)
     figure.supxlabel("share of the set's language", fontsize=9)
     figure.supylabel("held-out loss, nats per token", fontsize=9)
-    figure.suptitle(f"law fitted without {found.left_out}, with {found.level:.0%} intervals", fontsize=10)
+    figure.suptitle(f"law fitted without {found.left_out}, with {LEVEL:.0%} intervals", fontsize=10)
     figure.tight_layout()
     temporary = temporary_path(file)
     figure.savefig(temporary, dpi=80, format="png")
-    pyplot.close(figure)
     publish(temporary, file)

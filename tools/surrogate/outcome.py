@@ -3,10 +3,9 @@
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 from data_mixers.errors import DataError
 from data_mixers.sampling import Sampler
@@ -38,16 +37,6 @@ class Measured:
     @property
     def final(self) -> Mapping[str, float]:
         return self.curve[-1].nll
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "Measured":
-        return cls(
-            arm=content["arm"], seed=content["seed"], seconds=content["seconds"],
-            curve=tuple(Point(**point) for point in content["curve"]),
-        )  # fmt: skip
 
 
 def read_run(run: Path, *, arm: str, seed: int, global_batch_size: int) -> Measured:

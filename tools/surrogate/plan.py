@@ -1,11 +1,12 @@
 """`syne surrogate plan`: what a study would run, checked on a login node."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from tools.surrogate.arms import arms_of, check_jobs, jobs_of, pilot_arms, references
-from tools.surrogate.noise import detectable, seeds_needed
+from tools.surrogate.arms import Arm, arms_of, check_jobs, jobs_of, pilot_arms, references
+from tools.surrogate.noise import detectable
 from tools.surrogate.prepare import planned_variants
-from tools.surrogate.run import num_comparisons
+from tools.surrogate.run import num_comparisons, resolution_of
 from tools.surrogate.study import Study, read_study
 
 
@@ -25,26 +26,21 @@ def planned(path: Path, *, reads_data: bool = True, world_size: int | None = Non
         f"compared with {', '.join(references(study, arms))}; "
         f"pilot: {first} and {last}, {study.pilot_seeds} seeds each",
         *(f"  {arm.name}: {arm.tokens:,} tokens" for arm in arms),
-        _resolution(study, num_comparisons(study, arms)),
+        _resolution(study, arms, out),
     ]
     if needs_making:
         lines.append("the token files of the corruption levels are made by `run`: they were not looked at")
     return "\n".join(lines)
 
 
-def _resolution(study: Study, comparisons: int) -> str:
+def _resolution(study: Study, arms: Sequence[Arm], out: Path) -> str:
     """What is known before the pilot: the answer as a multiple of the spread, or in nats where that is given."""
-    outcome, alpha = study.outcome, (1 - study.outcome.level) / comparisons
+    if study.spread is not None:
+        return resolution_of(study, arms, (), out).sentence(study)
+    outcome, alpha = study.outcome, (1 - study.outcome.level) / num_comparisons(study, arms)
     unit = detectable(sd=1.0, seeds=len(study.seeds), alpha=alpha, power=outcome.power)
-    if study.spread is None:
-        return (
-            f"found in {outcome.power:.0%} of studies: a difference of {unit:.2f} times the spread of paired "
-            f"differences, so what matters ({outcome.matters:g} nats) needs a spread below "
-            f"{outcome.matters / unit:.4f}; the pilot measures it"
-        )
-    needed = seeds_needed(outcome.matters, sd=study.spread, alpha=alpha, power=outcome.power)
-    verdict = "it can be resolved" if unit * study.spread <= outcome.matters else (
-        f"THIS STUDY CANNOT RESOLVE ITS QUESTION; it needs {needed or 'more than a thousand'} seeds"
-    )  # fmt: skip
-    found = f"{unit * study.spread:.4f} nats"
-    return f"found in {outcome.power:.0%} of studies: {found}; {outcome.matters:g} matters: {verdict}"
+    return (
+        f"found in {outcome.power:.0%} of studies: a difference of {unit:.2f} times the spread of paired "
+        f"differences, so what matters ({outcome.matters:g} nats) needs a spread below "
+        f"{outcome.matters / unit:.4f}; the pilot measures it"
+    )

@@ -103,7 +103,7 @@ def write_results(finished: Finished, out: Path) -> list[Path]:
         "question": finished.study.question,
         "resolution": asdict(finished.resolution),
         "rows": [asdict(row) for row in rows_of(finished)],
-        "jobs": [measured.to_json() for measured in finished.measured],
+        "jobs": [asdict(measured) for measured in finished.measured],
     }
     write_atomic(out / RESULTS, json.dumps(content, indent=1, allow_nan=False).encode())
     write_atomic(out / TABLE, table(finished).encode())
@@ -117,17 +117,13 @@ def draw(finished: Finished, file: Path) -> None:
     What all arms of a seed share is taken out, so that the picture shows what the paired differences see. Taking out
     the mean of k arms also takes a k-th of their own variance, which the intervals give back (Morey 2008).
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     study, groups = finished.study, list(finished.study.outcome.groups)
     names = [arm.name for arm in finished.arms]
     labels = [name.replace(",", "\n") for name in names]
-    figure, axes = pyplot.subplots(
-        1, len(groups), figsize=(max(3.2, 0.55 * len(names) + 1.6) * len(groups), 3.8), squeeze=False
-    )
+    figure = Figure(figsize=(max(3.2, 0.55 * len(names) + 1.6) * len(groups), 3.8))
+    axes = figure.subplots(1, len(groups), squeeze=False)
     for axis, group in zip(axes[0], groups, strict=True):
         values = _less_seed(losses_of(finished, group), names, study.seeds)  # [arms, seeds]
         means = values.mean(axis=1)
@@ -143,7 +139,6 @@ def draw(finished: Finished, file: Path) -> None:
     figure.tight_layout()
     temporary = temporary_path(file)
     figure.savefig(temporary, dpi=90, format="png")
-    pyplot.close(figure)
     publish(temporary, file)
 
 

@@ -2,9 +2,7 @@
 
 import difflib
 import json
-import re
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -13,6 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from data_mixers.errors import ConfigError
 from data_mixers.file_version import check_version
+from megatron_synE.config.explain import explain_error
 from megatron_synE.config.load import plain_faults, read_yaml
 from tools.synthesis.corruption import CHANGE_KINDS, ChangeKind
 
@@ -21,7 +20,6 @@ SCHEMA_VERSION: Literal[1] = 1
 Level = str | int | float
 Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Inside = Annotated[float, Field(gt=0.0, lt=1.0)]
-Order = Literal["low_to_high", "high_to_low", "random", "by_topic"]
 ORDERS = ("low_to_high", "high_to_low", "random", "by_topic")
 RECIPE_FACTORS = ("synthetic_share", "corruption", "order", "controller")
 """Names of the grid that stand for more than one key of a run."""
@@ -125,7 +123,7 @@ def read_study(path: Path) -> Study:
     try:
         study = TypeAdapter(Study).validate_json(json.dumps(tree))
     except ValidationError as error:
-        faults = list(dict.fromkeys(_explained(dict(fault)) for fault in error.errors(include_url=False)))
+        faults = list(dict.fromkeys(explain_error(fault, Study) for fault in error.errors(include_url=False)))
     faults += [] if study is None else list(_rules(study))
     if faults or study is None:
         raise_faults(path, faults)
@@ -189,20 +187,3 @@ def _factor_faults(study: Study, factor: str, levels: list[Level] | dict[str, di
 def shown_level(level: Level) -> str:
     """As an arm's name has it."""
     return f"{level:g}" if isinstance(level, float) else str(level)
-
-
-def _explained(fault: dict[str, Any]) -> str:
-    loc = [str(part) for part in fault["loc"] if part not in ("[key]",) and not re.match(r"(list|dict)\[", str(part))]
-    key, kind = ".".join(loc) or "the file", fault["type"]
-    if kind == "unexpected_keyword_argument":
-        known = [field.name for field in fields(_section(loc[:-1]))]
-        near = difflib.get_close_matches(loc[-1], known, n=1)
-        return f"{key}: unknown key; " + (f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}")
-    if kind in ("missing", "missing_argument", "missing_keyword_only_argument"):
-        return f"{key}: missing; it has no default"
-    return f"{key}: {fault['msg'].removeprefix('Input ')} ({fault['input']!r:.60})"
-
-
-def _section(loc: list[str]) -> Any:
-    sections = {"outcome": Outcome, "corruption": Corruption, "order": Ordered, "synthetic": Synthetic}
-    return sections[loc[0]] if loc else Study

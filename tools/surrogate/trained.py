@@ -11,16 +11,18 @@ import threading
 import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NoReturn
+
+from pydantic import TypeAdapter
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import DataError, UserError
 from data_mixers.file_version import check_version
 from megatron_synE.config.load import dump_yaml
 from megatron_synE.exit_codes import FINISHED
-from tools.data.stage import Report
+from tools.data.stage import Report, end_with_parent
 from tools.surrogate.arms import Job
 from tools.surrogate.outcome import Measured, read_run
 
@@ -37,10 +39,10 @@ def finished(arms: Path, job: Job) -> Measured | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         check_version(content, understood=SCHEMA_VERSION, file=path, cure=AGAIN, fault=DataError, absent=1)
-        return Measured.from_json(content)
+        return TypeAdapter(Measured).validate_python(content)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:  # pydantic's is a ValueError
         raise DataError(f"{path} cannot be read ({error}); {AGAIN}") from error
 
 
@@ -92,7 +94,7 @@ def _train(folder: Path, nproc: int | None) -> NoReturn:
     """The child: `syne train`, its output in the log, its exit code the process's."""
     from megatron_synE.train import main
 
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -107,14 +109,6 @@ def _train(folder: Path, nproc: int | None) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def _end_with_parent() -> None:
-    """A study that is killed takes its run with it: the next call must not find it training."""
-    parent = parent_process()
-    assert parent is not None  # the process was started by this module
-    parent.join()
-    os._exit(1)
 
 
 def _last_words(log: Path) -> str:

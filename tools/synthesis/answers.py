@@ -9,14 +9,11 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 import orjson
 
 from data_mixers.errors import DataError
-from tools.synthesis.prompts import Sections
-from tools.synthesis.record import QaRecord
 
 SECONDS_BETWEEN_SYNCS = 1.0  # a power cut costs so much; a killed process nothing but the line it was writing
 
@@ -69,9 +66,7 @@ class Part:
             self._syncing = self._thread.submit(os.fsync, self._stream.fileno())
             self._synced = time.monotonic()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._thread.shutdown()
         with self._stream:
             self._stream.flush()
@@ -100,25 +95,3 @@ def key_of(content: dict[str, Any]) -> Key:
 
 def key(seed_hash: str, sample: int) -> Key:
     return hashlib.blake2b(f"{seed_hash} {sample}".encode(), digest_size=16).digest()
-
-
-def pair(
-    seed: dict[str, Any], sections: Sections, *, sample: int, model: str, prompt_hash: str,
-    sampling: dict[str, int | float], usage: dict[str, int], finish_reason: str,
-) -> dict[str, Any]:  # fmt: skip
-    """The record of an accepted answer, as JSON."""
-    return QaRecord(
-        id=f"{seed['seed_hash']}-{sample}",
-        discipline=seed["discipline"],
-        language=seed["language"],
-        question=sections.question,
-        answer=sections.answer,
-        generator=model,
-        seed_id=seed["seed_id"],
-        seed_hash=seed["seed_hash"],
-        sample=sample,
-        prompt_hash=prompt_hash,
-        sampling=dict(sampling),
-        usage=usage,
-        extra={"finish_reason": finish_reason} | ({"examples": sections.examples} if sections.examples else {}),
-    ).to_json()

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from data_mixers.errors import DataError, UserError
@@ -98,7 +98,7 @@ class _Asker:
         attempts, answers_before, wait = 0, self._num_answers, FIRST_WAIT_SECONDS
         while True:
             try:
-                completion = await self._careful(lambda: self._once(question))
+                completion = await self._careful(question)
             except RefusedError as error:
                 self._works()
                 return str(error)
@@ -122,19 +122,19 @@ class _Asker:
         what it fails always would else be asked for ever."""
         plain = Question("", 0, [{"role": "user", "content": "Say yes."}], question.sampling | {"max_tokens": 16})
         try:
-            await self._careful(lambda: self._once(plain))
+            await self._careful(plain)
         except (FaultyError, RefusedError):
             return False
         self._works()
         return True
 
-    async def _careful(self, ask: Callable[[], Awaitable[Completion]]) -> Completion:
+    async def _careful(self, question: Question) -> Completion:
         """While everything fails, one request at a time probes the server; the others wait for it."""
         if self._is_down():
             async with self._probe:
                 if self._is_down():
-                    return await ask()
-        return await ask()
+                    return await self._once(question)
+        return await self._once(question)
 
     def _is_down(self) -> bool:
         return self._failed_in_a_row >= 2 * self._pace.concurrency

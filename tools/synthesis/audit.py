@@ -9,7 +9,6 @@ import hashlib
 import heapq
 import json
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -24,12 +23,14 @@ from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
 from data_mixers.permutation import keyed_hash
 from tools.data.chat import ATTEMPTS, post
+from tools.data.download import sha256_of
 from tools.data.progress import LiveProgress
-from tools.data.readers import BadRecord, find_inputs, plan_tasks
+from tools.data.readers import find_inputs, plan_tasks
 from tools.data.stage import only_one
+from tools.synthesis.answers import Part
 from tools.synthesis.corrupt import RECORD_KEY
 from tools.synthesis.output import kept_inputs
-from tools.synthesis.record import QaRecord, read_records
+from tools.synthesis.record import QaRecord, filled, read_records
 from tools.synthesis.sheet import SHEET, Verdict, read_sheet, write_sheet
 from tools.synthesis.text_generator import host_of
 from tools.synthesis.wrong_rate import LEAST_INFORMATION, Calibration, Count, wrong_rates
@@ -43,8 +44,6 @@ EXAMPLES = 3  # of pairs called wrong, a discipline
 
 @dataclass(frozen=True, kw_only=True)
 class AuditOptions:
-    """What `syne synth audit` is asked for."""
-
     inputs: tuple[str, ...]
     out: Path
     sample: int = 100
@@ -64,7 +63,6 @@ class AuditOptions:
     prompt: Path = PROMPT
     parallel: int = 8
     timeout_seconds: float = 120.0
-    key_variable: str = "OPENAI_API_KEY"
 
 
 @dataclass(frozen=True)
@@ -130,9 +128,9 @@ def _read_prompt(path: Path) -> dict[str, dict[str, str]]:
 
 def _take(options: AuditOptions, prompt: dict[str, dict[str, str]]) -> None:
     """Errors: ConfigError if the folder holds the verdicts of another audit."""
-    files = {str(path): digest for path, digest in content_hashes(kept_inputs(options.inputs)).items()}
+    files = {str(path): sha256_of(path) for path in kept_inputs(options.inputs)}
     deciding: list[Any] = [options.sample, options.seed, options.model, options.calibration_sample, prompt, files]
-    deciding.append([*content_hashes(find_inputs(options.calibration)).values()] if options.calibration else [])
+    deciding.append([*map(sha256_of, find_inputs(options.calibration))] if options.calibration else [])
     mark = hashlib.sha256(json.dumps(deciding).encode()).hexdigest()
     path = options.out / CALL
     if path.exists() and path.read_text() != mark and (options.out / VERDICTS).exists():
@@ -140,22 +138,10 @@ def _take(options: AuditOptions, prompt: dict[str, dict[str, str]]) -> None:
     write_atomic(path, mark.encode())
 
 
-def content_hashes(paths: Sequence[Path]) -> dict[Path, str]:
-    """sha256 of each file, by which a later step knows the pairs that were audited."""
-    found = {}
-    for path in paths:
-        with path.open("rb") as stream:
-            found[path] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return found
-
-
 def _pairs(patterns: Sequence[str]) -> Iterator[tuple[QaRecord, bool]]:
     """(pair, whether it was made wrong)."""
-    for task in plan_tasks(kept_inputs(patterns)):
-        for pair in read_records(task, on_bytes=lambda size: None):
-            if isinstance(pair, BadRecord):
-                raise DataError(f"{task.path}, line {pair.line} of its part from byte {task.start}: {pair.reason}")
-            yield pair, RECORD_KEY in pair.extra
+    for pair in read_records(plan_tasks(kept_inputs(patterns))):
+        yield pair, RECORD_KEY in pair.extra
 
 
 class _Lowest:
@@ -213,12 +199,12 @@ def _ask_all(options: AuditOptions, prompt: dict[str, dict[str, str]], cases: li
     path = options.out / VERDICTS
     verdicts = _kept(path)
     missing = [case for case in cases if case.key not in verdicts]
-    key = os.environ.get(options.key_variable)
+    key = os.environ.get("OPENAI_API_KEY")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     with (
         LiveProgress("judging", total=len(cases), unit="pairs", scale=1.0) as progress,
         httpx.Client(base_url=str(options.url).rstrip("/"), headers=headers, timeout=options.timeout_seconds) as client,
-        path.open("ab") as kept,
+        Part(path) as kept,
         ThreadPoolExecutor(options.parallel) as pool,
     ):
         progress.skip(len(cases) - len(missing))
@@ -226,9 +212,7 @@ def _ask_all(options: AuditOptions, prompt: dict[str, dict[str, str]], cases: li
         try:
             for future in as_completed(futures):
                 case, (verdict, reason) = futures[future], future.result()
-                row = {"key": case.key, "verdict": verdict, "reason": reason}
-                kept.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
-                kept.flush()
+                kept.append({"key": case.key, "verdict": verdict, "reason": reason})
                 verdicts[case.key] = (verdict, reason)
                 progress.advance(1)
         finally:
@@ -237,15 +221,11 @@ def _ask_all(options: AuditOptions, prompt: dict[str, dict[str, str]], cases: li
 
 
 def _kept(path: Path) -> dict[str, Verdict]:
-    """Verdicts of an earlier call; a last line that was cut off is cut from the file too."""
+    """Verdicts of an earlier call; a last line that was cut off is none."""
     if not path.exists():
         return {}
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        write_atomic(path, whole)
     try:
-        rows = [orjson.loads(line) for line in whole.splitlines()]
+        rows = [orjson.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
         return {row["key"]: (row["verdict"], row["reason"]) for row in rows}
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:
         raise DataError(f"{path} holds a line that is no verdict ({error!r}); remove the line and run again") from error
@@ -253,9 +233,8 @@ def _kept(path: Path) -> dict[str, Verdict]:
 
 def _ask(client: httpx.Client, options: AuditOptions, prompt: dict[str, dict[str, str]], case: _Case) -> Verdict:
     texts = prompt.get(case.pair.language, prompt["en"])
-    asked = {"{question}": case.pair.question, "{answer}": case.pair.answer}
-    filled = re.sub(r"\{(?:question|answer)\}", lambda found: asked[found[0]], texts["user"])
-    messages = [{"role": "system", "content": texts["system"]}, {"role": "user", "content": filled}]
+    asked = filled(texts["user"], question=case.pair.question, answer=case.pair.answer)
+    messages = [{"role": "system", "content": texts["system"]}, {"role": "user", "content": asked}]
     reply, fault, reached = None, "", False
     for attempt in range(ATTEMPTS):
         body = {
@@ -318,7 +297,8 @@ def _report(
     counts = {name: Count(len(called[name]), totals[name]) for name in sizes}
     rates, overall = wrong_rates(counts, sizes, calibration, seed=options.seed)
     return {
-        "inputs": sorted(content_hashes(kept_inputs(options.inputs)).values()),
+        # By which a later step knows the pairs that were audited.
+        "inputs": sorted(map(sha256_of, kept_inputs(options.inputs))),
         "judge": options.model if calibration is not None else options.judged_by,
         "calibration": None if calibration is None else asdict(calibration),
         "wrong_rate": overall.as_json(),
@@ -340,7 +320,6 @@ def _report(
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The report as a page."""
     lines = ["# How wrong the pairs are", "", f"Judge: {report['judge']}."]
     if report["calibration"] is not None:
         wrong, right = (Count(**report["calibration"][key]) for key in ("found_wrong", "found_right"))

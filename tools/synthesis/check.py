@@ -42,8 +42,6 @@ REPORT_MD = "report.md"
 
 @dataclass(frozen=True, kw_only=True)
 class CheckOptions:
-    """What `syne synth check` is asked for."""
-
     inputs: tuple[str, ...]
     out: Path
     rules: Path = DEFAULT_RULES

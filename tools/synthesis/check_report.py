@@ -53,7 +53,6 @@ class Examples:
 
 
 def write_markdown(report: SelectionReport, examples: Examples, notes: Sequence[str]) -> str:
-    """The report as a page."""
     disciplines = sorted({*report.kept, *report.dropped})
     reasons = sorted({reason for found in report.dropped.values() for reason in found})
     lines = [

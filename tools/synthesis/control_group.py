@@ -5,7 +5,6 @@ import os
 import time
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 
 ROOT = Path("/sys/fs/cgroup")
 _count = itertools.count()
@@ -39,9 +38,7 @@ class ControlGroup:
                         (folder / file).write_text(str(value))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for folder in self._folders:
             for _ in range(50):  # a group counts as in use for a moment after its last process has ended
                 try:

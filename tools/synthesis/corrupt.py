@@ -12,11 +12,11 @@ from typing import Any
 
 from data_mixers.errors import ConfigError, DataError
 from data_mixers.permutation import keyed_hash
-from tools.data.documents import Document, DocumentWriter, read_documents
+from tools.data.documents import Document, DocumentWriter
 from tools.data.progress import LiveProgress
-from tools.data.readers import BadRecord, InputTask, find_inputs, plan_tasks
+from tools.data.readers import InputTask, find_inputs, plan_tasks
 from tools.synthesis.corruption import Change, ChangeKind, corrupt
-from tools.synthesis.output import check_no_input, check_out
+from tools.synthesis.output import check_no_input, check_out, documents_of
 from tools.synthesis.vocabulary import ChineseWords, Vocabulary
 from tools.synthesis.wordnet import WordNet
 
@@ -93,16 +93,11 @@ class _Pairs:
         self.num_read = 0
         total = sum(task.size_bytes for task in self._tasks)
         with LiveProgress("corrupt", total=total) as progress:
-            for task in self._tasks:
-                for item in read_documents(task, text_key=self._options.keys[0], on_bytes=progress.advance):
-                    if isinstance(item, BadRecord):
-                        raise DataError(
-                            f"{task.path}, line {item.line} of its part from byte {task.start}: {item.reason}"
-                        )
-                    if RECORD_KEY in item.fields:
-                        raise DataError(f"{task.path}: {item.id} is corrupted already; start from the clean pairs")
-                    self.num_read += 1
-                    yield item
+            for task, item in documents_of(self._tasks, text_key=self._options.keys[0], on_bytes=progress.advance):
+                if RECORD_KEY in item.fields:
+                    raise DataError(f"{task.path}: {item.id} is corrupted already; start from the clean pairs")
+                self.num_read += 1
+                yield item
 
     def changed(self, document: Document) -> tuple[dict[str, Any], list[Change]]:
         """The record made wrong, and the changes."""

@@ -18,13 +18,14 @@ from data_mixers.file_version import check_version
 from data_mixers.permutation import keyed_hash
 from tools.columns import aligned
 from tools.data.documents import DocumentWriter, read_documents
+from tools.data.download import sha256_of
 from tools.data.progress import LiveProgress
 from tools.data.readers import BadRecord, InputTask, find_inputs, plan_tasks
 from tools.data.stage import only_one
 from tools.data.yaml_file import read_yaml
-from tools.synthesis.audit import SCHEMA_VERSION, content_hashes
+from tools.synthesis.audit import SCHEMA_VERSION
 from tools.synthesis.output import kept_inputs
-from tools.synthesis.record import QaRecord, read_records
+from tools.synthesis.record import QaRecord, filled, read_records
 
 LAYOUTS = Path(__file__).with_name("layouts.yaml")
 TEXT, REPORT = "qa.jsonl.zst", "report.json"
@@ -38,8 +39,6 @@ Layout = dict[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class FormatOptions:
-    """What `syne synth format` is asked for."""
-
     inputs: tuple[str, ...]
     out: Path
     tokenizer: Path
@@ -66,7 +65,8 @@ def format_pairs(options: FormatOptions) -> dict[str, Any]:
     from megatron_synE.data.tokenizers import load_tokenizer
 
     paths = kept_inputs(options.inputs)
-    audited = _audited(options, paths)
+    inputs = sorted(map(sha256_of, paths))
+    audited = _audited(options, inputs)
     layouts = _layouts(options)
     if bool(options.pages) != (options.page_share > 0):
         raise ConfigError("--pages and --page-share go together")
@@ -90,7 +90,7 @@ def format_pairs(options: FormatOptions) -> dict[str, Any]:
                         counts[name, "tokens"] += len(ids)
         disciplines = sorted({name for name, _ in counts} - {"all"})
         report = {
-            "inputs": sorted(content_hashes(paths).values()),
+            "inputs": inputs,
             "audit": audited,
             "tokenizer": tokenizer.digest,
             "layouts": dict(sorted(used.items())),
@@ -111,8 +111,8 @@ def table(report: dict[str, Any]) -> str:
     return aligned(rows, num_left=1)
 
 
-def _audited(options: FormatOptions, paths: Sequence[Path]) -> dict[str, Any] | None:
-    """What the audit says of the pairs, if they may be used.
+def _audited(options: FormatOptions, inputs: list[str]) -> dict[str, Any] | None:
+    """What the audit says of the pairs in files of these hashes, if they may be used.
 
     Judged by the upper end of the interval over all pairs, so that a small sample does not let them pass, and by the
     estimate of every discipline, so that a large one does not hide a bad one.
@@ -125,12 +125,12 @@ def _audited(options: FormatOptions, paths: Sequence[Path]) -> dict[str, Any] | 
         content = json.loads(options.audit.read_text(encoding="utf-8"))
         cure = "audit again with `syne synth audit`"
         check_version(content, understood=SCHEMA_VERSION, file=options.audit, cure=cure, fault=ConfigError, absent=1)
-        whole, disciplines, inputs = content["wrong_rate"], content["disciplines"], content["inputs"]
+        whole, disciplines, audited = content["wrong_rate"], content["disciplines"], content["inputs"]
         value, high = float(whole["value"]), float(whole["high"])
         rates = {name: float(row["wrong_rate"]["value"]) for name, row in disciplines.items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"--audit {options.audit} is no audit.json of syne synth audit ({error!r})") from error
-    if inputs != sorted(content_hashes(paths).values()):
+    if inputs != audited:
         raise ConfigError(f"--audit {options.audit} is of other files than --input; audit these, or name those")
     too_wrong = [f"{name} {rate:.1%}" for name, rate in rates.items() if not rate <= options.most_wrong]
     if not high <= options.most_wrong:  # so that a NaN is too wrong, too
@@ -166,7 +166,7 @@ def _pages(options: FormatOptions, tasks: Sequence[InputTask]) -> dict[str, str]
     """seed_id -> text, of the pages that pairs were made of."""
     if not options.pages:
         return {}
-    wanted = {pair.seed_id for pair in _pairs(tasks) if _takes_page(options, pair)}
+    wanted = {pair.seed_id for pair in read_records(tasks) if _takes_page(options, pair)}
     found = {
         document.id: document.text
         for task in plan_tasks(find_inputs(options.pages, option="--pages"))
@@ -182,23 +182,16 @@ def _takes_page(options: FormatOptions, pair: QaRecord) -> bool:
     return pair.seed_id is not None and keyed_hash("page", options.seed, pair.id) < options.page_share * 2**64
 
 
-def _pairs(tasks: Sequence[InputTask], progress: LiveProgress | None = None) -> Iterator[QaRecord]:
-    for task in tasks:
-        for pair in read_records(task, on_bytes=progress.advance if progress is not None else lambda size: None):
-            if isinstance(pair, BadRecord):
-                raise DataError(f"{task.path}, line {pair.line} of its part from byte {task.start}: {pair.reason}")
-            yield pair
-
-
 def _written(
     options: FormatOptions, tasks: Sequence[InputTask], layouts: dict[str, Layout], pages: dict[str, str]
 ) -> Iterator[dict[str, Any]]:
     names = list(layouts)
     with LiveProgress("format", total=sum(task.size_bytes for task in tasks)) as progress:
-        for pair in _pairs(tasks, progress):
+        for pair in read_records(tasks, progress.advance):
             name = names[keyed_hash("layout", options.seed, pair.id) % len(names)]
             layout = layouts[name]
-            text = _filled(layout.get(pair.language, layout["en"]), pair)
+            template = layout.get(pair.language, layout["en"])
+            text = filled(template, question=pair.question.strip(), answer=pair.answer.strip())
             page = pages.get(pair.seed_id or "") if _takes_page(options, pair) else None
             if page is not None:
                 text = f"{page.strip()}{layout[PAGE_SEPARATOR]}{text}"
@@ -206,11 +199,6 @@ def _written(
                 "id": pair.id, "text": text, "topic": pair.discipline, "language": pair.language, "layout": name,
                 "generator": pair.generator, "with_page": page is not None,
             }  # fmt: skip
-
-
-def _filled(template: str, pair: QaRecord) -> str:
-    values = {"{question}": pair.question.strip(), "{answer}": pair.answer.strip()}
-    return re.sub(r"\{(?:question|answer)\}", lambda found: values[found[0]], template)
 
 
 def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

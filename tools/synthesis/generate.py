@@ -23,15 +23,17 @@ from typing import Any, NamedTuple
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
-from tools.data.documents import DocumentWriter, read_documents
+from tools.data.documents import DocumentWriter
 from tools.data.progress import LiveProgress
 from tools.data.readers import BadRecord, find_inputs, plan_tasks
 from tools.data.slurm_options import SlurmArray
 from tools.data.stage import Report, Stage, only_one, run_stage
-from tools.synthesis.answers import Key, Part, key, key_of, pair, parts_of, read_part
+from tools.synthesis.answers import Key, Part, key, key_of, parts_of, read_part
 from tools.synthesis.asking import Pace, Question, Requests, ask_all
+from tools.synthesis.output import bad_line, documents_of
 from tools.synthesis.own_server import own_server
 from tools.synthesis.prompts import OWN_PROMPTS, Prompts, read_prompts
+from tools.synthesis.record import QaRecord
 from tools.synthesis.text_generator import Completion, HttpGenerator, LocalGenerator, TextGenerator
 
 logger = logging.getLogger(__name__)
@@ -43,8 +45,6 @@ PAIRS, FAILED, REPORT = "pairs.jsonl.zst", "failed.jsonl.zst", "report.json"
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateOptions:
-    """What `syne synth generate` is asked for."""
-
     seeds: tuple[str, ...]
     out: Path
     model: str
@@ -66,8 +66,6 @@ class GenerateOptions:
     timeout_seconds: float = 300.0
     give_up_seconds: float = 600.0
     max_answer_bytes: int = 64 << 10
-    key_variable: str = "OPENAI_API_KEY"
-    """Environment variable that holds the server's key, if it wants one."""
 
 
 def generate(options: GenerateOptions, array: SlurmArray | None = None) -> dict[str, Any]:
@@ -108,10 +106,14 @@ def _sampling(options: GenerateOptions) -> dict[str, int | float]:
 
 
 def _deciding(options: GenerateOptions) -> dict[str, Any]:
-    prompts = read_prompts(options.prompts)
-    hashes = {f"{language}/{name}": found.template_hash(name) for language, found in prompts.items()
-              for name in (*found.focus, "code")}  # fmt: skip
+    hashes = _template_hashes(read_prompts(options.prompts))
     return {"model": options.model, "seed": options.seed, "prompts": hashes} | _sampling(options)
+
+
+def _template_hashes(prompts: dict[str, Prompts]) -> dict[str, str]:
+    """By language/discipline."""
+    return {f"{language}/{name}": found.template_hash(name) for language, found in prompts.items()
+            for name in (*found.focus, "code")}  # fmt: skip
 
 
 def _check_folder(options: GenerateOptions) -> None:
@@ -128,14 +130,11 @@ def _check_folder(options: GenerateOptions) -> None:
 
 
 def _seeds(options: GenerateOptions) -> Iterator[dict[str, Any]]:
-    for task in plan_tasks(find_inputs(options.seeds, option="--seeds")):
-        for document in read_documents(task, text_key="text", on_bytes=lambda size: None):
-            if isinstance(document, BadRecord):
-                raise DataError(f"{task.path}, line {document.line}: {document.reason}")
-            missing = [key for key in NEEDED if not isinstance(document.fields.get(key), str)]
-            if missing:
-                raise DataError(f"{task.path}, line {document.line}: no seed, {', '.join(missing)} missing")
-            yield document.fields
+    for task, document in documents_of(plan_tasks(find_inputs(options.seeds, option="--seeds")), text_key="text"):
+        missing = [key for key in NEEDED if not isinstance(document.fields.get(key), str)]
+        if missing:
+            raise bad_line(task, BadRecord(document.line, f"no seed, {', '.join(missing)} missing"))
+        yield document.fields
 
 
 class _Counted(NamedTuple):
@@ -203,7 +202,7 @@ async def _run(options: GenerateOptions, share: "_Share", urls: tuple[str, ...])
         generator = LocalGenerator(options.local)
     else:
         generator = HttpGenerator(
-            urls, options.model, key=os.environ.get(options.key_variable), timeout_seconds=options.timeout_seconds,
+            urls, options.model, key=os.environ.get("OPENAI_API_KEY"), timeout_seconds=options.timeout_seconds,
             max_bytes=options.max_answer_bytes,
         )  # fmt: skip
     pace = Pace(concurrency=options.concurrency, per_second=options.per_second, give_up_seconds=options.give_up_seconds)
@@ -225,8 +224,7 @@ class _Share:
         self._options, self._done, self._rank, self._size = options, done, rank, size
         self._advance, self._note = advance, note
         self._prompts = read_prompts(options.prompts)
-        self._hashes = {(language, name): found.template_hash(name) for language, found in self._prompts.items()
-                        for name in (*found.focus, "code")}  # fmt: skip
+        self._hashes = _template_hashes(self._prompts)
         self._open: dict[tuple[str, int], dict[str, Any]] = {}
         self._started = self._spoken = time.monotonic()
         self._accepted = self._answered = self._tokens = 0
@@ -252,24 +250,28 @@ class _Share:
 
     def on_answer(self, question: Question, answer: Completion | str) -> None:
         seed = self._open.pop((question.seed_hash, question.sample))
-        prompts = self._prompts[seed["language"]]
         self._answered += 1
-        known: dict[str, Any] = {
-            "sample": question.sample, "model": self._options.model, "sampling": question.sampling,
-            "prompt_hash": self._hashes[seed["language"], seed["discipline"]],
+        known: dict[str, Any] = {name: seed[name] for name in NEEDED if name != "text"} | {
+            "sample": question.sample, "sampling": question.sampling,
+            "prompt_hash": self._hashes[f"{seed['language']}/{seed['discipline']}"],
         }  # fmt: skip
-        failed = {name: seed[name] for name in NEEDED if name != "text"} | known
+        failed = known | {"model": self._options.model}
         if isinstance(answer, str):
             self.part.append(failed | {"failed": answer})
         else:
             self._tokens += answer.usage.get("completion_tokens", 0)
-            usage: dict[str, Any] = {"usage": answer.usage, "finish_reason": answer.finish_reason}
-            sections = prompts.sections(seed["discipline"], answer.text, seed["text"])
+            said = {"usage": answer.usage, "finish_reason": answer.finish_reason}
+            sections = self._prompts[seed["language"]].sections(seed["discipline"], answer.text, seed["text"])
             if isinstance(sections, str):
-                self.part.append(failed | usage | {"failed": sections, "text": answer.text})
+                self.part.append(failed | said | {"failed": sections, "text": answer.text})
             else:
                 self._accepted += 1
-                self.part.append(pair(seed, sections, **known, **usage))
+                pair = QaRecord(
+                    **known, id=f"{question.seed_hash}-{question.sample}", question=sections.question,
+                    answer=sections.answer, generator=self._options.model, usage=answer.usage,
+                )  # fmt: skip
+                examples = {"examples": sections.examples} if sections.examples else {}
+                self.part.append(pair.to_json() | {"finish_reason": answer.finish_reason} | examples)
         self._advance(1)
         if time.monotonic() - self._spoken >= SECONDS_BETWEEN_NOTES:
             self._spoken = time.monotonic()

@@ -1,10 +1,11 @@
 """Where a step may write its pairs, and which pairs a later step takes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from data_mixers.errors import ConfigError
-from tools.data.readers import DROPPED, InputTask, find_inputs
+from data_mixers.errors import ConfigError, DataError
+from tools.data.documents import Document, read_documents
+from tools.data.readers import DROPPED, BadRecord, InputTask, find_inputs
 
 
 def check_out(out: Path) -> None:
@@ -32,3 +33,19 @@ def kept_inputs(patterns: Sequence[str]) -> list[Path]:
     if dropped:
         raise ConfigError(f"--input holds dropped pairs ({dropped[0]}); name the kept ones: <folder>/*.jsonl.zst")
     return paths
+
+
+def documents_of(
+    tasks: Sequence[InputTask], *, text_key: str, on_bytes: Callable[[int], None] = lambda size: None
+) -> Iterator[tuple[InputTask, Document]]:
+    """Every document, with its task. Errors: DataError for a line that is none."""
+    for task in tasks:
+        for document in read_documents(task, text_key=text_key, on_bytes=on_bytes):
+            if isinstance(document, BadRecord):
+                raise bad_line(task, document)
+            yield task, document
+
+
+def bad_line(task: InputTask, bad: BadRecord) -> DataError:
+    """The error that names it."""
+    return DataError(f"{task.path}, line {bad.line} of its part from byte {task.start}: {bad.reason}")

@@ -15,7 +15,6 @@ import select
 import subprocess
 import sys
 from fractions import Fraction
-from types import TracebackType
 from typing import IO
 
 from data_mixers.errors import DataError
@@ -41,9 +40,7 @@ class Recomputer:
     def __enter__(self) -> "Recomputer":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stop()
 
     def value(self, text: str) -> Fraction | float | None:
@@ -86,12 +83,6 @@ class Recomputer:
             self._child.kill()
             self._child.communicate()
             self._child = None
-
-
-def recompute(text: str) -> Fraction | float | None:
-    """One value; for many, a Recomputer saves the start of its process."""
-    with Recomputer() as recomputer:
-        return recomputer.value(text)
 
 
 def _line(stream: IO[str], seconds: float) -> str | None:

@@ -1,11 +1,13 @@
 """The record that every step of `syne synth` reads and writes: a question with its worked answer, a JSON line."""
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from tools.data.documents import Document, read_documents
+from tools.data.documents import Document
 from tools.data.readers import BadRecord, InputTask
+from tools.synthesis.output import bad_line, documents_of
 
 DISCIPLINES = (
     "mathematics", "physics", "chemistry", "biology", "astronomy", "earth_science", "medicine", "computer_science",
@@ -64,10 +66,13 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
 _NEEDED = ("discipline", "language", "answer", "generator")
 
 
-def read_records(task: InputTask, *, on_bytes: Callable[[int], None]) -> Iterator[QaRecord | BadRecord]:
-    """The pairs of a task in their order, and the lines that are none with the reason."""
-    for document in read_documents(task, text_key="question", on_bytes=on_bytes):
-        yield document if isinstance(document, BadRecord) else record_of(document)
+def read_records(tasks: Sequence[InputTask], on_bytes: Callable[[int], None] = lambda size: None) -> Iterator[QaRecord]:
+    """The pairs in their order. Errors: DataError for a line that is none."""
+    for task, document in documents_of(tasks, text_key="question", on_bytes=on_bytes):
+        pair = record_of(document)
+        if isinstance(pair, BadRecord):
+            raise bad_line(task, pair)
+        yield pair
 
 
 def record_of(document: Document) -> QaRecord | BadRecord:
@@ -91,3 +96,9 @@ def record_of(document: Document) -> QaRecord | BadRecord:
     names = {item.name for item in fields(QaRecord)} - {"extra"}
     known = {key: value for key, value in content.items() if key in names and value is not None}
     return QaRecord(**known, extra={key: value for key, value in content.items() if key not in names})
+
+
+def filled(template: str, *, question: str, answer: str) -> str:
+    """The template with both in their places; braces of their own stay."""
+    values = {"{question}": question, "{answer}": answer}
+    return re.sub(r"\{(?:question|answer)\}", lambda found: values[found[0]], template)

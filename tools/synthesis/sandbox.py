@@ -54,7 +54,6 @@ class Verdict:
     passed: bool
     reason: str
     """Empty if passed, else what happened at the first example that failed."""
-    num_run: int
 
 
 @dataclass(frozen=True)
@@ -87,8 +86,8 @@ class Sandbox:
         for number, example in enumerate(examples, start=1):
             reason = self._failure(program, example, limits)
             if reason:
-                return Verdict(False, f"example {number}: {reason}", number)
-        return Verdict(bool(examples), "" if examples else "no examples", len(examples))
+                return Verdict(False, f"example {number}: {reason}")
+        return Verdict(bool(examples), "" if examples else "no examples")
 
     def _failure(self, program: str, example: Example, limits: Limits) -> str:
         if example.stdout is None and example.test is None:

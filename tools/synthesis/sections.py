@@ -15,8 +15,11 @@ _ENDS = ".。;；,，!！ *"
 
 @dataclass(frozen=True)
 class Sections:
+    """A question, its worked answer, and for code what the program can be run against."""
+
     question: str
     answer: str
+    examples: tuple[dict[str, str], ...] = ()
 
 
 def split_sections(text: str, question_marks: Sequence[str], answer_marks: Sequence[str]) -> Sections | str:
@@ -58,7 +61,7 @@ def stated_result(answer: str) -> str | None:
     """The last boxed result, or what follows the last "the answer is" and its like; None if there is none."""
     boxed = None
     for found in _BOXED.finditer(answer):
-        boxed = _to_closing_brace(answer, found.end()) or boxed
+        boxed = to_closing_brace(answer, found.end()) or boxed
     if boxed is not None:
         return boxed.strip() or None
     for match in reversed(list(_STATED.finditer(answer))):
@@ -68,7 +71,8 @@ def stated_result(answer: str) -> str | None:
     return None
 
 
-def _to_closing_brace(text: str, start: int) -> str | None:
+def to_closing_brace(text: str, start: int) -> str | None:
+    """What stands between a brace that opens before `start` and the one that closes it; None if none does."""
     depth = 1
     for place in range(start, len(text)):
         depth += {"{": 1, "}": -1}.get(text[place], 0)

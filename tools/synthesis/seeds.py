@@ -29,7 +29,7 @@ from tools.data.options import CleanOptions
 from tools.data.readers import BadRecord, InputTask, find_inputs, plan_tasks
 from tools.data.stage import Report, Stage, only_one, run_stage
 from tools.data.units import num_han, units_of
-from tools.synthesis.output import check_no_input, check_out
+from tools.synthesis.output import check_no_input, check_out, documents_of
 from tools.synthesis.record import DISCIPLINES
 from tools.synthesis.seed_rules import LANGUAGES, OWN_RULES, Picked, SeedRules, read_seed_rules
 from tools.synthesis.snippets import TRAINING_CHARACTERS, load_punkt, snippets, train_punkt
@@ -39,8 +39,6 @@ PUNKT = "punkt.json"
 
 @dataclass(frozen=True, kw_only=True)
 class SeedOptions:
-    """What `syne synth seeds` is asked for."""
-
     inputs: tuple[str, ...]
     out: Path
     quota: int | None = None
@@ -82,20 +80,17 @@ def write_seeds(options: SeedOptions) -> dict[str, Any]:
     kept = {key: value for key, value in asdict(options).items() if key not in ("inputs", "out", "rules", "workers")}
     call = begin(work, command="seeds", options=kept | {"rules": rules}, tasks=tasks)
     with only_one(work):
-        if call.fingerprint != _read_text(work / "call"):
+        mark = work / "call"
+        if not mark.exists() or mark.read_text() != call.fingerprint:
             for entry in work.iterdir():
                 if entry.name != ".in_use":
                     shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-            write_atomic(work / "call", call.fingerprint.encode())
+            write_atomic(mark, call.fingerprint.encode())
         report = _make(options, tasks, work, call.fingerprint)
         path = options.out.with_name(f"{options.out.name}.report.json")
         write_atomic(path, json.dumps(report, ensure_ascii=False, indent=1).encode())
     shutil.rmtree(work)
     return report
-
-
-def _read_text(path: Path) -> str:
-    return path.read_text() if path.exists() else ""
 
 
 def _make(options: SeedOptions, tasks: list[InputTask], work: Path, fingerprint: str) -> dict[str, Any]:
@@ -233,11 +228,8 @@ def _choose(options: SeedOptions, deduped: Path) -> tuple[Counter[tuple[str, str
     and how many were too many."""
 
     def seeds() -> Iterator[dict[str, Any]]:
-        for path in sorted(deduped.glob("*.jsonl.zst")):
-            for task in plan_tasks([path]):
-                for document in read_documents(task, text_key="text", on_bytes=lambda size: None):
-                    if not isinstance(document, BadRecord):
-                        yield document.fields
+        tasks = plan_tasks(sorted(deduped.glob("*.jsonl.zst")))
+        return (document.fields for _, document in documents_of(tasks, text_key="text"))
 
     highest: dict[tuple[str, str], int] = {}
     if options.quota is not None:

@@ -69,19 +69,17 @@ class ChineseWords:
         if kind == "adjective":
             return self._antonyms[word]
         others = self._same_length[self._domain[word], len(word)]
-        return _first(others, choice, lambda other: not set(other) & set(word))
+        return first_that(lambda other: not set(other) & set(word), others, choice)
 
 
 def _plain_words(words: Sequence[str]) -> list[str]:
     return [word for word in words[:ZH_FREQUENT] if re.fullmatch(r"[一-鿿]{2,4}", word)]
 
 
-def _first(candidates: Sequence[str], choice: int, fits: Callable[[str], bool]) -> str | None:
-    for step in range(len(candidates)):
-        candidate = candidates[(choice + step) % len(candidates)]
-        if fits(candidate):
-            return candidate
-    return None
+def first_that(fits: Callable[[str], bool], candidates: Sequence[str], choice: int) -> str | None:
+    """From number `choice` on, and round to it again."""
+    turned = (candidates[(choice + step) % len(candidates)] for step in range(len(candidates)))
+    return next(filter(fits, turned), None)
 
 
 def _word_list() -> Path:

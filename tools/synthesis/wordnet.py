@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from data_mixers.errors import ConfigError, DataError
-from tools.synthesis.vocabulary import WordKind
+from tools.synthesis.vocabulary import WordKind, first_that
 
 FOLDER = Path("/usr/share/wordnet")
 CURE = "apt-get install wordnet-base, or name its folder with --wordnet"
@@ -62,13 +62,13 @@ class WordNet:
             return _like(word, self._antonyms[lower])
         lemma = self._lemma(lower)
         assert lemma is not None
-        others = self._by_field[self._field[lemma]]
-        for step in range(len(others)):
-            other = others[(choice + step) % len(others)]
-            # The same kind of first letter, so that "a" and "an" stay right.
-            if (other[0] in "aeiou") == (lemma[0] in "aeiou") and not self._related(lemma, other):
-                return _like(word, _plural(other) if lemma != lower else other)
-        return None
+
+        def fits(other: str) -> bool:
+            """The same kind of first letter, so that "a" and "an" stay right."""
+            return (other[0] in "aeiou") == (lemma[0] in "aeiou") and not self._related(lemma, other)
+
+        other = first_that(fits, self._by_field[self._field[lemma]], choice)
+        return other and _like(word, _plural(other) if lemma != lower else other)
 
     def _is_common(self, lemma: str) -> bool:
         """Whether its first sense writes it in small letters: no name."""

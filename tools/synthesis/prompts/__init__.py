@@ -8,24 +8,14 @@ import orjson
 
 from data_mixers.errors import ConfigError
 from tools.synthesis.code_examples import code_examples
+from tools.synthesis.sections import Sections
 
 OWN_PROMPTS = Path(__file__).parent
 Messages = list[dict[str, str]]
 
 
 @dataclass(frozen=True)
-class Sections:
-    """A question, its worked answer, and for code what the program can be run against."""
-
-    question: str
-    answer: str
-    examples: tuple[dict[str, str], ...] = ()
-
-
-@dataclass(frozen=True)
 class Prompts:
-    """The prompts of one language."""
-
     markers: tuple[str, str] | None
     """Lines that begin the problem and its solution. None: the seed is the problem, the whole answer its solution."""
     system: str

@@ -16,7 +16,6 @@ IRRATIONAL = [  # x^2 + 2px + q with a positive discriminant that is no square
 
 
 def topics() -> list[Topic]:
-    """All topics of the kind."""
     slopes = [(a, c) for a in nonzero(12) for c in nonzero(12) if a != c]
     roots = [(r, s) for r in range(-15, 16) for s in range(r, 16)]
     binomials = [(a, b) for a in range(1, 10) for b in nonzero(15)]

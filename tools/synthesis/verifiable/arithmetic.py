@@ -6,7 +6,7 @@ from math import gcd, lcm
 from sympy import Rational
 
 from tools.synthesis.verifiable.polynomial import number_latex
-from tools.synthesis.verifiable.topic import Choices, Topic, Values, over
+from tools.synthesis.verifiable.topic import Choices, Topic, Values, over, plain
 from tools.synthesis.verifiable.wording import words
 
 PROPER_FRACTIONS = [(p, q) for q in range(2, 21) for p in range(1, q) if gcd(p, q) == 1]
@@ -15,7 +15,6 @@ GOODS = 8
 
 
 def topics() -> list[Topic]:
-    """All topics of the kind."""
     shopping = Choices(good=range(GOODS), count=range(2, 31), price_cents=range(15, 1000, 5), more_notes=range(4))
     return [
         over("precedence", Choices(a=range(10, 500), b=range(3, 60), c=range(3, 60), d=range(1, 500)), _precedence),
@@ -66,18 +65,18 @@ def _fractions(first: tuple[int, int], second: tuple[int, int], sign: int) -> Va
 
 def _percentage(half_percents: int, whole: int) -> Values:
     percent = Decimal(half_percents) / 2
-    result = _plain(percent * whole / 100)
+    result = plain(percent * whole / 100)
     return {
-        "percent": _plain(percent),
+        "percent": plain(percent),
         "whole": str(whole),
-        "share": _plain(percent / 100),
+        "share": plain(percent / 100),
         "final": result,
     }
 
 
 def _distance(speed: int, quarters: int) -> Values:
     hours = Decimal(quarters) / 4
-    return {"speed": str(speed), "hours": _plain(hours), "final": _plain(speed * hours)}
+    return {"speed": str(speed), "hours": plain(hours), "final": plain(speed * hours)}
 
 
 def _shopping(language: str, good: int, count: int, price_cents: int, more_notes: int) -> Values:
@@ -92,9 +91,3 @@ def _shopping(language: str, good: int, count: int, price_cents: int, more_notes
         "note": str(note),
         "final": f"{note - price * count:.2f}",
     }
-
-
-def _plain(value: Decimal) -> str:
-    """Without exponent and without zeros at the end."""
-    text = f"{value:f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text

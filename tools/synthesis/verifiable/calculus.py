@@ -9,7 +9,6 @@ X = Symbol("x")
 
 
 def topics() -> list[Topic]:
-    """All topics of the kind."""
     small = range(-6, 7)
     cubic = {"a": nonzero(6), "b": small, "c": small, "d": small}
     bounds = [(low, high) for low in range(-4, 5) for high in range(low + 1, 6)]

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 from tools.synthesis.verifiable.elements import atoms, elements, molar_mass
 from tools.synthesis.verifiable.reactions import Sides, balance, equation, reactions
-from tools.synthesis.verifiable.topic import Choices, Topic, Values, over
+from tools.synthesis.verifiable.topic import Choices, Topic, Values, over, plain
 from tools.synthesis.verifiable.wording import words
 
 COMPOUNDS = (
@@ -32,7 +32,8 @@ def topics() -> list[Topic]:
     subshells = [(element.symbol, shell) for element in table for shell, _ in element.configuration]
     shares = [(formula, symbol) for formula in COMPOUNDS for symbol in atoms(formula) if len(atoms(formula)) > 1]
     mass = Choices(formula=COMPOUNDS, quarters=range(1, 121))
-    amounts = Choices(pair=_reactant_product_pairs(), halves=range(1, 61))
+    pairs = [(sides, reactant, product) for sides in reactions() for reactant in sides[0] for product in sides[1]]
+    amounts = Choices(pair=pairs, halves=range(1, 61))
     return [
         _worded("electron_configuration", Choices(symbol=[element.symbol for element in table]), _configuration),
         _worded("subshell_electrons", Choices(pair=subshells), lambda language, pair: _subshell(language, *pair)),
@@ -105,8 +106,8 @@ def _mass_of_amount(formula: str, quarters: int) -> Values:
     amount = Decimal(quarters) / 4
     return _molar_mass(formula) | {
         "molar_mass": str(molar_mass(formula)),
-        "amount": _short(amount),
-        "final": _short(amount * molar_mass(formula)),
+        "amount": plain(amount),
+        "final": plain(amount * molar_mass(formula)),
     }
 
 
@@ -152,10 +153,6 @@ def _balancing(sides: Sides) -> Values:
     }
 
 
-def _reactant_product_pairs() -> list[tuple[Sides, str, str]]:
-    return [(sides, reactant, product) for sides in reactions() for reactant in sides[0] for product in sides[1]]
-
-
 def _amount(halves: int, sides: Sides, reactant: str, product: str) -> Values:
     coefficients = dict(zip(sides[0] + sides[1], balance(sides), strict=True))
     amount = Fraction(halves, 2)
@@ -165,13 +162,8 @@ def _amount(halves: int, sides: Sides, reactant: str, product: str) -> Values:
         "balanced": equation(sides, balance(sides)),
         "reactant": reactant,
         "product": product,
-        "amount": _short(Decimal(halves) / 2),
+        "amount": plain(Decimal(halves) / 2),
         "by": str(coefficients[reactant]),
         "to": str(coefficients[product]),
         "final": str(result),
     }
-
-
-def _short(value: Decimal) -> str:
-    text = f"{value:f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text

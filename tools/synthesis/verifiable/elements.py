@@ -59,19 +59,14 @@ def elements() -> dict[str, Element]:
     found = {}
     for number, symbol, name, weight, configuration in rows:
         core, _, outer = configuration.rpartition("] ")
-        configurations[symbol] = configurations.get(core.removeprefix("["), ()) + tuple(
-            (part[:2], int(part[2:] or 1)) for part in outer.split()
-        )
-        shown = " ".join(f"{shell}{count}" for shell, count in _subshells(outer))
+        subshells = tuple((part[:2], int(part[2:] or 1)) for part in outer.split())
+        configurations[symbol] = configurations.get(core.removeprefix("["), ()) + subshells
+        shown = " ".join(f"{shell}{count}" for shell, count in subshells)
         found[symbol] = Element(
             number=number, symbol=symbol, name=name, mass=Decimal(repr(weight)).quantize(MASS_DIGITS),
             configuration=configurations[symbol], short_configuration=f"{core}] {shown}" if core else shown,
         )  # fmt: skip
     return found
-
-
-def _subshells(text: str) -> list[tuple[str, int]]:
-    return [(part[:2], int(part[2:] or 1)) for part in text.split()]
 
 
 _TOKEN = re.compile(r"([A-Z][a-z]?)(\d*)|(\()|\)(\d*)")

@@ -11,7 +11,6 @@ COMPOSITES = [n for n in range(60, 30_000) if not isprime(n)]
 
 
 def topics() -> list[Topic]:
-    """All topics of the kind."""
     return [
         # (smaller, larger) as (n, n + step): every pair once.
         over("gcd", Choices(n=range(12, PAIRS_LIMIT), step=range(1, PAIRS_LIMIT)), _gcd),

@@ -71,7 +71,6 @@ AgNO3 -> Ag + NO2 + O2
 Cu2(OH)2CO3 -> CuO + CO2 + H2O
 H2S + O2 -> SO2 + H2O
 H2S + SO2 -> S + H2O
-SO2 + H2S -> S + H2O
 SiO2 + C -> Si + CO
 SiO2 + HF -> SiF4 + H2O
 SiCl4 + H2 -> Si + HCl
@@ -105,10 +104,7 @@ def reactions() -> tuple[Sides, ...]:
     for line in LISTED.strip().splitlines():
         before, after = line.split(" -> ")
         found.append((tuple(before.split(" + ")), tuple(after.split(" + "))))
-    unique: dict[tuple[frozenset[str], frozenset[str]], Sides] = {}
-    for left, right in found:
-        unique.setdefault((frozenset(left), frozenset(right)), (left, right))
-    return tuple(unique.values())
+    return tuple(found)
 
 
 @cache

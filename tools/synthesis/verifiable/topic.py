@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Literal
 
 Kind = Literal["arithmetic", "number_theory", "algebra", "calculus", "chemistry"]
@@ -56,3 +57,9 @@ def signed(value: int) -> str:
 def bracketed(value: int) -> str:
     """A number as a factor or base: (-3), 3."""
     return str(value) if value >= 0 else f"({value})"
+
+
+def plain(value: Decimal) -> str:
+    """Without exponent and without zeros at the end."""
+    text = f"{value:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
