@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_mixers.errors import ConfigError
-from data_mixers.sampling import epochs_read
+from data_mixers.sampling import Sampler
 from megatron_synE.config.derive import Device, resolve_architecture, resolve_dtype
 from megatron_synE.config.examine import examine
 from megatron_synE.config.load import LoadedConfig, load_config
@@ -187,7 +187,7 @@ def _epochs(loaded: LoadedConfig, place: Place) -> dict[str, float] | None:
         faults = [fault for fault in examination.faults if fault.key.startswith("data.")]
         lines = "\n  ".join(map(str, faults))
         raise ConfigError(f"the data cannot be read, so epochs are unknown; mend it, or plan with --no-data\n  {lines}")
-    return dict(epochs_read(examination.schedule))
+    return Sampler(examination.schedule).epochs_read()
 
 
 def _rendered(trees: list[dict[str, Any]], all_places: list[Place], job: Job, options: PlanOptions) -> str:
