@@ -170,15 +170,7 @@ def check_complete(folder: Path, *, verify_hashes: bool) -> None:
 
 def complete_checkpoints(checkpoints_dir: Path) -> list[Path]:
     """The complete iter_* folders by ascending iteration (sizes checked); logs a warning for each it passes over."""
-    found = []
-    for folder in iteration_folders(checkpoints_dir):
-        try:
-            check_complete(folder, verify_hashes=False)
-        except CheckpointError as error:
-            logger.warning("passing over %s: %s", folder.name, error)
-        else:
-            found.append(folder)
-    return found
+    return [folder for folder in iteration_folders(checkpoints_dir) if _is_complete(folder, verify_hashes=False)]
 
 
 def newest_complete(checkpoints_dir: Path, *, verify_hashes: bool = False, at_most: int | None = None) -> Path | None:
@@ -190,10 +182,7 @@ def newest_complete(checkpoints_dir: Path, *, verify_hashes: bool = False, at_mo
     for folder in reversed(iteration_folders(checkpoints_dir)):
         if at_most is not None and iteration_of(folder) > at_most:
             continue
-        try:
-            check_complete(folder, verify_hashes=verify_hashes)
-        except CheckpointError as error:
-            logger.warning("passing over %s: %s", folder.name, error)
+        if not _is_complete(folder, verify_hashes=verify_hashes):
             continue
         tracked = _tracked_iteration(checkpoints_dir)
         if tracked is not None and tracked != iteration_of(folder):
@@ -308,6 +297,15 @@ def sha256_of(file: Path) -> str:
 def write_json(file: Path, value: Mapping[str, Any]) -> None:
     """Write readable JSON, atomically."""
     write_atomic(file, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def _is_complete(folder: Path, *, verify_hashes: bool) -> bool:
+    try:
+        check_complete(folder, verify_hashes=verify_hashes)
+    except CheckpointError as error:
+        logger.warning("passing over %s: %s", folder.name, error)
+        return False
+    return True
 
 
 def _files_below(folder: Path) -> list[tuple[str, Path]]:

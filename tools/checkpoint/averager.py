@@ -4,7 +4,6 @@ In model space, so that runs of any layout can be averaged. Where every checkpoi
 their mean is taken, and rounded once.
 """
 
-import logging
 import math
 import os
 import shutil
@@ -29,7 +28,6 @@ from megatron_synE.runtime.run_dir import versions
 from tools.checkpoint.importer import CHUNK_BYTES
 from tools.checkpoint.meter import Cost, Meter
 
-logger = logging.getLogger(__name__)
 MASTER = "optimizer.master."
 
 
