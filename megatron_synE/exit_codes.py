@@ -11,6 +11,7 @@ HANG = 6
 NO_PROGRESS = 7
 LEASE_LOST = 8
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h
+INTERRUPTED = 130  # what a shell reports for SIGINT
 
 MEANINGS = {
     FINISHED: "finished",

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-INTERRUPTED = 130  # what a shell reports for SIGINT
-
 
 def main(config_path: Path, overrides: Sequence[str] = (), nproc: int | None = None) -> int:
     """Train as the file says. Returns an exit code; UserError is for the caller to show without a traceback.
@@ -162,7 +160,7 @@ def _as_one_rank(config_path: Path, overrides: Sequence[str]) -> int:
     try:
         return main(config_path, overrides)
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return exit_codes.INTERRUPTED
     except Exception as error:  # noqa: BLE001  # this rank must die at once
         if _is_lost_peer(error):  # also in a save, whose faults are otherwise the checkpoint's
             sys.stderr.write(f"[rank {rank}] another rank has gone; its own message says why\n")
