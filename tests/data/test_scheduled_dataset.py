@@ -36,18 +36,8 @@ def shard(folder: Path, prefix: str, docs: list[list[int]]) -> ShardEntry:
     with IndexedWriter(folder / prefix, dtype="uint16") as writer:
         for document in docs:
             writer.add_document(np.array(document))
-    pair = writer.written
-    assert pair is not None
-    return ShardEntry(
-        prefix=prefix,
-        num_documents=pair.num_documents,
-        num_tokens=pair.num_tokens,
-        text_bytes=1,
-        bin_size_bytes=pair.bin_size_bytes,
-        idx_size_bytes=pair.idx_size_bytes,
-        bin_sha256=pair.bin_sha256,
-        idx_sha256=pair.idx_sha256,
-    )
+    assert writer.written is not None
+    return ShardEntry(prefix=prefix, text_bytes=1, **vars(writer.written))
 
 
 def source(folder: Path, name: str, *shards: list[list[int]], role: Role = "train") -> SourceEntry:

@@ -142,11 +142,7 @@ def large_topic(folder: Path) -> None:
             writer.add_documents(tokens, lengths)
     written = writer.written
     assert written is not None
-    shard = ShardEntry(
-        prefix=prefix.name, num_documents=written.num_documents, num_tokens=written.num_tokens, text_bytes=1,
-        bin_size_bytes=written.bin_size_bytes, idx_size_bytes=written.idx_size_bytes,
-        bin_sha256=written.bin_sha256, idx_sha256=written.idx_sha256,
-    )  # fmt: skip
+    shard = ShardEntry(prefix=prefix.name, text_bytes=1, **vars(written))
     entry = SourceEntry(
         name="zh/web/law", language="zh", source="web", topic="law", bucket=None, role="train", shards=(shard,)
     )
