@@ -13,11 +13,9 @@ import torch
 
 from megatron_synE.checkpoint.chunk_reader import ChunkReader
 from tests import tiny
+from tests.layouts import CP2, OVERLAP, PP2, TP2, TP2_SP, VPP, ZERO2, ZERO3
 
 COMPARED = ("iteration", "consumed_samples", "consumed_tokens", "lm_loss", "loss_tokens", "grad_norm", "learning_rate")
-TP2_SP = ["parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true"]
-PP2 = ["parallel.pipeline_model_parallel_size=2"]
-VPP = [*PP2, "parallel.virtual_pipeline_model_parallel_size=2"]
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +56,10 @@ def validation_rows(run: Path) -> list[tuple[int, str, float]]:
 @pytest.mark.parametrize(
     ("nproc", "overrides"),
     [
-        (2, ["parallel.context_parallel_size=2", "training.precision=bf16"]),
-        (2, ["training.precision=bf16", "parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true"]),
-        (2, ["training.precision=bf16", "parallel.zero_stage=2", "training.micro_batch_size=1"]),
-        (2, ["parallel.zero_stage=3", "parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true"]),
+        (2, [*CP2, "training.precision=bf16"]),
+        (2, ["training.precision=bf16", *OVERLAP]),
+        (2, ["training.precision=bf16", *ZERO2, "training.micro_batch_size=1"]),
+        (2, [*ZERO3, *OVERLAP]),
         (2, [*TP2_SP, "training.precision=bf16"]),
         (2, VPP),
     ],
@@ -140,14 +138,14 @@ def test_another_layout_loads_the_same_weights_and_moments_and_goes_on_alike(
     expected = None
     layouts: dict[str, tuple[int, list[str]]] = {
         "DP2": (2, []),
-        "DP2 ZeRO3": (2, ["parallel.zero_stage=3"]),
+        "DP2 ZeRO3": (2, ZERO3),
         "VPP": (2, VPP),
     }
     if precision == "fp32":
         layouts |= {
             "TP2": (2, TP2_SP),
             "TP1": (1, []),
-            "CP2": (2, ["parallel.context_parallel_size=2"]),
+            "CP2": (2, CP2),
         }
     for name, (nproc, overrides) in layouts.items():
         run = tmp_path / name
@@ -182,7 +180,7 @@ def test_another_layout_loads_the_same_weights_and_moments_and_goes_on_alike(
     ("nproc", "overrides", "changes"),
     [
         (2, [], {}),
-        (4, ["parallel.tensor_model_parallel_size=2", *PP2], {"tie_word_embeddings": True, "vocab_size": 257}),
+        (4, [*TP2, *PP2], {"tie_word_embeddings": True, "vocab_size": 257}),
     ],
     ids=["DP2", "TP2 PP2 tied, padded vocabulary"],
 )

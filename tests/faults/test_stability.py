@@ -15,7 +15,8 @@ from megatron_synE.config.schema import StabilitySection
 from megatron_synE.exit_codes import DivergedError
 from megatron_synE.stability import Remedy, Stability, find_anomaly
 from tests import tiny
-from tests.distributed.test_resume import PP2, assert_same_tensors, training_rows, validation_rows
+from tests.distributed.test_resume import assert_same_tensors, training_rows, validation_rows
+from tests.layouts import PP2, ZERO3
 
 SCRIPT = Path(__file__).with_name("poisoned_run.py")
 BATCH = 8
@@ -130,7 +131,7 @@ def test_a_weight_that_became_nan_on_one_rank_is_healed_by_going_back(root: Path
 def test_a_part_that_became_nan_is_healed_under_zero_3(root: Path, tmp_path: Path, precision: str) -> None:
     """Nobody else has this part: in fp32 it is weight and master in one, and the other rank gets it by gathering."""
     run, without = tmp_path / "run", tmp_path / "without"
-    sharded = ["parallel.zero_stage=3", "parallel.overlap_param_gather=true", f"training.precision={precision}"]
+    sharded = [*ZERO3, "parallel.overlap_param_gather=true", f"training.precision={precision}"]
     back = ["stability.on_nan=rollback", "stability.rollback_steps=1"]
     said = run_poisoned(root, run, "weight:5", *SAVING, *back, *sharded)
     assert "the loss is nan" in said and "back at iteration 5, the data of samples 40 to 47 is left out" in said
