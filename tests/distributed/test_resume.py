@@ -53,6 +53,14 @@ def validation_rows(run: Path) -> list[tuple[int, str, float]]:
     return [(row["iteration"], row["set"], row["nll"]) for row in tiny.rows(run, "validation")]
 
 
+def assert_same_run(found: Path, expected: Path) -> None:
+    """Every iteration, every validation, and every tensor of the last checkpoint."""
+    assert training_rows(found) == training_rows(expected)
+    assert validation_rows(found) == validation_rows(expected)
+    last = f"checkpoints/iter_{training_rows(expected)[-1]['iteration']:07d}"
+    assert_same_tensors(found / last, expected / last)
+
+
 @pytest.mark.parametrize(
     ("nproc", "overrides"),
     [
@@ -75,9 +83,7 @@ def test_stopping_and_resuming_is_bit_equal_to_a_straight_run(
         root / "run.yaml", f"run.dir={sliced}", "training.stop_after_iterations=5", *overrides, nproc=nproc, code=75
     )
     tiny.train(root / "run.yaml", f"run.dir={sliced}", *overrides, nproc=nproc)
-    assert training_rows(sliced) == training_rows(straight)
-    assert validation_rows(sliced) == validation_rows(straight)
-    assert_same_tensors(sliced / "checkpoints/iter_0000010", straight / "checkpoints/iter_0000010")
+    assert_same_run(sliced, straight)
 
 
 @pytest.mark.parametrize("stage", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
@@ -89,9 +95,7 @@ def test_a_run_killed_at_any_step_resumes_bit_equal(root: Path, tmp_path: Path, 
     for iteration in iterations:
         kill_after_iteration(root / "run.yaml", killed, iteration, sharding)
     tiny.train(root / "run.yaml", f"run.dir={killed}", sharding, nproc=2)
-    assert training_rows(killed) == training_rows(straight)
-    assert validation_rows(killed) == validation_rows(straight)
-    assert_same_tensors(killed / "checkpoints/iter_0000010", straight / "checkpoints/iter_0000010")
+    assert_same_run(killed, straight)
 
 
 def kill_after_iteration(config: Path, run: Path, iteration: int, *overrides: str) -> None:
