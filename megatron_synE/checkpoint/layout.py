@@ -6,8 +6,9 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,22 @@ def resolve_checkpoint(path: Path, *, verify_hashes: bool = True) -> Path:
         if newest is not None:
             return newest
     raise CheckpointError(f"{path}: holds no complete checkpoint (no iter_* folder with a whole {MANIFEST})")
+
+
+@contextmanager
+def temporary_folder(temporary: Path, final: Path) -> Iterator[None]:
+    """An empty folder to write `final` in; what was not published of it is gone at the end.
+
+    Errors: CheckpointError naming `final` for an OSError inside.
+    """
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{final}: cannot be written ({error.strerror})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def publish(temporary: Path, final: Path, *, lease: Lease | None = None) -> None:

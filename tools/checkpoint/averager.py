@@ -18,13 +18,13 @@ from data_mixers.errors import ConfigError
 from megatron_synE.checkpoint import layout
 from megatron_synE.checkpoint.chunk_reader import ChunkReader
 from megatron_synE.checkpoint.dcp import Chunk, save_chunks
-from megatron_synE.checkpoint.hf_export import Progress
+from megatron_synE.checkpoint.hf_export import Counter, Progress
 from megatron_synE.checkpoint.hf_mapping import global_tensors
 from megatron_synE.checkpoint.weights import CheckpointWeights
 from megatron_synE.exit_codes import CheckpointError
 from megatron_synE.model.llama import LlamaArchitecture, architecture_from_hf, read_hf_config
 from megatron_synE.runtime.run_dir import versions
-from tools.checkpoint.importer import CHUNK_BYTES, Counter, row_chunks
+from tools.checkpoint.importer import CHUNK_BYTES, row_chunks
 from tools.checkpoint.meter import Cost, Meter
 
 MASTER = "optimizer.master."
@@ -87,9 +87,7 @@ def average(folders: Sequence[Path], out: Path, *, progress: Progress | None = N
     _check_replaceable(out, final, folders)
     temporary = out / layout.temporary_name(states[newest].iteration, f"average-{os.getpid()}")
     counter = Counter(progress, total=sum(math.prod(t.shape) * weights[0].dtype(t.key).itemsize for t in tensors))
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+    with layout.temporary_folder(temporary, final):
         chunks: list[Chunk] = []
         for tensor in tensors:
             dtype = weights[0].dtype(tensor.key)
@@ -101,10 +99,6 @@ def average(folders: Sequence[Path], out: Path, *, progress: Progress | None = N
         hashes = save_chunks(temporary, chunks)
         _write_rest(temporary, folders, states, newest, hashes)
         layout.publish(temporary, final)
-    except OSError as error:
-        raise CheckpointError(f"{final}: cannot be written ({error.strerror})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return AverageReport(
         checkpoint=final, averaged=tuple(folders), of_masters=of_masters, cost=meter.cost(size_bytes=counter.total)
     )

@@ -13,7 +13,7 @@ import torch
 from megatron_synE.checkpoint import layout
 from megatron_synE.checkpoint.dcp import Chunk, save_chunks
 from megatron_synE.checkpoint.hf import read_rectangle
-from megatron_synE.checkpoint.hf_export import DTYPE_OF_CHOICE, DtypeChoice, Progress
+from megatron_synE.checkpoint.hf_export import DTYPE_OF_CHOICE, Counter, DtypeChoice, Progress
 from megatron_synE.checkpoint.hf_folder import HfFolder
 from megatron_synE.checkpoint.hf_mapping import GlobalTensor, global_tensors
 from megatron_synE.checkpoint.hf_verify import verify_folder
@@ -56,9 +56,7 @@ def import_hf(
     temporary = out / layout.temporary_name(0, f"import-{os.getpid()}")
     tensors = global_tensors(folder.architecture)
     size_bytes = sum(math.prod(tensor.shape) for tensor in tensors) * stored_dtype.itemsize
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+    with layout.temporary_folder(temporary, final):
         counter, block_elements = Counter(progress, total=size_bytes), CHUNK_BYTES // stored_dtype.itemsize
         produce = partial(_produce, folder, stored_dtype, counter)
         chunks = [c for t in tensors for c in row_chunks(t, stored_dtype, partial(produce, t.key), block_elements)]
@@ -66,10 +64,6 @@ def import_hf(
         if verify:
             verify_folder(hf, temporary)
         layout.publish(temporary, final)
-    except OSError as error:
-        raise CheckpointError(f"{final}: cannot be written ({error.strerror})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return ImportReport(
         checkpoint=final,
         num_tensors=len(tensors),
@@ -77,18 +71,6 @@ def import_hf(
         verified=verify,
         cost=meter.cost(size_bytes=size_bytes),
     )
-
-
-class Counter:
-    """Says how many of `total` bytes are done."""
-
-    def __init__(self, progress: Progress | None, *, total: int) -> None:
-        self.total, self._done, self._progress = total, 0, progress
-
-    def add(self, tensor: torch.Tensor) -> None:
-        self._done += tensor.numel() * tensor.element_size()
-        if self._progress is not None:
-            self._progress(self._done, self.total)
 
 
 def row_chunks(
