@@ -20,7 +20,8 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.hf_trainer import GLOBAL_BATCH, MICRO_BATCH
-from megatron_synE.checkpoint.hf import HfFolder, read_rectangle
+from megatron_synE.checkpoint.hf import read_rectangle
+from megatron_synE.checkpoint.hf_folder import HfFolder
 from megatron_synE.checkpoint.model_space import local_parameters
 from megatron_synE.model.llama import LlamaArchitecture, architecture_from_hf, read_hf_config
 from megatron_synE.runtime.cpu_memory import keep_freed_memory

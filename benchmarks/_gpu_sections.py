@@ -45,13 +45,6 @@ class Setting:
         )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Section:
-    """What is measured, and by what."""
-
-    run: Callable[[Setting], dict[str, Any]]
-
-
 def numerics(setting: Setting) -> dict[str, Any]:
     """Largest relative errors against plain torch in fp32 or float64, beside what is allowed; names of what failed."""
     from benchmarks._gpu_numerics import errors
@@ -213,12 +206,12 @@ def _rates(tokens: int, seconds: float, flops: float) -> dict[str, float]:
     return {"seconds": seconds, "tokens_per_second": tokens / seconds, "tflops": flops / seconds / 1e12}
 
 
-SECTIONS: dict[str, Section] = {
-    "numerics": Section(numerics),
-    "kernels": Section(kernels),
-    "block_stack": Section(block_stack),
-    **{name: Section(partial(whole_step, preset)) for name, preset in STEPS.items()},
-    "ppl_scoring": Section(ppl_scoring),
-    "checkpoint_save": Section(checkpoint_save),
-    "llama3_8b_full": Section(llama3_8b_full),
+SECTIONS: dict[str, Callable[[Setting], dict[str, Any]]] = {
+    "numerics": numerics,
+    "kernels": kernels,
+    "block_stack": block_stack,
+    **{name: partial(whole_step, preset) for name, preset in STEPS.items()},
+    "ppl_scoring": ppl_scoring,
+    "checkpoint_save": checkpoint_save,
+    "llama3_8b_full": llama3_8b_full,
 }

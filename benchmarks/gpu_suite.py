@@ -20,37 +20,24 @@ from typing import Any
 from benchmarks._gpu_sections import SECTIONS, Setting
 from data_mixers.atomic import write_atomic
 from megatron_synE.config.derive import resolve_device
+from tools.doctor import installed_version
 
 LIMIT_SECONDS = 570.0
+PACKAGES = ("torch", "triton", "megatron-core", "flash-attn", "transformer-engine")
 
 
 def facts(device_name: str) -> dict[str, Any]:
     """Card, driver, versions."""
-    import importlib.metadata
-
     import torch
 
-    versions = {name: _version(importlib.metadata.version, name) for name in PACKAGES}
     return {
         "device": device_name,
         "driver": _driver(),
         "cuda": torch.version.cuda,
         "python": platform.python_version(),
         "machine": platform.platform(),
-        "versions": versions,
+        "versions": {name: installed_version(name) for name in PACKAGES},
     }
-
-
-PACKAGES = ("torch", "triton", "megatron-core", "flash-attn", "transformer-engine")
-
-
-def _version(find: Callable[[str], str], name: str) -> str | None:
-    import importlib.metadata
-
-    try:
-        return find(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _driver() -> str | None:
@@ -76,7 +63,7 @@ def in_own_process(name: str, setting: Setting, limit: float) -> dict[str, Any]:
 
 def in_this_process(name: str, setting: Setting, _: float) -> dict[str, Any]:
     """For the dry run on a CPU: an import costs more than a section there."""
-    return {"status": "done", "figures": SECTIONS[name].run(setting)}
+    return {"status": "done", "figures": SECTIONS[name](setting)}
 
 
 def suite(
@@ -120,7 +107,7 @@ def main() -> int:
         return 0
     setting = Setting("cpu" if options.device == "cpu" else "cuda", tiny=options.tiny)
     if options.one:
-        print(json.dumps(SECTIONS[options.one].run(setting)))
+        print(json.dumps(SECTIONS[options.one](setting)))
         return 0
     names = options.sections.split(",")
     if unknown := [name for name in names if name not in SECTIONS]:

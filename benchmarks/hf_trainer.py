@@ -25,6 +25,7 @@ from benchmarks.pairs import interleaved, ratio_of
 from megatron_synE.runtime.cpu_features import cpu_has_bf16
 from tests import tiny
 
+ROOT = Path(__file__).parents[1]
 SHAPE = {
     "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 12, "num_attention_heads": 9,
     "num_key_value_heads": 3, "vocab_size": 16384, "tie_word_embeddings": True,
@@ -165,16 +166,18 @@ def run_theirs(
     return answer
 
 
-def run_ours(config: Path, run: Path, steps: int) -> float:
-    """Seconds per step of a fresh `syne train` of two processes."""
+def run_ours(config: Path, run: Path, steps: int) -> dict[str, Any]:
+    """The same of a fresh `syne train` of two processes of one thread."""
     command = [sys.executable, "-m", "tools", "train", "--config", str(config), "--nproc", "2", f"run.dir={run}"]
     done = subprocess.run(
-        [*command, f"training.stop_after_iterations={steps}"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
+        [*command, f"training.stop_after_iterations={steps}"], cwd=ROOT, capture_output=True, text=True, check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     if done.returncode != 75:
-        raise SystemExit(f"our trainer failed:\n{done.stderr[-3000:]}")
-    return statistics.median(row["step_seconds"] for row in tiny.rows(run, "train")[1:])
+        raise SystemExit(f"syne train: exit {done.returncode}\n{done.stderr[-3000:]}")
+    rows = tiny.rows(run, "train")
+    seconds = [row["step_seconds"] for row in rows[1:]]
+    return {"seconds": statistics.median(seconds) if seconds else 0.0, "losses": [row["lm_loss"] for row in rows]}
 
 
 def main() -> None:
@@ -214,7 +217,7 @@ def main() -> None:
         def ours() -> float:
             nonlocal count
             count += 1
-            return run_ours(config, root / f"run{count}", options.steps)
+            return float(run_ours(config, root / f"run{count}", options.steps)["seconds"])
 
         pairs = interleaved(
             ours,

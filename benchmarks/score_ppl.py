@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.hf_trainer import SHAPE
 from benchmarks.pairs import interleaved, ratio_of
 from data_mixers.manifest import read_manifest
 from megatron_synE.data.batch import MicroBatch, micro_batch
@@ -38,12 +39,6 @@ from tools.data.scores_file import scores_path
 
 FORWARD_TARGET, PADDED_TARGET = 0.9, 3.0
 BATCH = 16
-SHAPE = {
-    "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 12, "num_attention_heads": 9,
-    "num_key_value_heads": 3, "vocab_size": 16384, "tie_word_embeddings": True,
-}  # fmt: skip
-
-
 _now: Callable[[], float] = time.perf_counter
 
 

@@ -20,8 +20,6 @@ import importlib.util
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.hf_trainer import GLOBAL_BATCH, MICRO_BATCH, run_theirs
+from benchmarks.hf_trainer import GLOBAL_BATCH, MICRO_BATCH, run_ours, run_theirs
 from benchmarks.pairs import ratio_of, rounds
 from data_mixers.manifest import read_manifest
 from data_mixers.schedule import Schedule
@@ -42,7 +40,6 @@ from megatron_synE.runtime.cpu_features import cpu_has_bf16
 from megatron_synE.runtime.launch import launch
 from tests import tiny
 
-ROOT = Path(__file__).parents[1]
 TARGETS = {"transformers": 1.3, "megatron-core": 1.0, "deepspeed": 1.3}
 """Ours; the first is the project's goal on a CPU."""
 Answer = Mapping[str, Any]
@@ -141,20 +138,6 @@ def _write_samples(root: Path, run: Path, number: int) -> Path:
     path = root / "samples.npy"
     np.save(path, np.stack([dataset[index % len(dataset)].tokens for index in range(number)]))
     return path
-
-
-def run_ours(config: Path, run: Path, steps: int) -> Answer:
-    """A fresh `syne train` of two processes."""
-    command = [sys.executable, "-m", "tools", "train", "--config", str(config), "--nproc", "2", f"run.dir={run}"]
-    done = subprocess.run(
-        [*command, f"training.stop_after_iterations={steps}"], cwd=ROOT, capture_output=True, text=True, check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    if done.returncode != 75:
-        raise SystemExit(f"syne train: exit {done.returncode}\n{done.stderr[-3000:]}")
-    rows = tiny.rows(run, "train")
-    seconds = [row["step_seconds"] for row in rows[1:]]
-    return {"seconds": statistics.median(seconds) if seconds else 0.0, "losses": [row["lm_loss"] for row in rows]}
 
 
 def run_bare_megatron(hf: Path, samples: Path, steps: int, precision: str) -> Answer:

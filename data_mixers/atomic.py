@@ -20,14 +20,10 @@ def write_atomic(target: Path, content: bytes) -> None:
     """Replace `target` by a file with this content; a crash leaves the old one or the new one."""
     temporary = temporary_path(target)
     try:
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(target)
+        temporary.write_bytes(content)
+        publish(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
-    sync(target.parent)
 
 
 def sync(path: Path) -> None:

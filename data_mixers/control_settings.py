@@ -53,7 +53,9 @@ class ControllerSettings:
 
     def __post_init__(self) -> None:
         if self.name not in get_args(ControllerName):
-            raise ConfigError(f"controller.name={self.name!r} is unknown; use one of {', '.join(_names())}")
+            raise ConfigError(
+                f"controller.name={self.name!r} is unknown; use one of {', '.join(get_args(ControllerName))}"
+            )
         if self.normaliser not in get_args(Normaliser):
             raise ConfigError(
                 f"controller.normaliser={self.normaliser!r} is unknown; use one of {', '.join(get_args(Normaliser))}"
@@ -123,10 +125,6 @@ class ControllerSettings:
                     f"controller.{name}={getattr(self, name)!r} is a guard, and syne_paper is the published rule "
                     f"without guards; leave controller.{name} out, or use controller.name=syne"
                 )
-
-
-def _names() -> tuple[str, ...]:
-    return get_args(ControllerName)
 
 
 def _is_number(value: object) -> bool:

@@ -36,9 +36,7 @@ def bucket_shares(curriculum: Curriculum, num_buckets: int, begin: Fraction, end
     """
     if curriculum.pacing == "random":
         return [Fraction(1, num_buckets)] * num_buckets
-    easy = num_buckets
-    if curriculum.pacing == "warmup_then_random":
-        easy = min(max(round(curriculum.warmup_share * num_buckets), 1), num_buckets)
+    easy = _num_in_turn(curriculum, num_buckets)
     read = []
     for bucket in range(num_buckets):
         if bucket < easy:
@@ -56,11 +54,16 @@ def steps(curriculum: Curriculum, num_buckets: int) -> list[Fraction]:
     """Ends of the stretches of a stage inside which the shares do not change; the last is 1."""
     if curriculum.pacing == "random":
         return [Fraction(1)]
-    if curriculum.pacing == "warmup_then_random":
-        easy = min(max(round(curriculum.warmup_share * num_buckets), 1), num_buckets)
-        ends = [Fraction(bucket + 1, num_buckets) for bucket in range(easy)]
-        return ends if easy == num_buckets else [*ends, Fraction(1)]
-    return [Fraction(bucket + 1, num_buckets) for bucket in range(num_buckets)]
+    easy = _num_in_turn(curriculum, num_buckets)
+    ends = [Fraction(bucket + 1, num_buckets) for bucket in range(easy)]
+    return ends if easy == num_buckets else [*ends, Fraction(1)]
+
+
+def _num_in_turn(curriculum: Curriculum, num_buckets: int) -> int:
+    """Buckets that are read one after the other; the rest is read at once."""
+    if curriculum.pacing != "warmup_then_random":
+        return num_buckets
+    return min(max(round(curriculum.warmup_share * num_buckets), 1), num_buckets)
 
 
 def buckets_of(curriculum: Curriculum, entries: Sequence[SourceEntry], *, where: str) -> int:

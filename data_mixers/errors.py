@@ -10,8 +10,6 @@ class UserError(Exception):
 class ConfigError(UserError):
     """Wrong configuration, ratio or schedule. The message names the key and the cure."""
 
-    exit_code = 2
-
 
 class DataError(UserError):
     """A data file that is missing, damaged, or not what its manifest says. The message names the file."""

@@ -86,15 +86,19 @@ class TokenizerIdentity:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DatasetManifest:
-    """One folder of tokenised sources."""
-
+class _ManifestFile:
     schema_version: int
-    folder: Path
-    """Where manifest.json lies; not written into the file, so a folder can be moved."""
     tokenizer: TokenizerIdentity
     dtype: Literal["uint16", "int32"]
     sources: tuple[SourceEntry, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetManifest(_ManifestFile):
+    """One folder of tokenised sources."""
+
+    folder: Path
+    """Where manifest.json lies; not written into the file, so a folder can be moved."""
 
     def shard_prefix(self, shard: ShardEntry) -> Path:
         """The path of a shard's files without their suffix."""
@@ -103,14 +107,6 @@ class DatasetManifest:
     def with_role(self, role: Role) -> tuple[SourceEntry, ...]:
         """The sources of one role, in the order written."""
         return tuple(entry for entry in self.sources if entry.role == role)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _ManifestFile:
-    schema_version: int
-    tokenizer: TokenizerIdentity
-    dtype: Literal["uint16", "int32"]
-    sources: tuple[SourceEntry, ...]
 
 
 def source_name(*, language: str, source: str, topic: str, bucket: str | None = None, suffix: str | None = None) -> str:
@@ -136,13 +132,8 @@ def read_manifest(path: Path, *, check_files: bool = True) -> DatasetManifest:
         raise DataError(f"{path} cannot be read as JSON: {error}; run `syne data preprocess` again") from error
     cure = "preprocess the data again"
     check_version(content, understood=SCHEMA_VERSION, file=path, cure=cure, fault=DataError)
-    file = parse(_ManifestFile, content, where=str(path), fault=DataError)
     manifest = DatasetManifest(
-        schema_version=file.schema_version,
-        folder=path.parent,
-        tokenizer=file.tokenizer,
-        dtype=file.dtype,
-        sources=file.sources,
+        folder=path.parent, **vars(parse(_ManifestFile, content, where=str(path), fault=DataError))
     )
     names = [entry.name for entry in manifest.sources]
     repeated = sorted({name for name in names if names.count(name) > 1})
@@ -156,12 +147,8 @@ def read_manifest(path: Path, *, check_files: bool = True) -> DatasetManifest:
 
 def write_manifest(manifest: DatasetManifest) -> Path:
     """Write manifest.json into its folder, atomically; returns its path."""
-    content = {
-        "schema_version": manifest.schema_version,
-        "tokenizer": asdict(manifest.tokenizer),
-        "dtype": manifest.dtype,
-        "sources": [asdict(entry) for entry in manifest.sources],
-    }
+    content = asdict(manifest)
+    del content["folder"]
     path = manifest.folder / MANIFEST_NAME
     write_atomic(path, (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode())
     return path

@@ -83,14 +83,14 @@ def compose(
     """
     schedule = Schedule(seed=seed, seq_length=seq_length, sources=())
     gone: frozenset[str] = frozenset()
-    stages = _stage_spans(planned)
+    starts: dict[str, int] = {}
     begin = 0
     for phase in planned:
-        end = begin + phase.num_samples
+        first, end = starts.setdefault(phase.stage, begin), begin + phase.num_samples
         decided = {r.start_sample for r in reweights} | {s.start_sample for s in shifts}
         cuts = sorted({begin, end, *(sample for sample in decided if begin < sample < end)})
         for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
-            active = _active(phase, reweights, start, stages)
+            active = _active(phase, reweights, start, first)
             shift = max((s for s in shifts if s.start_sample <= start), key=lambda s: s.start_sample, default=None)
 
             def weights_without(
@@ -103,7 +103,7 @@ def compose(
                 return weights if shift is None else _raised(weights, shift, entries, phase.name)
 
             kind: PhaseKind = "stage"
-            if start > stages[phase.stage][0] and start in decided:  # a step of a curriculum may begin there too
+            if start > first and start in decided:  # a step of a curriculum may begin there too
                 kind = "guard" if shift is not None and shift.start_sample == start else "reweight"
             schedule, gone = _appended(schedule, phase.name, kind, stop - start, weights_without, gone, entries, limits)
         begin = end
@@ -150,21 +150,10 @@ def topic_ratios(
     return {topic: float(weight / total) for topic, weight in topics.items()}
 
 
-def _stage_spans(planned: Sequence[PlannedPhase]) -> dict[str, tuple[int, int]]:
-    spans: dict[str, tuple[int, int]] = {}
-    begin = 0
-    for phase in planned:
-        end = begin + phase.num_samples
-        spans[phase.stage] = (spans.get(phase.stage, (begin, end))[0], end)
-        begin = end
-    return spans
-
-
 def _active(
-    phase: PlannedPhase, reweights: Sequence[Reweight], start: int, stages: Mapping[str, tuple[int, int]]
+    phase: PlannedPhase, reweights: Sequence[Reweight], start: int, first: int
 ) -> dict[str, Mapping[str, float]]:
-    """The last decision of each group that holds at sample `start`."""
-    first = stages[phase.stage][0]
+    """The last decision of each group that holds at sample `start` of a stage that begins at `first`."""
     active: dict[str, Mapping[str, float]] = {}
     for reweight in sorted(reweights, key=lambda r: r.start_sample):
         is_of_earlier_stage = reweight.start_sample < first

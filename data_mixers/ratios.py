@@ -27,44 +27,26 @@ def stage_weights(
     where: key of the stage, for messages, e.g. "data.stages[0]".
     Errors: ConfigError naming the key if shares do not sum to 1, or if a name has no training data.
     """
-    train = [entry for entry in entries if entry.role == "train"]
-    held_out = [entry for entry in entries if entry.role == "validation"]
-    weights = {entry.name: Fraction(0) for entry in train}
+    weights = {entry.name: Fraction(0) for entry in entries if entry.role == "train"}
 
     def split(
-        shares: Mapping[str, float],
-        group: list[SourceEntry],
-        kept: list[SourceEntry],
-        label: Callable[[SourceEntry], str],
-        key: str,
-    ) -> dict[str, tuple[Fraction, list[SourceEntry], list[SourceEntry]]]:
-        exact = _shares(shares, group, kept, label, key)
-        return {
-            name: (share, [e for e in group if label(e) == name], [e for e in kept if label(e) == name])
-            for name, share in exact.items()
-        }
+        shares: Mapping[str, float], group: Sequence[SourceEntry], label: Callable[[SourceEntry], str], key: str
+    ) -> dict[str, tuple[Fraction, list[SourceEntry]]]:
+        exact = _shares(shares, group, label, key)
+        return {name: (share, [e for e in group if label(e) == name]) for name, share in exact.items()}
 
-    by_language = split(languages, train, held_out, lambda entry: entry.language, f"{where}.languages")
+    by_language = split(languages, entries, lambda entry: entry.language, f"{where}.languages")
     _check_parents(sources, by_language, f"{where}.sources")
     _check_parents(topics, by_language, f"{where}.topics")
-    for language, (language_share, in_language, kept_language) in by_language.items():
-        by_source = split(
-            sources.get(language, {}),
-            in_language,
-            kept_language,
-            lambda entry: entry.source,
-            f"{where}.sources.{language}",
-        )
-        _check_parents(topics.get(language, {}), by_source, f"{where}.topics.{language}")
-        for source, (source_share, in_source, kept_source) in by_source.items():
-            by_topic = split(
-                topics.get(language, {}).get(source, {}),
-                in_source,
-                kept_source,
-                lambda entry: entry.topic,
-                f"{where}.topics.{language}.{source}",
-            )
-            for topic_share, in_topic, _ in by_topic.values():
+    for language, (language_share, in_language) in by_language.items():
+        key = f"{where}.sources.{language}"
+        by_source = split(sources.get(language, {}), in_language, lambda entry: entry.source, key)
+        of_language = topics.get(language, {})
+        _check_parents(of_language, by_source, f"{where}.topics.{language}")
+        for source, (source_share, in_source) in by_source.items():
+            key = f"{where}.topics.{language}.{source}"
+            by_topic = split(of_language.get(source, {}), in_source, lambda entry: entry.topic, key)
+            for topic_share, in_topic in by_topic.values():
                 for name, share in _by_tokens(in_topic, lambda entry: entry.name).items():
                     weights[name] = language_share * source_share * topic_share * share
     return weights
@@ -90,38 +72,35 @@ def quantise(weights: Mapping[str, Fraction]) -> dict[str, int]:
 
 
 def _shares(
-    shares: Mapping[str, float],
-    group: list[SourceEntry],
-    held_out: list[SourceEntry],
-    label: Callable[[SourceEntry], str],
-    key: str,
+    shares: Mapping[str, float], group: Sequence[SourceEntry], label: Callable[[SourceEntry], str], key: str
 ) -> dict[str, Fraction]:
     """Exact shares of one level: as written, normalised to 1, or by tokens when none are written."""
     if not shares:
         return _by_tokens(group, label)
-    present = sorted({label(entry) for entry in group if entry.num_tokens > 0})
+    present = sorted(_by_tokens(group, label))
     for name, share in shares.items():
         if not math.isfinite(share) or share < 0:
             raise ConfigError(f"{key}.{name}={share} is not a share: it must lie in [0, 1]")
         if name not in present:
-            reason = "only held-out (validation) data" if any(label(e) == name for e in held_out) else "no data"
+            is_held_out = any(label(e) == name and e.role == "validation" for e in group)
+            reason = "only held-out (validation) data" if is_held_out else "no data"
             raise ConfigError(
                 f"{key}.{name} has {reason} in the manifests; with training data: {', '.join(present) or 'none'}"
             )
     total = sum(shares.values())
     if abs(total - 1.0) > SUM_TOLERANCE:
         raise ConfigError(f"the shares of {key} sum to {total:g}, not 1: {dict(shares)}")
-    exact = {
-        name: Fraction(str(float(share))) for name, share in shares.items()
-    }  # 0.2 is a fifth, not its nearest double
+    # 0.2 is a fifth, not its nearest double
+    exact = {name: Fraction(str(float(share))) for name, share in shares.items()}
     exact_total = sum(exact.values(), Fraction(0))
     return {name: share / exact_total for name, share in exact.items()}
 
 
 def _by_tokens(group: Sequence[SourceEntry], label: Callable[[SourceEntry], str]) -> dict[str, Fraction]:
+    """Shares of the training data, by tokens."""
     tokens: dict[str, int] = {}
     for entry in group:
-        if entry.num_tokens > 0:
+        if entry.role == "train" and entry.num_tokens > 0:
             tokens[label(entry)] = tokens.get(label(entry), 0) + entry.num_tokens
     total = sum(tokens.values())
     return {name: Fraction(count, total) for name, count in tokens.items()}

@@ -6,7 +6,6 @@ schedule ─ phase of i, skips ─ merge (source, its how-many-eth draw) ─ win
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -90,14 +89,17 @@ class Sampler:
         self._starts = [stretch.start for stretch in self._stretches]
 
     def address(self, sample: int) -> SampleAddress:
-        """Errors: ConfigError if the schedule does not reach that sample."""
+        """Where a sample lies. Cost: well below a millisecond; a loop should use `addresses`.
+
+        Errors: ConfigError if the schedule does not reach it.
+        """
         stretch = self._stretches[self._stretch_of(sample)]
         source, count = stretch.merge.draw(sample - stretch.start + stretch.drawn)
         window = self._source(source).address(stretch.cursors[source] + count)
         return SampleAddress(source, window.epoch, window.shard_index, window.token_offset)
 
     def addresses(self, start: int, stop: int) -> SampleAddresses:
-        """The addresses of samples start..stop-1."""
+        """The addresses of samples start..stop-1. Cost: about a second per million."""
         if stop <= start:
             return SampleAddresses(start, *(np.zeros(0, dtype=np.int64) for _ in range(4)))
         first, last = self._stretch_of(start), self._stretch_of(stop - 1)
@@ -164,24 +166,3 @@ def _blends(schedule: Schedule) -> list[tuple[int, int, tuple[int, ...]]]:
 
 def _added(left: tuple[int, ...], right: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(a + b for a, b in zip(left, right, strict=True))
-
-
-@lru_cache(maxsize=4)
-def sampler(schedule: Schedule) -> Sampler:
-    """The prepared form of a schedule, kept for the few that are in use."""
-    return Sampler(schedule)
-
-
-def address(schedule: Schedule, sample: int) -> SampleAddress:
-    """Where sample number `sample` lies. Cost: well below a millisecond; a loop should use `addresses`."""
-    return sampler(schedule).address(sample)
-
-
-def addresses(schedule: Schedule, start: int, stop: int) -> SampleAddresses:
-    """Where samples start..stop-1 lie. Cost: about a second per million."""
-    return sampler(schedule).addresses(start, stop)
-
-
-def epochs_read(schedule: Schedule) -> dict[str, float]:
-    """How often each weighed source is read by the whole schedule, in epochs."""
-    return sampler(schedule).epochs_read()

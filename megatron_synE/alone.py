@@ -7,7 +7,8 @@ import torch
 import torch.distributed as dist
 
 from megatron_synE.build import build_chunks, transformer_config
-from megatron_synE.checkpoint.hf import HfFolder, read_rectangle
+from megatron_synE.checkpoint.hf import read_rectangle
+from megatron_synE.checkpoint.hf_folder import HfFolder
 from megatron_synE.checkpoint.model_space import local_parameters
 from megatron_synE.checkpoint.weights import CheckpointWeights
 from megatron_synE.config.derive import derive

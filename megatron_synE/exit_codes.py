@@ -1,6 +1,6 @@
 """The exit codes of every command; documented in docs/exit_codes.md."""
 
-from data_mixers.errors import ConfigError, DataError, UserError
+from data_mixers.errors import UserError
 
 FINISHED = 0
 USER_ERROR = 2
@@ -11,6 +11,7 @@ HANG = 6
 NO_PROGRESS = 7
 LEASE_LOST = 8
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h
+INTERRUPTED = 130  # what a shell reports for SIGINT
 
 MEANINGS = {
     FINISHED: "finished",
@@ -61,16 +62,3 @@ class OneRankError(UserError):
     def __init__(self, fault: UserError) -> None:
         super().__init__(str(fault))
         self.exit_code = fault.exit_code
-
-
-__all__ = [
-    "CheckpointError",
-    "ConfigError",
-    "DataError",
-    "DivergedError",
-    "HangError",
-    "LeaseLostError",
-    "NoProgressError",
-    "OneRankError",
-    "UserError",
-]

@@ -1,17 +1,14 @@
-"""What a run reports: metrics.jsonl is the truth; TensorBoard and W&B are copies; the console line is Megatron's."""
+"""What a run reports: metrics.jsonl is the truth; TensorBoard and W&B are copies."""
 
 import json
-import logging
 import uuid
 from pathlib import Path
 from typing import Any, TextIO
 
-from data_mixers.errors import ConfigError
+from data_mixers.errors import ConfigError, UserError
 from megatron_synE.config.schema import LoggingSection
-from megatron_synE.exit_codes import OneRankError, UserError
+from megatron_synE.exit_codes import OneRankError
 from megatron_synE.runtime.lease import Lease, write_text
-
-logger = logging.getLogger(__name__)
 
 
 def truncate_after(metrics: Path, iteration: int, lease: Lease) -> None:
@@ -139,29 +136,3 @@ class Metrics:
             self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish()
-
-
-def console_line(
-    *,
-    iteration: int,
-    train_iters: int,
-    consumed_samples: int,
-    step_seconds: float,
-    tflops_per_device: float,
-    mfu: float | None,
-    tokens_per_second: float,
-    learning_rate: float,
-    global_batch_size: int,
-    lm_loss: float,
-    grad_norm: float,
-) -> str:
-    """Megatron-LM's training line, with the same separators and names, so that existing parsers go on working."""
-    utilisation = "" if mfu is None else f" MFU: {100 * mfu:.1f}% |"
-    return (
-        f" iteration {iteration:8d}/{train_iters:8d} | consumed samples: {consumed_samples:12d} |"
-        f" elapsed time per iteration (ms): {step_seconds * 1000:.1f} |"
-        f" throughput per GPU (TFLOP/s/GPU): {tflops_per_device:.2f} |{utilisation}"
-        f" tokens per second: {tokens_per_second:.1f} |"
-        f" learning rate: {learning_rate:.6E} | global batch size: {global_batch_size:5d} |"
-        f" lm loss: {lm_loss:.6E} | grad norm: {grad_norm:.3f} |"
-    )

@@ -117,8 +117,7 @@ class Mixture:
     def ratios_next(self, group: str, *, consumed_samples: int) -> dict[str, float]:
         """The shares of a group's topics that the next decision will replace; empty if nothing is left or read."""
         start = consumed_samples + LEAD_ITERATIONS * self.samples_per_iteration
-        weights = next((dict(phase.weights) for phase in self.schedule.phases if phase.end_sample > start), {})
-        return topic_ratios(weights, group, self.entries)
+        return topic_ratios(self._weights_at(start), group, self.entries)
 
     def answer(
         self,
@@ -151,17 +150,13 @@ class Mixture:
             return GuardAnswer(observation=seen, decision=decision, shift=None)
         shift = GuardShift(start_sample=start, language=self.guard_settings.language, rise=decision.state.rise)
         try:
-            self._check_limits(replace(self, shifts=(*self.shifts, shift)).schedule)
+            if beyond := self._beyond(replace(self, shifts=(*self.shifts, shift)).schedule):
+                raise ConfigError(f"{beyond[0]} would be read more often than data.max_epochs or exhaustion allow")
         except ConfigError as error:  # the language has been read as often as it may: training goes on as it is
             kept = replace(decision, state=replace(decision.state, rise=before))
             kept = replace(kept, notes=(*kept.notes, f"guard: the share cannot be moved: {error}"))
             return GuardAnswer(observation=seen, decision=kept, shift=None)
         return GuardAnswer(observation=seen, decision=decision, shift=shift)
-
-    def _check_limits(self, changed: Schedule) -> None:
-        """Errors: ConfigError if `changed` reads a source more often than it may be, and than it is read now."""
-        if beyond := self._beyond(changed):
-            raise ConfigError(f"{beyond[0]} would be read more often than data.max_epochs or exhaustion allow")
 
     def _beyond(self, changed: Schedule) -> list[str]:
         """Sources that `changed` reads more often than they may be, and than they are read now."""
@@ -174,9 +169,11 @@ class Mixture:
 
     def _can_shift(self, start: int) -> bool:
         """Whether at sample `start` the guarded language is read, beside others."""
-        weights = next((dict(phase.weights) for phase in self.schedule.phases if phase.end_sample > start), {})
-        languages = {self.entries[name].language for name in weights}
+        languages = {self.entries[name].language for name in self._weights_at(start)}
         return self.guard_settings.language in languages and len(languages) > 1
+
+    def _weights_at(self, sample: int) -> dict[str, int]:
+        return next((dict(phase.weights) for phase in self.schedule.phases if phase.end_sample > sample), {})
 
     def _trades_at(self, sample: int) -> bool:
         """Whether the stage of a sample is one in which the controller decides."""

@@ -20,12 +20,20 @@ def build_reference(architecture: LlamaArchitecture, weights: Path, *, seq_lengt
 
 
 @torch.no_grad()
-def logits(model: LlamaModel, tokens: torch.Tensor, bounds: Sequence[int] | None = None) -> torch.Tensor:
+def logits(
+    model: LlamaModel,
+    tokens: torch.Tensor,
+    bounds: Sequence[int] | None = None,
+    *,
+    positions: torch.Tensor | None = None,
+) -> torch.Tensor:
     """tokens [s] int64 -> [s, vocab_size] fp32.
 
-    bounds: borders of documents in the row (0 first, s last); None: one document.
+    bounds: borders of documents in the row (0 first, s last); None: one document. positions [s]: None: consecutive.
     """
     borders = tuple(bounds) if bounds is not None else (0, len(tokens))
     row = packed_row(borders, max_segments=len(borders), device=tokens.device)
+    if positions is not None:
+        row.positions = positions
     out = model(tokens.unsqueeze(0), None, None, packed_seq_params=row)  # [1, s, v]
     return model.gather_logits(out).squeeze(0).float()

@@ -14,7 +14,7 @@ from megatron_synE.attempts import Attempts
 from megatron_synE.config.derive import RunPlan
 from megatron_synE.config.schema import RunConfig
 from megatron_synE.events import Events
-from megatron_synE.metrics import Metrics, console_line, last_row
+from megatron_synE.metrics import Metrics, last_row
 from megatron_synE.model.flops import peak_tflops, training_flops_per_token
 from megatron_synE.optim.lr_schedule import LrSchedule
 from megatron_synE.progress import Progress
@@ -105,20 +105,18 @@ class StepLog:
             productive_seconds=self._productive_seconds,
             goodput=self._goodput(),
         )
-        line = console_line(
-            iteration=iteration,
-            train_iters=self.plan.train_iters,
-            consumed_samples=progress.consumed_samples,
-            step_seconds=seconds,
-            tflops_per_device=tflops,
-            mfu=mfu,
-            tokens_per_second=tokens_per_second,
-            learning_rate=learning_rate,
-            global_batch_size=self.config.training.global_batch_size,
-            lm_loss=result.lm_loss,
-            grad_norm=result.grad_norm,
+        utilisation = "" if mfu is None else f" MFU: {100 * mfu:.1f}% |"
+        # Megatron-LM's line, with the same separators and names, so that existing parsers go on working.
+        logger.info(
+            "%s",
+            f" iteration {iteration:8d}/{self.plan.train_iters:8d} |"
+            f" consumed samples: {progress.consumed_samples:12d} |"
+            f" elapsed time per iteration (ms): {seconds * 1000:.1f} |"
+            f" throughput per GPU (TFLOP/s/GPU): {tflops:.2f} |{utilisation}"
+            f" tokens per second: {tokens_per_second:.1f} | learning rate: {learning_rate:.6E} |"
+            f" global batch size: {self.config.training.global_batch_size:5d} |"
+            f" lm loss: {result.lm_loss:.6E} | grad norm: {result.grad_norm:.3f} |",
         )
-        logger.info("%s", line)
 
     def anomaly(self, anomaly: Anomaly, *, iteration: int, action: str) -> None:
         """A bad step, before anything is done about it. Rank 0 tells."""

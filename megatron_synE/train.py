@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-INTERRUPTED = 130  # what a shell reports for SIGINT
-
 
 def main(config_path: Path, overrides: Sequence[str] = (), nproc: int | None = None) -> int:
     """Train as the file says. Returns an exit code; UserError is for the caller to show without a traceback.
@@ -162,19 +160,16 @@ def _as_one_rank(config_path: Path, overrides: Sequence[str]) -> int:
     try:
         return main(config_path, overrides)
     except KeyboardInterrupt:
-        return INTERRUPTED
-    except UserError as error:
-        if _is_lost_peer(error):  # in a save, whose faults are otherwise the checkpoint's
+        return exit_codes.INTERRUPTED
+    except Exception as error:  # noqa: BLE001  # this rank must die at once
+        if _is_lost_peer(error):  # also in a save, whose faults are otherwise the checkpoint's
             sys.stderr.write(f"[rank {rank}] another rank has gone; its own message says why\n")
             return 1
-        # Every rank finds, or has heard of, the same fault: one saying it is enough, unless only this one knows.
-        if rank == "0" or isinstance(error, OneRankError):
-            sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    except Exception as error:  # noqa: BLE001  # a fault of ours: shown whole, and this rank must die at once
-        if _is_lost_peer(error):
-            sys.stderr.write(f"[rank {rank}] another rank has gone; its own message says why\n")
-            return 1
+        if isinstance(error, UserError):
+            # Every rank finds, or has heard of, the same fault: one saying it is enough, unless only this one knows.
+            if rank == "0" or isinstance(error, OneRankError):
+                sys.stderr.write(f"error: {error}\n")
+            return error.exit_code
         sys.stderr.write(f"[rank {rank}]\n{traceback.format_exc()}")
         return exit_codes.HANG if _TIMED_OUT in str(error) else 1
 

@@ -108,11 +108,7 @@ def manifest(
                 writer.add_document(document)
         written = writer.written
         assert written is not None
-        shard = ShardEntry(
-            prefix=prefix, num_documents=written.num_documents, num_tokens=written.num_tokens,
-            text_bytes=3 * written.num_tokens, bin_size_bytes=written.bin_size_bytes,
-            idx_size_bytes=written.idx_size_bytes, bin_sha256=written.bin_sha256, idx_sha256=written.idx_sha256,
-        )  # fmt: skip
+        shard = ShardEntry(prefix=prefix, text_bytes=3 * written.num_tokens, **vars(written))
         entries.append(
             SourceEntry(
                 name=name, language=language, source=source, topic=topic, bucket=None, role=role, shards=(shard,)

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from data_mixers.errors import DataError, UserError
+from megatron_synE.exit_codes import INTERRUPTED
 from tools.cli_options import Config, Overrides, example, log_to_stderr
 from tools.data.commands import data_app
 from tools.evaluation.commands import eval_app
@@ -18,7 +19,6 @@ from tools.slurm.commands import slurm_app
 from tools.surrogate.commands import surrogate_app
 from tools.synthesis.commands import synth_app
 
-INTERRUPTED = 130  # what a shell reports for SIGINT
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PATH_IS_REFUSED = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,

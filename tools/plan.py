@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from data_mixers.sampling import epochs_read
+from data_mixers.sampling import Sampler
 from megatron_synE.config.derive import Device, RunPlan
 from megatron_synE.config.examine import Examination, examine
 from megatron_synE.config.fault import require
@@ -53,7 +53,7 @@ def _as_text(loaded: LoadedConfig, examination: Examination) -> str:
     if examination.plan is not None:
         blocks.append(("derived", _readable(examination.plan)))
     if examination.schedule is not None:
-        epochs = {name: round(value, 4) for name, value in epochs_read(examination.schedule).items()}
+        epochs = {name: round(value, 4) for name, value in Sampler(examination.schedule).epochs_read().items()}
         blocks.append(("how often each source is read, in epochs", dump_yaml(epochs)))
     return "\n".join(f"# --- {title}\n{text}" for title, text in blocks)
 
@@ -71,7 +71,7 @@ def _as_json(loaded: LoadedConfig, examination: Examination) -> str:
         "user": loaded.user,
         "resolved": resolved_tree(loaded.resolved),
         "derived": None if examination.plan is None else derived_tree(examination.plan),
-        "epochs": None if examination.schedule is None else epochs_read(examination.schedule),
+        "epochs": None if examination.schedule is None else Sampler(examination.schedule).epochs_read(),
         "faults": [dataclasses.asdict(fault) for fault in examination.faults],
     }
     return json.dumps(report, indent=1, ensure_ascii=False) + "\n"

@@ -96,15 +96,15 @@ def _smoothed(values: list[float], *, span: int) -> list[float]:
 
 
 def _draw_validation(axis: "Axes", validation: list[Row]) -> None:
-    """Bits per byte where the rows tell the bytes, so that languages share one scale; the legend gives both ends."""
+    """Bits per byte, so that languages share one scale; the legend gives both ends."""
     axis.set_title("Held-out text")
     axis.set_ylabel("bits per byte")
     by_set: dict[str, list[Row]] = defaultdict(list)
     for row in validation:
-        by_set[str(row.get("set", "?"))].append({**row, "bits": _bits_per_byte(row)})
+        by_set[str(row.get("set", "?"))].append(row)
     num_of_language: dict[str, int] = defaultdict(int)
     for name in sorted(by_set, key=_by_language):
-        tokens, bits = _series(by_set[name], "bits")
+        tokens, bits = _series(by_set[name], "bits_per_byte")
         if not tokens:
             continue
         language = name.split("/")[0]
@@ -115,14 +115,6 @@ def _draw_validation(axis: "Axes", validation: list[Row]) -> None:
         axis.plot(tokens, bits, color=colour, linestyle=style, marker="o", markersize=3.5, linewidth=1.4, label=label)
     if num_of_language:
         axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, handlelength=3)
-
-
-def _bits_per_byte(row: Row) -> float | None:
-    if _has(row, "bits_per_byte"):
-        return float(row["bits_per_byte"])
-    if all(_has(row, key) for key in ("nll", "tokens", "text_bytes")) and row["text_bytes"]:
-        return float(row["nll"] * row["tokens"] / math.log(2) / row["text_bytes"])
-    return None
 
 
 def _draw_learning_rate(axis: "Axes", train: list[Row]) -> None:
@@ -143,19 +135,14 @@ def _draw_learning_rate(axis: "Axes", train: list[Row]) -> None:
 
 
 def _draw_mixture(axis: "Axes", train: list[Row]) -> None:
-    """Cumulative tokens (or, where only those are told, samples) by source, stacked, one hue a language."""
+    """Cumulative samples by source, stacked, one hue a language."""
     axis.set_title("Mixture: read so far, by source")
-    key = next((key for key in ("tokens_by_source", "samples_by_source") if any(key in row for row in train)), None)
-    if key is None:
-        return
-    axis.set_ylabel(key.split("_")[0])
+    axis.set_ylabel("samples")
+    key = "samples_by_source"
     rows = [row for row in train if isinstance(row.get(key), dict) and _has(row, "consumed_tokens")]
     sources = sorted({source for row in rows for source in row[key]}, key=_by_language)
     amounts = [[row[key].get(source, 0) for row in rows] for source in sources]
-    totals = [sum(row[key].values()) for row in rows]
-    if totals and any(later < earlier for earlier, later in zip(totals, totals[1:], strict=False)):
-        amounts = [_running_sum(series) for series in amounts]  # the rows tell each interval, not the sum so far
-    if not rows or not sources:
+    if not sources:
         return
     total = max(sum(series[-1] for series in amounts), 1)
     labels = [f"{source}  {series[-1] / total:.1%}" for source, series in zip(sources, amounts, strict=True)]
@@ -166,14 +153,6 @@ def _draw_mixture(axis: "Axes", train: list[Row]) -> None:
     axis.legend(handles[::-1], names[::-1], loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
 
 
-def _running_sum(values: list[float]) -> list[float]:
-    total, sums = 0.0, []
-    for value in values:
-        total += value
-        sums.append(total)
-    return sums
-
-
 def _shades(sources: list[str]) -> list[tuple[float, float, float]]:
     """One hue a language, lighter from source to source."""
     from matplotlib.colors import to_rgb
@@ -181,10 +160,10 @@ def _shades(sources: list[str]) -> list[tuple[float, float, float]]:
     shades = []
     for source in sources:
         same = [other for other in sources if other.split("/")[0] == source.split("/")[0]]
-        towards_white = 0.65 * same.index(source) / max(len(same), 1)
+        white = 0.65 * same.index(source) / len(same)
         red, green, blue = to_rgb(LANGUAGE_COLOURS.get(source.split("/")[0], OTHER_COLOUR))
-        shades.append(tuple(part + (1 - part) * towards_white for part in (red, green, blue)))
-    return [(red, green, blue) for red, green, blue in shades]
+        shades.append((red + (1 - red) * white, green + (1 - green) * white, blue + (1 - blue) * white))
+    return shades
 
 
 def _by_language(name: str) -> tuple[int, str]:

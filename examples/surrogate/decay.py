@@ -11,8 +11,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from data_mixers.errors import UserError
-from examples.quickstart.steps import syne
+from examples.quickstart.steps import exit_code_of, syne
 from examples.surrogate.__main__ import OUT, SMALL
 from examples.surrogate.prepare import prepare
 from tools.surrogate.noise import compare
@@ -24,14 +23,10 @@ AVERAGES = (2, 3, 5)
 ITERATION = 1_024  # tokens
 
 
-def main() -> int:
-    """Returns an exit code."""
-    try:
-        prepare(OUT)
-        losses = [one_seed(seed, OUT / "decay" / f"seed{seed}") for seed in SEEDS]
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+def run() -> None:
+    """All seeds; a table on stdout and below runs/surrogate."""
+    prepare(OUT)
+    losses = [one_seed(seed, OUT / "decay" / f"seed{seed}") for seed in SEEDS]
     lines = ["| weights | loss | less the stable run's end |", "|---|---:|---:|"]
     for name in losses[0]:
         found = compare([row[name] - row["stable"] for row in losses], level=0.95, comparisons=len(losses[0]) - 1)
@@ -39,7 +34,6 @@ def main() -> int:
         lines.append(f"| {name} | {statistics.fmean(row[name] for row in losses):.4f} | {difference} |")
     (OUT / "decay" / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
-    return 0
 
 
 def one_seed(seed: int, out: Path) -> dict[str, float]:
@@ -73,4 +67,4 @@ def loss_of(run: Path, *, first: bool = False) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code_of(run))

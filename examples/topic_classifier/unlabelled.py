@@ -7,12 +7,12 @@ import csv
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from data_mixers.atomic import write_atomic
 from examples.quickstart.sources import general_glosses, medical_glosses
-from examples.topic_classifier.english import Labelled
+from examples.topic_classifier.english import Read
 from tools.data.benchmark_items import Benchmark, Item
 from tools.data.contamination import NgramIndex
 
@@ -69,10 +69,7 @@ MORE = {"en": (passages, nouns), "zh": (characters, sayings)}
 
 
 def write_unlabelled(
-    assets: Path,
-    folder: Path,
-    training: Iterable[tuple[str, str, Callable[[Path], Iterator[Labelled]]]],
-    test: Iterable[str],
+    assets: Path, folder: Path, training: Iterable[tuple[str, str, Read]], test: Iterable[str]
 ) -> list[Path]:
     """unlabelled_en.jsonl and unlabelled_zh.jsonl. training: (language, name, read) of each source.
 

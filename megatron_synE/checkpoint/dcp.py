@@ -97,12 +97,10 @@ def save_chunks(path: Path, chunks: Sequence[Chunk], *, group: dist.ProcessGroup
     return writer.sha256
 
 
-def load_chunks(
-    path: Path, chunks: Sequence[Chunk], *, group: dist.ProcessGroup | None = None, no_dist: bool = False
-) -> None:
+def load_chunks(path: Path, chunks: Sequence[Chunk]) -> None:
     """Fill the tensors of `chunks` in place, from whatever rectangles the checkpoint was written in.
 
-    Collective: every rank of `group` unless no_dist; only to agree that all succeeded, each reads for itself.
+    Collective: every rank, if there is more than this process; only to agree that all succeeded, each reads for itself.
     Errors: CheckpointError naming the folder and tensor for what is missing, misshapen or damaged, on every rank.
     Cost: reads the rows that are asked for and no others.
     """
@@ -117,7 +115,7 @@ def load_chunks(
             reader.read_into(chunk.tensor().detach(), chunk.key, chunk.offsets)
     except CheckpointError as error:
         fault = str(error)
-    for message in [fault] if no_dist or not dist.is_initialized() else _gathered(fault, group):
+    for message in _gathered(fault) if dist.is_initialized() else [fault]:
         if message is not None:
             raise CheckpointError(message)
 
@@ -218,7 +216,7 @@ def _deduplicated(all_plans: list[SavePlan]) -> list[SavePlan]:
     return [SavePlan(items_of_rank) for items_of_rank in kept]
 
 
-def _gathered(fault: str | None, group: dist.ProcessGroup | None) -> list[str | None]:
-    faults: list[str | None] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(faults, fault, group=group)
+def _gathered(fault: str | None) -> list[str | None]:
+    faults: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(faults, fault)
     return faults

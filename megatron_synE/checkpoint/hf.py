@@ -9,8 +9,6 @@ from megatron_synE.checkpoint.hf_mapping import blocks, global_shape
 from megatron_synE.exit_codes import CheckpointError
 from megatron_synE.model.llama import LlamaArchitecture
 
-__all__ = ["HfFolder", "check_finite", "read_rectangle"]
-
 _FINITE_PIECE = 1 << 20
 """Elements checked at a time: the piece stays in cache."""
 

@@ -33,6 +33,18 @@ SHARD_BYTES = 5_000_000_000
 """transformers' own default for the largest file."""
 
 
+class Counter:
+    """Says how many of `total` bytes are done."""
+
+    def __init__(self, progress: Progress | None, *, total: int) -> None:
+        self.total, self._done, self._progress = total, 0, progress
+
+    def add(self, tensor: torch.Tensor) -> None:
+        self._done += tensor.numel() * tensor.element_size()
+        if self._progress is not None:
+            self._progress(self._done, self.total)
+
+
 def write_hf_folder(
     checkpoint: Path,
     out: Path,
@@ -55,19 +67,13 @@ def write_hf_folder(
     weights = CheckpointWeights(folder, architecture)
     _check_replaceable(out)
     temporary = out.parent / f".tmp-{out.name}-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
+    with layout.temporary_folder(temporary, out):
         size_bytes = _write_weights(temporary, weights, DTYPE_OF_CHOICE[dtype], max_shard_size_bytes, progress)
         _write_side_files(temporary, folder, config, _stored_dtype(weights, DTYPE_OF_CHOICE[dtype]), name or out.name)
         if verify:
             verify_folder(temporary, folder, hf_config=config)
         layout.sync_tree(temporary)
         _replace(temporary, out)
-    except OSError as error:
-        raise CheckpointError(f"{out}: cannot be written ({error.strerror})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return size_bytes
 
 
@@ -85,7 +91,7 @@ def _write_weights(
         tensors[name] = (dtype or weights.dtype(key), shape)
     shards = _shards({n: math.prod(shape) * d.itemsize for n, (d, shape) in tensors.items()}, max_shard_size_bytes)
     total = sum(math.prod(shape) * d.itemsize for d, shape in tensors.values())
-    done = 0
+    counter = Counter(progress, total=total)
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
         file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
@@ -94,9 +100,7 @@ def _write_weights(
             for name in names:
                 for rows in _rows(weights, name, tensors[name][0]):
                     writer.append(rows)
-                    done += rows.numel() * rows.element_size()
-                    if progress is not None:
-                        progress(done, total)
+                    counter.add(rows)
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         layout.write_json(folder / "model.safetensors.index.json", index)

@@ -6,8 +6,9 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -170,15 +171,7 @@ def check_complete(folder: Path, *, verify_hashes: bool) -> None:
 
 def complete_checkpoints(checkpoints_dir: Path) -> list[Path]:
     """The complete iter_* folders by ascending iteration (sizes checked); logs a warning for each it passes over."""
-    found = []
-    for folder in iteration_folders(checkpoints_dir):
-        try:
-            check_complete(folder, verify_hashes=False)
-        except CheckpointError as error:
-            logger.warning("passing over %s: %s", folder.name, error)
-        else:
-            found.append(folder)
-    return found
+    return [folder for folder in iteration_folders(checkpoints_dir) if _is_complete(folder, verify_hashes=False)]
 
 
 def newest_complete(checkpoints_dir: Path, *, verify_hashes: bool = False, at_most: int | None = None) -> Path | None:
@@ -190,10 +183,7 @@ def newest_complete(checkpoints_dir: Path, *, verify_hashes: bool = False, at_mo
     for folder in reversed(iteration_folders(checkpoints_dir)):
         if at_most is not None and iteration_of(folder) > at_most:
             continue
-        try:
-            check_complete(folder, verify_hashes=verify_hashes)
-        except CheckpointError as error:
-            logger.warning("passing over %s: %s", folder.name, error)
+        if not _is_complete(folder, verify_hashes=verify_hashes):
             continue
         tracked = _tracked_iteration(checkpoints_dir)
         if tracked is not None and tracked != iteration_of(folder):
@@ -218,6 +208,22 @@ def resolve_checkpoint(path: Path, *, verify_hashes: bool = True) -> Path:
         if newest is not None:
             return newest
     raise CheckpointError(f"{path}: holds no complete checkpoint (no iter_* folder with a whole {MANIFEST})")
+
+
+@contextmanager
+def temporary_folder(temporary: Path, final: Path) -> Iterator[None]:
+    """An empty folder to write `final` in; what was not published of it is gone at the end.
+
+    Errors: CheckpointError naming `final` for an OSError inside.
+    """
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{final}: cannot be written ({error.strerror})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def publish(temporary: Path, final: Path, *, lease: Lease | None = None) -> None:
@@ -308,6 +314,15 @@ def sha256_of(file: Path) -> str:
 def write_json(file: Path, value: Mapping[str, Any]) -> None:
     """Write readable JSON, atomically."""
     write_atomic(file, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def _is_complete(folder: Path, *, verify_hashes: bool) -> bool:
+    try:
+        check_complete(folder, verify_hashes=verify_hashes)
+    except CheckpointError as error:
+        logger.warning("passing over %s: %s", folder.name, error)
+        return False
+    return True
 
 
 def _files_below(folder: Path) -> list[tuple[str, Path]]:

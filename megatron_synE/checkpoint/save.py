@@ -13,9 +13,10 @@ from typing import Any
 
 import torch.distributed as dist
 
+from data_mixers.errors import UserError
 from megatron_synE.checkpoint import layout
 from megatron_synE.checkpoint.dcp import Chunk, save_chunks
-from megatron_synE.exit_codes import CheckpointError, LeaseLostError, UserError
+from megatron_synE.exit_codes import CheckpointError, LeaseLostError
 from megatron_synE.runtime.lease import Lease
 
 logger = logging.getLogger(__name__)
@@ -146,13 +147,10 @@ class Saver:
         temporary = self._checkpoints / opened[0]
         _raise(opened[1], final)
         hashes: dict[str, str] = {}
-
-        def write_chunks() -> None:
-            hashes.update(save_chunks(temporary, chunks, group=self._group))
-
+        fault = self._fault_of(lambda: hashes.update(save_chunks(temporary, chunks, group=self._group)))
         # The other ranks must hear of any fault before anything is published.
         reports: list[tuple[UserError | None, dict[str, str]]] = [(None, {})] * dist.get_world_size(self._group)
-        dist.all_gather_object(reports, (self._fault_of(write_chunks), hashes), group=self._group)
+        dist.all_gather_object(reports, (fault, hashes), group=self._group)
         outcome = [next((fault for fault, _ in reports if fault is not None), None)]
         if is_writer and outcome[0] is None:
             known = {name: digest for _, part in reports for name, digest in part.items()}

@@ -1,6 +1,6 @@
 """Values that follow from the configuration, the architecture and the world size; frozen, and never written back."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -226,13 +226,7 @@ def controller_settings(section: MixtureSection) -> ControllerSettings:
 
 def guard_settings(section: GuardSection) -> GuardSettings:
     """Errors: ConfigError naming the key of mixture.guard."""
-    return GuardSettings(
-        language=section.language,
-        action=section.action,
-        step=section.step,
-        max_rise=section.max_rise,
-        noise_level=section.noise_level,
-    )
+    return GuardSettings(**{field.name: getattr(section, field.name) for field in fields(GuardSettings)})
 
 
 def _reweight_interval(config: RunConfig, validation_iterations: int | None) -> int | None:

@@ -11,7 +11,7 @@ from data_mixers.exhaustion import window_limits
 from data_mixers.manifest import DatasetManifest, SourceEntry
 from data_mixers.mixture import PlannedPhase, compose
 from data_mixers.ratios import stage_weights
-from data_mixers.sampling import epochs_read
+from data_mixers.sampling import Sampler
 from data_mixers.schedule import Schedule
 from megatron_synE.config.schema import StageSection
 
@@ -129,7 +129,7 @@ def all_entries(manifests: Sequence[DatasetManifest]) -> dict[str, SourceEntry]:
 
 def check_epochs(schedule: Schedule, *, limit: float, key: str, cure: str) -> None:
     """Errors: ConfigError naming every source that the whole schedule reads more than `limit` times, and `key`."""
-    beyond = {name: epochs for name, epochs in epochs_read(schedule).items() if epochs > limit}
+    beyond = {name: epochs for name, epochs in Sampler(schedule).epochs_read().items() if epochs > limit}
     if beyond:
         listed = ", ".join(f"{name} {epochs:.2f}" for name, epochs in sorted(beyond.items(), key=lambda item: -item[1]))
         raise ConfigError(

@@ -88,7 +88,7 @@ def choose(path: Path, open_file: Callable[[Path], LoadedEngine]) -> Chosen:
     if is_equal:
         proven = proven_tokenizers.read(record, opened)
         if proven is not None:
-            return Chosen(name="fastokens", engine=proven.engine, encode=proven.encode)
+            return Chosen(name="fastokens", engine=proven[0], encode=proven[1])
     engine = opened()
     reference = Chosen(name="reference", engine=engine, encode=engine.reference)
     if engine.fast_json is None:

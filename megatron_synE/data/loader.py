@@ -1,7 +1,7 @@
 """Micro-batches of samples in schedule order, read ahead by worker processes."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from torch.utils.data import DataLoader
 
@@ -33,7 +33,7 @@ def micro_batches_of_samples(
         _WithFaults(dataset),  # type: ignore[arg-type]  # a map-style dataset needs __getitem__ alone
         batch_sampler=indices,
         num_workers=config.data.num_workers,
-        collate_fn=_as_they_are,
+        collate_fn=list,
         worker_init_fn=_leave_the_process_group,
     )
     return _raised(iter(loader))
@@ -63,10 +63,6 @@ def _raised(batches: Iterator[list[Sample | UserError]]) -> Iterator[list[Sample
                 raise OneRankError(item)
             samples.append(item)
         yield samples
-
-
-def _as_they_are(samples: Sequence[Sample | UserError]) -> list[Sample | UserError]:
-    return list(samples)
 
 
 def _leave_the_process_group(_: int) -> None:

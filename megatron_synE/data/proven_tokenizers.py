@@ -11,7 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,16 +26,6 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 2  # raise it when tokenizer_engines makes something else of the same files
 _FACTS = ("control", "vocab_size", "eos_token", "bos_token", "is_byte_level", "eos_id", "digest")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Proven:
-    """A tokenizer on which fastokens is proven equal."""
-
-    engine: LoadedEngine
-    """Reads the tokenizer file only when its reference or its vocabulary is asked for."""
-    encode: Encode
-    """Opens fastokens when it is first called."""
 
 
 def record_path(path: Path, num_check_strings: int) -> Path:
@@ -62,8 +52,12 @@ def is_equal(record: Path) -> bool | None:
     return value if isinstance(value, bool) else None
 
 
-def read(record: Path, open_file: Callable[[], LoadedEngine]) -> Proven | None:
-    """What is kept, without opening the tokenizer file; None if it is damaged."""
+def read(record: Path, open_file: Callable[[], LoadedEngine]) -> tuple[LoadedEngine, Encode] | None:
+    """What is kept of a tokenizer on which fastokens is proven equal; None if it is damaged.
+
+    The engine opens the tokenizer file only when its reference or its vocabulary is asked for, fastokens opens when it
+    is first called.
+    """
     try:
         content = json.loads(record.read_text(encoding="utf-8"))
         facts = {name: content[name] for name in _FACTS}
@@ -81,7 +75,7 @@ def read(record: Path, open_file: Callable[[], LoadedEngine]) -> Proven | None:
     engine = LoadedEngine(
         reference=reference, fast_json=lambda: text, token_bytes=lambda: open_file().token_bytes(), **facts
     )
-    return Proven(engine=engine, encode=lambda texts: fast()(texts))
+    return engine, lambda texts: fast()(texts)
 
 
 def keep(record: Path, engine: LoadedEngine, text: str, *, digest: str) -> None:

@@ -18,8 +18,6 @@ Format = Literal["hybrid", "e4m3"]
 Recipe = Literal["tensorwise", "rowwise"]
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
-MULTIPLE = 16
-"""Of rows and columns that torch._scaled_mm asks for on CUDA."""
 
 
 def quantise(x: torch.Tensor, dtype: torch.dtype, *, dim: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:

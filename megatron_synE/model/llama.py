@@ -1,7 +1,7 @@
 """The Llama architecture as read from an HF config.json: the only model family here. No torch."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -124,16 +124,9 @@ def read_hf_config(path: Path) -> dict[str, Any]:
 
 def hf_config_of(architecture: LlamaArchitecture) -> dict[str, Any]:
     """An HF config for a model that did not come from one (a preset)."""
-    rope: dict[str, Any] = {"rope_theta": architecture.rotary_base, "rope_type": "default"}
-    if architecture.rope_scaling is not None:
-        scaling = architecture.rope_scaling
-        rope |= {"rope_type": scaling.rope_type, "factor": scaling.factor}
-        if scaling.rope_type == "llama3":
-            rope |= {
-                "low_freq_factor": scaling.low_freq_factor,
-                "high_freq_factor": scaling.high_freq_factor,
-                "original_max_position_embeddings": scaling.original_max_position_embeddings,
-            }
+    rope: dict[str, Any] | None = None if architecture.rope_scaling is None else asdict(architecture.rope_scaling)
+    if rope is not None and rope["rope_type"] == "linear":
+        rope = {name: rope[name] for name in ("rope_type", "factor")}
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -148,9 +141,7 @@ def hf_config_of(architecture: LlamaArchitecture) -> dict[str, Any]:
         "max_position_embeddings": architecture.max_position_embeddings,
         "rms_norm_eps": architecture.layernorm_epsilon,
         "rope_theta": architecture.rotary_base,
-        "rope_scaling": None
-        if architecture.rope_scaling is None
-        else {k: v for k, v in rope.items() if k != "rope_theta"},
+        "rope_scaling": rope,
         "tie_word_embeddings": architecture.tied,
         "attention_bias": False,
         "mlp_bias": False,

@@ -5,6 +5,7 @@ makes its mean right. For throughput on one card and for what does not fit other
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
@@ -59,16 +60,7 @@ class Bf16Adam(torch.optim.Optimizer):
                     for tensor in (parameter, parameter.grad.contiguous(), state["exp_avg"], state["exp_avg_sq"])
                 ]
                 for weight, gradient, first, second in zip(*parts, strict=True):
-                    self._update(
-                        weight,
-                        gradient,
-                        first,
-                        second,
-                        lr=group["lr"],
-                        betas=group["betas"],
-                        eps=group["eps"],
-                        decay=decay,
-                    )
+                    self._update(weight, gradient, first, second, group, decay=decay)
 
     def _update(
         self,
@@ -76,13 +68,11 @@ class Bf16Adam(torch.optim.Optimizer):
         gradient: torch.Tensor,
         first: torch.Tensor,
         second: torch.Tensor,
+        group: dict[str, Any],
         *,
-        lr: float,
-        betas: tuple[float, float],
-        eps: float,
         decay: float,
     ) -> None:
-        beta1, beta2 = betas
+        lr, eps, (beta1, beta2) = group["lr"], group["eps"], group["betas"]
         g = gradient.float()
         m = first.float().lerp_(g, 1 - beta1)
         v = second.float().mul_(beta2).addcmul_(g, g, value=1 - beta2)

@@ -4,7 +4,6 @@ TERM, USR1 and USR2 all mean "save and leave". A rank that alone left a collecti
 decision is taken on values reduced over all ranks, on the host, and the reduction overlaps the step.
 """
 
-import logging
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,8 +13,6 @@ import torch
 import torch.distributed as dist
 
 from data_mixers.errors import UserError
-
-logger = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 

@@ -71,11 +71,8 @@ from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add  # noq
 if _hides_wandb:
     del sys.modules["wandb"]
 
-VERSION = _VERSION
-"""megatron-core's version, as installed."""
-
 __all__ = [
-    "MLP", "VERSION", "AttnMaskType", "ColumnParallelLinear", "DistributedDataParallel",
+    "MLP", "AttnMaskType", "ColumnParallelLinear", "DistributedDataParallel",
     "DistributedDataParallelConfig", "Float16Module", "GPTModel", "IdentityOp", "MLPSubmodules", "MegatronModule",
     "ModuleSpec", "OptimizerConfig", "PackedSeqParams", "ProcessGroupCollection", "RowParallelLinear",
     "SelfAttention", "SelfAttentionSubmodules", "TransformerBlockSubmodules", "TransformerConfig",

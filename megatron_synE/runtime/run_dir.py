@@ -38,7 +38,6 @@ class RunDir:
         self.root = root
         self.checkpoints = root / "checkpoints"
         self.metrics = root / "metrics.jsonl"
-        self.tensorboard = root / "tensorboard"
         self.hf = root / "hf"
         self.manifest = root / "manifest.json"
         self.lease: lease.Lease | None = None

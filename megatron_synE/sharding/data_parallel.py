@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -193,17 +194,18 @@ class ShardedDataParallel(MegatronModule):
             for bucket in unit.buckets:
                 for parameter in bucket.params_list:
                     parameter.grad_added_to_main_grad = False  # type: ignore[attr-defined]
-                    parameter.register_post_accumulate_grad_hook(_Arrival(self, unit, bucket))  # type: ignore[no-untyped-call]
+                    hook = partial(self._arrived, unit, bucket)
+                    parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
         by_parameter = {p: unit for unit in self.units for bucket in unit.buckets for p in bucket.params_list}
         for module in _entrances(chunk):
             unit = by_parameter[next(module.parameters())]
-            module.register_forward_pre_hook(_Entrance(self, unit))
+            module.register_forward_pre_hook(partial(self._enter, unit))
             if not unit.is_used_to_the_end:
-                module.register_forward_hook(_Exit(self, unit))
-        chunk.register_forward_hook(_End(self))
+                module.register_forward_hook(partial(self._exit, unit))
+        chunk.register_forward_hook(self._end)
 
     @torch.no_grad()
-    def enter(self, unit: Unit) -> None:
+    def _enter(self, unit: Unit, *_: object) -> None:
         """Before anything reads the unit's weights; the one after it, in the direction of this pass, is sent for."""
         self._make_whole(unit)
         if self._gathers_in_background:
@@ -220,8 +222,27 @@ class ShardedDataParallel(MegatronModule):
         for bucket in unit.buckets:
             bucket.finish_gather()
 
+    def _exit(self, unit: Unit, module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        if self.shards_weights and unit.is_used_backward:
+            self._enter_before_backward(output, unit)
+        if not _is_backward():  # else a layer is recomputed, and its backward pass follows at once
+            for bucket in unit.buckets:
+                bucket.let_go()
+
+    def _end(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        if not torch.is_grad_enabled():
+            self.let_go()
+        elif self.shards_weights and self.units[-1].is_used_to_the_end:
+            self._enter_before_backward(output, self.units[-1])
+
+    def _enter_before_backward(self, output: Any, unit: Unit) -> None:
+        """Have the weights whole before the node that made `output` goes backward."""
+        for tensor in output if isinstance(output, tuple) else (output,):
+            if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
+                tensor.register_hook(partial(self._enter, unit))  # type: ignore[no-untyped-call]
+
     @torch.no_grad()
-    def arrived(self, unit: Unit, bucket: Bucket, parameter: torch.nn.Parameter) -> None:
+    def _arrived(self, unit: Unit, bucket: Bucket, parameter: torch.nn.Parameter) -> None:
         """A gradient is complete for this micro-batch."""
         if bucket.take(parameter):
             self._reduce(bucket)
@@ -238,57 +259,6 @@ class ShardedDataParallel(MegatronModule):
             self._reductions.append(reduction)
             while len(self._reductions) > kept:
                 self._reductions.popleft().finish()
-
-
-@dataclass(frozen=True)
-class _Arrival:
-    owner: ShardedDataParallel
-    unit: Unit
-    bucket: Bucket
-
-    def __call__(self, parameter: torch.nn.Parameter) -> None:
-        self.owner.arrived(self.unit, self.bucket, parameter)
-
-
-@dataclass(frozen=True)
-class _Entrance:
-    owner: ShardedDataParallel
-    unit: Unit
-
-    def __call__(self, module: torch.nn.Module, inputs: Any) -> None:
-        self.owner.enter(self.unit)
-
-
-@dataclass(frozen=True)
-class _Exit:
-    owner: ShardedDataParallel
-    unit: Unit
-
-    def __call__(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
-        if self.owner.shards_weights and self.unit.is_used_backward:
-            _before_backward(output, self.owner, self.unit)
-        if not _is_backward():  # else a layer is recomputed, and its backward pass follows at once
-            for bucket in self.unit.buckets:
-                bucket.let_go()
-
-
-@dataclass(frozen=True)
-class _End:
-    owner: ShardedDataParallel
-
-    def __call__(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
-        last = self.owner.units[-1]
-        if not torch.is_grad_enabled():
-            self.owner.let_go()
-        elif self.owner.shards_weights and last.is_used_to_the_end:
-            _before_backward(output, self.owner, last)
-
-
-def _before_backward(output: Any, owner: ShardedDataParallel, unit: Unit) -> None:
-    """Have the weights whole before the node that made `output` goes backward."""
-    for tensor in output if isinstance(output, tuple) else (output,):
-        if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
-            tensor.register_hook(lambda gradient: owner.enter(unit))  # type: ignore[no-untyped-call]
 
 
 def _is_backward() -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks import gpu_suite, kernels
-from benchmarks._gpu_sections import SECTIONS, Section, Setting
+from benchmarks._gpu_sections import SECTIONS, Setting
 from benchmarks._one_card import planned_bytes
 from megatron_synE.model.presets import ARCHITECTURES
 from megatron_synE.runtime import device as devices
@@ -95,7 +95,7 @@ def test_numerics_find_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
     wrong = choice.Kernels(lambda x, w, eps: 1.02 * plain.rms_norm(x, w, eps), None, plain.rotate, "wrong")
     monkeypatch.setattr("benchmarks._gpu_numerics.choose_kernels", lambda *_, **__: wrong)
-    assert SECTIONS["numerics"].run(TINY)["failed"] == ["rms_norm", "rms_norm, gradient 0", "rms_norm, gradient 1"]
+    assert SECTIONS["numerics"](TINY)["failed"] == ["rms_norm", "rms_norm, gradient 0", "rms_norm, gradient 1"]
 
 
 def test_every_kernel_has_a_figure_beside_the_ceiling() -> None:
@@ -106,4 +106,3 @@ def test_every_kernel_has_a_figure_beside_the_ceiling() -> None:
     assert peers == ["torch SDPA", "SDPA flash"]  # cuDNN does not take a CPU's tensors
     for figure in result["figures"]:
         assert figure["of_ceiling"] == pytest.approx(figure["rate"] / result["ceilings"][figure["unit"]])
-    assert isinstance(SECTIONS["kernels"], Section)

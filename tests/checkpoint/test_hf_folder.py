@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from data_mixers.errors import ConfigError
 from megatron_synE.checkpoint.hf_folder import HfFolder
-from megatron_synE.exit_codes import CheckpointError, ConfigError
+from megatron_synE.exit_codes import CheckpointError
 
 FILE = "model.safetensors"
 

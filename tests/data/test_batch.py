@@ -1,5 +1,7 @@
 """Samples to one packed row, and which samples each rank reads."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -63,25 +65,29 @@ def test_eod_mask_loss_leaves_out_the_pairs_whose_input_is_eos() -> None:
 LAYOUTS = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 5))  # DP, micro-batch, micro-batches a rank
 
 
+def read_by(rank: int, layout: tuple[int, int, int], *, begin: int, end: int) -> list[list[int]]:
+    """The samples of each micro-batch of a rank, from iteration `begin` up to `end`."""
+    data_parallel_size, micro_batch_size, _ = layout
+    batch = math.prod(layout)
+    return list(
+        sample_indices(
+            consumed_samples=begin * batch,
+            total_samples=end * batch,
+            global_batch_size=batch,
+            micro_batch_size=micro_batch_size,
+            data_parallel_rank=rank,
+            data_parallel_size=data_parallel_size,
+        )
+    )
+
+
 @given(layout=LAYOUTS, iterations=st.integers(1, 4), done=st.integers(0, 3))
 def test_the_samples_of_an_iteration_are_the_same_for_every_layout(
     layout: tuple[int, int, int], iterations: int, done: int
 ) -> None:
     data_parallel_size, micro_batch_size, num_microbatches = layout
-    batch = data_parallel_size * micro_batch_size * num_microbatches
-    ranks = [
-        list(
-            sample_indices(
-                consumed_samples=done * batch,
-                total_samples=(done + iterations) * batch,
-                global_batch_size=batch,
-                micro_batch_size=micro_batch_size,
-                data_parallel_rank=rank,
-                data_parallel_size=data_parallel_size,
-            )
-        )
-        for rank in range(data_parallel_size)
-    ]
+    batch = math.prod(layout)
+    ranks = [read_by(rank, layout, begin=done, end=done + iterations) for rank in range(data_parallel_size)]
     assert all(len(micro_batches) == iterations * num_microbatches for micro_batches in ranks)
     assert all(len(micro_batch) == micro_batch_size for rank in ranks for micro_batch in rank)
     for iteration in range(iterations):
@@ -97,23 +103,9 @@ def test_the_samples_of_an_iteration_are_the_same_for_every_layout(
 @settings(max_examples=30)
 @given(layout=LAYOUTS, cut=st.integers(0, 4))
 def test_starting_later_gives_the_rest_of_the_same_row(layout: tuple[int, int, int], cut: int) -> None:
-    data_parallel_size, micro_batch_size, num_microbatches = layout
-    batch = data_parallel_size * micro_batch_size * num_microbatches
-    rank = data_parallel_size - 1
-
-    def from_iteration(iteration: int) -> list[list[int]]:
-        return list(
-            sample_indices(
-                consumed_samples=iteration * batch,
-                total_samples=4 * batch,
-                global_batch_size=batch,
-                micro_batch_size=micro_batch_size,
-                data_parallel_rank=rank,
-                data_parallel_size=data_parallel_size,
-            )
-        )
-
-    assert from_iteration(cut) == from_iteration(0)[cut * num_microbatches :]
+    rank, num_microbatches = layout[0] - 1, layout[2]
+    whole = read_by(rank, layout, begin=0, end=4)
+    assert read_by(rank, layout, begin=cut, end=4) == whole[cut * num_microbatches :]
 
 
 def test_a_row_of_very_many_documents_is_a_row() -> None:

@@ -181,21 +181,28 @@ def test_a_missing_half_is_named(tmp_path: Path) -> None:
         IndexedFile(tmp_path / "a")
 
 
+def checked_in_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """500 sequences, of which nine runs of 50 are looked at."""
+    monkeypatch.setattr(indexed, "CONTIGUITY_CHECKED", 499)
+    monkeypatch.setattr(indexed, "_RUN", 50)
+    with IndexedWriter(folder / "a", dtype="uint16") as writer:
+        for length in range(1, 501):
+            writer.add_document(np.arange(length))
+
+
+def move_pointer(idx: Path, sequence: int) -> None:
+    raw = bytearray(idx.read_bytes())
+    raw[34 + 4 * 500 + 8 * sequence] ^= 2
+    idx.write_bytes(raw)
+
+
 @pytest.mark.parametrize("sequence", [1, 250, 499])
 def test_a_seam_in_a_checked_run_of_a_large_file_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sequence: int
 ) -> None:
-    """500 sequences, of which nine runs of 50 are looked at."""
-    monkeypatch.setattr(indexed, "CONTIGUITY_CHECKED", 499)
-    monkeypatch.setattr(indexed, "_RUN", 50)
-    with IndexedWriter(tmp_path / "a", dtype="uint16") as writer:
-        for length in range(1, 501):
-            writer.add_document(np.arange(length))
+    checked_in_runs(tmp_path, monkeypatch)
     assert IndexedFile(tmp_path / "a").num_documents == 500
-    path = tmp_path / "a.idx"
-    raw = bytearray(path.read_bytes())
-    raw[34 + 4 * 500 + 8 * sequence] ^= 2
-    path.write_bytes(raw)
+    move_pointer(tmp_path / "a.idx", sequence)
     with pytest.raises(DataError, match=r"do not lie end to end|describes"):
         IndexedFile(tmp_path / "a")
 
@@ -203,15 +210,8 @@ def test_a_seam_in_a_checked_run_of_a_large_file_is_found(
 def test_a_seam_between_the_checked_runs_is_found_where_every_sequence_is_looked_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(indexed, "CONTIGUITY_CHECKED", 499)
-    monkeypatch.setattr(indexed, "_RUN", 50)
-    with IndexedWriter(tmp_path / "a", dtype="uint16") as writer:
-        for length in range(1, 501):
-            writer.add_document(np.arange(length))
-    path = tmp_path / "a.idx"
-    raw = bytearray(path.read_bytes())
-    raw[34 + 4 * 500 + 8 * 53] ^= 2  # the runs look at 0..50 and 56..106
-    path.write_bytes(raw)
+    checked_in_runs(tmp_path, monkeypatch)
+    move_pointer(tmp_path / "a.idx", 53)  # the runs look at 0..50 and 56..106
     assert IndexedFile(tmp_path / "a").num_documents == 500
     with pytest.raises(DataError, match="do not lie end to end"):
         IndexedFile(tmp_path / "a", checks_all=True)

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from data_mixers.errors import ConfigError
 from data_mixers.manifest import TokenizerIdentity, read_manifest
-from data_mixers.sampling import addresses
+from data_mixers.sampling import Sampler
 from data_mixers.schedule import Schedule, scheduled_source
 from megatron_synE.data.batch import sample_indices
 from megatron_synE.data.megatron_adapter import MegatronScheduledDataset, schedule_and_manifests, scheduled_datasets
@@ -172,7 +172,7 @@ def slowly_read(root: Path) -> list[list[int]]:
     flat = {f"und/web/{name}": np.fromfile(root / f"{name}_text_document.bin", dtype=np.uint16) for name in "ab"}
     return [
         flat[schedule.sources[place.source_index].name][place.token_offset :][:SEQ_LENGTH].tolist()
-        for place in addresses(schedule, 0, schedule.num_samples)
+        for place in Sampler(schedule).addresses(0, schedule.num_samples)
     ]
 
 

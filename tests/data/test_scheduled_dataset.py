@@ -16,7 +16,7 @@ from data_mixers.manifest import (
     SourceEntry,
     TokenizerIdentity,
 )
-from data_mixers.sampling import addresses
+from data_mixers.sampling import Sampler
 from megatron_synE.config.schema import StageSection
 from megatron_synE.data.build_schedule import build_schedule
 from megatron_synE.data.indexed import IndexedWriter
@@ -36,18 +36,8 @@ def shard(folder: Path, prefix: str, docs: list[list[int]]) -> ShardEntry:
     with IndexedWriter(folder / prefix, dtype="uint16") as writer:
         for document in docs:
             writer.add_document(np.array(document))
-    pair = writer.written
-    assert pair is not None
-    return ShardEntry(
-        prefix=prefix,
-        num_documents=pair.num_documents,
-        num_tokens=pair.num_tokens,
-        text_bytes=1,
-        bin_size_bytes=pair.bin_size_bytes,
-        idx_size_bytes=pair.idx_size_bytes,
-        bin_sha256=pair.bin_sha256,
-        idx_sha256=pair.idx_sha256,
-    )
+    assert writer.written is not None
+    return ShardEntry(prefix=prefix, text_bytes=1, **vars(writer.written))
 
 
 def source(folder: Path, name: str, *shards: list[list[int]], role: Role = "train") -> SourceEntry:
@@ -81,7 +71,7 @@ def test_each_sample_equals_a_slow_read_of_the_documents(manifest: DatasetManife
         ("en/web/math", 0): documents(3, 80),
     }
     assert len(dataset) == 252  # 4000 / 16 = 250 sequences, in whole batches of 4
-    for number, place in enumerate(addresses(schedule, 0, len(dataset))):
+    for number, place in enumerate(Sampler(schedule).addresses(0, len(dataset))):
         sample = dataset[number]
         docs = flat[(schedule.sources[place.source_index].name, place.shard_index)]
         tokens = [token for document in docs for token in document]
@@ -124,7 +114,7 @@ def test_every_token_of_an_epoch_but_the_ends_is_a_target_once(tmp_path: Path) -
     plan = StageSection(name="all", tokens=windows * SEQ_LENGTH, languages={"zh": 1.0})
     schedule = build_schedule([plan], [manifest], 3, SEQ_LENGTH, 1)
     targets = np.zeros(num_tokens, dtype=int)
-    for place in addresses(schedule, 0, windows):
+    for place in Sampler(schedule).addresses(0, windows):
         targets[place.token_offset + 1 : place.token_offset + SEQ_LENGTH + 1] += 1
     assert targets.max() == 1
     assert num_tokens - targets.sum() < 2 * SEQ_LENGTH
@@ -134,7 +124,7 @@ def test_a_stage_added_at_the_end_leaves_earlier_samples_unchanged(manifest: Dat
     short = build_schedule([stage(name="a", zh=1.0)], [manifest], 3, SEQ_LENGTH, 4)
     longer = build_schedule([stage(name="a", zh=1.0), stage(name="b")], [manifest], 3, SEQ_LENGTH, 4)
     assert [source.name for source in longer.sources] == ["zh/web/law", "en/web/math"]
-    assert list(addresses(longer, 0, short.num_samples)) == list(addresses(short, 0, short.num_samples))
+    assert list(Sampler(longer).addresses(0, short.num_samples)) == list(Sampler(short).addresses(0, short.num_samples))
     assert longer.past_digest(short.num_samples) == short.past_digest(short.num_samples)
 
 

@@ -25,18 +25,9 @@ def manifest(tmp_path: Path) -> DatasetManifest:
     with IndexedWriter(tmp_path / "zh_text_document", dtype="uint16") as writer:
         writer.add_document(np.array([1, 2, 3]))
         writer.add_document(np.array([4, 3]))
-    pair = writer.written
-    assert pair is not None
-    shard = ShardEntry(
-        prefix="zh_text_document",
-        num_documents=2,
-        num_tokens=5,
-        text_bytes=7,
-        bin_size_bytes=10,
-        idx_size_bytes=pair.idx_size_bytes,
-        bin_sha256=pair.bin_sha256,
-        idx_sha256=pair.idx_sha256,
-    )
+    assert writer.written is not None
+    shard = ShardEntry(prefix="zh_text_document", text_bytes=7, **vars(writer.written))
+    assert (shard.num_documents, shard.num_tokens, shard.bin_size_bytes) == (2, 5, 10)
     source = SourceEntry(
         name="zh/web/law", language="zh", source="web", topic="law", bucket=None, role="train", shards=(shard,)
     )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from data_mixers.errors import ConfigError
 from data_mixers.permutation import Permutation
 from data_mixers.ratios import quantise
-from data_mixers.sampling import Sampler, address, addresses
+from data_mixers.sampling import Sampler
 from data_mixers.schedule import Order, Schedule, ScheduledShard, ScheduledSource
 from data_mixers.windows import SourceWindows
 
@@ -116,12 +116,12 @@ def schedule_of(phases: list[tuple[int, list[int]]], *, tokens: int = 5000) -> S
 def test_after_a_skip_training_goes_on_with_the_data_behind_the_range() -> None:
     plain = schedule_of([(400, [3, 1])])
     skipped = plain.skip(100, 130, consumed_samples=100)
-    assert list(addresses(skipped, 0, 100)) == list(addresses(plain, 0, 100))
-    assert list(addresses(skipped, 100, 370)) == list(addresses(plain, 130, 400))
+    assert list(Sampler(skipped).addresses(0, 100)) == list(Sampler(plain).addresses(0, 100))
+    assert list(Sampler(skipped).addresses(100, 370)) == list(Sampler(plain).addresses(130, 400))
     assert skipped.num_samples == 400
-    assert [address(skipped, sample) for sample in range(90, 110)] == list(addresses(skipped, 90, 110))
+    assert list(map(Sampler(skipped).address, range(90, 110))) == list(Sampler(skipped).addresses(90, 110))
     twice = skipped.skip(200, 205, consumed_samples=150).skip(200, 201, consumed_samples=150)
-    assert list(addresses(twice, 200, 364)) == list(addresses(plain, 236, 400))
+    assert list(Sampler(twice).addresses(200, 364)) == list(Sampler(plain).addresses(236, 400))
 
 
 def test_a_skip_leaves_the_past_as_it_was_and_belongs_to_it_afterwards() -> None:
@@ -136,8 +136,8 @@ def test_cursors_count_what_was_skipped_so_that_no_later_phase_reads_it() -> Non
     plain = schedule_of([(300, [3, 1]), (100, [1, 1])])
     skipped = plain.skip(100, 130, consumed_samples=90)
     assert sum(Sampler(skipped).cursors(400)) == 430
-    left_out = {(a.source_index, a.epoch, a.token_offset) for a in addresses(plain, 100, 130)}
-    read_ = [(a.source_index, a.epoch, a.token_offset) for a in addresses(skipped, 0, 400)]
+    left_out = {(a.source_index, a.epoch, a.token_offset) for a in Sampler(plain).addresses(100, 130)}
+    read_ = [(a.source_index, a.epoch, a.token_offset) for a in Sampler(skipped).addresses(0, 400)]
     assert not left_out & set(read_)
     assert len(set(read_)) == 400
 

@@ -12,7 +12,7 @@ from data_mixers.errors import ConfigError
 from data_mixers.merge import Merge
 from data_mixers.permutation import Permutation
 from data_mixers.ratios import quantise
-from data_mixers.sampling import Sampler, address, addresses, epochs_read
+from data_mixers.sampling import Sampler
 from data_mixers.schedule import Schedule, ScheduledShard, ScheduledSource
 from data_mixers.windows import SourceWindows, windows_in_shard
 
@@ -57,7 +57,7 @@ def weights_of(schedule: Schedule, phase: int) -> list[int]:
 )
 def test_every_prefix_holds_the_exact_share_within_two_samples(phases: list[tuple[int, list[float]]]) -> None:
     schedule = make_schedule(phases)
-    drawn = addresses(schedule, 0, schedule.num_samples).source_index
+    drawn = Sampler(schedule).addresses(0, schedule.num_samples).source_index
     error = np.zeros(len(schedule.sources))
     for index, phase in enumerate(schedule.phases):
         one_hot = np.zeros((phase.num_samples, len(schedule.sources)))
@@ -72,8 +72,8 @@ def test_every_prefix_holds_the_exact_share_within_two_samples(phases: list[tupl
 def test_one_sample_a_range_and_the_counts_agree(shares: list[float]) -> None:
     schedule = make_schedule([(60, shares), (50, shares[::-1]), (40, shares)])
     sampler = Sampler(schedule)
-    vector = addresses(schedule, 0, 150)
-    assert [address(schedule, sample) for sample in range(150)] == list(vector)
+    vector = Sampler(schedule).addresses(0, 150)
+    assert list(map(Sampler(schedule).address, range(150))) == list(vector)
     for sample in range(151):
         counted = np.bincount(vector.source_index[:sample], minlength=len(shares))
         assert sampler.cursors(sample) == tuple(counted.tolist())
@@ -100,7 +100,7 @@ def test_a_source_with_weight_zero_keeps_its_credit() -> None:
 
 def deviation(schedule: Schedule) -> float:
     """Largest |count - exact share| of any source after any sample."""
-    drawn = addresses(schedule, 0, schedule.num_samples).source_index
+    drawn = Sampler(schedule).addresses(0, schedule.num_samples).source_index
     error, worst = np.zeros(len(schedule.sources)), 0.0
     for index, phase in enumerate(schedule.phases):
         share = np.array(weights_of(schedule, index)) / UNIT
@@ -164,7 +164,7 @@ def test_the_recipe_is_read_without_runs() -> None:
     assert len(shares) == 31
     schedule = make_schedule([(20_000, list(shares.values()))])
     assert deviation(schedule) <= 3.36 / 2
-    drawn = addresses(schedule, 0, 20_000).source_index.tolist()
+    drawn = Sampler(schedule).addresses(0, 20_000).source_index.tolist()
     assert max(len(list(run)) for _, run in groupby(drawn)) == 1
     groups = [list(shares)[source][:6] for source in drawn]
     # share 0.32: one at a time is possible, two allowed; a plain phi = 1/2 gave 11
@@ -188,7 +188,7 @@ def test_the_hard_cases_hold_over_fifty_phases_too(kind: str, change: float) -> 
 def test_splitting_a_phase_changes_nothing() -> None:
     whole = make_schedule([(3000, MIXED[0])])
     split = make_schedule([(1234, MIXED[0]), (1766, MIXED[0])])
-    assert list(addresses(whole, 0, 3000)) == list(addresses(split, 0, 3000))
+    assert list(Sampler(whole).addresses(0, 3000)) == list(Sampler(split).addresses(0, 3000))
 
 
 def test_a_range_equals_the_samples_asked_for_one_by_one_far_into_a_long_schedule() -> None:
@@ -196,8 +196,8 @@ def test_a_range_equals_the_samples_asked_for_one_by_one_far_into_a_long_schedul
         [(6_000_000, MIXED[2]), (6_200_000, MIXED[3])], shard_tokens=(3_000_000_000,), seq_length=8192
     )
     start = 5_999_700  # over the border of the phases
-    block = addresses(schedule, start, start + 600)
-    assert list(block) == [address(schedule, sample) for sample in range(start, start + 600)]
+    block = Sampler(schedule).addresses(start, start + 600)
+    assert list(block) == list(map(Sampler(schedule).address, range(start, start + 600)))
 
 
 def test_seeking_at_100_billion_tokens_takes_less_than_a_millisecond_and_no_index() -> None:
@@ -217,7 +217,7 @@ def test_every_window_is_read_exactly_once_in_each_epoch(order: str) -> None:
     schedule = make_schedule(
         [(400, [0.7, 0.3])], shard_tokens=(20 * 64 + 5, 64 + 1, 10, 7 * 64), seq_length=64, order=order
     )
-    block = addresses(schedule, 0, 400)
+    block = Sampler(schedule).addresses(0, 400)
     windows = (20 * 64 + 5 - 64) // 64 + 1 + 0 + 6
     for source in (0, 1):
         mine = block.source_index == source
@@ -238,13 +238,15 @@ def test_every_window_is_read_exactly_once_in_each_epoch(order: str) -> None:
 
 
 def test_as_written_reads_the_first_epoch_from_the_first_token_in_file_order() -> None:
-    block = addresses(make_schedule([(20, [1.0])], shard_tokens=(1000, 500), seq_length=50, order="as_written"), 0, 20)
+    block = Sampler(
+        make_schedule([(20, [1.0])], shard_tokens=(1000, 500), seq_length=50, order="as_written")
+    ).addresses(0, 20)
     assert block.token_offset.tolist() == [50 * n for n in range(19)] + [0]
     assert block.shard_index.tolist() == [0] * 19 + [1]
 
 
 def test_epochs_are_shifted_differently_and_ordered_differently() -> None:
-    block = addresses(make_schedule([(600, [1.0])], shard_tokens=(100 * 64 + 63,), seq_length=64), 0, 600)
+    block = Sampler(make_schedule([(600, [1.0])], shard_tokens=(100 * 64 + 63,), seq_length=64)).addresses(0, 600)
     shifts = [int(block.token_offset[block.epoch == epoch].min()) for epoch in range(6)]
     assert shifts[0] == 0
     assert len(set(shifts)) > 3
@@ -279,9 +281,9 @@ def test_a_source_without_a_whole_window_is_refused_by_name() -> None:
 
 def test_epochs_read_counts_draws_over_windows() -> None:
     schedule = make_schedule([(100, [0.75, 0.25])], shard_tokens=(26 * 10,), seq_length=10)  # 25 windows
-    assert epochs_read(schedule) == {"zh/web/t0": 3.0, "zh/web/t1": 1.0}
+    assert Sampler(schedule).epochs_read() == {"zh/web/t0": 3.0, "zh/web/t1": 1.0}
 
 
 def test_a_sample_outside_the_schedule_is_refused() -> None:
     with pytest.raises(ConfigError, match="sample 100 is outside"):
-        address(make_schedule([(100, [1.0])]), 100)
+        Sampler(make_schedule([(100, [1.0])])).address(100)

@@ -7,7 +7,7 @@ import pytest
 from data_mixers.errors import ConfigError
 from data_mixers.manifest import ShardEntry, SourceEntry
 from data_mixers.ratios import quantise
-from data_mixers.sampling import addresses
+from data_mixers.sampling import Sampler
 from data_mixers.schedule import Phase, Schedule, ScheduledShard, ScheduledSource, scheduled_source
 
 
@@ -38,13 +38,13 @@ def test_appending_a_phase_leaves_earlier_samples_unchanged() -> None:
         weights=quantise({"zh/web/law": Fraction(1, 10), "en/web/math": Fraction(1, 5), "en/qa/all": Fraction(7, 10)}),
         new_sources=(source("en/qa/all"),),
     )
-    assert list(addresses(after, 0, 1000)) == list(addresses(before, 0, 1000))
+    assert list(Sampler(after).addresses(0, 1000)) == list(Sampler(before).addresses(0, 1000))
     assert after.past_digest(1000) == before.past_digest(1000)
     assert after.digest() != before.digest()
 
 
 def test_cursors_go_on_across_phases() -> None:
-    block = addresses(two_phases(), 0, 1000)
+    block = Sampler(two_phases()).addresses(0, 1000)
     law = [
         (int(e), int(o)) for s, e, o in zip(block.source_index, block.epoch, block.token_offset, strict=True) if s == 0
     ]

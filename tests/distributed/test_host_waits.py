@@ -8,12 +8,12 @@ import torch
 
 from tests import tiny
 from tests.distributed.host_waits import Eyes
+from tests.layouts import OVERLAP, TP2_SP, ZERO3
 
 SCRIPT = Path(__file__).with_name("host_waits.py")
-OVERLAP = ["parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true"]
 LAYOUTS = {
-    "TP2 SP": ["parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true"],
-    "DP2 ZeRO3 bf16 overlapped": ["parallel.zero_stage=3", "training.precision=bf16", *OVERLAP],
+    "TP2 SP": TP2_SP,
+    "DP2 ZeRO3 bf16 overlapped": [*ZERO3, "training.precision=bf16", *OVERLAP],
 }
 
 

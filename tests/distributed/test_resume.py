@@ -13,11 +13,9 @@ import torch
 
 from megatron_synE.checkpoint.chunk_reader import ChunkReader
 from tests import tiny
+from tests.layouts import CP2, OVERLAP, PP2, TP2, TP2_SP, VPP, ZERO2, ZERO3
 
 COMPARED = ("iteration", "consumed_samples", "consumed_tokens", "lm_loss", "loss_tokens", "grad_norm", "learning_rate")
-TP2_SP = ["parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true"]
-PP2 = ["parallel.pipeline_model_parallel_size=2"]
-VPP = [*PP2, "parallel.virtual_pipeline_model_parallel_size=2"]
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +53,21 @@ def validation_rows(run: Path) -> list[tuple[int, str, float]]:
     return [(row["iteration"], row["set"], row["nll"]) for row in tiny.rows(run, "validation")]
 
 
+def assert_same_run(found: Path, expected: Path) -> None:
+    """Every iteration, every validation, and every tensor of the last checkpoint."""
+    assert training_rows(found) == training_rows(expected)
+    assert validation_rows(found) == validation_rows(expected)
+    last = f"checkpoints/iter_{training_rows(expected)[-1]['iteration']:07d}"
+    assert_same_tensors(found / last, expected / last)
+
+
 @pytest.mark.parametrize(
     ("nproc", "overrides"),
     [
-        (2, ["parallel.context_parallel_size=2", "training.precision=bf16"]),
-        (2, ["training.precision=bf16", "parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true"]),
-        (2, ["training.precision=bf16", "parallel.zero_stage=2", "training.micro_batch_size=1"]),
-        (2, ["parallel.zero_stage=3", "parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true"]),
+        (2, [*CP2, "training.precision=bf16"]),
+        (2, ["training.precision=bf16", *OVERLAP]),
+        (2, ["training.precision=bf16", *ZERO2, "training.micro_batch_size=1"]),
+        (2, [*ZERO3, *OVERLAP]),
         (2, [*TP2_SP, "training.precision=bf16"]),
         (2, VPP),
     ],
@@ -77,9 +83,7 @@ def test_stopping_and_resuming_is_bit_equal_to_a_straight_run(
         root / "run.yaml", f"run.dir={sliced}", "training.stop_after_iterations=5", *overrides, nproc=nproc, code=75
     )
     tiny.train(root / "run.yaml", f"run.dir={sliced}", *overrides, nproc=nproc)
-    assert training_rows(sliced) == training_rows(straight)
-    assert validation_rows(sliced) == validation_rows(straight)
-    assert_same_tensors(sliced / "checkpoints/iter_0000010", straight / "checkpoints/iter_0000010")
+    assert_same_run(sliced, straight)
 
 
 @pytest.mark.parametrize("stage", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
@@ -91,9 +95,7 @@ def test_a_run_killed_at_any_step_resumes_bit_equal(root: Path, tmp_path: Path, 
     for iteration in iterations:
         kill_after_iteration(root / "run.yaml", killed, iteration, sharding)
     tiny.train(root / "run.yaml", f"run.dir={killed}", sharding, nproc=2)
-    assert training_rows(killed) == training_rows(straight)
-    assert validation_rows(killed) == validation_rows(straight)
-    assert_same_tensors(killed / "checkpoints/iter_0000010", straight / "checkpoints/iter_0000010")
+    assert_same_run(killed, straight)
 
 
 def kill_after_iteration(config: Path, run: Path, iteration: int, *overrides: str) -> None:
@@ -140,14 +142,14 @@ def test_another_layout_loads_the_same_weights_and_moments_and_goes_on_alike(
     expected = None
     layouts: dict[str, tuple[int, list[str]]] = {
         "DP2": (2, []),
-        "DP2 ZeRO3": (2, ["parallel.zero_stage=3"]),
+        "DP2 ZeRO3": (2, ZERO3),
         "VPP": (2, VPP),
     }
     if precision == "fp32":
         layouts |= {
             "TP2": (2, TP2_SP),
             "TP1": (1, []),
-            "CP2": (2, ["parallel.context_parallel_size=2"]),
+            "CP2": (2, CP2),
         }
     for name, (nproc, overrides) in layouts.items():
         run = tmp_path / name
@@ -182,7 +184,7 @@ def test_another_layout_loads_the_same_weights_and_moments_and_goes_on_alike(
     ("nproc", "overrides", "changes"),
     [
         (2, [], {}),
-        (4, ["parallel.tensor_model_parallel_size=2", *PP2], {"tie_word_embeddings": True, "vocab_size": 257}),
+        (4, [*TP2, *PP2], {"tie_word_embeddings": True, "vocab_size": 257}),
     ],
     ids=["DP2", "TP2 PP2 tied, padded vocabulary"],
 )

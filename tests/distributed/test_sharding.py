@@ -10,8 +10,8 @@ from megatron_synE.sharding.bucket import Bucket, cut
 from megatron_synE.sharding.bucket_size import default_bucket_size
 from tests import tiny
 from tests.distributed.test_resume import tensors
+from tests.layouts import OVERLAP
 
-OVERLAP = ["parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true"]
 ACCUMULATED = ["training.micro_batch_size=1"]
 
 

@@ -15,8 +15,8 @@ TRAIN = [
     for i in range(1, 6)
 ]  # fmt: skip
 VALIDATION = [
-    {"kind": "validation", "iteration": i, "consumed_tokens": 4096 * i, "set": name, "nll": 2.0 - 0.1 * i,
-     "tokens": 10, "text_bytes": 30}
+    {"kind": "validation", "iteration": i, "consumed_tokens": 4096 * i, "set": name,
+     "bits_per_byte": 2.0 - 0.1 * i}
     for i in (0, 5) for name in ("zh/a/law", "en/b/news", "elsewhere")
 ]  # fmt: skip
 

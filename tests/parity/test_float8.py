@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
+from tests.layouts import TP2_SP
 
 STEPS = 20
 
@@ -30,10 +31,7 @@ def losses(config: Path, run: Path, *overrides: str, nproc: int = 1) -> list[flo
 FP8 = {
     "tensorwise hybrid": (1, ["training.fp8=hybrid"]),
     "rowwise e4m3": (1, ["training.fp8=e4m3", "training.fp8_recipe=rowwise"]),
-    "tensorwise, TP2 SP": (
-        2,
-        ["training.fp8=hybrid", "parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true"],
-    ),
+    "tensorwise, TP2 SP": (2, ["training.fp8=hybrid", *TP2_SP]),
 }
 
 

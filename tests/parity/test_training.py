@@ -12,85 +12,29 @@ from data_mixers.manifest import read_manifest
 from data_mixers.schedule import Schedule
 from megatron_synE.data.scheduled_dataset import Sample, ScheduledDataset
 from tests import tiny
+from tests.layouts import CP2, OVERLAP, PP2, TP2, TP2_SP, VPP, ZERO2, ZERO3
 
 LAYOUTS: dict[str, tuple[int, list[str]]] = {
     "one process": (1, []),
     "DP2": (2, []),
-    "DP2 overlapped": (2, ["parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true"]),
+    "DP2 overlapped": (2, OVERLAP),
     "DP2 full recompute": (2, ["training.recompute=full"]),
-    "DP2 ZeRO2 accumulated": (2, ["parallel.zero_stage=2", "training.micro_batch_size=1"]),
-    "DP2 ZeRO3 overlapped full recompute": (
-        2,
-        [
-            "parallel.zero_stage=3",
-            "parallel.overlap_grad_reduce=true",
-            "parallel.overlap_param_gather=true",
-            "training.recompute=full",
-        ],
-    ),
-    "TP2 SP DP2 ZeRO2 overlapped": (
-        4,
-        [
-            "parallel.zero_stage=2",
-            "parallel.tensor_model_parallel_size=2",
-            "parallel.sequence_parallel=true",
-            "parallel.overlap_grad_reduce=true",
-            "parallel.overlap_param_gather=true",
-        ],
-    ),
-    "VPP DP2 ZeRO3": (
-        4,
-        [
-            "parallel.zero_stage=3",
-            "parallel.pipeline_model_parallel_size=2",
-            "parallel.virtual_pipeline_model_parallel_size=2",
-        ],
-    ),
-    "TP2": (2, ["parallel.tensor_model_parallel_size=2"]),
-    "TP2 SP": (2, ["parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true"]),
-    "TP2 SP selective": (
-        2,
-        ["parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true", "training.recompute=selective"],
-    ),
-    "PP2": (2, ["parallel.pipeline_model_parallel_size=2"]),
-    "VPP": (2, ["parallel.pipeline_model_parallel_size=2", "parallel.virtual_pipeline_model_parallel_size=2"]),
-    "VPP DP2 overlapped": (
-        4,
-        [
-            "parallel.pipeline_model_parallel_size=2",
-            "parallel.virtual_pipeline_model_parallel_size=2",
-            "parallel.overlap_grad_reduce=true",
-            "parallel.overlap_param_gather=true",
-        ],
-    ),
-    "TP2 PP2 SP": (
-        4,
-        [
-            "parallel.tensor_model_parallel_size=2",
-            "parallel.pipeline_model_parallel_size=2",
-            "parallel.sequence_parallel=true",
-        ],
-    ),
+    "DP2 ZeRO2 accumulated": (2, [*ZERO2, "training.micro_batch_size=1"]),
+    "DP2 ZeRO3 overlapped full recompute": (2, [*ZERO3, *OVERLAP, "training.recompute=full"]),
+    "TP2 SP DP2 ZeRO2 overlapped": (4, [*ZERO2, *TP2_SP, *OVERLAP]),
+    "VPP DP2 ZeRO3": (4, [*ZERO3, *VPP]),
+    "TP2": (2, TP2),
+    "TP2 SP": (2, TP2_SP),
+    "TP2 SP selective": (2, [*TP2_SP, "training.recompute=selective"]),
+    "PP2": (2, PP2),
+    "VPP": (2, VPP),
+    "VPP DP2 overlapped": (4, [*VPP, *OVERLAP]),
+    "TP2 PP2 SP": (4, [*TP2_SP, *PP2]),
     # A row of two sequences is cut into 2 * CP chunks, so that documents begin before, inside and between chunks.
-    "CP2": (2, ["parallel.context_parallel_size=2"]),
+    "CP2": (2, CP2),
     "CP4": (4, ["parallel.context_parallel_size=4"]),
-    "CP2 TP2 SP recompute": (
-        4,
-        [
-            "parallel.context_parallel_size=2",
-            "parallel.tensor_model_parallel_size=2",
-            "parallel.sequence_parallel=true",
-            "training.recompute=selective",
-        ],
-    ),
-    "CP2 DP2 overlapped": (
-        4,
-        [
-            "parallel.context_parallel_size=2",
-            "parallel.overlap_grad_reduce=true",
-            "parallel.overlap_param_gather=true",
-        ],
-    ),
+    "CP2 TP2 SP recompute": (4, [*CP2, *TP2_SP, "training.recompute=selective"]),
+    "CP2 DP2 overlapped": (4, [*CP2, *OVERLAP]),
 }
 
 
@@ -98,26 +42,11 @@ LAYOUTS: dict[str, tuple[int, list[str]]] = {
 # What follows an EOS does not count: ranks and micro-batches have different numbers of target tokens.
 UNMASKED = ["data.document_masking=false", "data.eod_mask_loss=true", "model.make_vocab_size_divisible_by=64"]
 TIED_LAYOUTS: dict[str, tuple[int, list[str]]] = {
-    "PP2 DP2 overlapped": (
-        4,
-        [
-            "parallel.pipeline_model_parallel_size=2",
-            "parallel.overlap_grad_reduce=true",
-            "parallel.overlap_param_gather=true",
-            "training.micro_batch_size=1",
-        ],
-    ),
-    "PP2 DP2 ZeRO2": (4, ["parallel.zero_stage=2", "parallel.pipeline_model_parallel_size=2"]),
-    "DP2 ZeRO3": (2, ["parallel.zero_stage=3"]),
+    "PP2 DP2 overlapped": (4, [*PP2, *OVERLAP, "training.micro_batch_size=1"]),
+    "PP2 DP2 ZeRO2": (4, [*ZERO2, *PP2]),
+    "DP2 ZeRO3": (2, ZERO3),
     "TP2 PP2 SP": LAYOUTS["TP2 PP2 SP"],
-    "CP2 PP2": (
-        4,
-        [
-            "parallel.context_parallel_size=2",
-            "parallel.pipeline_model_parallel_size=2",
-            "training.micro_batch_size=1",
-        ],
-    ),
+    "CP2 PP2": (4, [*CP2, *PP2, "training.micro_batch_size=1"]),
 }
 
 

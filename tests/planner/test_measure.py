@@ -56,6 +56,14 @@ def results(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def check_layout(run: Path, overrides: list[str]) -> None:
+    tree = yaml.safe_load(run.read_text())
+    for text in overrides:
+        key, _, value = text.partition("=")
+        section, name = key.split(".")
+        assert tree[section][name] == yaml.safe_load(value), key
+
+
 def check_outcome(folder: Path, *, failed: str) -> None:
     """One candidate failed for memory, the fastest of the others is run.yaml, and the table knows their rates."""
     rows = {row["name"]: row for row in results(folder)}
@@ -64,13 +72,18 @@ def check_outcome(folder: Path, *, failed: str) -> None:
     finished = [row for row in rows.values() if row["result"]]
     assert len(finished) == len(rows) - 1
     best = max(finished, key=lambda row: row["result"]["tokens_per_second_per_gpu"])
-    run = yaml.safe_load((folder / "run.yaml").read_text())
-    for text in best["overrides"]:
-        key, _, value = text.partition("=")
-        section, name = key.split(".")
-        assert run[section][name] == yaml.safe_load(value), key
+    check_layout(folder / "run.yaml", best["overrides"])
     table = read_efficiency(folder / "efficiency.yaml")
     assert [m.layout for m in table.measured] == [row["layout"] for row in finished]
+
+
+def test_each_candidate_is_timed_in_the_layout_that_it_is_listed_with(config: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "measure"
+    rendered(config, folder, nproc=2)
+    rows = json.loads((folder / "candidates.json").read_text())["candidates"]
+    for number, row in enumerate(rows, 1):
+        check_layout(folder / f"candidate-{number}.yaml", row["overrides"])
+    assert any("parallel.context_parallel_size=2" in row["overrides"] for row in rows)
 
 
 def test_the_script_outlives_a_candidate_without_memory_and_the_plan_learns(config: Path, tmp_path: Path) -> None:

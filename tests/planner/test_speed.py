@@ -59,7 +59,6 @@ def test_a_size_of_tensor_parallelism_beyond_the_table_goes_on_along_its_line() 
 def test_the_share_of_peak_is_the_published_mfu() -> None:
     speed = expected_speed(JOB, Layout(), H100, read_efficiency(), world_size=8)
     assert speed.mfu == pytest.approx(0.528, abs=5e-4)  # 52.8 % in the causal convention
-    assert speed.flops_per_token == pytest.approx(51.5e9, rel=1e-3)
 
 
 def test_what_a_pipeline_costs_by_hand() -> None:

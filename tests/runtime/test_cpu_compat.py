@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests import tiny
+from tests.layouts import OVERLAP, PP2, TP2_SP
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the CPU view is never installed where a GPU is seen")
 
@@ -27,10 +28,9 @@ A version that asks for another one fails the test: look at what it wants it for
 """
 LAYOUTS = {
     "TP2 SP bf16 full recompute, both overlaps": [
-        "parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true", "training.precision=bf16",
-        "training.recompute=full", "parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true",
+        *TP2_SP, "training.precision=bf16", "training.recompute=full", *OVERLAP,
     ],
-    "PP2": ["parallel.pipeline_model_parallel_size=2"],
+    "PP2": PP2,
 }  # fmt: skip
 _LAUNCH = (
     "import sys; from megatron_synE.runtime.launch import launch; sys.exit(launch(sys.argv[2:], int(sys.argv[1])))"

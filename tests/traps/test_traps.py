@@ -16,17 +16,18 @@ import torch
 
 from megatron_synE.checkpoint.chunk_reader import ChunkReader
 from tests import tiny
+from tests.layouts import OVERLAP, TP2, TP2_SP, VPP, ZERO2
 
 WEIGHTS = 1e-4
 NORMS = 1e-4
 LAYOUTS: dict[str, tuple[int, list[str]]] = {
     "one process": (1, []),
     "padded": (1, ["model.make_vocab_size_divisible_by=384"]),
-    "DP2 overlapped": (2, ["parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true"]),
-    "DP2 ZeRO2": (2, ["parallel.zero_stage=2"]),
-    "TP2": (2, ["parallel.tensor_model_parallel_size=2"]),
-    "TP2 SP": (2, ["parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true"]),
-    "VPP": (2, ["parallel.pipeline_model_parallel_size=2", "parallel.virtual_pipeline_model_parallel_size=2"]),
+    "DP2 overlapped": (2, OVERLAP),
+    "DP2 ZeRO2": (2, ZERO2),
+    "TP2": (2, TP2),
+    "TP2 SP": (2, TP2_SP),
+    "VPP": (2, VPP),
 }
 
 

@@ -4,15 +4,13 @@ In model space, so that runs of any layout can be averaged. Where every checkpoi
 their mean is taken, and rounded once.
 """
 
-import logging
 import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -20,16 +18,15 @@ from data_mixers.errors import ConfigError
 from megatron_synE.checkpoint import layout
 from megatron_synE.checkpoint.chunk_reader import ChunkReader
 from megatron_synE.checkpoint.dcp import Chunk, save_chunks
-from megatron_synE.checkpoint.hf_export import Progress
-from megatron_synE.checkpoint.hf_mapping import GlobalTensor, global_tensors
+from megatron_synE.checkpoint.hf_export import Counter, Progress
+from megatron_synE.checkpoint.hf_mapping import global_tensors
 from megatron_synE.checkpoint.weights import CheckpointWeights
 from megatron_synE.exit_codes import CheckpointError
 from megatron_synE.model.llama import LlamaArchitecture, architecture_from_hf, read_hf_config
 from megatron_synE.runtime.run_dir import versions
-from tools.checkpoint.importer import CHUNK_BYTES
+from tools.checkpoint.importer import CHUNK_BYTES, row_chunks
 from tools.checkpoint.meter import Cost, Meter
 
-logger = logging.getLogger(__name__)
 MASTER = "optimizer.master."
 
 
@@ -89,53 +86,27 @@ def average(folders: Sequence[Path], out: Path, *, progress: Progress | None = N
     final = out / layout.iteration_name(states[newest].iteration)
     _check_replaceable(out, final, folders)
     temporary = out / layout.temporary_name(states[newest].iteration, f"average-{os.getpid()}")
-    counter = _Counter(progress, total=sum(math.prod(t.shape) * weights[0].dtype(t.key).itemsize for t in tensors))
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        sources: Sequence[Any] = readers if of_masters else weights
-        chunks = [
-            chunk
-            for tensor in tensors
-            for chunk in _chunks(sources, tensor, MASTER if of_masters else "", weights[0].dtype(tensor.key), counter)
-        ]
+    counter = Counter(progress, total=sum(math.prod(t.shape) * weights[0].dtype(t.key).itemsize for t in tensors))
+    with layout.temporary_folder(temporary, final):
+        chunks: list[Chunk] = []
+        for tensor in tensors:
+            dtype = weights[0].dtype(tensor.key)
+            if of_masters:
+                produce = partial(_mean, readers, f"{MASTER}{tensor.key}", dtype, counter)
+            else:
+                produce = partial(_mean, weights, tensor.key, dtype, counter)
+            chunks += row_chunks(tensor, dtype, produce, CHUNK_BYTES // 8)  # the sum is fp64
         hashes = save_chunks(temporary, chunks)
         _write_rest(temporary, folders, states, newest, hashes)
         layout.publish(temporary, final)
-    except OSError as error:
-        raise CheckpointError(f"{final}: cannot be written ({error.strerror})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return AverageReport(
         checkpoint=final, averaged=tuple(folders), of_masters=of_masters, cost=meter.cost(size_bytes=counter.total)
     )
 
 
-class _Counter:
-    def __init__(self, progress: Progress | None, *, total: int) -> None:
-        self.total, self._done, self._progress = total, 0, progress
-
-    def add(self, tensor: torch.Tensor) -> None:
-        self._done += tensor.numel() * tensor.element_size()
-        if self._progress is not None:
-            self._progress(self._done, self.total)
-
-
-def _chunks(
-    sources: Sequence[Any], tensor: GlobalTensor, prefix: str, dtype: torch.dtype, counter: _Counter
-) -> Iterator[Chunk]:
-    columns = tensor.shape[1:]
-    step = max(1, CHUNK_BYTES // (math.prod(columns) * 8))  # the sum is fp64
-    for row in range(0, tensor.shape[0], step):
-        offsets = (row, *(0 for _ in columns))
-        block = (min(step, tensor.shape[0] - row), *columns)
-        produce = partial(_mean, sources, f"{prefix}{tensor.key}", offsets, block, dtype, counter)
-        yield Chunk(tensor.key, tensor.shape, offsets, block, dtype, produce)
-
-
 def _mean(
-    sources: Sequence[Any], key: str, offsets: tuple[int, ...], block: tuple[int, ...], dtype: torch.dtype,
-    counter: _Counter,
+    sources: Sequence[ChunkReader] | Sequence[CheckpointWeights], key: str, dtype: torch.dtype, counter: Counter,
+    offsets: tuple[int, ...], block: tuple[int, ...],
 ) -> torch.Tensor:  # fmt: skip
     total = torch.zeros(block, dtype=torch.float64)
     for source in sources:

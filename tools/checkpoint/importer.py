@@ -3,7 +3,7 @@
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 from megatron_synE.checkpoint import layout
 from megatron_synE.checkpoint.dcp import Chunk, save_chunks
 from megatron_synE.checkpoint.hf import read_rectangle
-from megatron_synE.checkpoint.hf_export import DTYPE_OF_CHOICE, DtypeChoice, Progress
+from megatron_synE.checkpoint.hf_export import DTYPE_OF_CHOICE, Counter, DtypeChoice, Progress
 from megatron_synE.checkpoint.hf_folder import HfFolder
 from megatron_synE.checkpoint.hf_mapping import GlobalTensor, global_tensors
 from megatron_synE.checkpoint.hf_verify import verify_folder
@@ -56,19 +56,14 @@ def import_hf(
     temporary = out / layout.temporary_name(0, f"import-{os.getpid()}")
     tensors = global_tensors(folder.architecture)
     size_bytes = sum(math.prod(tensor.shape) for tensor in tensors) * stored_dtype.itemsize
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        counter = _Counter(size_bytes, progress)
-        chunks = [c for tensor in tensors for c in _chunks(folder, tensor, stored_dtype, counter)]
+    with layout.temporary_folder(temporary, final):
+        counter, block_elements = Counter(progress, total=size_bytes), CHUNK_BYTES // stored_dtype.itemsize
+        produce = partial(_produce, folder, stored_dtype, counter)
+        chunks = [c for t in tensors for c in row_chunks(t, stored_dtype, partial(produce, t.key), block_elements)]
         _write_rest(temporary, folder, stored_dtype, known_sha256=save_chunks(temporary, chunks))
         if verify:
             verify_folder(hf, temporary)
         layout.publish(temporary, final)
-    except OSError as error:
-        raise CheckpointError(f"{final}: cannot be written ({error.strerror})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return ImportReport(
         checkpoint=final,
         num_tensors=len(tensors),
@@ -78,33 +73,22 @@ def import_hf(
     )
 
 
-class _Counter:
-    def __init__(self, total: int, progress: Progress | None) -> None:
-        self._done, self._total, self._progress = 0, total, progress
-
-    def add(self, tensor: torch.Tensor) -> None:
-        self._done += tensor.numel() * tensor.element_size()
-        if self._progress is not None:
-            self._progress(self._done, self._total)
-
-
-def _chunks(folder: HfFolder, tensor: GlobalTensor, dtype: torch.dtype, counter: _Counter) -> Iterator[Chunk]:
+def row_chunks(
+    tensor: GlobalTensor,
+    dtype: torch.dtype,
+    produce: Callable[[tuple[int, ...], tuple[int, ...]], torch.Tensor],
+    block_elements: int,
+) -> Iterator[Chunk]:
+    """The tensor in runs of rows. produce: the values at (offsets, sizes), asked for when they are written."""
     columns = tensor.shape[1:]
-    step = max(1, CHUNK_BYTES // (math.prod(columns) * dtype.itemsize))
+    step = max(1, block_elements // math.prod(columns))
     for row in range(0, tensor.shape[0], step):
-        offsets = (row, *(0 for _ in columns))
-        sizes = (min(step, tensor.shape[0] - row), *columns)
-        produce = partial(_produce, folder, tensor.key, offsets, sizes, dtype, counter)
-        yield Chunk(tensor.key, tensor.shape, offsets, sizes, dtype, produce)
+        offsets, sizes = (row, *(0 for _ in columns)), (min(step, tensor.shape[0] - row), *columns)
+        yield Chunk(tensor.key, tensor.shape, offsets, sizes, dtype, partial(produce, offsets, sizes))
 
 
 def _produce(
-    folder: HfFolder,
-    key: str,
-    offsets: tuple[int, ...],
-    sizes: tuple[int, ...],
-    dtype: torch.dtype,
-    counter: _Counter,
+    folder: HfFolder, dtype: torch.dtype, counter: Counter, key: str, offsets: tuple[int, ...], sizes: tuple[int, ...]
 ) -> torch.Tensor:
     rectangle = read_rectangle(folder, folder.architecture, key, offsets, sizes, dtype)
     counter.add(rectangle)

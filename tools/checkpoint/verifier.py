@@ -65,7 +65,8 @@ def verify(
     if why_no_logits is None:
         tokens, places = _probe(architecture, positions)
         last = int(places[-1])
-        difference = _compare(_logits_of_transformers(hf, tokens, places), _our_logits(folder, tokens, places), hf)
+        theirs = _logits_of_transformers(hf, tokens, places)
+        difference = _compare(theirs, _our_logits(architecture, folder, tokens, places), hf)
     return VerifyReport(
         num_tensors=num_tensors,
         num_positions=0 if why_no_logits else positions,
@@ -110,18 +111,13 @@ def _logits_of_transformers(hf: Path, tokens: torch.Tensor, places: torch.Tensor
     return logits
 
 
-@torch.no_grad()
-def _our_logits(checkpoint: Path, tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+def _our_logits(
+    architecture: LlamaArchitecture, checkpoint: Path, tokens: torch.Tensor, places: torch.Tensor
+) -> torch.Tensor:
     """[s, vocab_size] fp32."""
-    from megatron_synE.model.packed_row import packed_row
-    from megatron_synE.reference import build_reference
+    from megatron_synE.reference import build_reference, logits
 
-    architecture = architecture_from_hf(read_hf_config(checkpoint), where=str(checkpoint / "config.json"))
-    model = build_reference(architecture, checkpoint, seq_length=len(tokens))
-    row = packed_row((0, len(tokens)), max_segments=2, device=tokens.device)
-    row.positions = places
-    out = model(tokens.unsqueeze(0), None, None, packed_seq_params=row)  # [1, s, v]
-    return model.gather_logits(out).squeeze(0).float()
+    return logits(build_reference(architecture, checkpoint, seq_length=len(tokens)), tokens, positions=places)
 
 
 def _compare(theirs: torch.Tensor, ours: torch.Tensor, hf: Path) -> float:

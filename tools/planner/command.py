@@ -3,12 +3,12 @@
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from data_mixers.errors import ConfigError
-from data_mixers.sampling import epochs_read
+from data_mixers.sampling import Sampler
 from megatron_synE.config.derive import Device, resolve_architecture, resolve_dtype
 from megatron_synE.config.examine import examine
 from megatron_synE.config.load import LoadedConfig, load_config
@@ -17,7 +17,7 @@ from megatron_synE.model.flops import training_flops_per_token
 from tools.planner import report
 from tools.planner.figures import Efficiency, card_of, read_efficiency
 from tools.planner.layout import Job, Layers
-from tools.planner.pipeline import Work, as_lines, as_trees, pipeline, read_rates
+from tools.planner.pipeline import Work, as_lines, pipeline, read_rates
 from tools.planner.search import Candidate, Place, judge, layout_of, search
 from tools.planner.speed import model_name
 
@@ -26,6 +26,7 @@ MAX_NODES = 4096
 PLANNED_DEVICE: Device = "cuda"
 """What device=auto will mean where the run goes."""
 MOST_ROWS = 8
+AUTO_LAYERS = "model.attention=auto: taken as transformer_engine; memory with native layers: model.attention=native"
 FLOPS_FORMULA = "6 * weights of all matrices but the embedding + 6 * layers * heads * kv_channels * seq_length (causal)"
 
 
@@ -155,7 +156,7 @@ def answer(
             "world_size": place.world_size, "memory_bytes": place.card.memory_bytes,
             "reserve_bytes": place.reserve_bytes, "reserve_kind": "assumed",
         },
-        "notes": _notes(config),
+        "notes": [AUTO_LAYERS] if config.model.attention == "auto" else [],
         "num_candidates": len(found),
         "as_configured": report.as_tree(configured, job, place),
         "best": trees(best[:shown]),
@@ -167,17 +168,9 @@ def answer(
     if options.shows_all:
         tree["refused_all"] = trees(refused)
     if options.pipeline:
-        tree["pipeline"] = as_trees(pipeline(config, job, place, efficiency, read_rates(options.rates)))
+        works = pipeline(config, job, place, efficiency, read_rates(options.rates))
+        tree["pipeline"] = [asdict(work) for work in works]
     return tree
-
-
-def _notes(config: RunConfig) -> list[str]:
-    notes = []
-    if config.model.attention == "auto":
-        notes.append(
-            "model.attention=auto: taken as transformer_engine; memory with native layers: model.attention=native"
-        )
-    return notes
 
 
 def _epochs(loaded: LoadedConfig, place: Place) -> dict[str, float] | None:
@@ -187,7 +180,7 @@ def _epochs(loaded: LoadedConfig, place: Place) -> dict[str, float] | None:
         faults = [fault for fault in examination.faults if fault.key.startswith("data.")]
         lines = "\n  ".join(map(str, faults))
         raise ConfigError(f"the data cannot be read, so epochs are unknown; mend it, or plan with --no-data\n  {lines}")
-    return dict(epochs_read(examination.schedule))
+    return Sampler(examination.schedule).epochs_read()
 
 
 def _rendered(trees: list[dict[str, Any]], all_places: list[Place], job: Job, options: PlanOptions) -> str:

@@ -19,7 +19,7 @@ from tools.planner import report
 from tools.planner.command import PlanOptions, job_of, places
 from tools.planner.figures import read_efficiency
 from tools.planner.layout import Job, Layout
-from tools.planner.search import Candidate, Place, search
+from tools.planner.search import Candidate, Place, search, with_layout
 
 BEST = 6
 MOST_OF_A_SHAPE = 2
@@ -91,16 +91,8 @@ def _worth_trying(candidates: Sequence[Candidate]) -> list[Candidate]:
 def _short(config: RunConfig, layout: Layout, run_dir: Path) -> RunConfig:
     """The run in this layout, without what a measurement does not need: validation, topics that trade, trackers."""
     return replace(
-        config,
+        with_layout(config, layout),
         run=replace(config.run, dir=run_dir),
-        parallel=replace(
-            config.parallel,
-            tensor_model_parallel_size=layout.tensor_model_parallel_size,
-            pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
-            virtual_pipeline_model_parallel_size=layout.virtual_pipeline_model_parallel_size,
-            sequence_parallel=layout.sequence_parallel,
-        ),
-        training=replace(config.training, micro_batch_size=layout.micro_batch_size, recompute=layout.recompute),
         mixture=MixtureSection(),
         validation=ValidationSection(),
         checkpoint=replace(config.checkpoint, interval_tokens=None, export_hf=False),

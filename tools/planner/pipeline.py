@@ -10,7 +10,6 @@ Formulas, N weights of the model, peak of the card in FLOP/s:
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from data_mixers.errors import ConfigError
 from data_mixers.file_version import check_version
@@ -202,10 +201,3 @@ def as_lines(works: list[Work]) -> list[str]:
             f"{work.disk_bytes / GB:,.0f}", work.kind, work.counted,
         ])  # fmt: skip
     return columns(rows)
-
-
-def as_trees(works: list[Work]) -> list[dict[str, Any]]:
-    """For --format json."""
-    from dataclasses import asdict
-
-    return [asdict(work) for work in works]

@@ -16,21 +16,6 @@ EXAMPLES = 2
 RESERVE_REASON = "CUDA context, NCCL and fragmentation; assumed, --reserve-gib"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Cost:
-    """The whole run in a layout."""
-
-    hours: float
-    gpu_hours: float
-
-
-def cost_of(job: Job, candidate: Candidate, place: Place) -> Cost:
-    """total_tokens / (tokens/s/GPU * GPUs); without validation, checkpoints, restarts and queues."""
-    assert candidate.speed is not None
-    gpu_hours = job.total_tokens / candidate.speed.tokens_per_second_per_gpu / 3600
-    return Cost(hours=gpu_hours / place.world_size, gpu_hours=gpu_hours)
-
-
 def as_tree(candidate: Candidate, job: Job, place: Place) -> dict[str, Any]:
     """One candidate as plain values; units are in the names."""
     tree: dict[str, Any] = {
@@ -44,8 +29,10 @@ def as_tree(candidate: Candidate, job: Job, place: Place) -> dict[str, Any]:
         memory = dataclasses.asdict(candidate.memory) | {"total": candidate.memory.total}
         tree["memory_bytes_per_gpu"] = {"kind": "computed", **memory}
     if candidate.speed is not None and candidate.status != "refused":
-        cost = cost_of(job, candidate, place)
         speed = candidate.speed
+        # Of the whole run; without validation, checkpoints, restarts and queues.
+        gpu_hours = job.total_tokens / speed.tokens_per_second_per_gpu / 3600
+        hours = gpu_hours / place.world_size
         tree["speed"] = {
             "tokens_per_second_per_gpu": round(speed.tokens_per_second_per_gpu, 1),
             "tokens_per_second": round(speed.tokens_per_second_per_gpu * place.world_size, 1),
@@ -53,7 +40,7 @@ def as_tree(candidate: Candidate, job: Job, place: Place) -> dict[str, Any]:
             "kind": speed.kind,
             "factors": {name: dataclasses.asdict(factor) for name, factor in speed.factors.items()},
         }
-        tree["cost"] = {"hours": round(cost.hours, 2), "gpu_hours": round(cost.gpu_hours, 1), "kind": speed.kind}
+        tree["cost"] = {"hours": round(hours, 2), "gpu_hours": round(gpu_hours, 1), "kind": speed.kind}
     return tree
 
 

@@ -146,7 +146,7 @@ def _rule_against(config: RunConfig, job: Job, layout: Layout, place: Place) -> 
         return "too few GPUs", f"one replica takes {layout.model_ranks} GPUs, there are {place.world_size}"
     if place.world_size % layout.model_ranks:
         return "GPUs not divisible", f"{place.world_size} GPUs are not a multiple of {layout.model_ranks}, one replica"
-    faults = layout_faults(_with_layout(config, layout), world_size=place.world_size, architecture=job.architecture)
+    faults = layout_faults(with_layout(config, layout), world_size=place.world_size, architecture=job.architecture)
     if faults:
         # The shape of the model first: it is what no other batch or world can mend.
         first = min(faults, key=lambda fault: "the model's" not in fault.message)
@@ -161,7 +161,8 @@ def _rule_against(config: RunConfig, job: Job, layout: Layout, place: Place) -> 
     return None
 
 
-def _with_layout(config: RunConfig, layout: Layout) -> RunConfig:
+def with_layout(config: RunConfig, layout: Layout) -> RunConfig:
+    """The run in another layout."""
     return replace(
         config,
         parallel=replace(

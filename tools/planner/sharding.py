@@ -6,7 +6,7 @@ from tools.planner.collectives import collectives_of_step
 from tools.planner.figures import Card, Factor, loosest
 from tools.planner.layout import Job, Layout
 from tools.planner.simulate import exposed_data_parallel
-from tools.planner.speed import Speed
+from tools.planner.speed import THIS_LAYOUT, Speed, scaled
 
 
 def with_sharding(speed: Speed, job: Job, layout: Layout, card: Card, *, world_size: int) -> Speed:
@@ -15,17 +15,11 @@ def with_sharding(speed: Speed, job: Job, layout: Layout, card: Card, *, world_s
     A rate that was measured in this very layout has them already and comes back as it is.
     """
     measured = speed.factors.get("measured")
-    if layout.zero_stage == 1 or (measured is not None and measured.source == "this layout, measured"):
+    if layout.zero_stage == 1 or (measured is not None and measured.source == THIS_LAYOUT):
         return speed
     factor = sharding_factor(job, layout, card, speed.tokens_per_second_per_gpu, world_size=world_size)
-    factors = speed.factors | {"sharding": factor}
-    return Speed(
-        tokens_per_second_per_gpu=speed.tokens_per_second_per_gpu * factor.value,
-        kind=loosest([known.kind for known in factors.values()]),
-        flops_per_token=speed.flops_per_token,
-        mfu=speed.mfu * factor.value,
-        factors=factors,
-    )
+    kinds = [known.kind for known in (*speed.factors.values(), factor)]
+    return scaled(speed, "sharding", factor, kind=loosest(kinds))
 
 
 def sharding_factor(job: Job, layout: Layout, card: Card, rate: float, *, world_size: int) -> Factor:

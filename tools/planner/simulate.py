@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 
 from megatron_synE.model.flops import training_flops_per_token
 from megatron_synE.model.presets import ARCHITECTURES
+from megatron_synE.sharding.bucket_size import ELEMENTS_PER_RANK, SMALLEST_BUCKET
 from tools.planner.collectives import Collective, collectives_of_step
 from tools.planner.figures import Card, Efficiency, cards
 from tools.planner.layout import Job, Layout
@@ -21,8 +22,6 @@ NVLINK_ALPHA = 3e-6
 """Seconds before a message inside a node begins to flow. Assumed."""
 NETWORK_ALPHA = 10e-6
 """The same between nodes. Assumed."""
-MIN_BUCKET = 40_000_000
-"""Parameters of a DDP bucket: max(40e6, 1e6 * ranks). Source: megatron-core 0.16.1, distributed_data_parallel.py."""
 OPTIMIZER_BYTES_MOVED = 4 + 4 + 3 * 4 * 2 + 2
 """Per parameter of a shard: gradient read twice (norm, update), master and moments read and written, weight written."""
 
@@ -136,7 +135,7 @@ def exposed_data_parallel(
         mine = [c for c in messages if c.group == "DP" and c.hidden_behind == behind]
         seconds = sum(c.count * seconds_of(c, layout, card, world_size) for c in mine)
         if mine:
-            bucket = max(MIN_BUCKET, 1_000_000 * mine[0].ranks)
+            bucket = max(SMALLEST_BUCKET, ELEMENTS_PER_RANK * mine[0].ranks)  # megatron-core's own
             total += max(seconds - seconds_hidden, seconds * min(1.0, bucket / weights))
     return total
 

@@ -6,8 +6,10 @@ from statistics import median
 from megatron_synE.model.flops import training_flops_per_token
 from megatron_synE.model.llama import LlamaArchitecture
 from megatron_synE.model.presets import ARCHITECTURES
-from tools.planner.figures import Card, Efficiency, Factor, Kind, Measured, loosest
+from tools.planner.figures import Card, Efficiency, Factor, Kind, Measured, cards, loosest
 from tools.planner.layout import Job, Layout
+
+THIS_LAYOUT = "this layout, measured"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +18,6 @@ class Speed:
 
     tokens_per_second_per_gpu: float
     kind: Kind
-    flops_per_token: float
     mfu: float
     """Useful arithmetic over the dense bf16 peak, causal convention."""
     factors: dict[str, Factor]
@@ -77,10 +78,12 @@ def expected_speed(job: Job, layout: Layout, card: Card, efficiency: Efficiency,
     alike = [m for m in efficiency.measured if (m.card, m.num_parameters, m.seq_length) == what]
     exact = [m.tokens_per_second_per_gpu for m in alike if m.layout == str(layout) and m.gpus == world_size]
     if exact:
-        return _scaled(speed, exact[-1] / speed.tokens_per_second_per_gpu, "measured", "this layout, measured")
+        measured = Factor(exact[-1] / speed.tokens_per_second_per_gpu, "measured", THIS_LAYOUT)
+        return scaled(speed, "measured", measured, kind="measured")
     ratios = [r for m in alike if (r := _ratio(m, job, card, efficiency)) is not None]
     if ratios:
-        return _scaled(speed, median(ratios), speed.kind, f"median of {len(ratios)} measured layouts over expected")
+        source = f"median of {len(ratios)} measured layouts over expected"
+        return scaled(speed, "measured", Factor(median(ratios), "measured", source), kind=speed.kind)
     return speed
 
 
@@ -123,7 +126,8 @@ def _from_table(job: Job, layout: Layout, card: Card, efficiency: Efficiency, *,
     reference_architecture = ARCHITECTURES[reference["model"]]
     reference_flops = training_flops_per_token(reference_architecture, seq_length=reference["seq_length"])
     peak = card.bf16_tflops * 1e12
-    reference_mfu = reference["tokens_per_second_per_gpu"] * reference_flops / _peak_of(reference["card"])
+    reference_peak = cards()[reference["card"]].bf16_tflops * 1e12
+    reference_mfu = reference["tokens_per_second_per_gpu"] * reference_flops / reference_peak
     name = model_name(job.architecture)
     factors = {
         "reference MFU": Factor(reference_mfu, reference["kind"], reference["source"]),
@@ -144,23 +148,16 @@ def _from_table(job: Job, layout: Layout, card: Card, efficiency: Efficiency, *,
     return Speed(
         tokens_per_second_per_gpu=peak * mfu / flops,
         kind=loosest([factor.kind for factor in factors.values()]),
-        flops_per_token=flops,
         mfu=mfu,
         factors=factors,
     )
 
 
-def _peak_of(card: str) -> float:
-    from tools.planner.figures import cards
-
-    return cards()[card].bf16_tflops * 1e12
-
-
-def _scaled(speed: Speed, ratio: float, kind: Kind, source: str) -> Speed:
+def scaled(speed: Speed, name: str, factor: Factor, *, kind: Kind) -> Speed:
+    """`speed` with one more factor, called `name`, and as sure as `kind`."""
     return Speed(
-        tokens_per_second_per_gpu=speed.tokens_per_second_per_gpu * ratio,
+        tokens_per_second_per_gpu=speed.tokens_per_second_per_gpu * factor.value,
         kind=kind,
-        flops_per_token=speed.flops_per_token,
-        mfu=speed.mfu * ratio,
-        factors=speed.factors | {"measured": Factor(ratio, "measured", source)},
+        mfu=speed.mfu * factor.value,
+        factors=speed.factors | {name: factor},
     )

@@ -95,16 +95,7 @@ def write_tokens(folder: Path) -> DatasetManifest:
             total += length + 1
     written = writer.written
     assert written is not None
-    shard = ShardEntry(
-        prefix="en_text_document",
-        num_documents=written.num_documents,
-        num_tokens=written.num_tokens,
-        text_bytes=3 * written.num_tokens,
-        bin_size_bytes=written.bin_size_bytes,
-        idx_size_bytes=written.idx_size_bytes,
-        bin_sha256=written.bin_sha256,
-        idx_sha256=written.idx_sha256,
-    )
+    shard = ShardEntry(prefix="en_text_document", text_bytes=3 * written.num_tokens, **vars(written))
     source = SourceEntry(
         name="en/web/all", language="en", source="web", topic="all", bucket=None, role="train", shards=(shard,)
     )

@@ -21,9 +21,7 @@ from megatron_synE.exit_codes import CheckpointError
 from megatron_synE.runtime.lease import Holder, read_holder
 
 DIED_OF_A_SIGNAL = 128
-"""Codes above it: a rank did not end by itself."""
-INTERRUPTED = 130
-"""But for this one: a person pressed Ctrl-C."""
+"""Codes above it: a rank did not end by itself, but for INTERRUPTED: a person pressed Ctrl-C."""
 FAULT_OR_LOST_PEER = 1
 """A fault of the program, or what is left of a run one of whose ranks went without a word, with its node or step."""
 
@@ -85,7 +83,7 @@ def verdict(code: int, *, before: int, now: int, finished: bool, stuck: int, ret
         if finished:
             return exit_codes.FINISHED, "finished"
         how = "cancelled"  # srun says 0 too when its step was (seen with Slurm 22.05)
-    elif code > DIED_OF_A_SIGNAL and code != INTERRUPTED:
+    elif code > DIED_OF_A_SIGNAL and code != exit_codes.INTERRUPTED:
         how = "killed"
     if how is None:
         return code, f"stopped: {exit_codes.MEANINGS.get(code, 'unknown')}"

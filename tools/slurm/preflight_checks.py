@@ -20,8 +20,6 @@ from megatron_synE.runtime.run_dir import git_state, versions
 
 _SAMPLE_BYTES = 1 << 16
 _SAMPLES_PER_SHARD = 4
-_OPTIMIZER_BYTES = 12
-"""fp32 master (absent when the weights are fp32), exp_avg, exp_avg_sq; docs/checkpoint.md."""
 
 
 def software() -> dict[str, str]:
@@ -126,9 +124,8 @@ def write_mbps(folder: Path, name: str, *, size_bytes: int) -> float:
 
 
 def checkpoint_bytes(plan: RunPlan) -> int:
-    """Size of one checkpoint of the run: weights, moments, and masters where the weights are bf16."""
-    weights = 2 if plan.dtype == "bf16" else 4
-    return plan.num_parameters * (weights + (_OPTIMIZER_BYTES if plan.dtype == "bf16" else 8))
+    """Size of one checkpoint of the run: weights, two moments, and masters where the weights are bf16."""
+    return plan.num_parameters * (2 + 8 + 4 if plan.dtype == "bf16" else 4 + 8)  # docs/checkpoint.md
 
 
 def disk_fault(config: RunConfig, plan: RunPlan, num_checkpoints: int) -> str | None:

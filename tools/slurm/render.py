@@ -22,7 +22,7 @@ from tools.slurm.job import (
     seconds_of,
 )
 from tools.slurm.lead_time import LeadTime, lead_time
-from tools.slurm.settings import Setting, settings_for, settings_of
+from tools.slurm.settings import Setting, settings_of
 
 Name = Literal["train", "export", "eval", "acceptance"]
 
@@ -54,7 +54,7 @@ def render_training(job: TrainingJob, command: Sequence[str]) -> str:
         directives,
         job.resources,
         job.environment,
-        settings_for(job.config),
+        settings_of(job.config.device, tp=job.config.parallel.tensor_model_parallel_size > 1),
         lead=f"# Told {lead.seconds} s before its wall time: {lead.reason}.",
         config=shlex.quote(str(job.config_path)),
         overrides=shlex.join(job.overrides),

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from megatron_synE.config.schema import RunConfig
-
 
 @dataclass(frozen=True)
 class Setting:
@@ -13,11 +11,6 @@ class Setting:
     name: str
     value: str
     reason: str
-
-
-def settings_for(config: RunConfig) -> tuple[Setting, ...]:
-    """What every rank of this run gets."""
-    return settings_of(config.device, tp=config.parallel.tensor_model_parallel_size > 1)
 
 
 def settings_of(device: Literal["auto", "cpu", "cuda"], *, tp: bool = False) -> tuple[Setting, ...]:
