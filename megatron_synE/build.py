@@ -1,6 +1,7 @@
 """Everything a run computes with, built from the plan: model chunks, DDP, optimizer, forward-backward function."""
 
 import logging
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,7 +27,7 @@ from megatron_synE.runtime.mcore import (
     get_standard_config_overrides,
     parallel_state,
 )
-from megatron_synE.sharding.bucket import Bucket
+from megatron_synE.sharding.bucket import Bucket, Reduction
 from megatron_synE.sharding.data_parallel import ShardedDataParallel
 from megatron_synE.sharding.optimizer import on_parts
 
@@ -129,10 +130,14 @@ def build_model(config: RunConfig, plan: RunPlan, device: Device) -> Model:
     core_config.finalize_model_grads_func = gradients.finalize
     if plan.zero_stage > 1:
         group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        reductions: deque[Reduction] = deque()
         sharded = tuple(
-            ShardedDataParallel(core_config, ddp_config, module, chunk, group, shards_weights=plan.zero_stage == 3)
+            ShardedDataParallel(
+                core_config, ddp_config, module, chunk, group,
+                shards_weights=plan.zero_stage == 3, reductions=reductions,
+            )
             for module, chunk in zip(wrapped, chunks, strict=True)
-        )
+        )  # fmt: skip
         buckets = {parameter: bucket for module in sharded for parameter, bucket in module.bucket_of().items()}
         return Model(core_config, chunks, sharded, get_forward_backward_func(), buckets)
     ddp = tuple(

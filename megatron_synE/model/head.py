@@ -10,7 +10,7 @@ to the forward pass and multiplied into the NLL, and the backward pass scales by
 computes everything again, which is right but slower.
 
 Under tensor parallelism each rank holds rows of the vocabulary: per chunk the ranks exchange their log-sum-exp and the
-label's logit, in one collective. Padded rows of the vocabulary are never multiplied.
+label's logit, in one collective, so there the softmax takes a chunk as a whole. Padded rows are never multiplied.
 
 Legend: t tokens, h hidden, v vocabulary rows on this TP rank without padding, c tokens of a chunk, p of a piece.
 """
@@ -56,7 +56,8 @@ def linear_cross_entropy(
     hidden [t, h], the same on every rank of the part's group; weight [≥ v, h]; labels [t] int64; token_weights [t].
     A label outside the vocabulary gives an infinite NLL; one of weight 0 gives 0 whatever it is (-100, for one).
     The gradient of hidden is this rank's share only: the caller sums it over the group. Memory: one chunk of logits in
-    the weights' dtype, one piece in fp32; with gradients also theirs, from now to the backward pass.
+    the weights' dtype, and in fp32 one piece of it, under tensor parallelism all of it; with gradients also theirs,
+    from now to the backward pass.
 
     Collective: the part's group.
     """
@@ -219,7 +220,7 @@ def _piece(
     *,
     in_place: bool,
 ) -> torch.Tensor:
-    """The same for rows that are put into fp32 at once: logits [p, v] -> NLL [p]."""
+    """The same for rows that are put into fp32 at once, with a group all of a chunk: logits [p, v] -> NLL [p]."""
     mine = labels - part.first
     is_mine = (mine >= 0) & (mine < part.num_rows)
     mine = mine.clamp(0, max(0, part.num_rows - 1)).unsqueeze(1)  # [p, 1]

@@ -26,8 +26,8 @@ from megatron_synE.sharding.bucket import Bucket, Reduction, cut
 from megatron_synE.sharding.bucket_size import default_bucket_size
 
 REDUCTIONS_IN_FLIGHT = 2
-"""Buckets being summed while the backward pass fills the next: with two the wire is never idle, and no more memory is
-held than two of them."""
+"""Buckets of a rank being summed while its backward pass fills the next: with two the wire is never idle, and no more
+memory is held than two of them. Of all chunks together: each of an interleaved pipeline would keep its last two."""
 
 
 @dataclass
@@ -88,11 +88,13 @@ class ShardedDataParallel(MegatronModule):
         group: dist.ProcessGroup,
         *,
         shards_weights: bool,
+        reductions: deque[Reduction],
         bucket_size: int | None = None,
     ) -> None:
         """module: `chunk`, or a wrapper of it. group: the ranks that hold the same weights and read other data.
 
-        bucket_size: elements; None: default_bucket_size().
+        reductions: under way, one queue for all chunks of this rank. bucket_size: elements; None:
+        default_bucket_size().
         """
         super().__init__(config=core_config)
         self.module, self.ddp_config = module, ddp_config
@@ -101,7 +103,7 @@ class ShardedDataParallel(MegatronModule):
         self._group = group
         self._reduces_in_background = ddp_config.overlap_grad_reduce
         self._gathers_in_background = ddp_config.overlap_param_gather
-        self._reductions: deque[Reduction] = deque()
+        self._reductions = reductions
         self.units: list[Unit] = []
         for index, (parameters, backward, to_the_end) in enumerate(_units(chunk)):
             buckets = self._buckets(parameters)
@@ -148,7 +150,7 @@ class ShardedDataParallel(MegatronModule):
 
     @torch.no_grad()
     def finish_grad_sync(self, force_all_reduce: bool | None = False) -> None:
-        """After the last backward pass: all gradients are summed when this returns. Collective: the group."""
+        """After the last backward pass: this chunk's gradients are summed when this returns. Collective: the group."""
         assert not force_all_reduce, "a rank cannot hold all gradients"
         for bucket in self.all_buckets:
             if bucket.has_unsummed:  # a parameter without a gradient kept its bucket waiting; alike on every rank

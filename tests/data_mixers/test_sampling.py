@@ -200,6 +200,28 @@ def test_a_range_equals_the_samples_asked_for_one_by_one_far_into_a_long_schedul
     assert list(block) == list(map(Sampler(schedule).address, range(start, start + 600)))
 
 
+def test_rows_beyond_two_to_the_32nd_are_the_ones_counted_by_hand() -> None:
+    """Two sources of one half take turns, so both have been drawn sample // 2 times: beyond 2**31 here.
+
+    Packed windows are never shifted: draw k is window k % 1000 of epoch k // 1000.
+    """
+    shards = (ScheduledShard(num_tokens=8 * 1000 + 1, sha256="0"),)
+    sources = tuple(
+        ScheduledSource(name=f"zh/web/{topic}", shards=shards, order="as_written", packed_seq_length=8)
+        for topic in ("law", "novel")
+    )
+    half = {source.name: UNIT // 2 for source in sources}
+    schedule = Schedule(seed=7, seq_length=8, sources=sources).append_weights("one", num_samples=1 << 34, weights=half)
+    start = (1 << 33) - 300
+    block = addresses(schedule, start, start + 600)
+    draws = np.arange(start, start + 600) // 2
+    assert draws[0] > 1 << 31
+    assert block.epoch.tolist() == (draws // 1000).tolist()
+    assert block.token_offset.tolist() == (8 * (draws % 1000)).tolist()
+    assert (block.source_index[::2] + block.source_index[1::2]).tolist() == [1] * 300
+    assert list(block) == [address(schedule, sample) for sample in range(start, start + 600)]
+
+
 def test_seeking_at_100_billion_tokens_takes_less_than_a_millisecond_and_no_index() -> None:
     schedule = make_schedule([(12_200_000, MIXED[4])], shard_tokens=(3_200_000_000,), seq_length=8192)
     sampler = Sampler(schedule)

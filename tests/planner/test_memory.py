@@ -1,5 +1,6 @@
 """The memory formulas against bytes counted in a real trainer, and against hand arithmetic at Llama-3-8B's shape."""
 
+import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,6 +117,23 @@ def _check_saved(what: Job, case: Case, stage: int, counted: dict[str, int]) -> 
             expected += w.v * w.h * w.b
         expected += w.b * w.h * (w.v + w.t)  # gradients of the output matrix and of its input
         assert expected == pytest.approx(counted["forward_allocated"], rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2])
+def test_gradients_on_their_way_in_an_interleaved_pipeline_take_what_the_formula_says(
+    config: Path, tmp_path: Path, zero_stage: int
+) -> None:
+    """PP 2 x DP 2, two chunks a rank, overlapped as on CUDA: at stage 1 in place, at stage 2 three buckets at most."""
+    layout = laid(pipeline_model_parallel_size=2, virtual_pipeline_model_parallel_size=2, zero_stage=zero_stage)
+    overrides = [f"run.dir={tmp_path / 'run'}", *layout.overrides(), "parallel.overlap_grad_reduce=true"]
+    tiny.launched(4, SCRIPT.with_name("measured_reductions.py"), config, tmp_path, *overrides)
+    what = dataclasses.replace(job("fp32"), layers="native_cuda")
+    for rank in range(4):
+        counted = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert counted["reductions"] >= 2, rank  # one of each chunk, or more
+        moments: tuple[memory.Moment, ...] = ("loss", "head", "layer", "embedding")
+        expected = max(memory.sharding_bytes(what, layout, counted["stage"], m, shards=2) for m in moments)
+        assert counted["bytes_held"] == pytest.approx(expected, rel=TOLERANCE), rank
 
 
 def test_a_checkpoint_is_as_large_as_the_formula_says(config: Path, tmp_path: Path) -> None:

@@ -71,6 +71,8 @@ def weight_bytes(job: Job, layout: Layout, stage: int, *, shards: int) -> int:
 def gradient_bytes(job: Job, layout: Layout, stage: int, *, shards: int) -> int:
     """4 * N, or b * N with grad_reduce_in_fp32 off: mcore's DDP keeps the whole buffer on every rank (ZeRO-1).
 
+    It reduces in that buffer (start_grad_sync of param_and_grad_buffer.py: the sum arrives in this rank's range of it),
+    so reductions on the wire add nothing, however many: under an interleaved pipeline at least one a chunk at once.
     Under stages 2 and 3 this rank's part, always in fp32: 4 * N / D.
     """
     number = weights_on_rank(job, layout, stage)
@@ -265,7 +267,8 @@ Moment = Literal["loss", "head", "layer", "embedding"]
 def sharding_bytes(job: Job, layout: Layout, stage: int, moment: Moment, *, shards: int) -> int:
     """What ZeRO stages 2 and 3 hold for a moment: gradients on their way to other ranks, and gathered weights.
 
-    Gradients: a bucket being filled, at most min(what is used at once, bucket size); on CUDA two more on the wire.
+    Gradients: a bucket being filled, at most min(what is used at once, bucket size); on CUDA two more on the wire, of
+    all chunks of an interleaved pipeline together.
     Weights (stage 3): what is used, on CUDA also what is used next. A tied embedding is the head, and stays whole.
     """
     if layout.zero_stage == 1:
