@@ -213,13 +213,13 @@ def test_rows_beyond_two_to_the_32nd_are_the_ones_counted_by_hand() -> None:
     half = {source.name: UNIT // 2 for source in sources}
     schedule = Schedule(seed=7, seq_length=8, sources=sources).append_weights("one", num_samples=1 << 34, weights=half)
     start = (1 << 33) - 300
-    block = addresses(schedule, start, start + 600)
+    block = Sampler(schedule).addresses(start, start + 600)
     draws = np.arange(start, start + 600) // 2
     assert draws[0] > 1 << 31
     assert block.epoch.tolist() == (draws // 1000).tolist()
     assert block.token_offset.tolist() == (8 * (draws % 1000)).tolist()
     assert (block.source_index[::2] + block.source_index[1::2]).tolist() == [1] * 300
-    assert list(block) == [address(schedule, sample) for sample in range(start, start + 600)]
+    assert list(block) == list(map(Sampler(schedule).address, range(start, start + 600)))
 
 
 def test_seeking_at_100_billion_tokens_takes_less_than_a_millisecond_and_no_index() -> None:
