@@ -28,6 +28,7 @@ from tools.data.scores_file import open_scores, read_origin, scores_path
 from tools.data.signals import signals_of
 from tools.data.slurm_options import SlurmArray
 from tools.data.stage import only_one
+from tools.data.stats import stats
 
 SOURCES = {("zh", "web", "law"): 900, ("en", "web", "computing"): 700}
 
@@ -263,6 +264,8 @@ def test_signals_equal_those_of_the_texts_themselves(tmp_path: Path) -> None:
     found = np.array(sorted((row["compression_ratio"], row["characters_per_token"]) for row in rows))
     assert found == pytest.approx(np.array(sorted(wanted)))
     assert all(row["nll_sum"] is None and 0 < row["lexical_diversity"] <= 1 for row in rows)
+    (found,) = stats(tmp_path / "data")
+    assert (found.ppl, found.num_scored, found.bits_per_byte) == (None, None, None)
 
 
 def test_lexical_diversity_counts_words_and_neighbouring_characters() -> None:

@@ -54,11 +54,12 @@ class DescribedShard:
 
     @cached_property
     def nll(self) -> tuple[Numbers, Numbers] | None:
-        """(NLL sum in nats, tokens it is of) per document; None without scores."""
+        """(NLL sum in nats, tokens it is of) per document; None without scores, or where they are signals alone."""
         if not self.scores_path.is_file():
             return None
         found = self._columns(self.scores_path, ("nll_sum", "nll_tokens"))
-        return np.asarray(found["nll_sum"], dtype=np.float64), np.asarray(found["nll_tokens"], dtype=np.float64)
+        sums, counts = (np.asarray(found[name], dtype=np.float64) for name in ("nll_sum", "nll_tokens"))
+        return None if len(sums) and np.isnan(sums).all() else (sums, counts)
 
     @cached_property
     def ppl(self) -> Numbers | None:

@@ -71,9 +71,11 @@ def sample(
 def _of_source(
     source: DescribedSource, tokenizer: Tokenizer, *, percentile: float | None, num: int, seed: int
 ) -> Iterator[Sample]:
-    missing = [shard.scores_path for shard in source.shards if not shard.scores_path.is_file()]
+    missing = [shard.scores_path for shard in source.shards if shard.ppl is None]
     if percentile is not None and missing:
-        raise DataError(f"{missing[0]} is missing, so --percentile cannot be told: run `syne data score-ppl` first")
+        raise DataError(
+            f"{missing[0]} is missing or has no NLL, so --percentile cannot be told: run `syne data score-ppl` first"
+        )
     counts = [shard.num_documents for shard in source.shards]
     found = [shard.ppl for shard in source.shards]
     ppl = np.full(sum(counts), math.nan) if missing else np.concatenate([each for each in found if each is not None])
