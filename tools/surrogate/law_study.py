@@ -283,17 +283,18 @@ def _draw(found: LawReport, file: Path) -> None:
         for number, (tokens, checks) in enumerate(curves_of(found, name).items()):
             shares, color = [check.share for check in checks], f"C{number}"
             axis.fill_between(shares, [c.low for c in checks], [c.high for c in checks], color=color, alpha=0.15)
-            axis.plot(shares, [c.predicted for c in checks], "-", color=color, label=f"predicted, {tokens:,.0f} tokens")
-            axis.plot(shares, [c.measured for c in checks], "o", color=color, markersize=4, label="measured")
+            axis.plot(shares, [c.predicted for c in checks], "-", color=color, label=f"{tokens:,.0f} tokens")
+            axis.plot(shares, [c.measured for c in checks], "o", color=color, markersize=4)
         axis.set_title(name, fontsize=8)
         axis.tick_params(labelsize=7)
     for axis in axes.flat[len(names) :]:
         axis.axis("off")
-    axes[0][0].legend(fontsize=6)
+    axes[0][0].legend(fontsize=7, loc="lower left")
     figure.supxlabel("share of the set's language", fontsize=9)
     figure.supylabel("held-out loss, nats per token", fontsize=9)
-    figure.suptitle(f"law fitted without {found.left_out}, with {found.level:.0%} intervals", fontsize=10)
-    figure.tight_layout()
+    title = f"law fitted without {found.left_out}: lines predicted, with {found.level:.0%} intervals; dots measured"
+    figure.suptitle(title, fontsize=10)
+    figure.tight_layout(rect=(0.015, 0, 1, 1))  # what is left free for the label of all rows
     temporary = temporary_path(file)
     figure.savefig(temporary, dpi=80, format="png")
     pyplot.close(figure)
