@@ -32,10 +32,11 @@ GRID = 81  # shares that are tried, from the least to the largest of the study
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One held-out set and arm at the scale that was left out."""
+    """One held-out set, arm and validation at the scale that was left out."""
 
     set: str
     share: float
+    tokens: float
     measured: float
     predicted: float
     low: float
@@ -163,12 +164,12 @@ def report(found: LawReport) -> str:
         f"losses lie in their {LEVEL:.0%} interval; mean absolute error {np.mean(errors):.4f} nats, largest "
         f"{np.max(errors):.4f}.",
         "",
-        "| held-out set | share of its language | measured | predicted | interval | inside |",
-        "|---|---:|---:|---:|---|---|",
+        "| held-out set | share of its language | tokens | measured | predicted | interval | inside |",
+        "|---|---:|---:|---:|---:|---|---|",
     ]
     for check in found.checks:
         lines.append(
-            f"| {check.set} | {check.share:.3f} | {check.measured:.4f} | {check.predicted:.4f} | "
+            f"| {check.set} | {check.share:.3f} | {check.tokens:,.0f} | {check.measured:.4f} | {check.predicted:.4f} | "
             f"[{check.low:.4f}, {check.high:.4f}] | {'yes' if check.is_inside else 'no'} |"
         )
     lines.append("")
@@ -212,8 +213,8 @@ def _checked(name: str, law: Law, cells: Cells) -> list[Check]:
         noise = math.hypot(float(losses.std(ddof=1)) / math.sqrt(count) if count > 1 else 0.0, law.misfit)
         low, high = interval(drawn[1:, index] + noise * random.standard_normal(len(drawn) - 1), LEVEL)
         checks.append(
-            Check(set=name, share=float(cells.share[index]), measured=float(losses.mean()),
-                  predicted=float(drawn[0, index]), low=low, high=high)
+            Check(set=name, share=float(cells.share[index]), tokens=float(cells.tokens[index]),
+                  measured=float(losses.mean()), predicted=float(drawn[0, index]), low=low, high=high)
         )  # fmt: skip
     return checks
 
@@ -256,6 +257,15 @@ def _measured_best(finished: Finished, sizes: dict[str, float]) -> float:
     return float(best.levels["synthetic_share"])
 
 
+def curves_of(found: LawReport, name: str) -> dict[float, list[Check]]:
+    """Tokens -> the checks of a held-out set by share: a curve for each validation of the scale that was left out."""
+    curves: dict[float, list[Check]] = {}
+    for check in sorted(found.checks, key=lambda check: (check.tokens, check.share)):
+        if check.set == name:
+            curves.setdefault(check.tokens, []).append(check)
+    return curves
+
+
 def _draw(found: LawReport, file: Path) -> None:
     from matplotlib.figure import Figure
 
@@ -265,20 +275,21 @@ def _draw(found: LawReport, file: Path) -> None:
     figure = Figure(figsize=(3 * columns, 2.5 * rows))
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis, name in zip(axes.flat, names, strict=False):
-        checks = [check for check in found.checks if check.set == name]
-        shares = [check.share for check in checks]
-        axis.fill_between(shares, [c.low for c in checks], [c.high for c in checks], color="C0", alpha=0.25)
-        axis.plot(shares, [c.predicted for c in checks], "-", color="C0", label="predicted")
-        axis.plot(shares, [c.measured for c in checks], "o", color="C1", markersize=4, label="measured")
+        for number, (tokens, checks) in enumerate(curves_of(found, name).items()):
+            shares, color = [check.share for check in checks], f"C{number}"
+            axis.fill_between(shares, [c.low for c in checks], [c.high for c in checks], color=color, alpha=0.15)
+            axis.plot(shares, [c.predicted for c in checks], "-", color=color, label=f"{tokens:,.0f} tokens")
+            axis.plot(shares, [c.measured for c in checks], "o", color=color, markersize=4)
         axis.set_title(name, fontsize=8)
         axis.tick_params(labelsize=7)
     for axis in axes.flat[len(names) :]:
         axis.axis("off")
-    axes[0][0].legend(fontsize=7)
+    axes[0][0].legend(fontsize=7, loc="lower left")
     figure.supxlabel("share of the set's language", fontsize=9)
     figure.supylabel("held-out loss, nats per token", fontsize=9)
-    figure.suptitle(f"law fitted without {found.left_out}, with {LEVEL:.0%} intervals", fontsize=10)
-    figure.tight_layout()
+    title = f"law fitted without {found.left_out}: lines predicted, with {LEVEL:.0%} intervals; dots measured"
+    figure.suptitle(title, fontsize=10)
+    figure.tight_layout(rect=(0.015, 0, 1, 1))  # what is left free for the label of all rows
     temporary = temporary_path(file)
     figure.savefig(temporary, dpi=80, format="png")
     publish(temporary, file)
