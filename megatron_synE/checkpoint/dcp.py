@@ -211,9 +211,15 @@ def _deduplicated(all_plans: list[SavePlan]) -> list[SavePlan]:
     for index, ranks in owners.items():
         rank = min(ranks, key=lambda r: (load_bytes[r], r))
         item = items[rank, index]
-        load_bytes[rank] += item.tensor_storage_size() or 0
+        load_bytes[rank] += _size_bytes(item)
         kept[rank].append(item)
     return [SavePlan(items_of_rank) for items_of_rank in kept]
+
+
+def _size_bytes(item: WriteItem) -> int:
+    """Of the rectangle. torch 2.13's `item.tensor_storage_size()` is that of the whole tensor."""
+    assert item.tensor_data is not None
+    return math.prod(item.tensor_data.chunk.sizes) * item.tensor_data.properties.dtype.itemsize
 
 
 def _gathered(fault: str | None) -> list[str | None]:

@@ -1,6 +1,6 @@
-"""Small random Llamas as transformers writes them."""
+"""Small random Llamas as transformers writes them, and process groups of one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,3 +38,19 @@ def make_hf(tmp_path: Path) -> MakeHf:
         return folder, model
 
     return make
+
+
+@pytest.fixture(scope="module")
+def one_process() -> Iterator[None]:
+    """torch.distributed and megatron-core's groups for this process alone, as `syne train` has them."""
+    from megatron_synE.alone import CPU
+    from megatron_synE.config.schema import ParallelSection
+    from megatron_synE.runtime.distributed import initialize, shut_down
+    from megatron_synE.runtime.environment import ALONE
+
+    starts_here = not torch.distributed.is_initialized()
+    if starts_here:
+        initialize(CPU, ALONE, ParallelSection(), seed=1)
+    yield
+    if starts_here:
+        shut_down()

@@ -1,6 +1,7 @@
 """Rectangles in and out of torch DCP folders, and folders that are damaged or hostile."""
 
 import os
+import pathlib
 import pickle
 import re
 import resource
@@ -12,9 +13,10 @@ import torch
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint import load as torch_load
 from torch.distributed.checkpoint import save as torch_save
+from torch.distributed.checkpoint.metadata import StorageMeta, TensorProperties
 
 from megatron_synE.checkpoint.chunk_reader import ChunkReader
-from megatron_synE.checkpoint.dcp import Chunk, load_chunks, save_chunks, whole
+from megatron_synE.checkpoint.dcp import Chunk, _ChunkSavePlanner, load_chunks, save_chunks, whole
 from megatron_synE.checkpoint.dcp_metadata import read_metadata
 from megatron_synE.exit_codes import CheckpointError
 
@@ -68,6 +70,85 @@ def test_targets_may_be_strided_and_of_another_dtype(tmp_path):
     columns = torch.zeros(6, 10)
     load_chunks(tmp_path, [Chunk("w", (10, 6), (0, 0), (10, 6), torch.float32, columns.t())])
     assert torch.equal(columns.t(), tensor.float())
+
+
+def test_a_row_costs_its_own_bytes_and_a_header(tmp_path, monkeypatch):
+    tensor = torch.randn(1000, 512)
+    save_chunks(tmp_path, [whole("w", tensor)])
+    read, shipped = [], os.preadv
+
+    def counted(fd, buffers, offset):
+        read.append(shipped(fd, buffers, offset))
+        return read[-1]
+
+    monkeypatch.setattr(os, "preadv", counted)
+    reader = ChunkReader(tmp_path)
+    assert torch.equal(reader.read("w", (700, 0), (1, 512)), tensor[700:701])
+    assert sum(read) < 100_000  # of two million
+    read.clear()
+    assert torch.equal(reader.read("w", (3, 0), (2, 512)), tensor[3:5])
+    assert read == [2 * 512 * 4]  # where it lies is known by now
+
+
+def test_a_rectangle_beyond_the_tensor_is_refused(tmp_path):
+    save_chunks(tmp_path, grid("w", torch.zeros(4, 6), 3, 4))
+    reader = ChunkReader(tmp_path)
+    for offsets, sizes in (((0, 3), (4, 4)), ((1, 0), (4, 6)), ((-1, 0), (2, 2)), ((0,), (4,))):
+        with pytest.raises(CheckpointError, match=re.escape(f"w [4, 6] has no {list(sizes)} at {offsets}")):
+            reader.read("w", offsets, sizes)
+
+
+def test_a_chunk_of_another_shape_or_type_than_it_says_is_refused(tmp_path):
+    for values in (torch.zeros(2, 3), torch.zeros(2, 2).half()):
+        chunk = Chunk("w", (4, 2), (0, 0), (2, 2), torch.float32, lambda values=values: values)
+        message = f"w: expected torch.float32 (2, 2), got {values.dtype} {tuple(values.shape)}"
+        with pytest.raises(CheckpointError, match=re.escape(message)):
+            chunk.tensor()
+        with pytest.raises(CheckpointError, match=re.escape(f"{tmp_path}: cannot be written ({message})")):
+            save_chunks(tmp_path, [chunk])
+    assert Chunk("w", (4, 2), (0, 0), (2, 2), torch.bfloat16, torch.zeros(2, 2)).size_bytes == 8
+
+
+def test_a_view_is_written_without_the_storage_behind_it(tmp_path):
+    save_chunks(tmp_path, [whole("row", torch.randn(1000, 1000)[3]), whole("turned", torch.randn(5, 7).t())])
+    assert (tmp_path / "__0_0.distcp").stat().st_size < 10_000
+
+
+def plan_of(*offers):
+    """What one rank offers: (key, row, rows of eight bytes)."""
+    chunks = [
+        Chunk(key, (100, 2), (row, 0), (rows, 2), torch.float32, torch.zeros(rows, 2)) for key, row, rows in offers
+    ]
+    return _ChunkSavePlanner(chunks).create_local_plan()
+
+
+def test_what_several_ranks_offer_is_written_by_the_one_with_the_least_so_far():
+    shared = [("w", 0, 10), ("w", 10, 4), ("w", 14, 4), ("w", 18, 4), ("w", 22, 2)]
+    plans, table = _ChunkSavePlanner([]).create_global_plan(
+        [plan_of(("own", 0, 3), *shared), plan_of(*shared), plan_of(*shared[1:])]
+    )
+    # own: 0. w 0: rank 1 has nothing yet. w 10: 3 against 10 and 0, so rank 2; w 14: 3, 10, 4: rank 0;
+    # w 18: 7, 10, 4: rank 2; w 22: 7, 10, 8: rank 0.
+    written = [[(item.index.fqn, item.index.offset[0]) for item in plan.items] for plan in plans]
+    assert written == [[("own", 0), ("w", 14), ("w", 22)], [("w", 0)], [("w", 10), ("w", 18)]]
+    chunks = table.state_dict_metadata["w"].chunks
+    assert sorted((chunk.offsets[0], chunk.sizes[0]) for chunk in chunks) == [row[1:] for row in shared]
+
+
+def test_a_table_may_name_every_type_of_weights_and_of_paths(tmp_path):
+    """Each by an ordinary pickle of the value itself, in the field that holds such values."""
+    save_chunks(tmp_path, [whole("w", torch.zeros(2, 2))])
+    table = read_metadata(tmp_path)
+    dtypes = [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.int16]
+    dtypes += [torch.int8, torch.uint8, torch.bool, torch.float8_e4m3fn, torch.float8_e5m2]
+    for dtype in dtypes:
+        table.state_dict_metadata["w"].properties = TensorProperties(dtype=dtype)
+        (tmp_path / ".metadata").write_bytes(pickle.dumps(table))
+        assert ChunkReader(tmp_path).dtype("w") == dtype
+    for path in (pathlib.PurePosixPath("/a"), pathlib.Path("/a")):
+        table.storage_meta = StorageMeta(checkpoint_id=path)
+        (tmp_path / ".metadata").write_bytes(pickle.dumps(table))
+        assert read_metadata(tmp_path).storage_meta.checkpoint_id == path
 
 
 def test_a_missing_tensor_or_another_shape_is_named(tmp_path):

@@ -1,5 +1,6 @@
 """Which folder counts as a checkpoint, and that nothing half-written ever does."""
 
+import hashlib
 import json
 import logging
 import os
@@ -11,7 +12,8 @@ import pytest
 
 from megatron_synE.checkpoint import layout
 from megatron_synE.checkpoint.layout import CommonState
-from megatron_synE.exit_codes import CheckpointError
+from megatron_synE.exit_codes import CheckpointError, LeaseLostError
+from megatron_synE.runtime import lease as leases
 
 STATE = CommonState(
     iteration=3,
@@ -102,6 +104,9 @@ def test_an_incomplete_folder_is_not_taken_for_whole(tmp_path, caplog, name, dam
     if damage != "other content":
         assert layout.newest_complete(tmp_path) == older
         assert layout.complete_checkpoints(tmp_path) == [older]
+    else:  # only names and sizes are looked at where nothing else is asked for
+        assert layout.newest_complete(tmp_path) == newer
+        assert layout.complete_checkpoints(tmp_path) == [older, newer]
 
 
 def test_a_folder_without_manifest_is_not_taken_for_whole(tmp_path):
@@ -128,10 +133,23 @@ def test_temporary_folders_never_count(tmp_path):
 
 
 @pytest.mark.parametrize("tracker", ["7\n", "release\n", ""])
-def test_the_tracker_may_point_anywhere(tmp_path, tracker):
+def test_the_tracker_may_point_anywhere(tmp_path, tracker, caplog):
     final = save(tmp_path, 3)
+    assert layout.newest_complete(tmp_path) == final
+    assert caplog.text == ""
     (tmp_path / layout.TRACKER).write_text(tracker)
     assert layout.newest_complete(tmp_path) == final
+    assert ("names iteration 7; using iter_0000003" in caplog.text) == (tracker == "7\n")
+
+
+def test_what_is_newer_than_one_wants_is_not_looked_at(tmp_path, caplog):
+    first, second, third = (save(tmp_path, iteration) for iteration in (2, 4, 6))
+    (third / "state.json").unlink()
+    found = {at_most: layout.newest_complete(tmp_path, at_most=at_most) for at_most in (1, 2, 3, 4, 5)}
+    assert found == {1: None, 2: first, 3: first, 4: second, 5: second}
+    assert "passing over" not in caplog.text
+    assert layout.newest_complete(tmp_path, at_most=6) == second
+    assert "passing over iter_0000006" in caplog.text
 
 
 def test_the_highest_iteration_wins_not_the_last_in_the_alphabet(tmp_path):
@@ -184,6 +202,103 @@ def test_the_lineage_hash_follows_content_and_parent(tmp_path):
     assert lineage(parent_lineage_hash="abc") != first
     (folder / "__0_0.distcp").write_bytes(b"other")
     assert lineage() != first
+
+
+def test_the_lineage_hash_is_that_of_sorted_hashes_and_the_parent_by_hand(tmp_path):
+    folder = tmp_path / "iter_0000001"
+    folder.mkdir()
+    (folder / "b").write_bytes(b"second")
+    (folder / "a").write_bytes(b"first")
+    # The names sorted, then the parent, as JSON with sorted keys: "files" before "parent".
+    text = '{"files": {"a": "%s", "b": "%s"}, "parent": %s}'
+    hashes = tuple(hashlib.sha256(content).hexdigest() for content in (b"first", b"second"))
+    for extra, parent in (({}, "null"), ({"parent_lineage_hash": "0a9e", "kind": "test"}, '"0a9e"')):
+        layout.write_manifest(folder, extra)
+        manifest = layout.read_manifest(folder)
+        assert manifest["lineage_hash"] == hashlib.sha256((text % (*hashes, parent)).encode()).hexdigest()
+        assert manifest["files"]["b"] == {"size_bytes": 6, "sha256": hashes[1]}
+        assert manifest.keys() == {"schema_version", "lineage_hash", "files", *extra}
+
+
+def held_lease(tmp_path):
+    """A lease on a run folder of its own."""
+    (tmp_path / "held").mkdir(exist_ok=True)
+    return leases.take(tmp_path / "held")
+
+
+def test_pruning_takes_temporary_folders_of_its_own_alone(tmp_path):
+    checkpoints = tmp_path / "checkpoints"
+    for iteration in (1, 2, 3):
+        save(checkpoints, iteration)
+    lease = held_lease(tmp_path)
+    mine, others = layout.temporary_name(4, lease.token), layout.temporary_name(4, "another")
+    for name in (mine, others):
+        (checkpoints / name).mkdir()
+    pruned = layout.prune(checkpoints, keep_last=2, lease=lease)
+    assert [folder.name for folder in pruned] == ["iter_0000001"]
+    left = {folder.name for folder in checkpoints.iterdir()}
+    assert left == {others, "iter_0000002", "iter_0000003", layout.TRACKER}
+    assert [f.name for f in layout.prune(checkpoints, keep_last=0)] == ["iter_0000002"]  # one at least is kept
+    lease.release()
+
+
+def test_who_lost_the_lease_deletes_publishes_and_withdraws_nothing(tmp_path):
+    checkpoints = tmp_path / "checkpoints"
+    for iteration in (1, 2):
+        save(checkpoints, iteration)
+    temporary = checkpoints / layout.temporary_name(3, "x")
+    fill(temporary, 3)
+    lease = held_lease(tmp_path)
+    (tmp_path / "held" / leases.LEASE).unlink()
+    for act in (
+        lambda: layout.prune(checkpoints, keep_last=1, lease=lease),
+        lambda: layout.publish(temporary, checkpoints / "iter_0000003", lease=lease),
+        lambda: layout.publish(temporary, checkpoints / "iter_0000002", lease=lease),
+        lambda: layout.withdraw_after(checkpoints, 1, lease),
+    ):
+        with pytest.raises(LeaseLostError, match="nobody holds this run now"):
+            act()
+        assert [folder.name for folder in layout.complete_checkpoints(checkpoints)] == ["iter_0000001", "iter_0000002"]
+        assert temporary.is_dir()
+    lease.release()
+
+
+def test_what_lies_after_the_checkpoint_that_a_run_went_back_to_is_withdrawn(tmp_path):
+    checkpoints = tmp_path / "checkpoints"
+    for iteration in (1, 2, 3, 4):
+        save(checkpoints, iteration)
+    lease = held_lease(tmp_path)
+    layout.withdraw_after(checkpoints, 2, lease)
+    assert sorted(p.name for p in checkpoints.iterdir()) == ["iter_0000001", "iter_0000002", layout.TRACKER]
+    assert (checkpoints / layout.TRACKER).read_text() == "2\n"
+    lease.release()
+
+
+def test_a_manifest_without_a_list_of_files_and_files_that_are_no_json_object_are_refused(tmp_path):
+    final = save(tmp_path, 3)
+    manifest = json.loads((final / "manifest.json").read_text())
+    for content, message in (
+        (json.dumps(manifest | {"files": []}), r"manifest\.json: does not list the checkpoint's files"),
+        ("[]", r"manifest\.json: expected a JSON object"),
+        ("{", r"manifest\.json: not valid JSON"),
+        (json.dumps(manifest | {"schema_version": 2}), "schema_version is 2, this program reads 1; export it to a "),
+    ):
+        (final / "manifest.json").write_text(content)
+        with pytest.raises(CheckpointError, match=message):
+            layout.read_manifest(final)
+    (final / "state.json").unlink()
+    with pytest.raises(CheckpointError, match=r"state\.json: cannot be read \(No such file or directory\)"):
+        layout.read_state(final)
+
+
+def test_names_of_folders(tmp_path):
+    assert layout.iteration_name(12) == "iter_0000012"
+    assert layout.temporary_name(12, "abc") == ".tmp-iter_0000012-abc"
+    assert layout.iteration_of(tmp_path / "iter_12345678") == 12_345_678
+    for name in ("iter_12", "iter_0000012x", "xiter_0000012", ".tmp-iter_0000012-abc"):
+        with pytest.raises(CheckpointError, match=r"not a checkpoint folder \(expected a name such as iter_0000010\)"):
+            layout.iteration_of(tmp_path / name)
+    assert layout.iteration_folders(tmp_path / "absent") == []
 
 
 def test_hashes_known_from_writing_are_taken_over(tmp_path):

@@ -1,5 +1,6 @@
 """Files written by background threads hold what was handed over, in order, and errors come out."""
 
+import errno
 import hashlib
 import os
 import random
@@ -11,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from megatron_synE.checkpoint import streamed_file
 from megatron_synE.checkpoint.safetensors_file import SafetensorsWriter
 from megatron_synE.checkpoint.streamed_file import BLOCK_BYTES, StreamedFile
 from megatron_synE.exit_codes import CheckpointError
@@ -54,6 +56,43 @@ except OSError as error:
         capture_output=True, text=True, preexec_fn=limit, check=False,
     )  # fmt: skip
     assert child.stdout.startswith("refused"), child.stderr
+
+
+def test_what_the_system_writes_in_part_is_written_to_the_end_and_in_order(tmp_path, monkeypatch):
+    """write(2) may take less than it is given; here never more than a kilobyte of some hundred."""
+    shipped = os.write
+    monkeypatch.setattr(os, "write", lambda fd, block: shipped(fd, block[:1000]))
+    blocks = [random.Random(seed).randbytes(100_000 + seed) for seed in range(12)]
+    with StreamedFile(tmp_path / "file", with_hash=True) as stream:
+        for block in blocks:
+            stream.append(memoryview(block))
+    assert (tmp_path / "file").read_bytes() == b"".join(blocks)
+    assert stream.sha256 == hashlib.sha256(b"".join(blocks)).hexdigest()
+
+
+@pytest.mark.parametrize("fails", [0, 1, 2])
+def test_a_sync_that_fails_on_the_way_is_raised(tmp_path, monkeypatch, fails):
+    """The system tells a lost block to one sync alone: the fsync at the end finds nothing wrong any more."""
+    calls = []
+
+    def sync(fd):
+        calls.append(fd)
+        if len(calls) == fails + 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fdatasync", sync)
+    monkeypatch.setattr(streamed_file, "_SYNC_BYTES", 2000)
+
+    def write():
+        with StreamedFile(tmp_path / "file", with_hash=False) as stream:
+            for _ in range(200):
+                stream.append(memoryview(bytes(1000)))
+                while stream._sync is not None and not stream._sync.done():
+                    os.sched_yield()
+
+    with pytest.raises(OSError, match="Input/output error"):
+        write()
+    assert len(calls) > fails
 
 
 def test_an_exception_of_the_caller_closes_the_file_as_it_is(tmp_path):

@@ -264,6 +264,17 @@ def test_what_parts_of_gradients_and_weights_hold_for_a_moment_by_hand(
     assert memory.sharding_bytes(llama(), pp2, 0, moment, shards=8) == gradients + 2 * headless
 
 
+def test_what_is_on_the_wire_is_as_large_as_the_larger_of_a_layer_and_the_head() -> None:
+    # Llama-3.2-1B: a layer of 2048 * 64 * 80 + 3 * 2048 * 8192 + 2 * 2048 fits a bucket of 100 ranks, the head doesn't.
+    job, layer, bucket = llama(architecture=ARCHITECTURES["llama3.2_1b"]), 60_821_504, 100_000_000
+    stage_2 = Layout(zero_stage=2)
+    assert memory.sharding_bytes(job, stage_2, 0, "layer", shards=100) == 4 * (layer + 2 * bucket)
+    assert memory.sharding_bytes(job, stage_2, 0, "embedding", shards=100) == 4 * 3 * bucket
+    # Tied to the head, the embedding stays whole on the first stage, in every moment: 128256 * 2048.
+    held = memory.sharding_bytes(job, Layout(zero_stage=3), 0, "embedding", shards=100)
+    assert held == 4 * 3 * bucket + 2 * 262_668_288
+
+
 def test_each_moment_of_a_step_can_be_the_fullest() -> None:
     activations = 32 * 8192 * 149_640 + 8192 * 2 * 256
     norm = 8192 * (2 * 4096 * 2 + 4)

@@ -7,7 +7,7 @@ import pytest
 from megatron_synE.model.flops import training_flops_per_token
 from megatron_synE.model.presets import ARCHITECTURES
 from tools.planner.collectives import Collective, collectives_of_step
-from tools.planner.figures import cards, read_efficiency
+from tools.planner.figures import Card, cards, read_efficiency
 from tools.planner.layout import Job, Layout, ZeroStage
 from tools.planner.simulate import (
     REFERENCE_LAYOUT,
@@ -99,6 +99,33 @@ def test_context_parallel_messages_by_hand() -> None:
     assert (sent.sent_bytes, sent.hidden_behind) == (sent.count * sent.payload_bytes, "attention")
     recomputed = by_name(Layout(context_parallel_size=2, recompute="full"), 8)
     assert recomputed["keys and values"].count == 2 * 32 * 32
+
+
+def test_weights_in_parts_travel_twice_in_every_micro_batch() -> None:
+    # 16 micro-batches; a third of a pass hides the gathers forward, two thirds those backward and the gradients.
+    found = by_name(Layout(zero_stage=3), 8)
+    assert {name: (c.kind, c.count, c.payload_bytes, c.hidden_behind) for name, c in found.items()} == {
+        "gradients": ("reduce-scatter", 16, 4 * 8_030_261_248, "backward of each micro-batch"),
+        "weights forward": ("all-gather", 16, 2 * 8_030_261_248, "forward of each micro-batch"),
+        "weights backward": ("all-gather", 16, 2 * 8_030_261_248, "backward of each micro-batch"),
+    }
+
+
+def test_keys_that_go_round_hide_behind_the_attention_by_hand() -> None:
+    """CP 4 on one replica: 128 micro-batches, 32 layers, nine sends of 8 MiB each; gathered ones hide nowhere."""
+    layout = Layout(context_parallel_size=4)
+    slow = replace(H100, nvlink_bytes_per_second=1e9)
+
+    def exposed(card: Card, *, ring: bool) -> float:
+        step = simulate(JOB, layout, card, world_size=4, kernel_efficiency=0.5, ring=ring)
+        return step.context_parallel
+
+    sent = 128 * 32 * 9 * (3e-6 + 2**23 / 0.8e9)
+    attention = 128 * 8192 * 12 * 32 * 4096 * 4096 / 4 / (989.4e12 * 0.5)  # seconds
+    assert exposed(slow, ring=True) == pytest.approx(sent - attention, rel=1e-9)
+    assert exposed(H100, ring=True) == 0
+    # A gather and a scatter of 32 MiB, of which a ring of four sends three quarters: six sends of 8 MiB in time.
+    assert exposed(slow, ring=False) == pytest.approx(128 * 32 * 2 * 3 * (3e-6 + 2**23 / 0.8e9), rel=1e-9)
 
 
 def test_seconds_of_one_message_by_hand() -> None:

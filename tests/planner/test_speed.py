@@ -11,6 +11,7 @@ from data_mixers.errors import ConfigError
 from megatron_synE.model.presets import ARCHITECTURES
 from tools.planner.figures import card_of, read_efficiency
 from tools.planner.layout import Job, Layout
+from tools.planner.sharding import sharding_factor, with_sharding
 from tools.planner.speed import (
     balance_factor,
     context_parallel_factor,
@@ -51,6 +52,7 @@ def test_a_size_of_tensor_parallelism_beyond_the_table_goes_on_along_its_line() 
     # 28 % for three doublings, so 4/3 of it for four.
     factor = read_efficiency().tensor_parallel_at(16)
     assert factor.value == pytest.approx(1 - 0.28 * 4 / 3) and factor.kind == "extrapolated"
+    assert factor.source == "linear in log2(TP) from 1 to 8"
     inside = read_efficiency().tensor_parallel_at(6)
     assert inside.value == pytest.approx(1 - 0.28 * math.log2(6) / 3) and inside.kind == "interpolated"
     assert read_efficiency().tensor_parallel_at(2**12).value == 0.01  # the line is below zero there
@@ -123,6 +125,38 @@ def test_a_measured_layout_is_taken_as_measured_and_the_others_are_scaled(tmp_pa
     other = Layout(tensor_model_parallel_size=2, sequence_parallel=True)
     assert rate(other, table=table)[0] == pytest.approx(ratio * rate(other)[0])
     assert rate(pp2, 16, table=table)[0] == pytest.approx(ratio * rate(pp2, 16)[0])  # another number of GPUs
+
+
+def test_messages_of_parts_cost_what_their_passes_do_not_hide(tmp_path: Path) -> None:
+    """At 1,000 tokens/s a pass takes 8.192 s; 64 of them a step; links of 0.8 GB/s hide little."""
+    slow = replace(H100, nvlink_bytes_per_second=1e9)
+    parts = Layout(zero_stage=3)
+    gradients, weights = (n * 8_030_261_248 * 7 / 8 / 0.8e9 + 21e-6 for n in (4, 2))
+    once = gradients - 8.192 * 2 / 3 + weights - 8.192 / 3
+    in_parts = 64 * (gradients + weights - 8.192 * 2 / 3 + weights - 8.192 / 3)
+    factor = sharding_factor(JOB, parts, slow, 1000.0, world_size=8)
+    assert factor.value == pytest.approx(64 * 8.192 / (64 * 8.192 + in_parts - once), rel=1e-9)
+    assert factor.kind == "computed"
+    table = read_efficiency()
+    whole = expected_speed(JOB, Layout(), H100, table, world_size=8)
+    assert with_sharding(whole, JOB, Layout(), H100, world_size=8) is whole
+    found = with_sharding(whole, JOB, parts, slow, world_size=8)
+    factor = found.factors["sharding"]
+    assert 0 < factor.value < 0.5
+    assert found.tokens_per_second_per_gpu == whole.tokens_per_second_per_gpu * factor.value
+    assert (found.mfu, found.kind) == (whole.mfu * factor.value, "computed")
+
+
+def test_a_layout_that_was_measured_in_parts_is_not_charged_for_its_messages_again(tmp_path: Path) -> None:
+    parts = Layout(zero_stage=3)
+    table = read_efficiency(measured_table(tmp_path, layout=str(parts)))
+    measured = expected_speed(JOB, parts, H100, table, world_size=8)
+    assert measured.kind == "measured"
+    assert with_sharding(measured, JOB, parts, H100, world_size=8) is measured
+    # Of another layout it is the median of what was measured, and its messages are still to come.
+    other = Layout(zero_stage=3, micro_batch_size=2)
+    scaled = expected_speed(JOB, other, H100, table, world_size=8)
+    assert with_sharding(scaled, JOB, other, H100, world_size=8).mfu < scaled.mfu
 
 
 def test_measured_layouts_that_say_nothing_are_passed_over(tmp_path: Path) -> None:

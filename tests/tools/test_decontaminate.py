@@ -15,7 +15,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_mixers.errors import ConfigError
+from data_mixers.errors import ConfigError, DataError
 from tests.rows import read, write
 from tools.data.benchmark_items import Benchmark, Item, read_benchmark
 from tools.data.contamination import NgramIndex
@@ -200,6 +200,15 @@ def test_benchmarks_are_read_in_the_shapes_they_come_in(tmp_path: Path) -> None:
     write(tmp_path / "g.jsonl", [{"passage": "p"}])
     with pytest.raises(ConfigError, match="--benchmark-key"):
         read_benchmark(tmp_path / "g.jsonl")
+
+
+def test_items_bear_the_line_of_their_file_whatever_else_stands_there(tmp_path: Path) -> None:
+    lines = [{"question": "first"}, "", "[1]", {"question": " "}, '"text"', {"question": "sixth", "note": "?"}]
+    found = read_benchmark(write(tmp_path / "a.jsonl", lines))
+    assert [(item.line, item.text) for item in found.items] == [(1, "first"), (6, "sixth")]
+    assert found.keys == ("question",)
+    with pytest.raises(DataError, match=r"b\.jsonl holds no JSON objects"):
+        read_benchmark(write(tmp_path / "b.jsonl", ["[1]", ""]))
 
 
 @pytest.mark.slow

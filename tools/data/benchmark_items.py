@@ -19,7 +19,7 @@ KEYS_FILE = Path(__file__).with_name("benchmark_keys.yaml")
 @dataclass(frozen=True, kw_only=True)
 class Item:
     line: int
-    """Counted from 1 in its file."""
+    """Counted from 1 in its file: line, row, or place in its list."""
     text: str
     """The texts under its keys, joined by line ends."""
 
@@ -37,10 +37,10 @@ def read_benchmark(path: Path, keys: tuple[str, ...] = ()) -> Benchmark:
 
     Errors: ConfigError if the file has none of the keys; DataError if it cannot be read.
     """
-    rows = [row for row in read_rows(path) if isinstance(row, dict)]
+    rows = [(line, row) for line, row in enumerate(read_rows(path), start=1) if isinstance(row, dict)]
     if not rows:
         raise DataError(f"{path} holds no JSON objects")
-    present = dict.fromkeys(key for row in rows for key in row)
+    present = dict.fromkeys(key for _, row in rows for key in row)
     known: dict[str, list[str]] = read_yaml(KEYS_FILE, dict[str, list[str]])
     wanted = keys or tuple(key for group in known.values() for key in group)
     found = tuple(key for key in wanted if key in present)
@@ -50,11 +50,11 @@ def read_benchmark(path: Path, keys: tuple[str, ...] = ()) -> Benchmark:
             f"{path} has no key {', '.join(missing) or 'that is known to hold a question or an answer'}; it has "
             f"{', '.join(present)}: name those with text by --benchmark-key"
         )
-    texts = ("\n".join(text for key in found for text in _texts(row.get(key))) for row in rows)
+    texts = ((line, "\n".join(text for key in found for text in _texts(row.get(key)))) for line, row in rows)
     return Benchmark(
         path=path,
         keys=found,
-        items=tuple(Item(line=line, text=text) for line, text in enumerate(texts, start=1) if text.strip()),
+        items=tuple(Item(line=line, text=text) for line, text in texts if text.strip()),
     )
 
 
@@ -71,7 +71,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def read_rows(path: Path) -> list[Any]:
-    """The items of a benchmark's file, as they are. Errors: DataError if it cannot be read."""
+    """The items of a benchmark's file, as they are; None for a blank line. Errors: DataError if it cannot be read."""
     try:
         if path.suffix == ".parquet":
             import pyarrow.parquet
@@ -91,8 +91,8 @@ def read_rows(path: Path) -> list[Any]:
                 return _list_in(orjson.loads(raw))
             except orjson.JSONDecodeError:
                 pass  # lines under another name
-        return [orjson.loads(line) for line in raw.splitlines() if line.strip()]
-    except (OSError, ValueError) as error:  # pyarrow's and orjson's are ValueErrors
+        return [orjson.loads(line) if line.strip() else None for line in raw.splitlines()]
+    except (OSError, EOFError, zlib.error, ValueError) as error:  # pyarrow's and orjson's are ValueErrors
         raise DataError(f"{path} cannot be read as a benchmark: {error}") from error
 
 
