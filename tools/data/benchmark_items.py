@@ -92,7 +92,7 @@ def read_rows(path: Path) -> list[Any]:
             except orjson.JSONDecodeError:
                 pass  # lines under another name
         return [orjson.loads(line) if line.strip() else None for line in raw.splitlines()]
-    except (OSError, EOFError, zlib.error, ValueError) as error:  # pyarrow's and orjson's are ValueErrors
+    except (OSError, ValueError) as error:  # pyarrow's and orjson's are ValueErrors
         raise DataError(f"{path} cannot be read as a benchmark: {error}") from error
 
 
