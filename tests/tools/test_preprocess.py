@@ -311,6 +311,13 @@ def test_another_tokenizer_in_the_same_folder_is_refused(options: PreprocessOpti
         preprocess(replace(options, tokenizer=corpus.hf_folder(tmp_path / "hf2", vocab_size=700)))
 
 
+def test_input_inside_the_folder_that_is_written_is_refused(options: PreprocessOptions, tmp_path: Path) -> None:
+    message = rf"^--input {tmp_path}/a\.jsonl lies inside --out {tmp_path}; choose another --out$"
+    with pytest.raises(ConfigError, match=message):
+        preprocess(replace(options, out=tmp_path))
+    assert not (tmp_path / "manifest.json").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -319,7 +326,7 @@ def test_another_tokenizer_in_the_same_folder_is_refused(options: PreprocessOpti
         ({"source": "a__b"}, "--source 'a__b' cannot be part"),
         ({"workers": 0}, "--workers 0"),
         ({"holdout": 3, "role": "validation"}, "--holdout has no meaning"),
-        ({"inputs": ("nowhere/*.jsonl",)}, r"--input nowhere/\*\.jsonl matches no file"),
+        ({"inputs": ("nowhere/*.jsonl",)}, r"^--input nowhere/\*\.jsonl matches no file"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(

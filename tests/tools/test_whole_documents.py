@@ -147,6 +147,24 @@ def test_the_sidecar_names_every_document_and_leaves_fillers_empty(options: Prep
     assert len({row["id"] for row in rows if row["id"]}) == report.num_documents
 
 
+@pytest.mark.parametrize(("most", "level"), [(1.0, "INFO"), (0.0, "WARNING")])
+def test_tokens_that_fill_windows_are_told_and_too_many_are_a_warning(
+    options: PreprocessOptions,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    most: float,
+    level: str,
+) -> None:
+    monkeypatch.setattr("tools.data.preprocess.MOST_WASTE", most)
+    caplog.set_level("INFO")
+    report = preprocess(options)
+    share = 100 * report.num_filler_tokens / report.sources[0].num_tokens
+    told = [record for record in caplog.records if "fill them up" in record.getMessage()]
+    assert [(record.levelname, record.getMessage()) for record in told] == [
+        (level, f"{share:.2f} % of the windows' tokens fill them up")
+    ]
+
+
 def test_another_seq_length_is_refused_with_the_cure(options: PreprocessOptions) -> None:
     entry = preprocess(options).sources[0]
     with pytest.raises(ConfigError, match=r"packed for training\.seq_length=64, not 32.*--seq-length 32"):

@@ -1,0 +1,115 @@
+"""Runs as one task writes them: every document once, by topic and key, with its tokens, its id and its place."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_mixers.errors import DataError
+from megatron_synE.data.tokenizers import load_tokenizer
+from tests.tools import corpus
+from tools.data import spool
+from tools.data.merge import RunReader
+from tools.data.readers import plan_tasks
+from tools.data.spool import TaskResult, TaskSettings, read_bad_lines, tokenise_task
+
+TOPICS = ["law", "law", "art", "art", "art", "law", "art"]
+TEXTS = [f"{number} {'water boils at 100 degrees ' * (number + 1)}" for number in range(len(TOPICS))]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> TaskSettings:
+    (tmp_path / "runs").mkdir()
+    return TaskSettings(
+        runs=tmp_path / "runs", tokenizer=corpus.hf_folder(tmp_path / "hf"), eos_token=None, engine="reference",
+        dtype="uint16", text_key="text", topic_key="topic", topic="all", confidence_key="sure", seed=3,
+        max_document_bytes=1 << 20, longest=None,
+    )  # fmt: skip
+
+
+def tokenised(folder: Path, settings: TaskSettings, rows: list[object]) -> TaskResult:
+    lines = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+    (folder / "a.jsonl").write_text(lines)
+    tasks = plan_tasks([folder / "a.jsonl"])
+    return TaskResult.from_json(tokenise_task(tasks, settings, 0, lambda _: None))
+
+
+ROWS: list[object] = [{"text": text, "topic": topic} for text, topic in zip(TEXTS, TOPICS, strict=True)]
+
+
+@pytest.mark.parametrize("batch_bytes", [1, 1 << 20], ids=["a run a document", "one run"])
+def test_a_run_holds_the_topics_it_has_and_all_documents_are_in_one(
+    tmp_path: Path, settings: TaskSettings, monkeypatch: pytest.MonkeyPatch, batch_bytes: int
+) -> None:
+    monkeypatch.setattr(spool, "BATCH_BYTES", batch_bytes)
+    monkeypatch.setattr(spool, "RUN_BYTES", 1 if batch_bytes == 1 else 1 << 20)
+    rows = [dict(row) for row in ROWS if isinstance(row, dict)]
+    rows[2] |= {"id": "page-2", "sure": 0.5}
+    rows[4] |= {"id": 44, "sure": 1}
+    rows[5] |= {"id": "", "sure": "very"}
+    rows[6] |= {"id": ["x"]}
+    result = tokenised(tmp_path, settings, list(rows))
+    assert (result.num_lines, result.num_records, result.num_bad, result.num_too_long) == (7, 7, 0, 0)
+    assert len(result.segments) == (7 if batch_bytes == 1 else 2)
+    assert sorted({segment.file for segment in result.segments}) == sorted(p.name for p in settings.runs.iterdir())
+    tokenizer = load_tokenizer(settings.tokenizer, engine="reference")
+    places = np.cumsum([0, *(len(json.dumps(row)) + 1 for row in rows)]).tolist()
+    seen = []
+    for segment in result.segments:
+        reader = RunReader(settings.runs, [segment], settings.dtype)
+        ((segment_of, meta),) = reader.ranges(0, 1)
+        assert len(meta) == segment.num_documents > 0
+        assert int(meta["length"].sum()) == segment.num_tokens
+        assert meta["key"].tolist() == sorted(meta["key"].tolist())
+        stops = np.cumsum(meta["length"])
+        documents = np.split(reader.tokens(segment_of, meta), stops[:-1])
+        for row, document, name in zip(meta, documents, reader.ids(segment_of, meta), strict=True):
+            number = places.index(int(row["place"]))
+            (ids,) = tokenizer.encode_ordinary_batch([TEXTS[number]])
+            assert document.tolist() == [*ids.tolist(), tokenizer.eos_id]
+            assert segment.topic == TOPICS[number]
+            assert int(row["text_bytes"]) == len(TEXTS[number])
+            assert name == {2: "page-2", 4: "44"}.get(number, "")
+            assert {2: 0.5, 4: 1.0}.get(number) == (None if np.isnan(row["confidence"]) else row["confidence"])
+            seen.append(number)
+    assert sorted(seen) == list(range(7))
+
+
+def test_the_order_hangs_on_seed_text_and_place_alone(
+    tmp_path: Path, settings: TaskSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def keys(settings: TaskSettings) -> dict[int, int]:
+        result = tokenised(tmp_path, settings, ROWS)
+        reader = RunReader(settings.runs, result.segments, settings.dtype)
+        return {int(row["place"]): int(row["key"]) for meta in reader.metas() for row in meta}
+
+    first = keys(settings)
+    assert len(set(first.values())) == 7
+    monkeypatch.setattr(spool, "BATCH_BYTES", 1)
+    assert keys(settings) == first
+    assert not set(keys(replace(settings, seed=4)).values()) & set(first.values())
+
+
+def test_lines_that_are_left_out_are_counted_and_told(tmp_path: Path, settings: TaskSettings) -> None:
+    tokenizer = load_tokenizer(settings.tokenizer, engine="reference")
+    (ids,) = tokenizer.encode_ordinary_batch([TEXTS[5]])
+    longest = len(ids) + 1
+    rows = [ROWS[0], "", "[1]", ROWS[6], {"text": "x", "topic": "a/b"}, ROWS[5]]
+    result = tokenised(tmp_path, replace(settings, longest=longest), rows)
+    (longer,) = tokenizer.encode_ordinary_batch([TEXTS[6]])
+    assert (result.num_lines, result.num_records, result.num_bad, result.num_too_long) == (6, 5, 2, 1)
+    assert read_bad_lines(settings.runs, 0, result) == [
+        (3, "not a JSON object"),
+        (4, f"{len(longer) + 1} tokens with EOS, longer than a window of {longest}"),
+        (5, "topic 'a/b' cannot be part of a source name"),
+    ]
+    assert sum(segment.num_documents for segment in result.segments) == 2  # one just fits
+
+
+def test_input_that_is_none_is_given_up_after_a_thousand_lines(tmp_path: Path, settings: TaskSettings) -> None:
+    bad = ["[1]"] * 999
+    assert tokenised(tmp_path, settings, [*bad, ROWS[0], "[1]"]).num_bad == 1000
+    with pytest.raises(DataError, match="none of 1000 lines is a document; line 1 of the part from 0: not a JSON obj"):
+        tokenised(tmp_path, settings, [*bad, "[1]", ROWS[0]])
