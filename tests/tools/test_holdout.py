@@ -6,6 +6,8 @@ import math
 import random
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,11 +20,12 @@ from megatron_synE.data.indexed import IndexedWriter
 from tests import tiny
 from tests.tools import corpus
 from tests.tools.token_files import documents_of, write_scores
-from tools.data import near_copies
-from tools.data.holdout import SD_OF_DOCUMENT, TARGET_ERROR, enough, measured_sd, standard_error
+from tools.data import holdout, near_copies
+from tools.data.holdout import SD_OF_DOCUMENT, TARGET_ERROR, choose, enough, measured_sd, standard_error
 from tools.data.near_copies import NearCopies
 from tools.data.preprocess import PreprocessOptions, preprocess
 from tools.data.sidecar import read_rows
+from tools.data.spool import META
 
 EOS = 0
 
@@ -119,6 +122,43 @@ def test_auto_holds_out_as_little_as_gives_the_error_and_at_most_a_tenth(
     corpus.write_jsonl(tmp_path / "a.jsonl", corpus.documents(200))
     report = preprocess(replace(options, holdout="auto"))
     assert {entry.name: entry.num_documents for entry in report.sources}["und/web/all@holdout"] == 20
+
+
+def topic_of(hashes: list[int], lengths: list[int]) -> Any:
+    """A reader of two segments with documents of these content hashes."""
+    meta = np.zeros(len(hashes), dtype=META)
+    meta["high"], meta["low"] = [digest >> 64 for digest in hashes], [digest & (1 << 64) - 1 for digest in hashes]
+    meta["length"] = lengths
+    return SimpleNamespace(metas=lambda: iter((meta[: len(meta) // 2], meta[len(meta) // 2 :])))
+
+
+def test_no_more_is_held_out_than_the_error_or_the_number_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(0)
+    hashes = [rng.getrandbits(128) for _ in range(200)]
+    readers, ranked = {"law": topic_of(hashes, [100] * 200)}, sorted(hashes)
+    # 0.004 nats over four documents of equal length are 0.002.
+    found = choose(readers, "auto", sd=0.004, without=())["law"]
+    assert (found.digests, found.num_tokens) == (tuple(ranked[:4]), 400)
+    assert found.standard_error == pytest.approx(0.002)
+    for wanted, sd, count in (("auto", 0.05, 20), (7, 0.004, 7), (199, 0.004, 199)):
+        found = choose(readers, wanted, sd=sd, without=())["law"]
+        assert (found.digests, found.num_tokens) == (tuple(ranked[:count]), 100 * count)
+        assert found.standard_error == pytest.approx(sd / math.sqrt(count))
+    with pytest.raises(DataError, match="topic law has 200 documents: --holdout 200 would leave none"):
+        choose(readers, 200, sd=0.05, without=())
+    monkeypatch.setattr(holdout, "MOST_DOCUMENTS", 9)
+    assert choose(readers, "auto", sd=0.05, without=())["law"].digests == tuple(ranked[:9])
+
+
+def test_what_is_held_out_already_is_passed_over_and_copies_count_once() -> None:
+    hashes = [1, 2, 3 << 64, 3 << 64 | 1, 5 << 64]
+    readers = {"b": topic_of(hashes * 2, [10, 20, 30, 40, 50] * 2), "a": topic_of(hashes, [10, 20, 30, 40, 50])}
+    found = choose(readers, 2, sd=0.05, without={2})
+    assert (found["a"].digests, found["a"].num_tokens) == ((1, 3 << 64), 40)
+    assert (found["b"].digests, found["b"].num_tokens) == ((3 << 64 | 1, 5 << 64), 90)
+    # Nothing new is left: an error that nothing makes smaller.
+    found = choose({"a": topic_of(hashes, [10] * 5)}, "auto", sd=0.05, without=hashes)
+    assert (found["a"].digests, found["a"].num_tokens, found["a"].standard_error) == ((), 0, math.inf)
 
 
 @pytest.mark.parametrize(("num_held", "is_counted"), [(10, True), (11, False)])

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from data_mixers.errors import ConfigError, DataError
 from tests.tools import corpus
+from tools.data import lines
 from tools.data.readers import BadRecord, Record, find_inputs, plan_tasks, read_task
 
 
@@ -50,7 +51,7 @@ def test_a_folder_gives_its_files_in_natural_order_and_the_bucket_layout_is_read
     found = find_inputs([str(tmp_path / "data"), str(tmp_path / "data" / "*" / "part-2.parquet")])
     assert [text for path in found for text in texts(read(path))] == ["en 1", "zh-law 2", "zh-law 10"]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match=r"empty matches no file and no folder with \.jsonl"):
+    with pytest.raises(ConfigError, match=r"^--input .*/empty matches no file and no folder with \.jsonl"):
         find_inputs([str(tmp_path / "empty")])
 
 
@@ -204,3 +205,55 @@ def test_reports_and_dropped_documents_are_read_only_if_they_are_named(tmp_path:
     for pattern in ("dropped", "dropped/*", "dropped/a.jsonl"):
         assert find_inputs([str(tmp_path / pattern)]) == [tmp_path / "dropped/a.jsonl"]
     assert find_inputs([str(tmp_path / "quarantine.jsonl")]) == [tmp_path / "quarantine.jsonl"]
+
+
+def test_a_file_is_read_as_what_its_name_says(tmp_path: Path) -> None:
+    line = b'{"text": "one"}\n'
+    packed = gzip.compress(line)
+    contents = {
+        "a.jsonl": line, "b.json": line, "c.ndjson": line, "d.jsonl.gz": packed, "e.gz": packed,
+        "f.zst": zstandard.ZstdCompressor().compress(line),
+    }  # fmt: skip
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["one"]}), tmp_path / "g.parquet")
+    found = find_inputs([str(tmp_path)])
+    assert [path.name for path in found] == [*contents, "g.parquet"]
+    assert [texts(read(path)) for path in found] == [["one"]] * 7
+    (tmp_path / "h.txt").write_bytes(line)
+    message = r"^--input .*/h\.txt has an unknown suffix; known: \.jsonl, \.json, \.ndjson, \.gz, \.zst, \.parquet$"
+    with pytest.raises(ConfigError, match=message):
+        plan_tasks([tmp_path / "h.txt"])
+
+
+def test_a_document_stands_at_its_byte_its_line_or_its_row(tmp_path: Path) -> None:
+    raw = "".join(["\n", '{"text": "一"}\n', "\n", '{"text": "two"}\n', '{"text": "three"}\n']).encode()
+    (tmp_path / "a.jsonl").write_bytes(raw)
+    places = [raw.index(b'{"text": "' + text) for text in ("一".encode(), b"two", b"three")]
+    for chunk_bytes in (None, 1, 20):
+        found = [record for record in read(tmp_path / "a.jsonl", chunk_bytes=chunk_bytes) if isinstance(record, Record)]
+        assert [record.place for record in found] == places == [1, 18, 34]
+    for name, packed in (("a.gz", gzip.compress), ("a.zst", zstandard.ZstdCompressor().compress)):
+        (tmp_path / name).write_bytes(packed(raw))
+        found = [record for record in read(tmp_path / name) if isinstance(record, Record)]
+        assert [(record.line, record.place) for record in found] == [(2, 2), (4, 4), (5, 5)]
+    pyarrow.parquet.write_table(pyarrow.table({"text": list("abcdefgh")}), tmp_path / "a.parquet", row_group_size=3)
+    found = [record for record in read(tmp_path / "a.parquet") if isinstance(record, Record)]
+    assert [record.place for record in found] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [record.line for record in found] == [1, 2, 3, 1, 2, 3, 1, 2]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "gz", "zst"])
+def test_progress_is_told_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr(lines, "_TOLD_BYTES", 1000)
+    rng = random.Random(1)
+    raw = "".join(json.dumps({"text": rng.randbytes(30).hex()}) + "\n" for _ in range(20_000)).encode()
+    pack = {"jsonl": bytes, "gz": gzip.compress, "zst": zstandard.ZstdCompressor().compress}[kind]
+    path = tmp_path / f"a.{kind}"
+    path.write_bytes(pack(raw))
+    (task,) = plan_tasks([path])
+    told: list[int] = []
+    for number, _ in enumerate(read_task(task, text_key="text", topic_key=None, on_bytes=told.append)):
+        if number == 10_000:
+            assert 0.3 * task.size_bytes < sum(told) < 0.7 * task.size_bytes
+    assert sum(told) == task.size_bytes == path.stat().st_size
