@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -26,6 +27,9 @@ from tools.data.progress import LiveProgress
 from tools.data.slurm_options import SlurmArray
 
 POLL_SECONDS = 0.2
+_TRIES = (
+    6  # to enter a folder: a process that a killed call had just begun holds its lock until it runs its own program
+)
 _CONTEXT = get_context("spawn")  # a fork would copy the threads' locks of the Rust tokenizers
 
 Report = Callable[[int], None]
@@ -153,10 +157,16 @@ def only_one(folder: Path) -> Iterator[None]:
     """Nobody else on this machine may work into `folder` meanwhile. Errors: ConfigError if somebody does."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".in_use").open("a") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(f"another call is writing into {folder}; wait for it, or choose another --out") from error
+        for attempt in range(_TRIES):
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if attempt + 1 == _TRIES:
+                    raise ConfigError(
+                        f"another call is writing into {folder}; wait for it, or choose another --out"
+                    ) from error
+                time.sleep(POLL_SECONDS)
         yield
 
 
