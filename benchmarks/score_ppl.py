@@ -34,6 +34,7 @@ from megatron_synE.runtime.cpu_features import cpu_has_bf16
 from megatron_synE.scoring import Scorer
 from tests import tiny
 from tools.data import score
+from tools.data.options import ScoreOptions
 from tools.data.score_chunks import scorer_of
 from tools.data.scores_file import scores_path
 
@@ -104,7 +105,7 @@ def products_only(scorer: Scorer, *, num_rows: int, seq_length: int) -> float:
     return num_rows * seq_length / (_now() - started)
 
 
-def whole_call(options: score.ScoreOptions) -> float:
+def whole_call(options: ScoreOptions) -> float:
     """Scored tokens per second of `syne data score-ppl` in this process, its model loaded before."""
     manifest = read_manifest(options.data)
     (shard,) = manifest.sources[0].shards
@@ -177,7 +178,7 @@ def main() -> None:
         for number, (mix, lengths) in enumerate(length_mixes(asked.tokens, asked.seq_length).items()):
             data = root / f"data{number}"
             write_documents(data, lengths)
-            options = score.ScoreOptions(
+            options = ScoreOptions(
                 data=data, hf=hf, seq_length=asked.seq_length, precision=precision, device="cpu"
             )
             whole_call(options)  # loads the model
@@ -198,7 +199,7 @@ def main() -> None:
             print(f"{mix}: limit, matrix products alone to the padded loop: {limit.median:.2f}x", flush=True)
 
 
-def _loaded(options: score.ScoreOptions) -> Scorer:
+def _loaded(options: ScoreOptions) -> Scorer:
     """The model that the call has left in this process."""
     settings, _ = score._settings(options, read_manifest(options.data))
     return scorer_of(settings)

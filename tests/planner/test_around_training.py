@@ -13,7 +13,7 @@ from megatron_synE.model.presets import ARCHITECTURES
 from tests import tiny
 from tools.planner.figures import card_of, read_efficiency
 from tools.planner.layout import Job
-from tools.planner.pipeline import Rate, Work, as_lines, as_trees, pipeline, read_rates
+from tools.planner.pipeline import Rate, Work, as_lines, pipeline, read_rates
 from tools.planner.search import Place
 
 JOB = Job(architecture=ARCHITECTURES["llama3_8b"], seq_length=8192, global_batch_size=512, total_tokens=10**9)
@@ -141,7 +141,6 @@ def test_the_table_says_of_each_step_what_it_takes(rates: dict[str, Rate]) -> No
     assert [row[0] for row in rows[4:]] == ["synthesize", "evaluate", "checkpoints"]
     assert rows[4][2:5] == ["23.2", "-", "1.45"]
     assert rows[6][:7] == ["checkpoints", "1.00", "-", "-", "-", "225", "computed"]
-    assert as_trees([works["evaluate"]])[0]["tokens"] == 600_000
 
 
 @pytest.mark.parametrize(

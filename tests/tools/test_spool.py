@@ -12,6 +12,7 @@ from megatron_synE.data.tokenizers import load_tokenizer
 from tests.tools import corpus
 from tools.data import spool
 from tools.data.merge import RunReader
+from tools.data.options import PreprocessOptions
 from tools.data.readers import plan_tasks
 from tools.data.spool import TaskResult, TaskSettings, read_bad_lines, tokenise_task
 
@@ -22,11 +23,15 @@ TEXTS = [f"{number} {'water boils at 100 degrees ' * (number + 1)}" for number i
 @pytest.fixture
 def settings(tmp_path: Path) -> TaskSettings:
     (tmp_path / "runs").mkdir()
-    return TaskSettings(
-        runs=tmp_path / "runs", tokenizer=corpus.hf_folder(tmp_path / "hf"), eos_token=None, engine="reference",
-        dtype="uint16", text_key="text", topic_key="topic", topic="all", confidence_key="sure", seed=3,
-        max_document_bytes=1 << 20, longest=None,
+    options = PreprocessOptions(
+        inputs=(), out=tmp_path / "out", tokenizer=corpus.hf_folder(tmp_path / "hf"), topic_key="topic",
+        topic_confidence_key="sure", seed=3, max_document_bytes=1 << 20,
     )  # fmt: skip
+    return TaskSettings(options=options, runs=tmp_path / "runs", engine="reference", dtype="uint16")
+
+
+def changed(settings: TaskSettings, **options: int) -> TaskSettings:
+    return replace(settings, options=replace(settings.options, **options))
 
 
 def tokenised(folder: Path, settings: TaskSettings, rows: list[object]) -> TaskResult:
@@ -54,11 +59,11 @@ def test_a_run_holds_the_topics_it_has_and_all_documents_are_in_one(
     assert (result.num_lines, result.num_records, result.num_bad, result.num_too_long) == (7, 7, 0, 0)
     assert len(result.segments) == (7 if batch_bytes == 1 else 2)
     assert sorted({segment.file for segment in result.segments}) == sorted(p.name for p in settings.runs.iterdir())
-    tokenizer = load_tokenizer(settings.tokenizer, engine="reference")
+    tokenizer = load_tokenizer(settings.options.tokenizer, engine="reference")
     places = np.cumsum([0, *(len(json.dumps(row)) + 1 for row in rows)]).tolist()
     seen = []
     for segment in result.segments:
-        reader = RunReader(settings.runs, [segment], settings.dtype)
+        reader = RunReader(settings.runs, [segment], settings.dtype, topic=segment.topic)
         ((segment_of, meta),) = reader.ranges(0, 1)
         assert len(meta) == segment.num_documents > 0
         assert int(meta["length"].sum()) == segment.num_tokens
@@ -82,22 +87,22 @@ def test_the_order_hangs_on_seed_text_and_place_alone(
 ) -> None:
     def keys(settings: TaskSettings) -> dict[int, int]:
         result = tokenised(tmp_path, settings, ROWS)
-        reader = RunReader(settings.runs, result.segments, settings.dtype)
-        return {int(row["place"]): int(row["key"]) for meta in reader.metas() for row in meta}
+        readers = [RunReader(settings.runs, result.segments, settings.dtype, topic=topic) for topic in set(TOPICS)]
+        return {int(row["place"]): int(row["key"]) for reader in readers for meta in reader.metas() for row in meta}
 
     first = keys(settings)
     assert len(set(first.values())) == 7
     monkeypatch.setattr(spool, "BATCH_BYTES", 1)
     assert keys(settings) == first
-    assert not set(keys(replace(settings, seed=4)).values()) & set(first.values())
+    assert not set(keys(changed(settings, seed=4)).values()) & set(first.values())
 
 
 def test_lines_that_are_left_out_are_counted_and_told(tmp_path: Path, settings: TaskSettings) -> None:
-    tokenizer = load_tokenizer(settings.tokenizer, engine="reference")
+    tokenizer = load_tokenizer(settings.options.tokenizer, engine="reference")
     (ids,) = tokenizer.encode_ordinary_batch([TEXTS[5]])
     longest = len(ids) + 1
     rows = [ROWS[0], "", "[1]", ROWS[6], {"text": "x", "topic": "a/b"}, ROWS[5]]
-    result = tokenised(tmp_path, replace(settings, longest=longest), rows)
+    result = tokenised(tmp_path, changed(settings, seq_length=longest), rows)
     (longer,) = tokenizer.encode_ordinary_batch([TEXTS[6]])
     assert (result.num_lines, result.num_records, result.num_bad, result.num_too_long) == (6, 5, 2, 1)
     assert read_bad_lines(settings.runs, 0, result) == [
