@@ -178,9 +178,7 @@ def main() -> None:
         for number, (mix, lengths) in enumerate(length_mixes(asked.tokens, asked.seq_length).items()):
             data = root / f"data{number}"
             write_documents(data, lengths)
-            options = ScoreOptions(
-                data=data, hf=hf, seq_length=asked.seq_length, precision=precision, device="cpu"
-            )
+            options = ScoreOptions(data=data, hf=hf, seq_length=asked.seq_length, precision=precision, device="cpu")
             whole_call(options)  # loads the model
             scorer = _loaded(options)
             ours = partial(whole_call, options)
