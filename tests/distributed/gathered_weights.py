@@ -26,16 +26,12 @@ from megatron_synE.trainer import forward_step  # noqa: E402
 def main(out: Path, config: Path, overrides: list[str]) -> None:
     ranks = ranks_from_environment()
     assert ranks is not None
-    trainer = build_trainer(load_config(config, overrides), config, ranks)
-    (module,) = trainer.model.ddp
-    trainer.iterate(trainer.samples())
     notes: dict[str, Any] = {"sent for": [], "forward": [], "backward": []}
-    unit_of = {bucket: unit.index for unit in module.units for bucket in unit.buckets}
 
-    def with_memory() -> list[int]:
-        return [u.index for u in module.units if any(b.weights.untyped_storage().nbytes() for b in u.buckets)]
+    def with_memory(owner: Any) -> list[int]:
+        return [u.index for u in owner.units if any(b.weights.untyped_storage().nbytes() for b in u.buckets)]
 
-    shipped_gather, shipped_enter = Bucket.start_gather, data_parallel.ShardedDataParallel.enter
+    shipped_gather, shipped_enter = Bucket.start_gather, data_parallel.ShardedDataParallel._enter
 
     def start_gather(bucket: Bucket, **named: Any) -> None:
         had_memory = bucket.weights.untyped_storage().nbytes()
@@ -43,17 +39,22 @@ def main(out: Path, config: Path, overrides: list[str]) -> None:
         if not had_memory:
             notes["sent for"].append(unit_of[bucket])
 
-    def enter(owner: Any, unit: Any) -> None:
+    def enter(owner: Any, unit: Any, *_: object) -> None:
         shipped_enter(owner, unit)
-        notes["backward" if data_parallel._is_backward() else "forward"].append((unit.index, with_memory()))
+        notes["backward" if data_parallel._is_backward() else "forward"].append((unit.index, with_memory(owner)))
 
+    data_parallel.ShardedDataParallel._enter = enter  # type: ignore[method-assign]  # before its hooks are hung up
+    trainer = build_trainer(load_config(config, overrides), config, ranks)
+    (module,) = trainer.model.ddp
+    trainer.iterate(trainer.samples())
+    notes["forward"], notes["backward"] = [], []
+    unit_of = {bucket: unit.index for unit in module.units for bucket in unit.buckets}
     Bucket.start_gather = start_gather  # type: ignore[method-assign]
-    data_parallel.ShardedDataParallel.enter = enter  # type: ignore[method-assign]
     batch = trainer.collate(next(trainer.samples()))
     output, loss = forward_step(iter([batch]), module)
-    notes["after forward"] = with_memory()
+    notes["after forward"] = with_memory(module)
     loss(output)[0].backward()
-    notes["after backward"] = with_memory()
+    notes["after backward"] = with_memory(module)
     notes["bytes after backward"] = sum(b.weights.untyped_storage().nbytes() for b in module.all_buckets)
     (out / f"{dist.get_rank()}.json").write_text(json.dumps(notes))
     trainer.metrics.close()
