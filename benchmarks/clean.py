@@ -18,7 +18,7 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-from benchmarks.pairs import interleaved, ratio_of
+from benchmarks._pairs import interleaved, ratio_of
 
 PIECE_CHARACTERS = 4000
 EVERY_TWICE = 10  # one of so many pieces comes a second time

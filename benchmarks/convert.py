@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.pairs import interleaved, ratio_of
+from benchmarks._pairs import interleaved, ratio_of
 from megatron_synE.checkpoint.hf_mapping import hf_shapes
 from megatron_synE.checkpoint.hf_verify import verify_folder
 from megatron_synE.checkpoint.safetensors_file import SafetensorsWriter

@@ -21,7 +21,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks.pairs import interleaved, ratio_of
+from benchmarks._pairs import interleaved, ratio_of
 from tools.synthesis.generate import GenerateOptions, generate
 
 SERVER = Path(__file__).with_name("_rate_server.py")

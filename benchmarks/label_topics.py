@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.pairs import interleaved, ratio_of
+from benchmarks._pairs import interleaved, ratio_of
 from tools.data.label_topics import LabelOptions, label_topics
 from tools.data.topic_labels import read_topics
 from tools.data.topic_model import (

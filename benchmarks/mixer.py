@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.pairs import interleaved, ratio_of
+from benchmarks._pairs import interleaved, ratio_of
 from data_mixers.manifest import (
     IDX_HEADER,
     IDX_MAGIC,

@@ -31,7 +31,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.pairs import interleaved, ratio_of
+from benchmarks._figures import Figure, Record, add_record_option
+from benchmarks._pairs import interleaved, ratio_of
 from megatron_synE.data.indexed import IndexedFile
 from megatron_synE.data.tokenizer_engines import LLAMA3_NAMED, LLAMA3_NUM_CONTROL, LLAMA3_NUM_RANKS, LLAMA3_PATTERN
 
@@ -164,8 +165,8 @@ class Bench:
         return run(command, {**os.environ, **ONE_THREAD, "PYTHONPATH": ":".join(map(str, paths))})
 
 
-def check_ids(bench: Bench, text: Path) -> None:
-    """Every document of the last output of `ours` against HF, in the file's order. Errors: SystemExit."""
+def check_ids(bench: Bench, text: Path) -> int:
+    """Every document of the last output of `ours` against HF, in the file's order: how many. Errors: SystemExit."""
     from tokenizers import Tokenizer
 
     from tools.data.sidecar import read_rows
@@ -183,10 +184,10 @@ def check_ids(bench: Bench, text: Path) -> None:
             found = file.tokens(int(bounds[number]), int(bounds[number + 1]))
             if not np.array_equal(found[:-1], ids) or int(found[-1]) != eos_id:
                 raise SystemExit(f"document {row['id']} has other ids than HF gives")
-    print(f"ids: all {file.num_documents} documents equal HF's, each followed by EOS")
+    return file.num_documents
 
 
-def compare(bench: Bench, label: str, tool: str, *, text: Path, one: Path, pairs: int, target: float) -> None:
+def compare(bench: Bench, record: Record, tool: str, *, text: Path, one: Path, pairs: int, target: float) -> None:
     """Ours and theirs in interleaved pairs, with the start of each and without it."""
 
     def theirs(path: Path) -> Run:
@@ -198,11 +199,12 @@ def compare(bench: Bench, label: str, tool: str, *, text: Path, one: Path, pairs
     for kind, taken in (("with", (0.0, 0.0)), ("without", starts)):
         rates = [(size / (ours - taken[0]), size / (other - taken[1])) for ours, other in costs]
         medians = [statistics.median(column) for column in zip(*rates, strict=True)]
-        found = f"{medians[0]:.1f} against {medians[1]:.1f} MB/CPU-s, {ratio_of(rates).against(target)}"
-        print(f"{label}, {kind} start ({starts[0]:.1f} and {starts[1]:.1f} CPU-s): {found}", flush=True)
+        what = f"`syne data preprocess` to Megatron-LM's `{tool}`, MB per CPU-second of {size:.0f} MB, {kind} the start"
+        note = f"{medians[0]:.1f} against {medians[1]:.1f}; starts {starts[0]:.1f} and {starts[1]:.1f} CPU-s"
+        record.add(Figure.of(what, ratio_of(rates), target=target, note=note))
 
 
-def stock_parts(bench: Bench, text: Path) -> None:
+def stock_parts(bench: Bench, record: Record, text: Path) -> None:
     """CPU seconds of what no pipeline of these parts can do without, each alone in this process.
 
     The best of three, but for fastokens the first time: it keeps the words it has met.
@@ -237,7 +239,8 @@ def stock_parts(bench: Bench, text: Path) -> None:
     total = sum(costs.values())
     listed = ", ".join(f"{name} {seconds:.2f}" for name, seconds in costs.items())
     size = text.stat().st_size / 1e6
-    print(f"parts alone, CPU-s of {size:.0f} MB: {listed}; sum {total:.2f}, {size / total:.0f} MB/CPU-s", flush=True)
+    what = f"what no pipeline of these parts can do without, each alone, {size:.0f} MB"
+    record.add(Figure(what=what, value=size / total, unit="MB per CPU-second", note=f"CPU-s: {listed}"))
 
 
 def main() -> None:
@@ -251,6 +254,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--part", choices=PARTS, action="append", help="only these; may be repeated")
     parser.add_argument("--folder", type=Path, help="keeps the texts for the next call; default: a temporary one")
+    add_record_option(parser)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = arguments.folder or Path(name)
@@ -264,7 +268,9 @@ def main() -> None:
         files = _texts_for(bench, arguments.text, arguments.megabytes, arguments.large_megabytes)
         bench.ours(files["one"])  # the tokenizer is checked against HF once, and the outcome kept
         for part in arguments.part or PARTS:
-            _measure(bench, part, files, arguments.pairs)
+            record = Record(f"preprocess-{part}", keep=arguments.record)
+            _measure(bench, record, part, files, arguments.pairs)
+            record.close()
 
 
 def _texts_for(bench: Bench, texts: Path, megabytes: float, large_megabytes: float) -> dict[str, Path]:
@@ -283,23 +289,12 @@ def _side_by_side(bench: Bench, text: Path) -> float:
         return max(run.seconds for run in pool.map(lambda name: bench.ours(text, name=name), ("out", "out-too")))
 
 
-def _measure(bench: Bench, part: str, files: dict[str, Path], pairs: int) -> None:
+def _measure(bench: Bench, record: Record, part: str, files: dict[str, Path], pairs: int) -> None:
     one, text, large = files["one"], files["text"], files["large"]
     if part == "ours":
-        starts = [bench.ours(one) for _ in range(7)]
-        start = statistics.median(run.cpu_seconds for run in starts)
-        print(f"start: {start:.2f} CPU-s, {statistics.median(run.seconds for run in starts):.2f} s", flush=True)
-        bench.ours(files["small"])
-        check_ids(bench, files["small"])
-        for label in ("text", "zh", "large"):
-            size, done = files[label].stat().st_size / 1e6, bench.ours(files[label])
-            print(
-                f"{label}: {size:.0f} MB, {size / done.cpu_seconds:.1f} MB/CPU-s with start, "
-                f"{size / max(done.cpu_seconds - start, 1e-3):.1f} without; peak {done.peak_mb:.0f} MB",
-                flush=True,
-            )
+        _measure_ours(bench, record, files)
     elif part == "parts":
-        stock_parts(bench, text)
+        stock_parts(bench, record, text)
     elif part == "workers":
         with_two: list[Run] = []
 
@@ -309,18 +304,33 @@ def _measure(bench: Bench, part: str, files: dict[str, Path], pairs: int) -> Non
 
         seconds = interleaved(lambda: bench.ours(large).seconds, two, num_pairs=pairs)
         size, peak = large.stat().st_size / 1e6, max(run.peak_mb for run in with_two)
-        print(
-            f"two workers, {size:.0f} MB: {ratio_of(seconds).against(1.8)}; peak of a process {peak:.0f} MB", flush=True
-        )
+        medians = [statistics.median(column) for column in zip(*seconds, strict=True)]
+        note = f"{medians[1]:.1f} against {medians[0]:.1f} s; peak of a process {peak:.0f} MB"
+        record.add(Figure.of(f"two workers to one, {size:.0f} MB", ratio_of(seconds), target=1.8, note=note))
         # What this machine's cores, memory and disk give to any two processes: the same call twice, side by side.
         apart = interleaved(lambda: 2 * bench.ours(large).seconds, lambda: _side_by_side(bench, large), num_pairs=pairs)
-        limit = ratio_of(apart)
-        print(f"two calls side by side to one after the other: {limit.median:.2f}x [{limit.low:.2f}, {limit.high:.2f}]")
+        record.add(Figure.of("the same call twice, side by side to one after the other", ratio_of(apart)))
     elif bench.megatron_lm is not None:
         tool, target = PEERS[part]
-        compare(
-            bench, f"{tool}, {text.stat().st_size / 1e6:.0f} MB", tool, text=text, one=one, pairs=pairs, target=target
-        )
+        compare(bench, record, tool, text=text, one=one, pairs=pairs, target=target)
+
+
+def _measure_ours(bench: Bench, record: Record, files: dict[str, Path]) -> None:
+    starts = [bench.ours(files["one"]) for _ in range(7)]
+    start, seconds = (statistics.median(getattr(run, name) for run in starts) for name in ("cpu_seconds", "seconds"))
+    record.add(Figure(what="start, the tokenizer checked before", value=seconds, unit="s", target=2.0, at_most=True,
+                      note=f"{start:.2f} CPU-s"))  # fmt: skip
+    bench.ours(files["small"])
+    what = "documents whose ids are Hugging Face's, each followed by EOS: all of them"
+    record.add(Figure(what=what, value=check_ids(bench, files["small"])))
+    for label in ("text", "zh", "large"):
+        size, done = files[label].stat().st_size / 1e6, bench.ours(files[label])
+        what = f"{'Chinese alone' if label == 'zh' else 'English and Chinese'}, {size:.0f} MB"
+        rate = size / max(done.cpu_seconds - start, 1e-3)
+        note = f"without the start {rate:.1f}"
+        record.add(Figure(what=what, value=size / done.cpu_seconds, unit="MB per CPU-second", note=note))
+        record.add(Figure(what=f"{what}: peak memory of a process", value=done.peak_mb, unit="MB", target=500.0,
+                          at_most=True))  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks._pairs import interleaved, ratio_of
 from benchmarks.hf_trainer import SHAPE
-from benchmarks.pairs import interleaved, ratio_of
 from data_mixers.manifest import read_manifest
 from megatron_synE.data.batch import MicroBatch, micro_batch
 from megatron_synE.data.indexed import IndexedFile

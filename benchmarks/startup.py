@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.pairs import interleaved, ratio_of
+from benchmarks._pairs import interleaved, ratio_of
 from megatron_synE.runtime.cpu_features import cpu_has_bf16
 from tests import tiny
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.pairs import interleaved, ratio_of
+from benchmarks._pairs import interleaved, ratio_of
 from megatron_synE.config.load import load_config
 from megatron_synE.train import build_trainer
 from megatron_synE.trainer import Trainer, forward_step

@@ -31,8 +31,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks._pairs import ratio_of, rounds
 from benchmarks.hf_trainer import GLOBAL_BATCH, MICRO_BATCH, run_ours, run_theirs
-from benchmarks.pairs import ratio_of, rounds
 from data_mixers.manifest import read_manifest
 from data_mixers.schedule import Schedule
 from megatron_synE.data.scheduled_dataset import ScheduledDataset

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.pairs import interleaved, ratio_of
+from benchmarks._pairs import interleaved, ratio_of
 from megatron_synE.model.weight_gradient import add_product
 from megatron_synE.runtime.cpu_memory import keep_freed_memory
 

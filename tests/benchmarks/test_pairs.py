@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.pairs import interleaved, ratio_of, rounds
+from benchmarks._pairs import interleaved, ratio_of, rounds
 
 
 def test_the_median_of_ratios_is_taken_pair_by_pair():
