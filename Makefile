@@ -22,7 +22,7 @@ help:
 	@echo 'make test         the tests (minutes, CPU)'
 	@echo 'make test-long    the slow ones too'
 	@echo 'make lint         ruff, mypy, import-linter'
-	@echo 'make bench        every benchmark'
+	@echo 'make bench        every benchmark, then its page (hours)'
 	@echo 'make env          only the environment in .venv'
 	@echo 'make clean        remove .venv, build/ and caches; runs/ stays'
 
@@ -69,10 +69,19 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Hours on an idle machine; the figures come into benchmarks/results/ and from there into docs/benchmarks.md. The peers
+# of preprocess take MEGATRON_LM=checkout PEER_PACKAGES=folder (python -m benchmarks.preprocess --help).
 bench: $(READY)
-	@for script in benchmarks/*.py; do case $$script in */__init__.py | */_*) continue ;; esac
-	    name=$$(basename "$$script" .py); echo "== $$name"; $(BIN)/python -m "benchmarks.$$name"
+	@for script in benchmarks/[!_]*.py; do
+	    name=$$(basename "$$script" .py); arguments=--record
+	    case $$name in
+	    gpu_suite | kernels) arguments= ;;
+	    preprocess) arguments='--record $(if $(MEGATRON_LM),--megatron-lm $(MEGATRON_LM) --peer-packages $(PEER_PACKAGES))' ;;
+	    esac
+	    echo "== $$name"; $(BIN)/python -m "benchmarks.$$name" $$arguments
 	done
+	$(BIN)/python -m benchmarks.train_step --overlay docs/performance/losses.png --record
+	$(BIN)/python -m benchmarks._page --write
 
 # After changing pyproject.toml: resolve again, try it, and write down what was installed.
 lock:

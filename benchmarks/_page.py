@@ -39,7 +39,8 @@ def rendered() -> str:
         parts.append("| what | measured | target | |\n|---|---|---|---|")
         for figure in figures_of(result):
             note = f" ({figure.note})" if figure.note else ""
-            parts.append(f"| {figure.what}{note} | {figure.measured} | {figure.bound} | {figure.verdict} |")
+            what = f"{figure.what}{note}".replace("|", "\\|")
+            parts.append(f"| {what} | {figure.measured} | {figure.bound} | {figure.verdict} |")
         parts.append("")
     return "\n".join(parts)
 

@@ -17,14 +17,6 @@ class Ratio:
     high: float
     num_pairs: int
 
-    def against(self, target: float) -> str:
-        """met: the whole interval is at or above the target; missed: it is below; else not resolved."""
-        verdict = "met" if self.low >= target else "missed" if self.high < target else "not resolved"
-        return (
-            f"{self.median:.2f}x [{self.low:.2f}, {self.high:.2f}] over {self.num_pairs} pairs, "
-            f"target {target:.2f}x {verdict}"
-        )
-
 
 def ratio_of(pairs: Sequence[tuple[float, float]]) -> Ratio:
     """Median of first / second. The interval resamples pairs, 2.5 to 97.5 percent."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks._figures import Figure, Record, add_record_option
 from benchmarks._pairs import interleaved, ratio_of
 from megatron_synE.checkpoint.hf_mapping import hf_shapes
 from megatron_synE.checkpoint.hf_verify import verify_folder
@@ -25,6 +26,7 @@ from tools.checkpoint.importer import import_hf
 TARGET = 0.7
 """Ours: reading, checking and hashing on the way may cost 30 % of the disk's rate."""
 _WRITE_BYTES = 16 << 20
+_LARGEST_TENSOR_BYTES = 2 * 32000 * 2048  # the embedding
 
 
 def random_hf_folder(folder: Path, *, gigabytes: float) -> int:
@@ -65,12 +67,15 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="on the disk to measure; default: the temporary folder")
     parser.add_argument("--gigabytes", type=float, default=1.0)
     parser.add_argument("--pairs", type=int, default=10)
+    add_record_option(parser)
     arguments = parser.parse_args()
+    record = Record("convert", keep=arguments.record)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
-        _measure(Path(name), gigabytes=arguments.gigabytes, num_pairs=arguments.pairs)
+        _measure(Path(name), record, gigabytes=arguments.gigabytes, num_pairs=arguments.pairs)
+    record.close()
 
 
-def _measure(folder: Path, *, gigabytes: float, num_pairs: int) -> None:
+def _measure(folder: Path, record: Record, *, gigabytes: float, num_pairs: int) -> None:
     hf, checkpoints, back = folder / "hf", folder / "checkpoints", folder / "back"
     size_bytes = random_hf_folder(hf, gigabytes=gigabytes)
     above_start: list[int] = []
@@ -87,19 +92,23 @@ def _measure(folder: Path, *, gigabytes: float, num_pairs: int) -> None:
         above_start.append(cost.peak_memory_bytes - cost.memory_before_bytes)
         return cost.gigabytes_per_second
 
-    print(f"{size_bytes / 1e9:.2f} GB of bf16 weights, {os.cpu_count()} cores")
-    for label, convert in (("import (with sha256)", run_import), ("export", run_export)):
+    size = f"{size_bytes / 1e9:.2f} GB of bf16 weights"
+    for label, convert in (("`syne import`, sha256 included,", run_import), ("`syne export`", run_export)):
         pairs = interleaved(
             convert, lambda: streamed_write(folder / "streamed", size_bytes=size_bytes), num_pairs=num_pairs
         )
         rates = [statistics.median(column) for column in zip(*pairs, strict=True)]
-        print(f"{label}: {rates[0]:.2f} GB/s, streamed write + fsync: {rates[1]:.2f} GB/s")
-        print(f"  ratio {ratio_of(pairs).against(TARGET)}")
+        what = f"{label} to a streamed write + fsync of the same bytes, {size}"
+        note = f"{rates[0]:.2f} against {rates[1]:.2f} GB/s"
+        record.add(Figure.of(what, ratio_of(pairs), target=TARGET, note=note))
     started = time.perf_counter()
     verify_folder(back, checkpoints / "iter_0000000")
     seconds = time.perf_counter() - started
-    print(f"verify (both sides read and compared): {seconds:.2f} s, {2 * size_bytes / 1e9 / seconds:.2f} GB/s")
-    print(f"peak memory above the start: {max(above_start) / 1e6:.0f} MB")
+    what = "verify, both sides read and compared"
+    record.add(Figure(what=what, value=2 * size_bytes / 1e9 / seconds, unit="GB/s"))
+    what = "import and export, peak memory above the start; the largest tensor + 1 GB allowed"
+    limit = (_LARGEST_TENSOR_BYTES + 1e9) / 1e6
+    record.add(Figure(what=what, value=max(above_start) / 1e6, unit="MB", target=limit, at_most=True))
 
 
 if __name__ == "__main__":

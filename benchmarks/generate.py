@@ -21,6 +21,7 @@ from typing import Any
 
 import httpx
 
+from benchmarks._figures import Figure, Record, add_record_option
 from benchmarks._pairs import interleaved, ratio_of
 from tools.synthesis.generate import GenerateOptions, generate
 
@@ -61,8 +62,8 @@ def write_seeds(path: Path, number: int) -> Path:
     return path
 
 
-def measure(rate: float, folder: Path, arguments: argparse.Namespace) -> None:
-    """One line for one rate."""
+def measure(record: Record, rate: float, folder: Path, arguments: argparse.Namespace) -> None:
+    """Two figures for one rate."""
     number = int(rate * arguments.seconds)
     seeds = write_seeds(folder / "seeds.jsonl", number)
     command = [sys.executable, str(SERVER), str(rate), str(arguments.answer_tokens)]
@@ -101,13 +102,18 @@ def measure(rate: float, folder: Path, arguments: argparse.Namespace) -> None:
     finally:
         server.kill()
         server.wait()
-    print(
-        f"{rate:g}/s, {number} requests: {ratio_of(pairs).against(TARGET_SHARE)}; share of the nominal rate "
-        f"{statistics.median(shares[1:]):.1%} (least {min(shares[1:]):.1%}; bare "
-        f"{statistics.median(pair[1] for pair in pairs) / rate:.1%}); CPU a request: client "
-        f"{statistics.median(cpu[1:]):.2f} ms, server {statistics.median(server_cpu[1:]):.2f} ms",
-        flush=True,
+    what = (
+        f"`syne synth generate` at concurrency {CONCURRENCY} to as many bare sockets, requests/s, server of {rate:g}/s"
     )
+    bare_share = statistics.median(pair[1] for pair in pairs) / rate
+    note = (
+        f"{number} requests; share of the nominal rate {statistics.median(shares[1:]):.1%}, least "
+        f"{min(shares[1:]):.1%}, bare {bare_share:.1%}"
+    )
+    record.add(Figure.of(what, ratio_of(pairs), target=TARGET_SHARE, note=note))
+    what = f"CPU a request of the whole call at {rate:g}/s"
+    note = f"the server's own {statistics.median(server_cpu[1:]):.2f} ms"
+    record.add(Figure(what=what, value=statistics.median(cpu[1:]), unit="ms", note=note))
 
 
 def main() -> None:
@@ -116,10 +122,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4)
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--answer-tokens", type=int, default=500)
+    add_record_option(parser)
     arguments = parser.parse_args()
+    record = Record("generate", keep=arguments.record)
     with tempfile.TemporaryDirectory() as name:
         for rate in arguments.rates:
-            measure(rate, Path(name), arguments)
+            measure(record, rate, Path(name), arguments)
+    record.close()
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from benchmarks._figures import Figure, Record, add_record_option
 from benchmarks._pairs import interleaved, ratio_of
 from megatron_synE.runtime.cpu_features import cpu_has_bf16
 from tests import tiny
@@ -191,6 +192,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--their-ranks", type=int, choices=(1, 2), default=1)
+    add_record_option(parser)
     options = parser.parse_args()
     precision = "bf16" if cpu_has_bf16() else "fp32"
     with tempfile.TemporaryDirectory() as folder:
@@ -225,13 +227,14 @@ def main() -> None:
             num_pairs=options.pairs,
         )
         tokens = GLOBAL_BATCH * SEQ_LENGTH
-        print(
-            f"median tokens/s: ours {tokens / statistics.median(p[0] for p in pairs):.0f}, "
-            f"transformers {tokens / statistics.median(p[1] for p in pairs):.0f} "
-            f"({precision}, their ranks: {options.their_ranks})"
+        rates = [tokens / statistics.median(side) for side in zip(*pairs, strict=True)]
+        record = Record("hf_trainer", keep=options.record)
+        what = (
+            f"ours to transformers' Trainer, a small model, tokens/s, {precision}, their ranks: {options.their_ranks}"
         )
         speeds = ratio_of([(theirs, our) for our, theirs in pairs])
-        print(f"tokens/s, ours to transformers' Trainer: {speeds.against(TARGET)}")
+        record.add(Figure.of(what, speeds, target=TARGET, note=f"{rates[0]:.0f} against {rates[1]:.0f} tokens/s"))
+        record.close()
 
 
 if __name__ == "__main__":

@@ -11,12 +11,14 @@ import argparse
 import json
 import random
 import shutil
+import statistics
 import tempfile
 import time
 from pathlib import Path
 
 import torch
 
+from benchmarks._figures import Figure, Record, add_record_option
 from benchmarks._pairs import interleaved, ratio_of
 from tools.data.label_topics import LabelOptions, label_topics
 from tools.data.topic_labels import read_topics
@@ -50,8 +52,8 @@ def made_up(folder: Path, documents: int) -> tuple[Path, Path]:
     return file, classifier
 
 
-def measure(file: Path, classifier: Path, folder: Path, *, pairs: int, full_length: int | None) -> None:
-    """Prints tokens a second of both sides and their ratio."""
+def measure(record: Record, file: Path, classifier: Path, folder: Path, *, pairs: int, full_length: int | None) -> None:
+    """Tokens a second of both sides and their ratio."""
     torch.set_num_threads(1)
     trained = load_classifier(classifier)
     texts = [json.loads(line)["text"] for line in file.read_text(encoding="utf-8").splitlines()]
@@ -60,7 +62,6 @@ def measure(file: Path, classifier: Path, folder: Path, *, pairs: int, full_leng
     flat = torch.tensor([token for row in rows for token in row])
     length = full_length or trained.max_length
     full = flat[: len(flat) // length * length].view(-1, length)  # [rows, length]: packed as far as it goes
-    print(f"{len(texts)} documents, {len(flat):,} tokens, {min(lengths)} to {max(lengths)} a document")
     out = folder / "out"
 
     def ours() -> float:
@@ -77,8 +78,16 @@ def measure(file: Path, classifier: Path, folder: Path, *, pairs: int, full_leng
         return full.numel() / (time.process_time() - started)
 
     found = interleaved(ours, forward, num_pairs=pairs)
-    print("tokens by CPU-second, labelling and forward alone:", ", ".join(f"{a:,.0f} {b:,.0f}" for a, b in found))
-    print("labelling to the bare forward pass on full batches:", ratio_of(found).against(0.8))
+    what = (
+        "`syne data label-topics` (reading, tokenising, labelling, writing) to the encoder's bare forward pass on full "
+        f"batches of {length} tokens, by CPU-second, one thread"
+    )
+    medians = [statistics.median(side) for side in zip(*found, strict=True)]
+    note = (
+        f"{len(texts)} documents of {min(lengths)} to {max(lengths)} tokens; {medians[0]:,.0f} against "
+        f"{medians[1]:,.0f} tokens/s"
+    )
+    record.add(Figure.of(what, ratio_of(found), target=0.8, note=note))
 
 
 def main() -> None:
@@ -89,14 +98,17 @@ def main() -> None:
     parser.add_argument("--classifier", type=Path, help="folder of train-classifier")
     parser.add_argument("--input", type=Path, help=".jsonl of documents, with --classifier")
     parser.add_argument("--full-length", type=int, help="tokens of a full row; default: the classifier's longest")
+    add_record_option(parser)
     arguments = parser.parse_args()
+    record = Record("label_topics", keep=arguments.record)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if arguments.classifier and arguments.input:
             file, classifier = arguments.input, arguments.classifier
         else:
             file, classifier = made_up(folder, arguments.documents)
-        measure(file, classifier, folder, pairs=arguments.pairs, full_length=arguments.full_length)
+        measure(record, file, classifier, folder, pairs=arguments.pairs, full_length=arguments.full_length)
+    record.close()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks._figures import Figure, Record, add_record_option
 from megatron_synE.model.head import linear_cross_entropy, vocabulary_part
 from megatron_synE.model.head_sizes import CHUNK_ELEMENTS, PIECE_ELEMENTS
 
@@ -57,7 +58,9 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=4096)
     parser.add_argument("--vocabulary", type=int, default=128_256)
     parser.add_argument("--reduction", type=int, default=8)
+    add_record_option(parser)
     options = parser.parse_args()
+    record = Record("memory", keep=options.record)
     by, by_rows = options.reduction, max(1, options.reduction // 2)
     tokens, hidden, vocabulary = options.tokens // by, options.hidden // by, options.vocabulary // by_rows
     CHUNK_ELEMENTS["cpu"] = CHUNK_ELEMENTS["cuda"] // (by * by_rows)
@@ -68,12 +71,17 @@ def main() -> None:
             for loss in (plain, chunked)
         )
         working = ours - (tokens + vocabulary) * hidden * dtype.itemsize
-        ratio, full = ours / naive, by * by_rows / 1e9
-        print(
-            f"{str(dtype).removeprefix('torch.')}: plain {naive * full:.2f} GB, ours {ours * full:.2f} GB at full "
-            f"size: {ratio:.1%}, target {TARGET:.0%} {'met' if ratio <= TARGET else 'missed'}; working "
-            f"{working * full:.2f} GB, {working / naive:.1%} of the plain peak"
+        full = by * by_rows / 1e9
+        what = (
+            f"memory of the head, {options.tokens:,} tokens, {str(dtype).removeprefix('torch.')}, to plain product and "
+            "cross-entropy, both gradients counted"
         )
+        note = (
+            f"{ours * full:.2f} of {naive * full:.2f} GB at full size, events of a {by * by_rows}th of it; above the "
+            f"gradients {working * full:.2f} GB, {working / naive:.1%}"
+        )
+        record.add(Figure(what=what, value=100 * ours / naive, unit="%", target=100 * TARGET, at_most=True, note=note))
+    record.close()
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks._figures import Figure, Record, add_record_option
 from benchmarks._pairs import interleaved, ratio_of
 from data_mixers.manifest import (
     IDX_HEADER,
@@ -165,7 +166,7 @@ def theirs_at_scale(folder: Path, sizes: dict[str, int]) -> dict[str, float]:
     }  # fmt: skip
 
 
-def reads(folder: Path, gigabytes: float, pairs: int) -> None:
+def reads(folder: Path, record: Record, gigabytes: float, pairs: int) -> None:
     """Samples a second of one process, in shuffled order over a file of this size."""
     import torch
 
@@ -207,8 +208,21 @@ def reads(folder: Path, gigabytes: float, pairs: int) -> None:
 
     measured = interleaved(lambda: turn("ours", read_ours), lambda: turn("theirs", read_theirs), num_pairs=pairs)
     middle = [sorted(side)[len(side) // 2] for side in zip(*measured, strict=True)]
-    print(f"reads of {SEQ_LENGTH} tokens with boundaries: {middle[0]:,.0f}/s, GPTDataset {middle[1]:,.0f}/s, one core")
-    print("  ratio", ratio_of(measured).against(1.0))
+    what = (
+        f"reads of {SEQ_LENGTH:,} tokens with labels, mask and boundaries from {gigabytes:g} GB, one core, to "
+        "megatron-core's GPTDataset"
+    )
+    note = f"{middle[0]:,.0f} against {middle[1]:,.0f} samples/s"
+    record.add(Figure.of(what, ratio_of(measured), target=1.0, note=note))
+
+
+LIMITS = {
+    "open_ms": ("the mixer opened", "ms", 100.0),
+    "new_weights_ms": ("… new weights", "ms", 10.0),
+    "seek_us": ("… seek of one sample", "µs", 1000.0),
+    "bytes_written": ("… bytes written", "bytes", 0.0),
+    "memory_mb": ("… memory above the maps", "MB", 50.0),
+}
 
 
 def in_a_process_of_its_own(side: str, folder: Path, sizes: dict[str, int]) -> dict[str, float]:
@@ -231,7 +245,9 @@ def main() -> None:
     parser.add_argument("--theirs", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--side", choices=["ours", "theirs"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    add_record_option(parser)
     options = parser.parse_args()
+    record = Record("mixer", keep=options.record)
     if options.side:
         act = ours_at_scale if options.side == "ours" else theirs_at_scale
         print(json.dumps(act(options.folder, json.loads(sys.stdin.read()))))
@@ -244,20 +260,16 @@ def main() -> None:
             lengths = np.random.default_rng(topic).integers(100, 2 * TOKENS // options.documents - 100, per_topic)
             write_pair(folder / f"topic{topic:02d}", lengths, content=False)
             sizes[f"topic{topic:02d}"] = int(lengths.sum())
-        print(
-            f"{TOPICS} topics, {per_topic * TOPICS:,} documents, {sum(sizes.values()) / 1e9:.1f} B tokens", flush=True
-        )
+        size = f"{TOPICS} topics, {per_topic * TOPICS:,} documents, {sum(sizes.values()) / 1e9:.1f} B tokens"
         ours = in_a_process_of_its_own("ours", folder, sizes)
-        for key, limit in (
-            ("open_ms", 100), ("new_weights_ms", 10), ("seek_us", 1000), ("bytes_written", 0), ("memory_mb", 50),
-        ):  # fmt: skip
-            print(f"{key}: {ours[key]:,.2f}, limit {limit}: {'met' if ours[key] <= limit else 'missed'}", flush=True)
-        if options.theirs:
-            theirs = in_a_process_of_its_own("theirs", folder, sizes)
-            print("megatron-core: " + ", ".join(f"{key} {value:,.0f}" for key, value in theirs.items()))
-            print(f"  new weights: {theirs['new_weights_ms'] / ours['new_weights_ms']:,.0f}x", flush=True)
+        theirs = in_a_process_of_its_own("theirs", folder, sizes) if options.theirs else {}
+        for key, (what, unit, limit) in LIMITS.items():
+            note = f"megatron-core {theirs[key]:,.0f} {unit}" if key in theirs else ""
+            figure = Figure(what=f"{what}, {size}", value=ours[key], unit=unit, target=limit, at_most=True, note=note)
+            record.add(figure)
     with tempfile.TemporaryDirectory() as name:
-        reads(Path(name), options.read_gb, options.pairs)
+        reads(Path(name), record, options.read_gb, options.pairs)
+    record.close()
 
 
 if __name__ == "__main__":

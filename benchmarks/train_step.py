@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks._figures import Figure, Record, add_record_option
 from benchmarks._pairs import ratio_of, rounds
 from benchmarks.hf_trainer import GLOBAL_BATCH, MICRO_BATCH, run_ours, run_theirs
 from data_mixers.manifest import read_manifest
@@ -162,12 +163,14 @@ def compare_speeds(options: argparse.Namespace, peers: Sequence[str], precision:
         }
         found = rounds(sides, num_rounds=options.pairs)
     tokens = GLOBAL_BATCH * SMOLLM2.seq_length
-    print(f"{SMOLLM2.name}, {options.layers} layers, {precision}, {SMOLLM2.seq_length} tokens a row, two cores")
-    for name, seconds in found.items():
-        print(f"  {name:14} {tokens / statistics.median(seconds):8.0f} tokens/s (median of {len(seconds)} runs)")
+    record = Record("train_step", keep=options.record)
+    rates = {name: tokens / statistics.median(seconds) for name, seconds in found.items()}
+    shape = f"{SMOLLM2.name}, {options.layers} layers, {precision}, {tokens:,} tokens a step, two cores"
     for name in peers:
         speeds = ratio_of(list(zip(found[name], found["ours"], strict=True)))
-        print(f"tokens/s, ours to {name}: {speeds.against(TARGETS[name])}")
+        note = f"{rates['ours']:.0f} against {rates[name]:.0f} tokens/s"
+        record.add(Figure.of(f"one training step, ours to {name}, {shape}", speeds, target=TARGETS[name], note=note))
+    record.close()
 
 
 def overlay(options: argparse.Namespace, peers: Sequence[str], precision: str) -> None:
@@ -176,10 +179,14 @@ def overlay(options: argparse.Namespace, peers: Sequence[str], precision: str) -
         made = prepared(Path(folder), SMALL, layers=4, precision=precision, steps=options.steps)
         losses = {name: list(side(options.steps)["losses"]) for name, side in made.sides(peers).items()}
     ours = losses["ours"]
-    print(f"{SMALL.name}, {precision}, {len(ours)} steps: loss from {ours[0]:.4f} to {ours[-1]:.4f}")
+    record = Record("train_step-overlay", keep=options.record)
+    note = f"{SMALL.name}, {precision}, {len(ours)} steps, loss from {ours[0]:.4f} to {ours[-1]:.4f}"
     for name in peers:
         gaps = [abs(a - b) for a, b in zip(ours, losses[name], strict=True)]
-        print(f"  ours and {name}: at most {max(gaps):.4f} apart, {statistics.mean(gaps):.4f} on average")
+        largest = f"largest {max(gaps):.4f}; {note}"
+        what = f"losses of ours and {name} over the same samples, mean distance"
+        record.add(Figure(what=what, value=statistics.mean(gaps), unit="nats", note=largest))
+    record.close()
     draw(options.overlay, losses)
     print(f"drawn: {options.overlay}")
 
@@ -216,6 +223,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--peers", nargs="+", choices=[*TARGETS, "torchtitan"], default=[*TARGETS, "torchtitan"])
     parser.add_argument("--overlay", type=Path, metavar="PNG", help="draw losses instead of measuring speeds")
+    add_record_option(parser)
     options = parser.parse_args()
     options.steps = options.steps or (200 if options.overlay else 3)
     for peer in options.peers:

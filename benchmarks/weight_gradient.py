@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks._figures import Figure, Record, add_record_option
 from benchmarks._pairs import interleaved, ratio_of
 from megatron_synE.model.weight_gradient import add_product
 from megatron_synE.runtime.cpu_memory import keep_freed_memory
@@ -36,8 +37,8 @@ def allocated(work: Callable[[], object]) -> int:
     return sum(size for size in events if size > 0)
 
 
-def compare(dtype: torch.dtype, *, num_pairs: int) -> str:
-    """One line."""
+def compare(dtype: torch.dtype, *, num_pairs: int) -> Figure:
+    """Of one precision."""
     d_output, inputs = torch.randn(TOKENS, OUTPUTS).to(dtype), torch.randn(TOKENS, INPUTS).to(dtype)
     main_grad = torch.zeros(OUTPUTS, INPUTS)
 
@@ -48,23 +49,28 @@ def compare(dtype: torch.dtype, *, num_pairs: int) -> str:
         add_product(main_grad, d_output, inputs)
 
     pairs = interleaved(lambda: seconds_of(apart), lambda: seconds_of(fused), num_pairs=num_pairs)
-    ratio = ratio_of(pairs)
-    return (
-        f"{str(dtype).removeprefix('torch.')}: {1e3 * min(pair[1] for pair in pairs):.2f} ms, "
-        f"{ratio.median:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}] as fast as product and sum; "
-        f"allocates {allocated(fused) / 1e6:.1f} of {allocated(apart) / 1e6:.1f} MB"
+    what = (
+        f"a weight gradient added by its product to the product and then the sum, {str(dtype).removeprefix('torch.')}"
     )
+    note = (
+        f"{1e3 * min(pair[1] for pair in pairs):.2f} ms; allocates {allocated(fused) / 1e6:.1f} of "
+        f"{allocated(apart) / 1e6:.1f} MB"
+    )
+    return Figure.of(what, ratio_of(pairs), note=note)
 
 
 def main() -> None:
     """Print a line for each precision."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--pairs", type=int, default=20)
+    add_record_option(parser)
     options = parser.parse_args()
+    record = Record("weight_gradient", keep=options.record)
     torch.set_num_threads(1)
     keep_freed_memory()
     for dtype in (torch.float32, torch.bfloat16):
-        print(compare(dtype, num_pairs=options.pairs), flush=True)
+        record.add(compare(dtype, num_pairs=options.pairs))
+    record.close()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """The ratio that every benchmark reports."""
 
-import pytest
-
 from benchmarks._pairs import interleaved, ratio_of, rounds
 
 
@@ -9,13 +7,6 @@ def test_the_median_of_ratios_is_taken_pair_by_pair():
     ratio = ratio_of([(1.0, 2.0), (30.0, 10.0), (4.0, 4.0)])
     assert ratio.median == 1.0
     assert (ratio.low, ratio.high) == (0.5, 3.0)
-
-
-@pytest.mark.parametrize(
-    ("first", "verdict"), [([0.8] * 10, "met"), ([0.6] * 10, "missed"), ([0.5, 0.9] * 5, "not resolved")]
-)
-def test_a_target_is_met_only_by_the_lower_bound(first, verdict):
-    assert ratio_of([(value, 1.0) for value in first]).against(0.7).endswith(f"target 0.70x {verdict}")
 
 
 def test_pairs_alternate_their_order_after_one_warm_up():
