@@ -15,7 +15,7 @@ from data_mixers.atomic import write_atomic
 from tools.doctor import installed_version
 
 RESULTS = Path(__file__).with_name("results")
-PACKAGES = ("torch", "megatron-core", "transformers", "numpy")
+PACKAGES = ("torch", "megatron-core", "transformers", "numpy", "deepspeed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,7 @@ class Record:
             "seconds": round(time.time() - self._started),
             "load_before": round(self._load, 2),
             "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "python": platform.python_version()},
-            "versions": {name: installed_version(name) for name in PACKAGES},
+            "versions": {name: version for name in PACKAGES if (version := installed_version(name))},
             "whole": whole,
             "figures": [asdict(figure) | {"verdict": figure.verdict} for figure in self.figures],
         }

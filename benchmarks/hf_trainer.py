@@ -106,7 +106,7 @@ def their_steps(
             save_strategy="no", logging_strategy="steps", logging_steps=1, remove_unused_columns=False,
             max_grad_norm=1.0, dataloader_num_workers=0,
             ddp_backend="gloo" if world > 1 else None, disable_tqdm=True, gradient_checkpointing=deepspeed,
-            deepspeed=_zero_2(precision) if deepspeed else None,
+            deepspeed=_zero_2(precision) if deepspeed else None, bf16=deepspeed and precision == "bf16",
         )  # fmt: skip
         clock = Clock()
         parameters = list(model.parameters())
@@ -151,7 +151,7 @@ def run_theirs(
                     "MASTER_ADDR": "127.0.0.1",
                     "MASTER_PORT": "29611",
                 }
-                if ranks > 1
+                if ranks > 1 or deepspeed
                 else {}
             ),
             stdout=subprocess.PIPE,

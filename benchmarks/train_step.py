@@ -6,7 +6,7 @@ the precision this CPU is good at, each in fresh processes, in turn.
     ours            two data-parallel processes of one thread, without document masks, which no peer here has
     transformers    Trainer, one process of two threads (hf_trainer.py says how)
     megatron-core   its own layers and loop, two data-parallel processes of one thread (_bare_megatron.py)
-    deepspeed       Trainer as above, under ZeRO-2 with checkpointing: the authors' stack; nobody has run it here yet
+    deepspeed       Trainer as above, under ZeRO-2 with checkpointing: the authors' stack, several times slower
     torchtitan      never here: it trains on CUDA devices alone
 
 A peer that cannot run says why and is left out. The last lines are what the README quotes.
@@ -163,7 +163,7 @@ def compare_speeds(options: argparse.Namespace, peers: Sequence[str], precision:
         }
         found = rounds(sides, num_rounds=options.pairs)
     tokens = GLOBAL_BATCH * SMOLLM2.seq_length
-    record = Record("train_step", keep=options.record)
+    record = Record("-".join(["train_step", *peers]), keep=options.record)
     rates = {name: tokens / statistics.median(seconds) for name, seconds in found.items()}
     shape = f"{SMOLLM2.name}, {options.layers} layers, {precision}, {tokens:,} tokens a step, two cores"
     for name in peers:
@@ -211,6 +211,7 @@ def draw(path: Path, losses: Mapping[str, Sequence[float]]) -> None:
     below.axhline(0, color="black", linewidth=0.5)
     below.set_ylabel("minus ours")
     below.set_xlabel("step")
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
