@@ -21,12 +21,12 @@ PARTS = {
     # Module, and name as the command looks it up -> the part that its time is counted to.
     ("megatron_synE.train", "load_config"): "configuration and data",
     ("megatron_synE.train", "examine"): "configuration and data",
-    ("megatron_synE.data.scheduled_dataset", "ScheduledDataset"): "configuration and data",
+    ("megatron_synE.assemble", "ScheduledDataset"): "configuration and data",
     ("megatron_synE.runtime.distributed", "initialize"): "process groups",
-    ("megatron_synE.build", "build_model"): "model",
-    ("megatron_synE.train", "_load_weights"): "weights",
-    ("megatron_synE.checkpoint.load", "load_training_state"): "weights",
-    ("megatron_synE.build", "build_optimizer"): "optimizer",
+    ("megatron_synE.assemble", "build_model"): "model",
+    ("megatron_synE.assemble", "_load_weights"): "weights",
+    ("megatron_synE.assemble", "load_training_state"): "weights",
+    ("megatron_synE.assemble", "build_optimizer"): "optimizer",
     ("megatron_synE.train", "run_rank"): "other",
 }
 

@@ -1,6 +1,7 @@
 """Figures: what is met, what is kept, and that the pages say what the files hold."""
 
 import argparse
+import importlib
 import json
 import re
 import sys
@@ -11,6 +12,7 @@ import pytest
 from benchmarks import _figures, _page
 from benchmarks._figures import Figure, Record, add_record_option
 from benchmarks._pairs import ratio_of
+from benchmarks._startup_run import PARTS
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,6 +61,11 @@ def test_nothing_is_kept_unless_asked(tmp_path: Path, monkeypatch: pytest.Monkey
     record.add(Figure(what="memory", value=1.0))
     record.close()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("module", "name"), PARTS)
+def test_what_the_start_is_parted_by_exists(module: str, name: str) -> None:
+    assert callable(getattr(importlib.import_module(module), name))
 
 
 def test_the_page_is_current() -> None:
