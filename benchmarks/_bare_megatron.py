@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from benchmarks.hf_trainer import GLOBAL_BATCH, MICRO_BATCH
+from benchmarks._hf_trainer import GLOBAL_BATCH, MICRO_BATCH
 from megatron_synE.checkpoint.hf import read_rectangle
 from megatron_synE.checkpoint.hf_folder import HfFolder
 from megatron_synE.checkpoint.model_space import local_parameters

@@ -25,7 +25,6 @@ import torch
 
 from benchmarks._figures import Figure, Record, add_record_option
 from benchmarks._pairs import interleaved, ratio_of
-from benchmarks.hf_trainer import SHAPE
 from data_mixers.manifest import read_manifest
 from megatron_synE.data.batch import MicroBatch, micro_batch
 from megatron_synE.data.indexed import IndexedFile
@@ -40,6 +39,10 @@ from tools.data.score_chunks import scorer_of
 from tools.data.scores_file import scores_path
 
 FORWARD_TARGET, PADDED_TARGET = 0.9, 3.0
+SHAPE = {
+    "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 12, "num_attention_heads": 9,
+    "num_key_value_heads": 3, "vocab_size": 16384, "tie_word_embeddings": True,
+}  # fmt: skip
 BATCH = 16
 _now: Callable[[], float] = time.perf_counter
 

@@ -4,7 +4,7 @@ All train SmolLM2-135M's shape (random weights) on the same samples of 512 token
 the precision this CPU is good at, each in fresh processes, in turn.
 
     ours            two data-parallel processes of one thread, without document masks, which no peer here has
-    transformers    Trainer, one process of two threads (hf_trainer.py says how)
+    transformers    Trainer, one process of two threads (_hf_trainer.py says how)
     megatron-core   its own layers and loop, two data-parallel processes of one thread (_bare_megatron.py)
     deepspeed       Trainer as above, under ZeRO-2 with checkpointing: the authors' stack, several times slower
     torchtitan      never here: it trains on CUDA devices alone
@@ -20,6 +20,8 @@ import importlib.util
 import json
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,8 +34,8 @@ import numpy as np
 import torch
 
 from benchmarks._figures import Figure, Record, add_record_option
+from benchmarks._hf_trainer import GLOBAL_BATCH, MICRO_BATCH, run_theirs
 from benchmarks._pairs import ratio_of, rounds
-from benchmarks.hf_trainer import GLOBAL_BATCH, MICRO_BATCH, run_ours, run_theirs
 from data_mixers.manifest import read_manifest
 from data_mixers.schedule import Schedule
 from megatron_synE.data.scheduled_dataset import ScheduledDataset
@@ -41,6 +43,7 @@ from megatron_synE.runtime.cpu_features import cpu_has_bf16
 from megatron_synE.runtime.launch import launch
 from tests import tiny
 
+ROOT = Path(__file__).parents[1]
 TARGETS = {"transformers": 1.3, "megatron-core": 1.0, "deepspeed": 1.3}
 """Ours; the first is the project's goal on a CPU."""
 Answer = Mapping[str, Any]
@@ -95,7 +98,7 @@ class Prepared:
     def sides(self, peers: Sequence[str]) -> dict[str, Callable[[int], Answer]]:
         """By name, what trains that many steps in fresh processes."""
         hf, numbers = self.root / "hf", count()
-        theirs = partial(run_theirs, hf, precision=self.precision, ranks=1, samples=self.samples)
+        theirs = partial(run_theirs, hf, precision=self.precision, samples=self.samples)
         known: dict[str, Callable[[int], Answer]] = {
             "ours": lambda steps: run_ours(self.config, self.root / f"run{next(numbers)}", steps),
             "transformers": theirs,
@@ -139,6 +142,20 @@ def _write_samples(root: Path, run: Path, number: int) -> Path:
     path = root / "samples.npy"
     np.save(path, np.stack([dataset[index % len(dataset)].tokens for index in range(number)]))
     return path
+
+
+def run_ours(config: Path, run: Path, steps: int) -> Answer:
+    """Of a fresh `syne train` of two processes of one thread. Errors: SystemExit with what it said."""
+    command = [sys.executable, "-m", "tools", "train", "--config", str(config), "--nproc", "2", f"run.dir={run}"]
+    done = subprocess.run(
+        [*command, f"training.stop_after_iterations={steps}"], cwd=ROOT, capture_output=True, text=True, check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"},
+    )  # fmt: skip
+    if done.returncode != 75:
+        raise SystemExit(f"syne train: exit {done.returncode}\n{done.stderr[-3000:]}")
+    rows = tiny.rows(run, "train")
+    seconds = [row["step_seconds"] for row in rows[1:]]
+    return {"seconds": statistics.median(seconds) if seconds else 0.0, "losses": [row["lm_loss"] for row in rows]}
 
 
 def run_bare_megatron(hf: Path, samples: Path, steps: int, precision: str) -> Answer:
