@@ -22,7 +22,8 @@ from typing import Any
 import httpx
 
 from benchmarks.pairs import interleaved, ratio_of
-from tools.synthesis.generate import GenerateOptions, generate
+from tools.synthesis.generate import generate
+from tools.synthesis.options import GenerateOptions
 
 SERVER = Path(__file__).with_name("_rate_server.py")
 CONCURRENCY = 64
