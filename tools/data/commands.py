@@ -21,7 +21,6 @@ from tools.data.options import (
     SortOptions,
     TokenizerPath,
 )
-from tools.data.slurm_options import with_slurm_options
 from tools.data.topic_options import ClassifierOptions, TrainingOptions
 
 data_app = typer.Typer(
@@ -37,7 +36,6 @@ data_app = typer.Typer(
         "syne data clean --input 'pages/*.parquet' --out cleaned --language zh --workers 2",
     )
 )
-@with_slurm_options
 @takes(CleanOptions)
 def clean(options: CleanOptions) -> None:
     """Drop repetitive, too short or long, foreign and duplicate documents; each is kept with its reason."""
@@ -54,7 +52,6 @@ def clean(options: CleanOptions) -> None:
         "--remove --workers 2",
     )
 )
-@with_slurm_options
 @takes(DecontaminateOptions)
 def decontaminate(options: DecontaminateOptions) -> None:
     """Report the documents that share n-grams with benchmarks; with --remove, write the others."""
@@ -138,7 +135,6 @@ def train_classifier_(
         "syne data label-topics --input 'clean/*.jsonl.zst' --classifier topics-zh --out labelled --workers 2"
     ),
 )
-@with_slurm_options
 @takes(LabelOptions)
 def label_topics_(options: LabelOptions) -> None:
     """Documents in, the same documents with topic and topic_confidence out."""
@@ -156,7 +152,6 @@ def label_topics_(options: LabelOptions) -> None:
         "--language zh --source web --topic-key topic --holdout 200 --workers 2",
     )
 )
-@with_slurm_options
 @takes(PreprocessOptions)
 def preprocess(
     options: PreprocessOptions,
@@ -214,7 +209,6 @@ def probe(
         "syne data score-ppl --data data/stage1 --hf models/Meta-Llama-3-8B --tokenizer models/Meta-Llama-3-8B"
     ),
 )
-@with_slurm_options
 @takes(ScoreOptions)
 def score_ppl(
     options: ScoreOptions,
@@ -244,7 +238,6 @@ def score_ppl(
     "sort",
     epilog=example("syne data sort --data data/stage1 --out data/stage1_sorted --sources 'zh/web/*' --buckets 10"),
 )
-@with_slurm_options
 @takes(SortOptions)
 def sort(
     options: SortOptions,

@@ -7,7 +7,6 @@ import typer
 
 from data_mixers.errors import ConfigError
 from tools.cli_options import example, log_to_stderr, takes
-from tools.data.slurm_options import with_slurm_options
 from tools.synthesis.llama_server import serve
 from tools.synthesis.options import (
     AuditOptions,
@@ -47,7 +46,6 @@ def seeds(options: SeedOptions) -> None:
         "--endpoint http://127.0.0.1:8000/v1 --out runs/qa",
     )
 )
-@with_slurm_options
 @takes(GenerateOptions)
 def generate(options: GenerateOptions) -> None:
     """A model's question and worked answer for every seed and sample, exactly one of each."""
