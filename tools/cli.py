@@ -190,15 +190,18 @@ def export(
     name: Annotated[str | None, typer.Option(help="The model's name on its card.", show_default=False)] = None,
 ) -> None:
     """Checkpoint to a Hugging Face folder with tokenizer, generation config and model card."""
-    from tools.checkpoint.exporter import export_hf
+    from megatron_synE.checkpoint.hf_export import write_hf_folder
+    from tools.checkpoint.meter import Meter
     from tools.data.progress import live_bytes
 
     log_to_stderr()
+    meter = Meter()
     with live_bytes(f"export {checkpoint}") as progress:
-        report = export_hf(
+        size_bytes = write_hf_folder(
             checkpoint, out, dtype=dtype, verify=verify, hf_config=hf_config, name=name, progress=progress
         )
-    typer.echo(report.summary())
+    state = "verified bit for bit" if verify else "not verified"
+    typer.echo(f"{out}: {state}; {meter.cost(size_bytes=size_bytes).summary()}")
     if verify and logits and hf_config is None:
         _compare_logits(out, checkpoint, dtype)
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from examples.quickstart.weights import unpack_weights
+from megatron_synE.checkpoint.hf_export import write_hf_folder
 from tests.evaluation import data_sets
 from tests.synthesis.real_packages import chat_model
-from tools.checkpoint.exporter import export_hf
 from tools.checkpoint.importer import import_hf
 from tools.evaluation.compare import compare_results
 from tools.evaluation.data_files import DataOptions
@@ -48,7 +48,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def equal_answers(original: Path, root: Path, *, data: DataOptions, suite: str) -> dict[str, int]:
     """Evaluate both folders and compare every item; gives the number of items by benchmark."""
     import_hf(original, root / "checkpoint", verify=False)
-    export_hf(root / "checkpoint", root / "exported", verify=False)
+    write_hf_folder(root / "checkpoint", root / "exported", verify=False)
     assert not (original / "model.safetensors").samefile(root / "exported/model.safetensors")
     folders = []
     for model in (original, root / "exported"):
