@@ -20,7 +20,7 @@ import numpy as np
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import DataError
-from tools.data.calls import Call, begin
+from tools.data.calls import Call
 from tools.data.contamination import open_index
 from tools.data.documents import Document, TaskDocuments
 from tools.data.exact_duplicates import content_hash, num_ranges
@@ -57,7 +57,7 @@ def check(options: CheckOptions) -> SelectionReport:
     open_index(benchmarks, options.benchmark_keys, rules.contamination.ngram)  # a fault in them is told first
     sandbox = require_sandbox() if options.run_code else None
     deciding = _deciding(options, rules, benchmarks)
-    call = begin(options.out, command="synth check", options=deciding, tasks=tasks, workers=options.workers)
+    call = Call(out=options.out, command="synth check", options=deciding, tasks=tasks, workers=options.workers)
     with only_one(options.out):
         if (done := call.take(writes=True)) is not None:
             return report_from_json(done)

@@ -20,7 +20,7 @@ import numpy as np
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
-from tools.data.calls import begin
+from tools.data.calls import Call
 from tools.data.clean import clean
 from tools.data.documents import Document, DocumentWriter, read_documents
 from tools.data.exact_duplicates import content_hash
@@ -57,7 +57,7 @@ def write_seeds(options: SeedOptions) -> dict[str, Any]:
     work = options.out.with_name(f".{options.out.name}.work")
     rules = {language: (options.rules / f"{language}.json").read_text("utf-8") for language in LANGUAGES}
     kept = {key: value for key, value in asdict(options).items() if key not in ("inputs", "out", "rules", "workers")}
-    call = begin(work, command="seeds", options=kept | {"rules": rules}, tasks=tasks)
+    call = Call(out=work, command="seeds", options=kept | {"rules": rules}, tasks=tasks)
     with only_one(work):
         mark = work / "call"
         if not mark.exists() or mark.read_text() != call.fingerprint:
