@@ -16,6 +16,7 @@ from tools.data.options import (
     FetchOptions,
     LabelOptions,
     PreprocessOptions,
+    SampleOptions,
     ScoreOptions,
     ScoresName,
     SortOptions,
@@ -280,43 +281,9 @@ def stats(
         "syne data sample --data data/stage1 --tokenizer models/Meta-Llama-3-8B --source 'zh/web/*' --percentile 90"
     )
 )
-def sample(
-    data: Annotated[Path | None, typer.Option(help="Folder of token files.", show_default=False)] = None,
-    tokenizer: Annotated[
-        Path | None, typer.Option(help="HF folder, tokenizer.json, or tokenizer.model.", show_default=False)
-    ] = None,
-    inputs: Annotated[
-        list[str] | None,
-        typer.Option("--input", help="Instead of --data: files of documents, may be repeated.", show_default=False),
-    ] = None,
-    source: Annotated[str, typer.Option(help="Glob over sources: zh/web/*.")] = "*",
-    topic: Annotated[str | None, typer.Option(help="Only this topic.", show_default=False)] = None,
-    percentile: Annotated[
-        float | None, typer.Option(min=0.0, max=100.0, help="Of PPL, in each source.", show_default=False)
-    ] = None,
-    num: Annotated[int, typer.Option(min=1, help="Documents per source.")] = 5,
-    seed: Annotated[int, typer.Option(min=0, help="Of the choice.")] = 1234,
-    scores: ScoresName = "default",
-    text_key: Annotated[str, typer.Option(help="Key of the text in --input.")] = "text",
-    max_characters: Annotated[int, typer.Option(min=1, help="Shown of each text.")] = 1000,
-) -> None:
+@takes(SampleOptions)
+def sample(options: SampleOptions) -> None:
     """Show documents by source, topic and PPL percentile, with their ids and places."""
-    from tools.data.sample import sample as run_sample
-    from tools.data.sample import sample_files, shown
+    from tools.data.sample import samples, shown
 
-    if inputs and data is None and percentile is None:
-        found = sample_files(tuple(inputs), text_key=text_key, topic=topic, num=num, seed=seed)
-    elif data is not None and tokenizer is not None and not inputs:
-        found = run_sample(
-            data,
-            tokenizer,
-            source=source,
-            topic=topic,
-            percentile=percentile,
-            num=num,
-            seed=seed,
-            scores_name=scores,
-        )
-    else:
-        raise ConfigError("give --data with --tokenizer, or --input without --percentile")
-    typer.echo("\n\n".join(shown(entry, max_characters=max_characters) for entry in found))
+    typer.echo("\n\n".join(shown(entry, max_characters=options.max_characters) for entry in samples(options)))
