@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from data_mixers.errors import ConfigError, DataError
 from data_mixers.file_version import check_version
 from megatron_synE.exit_codes import CheckpointError
+from tools.evaluation.options import Which
 
-Which = Literal["newest", "all"]
 EXPORT_MARKER = "syne_export.json"
 """megatron_synE.checkpoint.hf_export.MARKER; that module imports torch."""
 
