@@ -5,10 +5,11 @@ import logging
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING, fields
+from enum import StrEnum
 from functools import wraps
 from pathlib import Path
 from types import GenericAlias
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -63,7 +64,10 @@ def takes(*kinds: type[Any], **defaults: Any) -> Callable[[Callable[..., None]],
                 continue
             if get_args(row)[1:] == (...,):
                 repeated.append(field.name)
-                row = GenericAlias(list, get_args(row)[:1])
+                item, _ = get_args(row)
+                if get_origin(item) is Literal:  # which typer knows by itself, and not in a list
+                    item = StrEnum(field.name, {value: value for value in get_args(item)})
+                row = GenericAlias(list, (item,))
             default = defaults.get(field.name, field.default)
             option(field.name, Annotated[row, said], inspect.Parameter.empty if default is MISSING else default)
 

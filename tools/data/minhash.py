@@ -92,7 +92,8 @@ def _smallest_of_component(pairs: npt.NDArray[np.int64], count: int) -> npt.NDAr
     links = coo_array((np.ones(len(pairs), dtype=bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
     _, component = connected_components(links, directed=False)
     _, smallest = np.unique(component, return_index=True)
-    return smallest[component]
+    found: npt.NDArray[np.int64] = smallest[component]
+    return found
 
 
 def _config(settings: NearDuplicates) -> Any:

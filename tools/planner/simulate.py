@@ -161,7 +161,7 @@ def calibrated_kernel_efficiency(efficiency: Efficiency) -> float:
     """The one fitted parameter: with it the published run of 8 GPUs takes its published time."""
     card, gpus = cards()[efficiency.reference["card"]], efficiency.reference["gpus"]
     job = reference_job(efficiency, gpus=gpus)
-    target = job.global_batch_size * job.seq_length / gpus / efficiency.reference["tokens_per_second_per_gpu"]
+    target: float = job.global_batch_size * job.seq_length / gpus / efficiency.reference["tokens_per_second_per_gpu"]
 
     def too_long(efficiency: float) -> float:
         """Seconds; falls as the efficiency rises."""
