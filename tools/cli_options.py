@@ -65,9 +65,9 @@ def takes(*kinds: type[Any], **defaults: Any) -> Callable[[Callable[..., None]],
             if get_args(row)[1:] == (...,):
                 repeated.append(field.name)
                 item, _ = get_args(row)
-                if get_origin(item) is Literal:  # which typer knows by itself, and not in a list
-                    item = StrEnum(field.name, {value: value for value in get_args(item)})
-                row = GenericAlias(list, (item,))
+                is_choice = get_origin(item) is Literal  # which typer knows by itself, and not in a list
+                item_type = StrEnum(field.name, {name: name for name in get_args(item)}) if is_choice else item
+                row = GenericAlias(list, (item_type,))
             default = defaults.get(field.name, field.default)
             option(field.name, Annotated[row, said], inspect.Parameter.empty if default is MISSING else default)
 
