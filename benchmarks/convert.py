@@ -16,12 +16,13 @@ import torch
 
 from benchmarks._figures import Figure, Record, add_record_option
 from benchmarks._pairs import interleaved, ratio_of
+from megatron_synE.checkpoint.hf_export import write_hf_folder
 from megatron_synE.checkpoint.hf_mapping import hf_shapes
 from megatron_synE.checkpoint.hf_verify import verify_folder
 from megatron_synE.checkpoint.safetensors_file import SafetensorsWriter
 from megatron_synE.model.llama import LlamaArchitecture, hf_config_of
-from tools.checkpoint.exporter import export_hf
 from tools.checkpoint.importer import import_hf
+from tools.checkpoint.meter import Meter
 
 TARGET = 0.7
 """Ours: reading, checking and hashing on the way may cost 30 % of the disk's rate."""
@@ -88,7 +89,8 @@ def _measure(folder: Path, record: Record, *, gigabytes: float, num_pairs: int) 
 
     def run_export() -> float:
         shutil.rmtree(back, ignore_errors=True)
-        cost = export_hf(checkpoints, back, verify=False).cost
+        meter = Meter()
+        cost = meter.cost(size_bytes=write_hf_folder(checkpoints, back, verify=False))
         above_start.append(cost.peak_memory_bytes - cost.memory_before_bytes)
         return cost.gigabytes_per_second
 

@@ -23,7 +23,8 @@ import httpx
 
 from benchmarks._figures import Figure, Record, add_record_option
 from benchmarks._pairs import interleaved, ratio_of
-from tools.synthesis.generate import GenerateOptions, generate
+from tools.synthesis.generate import generate
+from tools.synthesis.options import GenerateOptions
 
 SERVER = Path(__file__).with_name("_rate_server.py")
 CONCURRENCY = 64

@@ -40,7 +40,8 @@ from tools.surrogate.arms import Job
 from tools.surrogate.curves import write_curves
 from tools.surrogate.study import read_study
 from tools.surrogate.trained import finished
-from tools.synthesis.format import FormatOptions, _audited
+from tools.synthesis.format import _audited
+from tools.synthesis.options import FormatOptions
 
 IDENTITY = TokenizerIdentity(digest="0" * 64, vocab_size=8, eos_id=2, bos_id=1)
 

@@ -37,7 +37,7 @@ PRELOADED = (
     "megatron_synE.checkpoint.save",
     "megatron_synE.checkpoint.weights",
     "tools.cli",
-    "tools.checkpoint.exporter",
+    "megatron_synE.checkpoint.hf_export",
     "tools.checkpoint.importer",
     "tools.checkpoint.verifier",
     "transformers.models.auto.modeling_auto",

@@ -10,10 +10,11 @@ import typer
 
 from data_mixers.errors import DataError, UserError
 from megatron_synE.exit_codes import INTERRUPTED
-from tools.cli_options import Config, Overrides, example, log_to_stderr
+from tools.cli_options import Config, Overrides, example, log_to_stderr, takes
 from tools.data.commands import data_app
 from tools.evaluation.commands import eval_app
 from tools.mix_commands import mix_app
+from tools.planner.options import PlanOptions
 from tools.report.commands import register as register_report
 from tools.slurm.commands import slurm_app
 from tools.surrogate.commands import surrogate_app
@@ -92,67 +93,29 @@ def doctor() -> None:
         "init.from=random init.path=null model.preset=llama3_8b",
     )
 )
-def plan(
-    config: Config,
-    overrides: Overrides = None,
-    nodes: Annotated[str, typer.Option(help="Machines: 16, 1,2,4 or (with the planner) 1..64.")] = "1",
-    gpus_per_node: Annotated[
-        int | None, typer.Option(min=1, help="GPUs of a machine; default: 8.", show_default=False)
-    ] = None,
-    nproc: Annotated[
-        int | None, typer.Option(min=1, help="Processes on one machine, in place of nodes and GPUs.")
-    ] = None,
-    data: Annotated[bool, typer.Option("--data/--no-data", help="Read the manifests.")] = True,
-    output_format: Annotated[Literal["text", "json"], typer.Option("--format")] = "text",
-    card: Annotated[
-        str | None,
-        typer.Option(help="h100, h200 or a100: memory, speed and cost of every layout there.", show_default=False),
-    ] = None,
-    show_all: Annotated[bool, typer.Option("--all", help="List every layout and every refusal.")] = False,
-    pipeline: Annotated[
-        bool, typer.Option("--pipeline", help="Also GPU-hours and disk of labelling, scoring, synthesis, evaluation.")
-    ] = False,
-    rates: Annotated[
-        Path | None, typer.Option(help="YAML file of your measured rates for --pipeline.", show_default=False)
-    ] = None,
-    measure: Annotated[
-        Path | None,
-        typer.Option(help="Folder to write: one sbatch that tries the best six for 20 steps.", show_default=False),
-    ] = None,
-    efficiency: Annotated[
-        Path | None, typer.Option(help="Your efficiency table, merged over the shipped one.", show_default=False)
-    ] = None,
-    reserve_gib: Annotated[float, typer.Option(min=0.0, help="GPU memory held back, in GiB.")] = 4.0,
-    save_gb_per_second: Annotated[float, typer.Option(min=0.001, help="Write rate of the checkpoint's disk.")] = 1.0,
-) -> None:
+@takes(PlanOptions)
+def plan(options: PlanOptions, config: Config, overrides: Overrides = None) -> None:
     """Resolve and check a run without starting it; with --card, what it needs and costs on how many GPUs."""
-    from tools.planner.command import PlanOptions, parse_nodes, print_planner
+    from tools.planner.command import parse_nodes, print_planner
 
-    counts = parse_nodes(nodes)
-    wants_planner = card is not None or show_all or pipeline or measure is not None or len(counts) > 1
-    if not wants_planner:
+    counts, measure = parse_nodes(options.nodes), options.measure
+    if measure is not None:
+        from tools.planner.measure import write_measurement
+
+        typer.echo(write_measurement(config, overrides or [], options, measure))
+    elif options.card is not None or options.shows_all or options.pipeline or len(counts) > 1:
+        print_planner(config, overrides or [], options)
+    else:
         from tools.plan import print_plan
 
         print_plan(
             config,
             overrides or [],
-            world_size=nproc or counts[0] * (gpus_per_node or 8),
-            device=None if nproc else "cuda",
-            reads_data=data,
-            output_format=output_format,
+            world_size=options.nproc or counts[0] * (options.gpus_per_node or 8),
+            device=None if options.nproc else "cuda",
+            reads_data=options.reads_data,
+            output_format=options.output_format,
         )
-        return
-    options = PlanOptions(
-        nodes=(1,) if nproc else counts, card=card or "h100", gpus_per_node=nproc or gpus_per_node,
-        reserve_gib=reserve_gib, save_gb_per_second=save_gb_per_second, efficiency=efficiency, shows_all=show_all,
-        reads_data=data, output_format=output_format, rates=rates, pipeline=pipeline,
-    )  # fmt: skip
-    if measure is not None:
-        from tools.planner.measure import write_measurement
-
-        typer.echo(write_measurement(config, overrides or [], options, measure))
-        return
-    print_planner(config, overrides or [], options)
 
 
 @app.command(epilog=example("syne train --config runs/quickstart/bilingual.yaml --dry-run"))
@@ -227,15 +190,18 @@ def export(
     name: Annotated[str | None, typer.Option(help="The model's name on its card.", show_default=False)] = None,
 ) -> None:
     """Checkpoint to a Hugging Face folder with tokenizer, generation config and model card."""
-    from tools.checkpoint.exporter import export_hf
+    from megatron_synE.checkpoint.hf_export import write_hf_folder
+    from tools.checkpoint.meter import Meter
     from tools.data.progress import live_bytes
 
     log_to_stderr()
+    meter = Meter()
     with live_bytes(f"export {checkpoint}") as progress:
-        report = export_hf(
+        size_bytes = write_hf_folder(
             checkpoint, out, dtype=dtype, verify=verify, hf_config=hf_config, name=name, progress=progress
         )
-    typer.echo(report.summary())
+    state = "verified bit for bit" if verify else "not verified"
+    typer.echo(f"{out}: {state}; {meter.cost(size_bytes=size_bytes).summary()}")
     if verify and logits and hf_config is None:
         _compare_logits(out, checkpoint, dtype)
 

@@ -5,10 +5,11 @@ import logging
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING, fields
+from enum import StrEnum
 from functools import wraps
 from pathlib import Path
 from types import GenericAlias
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -24,6 +25,7 @@ OwnFolder = Annotated[Path, typer.Option(help="Folder of this call alone; the sa
 TextKey = Annotated[str, typer.Option(help="Key of the text.")]
 MaxBadShare = Annotated[float, typer.Option(min=0.0, max=1.0, help="Refuse the input above this share of bad lines.")]
 MaxBadLines = Annotated[int, typer.Option(min=0, help="So many bad lines are always accepted.")]
+_BY_NAME = inspect.Parameter.KEYWORD_ONLY
 
 
 def example(*lines: str) -> str:
@@ -32,38 +34,62 @@ def example(*lines: str) -> str:
     return "\b\nExample:\n  " + " \\\n    ".join(lines)
 
 
-def takes(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A command whose options are the annotated fields of a dataclass; its first parameter receives an instance.
+def takes(*kinds: type[Any], **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A command whose options are the annotated fields of dataclasses; its first parameters receive one of each.
 
-    Its other parameters are options as ever, listed after those. A field tuple[x, ...] is an option that may be
-    repeated: typer reads a function's signature, and knows it as list[x].
+    Its other parameters are options as ever: listed before those where they must be given, else after them. defaults:
+    of this command, in place of a field's own. A field tuple[x, ...] is an option that may be repeated: typer reads a
+    function's signature, and knows it as list[x]. A field that is annotated with a function is what that function makes
+    of options of its own, its parameters.
     """
-    hints = get_type_hints(kind, include_extras=True)
-    taken = {field.name: field.default for field in fields(kind) if get_origin(hints[field.name]) is Annotated}
-    repeated = {name for name in taken if get_args(get_args(hints[name])[0])[1:] == (...,)}
-    for name in repeated:
-        row, option = get_args(hints[name])
-        hints[name] = Annotated[GenericAlias(list, get_args(row)[:1]), option]
-    parameters = [
-        inspect.Parameter(
-            name,
-            inspect.Parameter.POSITIONAL_OR_KEYWORD,
-            default=inspect.Parameter.empty if default is MISSING else default,
-            annotation=hints[name],
-        )
-        for name, default in taken.items()
-    ]
+    parameters: list[inspect.Parameter] = []
+    repeated: list[str] = []
+    made: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {}
+    taken: list[list[str]] = []
+
+    def option(name: str, annotation: Any, default: Any) -> None:
+        parameters.append(inspect.Parameter(name, _BY_NAME, default=default, annotation=annotation))
+
+    for kind in kinds:
+        hints = get_type_hints(kind, include_extras=True)
+        annotated = [field for field in fields(kind) if get_origin(hints[field.name]) is Annotated]
+        taken.append([field.name for field in annotated])
+        for field in annotated:
+            row, said = get_args(hints[field.name])
+            if inspect.isfunction(said):
+                own = get_type_hints(said, include_extras=True)
+                made[field.name] = said, tuple(inspect.signature(said).parameters)
+                for name, parameter in inspect.signature(said).parameters.items():
+                    option(name, own[name], parameter.default)
+                continue
+            if get_args(row)[1:] == (...,):
+                repeated.append(field.name)
+                item, _ = get_args(row)
+                is_choice = get_origin(item) is Literal  # which typer knows by itself, and not in a list
+                item_type = StrEnum(field.name, {name: name for name in get_args(item)}) if is_choice else item
+                row = GenericAlias(list, (item_type,))
+            default = defaults.get(field.name, field.default)
+            option(field.name, Annotated[row, said], inspect.Parameter.empty if default is MISSING else default)
 
     def of(command: Callable[..., None]) -> Callable[..., None]:
         @wraps(command)
         def with_options(**given: Any) -> None:
-            values = {name: given.pop(name) for name in taken}
-            values |= {name: tuple(values[name] or ()) for name in repeated}
-            command(kind(**values), **given)
+            for name, (make, names) in made.items():
+                given[name] = make(**{own: given.pop(own) for own in names})
+            for name in repeated:
+                given[name] = tuple(given[name] or ())
+            instances = [
+                kind(**{name: given.pop(name) for name in names}) for kind, names in zip(kinds, taken, strict=True)
+            ]
+            command(*instances, **given)
 
-        own = list(inspect.signature(command).parameters.values())[1:]
-        with_options.__signature__ = inspect.Signature([*parameters, *own])  # type: ignore[attr-defined]
-        with_options.__annotations__ = {each.name: each.annotation for each in (*parameters, *own)}
+        hints = get_type_hints(command, include_extras=True)
+        others = list(inspect.signature(command).parameters.values())[len(kinds) :]
+        others = [other.replace(kind=_BY_NAME, annotation=hints[other.name]) for other in others]
+        needed = [other for other in others if other.default is inspect.Parameter.empty]
+        whole = [*needed, *parameters, *(other for other in others if other not in needed)]
+        with_options.__signature__ = inspect.Signature(whole)  # type: ignore[attr-defined]
+        with_options.__annotations__ = {each.name: each.annotation for each in whole}
         return with_options
 
     return of

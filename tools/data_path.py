@@ -9,7 +9,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -36,29 +36,12 @@ from megatron_synE.data.indexed import IndexedFile
 from megatron_synE.data.tokenizers import load_tokenizer
 from tools.data.labels import is_label
 from tools.data.progress import LiveProgress
+from tools.mix_options import DataPathOptions
 
 logger = logging.getLogger(__name__)
 
 SUFFIX = "_text_document"  # what Megatron's preprocess_data.py adds to --output-prefix with its default key
 _CHUNK_TOKENS = 1 << 22
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataPathOptions:
-    """What `syne mix import-data-path` is given."""
-
-    data_path: tuple[str, ...]
-    """As Megatron-LM takes it: weights and prefixes in turn, or prefixes alone, which weigh by their tokens."""
-    tokenizer: Path
-    out: Path
-    seq_length: int
-    tokens: float
-    """To read with these weights."""
-    seed: int = 1234
-    max_epochs: float = 4.0
-    from_sample: int | None = None
-    """Of the schedule in `out`: what it reads before stays, the new weights hold from here on. None: a new one."""
-    eos_token: str | None = None
 
 
 def import_data_path(options: DataPathOptions) -> Schedule:
@@ -70,7 +53,7 @@ def import_data_path(options: DataPathOptions) -> Schedule:
     sequences do not lie end to end, or with an id that the tokenizer does not have.
     Cost: every new .bin is read once.
     """
-    weights = parse_data_path(options.data_path)
+    weights = parse_data_path(_words_of(options.data_path, options.data_args_path))
     if not (math.isfinite(options.tokens) and options.tokens >= 1):
         raise ConfigError(f"--tokens {options.tokens} is not a number of tokens to read; write e.g. 100e9")
     before = _schedule_before(options)
@@ -96,7 +79,7 @@ def import_data_path(options: DataPathOptions) -> Schedule:
     return schedule
 
 
-def words_of(data_path: Sequence[str], data_args_path: Path | None) -> tuple[str, ...]:
+def _words_of(data_path: Sequence[str], data_args_path: Path | None) -> tuple[str, ...]:
     """The list as given, or the words of a file. Errors: ConfigError if it is both, or the file cannot be read."""
     if data_args_path is None:
         return tuple(data_path)

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from data_mixers.errors import ConfigError
-from tools.cli_options import Config, Overrides, example, log_to_stderr
+from tools.cli_options import Config, Overrides, example, log_to_stderr, takes
+from tools.mix_options import DataPathOptions
 
 mix_app = typer.Typer(
     help="Look at what a run reads: its plan, its decisions, what two schedules differ in.",
@@ -68,47 +69,16 @@ def mix_append(
         "--tokenizer models/Meta-Llama-3-8B --out mix --seq-length 8192 --tokens 100e9",
     ),
 )
-def mix_import_data_path(
-    tokenizer: Annotated[Path, typer.Option(help="Of the token files: HF folder, tokenizer.json or tokenizer.model.")],
-    out: Annotated[Path, typer.Option(help="Folder for manifest.json and schedule.json; token files are linked.")],
-    seq_length: Annotated[int, typer.Option(min=1, help="As Megatron-LM's --seq-length.")],
-    tokens: Annotated[float, typer.Option(help="To read with these weights, e.g. 100e9.")],
-    data_path: Annotated[
-        list[str] | None, typer.Argument(metavar="[WEIGHT PREFIX]...", help="As after --data-path.", show_default=False)
-    ] = None,
-    data_args_path: Annotated[
-        Path | None, typer.Option(help="A file with that list instead, as Megatron-LM's option.", show_default=False)
-    ] = None,
-    from_sample: Annotated[
-        int | None,
-        typer.Option(min=0, help="Append to OUT's schedule: earlier samples stay as they are.", show_default=False),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the order of a new schedule.")] = 1234,
-    max_epochs: Annotated[float, typer.Option(min=0.0, help="Refuse to read a source more often.")] = 4.0,
-    eos_token: Annotated[
-        str | None, typer.Option(help="That ends each document; default: the tokenizer's own.", show_default=False)
-    ] = None,
-) -> None:
+@takes(DataPathOptions)
+def mix_import_data_path(options: DataPathOptions) -> None:
     """A Megatron-LM --data-path list to manifest.json and schedule.json (docs/megatron_lm.md)."""
-    from tools.data_path import DataPathOptions, import_data_path, words_of
+    from tools.data_path import import_data_path
 
     log_to_stderr()
-    schedule = import_data_path(
-        DataPathOptions(
-            data_path=words_of(data_path or [], data_args_path),
-            tokenizer=tokenizer,
-            out=out,
-            seq_length=seq_length,
-            tokens=tokens,
-            seed=seed,
-            max_epochs=max_epochs,
-            from_sample=from_sample,
-            eos_token=eos_token,
-        )
-    )
+    schedule = import_data_path(options)
     for name, weight in schedule.phases[-1].weights:
         typer.echo(f"{name}: {weight / 2**32:.6f}")
-    typer.echo(f"{out / 'schedule.json'}: {schedule.num_samples} samples of {schedule.seq_length} tokens")
+    typer.echo(f"{options.out / 'schedule.json'}: {schedule.num_samples} samples of {schedule.seq_length} tokens")
 
 
 @mix_app.command("replay", epilog=example("syne mix replay runs/quickstart/bilingual"))

@@ -12,11 +12,11 @@ from data_mixers.errors import ConfigError
 from megatron_synE.checkpoint import layout
 from megatron_synE.checkpoint.chunk_reader import ChunkReader
 from megatron_synE.checkpoint.dcp import Chunk, save_chunks, whole
+from megatron_synE.checkpoint.hf_export import write_hf_folder
 from megatron_synE.exit_codes import CheckpointError
 from tests.tiny import hf_folder
 from tools.checkpoint import averager
 from tools.checkpoint.averager import average, find_checkpoints
-from tools.checkpoint.exporter import export_hf
 from tools.checkpoint.importer import import_hf
 from tools.cli import main
 
@@ -86,7 +86,7 @@ def test_an_average_is_exported_like_any_checkpoint(tmp_path: Path, capsys: pyte
     run = run_of(tmp_path, seeds=(1, 2))
     assert main(["average", str(run), "--last", "2", "--out", str(tmp_path / "mean")]) == 0
     assert "mean of the weights of iter_0000010, iter_0000020" in capsys.readouterr().out
-    export_hf(tmp_path / "mean", tmp_path / "hf")  # compares every weight
+    write_hf_folder(tmp_path / "mean", tmp_path / "hf")  # compares every weight
     assert (tmp_path / "hf/model.safetensors").is_file()
     lineage = layout.read_manifest(tmp_path / "mean/iter_0000020")
     assert lineage["averaged"] == ["iter_0000010", "iter_0000020"]

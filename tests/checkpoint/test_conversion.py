@@ -11,11 +11,10 @@ from transformers import AutoModelForCausalLM
 
 from megatron_synE.checkpoint import layout
 from megatron_synE.checkpoint.chunk_reader import ChunkReader
-from megatron_synE.checkpoint.hf_export import MARKER
+from megatron_synE.checkpoint.hf_export import MARKER, write_hf_folder
 from megatron_synE.checkpoint.hf_verify import verify_folder
 from megatron_synE.exit_codes import CheckpointError
 from tools.checkpoint import importer
-from tools.checkpoint.exporter import export_hf
 from tools.checkpoint.importer import import_hf
 
 
@@ -36,7 +35,7 @@ def assert_same_weights(first, second):
 def test_a_round_trip_is_bit_exact(make_hf, tmp_path, groups, tied, dtype):
     hf, _ = make_hf(num_key_value_heads=groups, tie_word_embeddings=tied, dtype=dtype, head_dim=48)
     report = import_hf(hf, tmp_path / "ckpt")
-    export_hf(report.checkpoint, tmp_path / "back")
+    write_hf_folder(report.checkpoint, tmp_path / "back")
     assert_same_weights(weights_of(hf), weights_of(tmp_path / "back"))
 
 
@@ -44,7 +43,7 @@ def test_sharded_in_and_sharded_out(make_hf, tmp_path, monkeypatch):
     monkeypatch.setattr(importer, "CHUNK_BYTES", 1000)  # many chunks a tensor, down to single rows
     hf, _ = make_hf(max_shard_size="40KB")
     report = import_hf(hf, tmp_path / "ckpt")
-    export_hf(report.checkpoint, tmp_path / "back", max_shard_size_bytes=40_000)
+    write_hf_folder(report.checkpoint, tmp_path / "back", max_shard_size_bytes=40_000)
     shards = sorted((tmp_path / "back").glob("model-*-of-*.safetensors"))
     assert len(shards) > 3
     assert all(shard.stat().st_size < 42_000 for shard in shards)
@@ -58,7 +57,9 @@ def test_an_export_opens_in_transformers_and_gives_the_same_logits(make_hf, tmp_
     rope = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
             "high_freq_factor": 4.0, "original_max_position_embeddings": 64}  # fmt: skip
     hf, model = make_hf(rope_parameters=rope)
-    export_hf(import_hf(hf, tmp_path / "ckpt").checkpoint, tmp_path / "back", max_shard_size_bytes=max_shard_size_bytes)
+    write_hf_folder(
+        import_hf(hf, tmp_path / "ckpt").checkpoint, tmp_path / "back", max_shard_size_bytes=max_shard_size_bytes
+    )
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "back").eval()
     tokens = torch.arange(200)[None] % 131
     with torch.no_grad():
@@ -70,7 +71,7 @@ def test_casts_on_the_way_in_and_out(make_hf, tmp_path):
     hf, model = make_hf()
     checkpoint = import_hf(hf, tmp_path / "ckpt", dtype="bf16").checkpoint
     assert layout.read_state(checkpoint).weights_dtype == "bfloat16"
-    export_hf(checkpoint, tmp_path / "back", dtype="fp32")
+    write_hf_folder(checkpoint, tmp_path / "back", dtype="fp32")
     expected = {name: value.bfloat16().float() for name, value in model.state_dict().items()}
     assert_same_weights(expected, weights_of(tmp_path / "back"))
     assert json.loads((tmp_path / "back" / "config.json").read_text())["dtype"] == "float32"
@@ -83,7 +84,7 @@ def test_mixed_dtypes_need_a_choice(make_hf, tmp_path):
     save_file(tensors, hf / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"model\.norm\.weight is torch\.bfloat16; choose one with --dtype"):
         import_hf(hf, tmp_path / "ckpt")
-    export_hf(import_hf(hf, tmp_path / "ckpt", dtype="fp32").checkpoint, tmp_path / "back")
+    write_hf_folder(import_hf(hf, tmp_path / "ckpt", dtype="fp32").checkpoint, tmp_path / "back")
     assert_same_weights({n: t.float() for n, t in tensors.items()}, weights_of(tmp_path / "back"))
 
 
@@ -91,7 +92,7 @@ def test_importing_and_exporting_again_replaces_what_was_there(make_hf, tmp_path
     first, _ = make_hf(seed=1)
     second, _ = make_hf(seed=2)
     for hf in (first, second):
-        export_hf(import_hf(hf, tmp_path / "ckpt").checkpoint, tmp_path / "back")
+        write_hf_folder(import_hf(hf, tmp_path / "ckpt").checkpoint, tmp_path / "back")
     assert_same_weights(weights_of(second), weights_of(tmp_path / "back"))
     assert sorted(p.name for p in (tmp_path / "ckpt").iterdir()) == ["iter_0000000", layout.TRACKER]
     assert not list(tmp_path.glob(".tmp*"))
@@ -101,7 +102,7 @@ def test_neither_direction_overwrites_what_it_did_not_write(make_hf, tmp_path):
     hf, _ = make_hf()
     checkpoint = import_hf(hf, tmp_path / "ckpt").checkpoint
     with pytest.raises(CheckpointError, match="not an earlier export"):
-        export_hf(checkpoint, hf)
+        write_hf_folder(checkpoint, hf)
     shutil.copytree(checkpoint, tmp_path / "run" / "iter_0000005")
     with pytest.raises(CheckpointError, match="iter_0000005"):
         import_hf(hf, tmp_path / "run")
@@ -160,7 +161,7 @@ def test_side_files_travel_both_ways(make_hf, tmp_path):
     (hf / "LICENSE").write_text("META LLAMA 3 COMMUNITY LICENSE AGREEMENT\n")
     (hf / "README.md").write_text("---\nlicense: llama3\n---\n# Base\n")
     back = tmp_path / "SynE-8B"
-    export_hf(import_hf(hf, tmp_path / "ckpt").checkpoint, back)
+    write_hf_folder(import_hf(hf, tmp_path / "ckpt").checkpoint, back)
     for name in ("tokenizer.json", "tokenizer_config.json", "LICENSE", "generation_config.json"):
         assert (back / name).read_bytes() == (hf / name).read_bytes()
     card = (back / "README.md").read_text(encoding="utf-8")
@@ -181,10 +182,10 @@ def test_export_takes_the_newest_complete_checkpoint_of_a_run(make_hf, tmp_path)
     import_hf(second, tmp_path / "b").checkpoint.rename(checkpoints / "iter_0000020")
     data = next((checkpoints / "iter_0000020").glob("*.distcp"))
     os.truncate(data, data.stat().st_size - 1)
-    export_hf(tmp_path / "run", tmp_path / "back")
+    write_hf_folder(tmp_path / "run", tmp_path / "back")
     assert_same_weights(weights_of(first), weights_of(tmp_path / "back"))
     with pytest.raises(CheckpointError, match=data.name):
-        export_hf(checkpoints / "iter_0000020", tmp_path / "other")
+        write_hf_folder(checkpoints / "iter_0000020", tmp_path / "other")
 
 
 @pytest.mark.parametrize("change", ["missing", "unknown"])
@@ -197,7 +198,7 @@ def test_a_checkpoint_with_a_missing_or_unknown_weight_is_refused(make_hf, tmp_p
     layout.write_manifest(checkpoint, {})
     name = "decoder.layers.2." if change == "missing" else "decoder.layers.1."
     with pytest.raises(CheckpointError, match=f"weight {name}.* is {change}"):
-        export_hf(checkpoint, tmp_path / "back")
+        write_hf_folder(checkpoint, tmp_path / "back")
     assert not (tmp_path / "back").exists()
 
 

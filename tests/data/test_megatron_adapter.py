@@ -31,7 +31,8 @@ from megatron_synE.data.megatron_adapter import MegatronScheduledDataset, schedu
 from megatron_synE.data.tokenizers import load_tokenizer
 from tests import tiny
 from tests.tools import corpus
-from tools.data_path import DataPathOptions, import_data_path
+from tools.data_path import import_data_path
+from tools.mix_options import DataPathOptions
 
 SEQ_LENGTH = 64
 # Four documents, long enough for windows of one document and for windows with two.

@@ -12,8 +12,8 @@ from megatron_synE.exit_codes import CheckpointError
 from tests import tiny
 from tests.evaluation import data_sets
 from tools.evaluation import harness
-from tools.evaluation.data_files import DataOptions
-from tools.evaluation.evaluate import EvalOptions, evaluate
+from tools.evaluation.evaluate import evaluate
+from tools.evaluation.options import EvalOptions
 from tools.evaluation.results import Results, read_results, read_task
 from tools.evaluation.subjects import subjects_of
 
@@ -49,7 +49,7 @@ def options(hf: Path, data: Path, root: Path, **changes: Any) -> EvalOptions:
     suite = root / "small.yaml"
     suite.write_text(SUITE)
     given: dict[str, Any] = {
-        "model": hf, "suite": str(suite), "out": root / "out", "data": DataOptions(data, offline=True), "device": "cpu",
+        "model": hf, "suite": str(suite), "out": root / "out", "data": data, "offline": True, "device": "cpu",
     }  # fmt: skip
     return EvalOptions(**(given | changes))
 
@@ -237,6 +237,7 @@ def test_what_cannot_be_evaluated_is_said_in_one_message(hf: Path, data: Path, t
     for changes, fault, message in (
         ({"out": None}, ConfigError, "--out is missing"),
         ({"only": ("ARK",)}, ConfigError, "--only ARK: small has ARC"),
+        ({"model": None}, ConfigError, "which model?"),
         ({"model": tmp_path / "nothing"}, CheckpointError, "no such folder"),
         ({"model": tmp_path}, CheckpointError, "is neither an HF folder"),
         ({"model": damaged}, CheckpointError, "damaged cannot be loaded: "),

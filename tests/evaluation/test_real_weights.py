@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from examples.quickstart.weights import unpack_weights
+from megatron_synE.checkpoint.hf_export import write_hf_folder
 from tests.evaluation import data_sets
 from tests.synthesis.real_packages import chat_model
-from tools.checkpoint.exporter import export_hf
 from tools.checkpoint.importer import import_hf
 from tools.evaluation.compare import compare_results
-from tools.evaluation.data_files import DataOptions
-from tools.evaluation.evaluate import EvalOptions, evaluate
+from tools.evaluation.evaluate import evaluate
+from tools.evaluation.options import EvalOptions
 from tools.evaluation.results import read_task
 
 SUITE = """
@@ -45,16 +45,17 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return unpack_weights(assets, assets / "original")
 
 
-def equal_answers(original: Path, root: Path, *, data: DataOptions, suite: str) -> dict[str, int]:
+def equal_answers(original: Path, root: Path, *, data: Path, offline: bool, suite: str) -> dict[str, int]:
     """Evaluate both folders and compare every item; gives the number of items by benchmark."""
     import_hf(original, root / "checkpoint", verify=False)
-    export_hf(root / "checkpoint", root / "exported", verify=False)
+    write_hf_folder(root / "checkpoint", root / "exported", verify=False)
     assert not (original / "model.safetensors").samefile(root / "exported/model.safetensors")
     folders = []
     for model in (original, root / "exported"):
-        (results,) = evaluate(
-            EvalOptions(model=model, suite=suite, out=root / "out", data=data, device="cpu", batch_size=4)
+        options = EvalOptions(
+            model=model, suite=suite, out=root / "out", data=data, offline=offline, device="cpu", batch_size=4
         )
+        (results,) = evaluate(options)
         assert results.complete
         folders.append(results.folder)
     comparison = compare_results(folders)
@@ -77,7 +78,7 @@ def test_our_export_answers_as_the_original_does(original: Path, tmp_path: Path)
     data_sets.parquet(tmp_path / "data/allenai/ai2_arc/ARC-Easy/test-00000-of-00001.parquet", rows)
     suite = tmp_path / "real.yaml"
     suite.write_text(SUITE)
-    counts = equal_answers(original, tmp_path, data=DataOptions(tmp_path / "data", offline=True), suite=str(suite))
+    counts = equal_answers(original, tmp_path, data=tmp_path / "data", offline=True, suite=str(suite))
     assert counts == {"ARC-E": 4, "PHY": 3}
 
 
@@ -86,6 +87,6 @@ def test_our_export_answers_the_probe_as_the_original_does(original: Path, tmp_p
     """Packaged sets: all of OpenBookQA and the Chinese questions, 32 word problems of each kind."""
     suite = tmp_path / "probe.yaml"
     suite.write_text(PROBE)
-    counts = equal_answers(original, tmp_path, data=DataOptions(tmp_path / "data"), suite=str(suite))
+    counts = equal_answers(original, tmp_path, data=tmp_path / "data", offline=False, suite=str(suite))
     assert counts["OpenBookQA"] == 500
     assert counts["ASDiv"] == counts["GSM8K"] == 32

@@ -7,8 +7,8 @@ import pytest
 from data_mixers.errors import ConfigError, DataError
 from tests.evaluation import data_sets
 from tools.evaluation import harness
-from tools.evaluation.data_files import DataOptions
-from tools.evaluation.evaluate import EvalOptions, Line, plan
+from tools.evaluation.evaluate import Line, plan
+from tools.evaluation.options import EvalOptions
 from tools.evaluation.published import paper_table
 from tools.evaluation.suite import Benchmark, read_suite, suite_path
 from tools.evaluation.tables import list_suite
@@ -37,7 +37,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def options(data: Path | None, suite: str = "paper") -> EvalOptions:
-    return EvalOptions(model=Path("m"), suite=suite, data=DataOptions(folder=data, offline=True), run_code=True)
+    return EvalOptions(model=Path("m"), suite=suite, data=data, offline=True, run_code=True)
 
 
 @pytest.mark.bubblewrap
@@ -62,7 +62,7 @@ def check_prompts(lines: list[Line], separators: dict[str, str]) -> None:
 
 def line_of(suite: str, name: str, folder: Path | None = None) -> Line:
     """The plan of one benchmark."""
-    asked = EvalOptions(model=Path("m"), data=DataOptions(folder=folder, offline=folder is not None), only=(name,))
+    asked = EvalOptions(model=Path("m"), data=folder, offline=folder is not None, only=(name,))
     (line,) = [line for line in plan(read_suite(suite_path(suite)), asked) if line.is_asked]
     return line
 

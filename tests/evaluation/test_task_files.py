@@ -9,7 +9,8 @@ import pytest
 from data_mixers.errors import DataError
 from tests.evaluation import data_sets
 from tools.evaluation import choices, code, exemplars, harness, long_context, mathematics, science, word_problems
-from tools.evaluation.data_files import DataOptions, catalogue, find
+from tools.evaluation.data_files import catalogue, find
+from tools.evaluation.options import EvalOptions
 from tools.evaluation.suite import read_suite, suite_path
 
 
@@ -24,7 +25,7 @@ def loaded(data: Path, name: str) -> Any:
     """A task of the paper suite with the data of a folder."""
     planned = planned_task("paper", name)
     assert planned.wanted is not None
-    return harness.load_task(planned, find(planned.wanted, DataOptions(data, offline=True), catalogue()))
+    return harness.load_task(planned, find(planned.wanted, EvalOptions(data=data, offline=True), catalogue()))
 
 
 @pytest.mark.parametrize(
@@ -194,7 +195,7 @@ def test_what_a_model_writes_runs_in_the_sandbox_and_counts_if_the_tests_pass(tm
 def test_every_canonical_solution_of_humaneval_passes_and_none_passes_another_test(tmp_path: Path) -> None:
     planned = planned_task("probe", "HumanEval")
     assert planned.wanted is not None
-    found = find(planned.wanted, DataOptions(tmp_path), catalogue())
+    found = find(planned.wanted, EvalOptions(data=tmp_path), catalogue())
     assert found.where == "package"
     docs = list(harness.load_task(planned, found).eval_docs)
     assert len(docs) == 164

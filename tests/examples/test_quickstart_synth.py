@@ -9,7 +9,8 @@ from examples.quickstart_synth.pages import PROBLEMS, problems, write_element_pa
 from examples.quickstart_synth.truth import JUDGE, fill_sheet, part_pairs, verdict
 from tests.tools import corpus
 from tools.cli import main
-from tools.synthesis.corrupt import CorruptOptions, corrupt_file
+from tools.synthesis.corrupt import corrupt_file
+from tools.synthesis.options import CorruptOptions
 from tools.synthesis.prompts import read_prompts
 
 PROMPTS = Path(__file__).parents[2] / "examples" / "quickstart_synth"
@@ -21,8 +22,7 @@ def test_exact_solutions_are_right_and_those_with_changed_numbers_wrong(tmp_path
     source.write_text("".join(json.dumps(pair.to_json()) + "\n" for pair in pairs))
     assert {verdict(pair.answer, pair.final_answer or "") for pair in pairs} == {"right"}
     corrupt_file(
-        CorruptOptions(inputs=(str(source),), out=wrong, share=1.0, seed=0, keys=("answer",), language=None,
-                       kinds=("number",), wordnet=None, words=None)
+        CorruptOptions(inputs=(str(source),), out=wrong, share=1.0, seed=0, keys=("answer",), kinds=("number",))
     )  # fmt: skip
     changed = [json.loads(line) for line in wrong.read_text().splitlines()]
     assert {verdict(row["answer"], row["final_answer"]) for row in changed} == {"wrong"}

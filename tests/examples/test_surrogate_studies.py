@@ -13,8 +13,9 @@ from megatron_synE.model.llama import hf_config_of
 from megatron_synE.model.presets import ARCHITECTURES
 from tests.config.tiny_dataset import write_dataset
 from tools.cli import main
-from tools.planner.command import PlanOptions, answer, job_of, places
+from tools.planner.command import answer, job_of, places
 from tools.planner.figures import read_efficiency
+from tools.planner.options import PlanOptions
 from tools.surrogate.arms import arms_of, check_jobs, jobs_of
 from tools.surrogate.study import read_study
 
@@ -52,10 +53,7 @@ def test_a_study_at_one_billion_has_no_fault_and_fits_a_node(
     assert all(arm.tokens == pytest.approx(5e9, abs=512 * 2048) for arm in arms)
     check_jobs(study, path, jobs_of(study, arms)[:1], world_size=8, reads_data=False)
     config = load_config(study.base, list(arms[-1].overrides)).resolved
-    options = PlanOptions(
-        nodes=(1,), card="h100", gpus_per_node=8, reserve_gib=4.0, save_gb_per_second=1.0, efficiency=None,
-        shows_all=False, reads_data=False, output_format="json",
-    )  # fmt: skip
+    options = PlanOptions(nodes="1", reads_data=False)
     (place,) = places(options)
     found = answer(config, job_of(config), place, read_efficiency(None), options)
     assert found["best"], found

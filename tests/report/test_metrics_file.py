@@ -69,12 +69,13 @@ def test_thinned_readings_keep_first_and_last_and_give_the_shares_of_all() -> No
     readings = Readings()
     for index, (zh, en) in enumerate(counts.tolist()):
         readings.add(float(index), {"zh": float(zh), "en": float(en)})
-        assert readings.tokens[-1] == index
-    assert readings.tokens[0] == 0
-    assert MOST_READINGS < len(readings.tokens) <= 2 * MOST_READINGS + 1
-    x = np.array(readings.tokens)
+        assert readings.all()[-1][0] == index
+    kept = readings.all()
+    assert kept[0][0] == 0
+    assert MOST_READINGS < len(kept) <= 2 * MOST_READINGS + 1
+    x = np.array([tokens for tokens, _ in kept])
     assert len(set(np.diff(x)[:-1])) == 1  # evenly spread, but for the last
-    edges, shares = edges_between(x, {n: np.array([r[n] for r in readings.by_source]) for n in ("zh", "en")})
+    edges, shares = edges_between(x, {n: np.array([r[n] for _, r in kept]) for n in ("zh", "en")})
     for begin, end, share in zip(edges[:-1], edges[1:], shares["zh"], strict=True):
         zh, en = counts[int(end)] - counts[int(begin)]
         assert share == pytest.approx(zh / (zh + en))

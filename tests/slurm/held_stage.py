@@ -15,7 +15,8 @@ from typing import Annotated, Any
 import typer
 
 from data_mixers.errors import DataError, UserError
-from tools.data.slurm_options import SlurmArray, with_slurm_options
+from tools.cli_options import takes
+from tools.data.slurm_options import OnSlurm
 from tools.data.stage import Report, Stage, run_stage
 
 WATCHED = (
@@ -40,17 +41,17 @@ def held(folder: Path, broken: int | None, task: int, report: Report) -> dict[st
     return {"square": task * task}
 
 
-@with_slurm_options
+@takes(OnSlurm)
 def command(
+    slurm: OnSlurm,
     out: Path,
     num_tasks: int,
     broken: Annotated[int | None, typer.Option()] = None,
-    array: SlurmArray | None = None,
 ) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     do = partial(held, out, broken)
     stage = Stage(name="held stage", work=out / ".work", fingerprint="a", sizes=(1_000_000,) * num_tasks, do=do)
-    json.dump(run_stage(stage, workers=1, array=array), sys.stdout)
+    json.dump(run_stage(stage, workers=1, array=slurm.array), sys.stdout)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ import pytest
 
 from tests import tiny
 from tests.slurm.cluster import Cluster
-from tools.slurm.job import Container, Environment, Evaluation, Resources, seconds_of
+from tools.slurm.job import seconds_of
 from tools.slurm.lead_time import lead_time
+from tools.slurm.options import Container, Environment, Evaluation, Resources
 from tools.slurm.render import render_eval
 
 ROOT = Path(__file__).parents[2]

@@ -18,9 +18,10 @@ from data_mixers.errors import ConfigError
 from data_mixers.permutation import keyed_hash
 from tests.rows import read, write
 from tests.synthesis.real_packages import chinese_triples, english_triples
-from tools.synthesis.check import CheckOptions, check
-from tools.synthesis.corrupt import RECORD_KEY, CorruptOptions, corrupt_file
+from tools.synthesis.check import check
+from tools.synthesis.corrupt import RECORD_KEY, corrupt_file
 from tools.synthesis.equations import equations
+from tools.synthesis.options import CheckOptions, CorruptOptions
 from tools.synthesis.sandbox import require_sandbox
 
 HERE = Path(__file__).parent
@@ -76,8 +77,7 @@ def real_pairs(folder: Path) -> list[dict[str, Any]]:
     for language, right in (("zh", chinese[:NUM_CHINESE]), ("en", english)):
         source, made = write(folder / f"{language}.jsonl", right), folder / f"{language}.half.jsonl"
         options = CorruptOptions(
-            inputs=(str(source),), out=made, share=0.5, seed=0, keys=("answer", "final_answer"), language=None,
-            kinds=("number",), wordnet=None, words=None,
+            inputs=(str(source),), out=made, share=0.5, seed=0, kinds=("number",),
         )  # fmt: skip
         corrupt_file(options)
         for row in read(made):
@@ -128,7 +128,7 @@ def table(found: dict[str, Score], errors: list[str], real: dict[str, Score], re
         f"{NUM_CHINESE} Chinese school problems (chalkbase, two equations between numbers or more in the solution, no "
         "picture) and all English competition problems with one (champ-dataset), built from the packages at each run: "
         f"{real['good'].labelled} as they are, of {real_bad} each number of the answer was changed with a chance of "
-        "one half, the last always (`syne synth corrupt --share 0.5 --no-nouns --no-adjectives`).",
+        "one half, the last always (`syne synth corrupt --share 0.5 --kind number`).",
         "",
         *_rows(real),
         "",

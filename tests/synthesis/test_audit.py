@@ -21,8 +21,9 @@ from tests.rows import read, write
 from tests.tools import corpus
 from tools.cli import main
 from tools.data.preprocess import PreprocessOptions, preprocess
-from tools.synthesis.audit import AuditOptions, _calibration, _Case, audit, parse_verdict
-from tools.synthesis.format import FormatOptions, format_pairs
+from tools.synthesis.audit import _calibration, _Case, audit, parse_verdict
+from tools.synthesis.format import format_pairs
+from tools.synthesis.options import AuditOptions, FormatOptions
 from tools.synthesis.record import QaRecord
 from tools.synthesis.wrong_rate import Calibration, Count, wrong_rates
 

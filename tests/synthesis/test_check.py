@@ -32,11 +32,12 @@ from tools.data.documents import Document
 from tools.data.readers import BadRecord
 from tools.data.selection import SelectionReport
 from tools.synthesis import sandbox
-from tools.synthesis.check import CheckOptions, check
+from tools.synthesis.check import check
 from tools.synthesis.equations import equations, false_equation
 from tools.synthesis.final_answers import agree, majority, normalised
 from tools.synthesis.latex import latex_fault
-from tools.synthesis.pair_rules import DEFAULT_RULES, load_pair_rules, prepare
+from tools.synthesis.options import PAIR_RULES, CheckOptions
+from tools.synthesis.pair_rules import load_pair_rules, prepare
 from tools.synthesis.recompute import Recomputer
 from tools.synthesis.sections import Sections, split_sections, stated_result
 
@@ -293,7 +294,7 @@ def test_what_is_not_closed_is_said(text: str, fault: str | None) -> None:
     ],
 )  # fmt: skip
 def test_sections_are_found_however_they_are_marked(text: str) -> None:
-    rules = load_pair_rules(DEFAULT_RULES)
+    rules = load_pair_rules(PAIR_RULES)
     assert split_sections(text, rules.question_marks, rules.answer_marks) == Sections("Q?", "A.")
 
 
@@ -307,7 +308,7 @@ def test_the_result_that_is_stated_last_counts() -> None:
 def test_a_completion_becomes_a_pair_and_keeps_its_words() -> None:
     fields = pair(text="[Problem]\nWhat is one and one?\n[Solution]\nThe answer is 2.")
     fields = {key: value for key, value in fields.items() if key not in ("question", "answer")}
-    rules = load_pair_rules(DEFAULT_RULES)
+    rules = load_pair_rules(PAIR_RULES)
     found = prepare(Document("1", 1, fields["text"], fields, 0), rules)
     assert isinstance(found, Document)
     added = {"question": "What is one and one?", "answer": "The answer is 2.", "final_answer": "2"}
@@ -316,7 +317,7 @@ def test_a_completion_becomes_a_pair_and_keeps_its_words() -> None:
 
 
 def test_rules_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
-    text = DEFAULT_RULES.read_text(encoding="utf-8")
+    text = PAIR_RULES.read_text(encoding="utf-8")
     (tmp_path / "rules.yaml").write_text(text.replace("'\\bas an?", "'(\\bas an?"), encoding="utf-8")
     with pytest.raises(ConfigError, match="no regular expression"):
         load_pair_rules(tmp_path / "rules.yaml")

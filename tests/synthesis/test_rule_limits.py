@@ -15,14 +15,15 @@ from tests.tools import corpus
 from tools.cli import main
 from tools.data.documents import Document
 from tools.synthesis.audit import audit
-from tools.synthesis.format import FormatOptions, format_pairs
-from tools.synthesis.pair_rules import DEFAULT_RULES, Tools, judge_pair, load_pair_rules, prepare
+from tools.synthesis.format import format_pairs
+from tools.synthesis.options import PAIR_RULES, FormatOptions
+from tools.synthesis.pair_rules import Tools, judge_pair, load_pair_rules, prepare
 from tools.synthesis.recompute import Recomputer
 
 
 def reason(**changes: Any) -> str:
     """The first rule that the pair breaks, or nothing."""
-    rules, fields = load_pair_rules(DEFAULT_RULES), pair(**changes)
+    rules, fields = load_pair_rules(PAIR_RULES), pair(**changes)
     prepared = prepare(Document("1", 1, fields["question"], fields, 0), rules)
     assert isinstance(prepared, Document)
     with Recomputer() as recomputer:
@@ -85,7 +86,7 @@ def test_more_than_a_tenth_of_the_20_grams(tmp_path: Path) -> None:
 def test_a_half_of_the_numbers_of_a_wrong_pair_and_the_share_is_rounded(tmp_path: Path) -> None:
     rows = [{"id": str(n), "answer": " ".join(str(1000 + 20 * n + k) for k in range(20))} for n in range(200)]
     source = write(tmp_path / "in.jsonl", rows)
-    call = ["synth", "corrupt", "--input", str(source), "--no-nouns", "--no-adjectives", "--out"]
+    call = ["synth", "corrupt", "--input", str(source), "--kind", "number", "--out"]
     assert main([*call, str(tmp_path / "all.jsonl"), "--share", "1"]) == 0
     made = [json.loads(line)["corruption"]["changes"] for line in (tmp_path / "all.jsonl").read_text().splitlines()]
     share = sum(map(len, made)) / (200 * 20)

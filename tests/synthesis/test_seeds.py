@@ -8,8 +8,9 @@ import pytest
 
 from data_mixers.errors import ConfigError
 from tests.rows import read, write
+from tools.synthesis.options import SeedOptions
 from tools.synthesis.seed_rules import read_seed_rules
-from tools.synthesis.seeds import SeedOptions, write_seeds
+from tools.synthesis.seeds import write_seeds
 from tools.synthesis.snippets import load_punkt, snippets, train_punkt
 
 EN = [

@@ -9,19 +9,20 @@ import typer
 from typer.testing import CliRunner
 
 from data_mixers.errors import ConfigError
-from tools.data.slurm_options import SlurmArray, with_slurm_options
+from tools.cli_options import takes
+from tools.data.slurm_options import OnSlurm, SlurmArray
 from tools.data.stage import Report, Stage, run_stage
 
 received: list[tuple[Path, int, SlurmArray | None]] = []
 
 
-@with_slurm_options
+@takes(OnSlurm)
 def command(
+    slurm: OnSlurm,
     out: Annotated[Path, typer.Option()],
     workers: Annotated[int, typer.Option()] = 1,
-    array: SlurmArray | None = None,
 ) -> None:
-    received.append((out, workers, array))
+    received.append((out, workers, slurm.array))
 
 
 def array_of(*options: str) -> SlurmArray | None:

@@ -17,8 +17,9 @@ from megatron_synE.data.tokenizers import load_tokenizer
 from tests.tools import corpus
 from tests.tools.token_files import documents_of
 from tools.cli import app
+from tools.data.options import SampleOptions
 from tools.data.preprocess import PreprocessOptions, preprocess
-from tools.data.sample import sample, sample_files, shown
+from tools.data.sample import samples, shown
 from tools.data.stats import PPL_EDGES, stats
 
 TEXTS = {
@@ -159,7 +160,7 @@ def test_text_json_and_figure_come_from_one_command(folder: Path, tokenizer_path
 def test_a_percentile_shows_documents_round_it(folder: Path, tokenizer_path: Path) -> None:
     _describe(folder, tokenizer_path, scores=True)
     for percentile in (0, 50, 100):
-        found = sample(folder, tokenizer_path, topic="law", percentile=percentile, num=3)
+        found = samples(SampleOptions(data=folder, tokenizer=tokenizer_path, topic="law", percentile=percentile, num=3))
         numbers = [int(entry.text.partition(".")[0]) for entry in found]
         assert len(set(numbers)) == 3
         assert all(abs(number - percentile / 100 * 59) <= 3 for number in numbers)
@@ -171,7 +172,7 @@ def test_a_percentile_shows_documents_round_it(folder: Path, tokenizer_path: Pat
 
 
 def test_the_same_seed_shows_the_same_documents(folder: Path, tokenizer_path: Path) -> None:
-    one, again, other = (sample(folder, tokenizer_path, seed=seed) for seed in (1, 1, 2))
+    one, again, other = (samples(SampleOptions(data=folder, tokenizer=tokenizer_path, seed=seed)) for seed in (1, 1, 2))
     assert one == again != other
     assert [entry.source for entry in one] == ["en/web/computing"] * 5 + ["zh/web/law"] * 5
     assert all(entry.text in TEXTS[entry.topic or ""] and entry.id is None for entry in one)
@@ -179,20 +180,21 @@ def test_the_same_seed_shows_the_same_documents(folder: Path, tokenizer_path: Pa
 
 def test_what_does_not_fit_is_told(folder: Path, tokenizer_path: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"scores\.parquet is missing.*score-ppl"):
-        sample(folder, tokenizer_path, percentile=50)
+        samples(SampleOptions(data=folder, tokenizer=tokenizer_path, percentile=50))
     with pytest.raises(ConfigError, match=r"no source fits --source fr/.*there are en/web/computing, zh/web/law"):
-        sample(folder, tokenizer_path, source="fr/*")
+        samples(SampleOptions(data=folder, tokenizer=tokenizer_path, source="fr/*"))
     other = corpus.hf_folder(tmp_path / "other", vocab_size=500)
     with pytest.raises(ConfigError, match="another tokenizer"):
-        sample(folder, other)
+        samples(SampleOptions(data=folder, tokenizer=other))
     result = CliRunner().invoke(app, ["data", "sample", "--data", str(folder)])
     assert result.exit_code != 0
 
 
 def test_raw_files_are_sampled_too(tmp_path: Path) -> None:
     path = corpus.write_jsonl(tmp_path / "a.jsonl", TEXTS["law"], topics=["law", "Others"] * 30)
-    found = sample_files((str(path),), topic="law", num=4, seed=3)
-    assert len(found) == 4 and found == sample_files((str(path),), topic="law", num=4, seed=3)
+    options = SampleOptions(inputs=(str(path),), topic="law", num=4, seed=3)
+    found = samples(options)
+    assert len(found) == 4 and found == samples(options)
     raw = path.read_bytes()
     for entry in found:
         assert entry.place is not None

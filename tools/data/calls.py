@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,18 @@ class Call:
     options: dict[str, Any]
     """What decides the result, besides the input."""
     tasks: list[InputTask]
-    inputs: list[list[Any]]
-    """Path, size, time of change of every file."""
-    fingerprint: str
-    workers: int
-    array: SlurmArray | None
+    workers: int = 1
+    array: SlurmArray | None = None
+
+    @cached_property
+    def inputs(self) -> list[list[Any]]:
+        """Path, size, time of change of every file, when the call began."""
+        return [[str(path), *_state(path)] for path in dict.fromkeys(task.path for task in self.tasks)]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        what = json.dumps([self.command, self.options, self.inputs], sort_keys=True, default=str)
+        return hashlib.sha256(what.encode()).hexdigest()
 
     @property
     def work(self) -> Path:
@@ -92,7 +99,7 @@ class Call:
     def finish(self, result: dict[str, Any], quarantine: Sequence[BadLine], *, writes: bool) -> None:
         """Write quarantine.jsonl and report.json, which gets the keys of `result`.
 
-        Errors: DataError if an input file has changed since `begin`: its verdicts may belong to other documents.
+        Errors: DataError if an input file has changed since the call began: its verdicts may belong to other documents.
         """
         for file, *was in self.inputs:
             if _state(Path(file)) != was:
@@ -107,30 +114,6 @@ class Call:
             **result,
         }
         write_atomic(self.out / REPORT_NAME, json.dumps(content, ensure_ascii=False, indent=1, default=str).encode())
-
-
-def begin(
-    out: Path,
-    *,
-    command: str,
-    options: dict[str, Any],
-    tasks: list[InputTask],
-    workers: int = 1,
-    array: SlurmArray | None = None,
-) -> Call:
-    """The call over the tasks' files."""
-    inputs = [[str(path), *_state(path)] for path in dict.fromkeys(task.path for task in tasks)]
-    what = json.dumps([command, options, inputs], sort_keys=True, default=str)
-    return Call(
-        out=out,
-        command=command,
-        options=options,
-        tasks=tasks,
-        inputs=inputs,
-        fingerprint=hashlib.sha256(what.encode()).hexdigest(),
-        workers=workers,
-        array=array,
-    )
 
 
 def _state(path: Path) -> list[int]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import DataError
-from tools.data.calls import begin
+from tools.data.calls import Call
 from tools.data.documents import TaskDocuments
 from tools.data.exact_duplicates import content_hash, duplicates_in_range, num_ranges, write_hashes
 from tools.data.measures import Measured
@@ -56,8 +56,8 @@ def clean(options: CleanOptions) -> SelectionReport:
     tasks = plan_tasks(find_inputs(options.inputs))
     if not tasks:
         raise DataError(f"there is no document in {', '.join(options.inputs)}")
-    call = begin(
-        options.out, command="clean", options=_deciding(options, rules), tasks=tasks,
+    call = Call(
+        out=options.out, command="clean", options=_deciding(options, rules), tasks=tasks,
         workers=options.workers, array=options.array,
     )  # fmt: skip
     with only_one(options.out):

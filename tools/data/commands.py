@@ -16,12 +16,12 @@ from tools.data.options import (
     FetchOptions,
     LabelOptions,
     PreprocessOptions,
+    SampleOptions,
     ScoreOptions,
     ScoresName,
     SortOptions,
     TokenizerPath,
 )
-from tools.data.slurm_options import with_slurm_options
 from tools.data.topic_options import ClassifierOptions, TrainingOptions
 
 data_app = typer.Typer(
@@ -37,7 +37,6 @@ data_app = typer.Typer(
         "syne data clean --input 'pages/*.parquet' --out cleaned --language zh --workers 2",
     )
 )
-@with_slurm_options
 @takes(CleanOptions)
 def clean(options: CleanOptions) -> None:
     """Drop repetitive, too short or long, foreign and duplicate documents; each is kept with its reason."""
@@ -54,7 +53,6 @@ def clean(options: CleanOptions) -> None:
         "--remove --workers 2",
     )
 )
-@with_slurm_options
 @takes(DecontaminateOptions)
 def decontaminate(options: DecontaminateOptions) -> None:
     """Report the documents that share n-grams with benchmarks; with --remove, write the others."""
@@ -138,7 +136,6 @@ def train_classifier_(
         "syne data label-topics --input 'clean/*.jsonl.zst' --classifier topics-zh --out labelled --workers 2"
     ),
 )
-@with_slurm_options
 @takes(LabelOptions)
 def label_topics_(options: LabelOptions) -> None:
     """Documents in, the same documents with topic and topic_confidence out."""
@@ -156,7 +153,6 @@ def label_topics_(options: LabelOptions) -> None:
         "--language zh --source web --topic-key topic --holdout 200 --workers 2",
     )
 )
-@with_slurm_options
 @takes(PreprocessOptions)
 def preprocess(
     options: PreprocessOptions,
@@ -214,7 +210,6 @@ def probe(
         "syne data score-ppl --data data/stage1 --hf models/Meta-Llama-3-8B --tokenizer models/Meta-Llama-3-8B"
     ),
 )
-@with_slurm_options
 @takes(ScoreOptions)
 def score_ppl(
     options: ScoreOptions,
@@ -244,7 +239,6 @@ def score_ppl(
     "sort",
     epilog=example("syne data sort --data data/stage1 --out data/stage1_sorted --sources 'zh/web/*' --buckets 10"),
 )
-@with_slurm_options
 @takes(SortOptions)
 def sort(
     options: SortOptions,
@@ -287,43 +281,9 @@ def stats(
         "syne data sample --data data/stage1 --tokenizer models/Meta-Llama-3-8B --source 'zh/web/*' --percentile 90"
     )
 )
-def sample(
-    data: Annotated[Path | None, typer.Option(help="Folder of token files.", show_default=False)] = None,
-    tokenizer: Annotated[
-        Path | None, typer.Option(help="HF folder, tokenizer.json, or tokenizer.model.", show_default=False)
-    ] = None,
-    inputs: Annotated[
-        list[str] | None,
-        typer.Option("--input", help="Instead of --data: files of documents, may be repeated.", show_default=False),
-    ] = None,
-    source: Annotated[str, typer.Option(help="Glob over sources: zh/web/*.")] = "*",
-    topic: Annotated[str | None, typer.Option(help="Only this topic.", show_default=False)] = None,
-    percentile: Annotated[
-        float | None, typer.Option(min=0.0, max=100.0, help="Of PPL, in each source.", show_default=False)
-    ] = None,
-    num: Annotated[int, typer.Option(min=1, help="Documents per source.")] = 5,
-    seed: Annotated[int, typer.Option(min=0, help="Of the choice.")] = 1234,
-    scores: ScoresName = "default",
-    text_key: Annotated[str, typer.Option(help="Key of the text in --input.")] = "text",
-    max_characters: Annotated[int, typer.Option(min=1, help="Shown of each text.")] = 1000,
-) -> None:
+@takes(SampleOptions)
+def sample(options: SampleOptions) -> None:
     """Show documents by source, topic and PPL percentile, with their ids and places."""
-    from tools.data.sample import sample as run_sample
-    from tools.data.sample import sample_files, shown
+    from tools.data.sample import samples, shown
 
-    if inputs and data is None and percentile is None:
-        found = sample_files(tuple(inputs), text_key=text_key, topic=topic, num=num, seed=seed)
-    elif data is not None and tokenizer is not None and not inputs:
-        found = run_sample(
-            data,
-            tokenizer,
-            source=source,
-            topic=topic,
-            percentile=percentile,
-            num=num,
-            seed=seed,
-            scores_name=scores,
-        )
-    else:
-        raise ConfigError("give --data with --tokenizer, or --input without --percentile")
-    typer.echo("\n\n".join(shown(entry, max_characters=max_characters) for entry in found))
+    typer.echo("\n\n".join(shown(entry, max_characters=options.max_characters) for entry in samples(options)))

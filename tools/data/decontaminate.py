@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_mixers.errors import DataError
-from tools.data.calls import begin
+from tools.data.calls import Call
 from tools.data.contamination import NgramIndex, open_index
 from tools.data.documents import Document
 from tools.data.options import DecontaminateOptions
@@ -42,8 +42,8 @@ def decontaminate(options: DecontaminateOptions) -> tuple[SelectionReport, tuple
         raise DataError(f"there is no document in {', '.join(options.inputs)}")
     paths = tuple(find_inputs(options.benchmarks, option="--benchmarks"))
     index = open_index(paths, options.benchmark_keys, options.ngram)  # a fault in them is told before anything is read
-    call = begin(
-        options.out, command="decontaminate", options=_deciding(options, paths), tasks=tasks,
+    call = Call(
+        out=options.out, command="decontaminate", options=_deciding(options, paths), tasks=tasks,
         workers=options.workers, array=options.array,
     )  # fmt: skip
     with only_one(options.out):

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
-from data_mixers.atomic import publish, write_atomic
+from data_mixers.atomic import publish, temporary_path, write_atomic
 from data_mixers.errors import ConfigError
 from data_mixers.manifest import (
     MANIFEST_NAME,
@@ -83,7 +83,9 @@ class DataFolder:
             for shard in entry.shards:
                 suffixes = (".digests", SUFFIX) if entry.role == "validation" else (SUFFIX,)
                 for suffix in (*suffixes, ".bin", ".idx"):
-                    _put(finished / f"{shard.prefix}{suffix}", self.folder)
+                    # It also stays where it is, so that a killed call can be repeated.
+                    name = f"{shard.prefix}{suffix}"
+                    link_or_copy(finished / name, self.folder / name)
         self.write_quarantine(quarantine, call=call)
         ordered = sorted((*kept, *new), key=lambda entry: entry.name)
         return write_manifest(replace(before, sources=tuple(ordered)))
@@ -103,14 +105,17 @@ class DataFolder:
         return read_manifest(self.folder, check_files=False)
 
 
-def _put(finished: Path, folder: Path) -> None:
-    """Give a finished file its name in the folder too. It stays where it is, so that a killed call can be repeated."""
-    target = folder / finished.name
-    if target.exists() and target.samefile(finished):
+def link_or_copy(file: Path, target: Path) -> None:
+    """Give a finished file, which nobody changes in place, a second name; what has the name goes.
+
+    A copy where the file system has no hard links, or is another one.
+    """
+    if target.exists() and target.samefile(file):
         return
-    temporary = folder / f".{finished.name}.{os.getpid()}.tmp"
+    temporary = temporary_path(target)
+    temporary.unlink(missing_ok=True)
     try:
-        os.link(finished, temporary)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(finished, temporary)
+        os.link(file, temporary)
+    except OSError:
+        shutil.copyfile(file, temporary)
     publish(temporary, target)

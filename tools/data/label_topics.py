@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_mixers.errors import DataError
-from tools.data.calls import begin
+from tools.data.calls import Call
 from tools.data.documents import DocumentWriter, TaskDocuments, output_name
 from tools.data.download import sha256_of
 from tools.data.options import LabelOptions
@@ -41,8 +41,8 @@ def label_topics(options: LabelOptions) -> dict[str, int]:
     here = options.device if options.array is None else "cpu"  # a login node has no GPU
     select(here, local_rank=0)
     _open(options.classifier, here)  # a fault shows before any work
-    call = begin(
-        options.out, command="label-topics", options=_deciding(options), tasks=tasks,
+    call = Call(
+        out=options.out, command="label-topics", options=_deciding(options), tasks=tasks,
         workers=options.workers, array=options.array,
     )  # fmt: skip
     with only_one(options.out):

@@ -85,17 +85,15 @@ def similarity(a: Sketch, b: Sketch) -> float:
 
 
 def _smallest_of_component(pairs: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
-    """The smallest member of each member's component, by labels that only fall."""
-    labels = np.arange(count)
-    while True:
-        before = labels.copy()
-        low = np.minimum(labels[pairs[:, 0]], labels[pairs[:, 1]])
-        for side in (0, 1):
-            np.minimum.at(labels, labels[pairs[:, side]], low)  # the root falls, not only the member
-            np.minimum.at(labels, pairs[:, side], low)
-        labels = labels[labels]
-        if np.array_equal(labels, before):
-            return labels
+    """The smallest member of each member's component."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    links = coo_array((np.ones(len(pairs), dtype=bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
+    _, component = connected_components(links, directed=False)
+    _, smallest = np.unique(component, return_index=True)
+    found: npt.NDArray[np.int64] = smallest[component]
+    return found
 
 
 def _config(settings: NearDuplicates) -> Any:

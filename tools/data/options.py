@@ -196,6 +196,28 @@ class SortOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SampleOptions:
+    data: Annotated[Path | None, Option(help="Folder of token files.", show_default=False)] = None
+    tokenizer: Annotated[
+        Path | None, Option(help="HF folder, tokenizer.json, or tokenizer.model.", show_default=False)
+    ] = None
+    inputs: Annotated[
+        tuple[str, ...],
+        Option("--input", help="Instead of --data: files of documents, may be repeated.", show_default=False),
+    ] = ()
+    source: Annotated[str, Option(help="Glob over sources: zh/web/*.")] = "*"
+    topic: Annotated[str | None, Option(help="Only this topic.", show_default=False)] = None
+    percentile: Annotated[
+        float | None, Option(min=0.0, max=100.0, help="Of PPL, in each source.", show_default=False)
+    ] = None
+    num: Annotated[int, Option(min=1, help="Documents per source.")] = 5
+    seed: Annotated[int, Option(min=0, help="Of the choice.")] = 1234
+    scores: ScoresName = "default"
+    text_key: Annotated[str, Option(help="Key of the text in --input.")] = "text"
+    max_characters: Annotated[int, Option(min=1, help="Shown of each text.")] = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
 class AskOptions:
     inputs: Annotated[tuple[str, ...], Option("--input", help="File or glob of documents, may be repeated.")]
     url: Annotated[str, Option(help="OpenAI-compatible server, up to and with /v1.")]

@@ -13,8 +13,8 @@ from data_mixers.errors import ConfigError, DataError
 from megatron_synE.data.tokenizers import Tokenizer, load_tokenizer
 from tools.data.described import DescribedSource, describe
 from tools.data.documents import Document, TaskDocuments, source_of_file
+from tools.data.options import SampleOptions
 from tools.data.readers import find_inputs, plan_tasks
-from tools.data.scores_file import DEFAULT_NAME
 
 WINDOW = 0.01  # of the scored documents, on each side of a percentile
 
@@ -34,45 +34,38 @@ class Sample:
     """Share of its source's scored documents, in percent, that have a lower PPL."""
 
 
-def sample(
-    folder: Path,
-    tokenizer_path: Path,
-    *,
-    source: str = "*",
-    topic: str | None = None,
-    percentile: float | None = None,
-    num: int = 5,
-    seed: int = 1234,
-    scores_name: str = DEFAULT_NAME,
-) -> list[Sample]:
-    """`num` documents of each source that fits, in the order of their PPL, or of the file where none is known.
+def samples(options: SampleOptions) -> list[Sample]:
+    """`options.num` documents of each source that fits, in the order of their PPL, or of the file where none is known;
+    of raw files as many in all, each equally likely.
 
-    percentile: chosen among the 2 % of a source's documents round it; None: among all.
-    Errors: ConfigError if nothing fits or the tokenizer is another one; DataError if a percentile is asked of a source
-    without scores.
+    Errors: ConfigError if the options or the tokenizer do not fit, or nothing fits them; DataError if a percentile is
+    asked of a source without scores.
     """
-    found = describe(folder, scores_name=scores_name)
-    tokenizer = load_tokenizer(tokenizer_path)
+    if options.inputs and options.data is None and options.percentile is None:
+        return _of_files(options)
+    if options.data is None or options.tokenizer is None or options.inputs:
+        raise ConfigError("give --data with --tokenizer, or --input without --percentile")
+    found = describe(options.data, scores_name=options.scores)
+    tokenizer = load_tokenizer(options.tokenizer)
     if found.tokenizer is not None and found.tokenizer.digest != tokenizer.digest:
-        raise ConfigError(f"{folder} was made with another tokenizer than {tokenizer_path}; name the right --tokenizer")
+        raise ConfigError(
+            f"{options.data} was made with another tokenizer than {options.tokenizer}; name the right --tokenizer"
+        )
     chosen = [
         entry
         for entry in found.sources
-        if fnmatchcase(entry.name, source) and (topic is None or entry.topic in (topic, None))
+        if fnmatchcase(entry.name, options.source) and (options.topic is None or entry.topic in (options.topic, None))
     ]
     if not chosen:
         known = ", ".join(entry.name for entry in found.sources)
-        raise ConfigError(f"no source fits --source {source}{f' --topic {topic}' if topic else ''}; there are {known}")
-    return [
-        taken for entry in chosen for taken in _of_source(entry, tokenizer, percentile=percentile, num=num, seed=seed)
-    ]
+        asked = f"{options.source}{f' --topic {options.topic}' if options.topic else ''}"
+        raise ConfigError(f"no source fits --source {asked}; there are {known}")
+    return [taken for entry in chosen for taken in _of_source(entry, tokenizer, options)]
 
 
-def _of_source(
-    source: DescribedSource, tokenizer: Tokenizer, *, percentile: float | None, num: int, seed: int
-) -> Iterator[Sample]:
+def _of_source(source: DescribedSource, tokenizer: Tokenizer, options: SampleOptions) -> Iterator[Sample]:
     missing = [shard.scores_path for shard in source.shards if shard.ppl is None]
-    if percentile is not None and missing:
+    if options.percentile is not None and missing:
         raise DataError(
             f"{missing[0]} is missing or has no NLL, so --percentile cannot be told: run `syne data score-ppl` first"
         )
@@ -81,8 +74,8 @@ def _of_source(
     ppl = np.full(sum(counts), math.nan) if missing else np.concatenate([each for each in found if each is not None])
     num_scored = int(np.count_nonzero(~np.isnan(ppl)))
     order = np.argsort(ppl, kind="stable")  # those without a PPL are last, in the order of the file
-    count = len(order) if percentile is None else num_scored
-    for rank in _ranks(count, percentile, num, random.Random(f"{seed}:{source.name}")):
+    count = len(order) if options.percentile is None else num_scored
+    for rank in _ranks(count, options, random.Random(f"{options.seed}:{source.name}")):
         number = int(order[rank])
         shard_index = int(np.searchsorted(np.cumsum(counts), number, side="right"))
         shard = source.shards[shard_index]
@@ -104,8 +97,9 @@ def _of_source(
         )
 
 
-def _ranks(count: int, percentile: float | None, num: int, rng: random.Random) -> list[int]:
-    """Ranks to look at, ascending."""
+def _ranks(count: int, options: SampleOptions, rng: random.Random) -> list[int]:
+    """Ranks to look at, ascending: among the 2 % of the documents round the percentile, or among all."""
+    percentile, num = options.percentile, options.num
     if percentile is None:
         return sorted(rng.sample(range(count), min(num, count)))
     centre = round(percentile / 100 * (count - 1))
@@ -114,25 +108,23 @@ def _ranks(count: int, percentile: float | None, num: int, rng: random.Random) -
     return sorted(rng.sample(window, min(num, len(window))))
 
 
-def sample_files(
-    patterns: tuple[str, ...], *, text_key: str = "text", topic: str | None = None, num: int = 5, seed: int = 1234
-) -> list[Sample]:
-    """`num` documents of raw files, each equally likely; all files are read once."""
-    rng = random.Random(seed)
+def _of_files(options: SampleOptions) -> list[Sample]:
+    """All files are read once."""
+    rng = random.Random(options.seed)
     kept: list[tuple[Path, Document]] = []
     seen = 0
-    for task in plan_tasks(find_inputs(patterns)):
-        for document in TaskDocuments(task, text_key=text_key):
-            if topic is not None and document.fields.get("topic") != topic:
+    for task in plan_tasks(find_inputs(options.inputs)):
+        for document in TaskDocuments(task, text_key=options.text_key):
+            if options.topic is not None and document.fields.get("topic") != options.topic:
                 continue
             seen += 1
             place = rng.randrange(seen)
-            if len(kept) < num:
+            if len(kept) < options.num:
                 kept.append((task.path, document))
-            elif place < num:
+            elif place < options.num:
                 kept[place] = (task.path, document)
     if not kept:
-        raise ConfigError(f"no document fits in {', '.join(patterns)}")
+        raise ConfigError(f"no document fits in {', '.join(options.inputs)}")
     return [
         Sample(
             source=source_of_file(path),

@@ -1,11 +1,8 @@
 """The options of a SLURM job array, the same for every `syne data` command that runs a stage."""
 
-import inspect
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import wraps
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
@@ -33,9 +30,6 @@ class SlurmArray:
     """More options of sbatch; an empty value: a flag."""
 
 
-Array = Annotated[SlurmArray | None, "what the --slurm-... options give"]
-"""Run on a cluster, not in this machine's processes. For a dataclass that `takes` makes options of."""
-
 OWN = {
     "array": "--slurm-tasks",
     "partition": "--slurm-partition",
@@ -46,26 +40,6 @@ OWN = {
     "gpus": "--slurm-gpus",
 }
 FIXED = ("job-name", "nodes", "ntasks", "output", "error", "export", "chdir", "wrap")  # the stage relies on them
-
-
-def with_slurm_options(command: Callable[..., None]) -> Callable[..., None]:
-    """A command that also has the --slurm-... options; its parameter `array: SlurmArray | None` receives them.
-
-    typer reads a function's signature; it gets one in which the parameters of `_slurm_array` stand for `array`.
-    """
-    options = inspect.signature(_slurm_array).parameters
-
-    @wraps(command)
-    def with_options(**given: Any) -> None:
-        array = _slurm_array(**{name: given.pop(name) for name in options})
-        command(**given, array=array)
-
-    signature = inspect.signature(command)
-    own = [parameter for name, parameter in signature.parameters.items() if name != "array"]
-    with_options.__signature__ = signature.replace(parameters=[*own, *options.values()])  # type: ignore[attr-defined]
-    hints = get_type_hints(command, include_extras=True) | get_type_hints(_slurm_array, include_extras=True)
-    with_options.__annotations__ = {name: hint for name, hint in hints.items() if name not in ("array", "return")}
-    return with_options
 
 
 def _slurm_array(
@@ -98,6 +72,17 @@ def _slurm_array(
             raise ConfigError("the --slurm-... options have no effect without --slurm-tasks N")
         return None
     return SlurmArray(tasks=slurm_tasks, **chosen)
+
+
+Array = Annotated[SlurmArray | None, _slurm_array]
+"""Run on a cluster, not in this machine's processes. For a dataclass that `takes` makes options of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnSlurm:
+    """For a command that `takes` no other dataclass."""
+
+    array: Array = None
 
 
 def _sbatch_args(texts: list[str]) -> dict[str, str]:

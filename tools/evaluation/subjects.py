@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from data_mixers.errors import ConfigError, DataError
 from data_mixers.file_version import check_version
 from megatron_synE.exit_codes import CheckpointError
+from tools.evaluation.options import Which
 
-Which = Literal["newest", "all"]
 EXPORT_MARKER = "syne_export.json"
 """megatron_synE.checkpoint.hf_export.MARKER; that module imports torch."""
 
@@ -82,13 +82,13 @@ def as_hf(subject: Subject, results: Path) -> Iterator[Path]:
         _check_hf(subject.path)
         yield subject.path
         return
-    from tools.checkpoint.exporter import export_hf
+    from megatron_synE.checkpoint.hf_export import write_hf_folder
     from tools.data.progress import live_bytes
 
     folder = results / "hf"
     try:
         with live_bytes(f"export {subject.path}") as progress:
-            export_hf(subject.path, folder, progress=progress, name=subject.label)
+            write_hf_folder(subject.path, folder, progress=progress, name=subject.label)
         if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer.model").is_file():
             raise CheckpointError(
                 f"{subject.path}: was saved without a tokenizer (tokenizer/), so text cannot be given to it; "

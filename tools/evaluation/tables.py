@@ -6,7 +6,8 @@ from typing import Any
 from tools.columns import aligned
 from tools.evaluation import harness
 from tools.evaluation.compare import Comparison
-from tools.evaluation.evaluate import EvalOptions, plan
+from tools.evaluation.evaluate import plan
+from tools.evaluation.options import EvalOptions
 from tools.evaluation.results import BenchmarkResult, Results
 from tools.evaluation.statistics import Interval
 from tools.evaluation.suite import read_suite, suite_path
@@ -14,7 +15,7 @@ from tools.evaluation.suite import read_suite, suite_path
 
 def list_suite(options: EvalOptions) -> str:
     """Every benchmark: tasks, shots, how it is scored, and where its data lies or is expected."""
-    harness.prepare(offline=options.data.is_offline)
+    harness.prepare(offline=options.is_offline)
     suite = read_suite(suite_path(options.suite))
     rows: list[tuple[str, ...]] = [("benchmark", "tasks", "shots", "metric", "average", "data")]
     for line in plan(suite, options):

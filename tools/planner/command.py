@@ -3,9 +3,9 @@
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from data_mixers.errors import ConfigError
 from data_mixers.sampling import Sampler
@@ -17,6 +17,7 @@ from megatron_synE.model.flops import training_flops_per_token
 from tools.planner import report
 from tools.planner.figures import Efficiency, card_of, read_efficiency
 from tools.planner.layout import Job, Layers
+from tools.planner.options import PlanOptions
 from tools.planner.pipeline import Work, as_lines, pipeline, read_rates
 from tools.planner.search import Candidate, Place, judge, layout_of, search
 from tools.planner.speed import model_name
@@ -28,23 +29,6 @@ PLANNED_DEVICE: Device = "cuda"
 MOST_ROWS = 8
 AUTO_LAYERS = "model.attention=auto: taken as transformer_engine; memory with native layers: model.attention=native"
 FLOPS_FORMULA = "6 * weights of all matrices but the embedding + 6 * layers * heads * kv_channels * seq_length (causal)"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanOptions:
-    """What the command line says besides the run."""
-
-    nodes: tuple[int, ...]
-    card: str
-    gpus_per_node: int | None
-    reserve_gib: float
-    save_gb_per_second: float
-    efficiency: Path | None
-    shows_all: bool
-    reads_data: bool
-    output_format: Literal["text", "json"]
-    pipeline: bool = False
-    rates: Path | None = None
 
 
 def parse_nodes(text: str) -> tuple[int, ...]:
@@ -92,7 +76,7 @@ def job_of(config: RunConfig) -> Job:
 
 def places(options: PlanOptions) -> list[Place]:
     """One for each number of nodes. Errors: ConfigError for an unknown card."""
-    card = card_of(options.card)
+    card = card_of(options.card or "h100")
     if options.reserve_gib * GIB >= card.memory_bytes:  # also of infinity
         raise ConfigError(
             f"--reserve-gib {options.reserve_gib:g}: a {card.name} has {card.memory_bytes / GIB:.0f} GiB; "
@@ -102,10 +86,10 @@ def places(options: PlanOptions) -> list[Place]:
         Place(
             card=card,
             nodes=nodes,
-            gpus_per_node=options.gpus_per_node or card.gpus_per_node,
+            gpus_per_node=options.nproc or options.gpus_per_node or card.gpus_per_node,
             reserve_bytes=int(options.reserve_gib * GIB),
         )
-        for nodes in options.nodes
+        for nodes in ((1,) if options.nproc else parse_nodes(options.nodes))
     ]
 
 

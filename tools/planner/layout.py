@@ -1,7 +1,8 @@
 """One way to lay a run over GPUs, and the facts of the run that memory and time depend on."""
 
+import json
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from megatron_synE.model.llama import LlamaArchitecture
 
@@ -42,18 +43,19 @@ class Layout:
         ]
         return ", ".join(parts)
 
+    def of_section(self, name: str) -> dict[str, Any]:
+        """The values that stand in a section of the configuration: parallel, training."""
+        return {key: value for key, value in vars(self).items() if section_of(key) == name}
+
     def overrides(self) -> list[str]:
         """key=value of a configuration in which the run has this layout."""
-        return [
-            f"parallel.tensor_model_parallel_size={self.tensor_model_parallel_size}",
-            f"parallel.pipeline_model_parallel_size={self.pipeline_model_parallel_size}",
-            f"parallel.virtual_pipeline_model_parallel_size={self.virtual_pipeline_model_parallel_size or 'null'}",
-            f"parallel.context_parallel_size={self.context_parallel_size}",
-            f"parallel.sequence_parallel={'true' if self.sequence_parallel else 'false'}",
-            f"training.micro_batch_size={self.micro_batch_size}",
-            f"training.recompute={self.recompute}",
-            f"parallel.zero_stage={self.zero_stage}",
-        ]
+        shown = {key: value if isinstance(value, str) else json.dumps(value) for key, value in vars(self).items()}
+        return [f"{section_of(key)}.{key}={value}" for key, value in shown.items()]
+
+
+def section_of(key: str) -> str:
+    """The section of the configuration in which a field of Layout stands."""
+    return "training" if key in ("micro_batch_size", "recompute") else "parallel"
 
 
 @dataclass(frozen=True, kw_only=True)

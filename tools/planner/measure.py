@@ -16,9 +16,10 @@ from data_mixers.errors import ConfigError
 from megatron_synE.config.load import Tree, dump_yaml, load_config, resolved_tree
 from megatron_synE.config.schema import LoggingSection, MixtureSection, RunConfig, ValidationSection
 from tools.planner import report
-from tools.planner.command import PlanOptions, job_of, places
+from tools.planner.command import job_of, places
 from tools.planner.figures import read_efficiency
 from tools.planner.layout import Job, Layout
+from tools.planner.options import PlanOptions
 from tools.planner.search import Candidate, Place, search, with_layout
 
 BEST = 6
@@ -42,9 +43,7 @@ def write_measurement(path: Path, overrides: Sequence[str], options: PlanOptions
     """
     all_places = places(options)
     if len(all_places) != 1:
-        raise ConfigError(
-            f"--measure needs one number of nodes, not {', '.join(map(str, options.nodes))}; e.g. --nodes 2"
-        )
+        raise ConfigError(f"--measure needs one number of nodes, not {options.nodes}; e.g. --nodes 2")
     if strange := re.search(r"[^\w.,:=/+@~-]", str(folder.resolve())):
         raise ConfigError(
             f"--measure {str(folder)!r}: Slurm would not take {strange[0]!r} in the name of a log as it stands; name "

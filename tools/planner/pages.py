@@ -16,10 +16,11 @@ from megatron_synE.config.load import load_config
 from megatron_synE.config.schema import RunConfig
 from tools.planner import report
 from tools.planner.collectives import collectives_of_step
-from tools.planner.command import PlanOptions, answer, job_of, parse_nodes, places
+from tools.planner.command import answer, job_of, places
 from tools.planner.figures import read_efficiency
 from tools.planner.layout import Job, Layout
 from tools.planner.memory import memory_of
+from tools.planner.options import PlanOptions
 from tools.planner.search import Candidate, Place, search
 from tools.planner.simulate import (
     StepTime,
@@ -57,10 +58,7 @@ LAYOUTS_COMPARED = {
 
 def options(nodes: str) -> PlanOptions:
     """The command line behind the tables."""
-    return PlanOptions(
-        nodes=parse_nodes(nodes), card="h100", gpus_per_node=None, reserve_gib=4.0, save_gb_per_second=1.0,
-        efficiency=None, shows_all=False, reads_data=False, output_format="text",
-    )  # fmt: skip
+    return PlanOptions(nodes=nodes, reads_data=False)
 
 
 def run_of(model: str) -> RunConfig:

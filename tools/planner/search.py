@@ -1,13 +1,13 @@
 """Every layout of a small grid on a number of GPUs: which fit, how fast each is, and why the others do not."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from megatron_synE.config.schema import RunConfig
 from megatron_synE.config.validate import layout_faults
 from tools.planner.figures import Card, Efficiency
-from tools.planner.layout import RECOMPUTE, Job, Layout, ZeroStage
+from tools.planner.layout import RECOMPUTE, Job, Layout, ZeroStage, section_of
 from tools.planner.memory import MemoryParts, memory_of
 from tools.planner.sharding import with_sharding
 from tools.planner.speed import Speed, expected_speed
@@ -83,17 +83,7 @@ def grid(gpus: int) -> Iterator[Layout]:
 
 def layout_of(config: RunConfig) -> Layout:
     """The layout as the user wrote it."""
-    parallel, training = config.parallel, config.training
-    return Layout(
-        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
-        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
-        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
-        context_parallel_size=parallel.context_parallel_size,
-        sequence_parallel=parallel.sequence_parallel,
-        micro_batch_size=training.micro_batch_size,
-        recompute=training.recompute,
-        zero_stage=parallel.zero_stage,
-    )
+    return Layout(**{key.name: getattr(getattr(config, section_of(key.name)), key.name) for key in fields(Layout)})
 
 
 def search(config: RunConfig, job: Job, place: Place, efficiency: Efficiency) -> list[Candidate]:
@@ -165,16 +155,8 @@ def with_layout(config: RunConfig, layout: Layout) -> RunConfig:
     """The run in another layout."""
     return replace(
         config,
-        parallel=replace(
-            config.parallel,
-            tensor_model_parallel_size=layout.tensor_model_parallel_size,
-            pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
-            virtual_pipeline_model_parallel_size=layout.virtual_pipeline_model_parallel_size,
-            context_parallel_size=layout.context_parallel_size,
-            sequence_parallel=layout.sequence_parallel,
-            zero_stage=layout.zero_stage,
-        ),
-        training=replace(config.training, micro_batch_size=layout.micro_batch_size, recompute=layout.recompute),
+        parallel=replace(config.parallel, **layout.of_section("parallel")),
+        training=replace(config.training, **layout.of_section("training")),
     )
 
 

@@ -7,6 +7,8 @@ Left out: jitter between ranks, kernels slowed by messages beside them, data loa
 
 from dataclasses import dataclass, fields
 
+from scipy import optimize
+
 from megatron_synE.model.flops import training_flops_per_token
 from megatron_synE.model.presets import ARCHITECTURES
 from megatron_synE.sharding.bucket_size import ELEMENTS_PER_RANK, SMALLEST_BUCKET
@@ -156,19 +158,17 @@ def reference_job(efficiency: Efficiency, *, gpus: int) -> Job:
 
 
 def calibrated_kernel_efficiency(efficiency: Efficiency) -> float:
-    """The one fitted parameter: with it the published run of 8 GPUs takes its published time.
-
-    Bisection: a step's time falls as the efficiency rises.
-    """
+    """The one fitted parameter: with it the published run of 8 GPUs takes its published time."""
     card, gpus = cards()[efficiency.reference["card"]], efficiency.reference["gpus"]
     job = reference_job(efficiency, gpus=gpus)
-    target = job.global_batch_size * job.seq_length / gpus / efficiency.reference["tokens_per_second_per_gpu"]
-    low, high = 0.05, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        took = simulate(job, REFERENCE_LAYOUT, card, world_size=gpus, kernel_efficiency=middle, ring=True).total
-        low, high = (middle, high) if took > target else (low, middle)
-    return (low + high) / 2
+    target: float = job.global_batch_size * job.seq_length / gpus / efficiency.reference["tokens_per_second_per_gpu"]
+
+    def too_long(efficiency: float) -> float:
+        """Seconds; falls as the efficiency rises."""
+        step = simulate(job, REFERENCE_LAYOUT, card, world_size=gpus, kernel_efficiency=efficiency, ring=True)
+        return step.total - target
+
+    return float(optimize.brentq(too_long, 0.05, 1.0))
 
 
 def tokens_per_second_per_gpu(job: Job, step: StepTime, *, world_size: int) -> float:

@@ -1,5 +1,6 @@
 """Tokens per second of a layout: arithmetic per token, the card's peak, and the factors of the efficiency table."""
 
+import re
 from dataclasses import dataclass
 from statistics import median
 
@@ -10,6 +11,10 @@ from tools.planner.figures import Card, Efficiency, Factor, Kind, Measured, card
 from tools.planner.layout import Job, Layout
 
 THIS_LAYOUT = "this layout, measured"
+_LAYOUT = re.compile(
+    r"TP(?P<tp>\d+)(?P<sp> SP)?, PP(?P<pp>\d+)(?: VPP(?P<vpp>\d+))?(?:, CP(?P<cp>\d+))?, MBS(?P<mbs>\d+), "
+    r"recompute (?P<recompute>none|selective|full)(?:, ZeRO(?P<zero>[23]))?"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,25 +103,18 @@ def _ratio(measured: Measured, job: Job, card: Card, efficiency: Efficiency) -> 
 
 def parse_layout(text: str) -> Layout | None:
     """The inverse of str(Layout)."""
-    sizes = {"TP": 1, "PP": 1, "CP": 1, "MBS": 1, "VPP": 0, "ZeRO": 1}
-    recompute = None
-    for word in text.replace(",", "").split():
-        for name in sizes:
-            if word.removeprefix(name).isdecimal() and word.startswith(name):
-                sizes[name] = int(word.removeprefix(name))
-        if word in ("none", "selective", "full"):
-            recompute = word
-    if recompute is None:
+    found = _LAYOUT.fullmatch(text)
+    if found is None:
         return None
     return Layout(
-        tensor_model_parallel_size=sizes["TP"],
-        pipeline_model_parallel_size=sizes["PP"],
-        virtual_pipeline_model_parallel_size=sizes["VPP"] or None,
-        context_parallel_size=sizes["CP"],
-        sequence_parallel=" SP" in text,
-        micro_batch_size=sizes["MBS"],
-        recompute=recompute,  # type: ignore[arg-type]  # one of the three, as found above
-        zero_stage=sizes["ZeRO"],  # type: ignore[arg-type]
+        tensor_model_parallel_size=int(found["tp"]),
+        pipeline_model_parallel_size=int(found["pp"]),
+        virtual_pipeline_model_parallel_size=int(found["vpp"]) if found["vpp"] else None,
+        context_parallel_size=int(found["cp"] or 1),
+        sequence_parallel=found["sp"] is not None,
+        micro_batch_size=int(found["mbs"]),
+        recompute=found["recompute"],  # type: ignore[arg-type]  # one of the three, as found
+        zero_stage=int(found["zero"] or 1),  # type: ignore[arg-type]
     )
 
 

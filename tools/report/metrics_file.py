@@ -50,27 +50,25 @@ class Slowness:
 class Readings:
     """Samples read of each source so far, at some of the steps. Dropping one changes no share between two others."""
 
-    tokens: list[float] = field(default_factory=list)
-    by_source: list[dict[str, float]] = field(default_factory=list)
+    _kept: list[tuple[float, dict[str, float]]] = field(default_factory=list)
+    _last: tuple[float, dict[str, float]] | None = None
+    """Where it is none of them: the last one always stays."""
     _every: int = 1
     _seen: int = 0
-    _is_provisional: bool = False
 
     def add(self, tokens: float, by_source: dict[str, float]) -> None:
-        """One more; the last one always stays."""
-        if self._is_provisional:
-            self.tokens.pop()
-            self.by_source.pop()
-        self.tokens.append(tokens)
-        self.by_source.append(by_source)
-        self._is_provisional = self._seen % self._every != 0
+        self._last = (tokens, by_source)
+        if self._seen % self._every == 0:
+            self._kept.append(self._last)
+            self._last = None
         self._seen += 1
-        if len(self.tokens) > 2 * MOST_READINGS:
+        if len(self._kept) > 2 * MOST_READINGS:
             self._every *= 2
-            self._is_provisional = (self._seen - 1) % self._every != 0
-            kept = [*range(0, len(self.tokens) - 1, 2), len(self.tokens) - 1]
-            self.tokens = [self.tokens[index] for index in kept]
-            self.by_source = [self.by_source[index] for index in kept]
+            self._kept = self._kept[::2]
+
+    def all(self) -> list[tuple[float, dict[str, float]]]:
+        """(tokens, samples by source), ascending."""
+        return self._kept if self._last is None else [*self._kept, self._last]
 
 
 class MetricsFile:

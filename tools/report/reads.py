@@ -76,10 +76,10 @@ def shares_of(run: RunRecord) -> Shares | None:
 
 
 def _read(run: RunRecord) -> tuple[Numbers, dict[str, Numbers]]:
-    readings = run.metrics.readings
-    if not readings.tokens:
+    readings = run.metrics.readings.all()
+    if not readings:
         return np.zeros(0), {}
-    tokens, counts = [run.tokens_before, *readings.tokens], [{}, *readings.by_source]
+    tokens, counts = zip(*[(run.tokens_before, {}), *readings], strict=True)
     # Cumulative, so leaving some out changes no share between the others.
     num = int(min(max(sum(counts[-1].values()) / SAMPLES_PER_STRETCH, LEAST_STRETCHES), MOST_STRETCHES))
     kept = np.unique(np.linspace(0, len(tokens) - 1, num + 1).round().astype(int)).tolist()
@@ -165,9 +165,10 @@ def difficulty(edges: Numbers, by_source: Mapping[str, Numbers]) -> Curve:
 
 
 def _table(run: RunRecord, suffix: str) -> list[Block]:
-    if not run.metrics.readings.by_source or run.seq_length is None:
+    readings = run.metrics.readings.all()
+    if not readings or run.seq_length is None:
         return []
-    counts = run.metrics.readings.by_source[-1]
+    _, counts = readings[-1]
     topics: dict[str, float] = {}
     for name, count in counts.items():
         topics[topic_of(name)] = topics.get(topic_of(name), 0.0) + count

@@ -1,17 +1,15 @@
 """What a training job asks of a cluster, checked: nothing here can change a meaning inside a script."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from data_mixers.errors import ConfigError
 from megatron_synE.config.fault import require
 from megatron_synE.config.load import load_config
 from megatron_synE.config.schema import RunConfig
 from megatron_synE.config.validate import world_faults
-
-Container = Literal["none", "pyxis", "apptainer"]
+from tools.slurm.options import Environment, Resources, RunOptions
 
 OWN_OPTIONS = {
     "nodes": "--nodes",
@@ -29,49 +27,6 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Resources:
-    """Machines and their time; what is not said is left to the cluster."""
-
-    nodes: int
-    min_nodes: int | None = None
-    """Of a training run: goes on with as few when nodes are lost. None: waits for all of them."""
-    gpus_per_node: int = 8
-    """Also the tasks of a node: one rank a GPU. With device=cpu: the ranks of a node, without GPUs."""
-    cpus_per_task: int | None = None
-    """None: whole nodes, whose cores are shared out at run time."""
-    time: str = "1-00:00:00"
-    """Wall time of one slice, as sbatch writes it."""
-    options: dict[str, str] = field(default_factory=dict)
-    """More options of sbatch; an empty value: a flag."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """What is evaluated when a run has been trained and converted."""
-
-    suites: tuple[str, ...]
-    data: Path | None = None
-    runs_code: bool = False
-
-    def options(self) -> list[str]:
-        """Of `syne eval`. Offline, as compute nodes are; a set that is not there is left out, and said to be."""
-        data = [] if self.data is None else ["--data", str(self.data)]
-        return ["--offline", "--skip-missing", *data, *(["--run-code"] if self.runs_code else [])]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Environment:
-    """Where the commands run."""
-
-    python: str = "python"
-    container: Container = "none"
-    image: str | None = None
-    mounts: tuple[str, ...] = ()
-    variables: dict[str, str] = field(default_factory=dict)
-    """More environment variables, e.g. NCCL_SOCKET_IFNAME."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrainingJob:
     """One run as a job that is requeued until the run is finished."""
 
@@ -79,49 +34,32 @@ class TrainingJob:
     overrides: tuple[str, ...]
     config: RunConfig
     resources: Resources
-    environment: Environment = field(default_factory=Environment)
-    retries: int = 3
-    """Restarts in a row without a new checkpoint before the job gives up. Ours."""
-    preflight: bool = True
-    lead_seconds: int | None = None
-    """Between the signal and the wall time; None: as measured (lead_time.py)."""
+    environment: Environment
+    options: RunOptions
     node_counts: tuple[int, ...]
     """Numbers of nodes it can train on, the largest first; with min_nodes more than one."""
 
 
 def training_job(
-    config_path: Path,
-    overrides: tuple[str, ...],
-    resources: Resources,
-    environment: Environment,
-    *,
-    retries: int = 3,
-    preflight: bool = True,
-    lead_seconds: int | None = None,
+    config_path: Path, overrides: tuple[str, ...], resources: Resources, environment: Environment, options: RunOptions
 ) -> TrainingJob:
     """A checked job. Errors: ConfigError for what the run's file, Slurm or a shell would not take."""
     config = load_config(config_path, overrides).resolved
+    resources = replace(resources, min_nodes=options.min_nodes)
     check_resources(resources)
     check_environment(environment)
     node_counts = usable_node_counts(config, resources) if resources.min_nodes else (resources.nodes,)
     if re.search(r"[%\\\n]", str(config.run.dir)):
         raise ConfigError(f"run.dir={config.run.dir}: Slurm reads % and \\ in the name of a log; choose another folder")
-    if retries > (budget := config.operations.restart_budget):
+    if options.retries > (budget := config.operations.restart_budget):
         raise ConfigError(
-            f"--retries {retries}: the trainer itself stops after operations.restart_budget={budget} restarts; add "
-            f"operations.restart_budget={retries}, or lower --retries"
+            f"--retries {options.retries}: the trainer itself stops after operations.restart_budget={budget} restarts; "
+            f"add operations.restart_budget={options.retries}, or lower --retries"
         )
     return TrainingJob(
-        config_path=config_path,
-        overrides=overrides,
-        config=config,
-        resources=resources,
-        environment=environment,
-        retries=retries,
-        preflight=preflight,
-        lead_seconds=lead_seconds,
-        node_counts=node_counts,
-    )
+        config_path=config_path, overrides=overrides, config=config, resources=resources, environment=environment,
+        options=options, node_counts=node_counts,
+    )  # fmt: skip
 
 
 def usable_node_counts(config: RunConfig, resources: Resources) -> tuple[int, ...]:

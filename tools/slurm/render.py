@@ -12,16 +12,9 @@ from string import Template
 from typing import Literal
 
 from data_mixers.errors import ConfigError
-from tools.slurm.job import (
-    Environment,
-    Evaluation,
-    Resources,
-    TrainingJob,
-    check_environment,
-    check_resources,
-    seconds_of,
-)
+from tools.slurm.job import TrainingJob, check_environment, check_resources, seconds_of
 from tools.slurm.lead_time import LeadTime, lead_time
+from tools.slurm.options import Environment, Evaluation, Resources
 from tools.slurm.settings import Setting, settings_of
 
 Name = Literal["train", "export", "eval", "acceptance"]
@@ -33,10 +26,10 @@ def render_training(job: TrainingJob, command: Sequence[str]) -> str:
     command: how this script was made, for its first lines.
     Errors: ConfigError if a save does not fit into the wall time.
     """
-    if job.lead_seconds is None:
+    if job.options.lead is None:
         lead = lead_time(job.config.run.dir / "metrics.jsonl")
     else:
-        lead = LeadTime(job.lead_seconds, "as asked for with --lead")
+        lead = LeadTime(job.options.lead, "as asked for with --lead")
     if lead.seconds >= seconds_of(job.resources.time):
         raise ConfigError(
             f"--time {job.resources.time}: a save needs {lead.seconds} s of it ({lead.reason}); ask for more time, or "
@@ -59,8 +52,8 @@ def render_training(job: TrainingJob, command: Sequence[str]) -> str:
         config=shlex.quote(str(job.config_path)),
         overrides=shlex.join(job.overrides),
         run_dir=shlex.quote(str(job.config.run.dir)),
-        retries=str(job.retries),
-        preflight="true" if job.preflight else "false",
+        retries=str(job.options.retries),
+        preflight="true" if job.options.preflight else "false",
         fewer_nodes=_fewer_nodes(job),
     )
 

@@ -15,7 +15,8 @@ from megatron_synE.config.fault import require
 from tools.evaluation.suite import read_suite, suite_path
 from tools.slurm import scheduler
 from tools.slurm.acceptance_file import acceptance_fault
-from tools.slurm.job import Evaluation, TrainingJob
+from tools.slurm.job import TrainingJob
+from tools.slurm.options import Evaluation
 from tools.slurm.render import render_eval, render_export, render_training
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ EVAL_TIME = "12:00:00"
 
 
 def submit(
-    job: TrainingJob, command: list[str], *, acceptance: Path, export: bool, evaluation: Evaluation | None = None
+    job: TrainingJob, command: list[str], *, acceptance: Path, export: bool, evaluation: Evaluation
 ) -> list[str]:
     """Submit and give the job ids, the run's first. A missing or failed acceptance is a logged warning.
 
@@ -35,9 +36,9 @@ def submit(
     Errors: ConfigError for a fault of the run, an unknown suite, or if Slurm would not take a script; then nothing was
     submitted.
     """
-    if evaluation is not None and not export:
+    if evaluation.suites and not export:
         raise ConfigError("--eval evaluates the converted model: leave --no-export out")
-    for suite in evaluation.suites if evaluation is not None else ():
+    for suite in evaluation.suites:
         read_suite(suite_path(suite))
     resources = job.resources
     world_size = resources.nodes * resources.gpus_per_node
@@ -57,7 +58,7 @@ def submit(
         text = render_export(job.config.run.dir, job.config.run.name, one_node, job.environment, command)
         scripts.append(folder / "export.sbatch")
         write_atomic(scripts[1], text.encode())
-    if evaluation is not None:
+    if evaluation.suites:
         one_node = replace(resources, nodes=1, time=EVAL_TIME)
         text = render_eval(
             job.config.run.dir, job.config.run.name, evaluation, one_node, job.environment, command,

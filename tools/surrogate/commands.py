@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from tools.cli_options import example, log_to_stderr
-from tools.data.slurm_options import SlurmArray, with_slurm_options
+from tools.cli_options import example, log_to_stderr, takes
+from tools.data.slurm_options import OnSlurm
 
 surrogate_app = typer.Typer(
     help="A recipe tried on a small model: a grid of settings with seeds, and what its size can and cannot tell.",
@@ -19,8 +19,9 @@ Folder = Annotated[Path, typer.Argument(help="Folder of a study that has been ru
 
 
 @surrogate_app.command("run", epilog=example("syne surrogate run examples/surrogate/small/share.yaml"))
-@with_slurm_options
+@takes(OnSlurm)
 def run(
+    slurm: OnSlurm,
     study: StudyFile,
     out: Annotated[
         Path | None, typer.Option(help="Its folder; default: runs/surrogate/NAME.", show_default=False)
@@ -28,7 +29,6 @@ def run(
     anyway: Annotated[
         bool, typer.Option("--anyway", help="Also if the pilot shows that the question cannot be resolved.")
     ] = False,
-    array: SlurmArray | None = None,
 ) -> None:
     """Every arm with every seed, one after another here or as a SLURM job array; then table.md and figure.png.
 
@@ -39,7 +39,7 @@ def run(
     from tools.surrogate.run import run_study
 
     log_to_stderr()
-    finished, folder = run_study(study, out, array=array, anyway=anyway)
+    finished, folder = run_study(study, out, array=slurm.array, anyway=anyway)
     written = write_results(finished, folder)
     typer.echo(table(finished))
     typer.echo("\n".join(str(path) for path in written))

@@ -10,7 +10,8 @@ from data_mixers.atomic import write_atomic
 from tools.data.preprocess import PreprocessOptions, preprocess
 from tools.data.readers import find_inputs
 from tools.surrogate.study import Corruption, Level, Study
-from tools.synthesis.corrupt import CorruptOptions, corrupt_file
+from tools.synthesis.corrupt import corrupt_file
+from tools.synthesis.options import CorruptOptions
 
 DONE = "made_from.json"
 
@@ -48,7 +49,7 @@ def _variant(section: Corruption, share: float, folder: Path) -> Path:
     pairs.unlink(missing_ok=True)
     options = CorruptOptions(
         inputs=(section.input,), out=pairs, share=share, seed=section.seed, keys=section.keys,
-        language=section.word_language, kinds=section.kinds, wordnet=None, words=None,
+        language=section.word_language, kinds=section.kinds,
     )  # fmt: skip
     said = corrupt_file(options)
     preprocess(

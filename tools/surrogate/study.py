@@ -13,7 +13,7 @@ from data_mixers.errors import ConfigError
 from data_mixers.file_version import check_version
 from megatron_synE.config.explain import explain_error
 from megatron_synE.config.load import plain_faults, read_yaml
-from tools.synthesis.corruption import CHANGE_KINDS, ChangeKind
+from tools.synthesis.options import CHANGE_KINDS, ChangeKind
 
 STRICT = ConfigDict(extra="forbid", strict=True)
 SCHEMA_VERSION: Literal[1] = 1
@@ -57,7 +57,7 @@ class Corruption:
     """Whose nouns and adjectives are swapped, where a pair does not say."""
     keys: tuple[str, ...] = ("text",)
     """Texts that are changed; the first is the one that is tokenised."""
-    kinds: tuple[ChangeKind, ...] = CHANGE_KINDS
+    kinds: Annotated[tuple[ChangeKind, ...], Field(min_length=1)] = CHANGE_KINDS
     seed: int = 0
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx
 import orjson
+from pydantic.dataclasses import dataclass as checked
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
@@ -27,8 +28,10 @@ from tools.data.download import sha256_of
 from tools.data.progress import LiveProgress
 from tools.data.readers import find_inputs, plan_tasks
 from tools.data.stage import only_one
+from tools.data.yaml_file import STRICT, read_json
 from tools.synthesis.answers import Part
 from tools.synthesis.corrupt import RECORD_KEY
+from tools.synthesis.options import AuditOptions
 from tools.synthesis.output import kept_inputs
 from tools.synthesis.record import QaRecord, filled, read_records
 from tools.synthesis.sheet import SHEET, Verdict, read_sheet, write_sheet
@@ -37,32 +40,17 @@ from tools.synthesis.wrong_rate import LEAST_INFORMATION, Calibration, Count, wr
 
 SCHEMA_VERSION = 1  # of audit.json
 VERDICTS, AUDIT, AUDIT_MD, CALL = "verdicts.jsonl", "audit.json", "audit.md", "call.json"
-PROMPT = Path(__file__).with_name("judge_prompt.json")
 MAX_TOKENS = 1500
 EXAMPLES = 3  # of pairs called wrong, a discipline
 
 
-@dataclass(frozen=True, kw_only=True)
-class AuditOptions:
-    inputs: tuple[str, ...]
-    out: Path
-    sample: int = 100
-    """Pairs of each discipline; all of a smaller one."""
-    seed: int = 1234
-    url: str | None = None
-    """Of the judge's server, up to and with /v1; None: the verdicts come from `filled`."""
-    model: str | None = None
-    calibration: tuple[str, ...] = ()
-    """Files of pairs: those with the key `corruption` are wrong, the others right."""
-    calibration_sample: int = 200
-    """Of each of the two kinds."""
-    filled: Path | None = None
-    """A sheet with verdicts, which then count as the truth."""
-    judged_by: str = "a person"
-    """Who filled it in, for the report."""
-    prompt: Path = PROMPT
-    parallel: int = 8
-    timeout_seconds: float = 120.0
+@checked(frozen=True, kw_only=True, config=STRICT)
+class JudgePrompt:
+    system: str
+    user: str
+    """With {question} and {answer}."""
+    again: str
+    """Asked where a reply holds no verdict."""
 
 
 @dataclass(frozen=True)
@@ -114,22 +102,22 @@ def _check_options(options: AuditOptions) -> None:
         )
 
 
-def _read_prompt(path: Path) -> dict[str, dict[str, str]]:
-    try:
-        prompt: dict[str, dict[str, str]] = orjson.loads(path.read_bytes())
-        for language, texts in {"en": prompt["en"], **prompt}.items():
-            missing = [key for key in ("system", "user", "again") if not isinstance(texts[key], str)]
-            if missing or not all(name in texts["user"] for name in ("{question}", "{answer}")):
-                raise ValueError(f"{language}: system, user (with {{question}} and {{answer}}), again must be texts")
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"--prompt {path}: {error!r}") from error
+def _read_prompt(path: Path) -> dict[str, JudgePrompt]:
+    """By language. Errors: ConfigError naming the file and what is wrong in it."""
+    prompt: dict[str, JudgePrompt] = read_json(path, dict[str, JudgePrompt])
+    if "en" not in prompt:
+        raise ConfigError(f"{path}: en is missing; it is asked where a language has no prompt")
+    for language, texts in prompt.items():
+        if not all(name in texts.user for name in ("{question}", "{answer}")):
+            raise ConfigError(f"{path}: {language}.user needs {{question}} and {{answer}}")
     return prompt
 
 
-def _take(options: AuditOptions, prompt: dict[str, dict[str, str]]) -> None:
+def _take(options: AuditOptions, prompt: dict[str, JudgePrompt]) -> None:
     """Errors: ConfigError if the folder holds the verdicts of another audit."""
     files = {str(path): sha256_of(path) for path in kept_inputs(options.inputs)}
-    deciding: list[Any] = [options.sample, options.seed, options.model, options.calibration_sample, prompt, files]
+    texts = {language: asdict(found) for language, found in prompt.items()}
+    deciding: list[Any] = [options.sample, options.seed, options.model, options.calibration_sample, texts, files]
     deciding.append([*map(sha256_of, find_inputs(options.calibration))] if options.calibration else [])
     mark = hashlib.sha256(json.dumps(deciding).encode()).hexdigest()
     path = options.out / CALL
@@ -195,7 +183,7 @@ def _known(options: AuditOptions) -> list[_Case]:
     return lowest.cases()
 
 
-def _ask_all(options: AuditOptions, prompt: dict[str, dict[str, str]], cases: list[_Case]) -> dict[str, Verdict]:
+def _ask_all(options: AuditOptions, prompt: dict[str, JudgePrompt], cases: list[_Case]) -> dict[str, Verdict]:
     path = options.out / VERDICTS
     verdicts = _kept(path)
     missing = [case for case in cases if case.key not in verdicts]
@@ -231,10 +219,10 @@ def _kept(path: Path) -> dict[str, Verdict]:
         raise DataError(f"{path} holds a line that is no verdict ({error!r}); remove the line and run again") from error
 
 
-def _ask(client: httpx.Client, options: AuditOptions, prompt: dict[str, dict[str, str]], case: _Case) -> Verdict:
+def _ask(client: httpx.Client, options: AuditOptions, prompt: dict[str, JudgePrompt], case: _Case) -> Verdict:
     texts = prompt.get(case.pair.language, prompt["en"])
-    asked = filled(texts["user"], question=case.pair.question, answer=case.pair.answer)
-    messages = [{"role": "system", "content": texts["system"]}, {"role": "user", "content": asked}]
+    asked = filled(texts.user, question=case.pair.question, answer=case.pair.answer)
+    messages = [{"role": "system", "content": texts.system}, {"role": "user", "content": asked}]
     reply, fault, reached = None, "", False
     for attempt in range(ATTEMPTS):
         body = {
@@ -248,7 +236,7 @@ def _ask(client: httpx.Client, options: AuditOptions, prompt: dict[str, dict[str
         verdict = parse_verdict(reply)
         if verdict is not None:
             return verdict
-        again = [{"role": "assistant", "content": reply}, {"role": "user", "content": texts["again"]}]
+        again = [{"role": "assistant", "content": reply}, {"role": "user", "content": texts.again}]
         messages = [*messages[:2], *again]
     if not reached:
         raise DataError(

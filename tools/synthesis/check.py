@@ -20,7 +20,7 @@ import numpy as np
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import DataError
-from tools.data.calls import Call, begin
+from tools.data.calls import Call
 from tools.data.contamination import open_index
 from tools.data.documents import Document, TaskDocuments
 from tools.data.exact_duplicates import content_hash, num_ranges
@@ -32,29 +32,13 @@ from tools.data.selection import SelectionReport, SelectionTask, Verdict, gather
 from tools.data.stage import Report, only_one
 from tools.data.units import Hashes, hashes_of, units_of
 from tools.synthesis.check_report import Examples, write_markdown
-from tools.synthesis.pair_rules import DEFAULT_RULES, RAW_KEYS, PairRules, Tools, judge_pair, load_pair_rules, prepare
+from tools.synthesis.options import CheckOptions
+from tools.synthesis.pair_rules import RAW_KEYS, PairRules, Tools, judge_pair, load_pair_rules, prepare
 from tools.synthesis.question_groups import FINDING, Findings, settle, write_questions
 from tools.synthesis.recompute import Recomputer
 from tools.synthesis.sandbox import Sandbox, require_sandbox
 
 REPORT_MD = "report.md"
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckOptions:
-    inputs: tuple[str, ...]
-    out: Path
-    rules: Path = DEFAULT_RULES
-    benchmarks: tuple[str, ...] = ()
-    """File names or globs; none: nothing is known of contamination, and the report says so."""
-    benchmark_keys: tuple[str, ...] = ()
-    run_code: bool = False
-    min_agreement: float = 0.5
-    """Of the samples of one question that state a result, more than this share must agree."""
-    near_duplicates: bool = True
-    max_bad_share: float = 0.01
-    max_bad_lines: int = 10
-    workers: int = 1
 
 
 def check(options: CheckOptions) -> SelectionReport:
@@ -73,7 +57,7 @@ def check(options: CheckOptions) -> SelectionReport:
     open_index(benchmarks, options.benchmark_keys, rules.contamination.ngram)  # a fault in them is told first
     sandbox = require_sandbox() if options.run_code else None
     deciding = _deciding(options, rules, benchmarks)
-    call = begin(options.out, command="synth check", options=deciding, tasks=tasks, workers=options.workers)
+    call = Call(out=options.out, command="synth check", options=deciding, tasks=tasks, workers=options.workers)
     with only_one(options.out):
         if (done := call.take(writes=True)) is not None:
             return report_from_json(done)

@@ -6,8 +6,7 @@ that can be. So what is wrong at 10 % is wrong at 30 % too, in the same way, and
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 from data_mixers.errors import ConfigError, DataError
@@ -15,27 +14,13 @@ from data_mixers.permutation import keyed_hash
 from tools.data.documents import Document, DocumentWriter
 from tools.data.progress import LiveProgress
 from tools.data.readers import InputTask, find_inputs, plan_tasks
-from tools.synthesis.corruption import Change, ChangeKind, corrupt
+from tools.synthesis.corruption import Change, corrupt
+from tools.synthesis.options import CorruptOptions
 from tools.synthesis.output import check_no_input, check_out, documents_of
 from tools.synthesis.vocabulary import ChineseWords, Vocabulary
 from tools.synthesis.wordnet import WordNet
 
 RECORD_KEY = "corruption"
-
-
-@dataclass(frozen=True, kw_only=True)
-class CorruptOptions:
-    inputs: tuple[str, ...]
-    out: Path
-    share: float
-    seed: int
-    keys: tuple[str, ...]
-    """Texts that are changed; those a record lacks are passed over, but the first."""
-    language: str | None
-    """Of records that have no key `language`."""
-    kinds: tuple[ChangeKind, ...]
-    wordnet: Path | None
-    words: Path | None
 
 
 def corrupt_file(options: CorruptOptions) -> str:
@@ -44,8 +29,6 @@ def corrupt_file(options: CorruptOptions) -> str:
     Cost: reads the input twice and holds 16 bytes a pair. Errors: DataError if a line is no record, or if fewer pairs
     can be changed than are asked for; ConfigError if a word list is missing.
     """
-    if not options.kinds:
-        raise ConfigError("--no-numbers, --no-nouns and --no-adjectives leave nothing to change")
     check_out(options.out)
     tasks = plan_tasks(find_inputs(options.inputs))
     check_no_input(options.out, tasks)

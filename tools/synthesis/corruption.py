@@ -6,14 +6,13 @@ A word or number that is chosen is changed wherever it stands in the pair, so th
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from data_mixers.errors import DataError
 from data_mixers.permutation import keyed_hash
+from tools.synthesis.options import ChangeKind
 from tools.synthesis.vocabulary import Vocabulary
 
-ChangeKind = Literal["number", "noun", "adjective"]
-CHANGE_KINDS: tuple[ChangeKind, ...] = ("number", "noun", "adjective")
 CHANGED_OF_100 = (
     50  # ours: of the different words and numbers of a wrong pair; the paper names neither types nor amounts
 )

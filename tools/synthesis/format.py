@@ -8,8 +8,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from data_mixers.atomic import write_atomic
@@ -24,36 +22,16 @@ from tools.data.readers import BadRecord, InputTask, find_inputs, plan_tasks
 from tools.data.stage import only_one
 from tools.data.yaml_file import read_yaml
 from tools.synthesis.audit import SCHEMA_VERSION
+from tools.synthesis.options import FormatOptions
 from tools.synthesis.output import kept_inputs
 from tools.synthesis.record import QaRecord, filled, read_records
 
-LAYOUTS = Path(__file__).with_name("layouts.yaml")
 TEXT, REPORT = "qa.jsonl.zst", "report.json"
-MOST_WRONG = 0.30  # the recipe's corruption study (arXiv 2407.18743): below it hardly matters
 BATCH = 256  # texts tokenised at once
 PAGE_SEPARATOR = "page_separator"
 
 Layout = dict[str, str]
 """language -> template, and the separator after a source page."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FormatOptions:
-    inputs: tuple[str, ...]
-    out: Path
-    tokenizer: Path
-    audit: Path | None
-    """audit.json of these very files; None: said on purpose that there is none."""
-    most_wrong: float = MOST_WRONG
-    layouts: tuple[str, ...] = ()
-    """Names in the layouts' file; empty: all of them. Each pair gets one by the hash of its id."""
-    layouts_file: Path = LAYOUTS
-    pages: tuple[str, ...] = ()
-    """Files of the source pages."""
-    page_share: float = 0.0
-    """Of the pairs whose page is there, the share that is written behind it."""
-    page_key: str = "text"
-    seed: int = 1234
 
 
 def format_pairs(options: FormatOptions) -> dict[str, Any]:

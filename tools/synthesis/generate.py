@@ -16,9 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_mixers.atomic import write_atomic
@@ -26,13 +24,13 @@ from data_mixers.errors import ConfigError, DataError
 from tools.data.documents import DocumentWriter
 from tools.data.progress import LiveProgress
 from tools.data.readers import BadRecord, find_inputs, plan_tasks
-from tools.data.slurm_options import SlurmArray
 from tools.data.stage import Report, Stage, only_one, run_stage
 from tools.synthesis.answers import Key, Part, key, key_of, parts_of, read_part
 from tools.synthesis.asking import Pace, Question, Requests, ask_all
+from tools.synthesis.options import GenerateOptions
 from tools.synthesis.output import bad_line, documents_of
 from tools.synthesis.own_server import own_server
-from tools.synthesis.prompts import OWN_PROMPTS, Prompts, read_prompts
+from tools.synthesis.prompts import Prompts, read_prompts
 from tools.synthesis.record import QaRecord
 from tools.synthesis.text_generator import Completion, HttpGenerator, LocalGenerator, TextGenerator
 
@@ -43,32 +41,7 @@ NEEDED = ("text", "seed_id", "seed_hash", "discipline", "language")
 PAIRS, FAILED, REPORT = "pairs.jsonl.zst", "failed.jsonl.zst", "report.json"
 
 
-@dataclass(frozen=True, kw_only=True)
-class GenerateOptions:
-    seeds: tuple[str, ...]
-    out: Path
-    model: str
-    endpoints: tuple[str, ...] = ()
-    """Up to and with /v1."""
-    local: Path | None = None
-    """Hugging Face folder, in place of an endpoint."""
-    server_command: str | None = None
-    """Starts an endpoint; {port} in it becomes a free port."""
-    server_wait_seconds: float = 900.0
-    samples: int = 1
-    temperature: float = 0.7
-    top_p: float = 0.95
-    max_tokens: int = 1024
-    seed: int = 1234
-    prompts: Path = OWN_PROMPTS
-    concurrency: int = 64
-    per_second: float | None = None
-    timeout_seconds: float = 300.0
-    give_up_seconds: float = 600.0
-    max_answer_bytes: int = 64 << 10
-
-
-def generate(options: GenerateOptions, array: SlurmArray | None = None) -> dict[str, Any]:
+def generate(options: GenerateOptions) -> dict[str, Any]:
     """Ask what is not answered yet and write pairs, failures and the report, which is returned.
 
     A call that was stopped in any way goes on when made again, with other endpoints, more samples or more seeds too.
@@ -83,7 +56,7 @@ def generate(options: GenerateOptions, array: SlurmArray | None = None) -> dict[
         _check_folder(options)
         counted = _count(options, prompts)
         total = counted.seeds * options.samples
-        if array is None:
+        if (array := options.array) is None:
             with LiveProgress("generate", total=total, unit="QA", scale=1) as progress:
                 results = [_share(options, 0, 1, progress.advance, progress.skip, progress.note)]
         else:

@@ -28,7 +28,6 @@ from tools.synthesis.record import QaRecord, record_of
 from tools.synthesis.sandbox import Example, Sandbox
 from tools.synthesis.sections import split_sections, stated_result
 
-DEFAULT_RULES = Path(__file__).with_name("pair_rules.yaml")
 RAW_KEYS = ("question", "text", "completion", "answer")
 """Where the text of a record may stand: parsed already, or the model's words as they came."""
 _END = re.compile(r"(?:[.!?。！？…;；:：)\]}）】》”\"'’`$|>*°%]|\\\]|\\\)|\d|\bQED\b|□|■|∎)\s*$")

@@ -11,7 +11,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import numpy as np
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
-from tools.data.calls import begin
+from tools.data.calls import Call
 from tools.data.clean import clean
 from tools.data.documents import Document, DocumentWriter, read_documents
 from tools.data.exact_duplicates import content_hash
@@ -29,34 +29,13 @@ from tools.data.options import CleanOptions
 from tools.data.readers import BadRecord, InputTask, find_inputs, plan_tasks
 from tools.data.stage import Report, Stage, only_one, run_stage
 from tools.data.units import num_han, units_of
+from tools.synthesis.options import SEED_RULES, SeedOptions
 from tools.synthesis.output import check_no_input, check_out, documents_of
 from tools.synthesis.record import DISCIPLINES
-from tools.synthesis.seed_rules import LANGUAGES, OWN_RULES, Picked, SeedRules, read_seed_rules
+from tools.synthesis.seed_rules import LANGUAGES, Picked, SeedRules, read_seed_rules
 from tools.synthesis.snippets import TRAINING_CHARACTERS, load_punkt, snippets, train_punkt
 
 PUNKT = "punkt.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SeedOptions:
-    inputs: tuple[str, ...]
-    out: Path
-    quota: int | None = None
-    """Most seeds of a discipline and language; None: all."""
-    seed: int = 1234
-    per_page: int = 1
-    """Most snippets of one page."""
-    language: str | None = None
-    """Of all pages; None: their `language` key, else their script."""
-    discipline: str | None = None
-    """Of all pages; None: the rules decide."""
-    whole: bool = False
-    """A page is a snippet as it stands (problem statements), if its length fits the rules' whole_window."""
-    text_key: str = "text"
-    rules: Path = OWN_RULES
-    """Folder with <language>.json."""
-    near_duplicates: bool = True
-    workers: int = 1
 
 
 def write_seeds(options: SeedOptions) -> dict[str, Any]:
@@ -78,7 +57,7 @@ def write_seeds(options: SeedOptions) -> dict[str, Any]:
     work = options.out.with_name(f".{options.out.name}.work")
     rules = {language: (options.rules / f"{language}.json").read_text("utf-8") for language in LANGUAGES}
     kept = {key: value for key, value in asdict(options).items() if key not in ("inputs", "out", "rules", "workers")}
-    call = begin(work, command="seeds", options=kept | {"rules": rules}, tasks=tasks)
+    call = Call(out=work, command="seeds", options=kept | {"rules": rules}, tasks=tasks)
     with only_one(work):
         mark = work / "call"
         if not mark.exists() or mark.read_text() != call.fingerprint:
@@ -119,7 +98,7 @@ def _make(options: SeedOptions, tasks: list[InputTask], work: Path, fingerprint:
     deduped = work / "deduped"
     cleaned = clean(
         CleanOptions(
-            inputs=(str(work / "candidates"),), out=deduped, rules=OWN_RULES / "dedup.yaml",
+            inputs=(str(work / "candidates"),), out=deduped, rules=SEED_RULES / "dedup.yaml",
             near_duplicates=options.near_duplicates, workers=options.workers,
         )
     )  # fmt: skip

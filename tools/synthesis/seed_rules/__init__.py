@@ -3,16 +3,20 @@
 import re
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import urlsplit
 
-import orjson
+from pydantic import Field
+from pydantic.dataclasses import dataclass as checked
 
 from data_mixers.errors import ConfigError
 from tools.data.units import HAN_AND_KANA
+from tools.data.yaml_file import STRICT, read_json
+from tools.synthesis.options import SEED_RULES
 from tools.synthesis.record import DISCIPLINES
 
-OWN_RULES = Path(__file__).parent
 LANGUAGES = ("zh", "en")
 
 
@@ -27,11 +31,19 @@ class Picked:
     """Keywords in 100 units of the page."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked(frozen=True, kw_only=True, config=STRICT)
+class Discipline:
+    topics: list[str]
+    """Topic labels that may mean it."""
+    domains: list[str]
+    keywords: list[str]
+
+
+@checked(frozen=True, kw_only=True, config=STRICT)
 class SeedRules:
     """What decides which pages and which of their sentences are used."""
 
-    window: tuple[int, int]
+    window: tuple[Annotated[int, Field(ge=1)], int]
     """Fewest and most units (words; characters of Chinese) of a snippet."""
     whole_window: tuple[int, int]
     """Of a problem statement that is taken as it stands."""
@@ -39,13 +51,32 @@ class SeedRules:
     """Different keywords that a page picked by them alone must hold."""
     least_per_hundred: float
     abbreviations: tuple[str, ...]
-    opening: re.Pattern[str]
-    """Matches where a sentence leans on the one before it."""
-    topics: dict[str, tuple[str, ...]]
-    """Topic label -> the disciplines it may mean."""
-    domains: dict[str, str]
-    keywords: dict[str, re.Pattern[str]]
-    """By discipline; matches in case-folded text."""
+    bad_openings: list[str]
+    """Words with which a sentence leans on the one before it."""
+    disciplines: dict[str, Discipline]
+
+    @cached_property
+    def opening(self) -> re.Pattern[str]:
+        """Matches where a sentence begins so, in case-folded text."""
+        return _words(self.bad_openings, plural=False)
+
+    @cached_property
+    def topics(self) -> dict[str, list[str]]:
+        """Topic label -> the disciplines it may mean."""
+        found: dict[str, list[str]] = {}
+        for name, discipline in self.disciplines.items():
+            for topic in discipline.topics:
+                found.setdefault(topic, []).append(name)
+        return found
+
+    @cached_property
+    def domains(self) -> dict[str, str]:
+        return {domain.casefold(): name for name, found in self.disciplines.items() for domain in found.domains}
+
+    @cached_property
+    def keywords(self) -> dict[str, re.Pattern[str]]:
+        """By discipline; matches in case-folded text."""
+        return {name: _words(found.keywords, plural=True) for name, found in self.disciplines.items()}
 
     def pick(self, text: str, *, num_units: int, topic: str | None, url: str | None) -> Picked | None:
         """The page's discipline: by its domain, else its topic label, else keywords, which also settle a topic that
@@ -54,7 +85,7 @@ class SeedRules:
         shares = {name: 100 * count.total() / max(1, num_units) for name, count in counts.items()}
         if url and (named := self._by_domain(url)):
             return Picked(named, "domain", shares[named])
-        allowed = self.topics.get(topic or "", ())
+        allowed = self.topics.get(topic or "", [])
         if len(allowed) == 1:
             return Picked(allowed[0], "topic", shares[allowed[0]])
         names = [
@@ -76,34 +107,15 @@ class SeedRules:
         return next((found for i in range(len(labels)) if (found := self.domains.get(".".join(labels[i:])))), None)
 
 
-def read_seed_rules(language: str, folder: Path = OWN_RULES) -> SeedRules:
+def read_seed_rules(language: str, folder: Path = SEED_RULES) -> SeedRules:
     """Errors: ConfigError naming the file and what is wrong in it."""
     path = folder / f"{language}.json"
-    try:
-        content = orjson.loads(path.read_bytes())
-        fewest, most = content["window"]
-        fewest_whole, most_whole = content["whole_window"]
-        disciplines = content["disciplines"]
-        unknown = sorted(set(disciplines) - set(DISCIPLINES))
-        if unknown or not 0 < fewest <= most:
-            raise ValueError(f"unknown disciplines {unknown}" if unknown else f"window {fewest}, {most}")
-        topics: dict[str, tuple[str, ...]] = {}
-        for name, of_name in disciplines.items():
-            for topic in of_name["topics"]:
-                topics[topic] = (*topics.get(topic, ()), name)
-        return SeedRules(
-            window=(fewest, most),
-            whole_window=(fewest_whole, most_whole),
-            least_keywords=content["least_keywords"],
-            least_per_hundred=content["least_per_hundred"],
-            abbreviations=tuple(content["abbreviations"]),
-            opening=_words(content["bad_openings"], plural=False),
-            topics=topics,
-            domains={domain.casefold(): name for name, of_name in disciplines.items() for domain in of_name["domains"]},
-            keywords={name: _words(of_name["keywords"], plural=True) for name, of_name in disciplines.items()},
-        )
-    except (OSError, orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ConfigError(f"rules {path}: {type(error).__name__}: {error}") from error
+    rules = read_json(path, SeedRules)
+    if unknown := sorted(set(rules.disciplines) - set(DISCIPLINES)):
+        raise ConfigError(f"{path}: unknown disciplines {', '.join(unknown)}")
+    if rules.window[0] > rules.window[1]:
+        raise ConfigError(f"{path}: window {rules.window}: the fewest units are more than the most")
+    return rules
 
 
 def _words(words: list[str], *, plural: bool) -> re.Pattern[str]:
