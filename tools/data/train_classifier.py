@@ -22,6 +22,7 @@ from tools.data.readers import find_inputs
 from tools.data.stage import only_one
 from tools.data.topic_baselines import fasttext, frozen_encoder, logistic_regression
 from tools.data.topic_confidence import confidence_of
+from tools.data.topic_difference import Difference, macro_f1_difference
 from tools.data.topic_head import Vectors
 from tools.data.topic_labels import (
     DEV_SHARE,
@@ -47,6 +48,7 @@ Result = TypeVar("Result")
 def train_classifier(options: ClassifierOptions) -> Report:
     """Writes <out> as a whole: weights, tokenizer, topics.json, report.json, report.md, confusion.csv, confusion.png.
 
+    Beside them test_labels.jsonl: what each classifier says of each document of the test.
     What its steps gave is kept in <out>.work until then, so that a call that was killed goes on from its last step.
     Errors: ConfigError or DataError as split_by_source and read_labelled say, ConfigError if <out> is there already or
     options contradict each other.
@@ -100,14 +102,23 @@ def _train(options: ClassifierOptions, topics: Topics, left_out: Mapping[str, in
         left_out=left_out,
         languages=by(lambda document: document.language),
         sources=by(lambda document: f"{document.language}/{document.source}"),
+        differences={name: _differences(split.test, given[OURS], labels) for name, labels in baselines.items()},
         not_measured=not_measured,
         ways=_ways(learner, held, split.test, searched),
         held=score([d.topic for d in held], learner.topics_of(searched.held[searched.way]), topics=learner.labels),
         confidence=confidence,
         seconds=seconds,
     )
-    _write(options.out, trained, report)
+    _write(options.out, trained, report, _test_labels(split.test, given))
     return report
+
+
+def _differences(test: Sequence[Labelled], ours: Sequence[str], other: Sequence[str]) -> dict[str, Difference]:
+    """Of each language."""
+    of_language: dict[str, list[tuple[str, str, str, str]]] = {}
+    for document, first, second in zip(test, ours, other, strict=True):
+        of_language.setdefault(document.language, []).append((document.topic, first, second, document.source))
+    return {language: macro_f1_difference(*zip(*rows, strict=True)) for language, rows in sorted(of_language.items())}
 
 
 def _fingerprint(options: ClassifierOptions) -> str:
@@ -224,12 +235,22 @@ def _baselines(
     return found, {name: reason for name, reason in given.items() if isinstance(reason, str)}
 
 
-def _write(out: Path, trained: Trained, report: Report) -> None:
+def _test_labels(test: Sequence[Labelled], given: Mapping[str, Sequence[str]]) -> str:
+    """A line a document: its truth, and what each classifier says. Other questions than the report's can be asked."""
+    rows = []
+    for place, document in enumerate(test):
+        row = {"id": document.id, "language": document.language, "source": document.source, "topic": document.topic}
+        rows.append(row | {name: labels[place] for name, labels in given.items()})
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _write(out: Path, trained: Trained, report: Report, test_labels: str) -> None:
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_classifier(trained, partial)
     write_report(report, partial)
+    (partial / "test_labels.jsonl").write_text(test_labels, encoding="utf-8")
     for path in (*partial.iterdir(), partial):
         sync(path)
     partial.rename(out)
