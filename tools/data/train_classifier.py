@@ -220,7 +220,7 @@ def _held_baselines(
     """What stands beside the ways of training, and is not chosen from."""
 
     def by_language(documents: Sequence[Labelled], labels: Sequence[str]) -> dict[str, float]:
-        return macro_f1_by_language(documents, labels, (*learner.labels, OTHERS))
+        return macro_f1_by_language(documents, labels, learner.labels)
 
     return [
         Way(name, False, by_language(held, given.held), by_language(test, given.test))
