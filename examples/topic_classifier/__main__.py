@@ -104,12 +104,7 @@ SOURCES = (
         train="word_lists laws debian office_help exercises problems three_kingdoms",
         test="glosses manuals questions small_talk",
     ),
-    *_sources(
-        "zh",
-        lambda name: getattr(programs, name),
-        train="children_atlas nations chemistry_program hospital_program bookkeeping household_accounts",
-        test="",
-    ),
+    *_sources("zh", lambda name: getattr(programs, name), train=" ".join(programs.NAMES), test=""),
 )
 
 

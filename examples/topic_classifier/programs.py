@@ -8,6 +8,10 @@ from pathlib import Path
 from examples.topic_classifier.english import BIOCHEM, ECONOMY, HISTORY, MEDICINE, OTHERS, Labelled
 from examples.topic_classifier.translations import Message, of_mo, of_po, of_qm, originals_of_rcc
 
+NAMES = (
+    "children_atlas", "nations", "chemistry_program", "hospital_program", "bookkeeping", "household_accounts",
+)  # fmt: skip
+"""The sources here."""
 FEWEST_CHARACTERS = 12  # Chinese ones, of a sentence: a button has fewer (ours)
 ABOUT_THE_PROGRAM = re.compile(
     r"\b(files?|click|buttons?|dialogs?|windows?|menus?|toolbar|tab|widgets?|import\w*|export\w*|databases?|CSV|QIF|OFX"
