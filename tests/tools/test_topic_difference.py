@@ -63,7 +63,7 @@ def test_of_one_source_the_interval_is_scipys() -> None:
         rng=np.random.default_rng(3),
     ).confidence_interval  # fmt: skip
     labels = [[str(number) for number in some] for some in (truth, ours, other)]
-    found = macro_f1_difference(*labels, sources=["x"] * 80)
+    found = macro_f1_difference(labels[0], labels[1], labels[2], sources=["x"] * 80)
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.011)
 
 
