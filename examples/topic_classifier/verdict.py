@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from tools.data.topic_difference import AHEAD, Difference
+from tools.data.topic_report import INTERVAL
+
 OURS = "ours"
 BASELINES = ("frozen encoder", "fastText")
 CURE = (
@@ -26,12 +29,9 @@ def verdict(report: Mapping[str, Any]) -> str:
     for language, found in of_language.items():
         cells = [*found.values(), chosen["held"][language]]
         lines += [f"| {language} | {' | '.join(f'{value:.3f}' for value in cells)} |"]
-    for language, found in of_language.items():
-        behind = [name for name in names[1:] if found[name] >= found[OURS]]
-        ahead = [name for name in names[1:] if name not in behind]
-        said = [f"ahead of {name} ({found[OURS] - found[name]:+.3f})" for name in ahead]
-        said += [f"**NOT ahead of {name}** ({found[OURS] - found[name]:+.3f})" for name in behind]
-        lines += ["", f"{language}: {', '.join(said)}."]
+    for language in of_language:
+        lines += ["", f"{language}: {', '.join(_against(name, language, report) for name in names[1:])}."]
+    lines += ["", INTERVAL]
     over = [language for language in of_language if chosen["held"][language] > of_language[language][OURS]]
     if over:
         promised = "; ".join(
@@ -57,3 +57,10 @@ def verdict(report: Mapping[str, Any]) -> str:
             "taken: a test that chooses is no test any more.",
         ]
     return "\n".join([*lines, "", CURE, ""])
+
+
+def _against(name: str, language: str, report: Mapping[str, Any]) -> str:
+    kept = report["differences"][name][language]
+    found = Difference(kept["value"], kept["low"], kept["high"])
+    said = f"{found.verdict} {name}"
+    return f"{said if found.verdict == AHEAD else f'**{said}**'} ({found})"

@@ -76,6 +76,11 @@ def test_what_a_few_words_tell_apart_is_learnt_in_both_languages(trained: Path) 
         assert report["results"]["ours"][language]["macro_f1"] > 0.9
         assert report["results"]["fastText"][language]["macro_f1"] > 0.9
         assert report["results"]["frozen encoder"][language]["macro_f1"] > 0.9
+    assert [each["way"] for each in report["baselines"]] == ["fastText", "frozen encoder"]
+    for each in report["baselines"]:
+        for language in ("en", "zh"):
+            found = report["results"][each["way"]][language]["macro_f1"]
+            assert each["test"][language] == pytest.approx(found) and 0 <= each["held"][language] <= 1
     assert report["untested"] == {"en/history_and_geography": "one source only (alone)"}
     assert report["settings"] | {"layers": 4, "hidden": 312, "heads": 12, "ffn": 1200} == report["settings"]
     assert not trained.with_name("classifier.partial").exists()
@@ -96,6 +101,23 @@ def test_the_report_says_what_its_confusion_says(trained: Path) -> None:
     assert found["macro_f1"] == pytest.approx(sum(f1) / len(f1))
     assert f"| **macro-F1** | {found['macro_f1']:.3f} |" in (trained / "report.md").read_text()
     assert (trained / "confusion.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_report_says_how_far_ahead_from_the_labels_that_are_kept(trained: Path) -> None:
+    """Worked out again from test_labels.jsonl: the difference is that of the two figures beside it."""
+    report = json.loads((trained / "report.json").read_text())
+    rows = [json.loads(line) for line in (trained / "test_labels.jsonl").read_text("utf-8").splitlines()]
+    for name in ("fastText", "frozen encoder"):
+        for language in ("en", "zh"):
+            some = [row for row in rows if row["language"] == language]
+            ours, other = (report["results"][each][language] for each in ("ours", name))
+            assert len(some) == ours["num_documents"]
+            assert sum(row["topic"] == row[name] for row in some) / len(some) == pytest.approx(other["accuracy"])
+            found = report["differences"][name][language]
+            assert found["value"] == pytest.approx(ours["macro_f1"] - other["macro_f1"])
+            assert found["low"] <= found["value"] <= found["high"]
+            said = f"Ours is {found['verdict']} {name}: macro-F1 {found['value']:+.3f} [{found['low']:+.3f}, "
+            assert said in (trained / "report.md").read_text("utf-8")
 
 
 def test_the_same_seed_gives_the_same_classifier_and_another_does_not(labelled: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from data_mixers.errors import ConfigError
 from tools.data.kept import Kept
+from tools.data.topic_baselines import logistic_regression
 from tools.data.topic_confidence import confidence_of
 from tools.data.topic_labels import Labelled
 from tools.data.topic_report import confidence_lines
@@ -77,6 +78,19 @@ def test_a_choice_goes_by_the_mean_over_languages_of_all_trials_together() -> No
 
     chosen = best_of(["two", "one"], documents, trials, label, "xy")
     assert chosen == "one"
+
+
+def test_a_baseline_keeps_what_it_gave_to_the_held_documents_trial_after_trial() -> None:
+    """A direction a topic; but for one held document, whose vector is that of the other topic."""
+    documents = [*labelled("one", "a", 4), *labelled("one", "b", 4), *labelled("two", "a", 4), *labelled("two", "b", 4)]
+    vectors = np.array([[1.0, 0.0] if document.topic == "a" else [0.0, 1.0] for document in documents], np.float32)
+    vectors[9] = [0.0, 1.0]  # an a of the second source
+    first, second = list(range(8)), list(range(8, 16))
+    trials = [Trial(second, first), Trial(first, second)]
+    test = np.array([[0.0, 1.0], [1.0, 0.0]], np.float32)
+    found = logistic_regression(vectors, documents, trials, first, test, ("a", "b"))
+    assert "".join(found.held) == "aaaabbbb" + "abaabbbb"
+    assert found.test == ["b", "a"]
 
 
 def test_confidence_is_fitted_on_held_documents_and_told_by_language() -> None:

@@ -44,12 +44,20 @@ def fetch_package(requirement: str, target: Path) -> bool:
     for entry in (staging / "tree").iterdir():
         if entry.name == "bin":  # command-line programs of the package: not wanted
             continue
-        destination = target / "python" / entry.name
-        shutil.rmtree(destination, ignore_errors=True)
-        entry.rename(destination)
+        _move_in(entry, target / "python" / entry.name)
     shutil.rmtree(staging)
     stamp.touch()
     return True
+
+
+def _move_in(entry: Path, destination: Path) -> None:
+    """In place of what is there; a folder that packages share (a namespace: no __init__.py) keeps the others' parts."""
+    if entry.is_dir() and destination.is_dir() and not (entry / "__init__.py").exists():
+        for part in entry.iterdir():
+            _move_in(part, destination / part.name)
+    else:
+        shutil.rmtree(destination, ignore_errors=True)
+        entry.rename(destination)
 
 
 def last_line(text: str) -> str:

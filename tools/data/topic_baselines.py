@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,15 @@ MISSING = "the package {} is not installed (pip install 'megatron-synE[data]')"
 
 Encode = Callable[[Sequence[str]], NDArray[np.float32]]
 """Texts -> vectors of length 1, [texts, dimensions]."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """Topics that a baseline gives, with what its trials chose."""
+
+    held: list[str]
+    """Of the held documents, trial after trial."""
+    test: list[str]
 
 
 def frozen_encoder() -> Encode | str:
@@ -50,8 +60,8 @@ def logistic_regression(
     train: Sequence[int],
     test_vectors: Vectors,
     labels: Sequence[str],
-) -> list[str]:
-    """Topics of the test, the penalty chosen in the trials. train: documents to learn from at last."""
+) -> Given:
+    """By the penalty that is the best in the trials. train: documents to learn from at last."""
 
     def by_vectors(penalty: float, places: Sequence[int], asked: Vectors) -> list[str]:
         truth = [labels.index(documents[place].topic) for place in places]
@@ -61,7 +71,9 @@ def logistic_regression(
     def label(penalty: float, number: int) -> list[str]:
         return by_vectors(penalty, trials[number].train, vectors[trials[number].held])
 
-    return by_vectors(best_of(PENALTIES, documents, trials, label, labels), train, test_vectors)
+    penalty = best_of(PENALTIES, documents, trials, label, labels)
+    held = [topic for number in range(len(trials)) for topic in label(penalty, number)]
+    return Given(held, by_vectors(penalty, train, test_vectors))
 
 
 def fasttext(
@@ -72,8 +84,8 @@ def fasttext(
     labels: Sequence[str],
     as_words: Callable[[Labelled], str],
     kept: Kept,
-) -> list[str] | str:
-    """Topics of the test by fastText (its own code, as floret packages it), or why it is not there.
+) -> Given | str:
+    """By fastText (its own code, as floret packages it), or why it is not there.
 
     Words and pairs of words, 25 epochs, one thread (so that the result is fixed); the rate is chosen in the trials.
     as_words: a document as words with blanks between; Chinese characters are words.
@@ -103,4 +115,6 @@ def fasttext(
         return by_words(f"{number}-{rate}", rate, trial.train, [lines[place] for place in trial.held])
 
     rate = best_of(FASTTEXT_RATES, documents, trials, label, labels)
-    return by_words("test", rate, train, [" ".join(as_words(document).split()) for document in test])
+    held = [topic for number in range(len(trials)) for topic in label(rate, number)]
+    asked = [" ".join(as_words(document).split()) for document in test]
+    return Given(held, by_words("test", rate, train, asked))

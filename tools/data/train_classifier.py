@@ -20,8 +20,9 @@ from data_mixers.errors import ConfigError
 from tools.data.kept import Kept, Tensors
 from tools.data.readers import find_inputs
 from tools.data.stage import only_one
-from tools.data.topic_baselines import fasttext, frozen_encoder, logistic_regression
+from tools.data.topic_baselines import Given, fasttext, frozen_encoder, logistic_regression
 from tools.data.topic_confidence import confidence_of
+from tools.data.topic_difference import Difference, macro_f1_difference
 from tools.data.topic_head import Vectors
 from tools.data.topic_labels import (
     DEV_SHARE,
@@ -47,6 +48,7 @@ Result = TypeVar("Result")
 def train_classifier(options: ClassifierOptions) -> Report:
     """Writes <out> as a whole: weights, tokenizer, topics.json, report.json, report.md, confusion.csv, confusion.png.
 
+    Beside them test_labels.jsonl: what each classifier says of each document of the test.
     What its steps gave is kept in <out>.work until then, so that a call that was killed goes on from its last step.
     Errors: ConfigError or DataError as split_by_source and read_labelled say, ConfigError if <out> is there already or
     options contradict each other.
@@ -87,7 +89,8 @@ def _train(options: ClassifierOptions, topics: Topics, left_out: Mapping[str, in
         options.max_length,
     )  # fmt: skip
     baselines, not_measured = _timed(seconds, "baselines", lambda: _baselines(learner, plan, split, vectors, kept))
-    given = {OURS: learner.topics_of(searched.test[searched.way])} | baselines
+    given = {OURS: learner.topics_of(searched.test[searched.way])}
+    given |= {name: labels.test for name, labels in baselines.items()}
     topics_and_others = tuple(dict.fromkeys((*learner.labels, OTHERS)))
 
     def by(group_of: Callable[[Labelled], str]) -> dict[str, dict[str, Scores]]:
@@ -100,14 +103,24 @@ def _train(options: ClassifierOptions, topics: Topics, left_out: Mapping[str, in
         left_out=left_out,
         languages=by(lambda document: document.language),
         sources=by(lambda document: f"{document.language}/{document.source}"),
+        differences={name: _differences(split.test, given[OURS], labels.test) for name, labels in baselines.items()},
         not_measured=not_measured,
         ways=_ways(learner, held, split.test, searched),
+        baselines=_held_baselines(learner, held, split.test, baselines),
         held=score([d.topic for d in held], learner.topics_of(searched.held[searched.way]), topics=learner.labels),
         confidence=confidence,
         seconds=seconds,
     )
-    _write(options.out, trained, report)
+    _write(options.out, trained, report, _test_labels(split.test, given))
     return report
+
+
+def _differences(test: Sequence[Labelled], ours: Sequence[str], other: Sequence[str]) -> dict[str, Difference]:
+    """Of each language."""
+    of_language: dict[str, list[tuple[str, str, str, str]]] = {}
+    for document, first, second in zip(test, ours, other, strict=True):
+        of_language.setdefault(document.language, []).append((document.topic, first, second, document.source))
+    return {language: macro_f1_difference(*zip(*rows, strict=True)) for language, rows in sorted(of_language.items())}
 
 
 def _fingerprint(options: ClassifierOptions) -> str:
@@ -201,10 +214,24 @@ def _ways(learner: Learner, held: Sequence[Labelled], test: Sequence[Labelled], 
     ]
 
 
+def _held_baselines(
+    learner: Learner, held: Sequence[Labelled], test: Sequence[Labelled], baselines: Mapping[str, Given]
+) -> list[Way]:
+    """What stands beside the ways of training, and is not chosen from."""
+
+    def by_language(documents: Sequence[Labelled], labels: Sequence[str]) -> dict[str, float]:
+        return macro_f1_by_language(documents, labels, learner.labels)
+
+    return [
+        Way(name, False, by_language(held, given.held), by_language(test, given.test))
+        for name, given in baselines.items()
+    ]
+
+
 def _baselines(
     learner: Learner, plan: Plan, split: Split, vectors: dict[str, Vectors] | str, kept: Kept
-) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """(baseline -> topics of the test, baseline -> why not)."""
+) -> tuple[dict[str, Given], dict[str, str]]:
+    """(baseline -> what it gives, baseline -> why not)."""
     if not learner.options.baselines or not split.test:
         reason = "not asked for" if split.test else "there is no test source"
         return {}, {"fastText": reason, "frozen encoder": reason}
@@ -212,7 +239,7 @@ def _baselines(
     def as_words(document: Labelled) -> str:
         return " ".join(words_of(document.text))
 
-    given: dict[str, list[str] | str] = {
+    given: dict[str, Given | str] = {
         "fastText": fasttext(learner.documents, plan.trials, plan.train, split.test, learner.labels, as_words, kept),
         "frozen encoder": vectors
         if isinstance(vectors, str)
@@ -224,12 +251,22 @@ def _baselines(
     return found, {name: reason for name, reason in given.items() if isinstance(reason, str)}
 
 
-def _write(out: Path, trained: Trained, report: Report) -> None:
+def _test_labels(test: Sequence[Labelled], given: Mapping[str, Sequence[str]]) -> str:
+    """A line a document: its truth, and what each classifier says. Other questions than the report's can be asked."""
+    rows = []
+    for place, document in enumerate(test):
+        row = {"id": document.id, "language": document.language, "source": document.source, "topic": document.topic}
+        rows.append(row | {name: labels[place] for name, labels in given.items()})
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _write(out: Path, trained: Trained, report: Report, test_labels: str) -> None:
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_classifier(trained, partial)
     write_report(report, partial)
+    (partial / "test_labels.jsonl").write_text(test_labels, encoding="utf-8")
     for path in (*partial.iterdir(), partial):
         sync(path)
     partial.rename(out)
