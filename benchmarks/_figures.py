@@ -54,10 +54,12 @@ class Figure:
 
     @property
     def measured(self) -> str:
-        """0.98x [0.95, 1.01] of 16 pairs; 55 ms."""
-        if self.low is None:
+        """0.981x [0.953, 1.012] of 16 pairs; 55 ms."""
+        if self.low is None or self.high is None:
             return f"{_short(self.value)} {self.unit}".rstrip()
-        return f"{self.value:.2f}{self.unit} [{self.low:.2f}, {self.high:.2f}] of {self.num_pairs} pairs"
+        # Enough digits to see on which side of its target an end of the interval lies.
+        value, low, high = (f"{number:.{3 if number < 10 else 2}f}" for number in (self.value, self.low, self.high))
+        return f"{value}{self.unit} [{low}, {high}] of {self.num_pairs} pairs"
 
     @property
     def bound(self) -> str:

@@ -51,7 +51,7 @@ def test_figures_are_kept_as_they_come(tmp_path: Path, monkeypatch: pytest.Monke
     assert kept["command"] == "python -m benchmarks.speed --text text --pairs 3"
     assert [figure["verdict"] for figure in kept["figures"]] == ["met", ""]
     table = _page.rendered()
-    assert "| ours \\| theirs | 0.50x [0.50, 0.50] of 3 pairs | ≥ 0.4x | met |" in table
+    assert "| ours \\| theirs | 0.500x [0.500, 0.500] of 3 pairs | ≥ 0.4x | met |" in table
     assert "| memory (of 2,000) | 1,234 MB |  |  |" in table
 
 
