@@ -32,10 +32,7 @@ def rendered() -> str:
     for name, result in read_results().items():
         machine = result["machine"]
         parts.append(f"### {name}\n")
-        parts.append(
-            f"`{result['command']}`: {result['started']} UTC, {result['seconds']} s, {machine['cores']} cores of "
-            f"{machine['cpu']}, load before {result['load_before']}\n"
-        )
+        parts.append(f"`{result['command']}`, {result['started'][:10]}, {machine['cores']} cores of {machine['cpu']}\n")
         parts.append("| what | measured | target | |\n|---|---|---|---|")
         for figure in figures_of(result):
             note = f" ({figure.note})" if figure.note else ""

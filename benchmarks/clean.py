@@ -141,6 +141,7 @@ def main() -> None:
     if arguments.side is not None:
         {"ours": ours, "theirs": theirs}[arguments.side](arguments.text.resolve(), arguments.out)
         return
+    record = Record("clean", keep=arguments.record)
     with tempfile.TemporaryDirectory() as folder:
         path = arguments.text or Path(folder) / "in/text.jsonl"
         if arguments.text is None:
@@ -152,7 +153,6 @@ def main() -> None:
             lambda: megabytes / cpu_seconds("theirs", path),
             num_pairs=arguments.pairs,
         )
-    record = Record("clean", keep=arguments.record)
     what = (
         "`syne data clean` to datatrove's own pipeline of the same steps (its words split at blanks), MB per "
         f"CPU-second of {megabytes:.0f} MB of source code, start-up included"

@@ -173,6 +173,7 @@ def run_bare_megatron(hf: Path, samples: Path, steps: int, precision: str) -> An
 
 def compare_speeds(options: argparse.Namespace, peers: Sequence[str], precision: str) -> None:
     """Print tokens per second of each side and the ratio of ours to each peer's."""
+    record = Record("-".join(["train_step", *peers]), keep=options.record)
     with tempfile.TemporaryDirectory() as folder:
         made = prepared(Path(folder), SMOLLM2, layers=options.layers, precision=precision, steps=options.steps)
         sides = {
@@ -180,7 +181,6 @@ def compare_speeds(options: argparse.Namespace, peers: Sequence[str], precision:
         }
         found = rounds(sides, num_rounds=options.pairs)
     tokens = GLOBAL_BATCH * SMOLLM2.seq_length
-    record = Record("-".join(["train_step", *peers]), keep=options.record)
     rates = {name: tokens / statistics.median(seconds) for name, seconds in found.items()}
     shape = f"{SMOLLM2.name}, {options.layers} layers, {precision}, {tokens:,} tokens a step, two cores"
     for name in peers:
@@ -192,11 +192,11 @@ def compare_speeds(options: argparse.Namespace, peers: Sequence[str], precision:
 
 def overlay(options: argparse.Namespace, peers: Sequence[str], precision: str) -> None:
     """Draw the losses of all sides over each other, and print how far apart they are."""
+    record = Record("train_step-overlay", keep=options.record)
     with tempfile.TemporaryDirectory() as folder:
         made = prepared(Path(folder), SMALL, layers=4, precision=precision, steps=options.steps)
         losses = {name: list(side(options.steps)["losses"]) for name, side in made.sides(peers).items()}
     ours = losses["ours"]
-    record = Record("train_step-overlay", keep=options.record)
     note = f"{SMALL.name}, {precision}, {len(ours)} steps, loss from {ours[0]:.4f} to {ours[-1]:.4f}"
     for name in peers:
         gaps = [abs(a - b) for a, b in zip(ours, losses[name], strict=True)]
