@@ -27,12 +27,13 @@ def write(path: Path, *given: dict[str, Any]) -> str:
 
 
 def said(capsys: pytest.CaptureFixture[str], code: int, *arguments: str) -> str:
-    """The one message of a call that must end with this code."""
+    """The one message, with its lines of faults, of a call that must end with this code."""
     assert main(["synth", *arguments]) == code
     printed = capsys.readouterr()
-    lines = [line for line in printed.err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and "Traceback" not in printed.err and printed.out == ""
-    return lines[0]
+    lines = printed.err.splitlines()
+    (first,) = (number for number, line in enumerate(lines) if line.startswith("error: "))
+    assert "Traceback" not in printed.err and printed.out == ""
+    return "\n".join(lines[first:])
 
 
 def test_seeds_do_not_replace_their_pages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
