@@ -4,7 +4,8 @@ Everything as megatron-core brings it where neither apex nor Transformer Engine 
 square of all scores, whole logits, torch's AdamW in its distributed optimizer. Ours are the view that lets it run on a
 CPU at all (runtime/cpu_compat.py) and the reading of the HF folder.
 
-argv = HF folder, samples [number, tokens + 1], steps, precision, where rank 0 writes {"seconds", "losses"}.
+argv = HF folder, samples [number, tokens + 1], steps, precision, weight decay, where rank 0 writes {"seconds",
+"losses"}.
 """
 
 import json
@@ -98,7 +99,7 @@ def forward_step(iterator: Iterator[torch.Tensor], model: torch.nn.Module) -> tu
     return model(tokens, positions, None, labels=labels), loss
 
 
-def main(folder: Path, samples: Path, steps: int, precision: str, out: Path) -> None:
+def main(folder: Path, samples: Path, steps: int, precision: str, weight_decay: float, out: Path) -> None:
     """Train in the order of the samples; rank 0 writes the median seconds of all steps but the first, and losses."""
     keep_freed_memory()
     dist.init_process_group("gloo")
@@ -112,7 +113,7 @@ def main(folder: Path, samples: Path, steps: int, precision: str, out: Path) -> 
     ddp = DistributedDataParallel(model.config, ddp_config, module)
     optimizer = get_megatron_optimizer(
         OptimizerConfig(
-            optimizer="adam", lr=1e-4, weight_decay=0.1, adam_beta1=0.9, adam_beta2=0.95, clip_grad=1.0,
+            optimizer="adam", lr=1e-4, weight_decay=weight_decay, adam_beta1=0.9, adam_beta2=0.95, clip_grad=1.0,
             bf16=precision == "bf16", params_dtype=model.config.params_dtype, use_distributed_optimizer=True,
         ),
         [ddp],
@@ -143,4 +144,4 @@ def main(folder: Path, samples: Path, steps: int, precision: str, out: Path) -> 
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4], Path(sys.argv[5]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4], float(sys.argv[5]), Path(sys.argv[6]))

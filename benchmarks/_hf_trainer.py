@@ -1,8 +1,9 @@
 """transformers' Trainer at its best on a CPU, for train_step: one process of two threads, SDPA, AdamW on fp32 masters.
 
 The masters are a wrapper here, as Trainer has none; nothing is evaluated or saved. argv = HF folder, steps, precision,
-samples (an array [number, tokens + 1], taken in this order), and "deepspeed" for its ZeRO-2, which keeps masters of its
-own, with checkpointing of activations. Prints {"seconds": median of all steps but the first, "losses": of each}.
+weight decay, samples (an array [number, tokens + 1], taken in this order), and "deepspeed" for its ZeRO-2, which keeps
+masters of its own, with checkpointing of activations. Prints {"seconds": median of all steps but
+the first, "losses": of each}.
 """
 
 import json
@@ -18,19 +19,20 @@ from typing import Any
 import torch
 
 GLOBAL_BATCH, MICRO_BATCH = 8, 2
+BETAS = (0.9, 0.95)
 
 
 class MasterAdamW(torch.optim.Optimizer):
     """torch's fused AdamW on fp32 copies of bf16 parameters: what mixed-precision training needs to be exact."""
 
-    def __init__(self, params: list[torch.nn.Parameter], lr: float) -> None:
+    def __init__(self, params: list[torch.nn.Parameter], lr: float, weight_decay: float) -> None:
         super().__init__(params, {"lr": lr})
         self._model = params
         self._masters = [p.detach().float().clone().requires_grad_() for p in params]
-        self._inner = torch.optim.AdamW(self._masters, lr=lr, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+        self._inner = torch.optim.AdamW(self._masters, lr=lr, betas=BETAS, weight_decay=weight_decay, fused=True)
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # torch overloads it by closure
         for master, param in zip(self._masters, self._model, strict=True):
             master.grad = None if param.grad is None else param.grad.float()
         self._inner.step()
@@ -38,7 +40,9 @@ class MasterAdamW(torch.optim.Optimizer):
             param.copy_(master)
 
 
-def train(hf: Path, steps: int, precision: str, samples: Path, *, deepspeed: bool) -> dict[str, Any]:
+def train(
+    hf: Path, steps: int, precision: str, weight_decay: float, samples: Path, *, deepspeed: bool
+) -> dict[str, Any]:
     """Run Trainer in this process."""
     import numpy as np
     from torch.utils.data import Dataset, SequentialSampler
@@ -68,7 +72,7 @@ def train(hf: Path, steps: int, precision: str, samples: Path, *, deepspeed: boo
 
     class InOrder(Trainer):
         def _get_train_sampler(self, *arguments: Any) -> Any:
-            return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
+            return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]  # a Dataset has a length here
 
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     model = AutoModelForCausalLM.from_pretrained(hf, dtype=dtype, attn_implementation="sdpa")
@@ -83,9 +87,9 @@ def train(hf: Path, steps: int, precision: str, samples: Path, *, deepspeed: boo
         clock = Clock()
         parameters = list(model.parameters())
         optimizer: torch.optim.Optimizer = (
-            torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+            torch.optim.AdamW(parameters, lr=1e-4, betas=BETAS, weight_decay=weight_decay, fused=True)
             if deepspeed
-            else MasterAdamW(parameters, lr=1e-4)
+            else MasterAdamW(parameters, lr=1e-4, weight_decay=weight_decay)
         )
         constant = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
         trainer = InOrder(
@@ -102,9 +106,12 @@ def _zero_2(precision: str) -> dict[str, Any]:
     return dict.fromkeys(auto, "auto") | rest | {"zero_allow_untested_optimizer": True}
 
 
-def run_theirs(hf: Path, steps: int, precision: str, samples: Path, *, deepspeed: bool = False) -> dict[str, Any]:
+def run_theirs(
+    hf: Path, steps: int, precision: str, weight_decay: float, samples: Path, *, deepspeed: bool = False
+) -> dict[str, Any]:
     """What `train` gives, of a fresh process. Errors: SystemExit with what it said."""
-    command = ["-m", "benchmarks._hf_trainer", hf, steps, precision, samples, *(["deepspeed"] if deepspeed else [])]
+    command = ["-m", "benchmarks._hf_trainer", hf, steps, precision, weight_decay, samples]
+    command += ["deepspeed"] if deepspeed else []
     # DeepSpeed looks for MPI unless a launcher's variables say that it is alone.
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29611"}
     environment = os.environ | {"OMP_NUM_THREADS": "2"} | (alone if deepspeed else {})
@@ -118,8 +125,8 @@ def run_theirs(hf: Path, steps: int, precision: str, samples: Path, *, deepspeed
 
 
 if __name__ == "__main__":
-    given_hf, given_steps, given_precision, given_samples = sys.argv[1:5]
+    given = sys.argv[1:6]
     answer = train(
-        Path(given_hf), int(given_steps), given_precision, Path(given_samples), deepspeed="deepspeed" in sys.argv[5:]
+        Path(given[0]), int(given[1]), given[2], float(given[3]), Path(given[4]), deepspeed="deepspeed" in sys.argv[6:]
     )
     print(json.dumps(answer))

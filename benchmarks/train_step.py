@@ -93,23 +93,27 @@ class Prepared:
     root: Path
     config: Path
     precision: str
+    weight_decay: float
     samples: Path
 
     def sides(self, peers: Sequence[str]) -> dict[str, Callable[[int], Answer]]:
         """By name, what trains that many steps in fresh processes."""
         hf, numbers = self.root / "hf", count()
-        theirs = partial(run_theirs, hf, precision=self.precision, samples=self.samples)
+        theirs = partial(run_theirs, hf, precision=self.precision, weight_decay=self.weight_decay, samples=self.samples)
         known: dict[str, Callable[[int], Answer]] = {
             "ours": lambda steps: run_ours(self.config, self.root / f"run{next(numbers)}", steps),
             "transformers": theirs,
-            "megatron-core": lambda steps: run_bare_megatron(hf, self.samples, steps, self.precision),
+            "megatron-core": lambda steps: run_bare_megatron(
+                hf, self.samples, steps, self.precision, self.weight_decay
+            ),
             "deepspeed": partial(theirs, deepspeed=True),
         }
         return {name: side for name, side in known.items() if name in ("ours", *peers)}
 
 
-def prepared(root: Path, shape: Shape, *, layers: int, precision: str, steps: int) -> Prepared:
+def prepared(root: Path, shape: Shape, *, layers: int, options: argparse.Namespace) -> Prepared:
     """Everything that all sides read."""
+    precision, steps = options.precision, options.steps
     tiny.hf_folder(root / "hf", dtype=torch.bfloat16, num_hidden_layers=layers, **shape.model)
     tiny.manifest(root / "train", {("en", "web", "x"): 300_000}, vocab_size=shape.model["vocab_size"])
     tree = tiny.run_tree(
@@ -119,7 +123,7 @@ def prepared(root: Path, shape: Shape, *, layers: int, precision: str, steps: in
             "seq_length": shape.seq_length, "global_batch_size": GLOBAL_BATCH, "micro_batch_size": MICRO_BATCH,
             "precision": precision,
         },
-        optimizer={"lr": 1e-4},
+        optimizer={"lr": 1e-4, "weight_decay": options.weight_decay},
         lr_schedule={"style": "constant", "start_lr": 1e-4, "warmup_tokens": 0},
         data={
             "manifests": [str(root / "train")], "max_epochs": 1000.0, "document_masking": False,
@@ -132,7 +136,8 @@ def prepared(root: Path, shape: Shape, *, layers: int, precision: str, steps: in
     del tree["lr_schedule"]["decay_tokens"]
     config = tiny.write_run(root, tree)
     run_ours(config, root / "first", 1)  # for its schedule
-    return Prepared(root, config, precision, _write_samples(root, root / "first", steps * GLOBAL_BATCH))
+    samples = _write_samples(root, root / "first", steps * GLOBAL_BATCH)
+    return Prepared(root, config, precision, options.weight_decay, samples)
 
 
 def _write_samples(root: Path, run: Path, number: int) -> Path:
@@ -158,12 +163,12 @@ def run_ours(config: Path, run: Path, steps: int) -> Answer:
     return {"seconds": statistics.median(seconds) if seconds else 0.0, "losses": [row["lm_loss"] for row in rows]}
 
 
-def run_bare_megatron(hf: Path, samples: Path, steps: int, precision: str) -> Answer:
+def run_bare_megatron(hf: Path, samples: Path, steps: int, precision: str, weight_decay: float) -> Answer:
     """Two fresh processes of megatron-core."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "answer.json"
         os.environ["OMP_NUM_THREADS"] = "1"
-        command = ["-W", "ignore", "-m", "benchmarks._bare_megatron", hf, samples, steps, precision, out]
+        command = ["-W", "ignore", "-m", "benchmarks._bare_megatron", hf, samples, steps, precision, weight_decay, out]
         code = launch([str(word) for word in command], 2)
         if code:
             raise SystemExit(f"megatron-core: exit {code}")
@@ -171,18 +176,18 @@ def run_bare_megatron(hf: Path, samples: Path, steps: int, precision: str) -> An
     return answer
 
 
-def compare_speeds(options: argparse.Namespace, peers: Sequence[str], precision: str) -> None:
+def compare_speeds(options: argparse.Namespace, peers: Sequence[str]) -> None:
     """Print tokens per second of each side and the ratio of ours to each peer's."""
     record = Record("-".join(["train_step", *peers]), keep=options.record)
     with tempfile.TemporaryDirectory() as folder:
-        made = prepared(Path(folder), SMOLLM2, layers=options.layers, precision=precision, steps=options.steps)
+        made = prepared(Path(folder), SMOLLM2, layers=options.layers, options=options)
         sides = {
             name: lambda side=side: float(side(options.steps)["seconds"]) for name, side in made.sides(peers).items()
         }
         found = rounds(sides, num_rounds=options.pairs)
     tokens = GLOBAL_BATCH * SMOLLM2.seq_length
     rates = {name: tokens / statistics.median(seconds) for name, seconds in found.items()}
-    shape = f"{SMOLLM2.name}, {options.layers} layers, {precision}, {tokens:,} tokens a step, two cores"
+    shape = f"{SMOLLM2.name}, {options.layers} layers, {options.precision}, {tokens:,} tokens a step, two cores"
     for name in peers:
         speeds = ratio_of(list(zip(found[name], found["ours"], strict=True)))
         note = f"{rates['ours']:.0f} against {rates[name]:.0f} tokens/s"
@@ -190,14 +195,15 @@ def compare_speeds(options: argparse.Namespace, peers: Sequence[str], precision:
     record.close()
 
 
-def overlay(options: argparse.Namespace, peers: Sequence[str], precision: str) -> None:
+def overlay(options: argparse.Namespace, peers: Sequence[str]) -> None:
     """Draw the losses of all sides over each other, and print how far apart they are."""
     record = Record("train_step-overlay", keep=options.record)
     with tempfile.TemporaryDirectory() as folder:
-        made = prepared(Path(folder), SMALL, layers=4, precision=precision, steps=options.steps)
+        made = prepared(Path(folder), SMALL, layers=4, options=options)
         losses = {name: list(side(options.steps)["losses"]) for name, side in made.sides(peers).items()}
     ours = losses["ours"]
-    note = f"{SMALL.name}, {precision}, {len(ours)} steps, loss from {ours[0]:.4f} to {ours[-1]:.4f}"
+    setting = f"{SMALL.name}, {options.precision}, weight decay {options.weight_decay:g}, {len(ours)} steps"
+    note = f"{setting}, loss from {ours[0]:.4f} to {ours[-1]:.4f}"
     for name in peers:
         gaps = [abs(a - b) for a, b in zip(ours, losses[name], strict=True)]
         largest = f"largest {max(gaps):.4f}; {note}"
@@ -240,6 +246,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="a run; 3, and 200 with --overlay")
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--peers", nargs="+", choices=[*TARGETS, "torchtitan"], default=[*TARGETS, "torchtitan"])
+    parser.add_argument("--precision", choices=["bf16", "fp32"], help="default: what this CPU is good at")
+    parser.add_argument("--weight-decay", type=float, default=0.1, help="0: peers let norms decay, ours does not")
     parser.add_argument("--overlay", type=Path, metavar="PNG", help="draw losses instead of measuring speeds")
     add_record_option(parser)
     options = parser.parse_args()
@@ -248,8 +256,8 @@ def main() -> None:
         if reason := missing(peer):
             print(f"{peer}: left out: {reason}")
     peers = [peer for peer in options.peers if missing(peer) is None]
-    precision = "bf16" if cpu_has_bf16() else "fp32"
-    (overlay if options.overlay else compare_speeds)(options, peers, precision)
+    options.precision = options.precision or ("bf16" if cpu_has_bf16() else "fp32")
+    (overlay if options.overlay else compare_speeds)(options, peers)
 
 
 if __name__ == "__main__":

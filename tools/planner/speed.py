@@ -114,7 +114,7 @@ def parse_layout(text: str) -> Layout | None:
         sequence_parallel=found["sp"] is not None,
         micro_batch_size=int(found["mbs"]),
         recompute=found["recompute"],  # type: ignore[arg-type]  # one of the three, as found
-        zero_stage=int(found["zero"] or 1),  # type: ignore[arg-type]
+        zero_stage=int(found["zero"] or 1),  # type: ignore[arg-type]  # a digit of the pattern above
     )
 
 
