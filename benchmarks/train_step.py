@@ -6,7 +6,7 @@ the precision this CPU is good at, each in fresh processes, in turn.
     ours            two data-parallel processes of one thread, without document masks, which no peer here has
     transformers    Trainer, one process of two threads (_hf_trainer.py says how)
     megatron-core   its own layers and loop, two data-parallel processes of one thread (_bare_megatron.py)
-    deepspeed       Trainer as above, under ZeRO-2 with checkpointing: the authors' stack, several times slower
+    deepspeed       Trainer as above, under ZeRO-2 with checkpointing: the authors' stack
     torchtitan      never here: it trains on CUDA devices alone
 
 A peer that cannot run says why and is left out. The last lines are what the README quotes.
