@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from data_mixers.atomic import temporary_path
 from data_mixers.errors import ConfigError, DataError
+from tools.data.download import note_of
 from tools.data.fetch import FetchOptions, fetch, list_files, load_catalogue
 
 REPOSITORY = "survivi/Llama-3-SynE-Dataset"
@@ -138,6 +140,13 @@ def test_killed_and_run_again_gives_the_same_bytes(tmp_path: Path, start: Callab
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not partial.with_suffix("").exists()  # nothing half under the final name
+    # As if it had been killed a moment earlier, while it wrote the one's note, and after it had the other.
+    part_0, part_1 = (out / "data/cn_web" / name for name in CONTENT)
+    left = temporary_path(note_of(part_0)).name.replace(f".{os.getpid()}.", f".{process.pid}.")
+    part_0.with_name(left).write_bytes(b"{")
+    Path(f"{part_1}.partial").unlink(missing_ok=True)
+    part_1.write_bytes(CONTENT["part-1.parquet"])
+    note_of(part_1).write_bytes(b"{}")
     fetch(_options(out, server))
     _check_fetched(out)
 

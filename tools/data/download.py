@@ -105,7 +105,7 @@ def fetch_file(remote: RemoteFile, folder: Path, web: Web, on_bytes: Callable[[i
     target = folder / remote.path
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.partial")
-    note = target.with_name(f"{target.name}.partial.json")
+    note = note_of(target)
     if _noted(note, remote.url) is None:
         partial.unlink(missing_ok=True)
     elif partial.exists():
@@ -136,6 +136,11 @@ def fetch_file(remote: RemoteFile, folder: Path, web: Web, on_bytes: Callable[[i
     publish(partial, target)
     note.unlink(missing_ok=True)
     return digest
+
+
+def note_of(target: Path) -> Path:
+    """Where it is noted, beside the partial file, what that is a part of."""
+    return target.with_name(f"{target.name}.partial.json")
 
 
 def sha256_of(path: Path) -> str:

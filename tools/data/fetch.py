@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass as checked
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
-from tools.data.download import RemoteFile, UnreachableError, Web, fetch_file, sha256_of
+from tools.data.download import RemoteFile, UnreachableError, Web, fetch_file, note_of, sha256_of
 from tools.data.options import FetchOptions
 from tools.data.progress import LiveProgress
 from tools.data.stage import only_one
@@ -65,6 +65,8 @@ def fetch(options: FetchOptions) -> list[Path]:
         by_hand = "; ".join(_where(entry, options, part) for part in options.slices)
         raise DataError(f"{error}. By hand: {by_hand}") from error
     with only_one(options.out):
+        for path in options.out.rglob(".*.tmp"):  # of a killed call
+            path.unlink()
         sources = _Sources(options.out / SOURCES_NAME)
         with (
             LiveProgress(f"fetch {options.name}", total=sum(remote.size_bytes or 0 for remote in remotes)) as progress,
@@ -185,6 +187,7 @@ def _bring(remote: RemoteFile, out: Path, web: Web, sources: "_Sources", on_byte
     """The file's sha256, after it is there."""
     target = out / remote.path
     if target.is_file():
+        note_of(target).unlink(missing_ok=True)  # of a call that was killed just before it went
         size = target.stat().st_size
         known = sources.digest_of(remote, size)
         if known is not None:
@@ -210,7 +213,8 @@ def _present(entry: Entry, options: FetchOptions) -> list[Path]:
             for path in sorted(options.out.rglob("*"))
             if path.is_file()
             and not path.name.endswith((".partial", ".partial.json"))
-            and path.name not in (SOURCES_NAME, ".in_use")
+            and path.name != SOURCES_NAME
+            and not path.name.startswith(".")  # .in_use, and what a killed call left
             and fnmatchcase(path.relative_to(options.out).as_posix(), pattern)
             and fnmatchcase(path.relative_to(options.out).as_posix(), options.match)
         ]
