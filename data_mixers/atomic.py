@@ -1,12 +1,26 @@
 """Files appear whole or not at all: temporary name beside the target, fsync, rename."""
 
+import glob
 import os
+import shutil
 from pathlib import Path
 
 
 def temporary_path(target: Path) -> Path:
     """A name beside `target` that no other process writes to, on any machine that shares the file system."""
     return target.with_name(f".{target.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+
+
+def sweep(folder: Path, name: str | None = None) -> None:
+    """Remove what processes of this machine that have ended left in `folder` under temporary names.
+
+    name: of the target; None: of any. What a process that lives, or another machine, is writing stays.
+    """
+    stem = "*" if name is None else glob.escape(name)
+    for left in folder.glob(f".{stem}.{glob.escape(os.uname().nodename)}.*.tmp*"):
+        pid = left.name.rpartition(".tmp")[0].rpartition(".")[2]
+        if pid.isdecimal() and not Path("/proc", pid).exists():
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 
 
 def publish(temporary: Path, target: Path) -> None:

@@ -1,7 +1,6 @@
 """A checkpoint as an HF folder that opens in from_pretrained: streamed, checked, then renamed into place."""
 
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -66,8 +65,7 @@ def write_hf_folder(
     architecture = architecture_from_hf(config, where=str(hf_config or folder / "config.json"))
     weights = CheckpointWeights(folder, architecture)
     _check_replaceable(out)
-    temporary = out.parent / f".tmp-{out.name}-{os.getpid()}"
-    with layout.temporary_folder(temporary, out):
+    with layout.temporary_folder(out) as temporary:
         size_bytes = _write_weights(temporary, weights, DTYPE_OF_CHOICE[dtype], max_shard_size_bytes, progress)
         _write_side_files(temporary, folder, config, _stored_dtype(weights, DTYPE_OF_CHOICE[dtype]), name or out.name)
         if verify:
@@ -158,7 +156,7 @@ def _check_replaceable(out: Path) -> None:
 
 def _replace(temporary: Path, out: Path) -> None:
     if out.exists():
-        replaced = out.parent / f".tmp-{out.name}-{os.getpid()}-replaced"
+        replaced = temporary.with_name(f"{temporary.name}-replaced")
         out.rename(replaced)
         temporary.rename(out)
         shutil.rmtree(replaced)

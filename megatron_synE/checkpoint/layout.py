@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from data_mixers.atomic import sync, write_atomic
+from data_mixers.atomic import sweep, sync, temporary_path, write_atomic
 from data_mixers.file_version import check_version
 from megatron_synE.exit_codes import CheckpointError
 from megatron_synE.runtime.lease import Lease
@@ -211,15 +211,18 @@ def resolve_checkpoint(path: Path, *, verify_hashes: bool = True) -> Path:
 
 
 @contextmanager
-def temporary_folder(temporary: Path, final: Path) -> Iterator[None]:
+def temporary_folder(final: Path) -> Iterator[Path]:
     """An empty folder to write `final` in; what was not published of it is gone at the end.
 
+    What calls that were killed on this machine left of `final` goes first.
     Errors: CheckpointError naming `final` for an OSError inside.
     """
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = temporary_path(final)
     try:
+        sweep(final.parent, final.name)
+        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        yield
+        yield temporary
     except OSError as error:
         raise CheckpointError(f"{final}: cannot be written ({error.strerror})") from error
     finally:

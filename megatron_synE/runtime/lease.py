@@ -39,7 +39,7 @@ EXPIRY_SECONDS = 30.0
 """Ours: six beats. A holder that was not seen to beat for so long is gone, or as good as gone."""
 _BEAT_SECONDS = 5.0
 _POLL_SECONDS = 0.1
-_TEMPORARY = re.compile(r"\.tmp-.*|\..*\.tmp")
+_TEMPORARY = re.compile(r"\.tmp-.*|\..*\.tmp(-replaced)?")
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 
@@ -230,7 +230,7 @@ def _sweep(root: Path) -> None:
                 continue
             except OSError as error:
                 raise ConfigError(f"{path}: what an earlier writer left cannot be moved away ({error})") from error
-    for left in root.glob("checkpoints/.swept-*"):
+    for left in (*root.glob(".swept-*"), *root.glob("checkpoints/.swept-*")):
         shutil.rmtree(left, ignore_errors=True)
 
 

@@ -92,10 +92,14 @@ def test_importing_and_exporting_again_replaces_what_was_there(make_hf, tmp_path
     first, _ = make_hf(seed=1)
     second, _ = make_hf(seed=2)
     for hf in (first, second):
+        left = f"{os.uname().nodename}.99999999.tmp"  # of calls that were killed: no process has such a number
+        for folder in (f"ckpt/.iter_0000000.{left}", f".back.{left}", f".back.{left}-replaced"):
+            (tmp_path / folder).mkdir(parents=True)
+            (tmp_path / folder / "model.safetensors").touch()
         write_hf_folder(import_hf(hf, tmp_path / "ckpt").checkpoint, tmp_path / "back")
     assert_same_weights(weights_of(second), weights_of(tmp_path / "back"))
     assert sorted(p.name for p in (tmp_path / "ckpt").iterdir()) == ["iter_0000000", layout.TRACKER]
-    assert not list(tmp_path.glob(".tmp*"))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_neither_direction_overwrites_what_it_did_not_write(make_hf, tmp_path):

@@ -195,6 +195,9 @@ def test_a_run_is_evaluated_at_its_checkpoints_and_equals_its_export(data: Path,
     assert [results.model["consumed_tokens"] for results in found] == [512, 1024, 1280]
     assert [results.folder for results in found] == [run / f"eval/small/iter_000000{i}" for i in (2, 4, 5)]
     assert not list(run.rglob("eval/**/hf"))  # the export was for its turn alone
+    (found[0].folder / "hf").mkdir()  # a call that was killed behind its last task
+    assert [results.model for results in evaluate(asked)] == [results.model for results in found]
+    assert not list(run.rglob("eval/**/hf"))
     done = tiny.syne("export", "--checkpoint", run, "--out", run / "hf", "--no-logits")
     assert done.returncode == 0, done.stderr
     (subject,) = subjects_of(run / "hf", "newest")

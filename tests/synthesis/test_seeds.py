@@ -1,6 +1,7 @@
 """Seeds: where sentences end, which may open a snippet, what is counted, and that nothing depends on workers."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,6 +52,29 @@ def test_snippets_are_whole_sentences_with_their_origin_and_all_is_counted(pages
         assert seed["text"].startswith(("The orbit", "第")) and seed["text"][-1] in ".。"
     write_seeds(replace(options, out=tmp_path / "more.jsonl.zst", workers=2))
     assert (tmp_path / "more.jsonl.zst").read_bytes() == options.out.read_bytes()
+
+
+def test_killed_while_it_removes_its_work_and_run_again_gives_the_same_seeds(
+    pages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(folder: Path) -> None:
+        if (folder / "candidates").is_dir():
+            remove(folder / "candidates")
+            raise KeyboardInterrupt
+        remove(folder)
+
+    options = SeedOptions(inputs=(str(pages),), out=tmp_path / "seeds.jsonl.zst", near_duplicates=False)
+    remove = shutil.rmtree
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_seeds(options)
+    seeds = options.out.read_bytes()
+    write_seeds(options)
+    assert options.out.read_bytes() == seeds
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [pages.name, options.out.name, f"{options.out.name}.report.json"]
+    )
 
 
 def test_a_quota_is_filled_by_the_seed_and_a_smaller_one_is_part_of_a_larger(pages: Path, tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 import json
 import os
 import random
+import shutil
 import signal
 import string
 import subprocess
 import sys
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +193,24 @@ def test_killed_and_run_again_gives_the_same_bytes(
     process.wait()
     clean(CleanOptions(inputs=(undisturbed[0],), out=out, max_bad_share=0.1))
     assert contents(out) == undisturbed[1]
+
+
+@pytest.mark.parametrize("report_only", [False, True])
+def test_killed_while_it_removes_its_work_and_run_again_gives_the_same_bytes(
+    tmp_path: Path, undisturbed: tuple[str, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch, report_only: bool
+) -> None:
+    def killed(folder: Path) -> None:
+        remove(folder / "examined")
+        raise KeyboardInterrupt
+
+    options = CleanOptions(inputs=(undisturbed[0],), out=tmp_path / "out", max_bad_share=0.1)
+    remove = shutil.rmtree
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            clean(replace(options, report_only=report_only))
+    clean(options)
+    assert contents(options.out) == undisturbed[1]
 
 
 def test_a_finished_call_is_not_done_again_and_another_one_is_refused(tmp_path: Path) -> None:

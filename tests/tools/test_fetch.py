@@ -17,6 +17,7 @@ from data_mixers.atomic import temporary_path
 from data_mixers.errors import ConfigError, DataError
 from tools.data.download import note_of
 from tools.data.fetch import FetchOptions, fetch, list_files, load_catalogue
+from tools.data.readers import find_inputs
 
 REPOSITORY = "survivi/Llama-3-SynE-Dataset"
 COMMIT = "c0ffee"
@@ -147,6 +148,7 @@ def test_killed_and_run_again_gives_the_same_bytes(tmp_path: Path, start: Callab
     Path(f"{part_1}.partial").unlink(missing_ok=True)
     part_1.write_bytes(CONTENT["part-1.parquet"])
     note_of(part_1).write_bytes(b"{}")
+    assert find_inputs((str(out),)) == [part_1]  # no note is taken for documents
     fetch(_options(out, server))
     _check_fetched(out)
 
@@ -157,7 +159,7 @@ def test_a_file_that_changed_meanwhile_is_taken_anew(tmp_path: Path, start: Call
     out.mkdir(parents=True)
     url = f"{server.endpoint}/{RESOLVE}/data/cn_web/part-0.parquet"
     (out / "part-0.parquet.partial").write_bytes(b"x" * 5000)
-    (out / "part-0.parquet.partial.json").write_text(json.dumps({"url": url, "etag": '"other"'}))
+    note_of(out / "part-0.parquet").write_text(json.dumps({"url": url, "etag": '"other"'}))
     fetch(_options(tmp_path / "out", server))
     _check_fetched(tmp_path / "out")
 

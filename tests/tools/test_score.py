@@ -91,10 +91,14 @@ def test_a_killed_call_goes_on_and_gives_the_bytes_of_an_undisturbed_one(
     with pytest.raises(KeyboardInterrupt):
         score_ppl(options(data, hf))
     assert done == [0, 1, 2]
+    first = scores_path(data / manifest.sources[0].shards[0].prefix, "default")
+    left = first.with_name(f".{first.name}.another-node.7.tmp")  # of a call that was killed while it joined
+    left.touch()
     again: list[int] = []
     monkeypatch.setattr(score, "score_chunk", lambda *a: (again.append(a[3]), real(*a))[1])
     score_ppl(options(data, hf))
     assert again[0] == 3 and not set(again) & set(done)
+    assert not left.exists()
     interrupted = scores_of(manifest)
     for prefix in interrupted:
         scores_path(data / prefix, "default").unlink()

@@ -111,6 +111,14 @@ def _try_to_enter(folder: Path, answers: Any) -> None:
         answers.put(str(error))
 
 
+def test_what_a_killed_call_left_half_written_goes_when_the_folder_is_entered(tmp_path: Path) -> None:
+    left, written = (tmp_path / f".report.json.{os.uname().nodename}.{pid}.tmp" for pid in (99_999_999, os.getpid()))
+    left.touch()
+    written.touch()
+    with only_one(tmp_path):
+        assert sorted(tmp_path.iterdir()) == [tmp_path / ".in_use", written]
+
+
 def test_a_second_call_into_one_folder_is_refused(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     answers = context.Queue()

@@ -5,7 +5,6 @@ their mean is taken, and rounded once.
 """
 
 import math
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -85,9 +84,8 @@ def average(folders: Sequence[Path], out: Path, *, progress: Progress | None = N
     newest = max(range(len(folders)), key=lambda index: states[index].iteration)
     final = out / layout.iteration_name(states[newest].iteration)
     _check_replaceable(out, final, folders)
-    temporary = out / layout.temporary_name(states[newest].iteration, f"average-{os.getpid()}")
     counter = Counter(progress, total=sum(math.prod(t.shape) * weights[0].dtype(t.key).itemsize for t in tensors))
-    with layout.temporary_folder(temporary, final):
+    with layout.temporary_folder(final) as temporary:
         chunks: list[Chunk] = []
         for tensor in tensors:
             dtype = weights[0].dtype(tensor.key)

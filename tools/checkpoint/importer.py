@@ -1,7 +1,6 @@
 """HF folder to a weights-only checkpoint, a block of rows at a time: `syne import`."""
 
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -53,10 +52,9 @@ def import_hf(
     stored_dtype = DTYPE_OF_CHOICE[dtype] or _common_dtype(folder)
     final = out / layout.iteration_name(0)
     _check_replaceable(out, final)
-    temporary = out / layout.temporary_name(0, f"import-{os.getpid()}")
     tensors = global_tensors(folder.architecture)
     size_bytes = sum(math.prod(tensor.shape) for tensor in tensors) * stored_dtype.itemsize
-    with layout.temporary_folder(temporary, final):
+    with layout.temporary_folder(final) as temporary:
         counter, block_elements = Counter(progress, total=size_bytes), CHUNK_BYTES // stored_dtype.itemsize
         produce = partial(_produce, folder, stored_dtype, counter)
         chunks = [c for t in tensors for c in row_chunks(t, stored_dtype, partial(produce, t.key), block_elements)]

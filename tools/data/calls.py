@@ -18,7 +18,7 @@ from data_mixers.errors import ConfigError, DataError
 from tools.data.quarantine import BadLine, check_bad_share, write_quarantine
 from tools.data.readers import InputTask
 from tools.data.slurm_options import SlurmArray
-from tools.data.stage import Report, Stage, refuse_foreign, run_stage
+from tools.data.stage import Report, Stage, refuse_foreign, remove_work, run_stage
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +64,7 @@ class Call:
                 )
         refuse_foreign(self.out, is_begun=finished is not None or (self.work / "call.json").is_file())
         if finished is not None and (finished["writes"] or not writes):
+            remove_work(self.work)  # of a call that was killed at its end
             logger.info("%s is finished already", self.out)
             return finished
         self.work.mkdir(parents=True, exist_ok=True)
@@ -97,7 +98,7 @@ class Call:
         )  # fmt: skip
 
     def finish(self, result: dict[str, Any], quarantine: Sequence[BadLine], *, writes: bool) -> None:
-        """Write quarantine.jsonl and report.json, which gets the keys of `result`.
+        """Write quarantine.jsonl and report.json, which gets the keys of `result`, and remove `work`.
 
         Errors: DataError if an input file has changed since the call began: its verdicts may belong to other documents.
         """
@@ -114,6 +115,7 @@ class Call:
             **result,
         }
         write_atomic(self.out / REPORT_NAME, json.dumps(content, ensure_ascii=False, indent=1, default=str).encode())
+        remove_work(self.work)
 
 
 def _state(path: Path) -> list[int]:

@@ -8,7 +8,6 @@ Of duplicates the first in input order stays. Only documents that pass the rules
 """
 
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
@@ -80,7 +79,6 @@ def clean(options: CleanOptions) -> SelectionReport:
         find_near(call, work, rules.near_duplicates if options.near_duplicates else None)
         report = gather(items, call.run("count" if options.report_only else "write", partial(_write, work, items)))
         call.finish(report.as_json(), report.quarantine, writes=not options.report_only)
-        shutil.rmtree(call.work)
     return report
 
 

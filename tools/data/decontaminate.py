@@ -1,7 +1,6 @@
 """`syne data decontaminate`: which documents hold n-grams of benchmarks; a report first, removal on request."""
 
 import hashlib
-import shutil
 from collections import Counter
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -63,7 +62,6 @@ def decontaminate(options: DecontaminateOptions) -> tuple[SelectionReport, tuple
         benchmarks = _benchmark_reports(index, paths, results)
         result = report.as_json() | {"benchmarks": [asdict(benchmark) for benchmark in benchmarks]}
         call.finish(result, report.quarantine, writes=options.remove)
-        shutil.rmtree(call.work)
     return report, benchmarks
 
 

@@ -140,7 +140,7 @@ def fetch_file(remote: RemoteFile, folder: Path, web: Web, on_bytes: Callable[[i
 
 def note_of(target: Path) -> Path:
     """Where it is noted, beside the partial file, what that is a part of."""
-    return target.with_name(f"{target.name}.partial.json")
+    return target.with_name(f".{target.name}.partial.json")  # hidden: later steps read a folder's .json files
 
 
 def sha256_of(path: Path) -> str:

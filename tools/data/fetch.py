@@ -212,9 +212,9 @@ def _present(entry: Entry, options: FetchOptions) -> list[Path]:
             path
             for path in sorted(options.out.rglob("*"))
             if path.is_file()
-            and not path.name.endswith((".partial", ".partial.json"))
+            and not path.name.endswith(".partial")
             and path.name != SOURCES_NAME
-            and not path.name.startswith(".")  # .in_use, and what a killed call left
+            and not path.name.startswith(".")  # .in_use, notes, and what a killed call left
             and fnmatchcase(path.relative_to(options.out).as_posix(), pattern)
             and fnmatchcase(path.relative_to(options.out).as_posix(), options.match)
         ]

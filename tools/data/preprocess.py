@@ -50,7 +50,7 @@ from tools.data.spool import (
     read_bad_lines,
     tokenise_task,
 )
-from tools.data.stage import Report, Stage, WorkerPool, only_one, run_stage
+from tools.data.stage import Report, Stage, WorkerPool, only_one, remove_work, run_stage
 
 __all__ = ["PreprocessOptions", "PreprocessReport", "preprocess"]
 logger = logging.getLogger(__name__)
@@ -149,7 +149,7 @@ class _Call:
         training = self.write(segments, num_tokens, table)
         new = self.new_sources(training, held_out)
         manifest_path = self.folder.replace_sources(new, self.finished, bad, call=self.name)
-        _remove(self.work)
+        remove_work(self.work)
         shutil.rmtree(self.work.parent)
         with suppress(OSError):  # another call's work is in there
             self.work.parent.parent.rmdir()
@@ -330,13 +330,5 @@ def _clean_work(out: Path, call: str, fingerprint: str) -> Path:
     for other in parent.iterdir() if parent.is_dir() else ():
         if other.name != name:
             logger.info("%s was made with other options or inputs: removed", other)
-            _remove(other)
+            remove_work(other)
     return parent / name
-
-
-def _remove(work: Path) -> None:
-    """Remove work, under another name first: half of it must never be taken for whole."""
-    other = work.with_name(f"{work.name}.removed")
-    if other.exists():
-        shutil.rmtree(other)
-    shutil.rmtree(work.replace(other))

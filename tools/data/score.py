@@ -5,6 +5,7 @@ A process needs nobody: it takes whole chunks and holds the whole model. So it r
 ranks of torchrun or srun, or as jobs of a SLURM array; whoever finds a shard's parts complete writes its scores file.
 """
 
+import glob
 import hashlib
 import json
 import logging
@@ -62,6 +63,9 @@ def score_ppl(options: ScoreOptions) -> ScoreReport:
         with only_one(stage.work):
             _run(stage, files, options, None)
             if all(file.is_current for file in files):
+                for file in files:  # of a call that was killed while it joined
+                    for left in file.target.parent.glob(f".{glob.escape(file.target.name)}.*.tmp"):
+                        left.unlink(missing_ok=True)
                 shutil.rmtree(stage.work)
     else:
         _run(stage, files, options, ranks)

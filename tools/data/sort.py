@@ -4,6 +4,7 @@ scores ─ key per document ─ order of each topic ─ token files and sidecars
 A topic is one (language, source, topic) of the training sources; all else of the folder is carried over unchanged.
 """
 
+import glob
 import hashlib
 import json
 import logging
@@ -213,6 +214,8 @@ def _sort_topic(
     shutil.rmtree(spool, ignore_errors=True)
     spool.mkdir(parents=True)
     targets = [options.out / file_stem(f"{topic.name}/{bucket}") for bucket in _bucket_names(options.buckets)]
+    for left in (left for target in targets for left in options.out.glob(f".{glob.escape(target.name)}.*.tmp")):
+        left.unlink()  # of a call that was killed, on whatever machine: this task is done once at a time
     written = redistribute(
         topic.shards, lengths, order, targets, _sidecars(topic, key), spool=spool, dtype=dtype, on_tokens=report
     )

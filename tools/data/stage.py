@@ -9,6 +9,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,7 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
-from data_mixers.atomic import write_atomic
+from data_mixers.atomic import sweep, write_atomic
 from data_mixers.errors import ConfigError, DataError
 from tools.data.progress import LiveProgress
 from tools.data.slurm_options import SlurmArray
@@ -167,7 +168,17 @@ def only_one(folder: Path) -> Iterator[None]:
                         f"another call is writing into {folder}; wait for it, or choose another --out"
                     ) from error
                 time.sleep(POLL_SECONDS)
+        sweep(folder)
         yield
+
+
+def remove_work(work: Path) -> None:
+    """Remove a folder of results, under another name first: half of it must never be taken for whole."""
+    removed = work.with_name(f"{work.name}.removed")
+    if removed.exists():  # a call was killed in here
+        shutil.rmtree(removed)
+    if work.exists():
+        shutil.rmtree(work.replace(removed))
 
 
 def refuse_foreign(folder: Path, *, is_begun: bool) -> None:

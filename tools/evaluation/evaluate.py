@@ -7,6 +7,7 @@ import datetime
 import hashlib
 import json
 import logging
+import shutil
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -32,7 +33,7 @@ from tools.evaluation.results import (
     write_task,
 )
 from tools.evaluation.statistics import interval_of
-from tools.evaluation.subjects import Subject, as_hf, fingerprint, results_folder, subjects_of
+from tools.evaluation.subjects import CONVERTED, Subject, as_hf, fingerprint, results_folder, subjects_of
 from tools.evaluation.suite import Benchmark, Suite, Sum, read_suite, suite_path
 
 logger = logging.getLogger(__name__)
@@ -123,6 +124,7 @@ def _evaluate_one(
 ) -> Results:
     mark = fingerprint(subject)
     with only_one(folder):
+        shutil.rmtree(folder / CONVERTED, ignore_errors=True)  # of a call that was killed before it removed it
         earlier = _earlier(folder, subject, suite_hash, mark, options)
         done: dict[str, TaskResult] = {}
         pending: list[tuple[PlannedTask, Found | None]] = []

@@ -16,6 +16,8 @@ from tools.evaluation.options import Which
 
 EXPORT_MARKER = "syne_export.json"
 """megatron_synE.checkpoint.hf_export.MARKER; that module imports torch."""
+CONVERTED = "hf"
+"""Beside its results, while a checkpoint is evaluated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +87,7 @@ def as_hf(subject: Subject, results: Path) -> Iterator[Path]:
     from megatron_synE.checkpoint.hf_export import write_hf_folder
     from tools.data.progress import live_bytes
 
-    folder = results / "hf"
+    folder = results / CONVERTED
     try:
         with live_bytes(f"export {subject.path}") as progress:
             write_hf_folder(subject.path, folder, progress=progress, name=subject.label)

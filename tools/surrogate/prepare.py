@@ -44,6 +44,7 @@ def _variant(section: Corruption, share: float, folder: Path) -> Path:
     made_from = hashlib.sha256(json.dumps([asdict(section), share, inputs], default=str).encode()).hexdigest()
     if (out / DONE).is_file() and json.loads((out / DONE).read_text())["hash"] == made_from:
         return out
+    (out / DONE).unlink(missing_ok=True)  # else a killed call leaves it beside other data than it names
     pairs = folder / "pairs" / f"corruption-{share:g}.jsonl"
     pairs.parent.mkdir(parents=True, exist_ok=True)
     pairs.unlink(missing_ok=True)

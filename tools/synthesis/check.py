@@ -8,7 +8,6 @@ write (a task a piece of input) ─> kept · dropped · quarantine.jsonl · repo
 
 import hashlib
 import json
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -81,7 +80,6 @@ def check(options: CheckOptions) -> SelectionReport:
         extra = {"notes": notes, "examples_by_discipline": examples.as_json()}
         write_atomic(options.out / REPORT_MD, write_markdown(report, examples, notes).encode())
         call.finish(report.as_json() | extra, report.quarantine, writes=True)
-        shutil.rmtree(call.work)
     return report
 
 

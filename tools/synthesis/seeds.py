@@ -27,7 +27,7 @@ from tools.data.exact_duplicates import content_hash
 from tools.data.label_topics import TOPIC_KEY
 from tools.data.options import CleanOptions
 from tools.data.readers import BadRecord, InputTask, find_inputs, plan_tasks
-from tools.data.stage import Report, Stage, only_one, run_stage
+from tools.data.stage import Report, Stage, only_one, remove_work, run_stage
 from tools.data.units import num_han, units_of
 from tools.synthesis.options import SEED_RULES, SeedOptions
 from tools.synthesis.output import check_no_input, check_out, documents_of
@@ -68,7 +68,7 @@ def write_seeds(options: SeedOptions) -> dict[str, Any]:
         report = _make(options, tasks, work, call.fingerprint)
         path = options.out.with_name(f"{options.out.name}.report.json")
         write_atomic(path, json.dumps(report, ensure_ascii=False, indent=1).encode())
-    shutil.rmtree(work)
+    remove_work(work)
     return report
 
 
