@@ -86,7 +86,7 @@ loader._raised = signalled
 print(sum(len(batch) for batch in read(Path(sys.argv[1]), "data.num_workers=2")[0]))
 """
     done = subprocess.run(
-        [sys.executable, "-c", script, str(config)], cwd=tiny.ROOT, capture_output=True, text=True, timeout=60,
+        [sys.executable, "-c", script, str(config)], cwd=tiny.ROOT, capture_output=True, text=True, timeout=240,
         check=False,
     )  # fmt: skip
     assert done.stdout == "40\n", done.stderr[-3000:]

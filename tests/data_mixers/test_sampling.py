@@ -225,13 +225,13 @@ def test_rows_beyond_two_to_the_32nd_are_the_ones_counted_by_hand() -> None:
 def test_seeking_at_100_billion_tokens_takes_less_than_a_millisecond_and_no_index() -> None:
     schedule = make_schedule([(12_200_000, MIXED[4])], shard_tokens=(3_200_000_000,), seq_length=8192)
     sampler = Sampler(schedule)
-    started = time.perf_counter()
+    started = time.process_time()
     for sample in range(12_000_000, 12_000_100):
         sampler.address(sample)
-    assert (time.perf_counter() - started) / 100 < 1e-3
-    started = time.perf_counter()
+    assert (time.process_time() - started) / 100 < 1e-3
+    started = time.process_time()
     assert len(sampler.addresses(11_000_000, 11_100_000)) == 100_000
-    assert time.perf_counter() - started < 1.0
+    assert time.process_time() - started < 1.0
 
 
 @pytest.mark.parametrize("order", ["permuted", "as_written"])

@@ -38,7 +38,7 @@ def snapshot(run: Path) -> dict[str, bytes]:
 
 def stopped(run: Path) -> int:
     """The process that holds the run, once it has stopped itself."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         holder = read_holder(run) if run.exists() else None
         if holder is not None and Path(f"/proc/{holder.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T":

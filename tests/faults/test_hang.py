@@ -43,7 +43,7 @@ def test_a_stopped_rank_ends_the_run_with_code_6_and_stacks_of_those_that_wait(r
     try:
         _, status = os.waitpid(ranks[1].pid, os.WUNTRACED)
         assert os.WIFSTOPPED(status)  # rank 1, inside its fourth step
-        _, said = ranks[0].communicate(timeout=120)
+        _, said = ranks[0].communicate(timeout=240)
         assert ranks[0].returncode == 6, said
         (stacks,) = run.glob("stacks-*")
         assert "after iteration 3" in said and str(stacks) in said and "none from rank 1" in said
@@ -54,7 +54,7 @@ def test_a_stopped_rank_ends_the_run_with_code_6_and_stacks_of_those_that_wait(r
         assert (event["event"], event["run"]) == ("hang", "tiny")
         # The one that stood still finds itself alone when it goes on: the same code, and its own stacks.
         os.kill(ranks[1].pid, signal.SIGCONT)
-        ranks[1].communicate(timeout=120)
+        ranks[1].communicate(timeout=240)
         assert ranks[1].returncode == 6
         assert "in train_step" in (stacks / "rank_00001.txt").read_text()
     finally:
@@ -104,14 +104,16 @@ with watched:
 def test_a_main_thread_that_keeps_the_interpreters_lock_hides_no_hang() -> None:
     """No Python thread runs then; a call through PyDLL keeps the lock, as native code at fault would."""
     program = """
-import ctypes, threading
+import ctypes, faulthandler, threading
 from pathlib import Path
 from megatron_synE.runtime import watchdog
-watchdog.BACKSTOP_SECONDS = 1.0
-watched = watchdog.Watchdog(Path("/nowhere/stacks"), rank=0, world_size=1, timeout_seconds=0.2)
+watchdog.BACKSTOP_SECONDS = 0.5
+looked, arm = threading.Event(), faulthandler.dump_traceback_later
+faulthandler.dump_traceback_later = lambda *given, **named: (arm(*given, **named), looked.set())
+watched = watchdog.Watchdog(Path("/nowhere/stacks"), rank=0, world_size=1, timeout_seconds=2.0)
 watched.step(1, 0.0)
 with watched:
-    threading.Event().wait(0.15)  # the watching thread looks every 0.02 s
+    looked.wait()  # the watching thread looks every 0.2 s: long before it would end the run itself
     ctypes.PyDLL(None).sleep(60)
 """
     done = subprocess.run(

@@ -42,7 +42,7 @@ class Seen:
 class Chromium:
     """One browser with one page."""
 
-    def __init__(self, *, timeout_seconds: float = 60.0) -> None:
+    def __init__(self, *, timeout_seconds: float = 240.0) -> None:
         self._timeout = timeout_seconds
         self._number, self._buffer, self._session = 0, b"", ""
         self._events: list[dict[str, Any]] = []

@@ -94,9 +94,12 @@ class Cluster:
     def popen(
         self, *command: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None
     ) -> subprocess.Popen[str]:
-        """A client in the background, as one process that can be signalled; stdout and stderr in one pipe."""
+        """A client in the background, as one process that can be signalled; stdout and stderr in one pipe.
+
+        As a terminal starts it: what runs in a shell's background, even these tests, hands on that it ignores SIGINT.
+        """
         return subprocess.Popen(
-            self._inside("controller", command, cwd),
+            ["env", "--default-signal=INT", *self._inside("controller", command, cwd)],
             env=self._env(env),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -164,7 +167,7 @@ class Cluster:
             self.on(node, "slurmd", *rebooted, "-N", node, "-f", self.conf)
             self._crashed.discard(node)
 
-    def wait(self, what: str, holds: Callable[[], object], seconds: float = 60, *, pause: float = 0.05) -> None:
+    def wait(self, what: str, holds: Callable[[], object], seconds: float = 240, *, pause: float = 0.05) -> None:
         """Until `holds()` is true, asked every `pause` seconds; else AssertionError with the daemons' logs."""
         end = time.monotonic() + seconds
         while not holds():
@@ -241,7 +244,7 @@ class Cluster:
             command = [*DIES_WITH_US, "unshare", *spaces, "--", *arguments]
             process = subprocess.Popen(command, env=self._env(None), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         self._daemons[name] = process
-        self.wait(f"the namespaces of {name}", lambda: booted.exists() or process.poll() is not None, seconds=10)
+        self.wait(f"the namespaces of {name}", lambda: booted.exists() or process.poll() is not None)
         assert process.poll() is None, f"{name} did not boot\n{self._last_lines()}"
         if name == "controller":
             self._inits[name] = process.pid

@@ -72,7 +72,7 @@ def test_preprocess_with_a_process_killed_in_the_middle(cluster: Cluster, tmp_pa
         """Of element 1, which has the odd ones of 24 tasks."""
         return [path for path in out.glob(".work/*/*/tokenise/0*.json") if int(path.stem) % 2]
 
-    cluster.wait("a result of element 1", results, seconds=120)
+    cluster.wait("a result of element 1", results)
     [node] = [line.split()[1] for line in cluster.jobs("--format=%i %N") if line.split()[0].endswith("_1")]
     for place, pid in cluster.processes("launch_pickled_pipeline"):
         if place == node:
@@ -101,7 +101,7 @@ def test_score_ppl_with_an_element_cancelled(cluster: Cluster, tmp_path: Path) -
     def running() -> list[str]:
         return [line.split()[0] for line in cluster.jobs("--states=RUNNING") if line.split()[0].endswith("_1")]
 
-    cluster.wait("element 1", running, seconds=120)
+    cluster.wait("element 1", running)
     cluster.run("scancel", running()[0])
     assert "1 of 3 tasks are not done" in unfinished(waiting)
 
@@ -127,7 +127,7 @@ def test_clean_with_an_element_cancelled(cluster: Cluster, tmp_path: Path) -> No
     def running() -> list[str]:
         return [line.split()[0] for line in cluster.jobs("--states=RUNNING") if line.split()[0].endswith("_1")]
 
-    cluster.wait("element 1", running, seconds=120)
+    cluster.wait("element 1", running)
     cluster.run("scancel", running()[0])
     assert "2 of 4 tasks are not done" in unfinished(waiting)
     assert not (out / "report.json").exists()

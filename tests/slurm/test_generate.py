@@ -36,7 +36,7 @@ def test_a_killed_element_is_completed_and_another_call_shares_one_server(
     slurm = ["--slurm-tasks", "2", "--slurm-gpus", "1", *ONE_ELEMENT_PER_NODE]
 
     waiting = cluster.popen(*command, *own, *slurm)
-    cluster.wait("the question that is held", lambda: log.exists() and "HOLD" in log.read_text(), seconds=120)
+    cluster.wait("the question that is held", lambda: log.exists() and "HOLD" in log.read_text())
     cluster.wait("the end of element 0", lambda: len(list((out / ".work").glob("0*.json"))) == 1)
     [node] = [line.split()[1] for line in cluster.jobs("--format=%i %N") if line.split()[0].endswith("_1")]
     for place, pid in cluster.processes("launch_pickled_pipeline"):

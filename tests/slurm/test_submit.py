@@ -39,7 +39,7 @@ def test_a_run_is_checked_trained_and_converted(cluster: Cluster, root: Path, tm
     jobs = submitted.stdout.split()
     assert (run / "slurm/jobs.txt").read_text() == f"{jobs[0]} train.sbatch\n{jobs[1]} export.sbatch\n"
     over = ("COMPLETED", "FAILED", "CANCELLED")
-    cluster.wait("the end of both jobs", lambda: all(state(cluster, job) in over for job in jobs), seconds=200)
+    cluster.wait("the end of both jobs", lambda: all(state(cluster, job) in over for job in jobs))
     said = "\n".join(path.read_text() for path in tmp_path.glob("*.out"))
     assert [state(cluster, job) for job in jobs] == ["COMPLETED", "COMPLETED"], said
     assert json.loads((run / "slurm/preflight.json").read_text())["nodes"] == ["node1", "node2"]

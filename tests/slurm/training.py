@@ -77,14 +77,14 @@ class Job:
         shown = self.cluster.run("scontrol", "show", "job", self.id).stdout
         return int(shown.split("ExitCode=")[1].split(":")[0])
 
-    def wait(self, what: str, holds: Callable[[], object], seconds: float = 150, *, pause: float = 0.3) -> None:
+    def wait(self, what: str, holds: Callable[[], object], seconds: float = 300, *, pause: float = 0.3) -> None:
         """As Cluster.wait, with the job's own logs where it fails. Most conditions start a client: not too often."""
         try:
             self.cluster.wait(what, holds, seconds, pause=pause)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.everything()}") from None
 
-    def finished(self, code: int = 0, seconds: float = 150) -> None:
+    def finished(self, code: int = 0, seconds: float = 300) -> None:
         """Wait until the job is over, and assert its exit code."""
         over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
         self.wait("the end of the job", lambda: self.state in over, seconds)

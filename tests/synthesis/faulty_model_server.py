@@ -1,8 +1,9 @@
-"""A server with OpenAI's interface that errs by a plan: faulty_model_server.py LOG [DELAY].
+"""A server with OpenAI's interface that errs by a plan: faulty_model_server.py LOG [DELAY] [GATHER].
 
 The word after FAULT in a question says what its first two answers (or, with `always`, all of them) are like.
 LOG gets a line a request: the fault or the question, when it came, how many were open then; LOG.keys the key last
-sent. DELAY: seconds before each answer. A question with HOLD is never answered.
+sent. DELAY: seconds before each answer; GATHER: none is given before so many are open at once. A question with HOLD is
+never answered.
 """
 
 import asyncio
@@ -15,8 +16,9 @@ from pathlib import Path
 
 LOG = Path(sys.argv[1])
 DELAY = float(sys.argv[2]) if len(sys.argv) > 2 else 0.0
+GATHER = int(sys.argv[3]) if len(sys.argv) > 3 else 0
 seen: Counter[str] = Counter()
-num_open = 0
+num_open = most_open = 0
 
 
 def answer(text: str) -> bytes:
@@ -32,7 +34,7 @@ GOOD = answer("[Problem]\nWhat is 1 + 1?\n[Solution]\n1 + 1 = 2\n2")
 
 
 async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    global num_open
+    global num_open, most_open
     try:
         while True:
             head = await reader.readuntil(b"\r\n\r\n")
@@ -44,11 +46,14 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             key = found.group(0) if found else asked
             seen[key] += 1
             num_open += 1
+            most_open = max(most_open, num_open)
             if sent := re.search(rb"authorization: ([^\r]*)", head, re.I):
                 LOG.with_suffix(".keys").write_bytes(sent.group(1))
             with LOG.open("a") as stream:
                 stream.write(json.dumps([key, time.monotonic(), num_open]) + "\n")
             try:
+                while most_open < GATHER:
+                    await asyncio.sleep(0.001)
                 await asyncio.sleep(3600 if "HOLD" in asked else DELAY)
             finally:
                 num_open -= 1

@@ -1,10 +1,6 @@
 """`syne synth check`: labelled pairs, real pairs, nothing lost, the same result however it is run."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_mixers.errors import ConfigError
+from tests import killed
 from tests.rows import read, write
 from tests.synthesis.labelled import (
     BENCHMARK,
@@ -142,17 +139,8 @@ def test_a_killed_call_goes_on_to_the_same_bytes(
     sources: Path, straight: dict[str, bytes], tmp_path: Path, moment: str
 ) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "tools", "synth", "check", "--input", str(sources / "*.jsonl"), "--out", str(out)]
-    process = subprocess.Popen(
-        [*command, "--benchmarks", str(BENCHMARK), "--max-bad-share", "0.1"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    while process.poll() is None and not (out / ".work" / moment).exists():
-        os.sched_yield()
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    command = ("synth", "check", "--input", sources / "*.jsonl", "--out", out)
+    killed.behind_file(moment, *command, "--benchmarks", BENCHMARK, "--max-bad-share", "0.1")
     assert not (out / "report.json").exists()
     check(options(sources, out))
     assert everything(out) == straight

@@ -2,10 +2,8 @@
 
 import json
 import resource
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import pytest
 
 from data_mixers.errors import ConfigError, DataError
+from tests import killed
 from tests.openai_server import ROOT, served
 from tests.rows import read, write
 from tools.synthesis.check import check
@@ -48,7 +47,7 @@ def test_every_fault_ends_in_one_answer_or_one_reason_and_few_requests(
     seeds = write_seeds(tmp_path / "seeds.jsonl", texts)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with served(HERE / "faulty_model_server.py", tmp_path / "log") as url:
-        report = generate(options(seeds, tmp_path / "out", url, timeout_seconds=1.0, concurrency=16))
+        report = generate(options(seeds, tmp_path / "out", url, timeout_seconds=3.0, concurrency=16))
     pairs, failed = (read(tmp_path / "out" / f"{name}.jsonl.zst") for name in ("pairs", "failed"))
     by_text = {f"{i:032x}": text for i, text in enumerate(texts)}
     assert Counter(row["seed_hash"] for row in pairs + failed) == Counter(list(by_text))
@@ -131,16 +130,12 @@ def test_an_answer_is_two_sections_or_none(language: str) -> None:
 
 def run_with_kills(seeds: Path, out: Path, url: str, *, total: int, kills: int, max_tokens: int) -> None:
     """`syne synth generate` as a process, killed each time some more answers lie in its part."""
-    command = [sys.executable, "-m", "tools", "synth", "generate", "--seeds", str(seeds), "--model", "m",
-               "--endpoint", url, "--out", str(out), "--concurrency", "4", "--max-tokens", str(max_tokens)]  # fmt: skip
+    command = ["synth", "generate", "--seeds", str(seeds), "--model", "m", "--endpoint", url, "--out", str(out),
+               "--concurrency", "4", "--max-tokens", str(max_tokens)]  # fmt: skip
     for kill in range(1, kills + 1):
-        running = subprocess.Popen(command, cwd=ROOT)
-        while running.poll() is None and num_lines(out) < kill * total // (kills + 2):
-            time.sleep(0.01)  # the kill's moment is an amount of answers, not a time
-        assert running.poll() is None
-        running.send_signal(signal.SIGKILL)
-        running.wait()
-    subprocess.run(command, cwd=ROOT, check=True)
+        killed.behind_answers(total // (kills + 2), *command)
+        assert num_lines(out) == kill * (total // (kills + 2))
+    subprocess.run([sys.executable, "-m", "tools", *command], cwd=ROOT, check=True)
 
 
 def num_lines(out: Path) -> int:

@@ -64,7 +64,7 @@ def test_questions_are_drawn_no_faster_than_they_are_answered(tmp_path: Path) ->
         await ask_all(questions(), generator, Pace(concurrency=8), on_answer)
         await generator.close()
 
-    with served(SERVER, tmp_path / "log", 0.01) as url:
+    with served(SERVER, tmp_path / "log", 0.01, 8) as url:
         asyncio.run(ask(url))
     assert drawn == answered == 300
     assert most_ahead <= 2 * 8 + 1  # the eight asked, the queue, the one that waits to be put into it
@@ -118,7 +118,7 @@ def test_a_signal_ends_it_with_one_line_and_the_same_command_goes_on(tmp_path: P
             assert running.poll() is None, running.communicate()
             time.sleep(0.01)  # the signal's moment is an amount of answers, not a time
         running.send_signal(number)
-        printed, said = running.communicate(timeout=60)
+        printed, said = running.communicate(timeout=240)
     assert running.returncode == 130, said
     assert "Traceback" not in said and printed == ""
     assert "40 answers" in said and said.splitlines()[-1].endswith("the same command goes on")
@@ -204,7 +204,7 @@ def test_ctrl_c_while_its_server_is_not_ready_ends_both_with_one_line(tmp_path: 
         assert running.poll() is None
         time.sleep(0.01)
     running.send_signal(signal.SIGINT)
-    _, said = running.communicate(timeout=60)
+    _, said = running.communicate(timeout=240)
     assert running.returncode == 130, said
     assert "Traceback" not in said and said.endswith(
         "0 answers, 0.00 QA/s, 0 tokens/s, 0 % accepted; the same command goes on\n"

@@ -57,7 +57,7 @@ def test_snippets_are_whole_sentences_with_their_origin_and_all_is_counted(pages
 def test_killed_while_it_removes_its_work_and_run_again_gives_the_same_seeds(
     pages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(folder: Path) -> None:
+    def interrupted(folder: Path) -> None:
         if (folder / "candidates").is_dir():
             remove(folder / "candidates")
             raise KeyboardInterrupt
@@ -66,7 +66,7 @@ def test_killed_while_it_removes_its_work_and_run_again_gives_the_same_seeds(
     options = SeedOptions(inputs=(str(pages),), out=tmp_path / "seeds.jsonl.zst", near_duplicates=False)
     remove = shutil.rmtree
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "rmtree", killed)
+        patch.setattr(shutil, "rmtree", interrupted)
         with pytest.raises(KeyboardInterrupt):
             write_seeds(options)
     seeds = options.out.read_bytes()

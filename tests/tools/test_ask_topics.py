@@ -57,7 +57,7 @@ def test_faults_are_waited_out_and_the_agreement_is_what_a_hand_counts(
     out = tmp_path / "out"
     code = main(
         ["data", "ask-topics", "--input", str(pages), "--url", server.url, "--model", "plain", "--model", "contrary",
-         "--language", "en", "--gold-key", "given", "--out", str(out), "--timeout-seconds", "1", "--parallel", "4"]
+         "--language", "en", "--gold-key", "given", "--out", str(out), "--timeout-seconds", "3", "--parallel", "4"]
     )  # fmt: skip
     assert code == 0
     rows = read(out / "labelled.jsonl.zst")
@@ -87,7 +87,7 @@ def test_faults_are_waited_out_and_the_agreement_is_what_a_hand_counts(
 
 
 def options(server: Server, pages: Path, out: Path, **changes: Any) -> AskOptions:
-    given = {"models": ("plain",), "language": "en", "timeout_seconds": 1.0} | changes
+    given = {"models": ("plain",), "language": "en", "timeout_seconds": 3.0} | changes
     return AskOptions(inputs=(str(pages),), url=server.url, out=out, **given)
 
 

@@ -1,13 +1,9 @@
 """`syne data clean`: nothing is lost, reasons are right, the first of duplicates stays, a kill changes nothing."""
 
 import json
-import os
 import random
 import shutil
-import signal
 import string
-import subprocess
-import sys
 import unicodedata
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +17,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from data_mixers.errors import ConfigError, DataError
+from tests import killed
 from tests.rows import contents, read, write
 from tools.data.clean import CleanOptions, clean
 from tools.data.rules import DEFAULT_RULES, LanguageRule, identify_language, judge_language, load_rules
@@ -180,17 +177,7 @@ def test_killed_and_run_again_gives_the_same_bytes(
     tmp_path: Path, undisturbed: tuple[str, dict[str, bytes]], moment: str
 ) -> None:
     out = tmp_path / "out"
-    arguments = ["--input", undisturbed[0], "--out", str(out), "--max-bad-share", "0.1"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tools", "data", "clean", *arguments],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    while process.poll() is None and not (out / ".work" / moment).exists():
-        os.sched_yield()
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    killed.behind_file(moment, "data", "clean", "--input", undisturbed[0], "--out", out, "--max-bad-share", "0.1")
     clean(CleanOptions(inputs=(undisturbed[0],), out=out, max_bad_share=0.1))
     assert contents(out) == undisturbed[1]
 
@@ -199,14 +186,14 @@ def test_killed_and_run_again_gives_the_same_bytes(
 def test_killed_while_it_removes_its_work_and_run_again_gives_the_same_bytes(
     tmp_path: Path, undisturbed: tuple[str, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch, report_only: bool
 ) -> None:
-    def killed(folder: Path) -> None:
+    def interrupted(folder: Path) -> None:
         remove(folder / "examined")
         raise KeyboardInterrupt
 
     options = CleanOptions(inputs=(undisturbed[0],), out=tmp_path / "out", max_bad_share=0.1)
     remove = shutil.rmtree
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "rmtree", killed)
+        patch.setattr(shutil, "rmtree", interrupted)
         with pytest.raises(KeyboardInterrupt):
             clean(replace(options, report_only=report_only))
     clean(options)

@@ -20,7 +20,7 @@ COMMAND = typer.main.get_command(app)
 def syne(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tools", *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240, check=False)
 
 
 def all_commands() -> list[list[str]]:
@@ -157,7 +157,7 @@ def test_a_closed_pipe_brings_no_traceback() -> None:
     assert process.stderr is not None
     process.stdout.close()
     assert process.stderr.read() == ""
-    process.wait(timeout=60)
+    process.wait(timeout=240)
 
 
 def test_exit_codes_page_names_every_code() -> None:

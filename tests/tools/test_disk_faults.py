@@ -27,7 +27,7 @@ def failed(*arguments: object, most_bytes: int | None = None) -> str:
     stranger = ["setpriv", "--reuid=65534", "--clear-groups"] if os.geteuid() == 0 and most_bytes is None else []
     done = subprocess.run(
         [*stranger, sys.executable, "-m", "tools", "data", *map(str, arguments)],
-        cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, check=False, timeout=120,
+        cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, check=False, timeout=240,
         env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}, preexec_fn=limit if most_bytes is not None else None,
     )  # fmt: skip
     assert done.returncode == 3, done.stderr

@@ -125,7 +125,7 @@ def test_a_second_call_into_one_folder_is_refused(tmp_path: Path) -> None:
     with only_one(tmp_path):
         process = context.Process(target=_try_to_enter, args=(tmp_path, answers))
         process.start()
-        assert "another call is writing" in answers.get(timeout=60)
+        assert "another call is writing" in answers.get(timeout=240)
         process.join()
 
 

@@ -3,10 +3,7 @@
 import csv
 import json
 import math
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from data_mixers.errors import ConfigError, DataError
+from tests import killed
 from tests.rows import read, write
 from tests.tools.topic_corpus import documents
 from tools.cli import main
@@ -239,31 +237,28 @@ def test_a_label_below_the_threshold_is_others_and_says_its_confidence(trained: 
     assert [r["topic_confidence"] for r in everything] == [r["topic_confidence"] for r in nothing]
 
 
-def test_workers_and_a_kill_change_nothing(trained: Path, tmp_path: Path) -> None:
+def test_workers_and_a_kill_change_nothing(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(4):
         rows = documents(sources=("x",), count=20, seed=number)
         write(tmp_path / f"{number}.jsonl", [row | {"id": f"{number}/{row['id']}"} for row in rows])
     command = ["data", "label-topics", "--input", str(tmp_path / "*.jsonl"), "--classifier", str(trained), "--out"]
     straight = tmp_path / "straight"
     label_topics(LabelOptions(inputs=(str(tmp_path / "*.jsonl"),), classifier=trained, out=straight))
-    killed = tmp_path / "killed"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tools", *command, str(killed)], cwd=ROOT,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    work = killed / ".work" / "label-topics"
-    while process.poll() is None and not list(work.glob("*.json")):
-        time.sleep(0.01)  # until the first task's result is there
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    out = tmp_path / "killed"
+    work = out / ".work" / "label-topics"
+    killed.behind_file("label-topics/0000001.json", *command, out)
     before = {file.name: file.stat().st_mtime_ns for file in work.glob("*.json")}
-    assert 1 <= len(before) < 4
-    assert syne(*command, killed, "--workers", "2") == 0
+    assert len(before) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(calls, "remove_work", lambda work: None)  # to see what was done again
+        assert syne(*command, out, "--workers", "2") == 0
     files = [file.name for file in sorted(straight.glob("*.jsonl.zst"))]
-    assert len(files) == 4 and files == [file.name for file in sorted(killed.glob("*.jsonl.zst"))]
+    assert len(files) == 4 and files == [file.name for file in sorted(out.glob("*.jsonl.zst"))]
     for name in files:
-        assert (killed / name).read_bytes() == (straight / name).read_bytes()
+        assert (out / name).read_bytes() == (straight / name).read_bytes()
     assert {name: (work / name).stat().st_mtime_ns for name in before} == before  # not done again
+    assert syne(*command, out) == 0
+    assert not work.parent.exists()
 
 
 def test_what_label_topics_refuses(trained: Path, tmp_path: Path) -> None:
