@@ -89,6 +89,9 @@ def preflight(script: Path | str, root: Path, *overrides: str) -> "subprocess.Co
 
 
 def test_two_healthy_ranks_pass_and_leave_a_report(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "run/slurm/preflight").mkdir(parents=True)
+    for left in ("node7", ".node7.tmp"):  # of one that was killed on another node
+        (tmp_path / "run/slurm/preflight" / left).touch()
     done = preflight("tools.slurm.preflight", root, f"run.dir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "run/slurm/preflight.json").read_text())

@@ -122,7 +122,8 @@ def _shared_files(
             fault = f"run.dir={run_dir} is not the same folder on all nodes: no file of {', '.join(unseen)} in it"
     dist.barrier()
     if write is not None:
-        (folder / node).unlink(missing_ok=True)
+        for left in folder.iterdir():  # of a preflight that was killed, too
+            left.unlink(missing_ok=True)
     return write, fault
 
 
