@@ -216,7 +216,7 @@ def _sweep(root: Path) -> None:
     """Take away every temporary name and sign of life of other holders. Their renames then fail."""
     for folder in (root, root / "checkpoints"):
         for path in folder.iterdir() if folder.is_dir() else ():
-            if not _TEMPORARY.fullmatch(path.name) and not path.name.startswith(".alive-"):
+            if not _TEMPORARY.fullmatch(path.name) and not path.name.startswith((".alive-", ".writable-")):
                 continue
             try:
                 if not path.is_dir():

@@ -164,6 +164,7 @@ def test_a_rename_that_was_checked_before_the_takeover_finds_nothing_after_it(
     file.write_text("old")
     (tmp_path / ".hf.node.7.tmp-replaced").mkdir()
     (tmp_path / ".swept-0a1b").mkdir()  # its holder was killed before it was gone
+    (tmp_path / ".writable-7").touch()
     old.check()
     as_job(monkeypatch, "77", "1")
     new = lease.take(tmp_path)
