@@ -276,7 +276,12 @@ def test_calls_with_other_names_add_and_the_same_name_replaces(options: Preproce
     preprocess(replace(options, holdout=2))
     corpus.write_jsonl(tmp_path / "en.jsonl", corpus.documents(20, seed=8))
     english = replace(options, inputs=(str(tmp_path / "en.jsonl"),), topic_key=None, topic="law", language="en")
+    joining = options.out / ".zh__web__law_text_document.scores.parquet.another-node.7.tmp"  # by score-ppl, just now
+    joining.touch()
+    left = options.out / ".zh__web__law_text_document.bin.another-node.7.tmp"
+    left.touch()
     preprocess(english)
+    assert joining.exists() and not left.exists()
     report = preprocess(replace(english, inputs=options.inputs))
     assert report.num_duplicates_removed == 4
     manifest = read_manifest(options.out)

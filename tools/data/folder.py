@@ -66,8 +66,9 @@ class DataFolder:
         Returns the path of the manifest, which is written last. The caller holds stage.only_one of the folder. After a
         kill it can be called again with the same sources.
         """
-        for path in self.folder.glob(".*.tmp"):  # of a killed call
-            path.unlink()
+        for path in self.folder.glob(".*.tmp"):  # of a killed call; scores are written by a call beside this one
+            if ".scores" not in path.name:
+                path.unlink()
         names = {entry.name for entry in new} | {f"{entry.name}@holdout" for entry in new if entry.role == "train"}
         before = self._manifest()
         kept = tuple(entry for entry in before.sources if entry.name not in names)
