@@ -110,11 +110,12 @@ def schedule_and_manifests(path: Path) -> tuple[Schedule, list[DatasetManifest]]
     """
     if path.is_dir() and (path / MANIFEST_NAME).is_file():
         return read_schedule(path / SCHEDULE_NAME), [read_manifest(path)]
-    from megatron_synE.config.load import load_config  # pydantic and yaml: only where a run of ours is read
+    from megatron_synE.config.examine import manifest_paths  # pydantic and yaml: only where a run of ours is read
+    from megatron_synE.config.load import load_config
     from megatron_synE.mixing import mixture_of
 
     loaded = load_config(path / "run_config.yaml" if path.is_dir() else path, [])
-    manifests = [read_manifest(manifest) for manifest in loaded.resolved.data.manifests]
+    manifests = [read_manifest(manifest) for manifest in manifest_paths(loaded.resolved)]
     if path.is_dir():
         return read_schedule(path / SCHEDULE_NAME), manifests
     return mixture_of(loaded.resolved, manifests).schedule, manifests

@@ -218,3 +218,27 @@ def test_a_run_of_ours_can_be_named_too(tmp_path: Path) -> None:
     decided = plan.skip(8, 16, consumed_samples=8)
     (run / "schedule.json").write_text(decided.to_json())
     assert schedule_and_manifests(run) == (decided, manifests)
+
+
+def test_data_of_a_stage_of_its_own_is_read_from_that_stage_on_and_no_other_is_lost(tmp_path: Path) -> None:
+    """Shares by the tokens present, worked out from the manifests: half of each language's text."""
+    zh, more_zh, late = ("zh", "web", "law"), ("zh", "web", "food"), ("en", "qa", "math")
+    sources = {"a": {zh: 6000, ("en", "web", "computing"): 9000}, "b": {more_zh: 3000}, "late": {late: 4500}}
+    made = {name: tiny.manifest(tmp_path / name, of) for name, of in sources.items()}
+    tokens = {s.name: s.num_tokens for m in made.values() for s in m.sources}
+    tree = tiny.run_tree(tmp_path, hf=None)
+    half = {"tokens": 20 * 8 * 32, "languages": {"zh": 0.5, "en": 0.5}}
+    tree["data"] |= {
+        "manifests": [str(tmp_path / "a"), str(tmp_path / "b")],
+        "stages": [{"name": "one", **half}, {"name": "two", **half, "manifests": [str(tmp_path / "late")]}],
+    }
+    plan, manifests = schedule_and_manifests(tiny.write_run(tmp_path, tree))
+    english = ("en/web/computing", "en/qa/math")
+    for phase, present in zip(plan.phases, (tokens.keys() - {"en/qa/math"}, tokens.keys()), strict=True):
+        weights = {name: weight / 2**32 for name, weight in phase.weights}
+        assert weights.keys() == present
+        for group in (present & set(english), present - set(english)):
+            whole = sum(tokens[name] for name in group)
+            for name in group:
+                assert weights[name] == pytest.approx(0.5 * tokens[name] / whole, abs=1e-6)
+    assert [manifest.folder.name for manifest in manifests] == ["a", "b", "late"]
