@@ -17,7 +17,7 @@ from data_mixers.guard import decide as decide_guard
 from data_mixers.manifest import SourceEntry
 from data_mixers.mixture import GuardShift, PlannedPhase, Reweight, compose, group_of, topic_ratios
 from data_mixers.sampling import Sampler
-from data_mixers.schedule import Schedule
+from data_mixers.schedule import Schedule, Skip
 from data_mixers.strict_json import parse
 from megatron_synE.config.derive import controller_settings, guard_settings
 from megatron_synE.config.schema import RunConfig
@@ -99,8 +99,17 @@ class Mixture:
 
     @property
     def schedule(self) -> Schedule:
-        """The plan under the decisions so far."""
-        schedule = compose(
+        """The plan under the decisions so far.
+
+        What is left out stays left out when a later decision begins inside it: the order has gone on behind it already.
+        """
+        ranges = sorted((*self.skips, *self.bad_ranges))
+        skips = tuple(Skip(at_sample=start, num_samples=stop - start) for start, stop in ranges)
+        return replace(self._unskipped, skips=skips)
+
+    @property
+    def _unskipped(self) -> Schedule:
+        return compose(
             self.planned,
             self.reweights,
             self.entries,
@@ -109,10 +118,15 @@ class Mixture:
             limits=self.limits if self.renormalizes else None,
             shifts=self.shifts,
         )
-        for start, stop in sorted((*self.skips, *self.bad_ranges)):
-            # Whether a skip touches what is read already is for the digest of the past to say, when a run resumes.
-            schedule = schedule.skip(start, stop, consumed_samples=0)
-        return schedule
+
+    def check_new_skips(self, stored: Schedule) -> None:
+        """Errors: ConfigError for a range of data.skip_samples that `stored` does not have and that makes no sense.
+
+        Whether it touches what is read already is for the digest of the past to say.
+        """
+        for start, stop in self.skips:
+            if Skip(at_sample=start, num_samples=stop - start) not in stored.skips:
+                self._unskipped.skip(start, stop, consumed_samples=0)
 
     def ratios_next(self, group: str, *, consumed_samples: int) -> dict[str, float]:
         """The shares of a group's topics that the next decision will replace; empty if nothing is left or read."""

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from data_mixers.errors import ConfigError
 from data_mixers.sampling import Sampler
 from megatron_synE.config.load import load_config
 from megatron_synE.mixing import Answer, Mixture, mixture_of
@@ -35,6 +36,35 @@ def test_the_controller_decides_only_for_samples_of_its_stages(tmp_path: Path) -
             run, answer = validated(run, {"law": 2.0 + 0.2 * number, "food": 2.0, "music": 2.0}, at=at)
             changes[label].append(answer.changes_schedule)
     assert changes == {"all": [True, True, True], "one": [True, False, False]}
+
+
+def test_a_decision_that_begins_inside_a_range_left_out_is_taken_and_the_range_stays_out(tmp_path: Path) -> None:
+    """Samples 40 to 71 are left out; decided at 32, the new shares hold from 48 on."""
+    worse = {"law": 2.3, "food": 2.0, "music": 2.0}
+    plain, _ = validated(mixture(tmp_path / "plain", dict.fromkeys(TOPICS, 20000)), dict.fromkeys(TOPICS, 2.0), at=0)
+    skipping = plain.skipping(40, 72)
+    expected, _ = validated(plain, worse, at=32)
+    found, answer = validated(skipping, worse, at=32)
+    assert len(expected.reweights) == 1 and expected.reweights[0].start_sample == 48
+    assert found.reweights == expected.reweights
+    assert not any("max_epochs" in note for note in answer.groups["zh/web"].notes)
+    assert found.schedule.past_digest(48) == skipping.schedule.past_digest(48)
+    left_out = set(Sampler(plain.schedule).addresses(40, 72))
+    read_then = list(Sampler(found.schedule).addresses(0, SAMPLES - 32))
+    assert len(set(read_then)) == SAMPLES - 32  # no window twice
+    assert not left_out & set(read_then)
+    assert read_then[:40] == list(Sampler(plain.schedule).addresses(0, 40))
+
+
+def test_a_new_range_across_a_decision_is_refused_when_the_run_resumes_and_an_old_one_is_not(tmp_path: Path) -> None:
+    run, _ = validated(mixture(tmp_path, dict.fromkeys(TOPICS, 20000)), dict.fromkeys(TOPICS, 2.0), at=0)
+    run, _ = validated(run, {"law": 2.3, "food": 2.0, "music": 2.0}, at=32)
+    stored = run.schedule
+    with pytest.raises(ConfigError, match="skip 40:72 crosses the change of weights at sample 48"):
+        replace(run, skips=((40, 72),)).check_new_skips(stored)
+    replace(run, skips=((48, 72),)).check_new_skips(stored)
+    known = replace(run, skips=((40, 72),))
+    known.check_new_skips(known.schedule)
 
 
 def mixture(folder: Path, tokens: Mapping[str, int], **data: Any) -> Mixture:
