@@ -205,7 +205,7 @@ class Mixture:
         start = consumed_samples + LEAD_ITERATIONS * self.samples_per_iteration
         if start >= schedule.num_samples or not self._trades_at(start):
             return {}
-        read = Sampler(schedule).cursors(consumed_samples)
+        read = Sampler(schedule).read(consumed_samples)
         tokens = {source.name: count * self.seq_length for source, count in zip(schedule.sources, read, strict=True)}
         decisions = {}
         for group in self.groups:

@@ -332,7 +332,7 @@ class Trainer:
     def _samples_by_source(self) -> dict[str, int]:
         """Samples read from each source since the start of the run: arithmetic on the schedule, not a counter."""
         schedule = self.dataset.schedule
-        counts = self._sampler.cursors(self.progress.consumed_samples)
+        counts = self._sampler.read(self.progress.consumed_samples)
         return {source.name: int(count) for source, count in zip(schedule.sources, counts, strict=True)}
 
     def _save_if_due(self, decision: Decision) -> None:

@@ -35,7 +35,7 @@ class ReadPart:
     share: float
     tokens: int
     epochs: float
-    """Read of this source at the end of the phase, since the start of the run."""
+    """Read of this source at the end of the phase, since the start of the run; what was left out counts too."""
     quantiles: str
     """Range of PPL quantiles of the source's topic that its bucket holds; "" without buckets."""
 
@@ -68,10 +68,10 @@ def reads(mixture: Mixture) -> tuple[list[ReadPart], dict[str, tuple[int, int]]]
     }
     quantiles = _bucket_quantiles(mixture)
     parts: list[ReadPart] = []
-    before = sampler.cursors(0)
+    before = sampler.read(0)
     for phase in schedule.phases:
-        after = sampler.cursors(phase.end_sample)
-        for source, old, new in zip(schedule.sources, before, after, strict=True):
+        after, cursors = sampler.read(phase.end_sample), sampler.cursors(phase.end_sample)
+        for source, old, new, cursor in zip(schedule.sources, before, after, cursors, strict=True):
             if new > old:
                 parts.append(
                     ReadPart(
@@ -80,7 +80,7 @@ def reads(mixture: Mixture) -> tuple[list[ReadPart], dict[str, tuple[int, int]]]
                         source=source.name,
                         share=(new - old) / phase.num_samples,
                         tokens=(new - old) * schedule.seq_length,
-                        epochs=new / windows[source.name],
+                        epochs=cursor / windows[source.name],
                         quantiles=quantiles.get(source.name, ""),
                     )
                 )

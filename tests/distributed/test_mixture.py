@@ -170,6 +170,8 @@ def test_a_skipped_range_is_recorded_and_its_samples_are_never_read(root: Path, 
     old, new = list(Sampler(before).addresses(0, 128)), list(Sampler(after).addresses(0, 112))
     assert new == old[:48] + old[64:]
     tiny.train(root / "run.yaml", *overrides, override)
+    last = tiny.rows(run, "train")[-1]
+    assert sum(last["samples_by_source"].values()) == last["consumed_samples"]  # what was left out was not read
     # Forgetting the skip would change what was read: refused.
     done: Any = tiny.syne("train", "--config", root / "run.yaml", "--nproc", 1, *overrides)
     assert done.returncode == 2
