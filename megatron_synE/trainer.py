@@ -238,7 +238,7 @@ class Trainer:
         bad_ranges = self.mixture.bad_ranges
         self.mixture = replace(self.mixture.restored(state.schedule["mixture"]), bad_ranges=bad_ranges)
         self.progress = Progress.after(state, "resume")
-        self.metrics.go_back_to(self.progress.iteration)
+        self.metrics.go_back_to(self.progress.iteration, validated=self.progress.last_validated_iteration)
         self.step_log.go_back()
         self._saved_iteration = self.progress.iteration
 
