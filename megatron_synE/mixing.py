@@ -277,13 +277,14 @@ class Mixture:
         So a range that reaches back before the last one begins with it; what lies before was read well, both times.
         Errors: DivergedError if all of it lies there.
         """
-        last = self.bad_ranges[-1][0] if self.bad_ranges else 0
+        last = max((first for first, _ in self.bad_ranges), default=0)
         if stop <= last:
             raise DivergedError(
                 f"samples {start}:{stop} are bad now and were not when they were read before; that is not the data. "
                 "Look for a card or a memory that fails: stability.reexecute=true compares a bad step with itself"
             )
-        return range(max(start, last), stop)
+        planned = (first for first, _ in self.skips if first < stop)
+        return range(max(start, last, *planned), stop)
 
     def skipping(self, start: int, stop: int) -> "Mixture":
         """This mixture without the data of samples start..stop-1; as many others are read in their place."""
