@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from data_mixers.guard import GuardObservation, ProbeAnswers
 from data_mixers.manifest import SourceEntry
 from data_mixers.mixture import GuardShift, Reweight
 from data_mixers.sampling import Sampler
+from data_mixers.schedule import Skip, read_schedule
 from data_mixers.windows import windows_in_shard
 from megatron_synE.config.examine import examine
 from megatron_synE.config.fault import require
@@ -136,6 +138,7 @@ def replay(run: Path, overrides: Sequence[str] = ()) -> list[Replayed]:
     examination = examine(loaded.resolved, world_size=1)
     require([fault for fault in examination.faults if fault.key.startswith("data.")], where=str(run))
     mixture = mixture_of(loaded.resolved, examination.manifests)
+    skips = Counter(read_schedule(run).skips)
     recorded = {(row["iteration"], row["group"]): row for _, row in rows if row["kind"] == "reweight"}
     replayed = []
     for number, row in rows:
@@ -144,6 +147,8 @@ def replay(run: Path, overrides: Sequence[str] = ()) -> list[Replayed]:
                 mixture, again = _reweighted(mixture, row, recorded.get((row["iteration"], row["group"])))
             elif row["kind"] == "guard" and row["set"] == mixture.guard_settings.language:
                 mixture, again = _guarded(mixture, row)
+            elif row["kind"] == "recovery":
+                mixture, again = _without(mixture, row, skips), None
             else:
                 continue
         # What a line that no run wrote can be wrong in: a key, a type, a number, a decision that fits no plan.
@@ -193,6 +198,15 @@ def _reweighted(mixture: Mixture, row: dict[str, Any], taken: dict[str, Any] | N
         return mixture, None
     again = dict(decision.before if decision.reweight is None else decision.reweight.ratios)
     return mixture, Replayed(row["iteration"], group, in_force, again)
+
+
+def _without(mixture: Mixture, row: dict[str, Any], skips: Counter[Skip]) -> Mixture:
+    """The mixture without what the run left out; as it is for a row whose step a kill undid, so that it came again.
+
+    skips: of the run's schedule.
+    """
+    without = mixture.skipping(row["start_sample"], row["stop_sample"])
+    return without if Counter(without.schedule.skips) <= skips else mixture
 
 
 def _guarded(mixture: Mixture, row: dict[str, Any]) -> tuple[Mixture, Replayed | None]:

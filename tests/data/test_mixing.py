@@ -1,5 +1,6 @@
 """What the trainer asks of the mixture, without a model: decisions that the text at hand can carry."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,11 @@ import torch
 from data_mixers.errors import ConfigError
 from data_mixers.sampling import Sampler
 from megatron_synE.config.load import load_config
+from megatron_synE.decision_log import rows_of
 from megatron_synE.mixing import Answer, Mixture, mixture_of
 from megatron_synE.validation import DocumentLosses, ValidationSet
 from tests import tiny
+from tools.mix import replay
 
 SEQ_LENGTH = 32
 SAMPLES = 400  # 50 iterations of 8
@@ -77,6 +80,28 @@ def test_a_new_range_across_a_decision_is_refused_when_the_run_resumes_and_an_ol
     replace(run, skips=((48, 72),)).check_new_skips(stored)
     known = replace(run, skips=((40, 72),))
     known.check_new_skips(known.schedule)
+
+
+def test_replay_leaves_out_what_the_run_left_out_once_for_each_time_it_stayed_out(tmp_path: Path) -> None:
+    """Law has text for 125 samples, the plan reads 120: with 16 samples left out it cannot rise further at 368.
+
+    The row of what was left out stands twice, as where a kill undid the first recovery.
+    """
+    run = mixture(tmp_path, {"law": 126 * SEQ_LENGTH, "food": 20000, "music": 20000}, max_epochs=1.0)
+    rows: list[dict[str, Any]] = []
+    for at, step in ((0, 0.0), (32, 0.1), (352, 1.1), (368, 1.15)):
+        if at == 32:
+            run = run.skipping(8, 24)
+            rows += 2 * [{"kind": "recovery", "iteration": 1, "start_sample": 8, "stop_sample": 24}]
+        run, answer = validated(run, {"law": 2.0 + step, "food": 2.0 + step / 2, "music": 2.0}, at=at)
+        rows += [{"kind": kind, "iteration": at // 8, **values} for kind, values in rows_of(answer)]
+    assert any("law: its share stays" in note for note in answer.groups["zh/web"].notes)
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "schedule.json").write_text(run.schedule.to_json())
+    (tmp_path / "run.yaml").rename(tmp_path / "run_config.yaml")
+    again = replay(tmp_path)
+    assert [decision.iteration for decision in again] == [4, 44, 46]
+    assert all(decision.is_equal for decision in again), again
 
 
 def mixture(folder: Path, tokens: Mapping[str, int], **data: Any) -> Mixture:
