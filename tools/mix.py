@@ -17,7 +17,7 @@ from data_mixers.guard import GuardObservation, ProbeAnswers
 from data_mixers.manifest import SourceEntry
 from data_mixers.mixture import GuardShift, Reweight
 from data_mixers.sampling import Sampler
-from data_mixers.schedule import Skip, read_schedule
+from data_mixers.schedule import read_schedule
 from data_mixers.windows import windows_in_shard
 from megatron_synE.config.examine import examine
 from megatron_synE.config.fault import require
@@ -138,7 +138,6 @@ def replay(run: Path, overrides: Sequence[str] = ()) -> list[Replayed]:
     examination = examine(loaded.resolved, world_size=1)
     require([fault for fault in examination.faults if fault.key.startswith("data.")], where=str(run))
     mixture = mixture_of(loaded.resolved, examination.manifests)
-    skips = Counter(read_schedule(run).skips)
     recorded = {(row["iteration"], row["group"]): row for _, row in rows if row["kind"] == "reweight"}
     replayed = []
     for number, row in rows:
@@ -148,7 +147,7 @@ def replay(run: Path, overrides: Sequence[str] = ()) -> list[Replayed]:
             elif row["kind"] == "guard" and row["set"] == mixture.guard_settings.language:
                 mixture, again = _guarded(mixture, row)
             elif row["kind"] == "recovery":
-                mixture, again = _without(mixture, row, skips), None
+                mixture, again = _without(mixture, row, run), None
             else:
                 continue
         # What a line that no run wrote can be wrong in: a key, a type, a number, a decision that fits no plan.
@@ -200,13 +199,10 @@ def _reweighted(mixture: Mixture, row: dict[str, Any], taken: dict[str, Any] | N
     return mixture, Replayed(row["iteration"], group, in_force, again)
 
 
-def _without(mixture: Mixture, row: dict[str, Any], skips: Counter[Skip]) -> Mixture:
-    """The mixture without what the run left out; as it is for a row whose step a kill undid, so that it came again.
-
-    skips: of the run's schedule.
-    """
+def _without(mixture: Mixture, row: dict[str, Any], run: Path) -> Mixture:
+    """The mixture without what the run left out; as it is for a row whose step a kill undid, so that it came again."""
     without = mixture.skipping(row["start_sample"], row["stop_sample"])
-    return without if Counter(without.schedule.skips) <= skips else mixture
+    return without if Counter(without.schedule.skips) <= Counter(read_schedule(run).skips) else mixture
 
 
 def _guarded(mixture: Mixture, row: dict[str, Any]) -> tuple[Mixture, Replayed | None]:
