@@ -1,7 +1,7 @@
 """What a topic controller may do: its rule, its step and its guards, refused by name where they make no sense."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal, get_args
 
@@ -11,6 +11,24 @@ ControllerName = Literal["static", "stratified", "syne_paper", "syne", "exponent
 Normaliser = Literal["sum_abs", "max_abs", "relative", "log_ppl"]
 
 GUARDS_OFF: dict[str, float] = {"floor": 0.0, "ceiling": math.inf, "max_shift": 1.0, "ema": 1.0, "noise_level": 0.0}
+
+_GUARDED = frozenset({"syne", "exponentiated_gradient", "ado", "velocitune"})
+_SYNE = frozenset({"syne", "syne_paper"})
+_READ_BY: dict[str, frozenset[str]] = {
+    "alpha": _SYNE,
+    "normaliser": _SYNE,
+    "importance": _SYNE | {"exponentiated_gradient"},
+    "step_size": frozenset({"exponentiated_gradient"}),
+    "targets": frozenset({"velocitune"}),
+    "target_drop": frozenset({"velocitune"}),
+    "max_shift": _GUARDED | {"stratified"},
+}
+"""Setting -> the controllers that look at it; the others are of the guards (`ControllerSettings.in_force`)."""
+
+
+def idle_settings(controller: str, names: Iterable[str]) -> list[str]:
+    """Which of these settings change nothing under this controller, sorted."""
+    return sorted(name for name in names if controller not in _READ_BY.get(name, _GUARDED))
 
 
 @dataclass(frozen=True, kw_only=True)

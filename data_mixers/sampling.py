@@ -59,6 +59,8 @@ class _Stretch:
     merge: Merge
     cursors: tuple[int, ...]
     """Draws of each source before the merge."""
+    skipped: tuple[int, ...]
+    """Those of them, and of the merge's before `start`, that no sample got."""
 
 
 class Sampler:
@@ -74,18 +76,21 @@ class Sampler:
             for source in schedule.sources
         ]
         self._stretches: list[_Stretch] = []
-        cursors = credits = (0,) * len(schedule.sources)
+        cursors = credits = lost = (0,) * len(schedule.sources)
         for start, end, weights in _blends(schedule):
             merge = Merge(weights, credits)
             skips = [(skip.at_sample, skip.num_samples) for skip in schedule.skips if start <= skip.at_sample < end]
             skipped = 0
             for at, num_samples in [(start, 0), *skips]:
+                drawn = at - start + skipped
                 skipped += num_samples
-                self._stretches.append(_Stretch(at, at - start + skipped, merge, cursors))
+                if num_samples:
+                    lost = _added(lost, _less(merge.counts(drawn + num_samples), merge.counts(drawn)))
+                self._stretches.append(_Stretch(at, drawn + num_samples, merge, cursors, lost))
             drawn = end - start + skipped
             cursors = _added(cursors, merge.counts(drawn))
             credits = merge.credits_after(drawn)
-        self._end_cursors = cursors
+        self._end_cursors, self._end_skipped = cursors, lost
         self._starts = [stretch.start for stretch in self._stretches]
 
     def address(self, sample: int) -> SampleAddress:
@@ -126,6 +131,12 @@ class Sampler:
         stretch = self._stretches[self._stretch_of(sample)]
         return _added(stretch.cursors, stretch.merge.counts(sample - stretch.start + stretch.drawn))
 
+    def read(self, sample: int) -> tuple[int, ...]:
+        """Samples of each source among the first `sample`, without what was skipped."""
+        is_end = sample == self.schedule.num_samples
+        skipped = self._end_skipped if is_end else self._stretches[self._stretch_of(sample)].skipped
+        return _less(self.cursors(sample), skipped)
+
     def epochs_read(self) -> dict[str, float]:
         """How often the whole schedule reads each source that it weighs, in epochs."""
         return {
@@ -162,6 +173,10 @@ def _blends(schedule: Schedule) -> list[tuple[int, int, tuple[int, ...]]]:
         else:
             blends.append((phase.start_sample, phase.end_sample, tuple(weights)))
     return blends
+
+
+def _less(left: tuple[int, ...], right: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(a - b for a, b in zip(left, right, strict=True))
 
 
 def _added(left: tuple[int, ...], right: tuple[int, ...]) -> tuple[int, ...]:

@@ -138,6 +138,8 @@ class SourceWindows:
                 late = inside >= straight
                 permutation = self._permutation(epoch, size - straight, is_rest)
                 inside[late] = straight + permutation.map(inside[late] - straight)
+            if size * total >= 1 << 63:  # from three billion windows on int64 would wrap round: Python's integers
+                inside = inside.astype(object)
             windows[rows] = -(-(inside + 1) * total // size) - 1 if is_rest else inside * total // size
         return windows
 

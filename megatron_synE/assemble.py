@@ -76,9 +76,7 @@ def assemble(
     for caution in examination.cautions:
         logger.warning("%s", caution)
 
-    attempt = partial(
-        _begin_attempt, loaded, examination, run_dir, schedule, start, progress.iteration, plan.train_iters
-    )
+    attempt = partial(_begin_attempt, loaded, examination, run_dir, schedule, start, progress, plan.train_iters)
     attempts = agreed(groups.control, lambda: attempt() if is_writer else None)
     metrics = Metrics(
         config.logging,
@@ -146,18 +144,19 @@ def _begin_attempt(
     run_dir: RunDir,
     schedule: Schedule,
     start: Start,
-    iteration: int,
+    progress: Progress,
     train_iters: int,
 ) -> Attempts:
     """The run's files as this attempt writes them, by the one rank that writes."""
     # A run killed before its first checkpoint begins again: its rows go, also those of iteration 0.
     assert run_dir.lease is not None
-    truncate_after(run_dir.metrics, iteration if start.mode == "resume" else -1, run_dir.lease)
+    last = progress.iteration if start.mode == "resume" else -1
+    truncate_after(run_dir.metrics, last, run_dir.lease, validated=progress.last_validated_iteration)
     write_run_files(loaded, run_dir, examination, schedule, start)
     return begin(
         run_dir,
-        first_iteration=iteration,
-        is_finished=iteration >= train_iters,
+        first_iteration=progress.iteration,
+        is_finished=progress.iteration >= train_iters,
         config_digest=config_digest(loaded.resolved),
         restart_budget=loaded.resolved.operations.restart_budget,
     )

@@ -10,10 +10,15 @@ from megatron_synE.config.schema import LoggingSection
 from megatron_synE.exit_codes import OneRankError
 from megatron_synE.runtime.lease import Lease, write_text
 
+OF_VALIDATION = frozenset({"validation", "validation_time", "observation", "reweight", "topic_share", "guard"})
+"""Kinds of rows that a validation, and what is decided on it, writes."""
 
-def truncate_after(metrics: Path, iteration: int, lease: Lease) -> None:
+
+def truncate_after(metrics: Path, iteration: int, lease: Lease, *, validated: int | None) -> None:
     """Drop rows after `iteration`: a killed job may have logged steps that its checkpoint does not hold.
 
+    validated: the last iteration whose validation the checkpoint holds; later ones will be done again, `iteration`'s
+    own too where a stop came before it.
     A last line that was cut by the kill goes too. The file is a new one: what an earlier writer still has open is not.
     """
     if not metrics.exists():
@@ -24,7 +29,8 @@ def truncate_after(metrics: Path, iteration: int, lease: Lease) -> None:
             row = json.loads(line)
         except ValueError:
             continue
-        if row["iteration"] <= iteration:
+        last = iteration if row["kind"] not in OF_VALIDATION else -1 if validated is None else validated
+        if row["iteration"] <= last:
             kept.append(line if line.endswith("\n") else line + "\n")
     try:
         write_text(metrics, "".join(kept), token=lease.token, lease=lease)
@@ -94,15 +100,15 @@ class Metrics:
 
             self._tensorboard = SummaryWriter(str(self._path.parent / "tensorboard"), purge_step=iteration + 1)
 
-    def go_back_to(self, iteration: int) -> None:
-        """Drop what was reported after `iteration`; W&B cannot, and keeps its own."""
+    def go_back_to(self, iteration: int, *, validated: int | None) -> None:
+        """Drop what was reported after `iteration`, as truncate_after does; W&B cannot, and keeps its own."""
         if self._stream is None:
             return
         self._stream.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
         assert self._lease is not None
-        truncate_after(self._path, iteration, self._lease)
+        truncate_after(self._path, iteration, self._lease, validated=validated)
         self._open(iteration)
 
     def row(self, kind: str, iteration: int, **values: Any) -> None:

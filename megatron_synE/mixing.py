@@ -17,7 +17,7 @@ from data_mixers.guard import decide as decide_guard
 from data_mixers.manifest import SourceEntry
 from data_mixers.mixture import GuardShift, PlannedPhase, Reweight, compose, group_of, topic_ratios
 from data_mixers.sampling import Sampler
-from data_mixers.schedule import Schedule
+from data_mixers.schedule import Schedule, Skip
 from data_mixers.strict_json import parse
 from megatron_synE.config.derive import controller_settings, guard_settings
 from megatron_synE.config.schema import RunConfig
@@ -99,8 +99,17 @@ class Mixture:
 
     @property
     def schedule(self) -> Schedule:
-        """The plan under the decisions so far."""
-        schedule = compose(
+        """The plan under the decisions so far.
+
+        What is left out stays left out when a later decision begins inside it: the order has gone on behind it already.
+        """
+        ranges = sorted((*self.skips, *self.bad_ranges))
+        skips = tuple(Skip(at_sample=start, num_samples=stop - start) for start, stop in ranges)
+        return replace(self._unskipped, skips=skips)
+
+    @property
+    def _unskipped(self) -> Schedule:
+        return compose(
             self.planned,
             self.reweights,
             self.entries,
@@ -109,10 +118,15 @@ class Mixture:
             limits=self.limits if self.renormalizes else None,
             shifts=self.shifts,
         )
-        for start, stop in sorted((*self.skips, *self.bad_ranges)):
-            # Whether a skip touches what is read already is for the digest of the past to say, when a run resumes.
-            schedule = schedule.skip(start, stop, consumed_samples=0)
-        return schedule
+
+    def check_new_skips(self, stored: Schedule) -> None:
+        """Errors: ConfigError for a range of data.skip_samples that `stored` does not have and that makes no sense.
+
+        Whether it touches what is read already is for the digest of the past to say.
+        """
+        for start, stop in self.skips:
+            if Skip(at_sample=start, num_samples=stop - start) not in stored.skips:
+                self._unskipped.skip(start, stop, consumed_samples=0)
 
     def ratios_next(self, group: str, *, consumed_samples: int) -> dict[str, float]:
         """The shares of a group's topics that the next decision will replace; empty if nothing is left or read."""
@@ -191,7 +205,7 @@ class Mixture:
         start = consumed_samples + LEAD_ITERATIONS * self.samples_per_iteration
         if start >= schedule.num_samples or not self._trades_at(start):
             return {}
-        read = Sampler(schedule).cursors(consumed_samples)
+        read = Sampler(schedule).read(consumed_samples)
         tokens = {source.name: count * self.seq_length for source, count in zip(schedule.sources, read, strict=True)}
         decisions = {}
         for group in self.groups:
@@ -263,13 +277,14 @@ class Mixture:
         So a range that reaches back before the last one begins with it; what lies before was read well, both times.
         Errors: DivergedError if all of it lies there.
         """
-        last = self.bad_ranges[-1][0] if self.bad_ranges else 0
+        last = max((first for first, _ in self.bad_ranges), default=0)
         if stop <= last:
             raise DivergedError(
                 f"samples {start}:{stop} are bad now and were not when they were read before; that is not the data. "
                 "Look for a card or a memory that fails: stability.reexecute=true compares a bad step with itself"
             )
-        return range(max(start, last), stop)
+        planned = (first for first, _ in self.skips if first < stop)
+        return range(max(start, last, *planned), stop)
 
     def skipping(self, start: int, stop: int) -> "Mixture":
         """This mixture without the data of samples start..stop-1; as many others are read in their place."""

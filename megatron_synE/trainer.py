@@ -238,7 +238,7 @@ class Trainer:
         bad_ranges = self.mixture.bad_ranges
         self.mixture = replace(self.mixture.restored(state.schedule["mixture"]), bad_ranges=bad_ranges)
         self.progress = Progress.after(state, "resume")
-        self.metrics.go_back_to(self.progress.iteration)
+        self.metrics.go_back_to(self.progress.iteration, validated=self.progress.last_validated_iteration)
         self.step_log.go_back()
         self._saved_iteration = self.progress.iteration
 
@@ -332,7 +332,7 @@ class Trainer:
     def _samples_by_source(self) -> dict[str, int]:
         """Samples read from each source since the start of the run: arithmetic on the schedule, not a counter."""
         schedule = self.dataset.schedule
-        counts = self._sampler.cursors(self.progress.consumed_samples)
+        counts = self._sampler.read(self.progress.consumed_samples)
         return {source.name: int(count) for source, count in zip(schedule.sources, counts, strict=True)}
 
     def _save_if_due(self, decision: Decision) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from data_mixers.guard import GuardObservation, ProbeAnswers
 from data_mixers.manifest import SourceEntry
 from data_mixers.mixture import GuardShift, Reweight
 from data_mixers.sampling import Sampler
+from data_mixers.schedule import read_schedule
 from data_mixers.windows import windows_in_shard
 from megatron_synE.config.examine import examine
 from megatron_synE.config.fault import require
@@ -35,7 +37,7 @@ class ReadPart:
     share: float
     tokens: int
     epochs: float
-    """Read of this source at the end of the phase, since the start of the run."""
+    """Read of this source at the end of the phase, since the start of the run; what was left out counts too."""
     quantiles: str
     """Range of PPL quantiles of the source's topic that its bucket holds; "" without buckets."""
 
@@ -68,10 +70,10 @@ def reads(mixture: Mixture) -> tuple[list[ReadPart], dict[str, tuple[int, int]]]
     }
     quantiles = _bucket_quantiles(mixture)
     parts: list[ReadPart] = []
-    before = sampler.cursors(0)
+    before = sampler.read(0)
     for phase in schedule.phases:
-        after = sampler.cursors(phase.end_sample)
-        for source, old, new in zip(schedule.sources, before, after, strict=True):
+        after, cursors = sampler.read(phase.end_sample), sampler.cursors(phase.end_sample)
+        for source, old, new, cursor in zip(schedule.sources, before, after, cursors, strict=True):
             if new > old:
                 parts.append(
                     ReadPart(
@@ -80,7 +82,7 @@ def reads(mixture: Mixture) -> tuple[list[ReadPart], dict[str, tuple[int, int]]]
                         source=source.name,
                         share=(new - old) / phase.num_samples,
                         tokens=(new - old) * schedule.seq_length,
-                        epochs=new / windows[source.name],
+                        epochs=cursor / windows[source.name],
                         quantiles=quantiles.get(source.name, ""),
                     )
                 )
@@ -144,6 +146,8 @@ def replay(run: Path, overrides: Sequence[str] = ()) -> list[Replayed]:
                 mixture, again = _reweighted(mixture, row, recorded.get((row["iteration"], row["group"])))
             elif row["kind"] == "guard" and row["set"] == mixture.guard_settings.language:
                 mixture, again = _guarded(mixture, row)
+            elif row["kind"] == "recovery":
+                mixture, again = _without(mixture, row, run), None
             else:
                 continue
         # What a line that no run wrote can be wrong in: a key, a type, a number, a decision that fits no plan.
@@ -193,6 +197,12 @@ def _reweighted(mixture: Mixture, row: dict[str, Any], taken: dict[str, Any] | N
         return mixture, None
     again = dict(decision.before if decision.reweight is None else decision.reweight.ratios)
     return mixture, Replayed(row["iteration"], group, in_force, again)
+
+
+def _without(mixture: Mixture, row: dict[str, Any], run: Path) -> Mixture:
+    """The mixture without what the run left out; as it is for a row whose step a kill undid, so that it came again."""
+    without = mixture.skipping(row["start_sample"], row["stop_sample"])
+    return without if Counter(without.schedule.skips) <= Counter(read_schedule(run).skips) else mixture
 
 
 def _guarded(mixture: Mixture, row: dict[str, Any]) -> tuple[Mixture, Replayed | None]:

@@ -121,7 +121,8 @@ def _model_tokenizer(config: RunConfig, manifest: DatasetManifest) -> list[Fault
 
 
 def _schedule(config: RunConfig, manifests: Sequence[DatasetManifest]) -> Schedule:
-    schedule = build_schedule(
+    ranges = (text.split(":") for text in config.data.skip_samples)
+    return build_schedule(
         config.data.stages,
         manifests,
         config.run.seed,
@@ -129,11 +130,8 @@ def _schedule(config: RunConfig, manifests: Sequence[DatasetManifest]) -> Schedu
         config.training.global_batch_size,
         max_epochs=config.data.max_epochs,
         exhaustion=config.data.exhaustion,
+        skips=[(int(start), int(stop)) for start, stop in ranges],
     )
-    for text in config.data.skip_samples:
-        start, stop = map(int, text.split(":"))
-        schedule = schedule.skip(start, stop, consumed_samples=0)
-    return schedule
 
 
 def _read(paths: Sequence[Path], key: str, faults: list[Fault]) -> list[DatasetManifest] | None:

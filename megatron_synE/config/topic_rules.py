@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from data_mixers.control_settings import idle_settings
 from data_mixers.manifest import DatasetManifest, SourceEntry
 from data_mixers.mixture import group_of
 from data_mixers.ratios import stage_weights
@@ -93,6 +94,11 @@ def cautions(
             f" tokens between two validations, more than validation.max_training_share={share:g}; use fewer items"
         )
     mixture = config.mixture
+    if idle := idle_settings(mixture.controller, mixture.settings):
+        yield (
+            f"mixture.settings: {', '.join(idle)} change nothing under mixture.controller={mixture.controller}; see"
+            " docs/mixer.md for whose they are"
+        )
     if mixture.controller == "static":
         return
     trading = {

@@ -27,10 +27,12 @@ def build_schedule(
     *,
     max_epochs: float = DEFAULT_MAX_EPOCHS,
     exhaustion: Literal["repeat", "stop", "renormalize"] = "repeat",
+    skips: Sequence[tuple[int, int]] = (),
 ) -> Schedule:
     """The plan without any decision; each stage is a whole number of global batches.
 
     manifests: those of data.manifests, then those of each stage in turn (`config.examine.manifest_paths`).
+    skips: ranges of samples to leave out; a source comes to its end the sooner.
     Order: sources rank by the stage that first reads them, then by name; so a stage added at the end, with its own
     manifests, leaves earlier samples unchanged.
     Errors: ConfigError for shares that do not fit the data, a source that is too small, or one read more than
@@ -41,13 +43,19 @@ def build_schedule(
     planned = planned_phases(stages, manifests, seq_length=seq_length, global_batch_size=global_batch_size)
     if exhaustion == "renormalize":
         limits = window_limits(entries, seq_length=seq_length, max_epochs=max_epochs)
-        return compose(planned, (), entries, seed=seed, seq_length=seq_length, limits=limits)
-    schedule = compose(planned, (), entries, seed=seed, seq_length=seq_length)
+        return _skipping(compose(planned, (), entries, seed=seed, seq_length=seq_length, limits=limits), skips)
+    schedule = _skipping(compose(planned, (), entries, seed=seed, seq_length=seq_length), skips)
     if exhaustion == "stop":
         check_epochs(schedule, limit=1.0, key="data.exhaustion is stop", cure="set data.exhaustion=repeat")
     else:
         cure = "raise data.max_epochs if you mean it"
         check_epochs(schedule, limit=max_epochs, key=f"data.max_epochs={max_epochs:g}", cure=cure)
+    return schedule
+
+
+def _skipping(schedule: Schedule, skips: Sequence[tuple[int, int]]) -> Schedule:
+    for start, stop in skips:
+        schedule = schedule.skip(start, stop, consumed_samples=0)
     return schedule
 
 

@@ -24,8 +24,9 @@ from megatron_synE.data.scheduled_dataset import ScheduledDataset
 class MegatronScheduledDataset(MegatronDataset):
     """Sample i of a schedule as GPTDataset hands out samples, by number alone: no index, no cache, no shuffle.
 
-    A MegatronDataset, so that Megatron's samplers, loaders and pad token rules take it for one of theirs. One thing
-    differs from GPTDataset: documents begin where the .idx says so, not behind each EOD token.
+    A MegatronDataset, so that Megatron's samplers, loaders and pad token rules take it for one of theirs. Two things
+    differ from GPTDataset: documents begin where the .idx says so, not behind each EOD token; and the EOD that fill up
+    windows of whole documents are no targets.
     Errors: ConfigError naming the option where the run and the schedule do not fit.
     """
 
@@ -49,6 +50,8 @@ class MegatronScheduledDataset(MegatronDataset):
         loss_mask = torch.ones(len(tokens), dtype=torch.float32)
         if self.config.eod_mask_loss:
             loss_mask[tokens == self.config.tokenizer.eod] = 0.0
+        if self.dataset.schedule.sources[sample.source_index].packed_seq_length is not None:
+            loss_mask[(tokens == self.config.tokenizer.eod) & (labels == self.config.tokenizer.eod)] = 0.0
         loss_mask[labels == self._pad_token_id] = 0.0
         if idx is None:
             loss_mask.zero_()
@@ -110,11 +113,12 @@ def schedule_and_manifests(path: Path) -> tuple[Schedule, list[DatasetManifest]]
     """
     if path.is_dir() and (path / MANIFEST_NAME).is_file():
         return read_schedule(path / SCHEDULE_NAME), [read_manifest(path)]
-    from megatron_synE.config.load import load_config  # pydantic and yaml: only where a run of ours is read
+    from megatron_synE.config.examine import manifest_paths  # pydantic and yaml: only where a run of ours is read
+    from megatron_synE.config.load import load_config
     from megatron_synE.mixing import mixture_of
 
     loaded = load_config(path / "run_config.yaml" if path.is_dir() else path, [])
-    manifests = [read_manifest(manifest) for manifest in loaded.resolved.data.manifests]
+    manifests = [read_manifest(manifest) for manifest in manifest_paths(loaded.resolved)]
     if path.is_dir():
         return read_schedule(path / SCHEDULE_NAME), manifests
     return mixture_of(loaded.resolved, manifests).schedule, manifests

@@ -55,6 +55,12 @@ def test_a_loop_that_can_move_has_neither_faults_nor_cautions(folder: Path) -> N
     assert (found.faults, found.cautions) == ((), ())
 
 
+@pytest.mark.parametrize("controller", ["static", "exponentiated_gradient"])
+def test_settings_of_another_controller_are_said(folder: Path, controller: str) -> None:
+    (caution,) = examined(f"mixture.controller={controller}", "mixture.settings.alpha=0.1").cautions
+    assert f"alpha change nothing under mixture.controller={controller}" in caution
+
+
 @pytest.mark.parametrize(
     ("override", "key", "named"),
     [

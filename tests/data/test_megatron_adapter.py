@@ -5,6 +5,7 @@ Everything of Megatron-LM here is megatron-core's own code; docs/megatron_lm.md 
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ from megatron.core.tokenizers.text.libraries.null_tokenizer import NullTokenizer
 from torch.utils.data import DataLoader
 
 from data_mixers.errors import ConfigError
-from data_mixers.manifest import TokenizerIdentity, read_manifest
+from data_mixers.manifest import ShardEntry, SourceEntry, TokenizerIdentity, read_manifest
 from data_mixers.sampling import Sampler
 from data_mixers.schedule import Schedule, scheduled_source
 from megatron_synE.data.batch import sample_indices
+from megatron_synE.data.indexed import IndexedWriter
 from megatron_synE.data.megatron_adapter import MegatronScheduledDataset, schedule_and_manifests, scheduled_datasets
 from megatron_synE.data.tokenizers import load_tokenizer
 from tests import tiny
@@ -218,3 +220,49 @@ def test_a_run_of_ours_can_be_named_too(tmp_path: Path) -> None:
     decided = plan.skip(8, 16, consumed_samples=8)
     (run / "schedule.json").write_text(decided.to_json())
     assert schedule_and_manifests(run) == (decided, manifests)
+
+
+def test_data_of_a_stage_of_its_own_is_read_from_that_stage_on_and_no_other_is_lost(tmp_path: Path) -> None:
+    """Shares by the tokens present, worked out from the manifests: half of each language's text."""
+    zh, more_zh, late = ("zh", "web", "law"), ("zh", "web", "food"), ("en", "qa", "math")
+    sources = {"a": {zh: 6000, ("en", "web", "computing"): 9000}, "b": {more_zh: 3000}, "late": {late: 4500}}
+    made = {name: tiny.manifest(tmp_path / name, of) for name, of in sources.items()}
+    tokens = {s.name: s.num_tokens for m in made.values() for s in m.sources}
+    tree = tiny.run_tree(tmp_path, hf=None)
+    half = {"tokens": 20 * 8 * 32, "languages": {"zh": 0.5, "en": 0.5}}
+    tree["data"] |= {
+        "manifests": [str(tmp_path / "a"), str(tmp_path / "b")],
+        "stages": [{"name": "one", **half}, {"name": "two", **half, "manifests": [str(tmp_path / "late")]}],
+    }
+    plan, manifests = schedule_and_manifests(tiny.write_run(tmp_path, tree))
+    english = ("en/web/computing", "en/qa/math")
+    for phase, present in zip(plan.phases, (tokens.keys() - {"en/qa/math"}, tokens.keys()), strict=True):
+        weights = {name: weight / 2**32 for name, weight in phase.weights}
+        assert weights.keys() == present
+        for group in (present & set(english), present - set(english)):
+            whole = sum(tokens[name] for name in group)
+            for name in group:
+                assert weights[name] == pytest.approx(0.5 * tokens[name] / whole, abs=1e-6)
+    assert [manifest.folder.name for manifest in manifests] == ["a", "b", "late"]
+
+
+def test_what_fills_up_a_window_of_whole_documents_is_no_target(root: Path, tmp_path: Path) -> None:
+    """Documents of 50 and of 64 tokens: 14 EOD fill up the first window, and follow on the document's own."""
+    identity = read_manifest(root / "mix").tokenizer
+    eod = identity.eos_id
+    body = [token for token in range(3, 70) if token != eod]
+    with IndexedWriter(tmp_path / "whole", dtype="uint16") as pair:
+        for document in ([*body[:49], eod], [eod] * 14, [*body[:63], eod], [eod]):
+            pair.add_document(np.array(document))
+    assert pair.written is not None
+    shard = ShardEntry(prefix="whole", text_bytes=1, **vars(pair.written))
+    entry = SourceEntry(name="en/qa/math", language="en", source="qa", topic="math", bucket=None, role="train",
+                        shards=(shard,), packed_seq_length=SEQ_LENGTH)  # fmt: skip
+    manifest = replace(read_manifest(root / "mix"), folder=tmp_path, sources=(entry,))
+    source = scheduled_source(entry, order="as_written")
+    schedule = Schedule(seed=1, seq_length=SEQ_LENGTH, sources=(source,))
+    schedule = schedule.append_weights("all", num_samples=2, weights={source.name: 1 << 32})
+    dataset = MegatronScheduledDataset(schedule, [manifest], config_of(root))
+    filled, full = dataset[0], dataset[1]
+    assert filled["loss_mask"].tolist() == [1.0] * 49 + [0.0] * 14 + [1.0]
+    assert full["loss_mask"].tolist() == [1.0] * 63 + [0.0]

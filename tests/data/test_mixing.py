@@ -1,5 +1,6 @@
 """What the trainer asks of the mixture, without a model: decisions that the text at hand can carry."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -8,11 +9,14 @@ from typing import Any
 import pytest
 import torch
 
+from data_mixers.errors import ConfigError
 from data_mixers.sampling import Sampler
 from megatron_synE.config.load import load_config
+from megatron_synE.decision_log import rows_of
 from megatron_synE.mixing import Answer, Mixture, mixture_of
 from megatron_synE.validation import DocumentLosses, ValidationSet
 from tests import tiny
+from tools.mix import replay
 
 SEQ_LENGTH = 32
 SAMPLES = 400  # 50 iterations of 8
@@ -35,6 +39,69 @@ def test_the_controller_decides_only_for_samples_of_its_stages(tmp_path: Path) -
             run, answer = validated(run, {"law": 2.0 + 0.2 * number, "food": 2.0, "music": 2.0}, at=at)
             changes[label].append(answer.changes_schedule)
     assert changes == {"all": [True, True, True], "one": [True, False, False]}
+
+
+def test_a_decision_that_begins_inside_a_range_left_out_is_taken_and_the_range_stays_out(tmp_path: Path) -> None:
+    """Samples 40 to 71 are left out; decided at 32, the new shares hold from 48 on."""
+    worse = {"law": 2.3, "food": 2.0, "music": 2.0}
+    plain, _ = validated(mixture(tmp_path / "plain", dict.fromkeys(TOPICS, 20000)), dict.fromkeys(TOPICS, 2.0), at=0)
+    skipping = plain.skipping(40, 72)
+    expected, _ = validated(plain, worse, at=32)
+    found, answer = validated(skipping, worse, at=32)
+    assert len(expected.reweights) == 1 and expected.reweights[0].start_sample == 48
+    assert found.reweights == expected.reweights
+    assert not any("max_epochs" in note for note in answer.groups["zh/web"].notes)
+    assert found.schedule.past_digest(48) == skipping.schedule.past_digest(48)
+    left_out = set(Sampler(plain.schedule).addresses(40, 72))
+    read_then = list(Sampler(found.schedule).addresses(0, SAMPLES - 32))
+    assert len(set(read_then)) == SAMPLES - 32  # no window twice
+    assert not left_out & set(read_then)
+    assert read_then[:40] == list(Sampler(plain.schedule).addresses(0, 40))
+
+
+def test_a_bad_range_that_reaches_back_before_one_of_the_configuration_takes_nothing_back_in(tmp_path: Path) -> None:
+    """data.skip_samples has 40:56; samples 32 to 71 turn out bad, of which those from 40 on lie behind that range."""
+    plain = mixture(tmp_path, dict.fromkeys(TOPICS, 20000))
+    run = replace(plain, skips=((40, 56), (200, 208)))
+    out = set(Sampler(plain.schedule).addresses(40, 56)) | set(Sampler(run.schedule).addresses(40, 72))
+    samples = run.leavable(32, 72)
+    after = run.skipping(samples.start, samples.stop)
+    read_then = list(Sampler(after.schedule).addresses(0, 160))
+    assert not out & set(read_then)
+    assert read_then[:40] == list(Sampler(run.schedule).addresses(0, 40))
+
+
+def test_a_new_range_across_a_decision_is_refused_when_the_run_resumes_and_an_old_one_is_not(tmp_path: Path) -> None:
+    run, _ = validated(mixture(tmp_path, dict.fromkeys(TOPICS, 20000)), dict.fromkeys(TOPICS, 2.0), at=0)
+    run, _ = validated(run, {"law": 2.3, "food": 2.0, "music": 2.0}, at=32)
+    stored = run.schedule
+    with pytest.raises(ConfigError, match="skip 40:72 crosses the change of weights at sample 48"):
+        replace(run, skips=((40, 72),)).check_new_skips(stored)
+    replace(run, skips=((48, 72),)).check_new_skips(stored)
+    known = replace(run, skips=((40, 72),))
+    known.check_new_skips(known.schedule)
+
+
+def test_replay_leaves_out_what_the_run_left_out_once_for_each_time_it_stayed_out(tmp_path: Path) -> None:
+    """Law has text for 125 samples, the plan reads 120: with 16 samples left out it cannot rise further at 368.
+
+    The row of what was left out stands twice, as where a kill undid the first recovery.
+    """
+    run = mixture(tmp_path, {"law": 126 * SEQ_LENGTH, "food": 20000, "music": 20000}, max_epochs=1.0)
+    rows: list[dict[str, Any]] = []
+    for at, step in ((0, 0.0), (32, 0.1), (352, 1.1), (368, 1.15)):
+        if at == 32:
+            run = run.skipping(8, 24)
+            rows += 2 * [{"kind": "recovery", "iteration": 1, "start_sample": 8, "stop_sample": 24}]
+        run, answer = validated(run, {"law": 2.0 + step, "food": 2.0 + step / 2, "music": 2.0}, at=at)
+        rows += [{"kind": kind, "iteration": at // 8, **values} for kind, values in rows_of(answer)]
+    assert any("law: its share stays" in note for note in answer.groups["zh/web"].notes)
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "schedule.json").write_text(run.schedule.to_json())
+    (tmp_path / "run.yaml").rename(tmp_path / "run_config.yaml")
+    again = replay(tmp_path)
+    assert [decision.iteration for decision in again] == [4, 44, 46]
+    assert all(decision.is_equal for decision in again), again
 
 
 def mixture(folder: Path, tokens: Mapping[str, int], **data: Any) -> Mixture:

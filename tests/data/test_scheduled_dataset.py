@@ -17,6 +17,7 @@ from data_mixers.manifest import (
     TokenizerIdentity,
 )
 from data_mixers.sampling import Sampler
+from data_mixers.schedule import Schedule
 from megatron_synE.config.schema import StageSection
 from megatron_synE.data.build_schedule import build_schedule
 from megatron_synE.data.indexed import IndexedWriter
@@ -136,6 +137,20 @@ def test_a_plan_that_reads_too_often_is_refused_unless_it_is_wanted(manifest: Da
     assert allowed.num_samples * SEQ_LENGTH >= tokens
     with pytest.raises(ConfigError, match=r"data\.exhaustion is stop"):
         build_schedule([stage(tokens // 7, 1.0)], [manifest], 3, SEQ_LENGTH, 4, exhaustion="stop")
+
+
+def test_samples_left_out_bring_a_source_to_its_end_the_sooner(manifest: DatasetManifest) -> None:
+    """The plan reads all of law but less than a batch; 8 samples left out of it would have some read again."""
+    windows = sum((shard.num_tokens - SEQ_LENGTH) // SEQ_LENGTH for shard in manifest.sources[0].shards)
+    tokens = windows // 4 * 4 * SEQ_LENGTH
+
+    def built(*skips: tuple[int, int]) -> Schedule:
+        whole = [stage(tokens, 1.0)]
+        return build_schedule(whole, [manifest], 3, SEQ_LENGTH, 4, exhaustion="stop", skips=skips)
+
+    assert {place.epoch for place in Sampler(built()).addresses(0, built().num_samples)} == {0}
+    with pytest.raises(ConfigError, match=r"data\.exhaustion is stop.*zh/web/law 1\.\d+"):
+        built((8, 16))
 
 
 def test_a_held_out_source_can_not_be_asked_for(manifest: DatasetManifest) -> None:

@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_mixers.control_rules import fit_power_law
-from data_mixers.control_settings import ControllerSettings, Normaliser
+from data_mixers.control_settings import ControllerName, ControllerSettings, Normaliser, idle_settings
+from data_mixers.controllers import Observation, TopicLosses, decide
+from data_mixers.errors import ConfigError
 from tests.data_mixers.validations import ELEVEN, PPL, free, run
 
 
@@ -195,3 +197,38 @@ def test_the_power_law_is_found_and_stays_inside_its_bounds() -> None:
     assert fit_power_law(tokens, 1.5 + 0.7 * tokens**-0.3) == pytest.approx((1.5, 0.7, 0.3), abs=1e-9)
     eps, beta, _ = fit_power_law(tokens, np.array([2.0, 2.1, 2.2, 2.3]))  # a rising loss: nothing is being learnt
     assert (eps, beta) == pytest.approx((2.15, 0.0))
+
+
+CHANGED: dict[str, object] = {
+    "alpha": 0.6, "normaliser": "log_ppl", "importance": {"a": 1.5}, "step_size": 9.0, "targets": {"a": 0.5},
+    "target_drop": 1.0, "max_shift": 0.001, "floor": 0.999, "ceiling": 1.001, "ema": 0.5, "noise_level": 0.99,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("setting", CHANGED)
+@pytest.mark.parametrize("name", get_args(ControllerName))
+def test_a_setting_is_idle_exactly_where_no_decision_changes_with_it(name: str, setting: str) -> None:
+    """Four validations of eight documents a topic, whose losses fall at different speeds and scatter."""
+    off = {} if name in ("syne_paper", "static") else {"floor": 0.0, "ceiling": 9.0, "max_shift": 1.0, "ema": 1.0,
+                                                       "noise_level": 0.0}  # fmt: skip
+    try:
+        changed = ControllerSettings(name=name, **off | {setting: CHANGED[setting]})  # type: ignore[arg-type]
+    except ConfigError:
+        assert name == "syne_paper"  # which refuses guards
+        return
+    rng = np.random.default_rng(3)
+    nll = {topic: 3.0 - speed * np.arange(5)[:, None] + 0.1 * rng.standard_normal((5, 8))
+           for topic, speed in (("a", 0.02), ("b", 0.05), ("c", 0.01))}  # fmt: skip
+    decided = []
+    for chosen in (ControllerSettings(name=name, **off), changed):  # type: ignore[arg-type]
+        ratios, state = {"a": 0.5, "b": 0.3, "c": 0.2}, None
+        for number in range(5):
+            losses = {t: TopicLosses(nll_sums=tuple((9 * rows[number]).tolist()), tokens=(9,) * 8)
+                      for t, rows in nll.items()}  # fmt: skip
+            seen = Observation(
+                consumed_tokens=number * 1000, losses=losses, tokens_by_topic=dict.fromkeys("abc", number * 300)
+            )
+            decision = decide(chosen, ratios, state, seen)
+            ratios, state = decision.ratios, decision.state
+        decided.append(ratios)
+    assert idle_settings(name, [setting]) == ([setting] if decided[0] == decided[1] else [])

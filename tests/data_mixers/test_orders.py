@@ -142,6 +142,19 @@ def test_cursors_count_what_was_skipped_so_that_no_later_phase_reads_it() -> Non
     assert len(set(read_)) == 400
 
 
+def test_what_is_read_of_each_source_is_counted_without_what_was_skipped() -> None:
+    """Counted sample by sample, also where skips touch each other, a phase's first sample and the change of weights."""
+    plain = schedule_of([(300, [3, 1]), (100, [1, 1])])
+    schedule = plain.skip(0, 7, consumed_samples=0).skip(100, 130, consumed_samples=90)
+    schedule = schedule.skip(100, 101, consumed_samples=90).skip(300, 340, consumed_samples=90)
+    sampler = Sampler(schedule)
+    counted = [0] * len(schedule.sources)
+    for sample in range(schedule.num_samples):
+        assert sampler.read(sample) == tuple(counted)
+        counted[sampler.address(sample).source_index] += 1
+    assert sampler.read(schedule.num_samples) == tuple(counted)
+
+
 def test_a_skip_that_changes_the_past_or_crosses_a_change_of_weights_is_refused() -> None:
     plain = schedule_of([(300, [3, 1]), (100, [1, 1])])
     with pytest.raises(ConfigError, match=r"skip 100:130 must be a range of samples that are not read yet"):

@@ -222,6 +222,21 @@ def test_rows_beyond_two_to_the_32nd_are_the_ones_counted_by_hand() -> None:
     assert list(block) == list(map(Sampler(schedule).address, range(start, start + 600)))
 
 
+@pytest.mark.parametrize("planned", [None, 8_000_000_000])
+def test_a_source_of_more_windows_than_64_bits_can_square_is_read_as_counted_by_hand(planned: int | None) -> None:
+    """Packed, backwards, nine billion windows: of eight planned ones the k-th is window floor(9k / 8)."""
+    total = 9_000_000_000
+    shards = (ScheduledShard(num_tokens=8 * total + 1, sha256="0"),)
+    source = ScheduledSource(
+        name="zh/web/law", shards=shards, order="reversed", windows_planned=planned, packed_seq_length=8
+    )
+    first = 3_600_000_000
+    offsets = SourceWindows(source, seed=7, seq_length=8).addresses(np.arange(first, first + 5))[2].tolist()
+    last = total - 1 if planned is None else 7_999_999_999
+    windows = [last - draw if planned is None else (last - draw) * 9 // 8 for draw in range(first, first + 5)]
+    assert offsets == [8 * window for window in windows]
+
+
 def test_seeking_at_100_billion_tokens_takes_less_than_a_millisecond_and_no_index() -> None:
     schedule = make_schedule([(12_200_000, MIXED[4])], shard_tokens=(3_200_000_000,), seq_length=8192)
     sampler = Sampler(schedule)

@@ -1,5 +1,6 @@
 """The closed loop: a topic that gets worse gains share, and a run that is stopped anywhere goes on bit for bit."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,21 @@ def test_stopped_in_a_validation_and_before_a_decision_holds_it_goes_on_bit_for_
     assert_same_run(run, straight)
 
 
+def test_a_validation_that_is_done_again_after_a_kill_is_told_once(root: Path, straight: Path, tmp_path: Path) -> None:
+    """Stopped at 8, before the validation there; what resumed dies at 9, with the validation done and nothing saved."""
+    run = tmp_path / "killed"
+    overrides = [f"run.dir={run}", "checkpoint.keep_last=null"]
+    tiny.train(root / "run.yaml", *overrides, "training.stop_after_iterations=8", nproc=2, code=75)
+    tiny.train(root / "run.yaml", *overrides, "training.stop_after_iterations=1", nproc=2, code=75)
+    shutil.rmtree(run / "checkpoints" / "iter_0000009")
+    tiny.train(root / "run.yaml", *overrides, "training.stop_after_iterations=1", nproc=2, code=75)
+    for kind in ("validation", "observation", "reweight", "topic_share", "guard"):
+        expected = [row for row in tiny.rows(straight, kind) if row["iteration"] < 10]
+        assert expected and tiny.rows(run, kind) == expected
+    assert [row["iteration"] for row in tiny.rows(run, "validation_time")] == [0, 2, 4, 6, 8]
+    assert [row["iteration"] for row in tiny.rows(run, "train")] == list(range(1, 10))
+
+
 def test_another_layout_follows_the_decisions_it_finds(root: Path, straight: Path, tmp_path: Path) -> None:
     """Decided on two ranks, read on one: the order of the data is that of the stored decisions."""
     run = tmp_path / "one"
@@ -170,6 +186,8 @@ def test_a_skipped_range_is_recorded_and_its_samples_are_never_read(root: Path, 
     old, new = list(Sampler(before).addresses(0, 128)), list(Sampler(after).addresses(0, 112))
     assert new == old[:48] + old[64:]
     tiny.train(root / "run.yaml", *overrides, override)
+    last = tiny.rows(run, "train")[-1]
+    assert sum(last["samples_by_source"].values()) == last["consumed_samples"]  # what was left out was not read
     # Forgetting the skip would change what was read: refused.
     done: Any = tiny.syne("train", "--config", root / "run.yaml", "--nproc", 1, *overrides)
     assert done.returncode == 2

@@ -69,6 +69,19 @@ def test_plan_gives_tokens_epochs_share_and_ppl_quantiles_of_each_source_in_each
     assert re.search(rf"zh/web/law/0\s*│\s*128\s*│\s*{law_0:,}\s*│\s*{law_0 - 128:,}", printed)
 
 
+def test_what_is_left_out_is_no_part_of_what_a_phase_reads(paced: Path) -> None:
+    """Phases of 16 samples; 10 of the second and 10 of the third are left out, which moves epochs on."""
+    plain, _ = planned_reads(paced, [])
+    parts, totals = planned_reads(paced, ['data.skip_samples=["20:30","32:42"]'])
+    for number in range(4):
+        of_phase = [part for part in parts if part.phase == f"adapt, step {number + 1}"]
+        assert sum(part.share for part in of_phase) == pytest.approx(1)
+        assert sum(part.tokens for part in of_phase) == 16 * SEQ_LENGTH
+    assert sum(read for read, _ in totals.values()) == 64 * SEQ_LENGTH
+    ends = [[part.epochs for part in found if part.source == "en/web/math"][-1] for found in (plain, parts)]
+    assert ends[1] / ends[0] == pytest.approx((48 + 15) / 48, abs=2 / 48)  # three quarters of 20 samples are English
+
+
 def test_a_curriculum_over_sources_that_are_not_sorted_names_the_command_that_sorts(
     paced: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

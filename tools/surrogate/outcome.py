@@ -65,7 +65,7 @@ def read_run(run: Path, *, arm: str, seed: int, global_batch_size: int) -> Measu
 
 def _read(sampler: Sampler, consumed_samples: int) -> dict[str, int]:
     schedule = sampler.schedule
-    counts = sampler.cursors(consumed_samples)
+    counts = sampler.read(consumed_samples)
     read: dict[str, int] = {}
     for source, count in zip(schedule.sources, counts, strict=True):
         topic = topic_of(source.name)
