@@ -157,6 +157,7 @@ def _check_replaceable(out: Path) -> None:
 def _replace(temporary: Path, out: Path) -> None:
     if out.exists():
         replaced = temporary.with_name(f"{temporary.name}-replaced")
+        shutil.rmtree(replaced, ignore_errors=True)  # of a killed process that had this one's number
         out.rename(replaced)
         temporary.rename(out)
         shutil.rmtree(replaced)

@@ -214,7 +214,8 @@ def resolve_checkpoint(path: Path, *, verify_hashes: bool = True) -> Path:
 def temporary_folder(final: Path) -> Iterator[Path]:
     """An empty folder to write `final` in; what was not published of it is gone at the end.
 
-    What calls that were killed on this machine left of `final` goes first.
+    What calls that were killed on this machine left of `final` goes first; what they had put aside to replace it, when
+    it is replaced.
     Errors: CheckpointError naming `final` for an OSError inside.
     """
     temporary = temporary_path(final)
@@ -223,6 +224,7 @@ def temporary_folder(final: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
+        sweep(final.parent, final.name, replaced=True)
     except OSError as error:
         raise CheckpointError(f"{final}: cannot be written ({error.strerror})") from error
     finally:
@@ -238,6 +240,7 @@ def publish(temporary: Path, final: Path, *, lease: Lease | None = None) -> None
     sync_tree(temporary)
     if final.exists():
         replaced = final.parent / f"{temporary.name}-replaced"
+        shutil.rmtree(replaced, ignore_errors=True)  # of a killed process that had this one's number
         _check(lease)
         final.rename(replaced)
         temporary.rename(final)

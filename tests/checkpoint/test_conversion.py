@@ -3,12 +3,14 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from data_mixers.atomic import temporary_path
 from megatron_synE.checkpoint import layout
 from megatron_synE.checkpoint.chunk_reader import ChunkReader
 from megatron_synE.checkpoint.hf_export import MARKER, write_hf_folder
@@ -92,13 +94,33 @@ def test_importing_and_exporting_again_replaces_what_was_there(make_hf, tmp_path
     first, _ = make_hf(seed=1)
     second, _ = make_hf(seed=2)
     for hf in (first, second):
-        left = f"{os.uname().nodename}.99999999.tmp"  # of calls that were killed: no process has such a number
+        # Of calls that were killed: no process has such a number.
+        left = temporary_path(Path("x")).name.removeprefix(".x.").replace(f".{os.getpid()}.", ".99999999.")
         for folder in (f"ckpt/.iter_0000000.{left}", f".back.{left}", f".back.{left}-replaced"):
             (tmp_path / folder).mkdir(parents=True)
             (tmp_path / folder / "model.safetensors").touch()
         write_hf_folder(import_hf(hf, tmp_path / "ckpt").checkpoint, tmp_path / "back")
     assert_same_weights(weights_of(second), weights_of(tmp_path / "back"))
     assert sorted(p.name for p in (tmp_path / "ckpt").iterdir()) == ["iter_0000000", layout.TRACKER]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_what_a_killed_export_put_aside_stays_until_another_one_is_there(make_hf, tmp_path):
+    """Killed between the two renames, and then the next one fails: it is the only model of that name. The number of
+    the killed process may be that of a later one."""
+    hf, _ = make_hf()
+    checkpoint = import_hf(hf, tmp_path / "ckpt").checkpoint
+    ended = temporary_path(tmp_path / "back").name.replace(f".{os.getpid()}.", ".99999999.")
+    aside = [tmp_path / f"{name}-replaced" for name in (ended, temporary_path(tmp_path / "back").name)]
+    for folder in aside:
+        folder.mkdir()
+        (folder / "model.safetensors").touch()
+    assert_fails = pytest.raises(CheckpointError, match="bad weights")
+    with assert_fails, layout.temporary_folder(tmp_path / "back"):
+        raise CheckpointError("bad weights")
+    assert all(folder.is_dir() for folder in aside)
+    for _ in range(2):
+        write_hf_folder(checkpoint, tmp_path / "back")
     assert not list(tmp_path.glob(".*"))
 
 
