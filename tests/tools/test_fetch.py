@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -145,11 +146,16 @@ def test_killed_and_run_again_gives_the_same_bytes(tmp_path: Path, start: Callab
     part_0, part_1 = (out / "data/cn_web" / name for name in CONTENT)
     left = temporary_path(note_of(part_0)).name.replace(f".{os.getpid()}.", f".{process.pid}.")
     part_0.with_name(left).write_bytes(b"{")
+    exporting = out / "models" / temporary_path(Path("hf")).name  # by a command that works beside it
+    exporting.mkdir(parents=True)
+    (exporting.parent / ".weights.tmp").touch()
     Path(f"{part_1}.partial").unlink(missing_ok=True)
     part_1.write_bytes(CONTENT["part-1.parquet"])
     note_of(part_1).write_bytes(b"{}")
     assert find_inputs((str(out),)) == [part_1]  # no note is taken for documents
     fetch(_options(out, server))
+    assert sorted(path.name for path in exporting.parent.iterdir()) == sorted((exporting.name, ".weights.tmp"))
+    shutil.rmtree(exporting.parent)
     _check_fetched(out)
 
 

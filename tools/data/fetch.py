@@ -65,8 +65,9 @@ def fetch(options: FetchOptions) -> list[Path]:
         by_hand = "; ".join(_where(entry, options, part) for part in options.slices)
         raise DataError(f"{error}. By hand: {by_hand}") from error
     with only_one(options.out):
-        for path in options.out.rglob(".*.tmp"):  # of a killed call
-            path.unlink()
+        # Of a killed call. Whatever else is temporary down there is of commands that may be writing it now.
+        for left in (*options.out.rglob("..*.partial.json.*.tmp"), *options.out.glob(f".{SOURCES_NAME}.*.tmp")):
+            left.unlink()
         sources = _Sources(options.out / SOURCES_NAME)
         with (
             LiveProgress(f"fetch {options.name}", total=sum(remote.size_bytes or 0 for remote in remotes)) as progress,
