@@ -223,6 +223,10 @@ def test_report_only_counts_the_same_and_writes_no_document(
     expected = json.loads(undisturbed[1]["report.json"])
     found = json.loads((out / "report.json").read_text())
     assert (found["documents"], found["sources"]) == (expected["documents"], expected["sources"])
+    writing = ("data", "clean", "--input", undisturbed[0], "--out", out, "--max-bad-share", "0.1")
+    killed.behind_file("bands/0000005.json", *writing)
+    clean(CleanOptions(**options, report_only=True))
+    assert (out / ".work/bands/0000005.json").exists()  # is gone on with
     clean(CleanOptions(**options))  # and then for good, into the same folder
     assert contents(out) == undisturbed[1]
 

@@ -64,7 +64,8 @@ class Call:
                 )
         refuse_foreign(self.out, is_begun=finished is not None or (self.work / "call.json").is_file())
         if finished is not None and (finished["writes"] or not writes):
-            remove_work(self.work)  # of a call that was killed at its end
+            if finished["writes"]:  # else it may be of a call that writes, and goes on from it
+                remove_work(self.work)  # of a call that was killed at its end
             logger.info("%s is finished already", self.out)
             return finished
         self.work.mkdir(parents=True, exist_ok=True)
