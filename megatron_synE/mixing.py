@@ -3,7 +3,7 @@
 Rank 0 decides, the others receive; what was decided is part of every checkpoint and is loaded, never recomputed.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
@@ -119,13 +119,13 @@ class Mixture:
             shifts=self.shifts,
         )
 
-    def check_new_skips(self, stored: Schedule) -> None:
-        """Errors: ConfigError for a range of data.skip_samples that `stored` does not have and that makes no sense.
+    def check_new_skips(self, known: Collection[Skip]) -> None:
+        """Errors: ConfigError for a range of data.skip_samples that is not among `known` and that makes no sense.
 
         Whether it touches what is read already is for the digest of the past to say.
         """
         for start, stop in self.skips:
-            if Skip(at_sample=start, num_samples=stop - start) not in stored.skips:
+            if Skip(at_sample=start, num_samples=stop - start) not in known:
                 self._unskipped.skip(start, stop, consumed_samples=0)
 
     def ratios_next(self, group: str, *, consumed_samples: int) -> dict[str, float]:

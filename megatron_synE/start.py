@@ -95,7 +95,7 @@ def mixture_to_follow(from_config: Mixture, start: Start) -> Mixture:
         return from_config
     stored = Schedule.from_json(start.state.schedule["json"])
     mixture = from_config.restored(start.state.schedule["mixture"])
-    mixture.check_new_skips(stored)
+    mixture.check_new_skips(stored.skips)
     followed = mixture.schedule
     if stored.digest() == followed.digest():
         return mixture

@@ -121,7 +121,9 @@ def schedule_and_manifests(path: Path) -> tuple[Schedule, list[DatasetManifest]]
     manifests = [read_manifest(manifest) for manifest in manifest_paths(loaded.resolved)]
     if path.is_dir():
         return read_schedule(path / SCHEDULE_NAME), manifests
-    return mixture_of(loaded.resolved, manifests).schedule, manifests
+    mixture = mixture_of(loaded.resolved, manifests)
+    mixture.check_new_skips(())
+    return mixture.schedule, manifests
 
 
 def _check(schedule: Schedule, manifests: Sequence[DatasetManifest], config: GPTDatasetConfig) -> None:

@@ -222,6 +222,21 @@ def test_a_run_of_ours_can_be_named_too(tmp_path: Path) -> None:
     assert schedule_and_manifests(run) == (decided, manifests)
 
 
+def test_samples_to_skip_that_the_run_would_refuse_are_refused_here_too(tmp_path: Path) -> None:
+    tree = tiny.run_tree(tmp_path, hf=None)
+    tiny.manifest(tmp_path / "train", {("zh", "web", "law"): 6000, ("en", "web", "computing"): 9000})
+    stage = {"tokens": 20 * 8 * 32, "languages": {"zh": 0.5, "en": 0.5}}
+    other = {**stage, "languages": {"zh": 0.9, "en": 0.1}}
+    tree["data"] |= {
+        "manifests": [str(tmp_path / "train")],
+        "stages": [{"name": "one", **stage}, {"name": "two", **other}],
+    }
+    for skipped, message in (("152:168", "crosses the change of weights"), ("312:400", "must be a range of samples")):
+        tree["data"]["skip_samples"] = [skipped]
+        with pytest.raises(ConfigError, match=f"skip {skipped} {message}"):
+            schedule_and_manifests(tiny.write_run(tmp_path, tree))
+
+
 def test_data_of_a_stage_of_its_own_is_read_from_that_stage_on_and_no_other_is_lost(tmp_path: Path) -> None:
     """Shares by the tokens present, worked out from the manifests: half of each language's text."""
     zh, more_zh, late = ("zh", "web", "law"), ("zh", "web", "food"), ("en", "qa", "math")

@@ -74,12 +74,12 @@ def test_a_bad_range_that_reaches_back_before_one_of_the_configuration_takes_not
 def test_a_new_range_across_a_decision_is_refused_when_the_run_resumes_and_an_old_one_is_not(tmp_path: Path) -> None:
     run, _ = validated(mixture(tmp_path, dict.fromkeys(TOPICS, 20000)), dict.fromkeys(TOPICS, 2.0), at=0)
     run, _ = validated(run, {"law": 2.3, "food": 2.0, "music": 2.0}, at=32)
-    stored = run.schedule
+    stored = run.schedule.skips
     with pytest.raises(ConfigError, match="skip 40:72 crosses the change of weights at sample 48"):
         replace(run, skips=((40, 72),)).check_new_skips(stored)
     replace(run, skips=((48, 72),)).check_new_skips(stored)
     known = replace(run, skips=((40, 72),))
-    known.check_new_skips(known.schedule)
+    known.check_new_skips(known.schedule.skips)
 
 
 def test_replay_leaves_out_what_the_run_left_out_once_for_each_time_it_stayed_out(tmp_path: Path) -> None:
