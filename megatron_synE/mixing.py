@@ -126,7 +126,10 @@ class Mixture:
         """
         for start, stop in self.skips:
             if Skip(at_sample=start, num_samples=stop - start) not in known:
-                self._unskipped.skip(start, stop, consumed_samples=0)
+                try:
+                    self._unskipped.skip(start, stop, consumed_samples=0)
+                except ConfigError as error:
+                    raise ConfigError(f"data.skip_samples: {error}") from error
 
     def ratios_next(self, group: str, *, consumed_samples: int) -> dict[str, float]:
         """The shares of a group's topics that the next decision will replace; empty if nothing is left or read."""

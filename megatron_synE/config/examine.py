@@ -74,7 +74,9 @@ def examine(
         faults += _model_tokenizer(config, manifests[0])
     schedule: Schedule | None = None
     if manifests and not any(fault.key.startswith("data.") for fault in faults):
-        schedule = _or_fault(partial(_schedule, config, manifests), "data.stages", faults)
+        schedule = _or_fault(partial(_schedule, config, manifests, ()), "data.stages", faults)
+        if schedule is not None and (skipped := config.data.skip_samples):
+            schedule = _or_fault(partial(_schedule, config, manifests, skipped), "data.skip_samples", faults)
     plan: RunPlan | None = None
     if architecture is not None:
         with suppress(ConfigError):  # the division that fails here is among the faults already
@@ -120,8 +122,8 @@ def _model_tokenizer(config: RunConfig, manifest: DatasetManifest) -> list[Fault
     return faults
 
 
-def _schedule(config: RunConfig, manifests: Sequence[DatasetManifest]) -> Schedule:
-    ranges = (text.split(":") for text in config.data.skip_samples)
+def _schedule(config: RunConfig, manifests: Sequence[DatasetManifest], skip_samples: Sequence[str]) -> Schedule:
+    ranges = (text.split(":") for text in skip_samples)
     return build_schedule(
         config.data.stages,
         manifests,

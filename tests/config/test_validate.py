@@ -132,6 +132,8 @@ REFUSED = {
         ["data.stages.0.languages={fr: 1.0}"],
         "data.stages.0.languages.fr has no data in the manifests",
     ),
+    "skipped backwards": (["data.skip_samples=['5:3']"], "data.skip_samples: skip 5:3 must be a range of samples"),
+    "skipped beyond": (["data.skip_samples=['60:65']"], "data.skip_samples: skip 60:65 must be a range of samples"),
     "no stages": (["data.stages=[]"], "data.stages: is empty"),
     "no languages": (["data.stages.0.languages={}"], "data.stages.0.languages: is empty"),
     "no manifests": (["data.manifests=[]"], "data.manifests: is empty"),

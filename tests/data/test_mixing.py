@@ -75,7 +75,7 @@ def test_a_new_range_across_a_decision_is_refused_when_the_run_resumes_and_an_ol
     run, _ = validated(mixture(tmp_path, dict.fromkeys(TOPICS, 20000)), dict.fromkeys(TOPICS, 2.0), at=0)
     run, _ = validated(run, {"law": 2.3, "food": 2.0, "music": 2.0}, at=32)
     stored = run.schedule.skips
-    with pytest.raises(ConfigError, match="skip 40:72 crosses the change of weights at sample 48"):
+    with pytest.raises(ConfigError, match=r"data\.skip_samples: skip 40:72 crosses the change of weights at sample 48"):
         replace(run, skips=((40, 72),)).check_new_skips(stored)
     replace(run, skips=((48, 72),)).check_new_skips(stored)
     known = replace(run, skips=((40, 72),))
