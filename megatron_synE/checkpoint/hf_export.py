@@ -60,6 +60,7 @@ def write_hf_folder(
     hf_config: an HF config.json, for a checkpoint that holds none (Megatron-LM). name: the model's, for its card.
     Errors: CheckpointError if `out` holds something else, a value is not finite, or (verify) what was written differs.
     """
+    out = out.absolute()  # "." has no name to put a temporary one beside
     folder = checkpoint if hf_config is not None else layout.resolve_checkpoint(checkpoint)
     config = read_hf_config(hf_config or folder)
     architecture = architecture_from_hf(config, where=str(hf_config or folder / "config.json"))

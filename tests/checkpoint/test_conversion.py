@@ -105,6 +105,15 @@ def test_importing_and_exporting_again_replaces_what_was_there(make_hf, tmp_path
     assert not list(tmp_path.glob(".*"))
 
 
+def test_the_working_folder_can_be_exported_into(make_hf, tmp_path, monkeypatch):
+    hf, _ = make_hf()
+    checkpoint = import_hf(hf, tmp_path / "ckpt").checkpoint
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    write_hf_folder(checkpoint, Path())
+    assert_same_weights(weights_of(hf), weights_of(tmp_path / "here"))
+
+
 def test_what_a_killed_export_put_aside_stays_until_another_one_is_there(make_hf, tmp_path):
     """Killed between the two renames, and then the next one fails: it is the only model of that name. The number of
     the killed process may be that of a later one."""

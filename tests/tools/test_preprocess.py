@@ -280,8 +280,10 @@ def test_calls_with_other_names_add_and_the_same_name_replaces(options: Preproce
     joining.touch()
     left = options.out / ".zh__web__law_text_document.bin.another-node.7.tmp"
     left.touch()
+    exporting = options.out / ".model.another-node.7.tmp"
+    exporting.mkdir()
     preprocess(english)
-    assert joining.exists() and not left.exists()
+    assert joining.exists() and exporting.exists() and not left.exists()
     report = preprocess(replace(english, inputs=options.inputs))
     assert report.num_duplicates_removed == 4
     manifest = read_manifest(options.out)

@@ -67,7 +67,7 @@ class DataFolder:
         kill it can be called again with the same sources.
         """
         for path in self.folder.glob(".*.tmp"):  # of a killed call; scores are written by a call beside this one
-            if ".scores" not in path.name:
+            if ".scores" not in path.name and not path.is_dir():  # a folder is of a model, exported beside the data
                 path.unlink()
         names = {entry.name for entry in new} | {f"{entry.name}@holdout" for entry in new if entry.role == "train"}
         before = self._manifest()
