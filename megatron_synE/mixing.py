@@ -286,14 +286,20 @@ class Mixture:
                 f"samples {start}:{stop} are bad now and were not when they were read before; that is not the data. "
                 "Look for a card or a memory that fails: stability.reexecute=true compares a bad step with itself"
             )
-        planned = (first for first, _ in self.skips if first < stop)
-        return range(max(start, last, *planned), stop)
+        return range(max(start, last), stop)
 
     def skipping(self, start: int, stop: int) -> "Mixture":
-        """This mixture without the data of samples start..stop-1; as many others are read in their place."""
+        """This mixture without the data of samples start..stop-1; as many others are read in their place.
+
+        What the configuration leaves out between them stays out: the order goes on behind it, and it will leave out as
+        many others again.
+        """
         inside = {phase.end_sample for phase in self.schedule.phases if start < phase.end_sample < stop}
         bounds = [start, *sorted(inside), stop]  # an entry of the schedule does not cross a change of weights
-        return replace(self, bad_ranges=(*self.bad_ranges, *pairwise(bounds)))
+        ranges = (
+            (first, end + sum(b - a for a, b in self.skips if first < a < end)) for first, end in pairwise(bounds)
+        )
+        return replace(self, bad_ranges=(*self.bad_ranges, *ranges))
 
     def to_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of it."""
