@@ -29,7 +29,8 @@ class Checked:
 def checked_skip(run: Path, text: str) -> Checked:
     """A range of samples to leave out.
 
-    Errors: ConfigError if the range is read already or crosses a change of weights, DataError if there is no run.
+    Errors: ConfigError if the range is read already, crosses a change of weights or ends a source too soon,
+    DataError if there is no run.
     """
     config = load_config(run / RUN_CONFIG, []).resolved
     schedule = read_schedule(run)
@@ -39,8 +40,10 @@ def checked_skip(run: Path, text: str) -> Checked:
         raise ConfigError(f"--skip {text} is not a range of samples; write start:stop, e.g. 1200:1264")
     consumed = 0 if state is None else state.consumed_samples
     changed = schedule.skip(int(start), int(stop), consumed_samples=consumed)
-    ranges = [*config.data.skip_samples, text]
-    return Checked("data.skip_samples=" + json.dumps(ranges, separators=(",", ":")), diff(schedule, changed))
+    override = "data.skip_samples=" + json.dumps([*config.data.skip_samples, text], separators=(",", ":"))
+    examination = examine(load_config(run / RUN_CONFIG, [override]).resolved, world_size=1)
+    require([fault for fault in examination.faults if fault.key == "data.skip_samples"], where=f"--skip {text}")
+    return Checked(override, diff(schedule, changed))
 
 
 def checked_stage(run: Path, stage: Path) -> Checked:

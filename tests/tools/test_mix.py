@@ -179,3 +179,23 @@ def test_a_simulation_without_two_decisions_or_a_place_for_its_plot_is_refused(
     short = ["mix", "simulate", "--worlds", "2", "--tokens", "2e6", "--interval", "1e6"]
     assert main([*short, "--plot", str(tmp_path / "nowhere" / "a.png")]) == 2
     assert "two or more intervals" in (printed := capsys.readouterr().err) and "cannot be written" in printed
+
+
+def test_a_range_after_which_the_run_would_be_refused_is_refused_by_append_too(
+    paced: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """English is read 48 times; with 12 samples of the third step left out, of which 9 are English, 57 times."""
+    (english,) = (s for s in read_manifest(paced.parent / "train").sources if s.language == "en")
+    windows = (english.num_tokens - SEQ_LENGTH) // SEQ_LENGTH
+    run = paced.parent / "run"
+    run.mkdir()
+    for limit, code in ((57.5 / windows, 0), (56.5 / windows, 2)):
+        tree = yaml.safe_load(paced.read_text())
+        tree["data"]["max_epochs"] = limit
+        (run / "run_config.yaml").write_text(yaml.safe_dump(tree))
+        loaded = load_config(run / "run_config.yaml", []).resolved
+        planned = mixture_of(loaded, [read_manifest(paced.parent / "train")]).schedule
+        (run / "schedule.json").write_text(planned.to_json())
+        assert main(["mix", "append", str(run), "--skip", "32:44"]) == code
+    told = capsys.readouterr().err
+    assert "data.skip_samples: the plan reads sources more often than allowed" in told and "en/web/math" in told
