@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from data_mixers.atomic import temporary_path
 from data_mixers.errors import ConfigError, DataError
 from tools.data.stage import Report, Stage, WorkerPool, only_one, results, run_stage, run_tasks
 
@@ -112,7 +113,8 @@ def _try_to_enter(folder: Path, answers: Any) -> None:
 
 
 def test_what_a_killed_call_left_half_written_goes_when_the_folder_is_entered(tmp_path: Path) -> None:
-    left, written = (tmp_path / f".report.json.{os.uname().nodename}.{pid}.tmp" for pid in (99_999_999, os.getpid()))
+    written = temporary_path(tmp_path / "report.json")
+    left = written.with_name(written.name.replace(f".{os.getpid()}.", ".99999999."))  # no process has such a number
     left.touch()
     written.touch()
     with only_one(tmp_path):
