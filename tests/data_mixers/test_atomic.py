@@ -49,7 +49,7 @@ def test_what_an_ended_process_left_goes_and_what_others_write_stays(tmp_path: P
 def test_what_a_process_of_another_container_writes_stays(tmp_path: Path) -> None:
     """The machine's name is the same and so may its number be, which no process has here."""
     if subprocess.run(["unshare", "--pid", "--fork", "true"], capture_output=True, check=False).returncode:
-        pytest.skip("this user may not make a PID namespace")
+        pytest.skip("unshare --pid is refused: only root, or who may make namespaces, can be another container")
     command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable, "-c", WRITER]
     with subprocess.Popen(
         [*command, str(tmp_path / "a.json")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

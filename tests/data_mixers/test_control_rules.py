@@ -212,7 +212,7 @@ def test_a_setting_is_idle_exactly_where_no_decision_changes_with_it(name: str, 
     off = {} if name in ("syne_paper", "static") else {"floor": 0.0, "ceiling": 9.0, "max_shift": 1.0, "ema": 1.0,
                                                        "noise_level": 0.0}  # fmt: skip
     try:
-        changed = ControllerSettings(name=name, **off | {setting: CHANGED[setting]})  # type: ignore[arg-type]
+        changed = ControllerSettings(name=name, **off | {setting: CHANGED[setting]})  # type: ignore[arg-type]  # keys of a table
     except ConfigError:
         assert name == "syne_paper"  # which refuses guards
         return
@@ -220,7 +220,7 @@ def test_a_setting_is_idle_exactly_where_no_decision_changes_with_it(name: str, 
     nll = {topic: 3.0 - speed * np.arange(5)[:, None] + 0.1 * rng.standard_normal((5, 8))
            for topic, speed in (("a", 0.02), ("b", 0.05), ("c", 0.01))}  # fmt: skip
     decided = []
-    for chosen in (ControllerSettings(name=name, **off), changed):  # type: ignore[arg-type]
+    for chosen in (ControllerSettings(name=name, **off), changed):  # type: ignore[arg-type]  # likewise
         ratios, state = {"a": 0.5, "b": 0.3, "c": 0.2}, None
         for number in range(5):
             losses = {t: TopicLosses(nll_sums=tuple((9 * rows[number]).tolist()), tokens=(9,) * 8)

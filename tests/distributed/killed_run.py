@@ -10,8 +10,8 @@ from megatron_synE.runtime.environment import hide_cuda
 
 hide_cuda()
 
-from megatron_synE.metrics import Metrics  # noqa: E402
-from megatron_synE.train import end_as_one_rank  # noqa: E402
+from megatron_synE.metrics import Metrics  # noqa: E402  # CUDA is hidden before torch is imported
+from megatron_synE.train import end_as_one_rank  # noqa: E402  # likewise
 
 row = Metrics.row
 
@@ -22,5 +22,5 @@ def deadly(self: Metrics, kind: str, iteration: int, **values: Any) -> None:
         os.killpg(0, signal.SIGKILL)  # a save in the background is wherever it is
 
 
-Metrics.row = deadly  # type: ignore[method-assign]
+Metrics.row = deadly  # type: ignore[method-assign]  # the moment of the kill is a row, not a time
 end_as_one_rank(Path(sys.argv[2]), sys.argv[3:])
