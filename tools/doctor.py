@@ -139,9 +139,9 @@ def _device() -> list[Finding]:
 
 
 def _implementations() -> list[Finding]:
-    from megatron_synE.kernels import attention as varlen
     from megatron_synE.kernels.choice import PLAIN
     from megatron_synE.model.layer_spec import choose
+    from megatron_synE.model.native_layers import NativeAttention
     from megatron_synE.optim.fused_adam import install_where_needed
     from megatron_synE.runtime import device
 
@@ -150,8 +150,7 @@ def _implementations() -> list[Finding]:
     if layers.name == "transformer_engine":
         attention, norm = "Transformer Engine's fused attention", "Transformer Engine's RMSNorm"
     else:
-        by_document = "torch scaled_dot_product_attention, one call per document"
-        attention = varlen.source() if found.is_cuda else by_document
+        attention = NativeAttention.source(found.is_cuda)
         norm = f"{layers.kernels.names} rms_norm" if layers.kernels is PLAIN else layers.kernels.names
     fast = installed_version("fastokens")
     tokenizer = (

@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from megatron_synE.kernels import attention as varlen
-from megatron_synE.kernels import plain
+from megatron_synE.kernels import cpu_attention, plain
 from megatron_synE.kernels.choice import PLAIN, Kernels
 from megatron_synE.model.context_parallel import attend
 from megatron_synE.model.packed_row import PackedRow
@@ -84,8 +84,9 @@ class NativeAttention(MegatronModule):
     ) -> torch.Tensor:
         """query [t, np, hn], key and value [t, ng, hn] -> [t, np * hn]; in a chunk there are more keys than queries."""
         assert packed_seq_params is not None
-        if query.is_cuda and query.dtype != torch.float32:  # flash kernels have no fp32
-            return self._varlen(query, key, value, packed_seq_params)
+        if query.dtype != torch.float32:  # flash kernels have none
+            attend = self._varlen if query.is_cuda else self._by_block
+            return attend(query, key, value, packed_seq_params)
         return self._by_segment(query, key, value, packed_seq_params)
 
     def _varlen(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, row: PackedRow) -> torch.Tensor:
@@ -94,10 +95,13 @@ class NativeAttention(MegatronModule):
         )  # [t, np, hn]
         return out.reshape(out.shape[0], -1)  # [t, np * hn]
 
+    def _by_block(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, row: PackedRow) -> torch.Tensor:
+        return cpu_attention.attend(q, k, v, row.bounds, row.key_bounds, self.scale).flatten(1)  # [t, np * hn]
+
     @staticmethod
     def source(is_cuda: bool) -> str:
         """Whose kernel it is."""
-        return varlen.source() if is_cuda else "torch SDPA"
+        return varlen.source() if is_cuda else "products by blocks in bf16, torch SDPA in fp32"
 
     def _by_segment(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, row: PackedRow) -> torch.Tensor:
         q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (query, key, value))  # [1, heads, t, hn], views
