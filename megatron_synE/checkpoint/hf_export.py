@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import torch
 
-from data_mixers.atomic import sync
 from megatron_synE.checkpoint import layout
 from megatron_synE.checkpoint.hf import check_finite
 from megatron_synE.checkpoint.hf_mapping import hf_shapes, hf_tensor_from_global
@@ -71,8 +70,7 @@ def write_hf_folder(
         _write_side_files(temporary, folder, config, _stored_dtype(weights, DTYPE_OF_CHOICE[dtype]), name or out.name)
         if verify:
             verify_folder(temporary, folder, hf_config=config)
-        layout.sync_tree(temporary)
-        _replace(temporary, out)
+        layout.put_in_place(temporary, out)
     return size_bytes
 
 
@@ -153,15 +151,3 @@ def _write_side_files(folder: Path, checkpoint: Path, config: dict[str, Any], dt
 def _check_replaceable(out: Path) -> None:
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MARKER).is_file())):
         raise CheckpointError(f"{out}: exists and is not an earlier export; choose another folder or remove it")
-
-
-def _replace(temporary: Path, out: Path) -> None:
-    if out.exists():
-        replaced = temporary.with_name(f"{temporary.name}-replaced")
-        shutil.rmtree(replaced, ignore_errors=True)  # of a killed process that had this one's number
-        out.rename(replaced)
-        temporary.rename(out)
-        shutil.rmtree(replaced)
-    else:
-        temporary.rename(out)
-    sync(out.parent)

@@ -13,7 +13,7 @@ from megatron_synE.checkpoint import layout
 from megatron_synE.checkpoint.dcp import Chunk, save_chunks
 from megatron_synE.checkpoint.hf import read_rectangle
 from megatron_synE.checkpoint.hf_export import DTYPE_OF_CHOICE, Counter, DtypeChoice, Progress
-from megatron_synE.checkpoint.hf_folder import HfFolder
+from megatron_synE.checkpoint.hf_folder import HfFolder, side_files
 from megatron_synE.checkpoint.hf_mapping import GlobalTensor, global_tensors
 from megatron_synE.checkpoint.hf_verify import verify_folder
 from megatron_synE.exit_codes import CheckpointError
@@ -96,7 +96,7 @@ def _produce(
 def _write_rest(temporary: Path, folder: HfFolder, dtype: torch.dtype, *, known_sha256: dict[str, str]) -> None:
     architecture = folder.architecture
     shutil.copyfile(folder.path / "config.json", temporary / "config.json")
-    if files := folder.side_files():
+    if files := side_files(folder.path):
         (temporary / "tokenizer").mkdir()
         for file in files:
             shutil.copyfile(file, temporary / "tokenizer" / file.name)
