@@ -48,7 +48,6 @@ def write_hf_folder(
     out: Path,
     *,
     dtype: DtypeChoice = "keep",
-    max_shard_size_bytes: int = SHARD_BYTES,
     verify: bool = True,
     hf_config: Path | None = None,
     name: str | None = None,
@@ -66,7 +65,7 @@ def write_hf_folder(
     weights = CheckpointWeights(folder, architecture)
     _check_replaceable(out)
     with layout.temporary_folder(out) as temporary:
-        size_bytes = _write_weights(temporary, weights, DTYPE_OF_CHOICE[dtype], max_shard_size_bytes, progress)
+        size_bytes = _write_weights(temporary, weights, DTYPE_OF_CHOICE[dtype], progress)
         _write_side_files(temporary, folder, config, _stored_dtype(weights, DTYPE_OF_CHOICE[dtype]), name or out.name)
         if verify:
             verify_folder(temporary, folder, hf_config=config)
@@ -78,7 +77,6 @@ def _write_weights(
     folder: Path,
     weights: CheckpointWeights,
     dtype: torch.dtype | None,
-    max_shard_size_bytes: int,
     progress: Progress | None,
 ) -> int:
     architecture = weights.architecture
@@ -86,7 +84,7 @@ def _write_weights(
     for name, shape in hf_shapes(architecture).items():
         key = hf_tensor_from_global(architecture, name)[0].key
         tensors[name] = (dtype or weights.dtype(key), shape)
-    shards = _shards({n: math.prod(shape) * d.itemsize for n, (d, shape) in tensors.items()}, max_shard_size_bytes)
+    shards = _shards({n: math.prod(shape) * d.itemsize for n, (d, shape) in tensors.items()})
     total = sum(math.prod(shape) * d.itemsize for d, shape in tensors.values())
     counter = Counter(progress, total=total)
     weight_map: dict[str, str] = {}
@@ -116,11 +114,11 @@ def _rows(weights: CheckpointWeights, name: str, dtype: torch.dtype) -> Iterator
             yield rows
 
 
-def _shards(sizes: dict[str, int], max_shard_size_bytes: int) -> list[list[str]]:
+def _shards(sizes: dict[str, int]) -> list[list[str]]:
     shards: list[list[str]] = [[]]
     filled = 0
     for name, size in sizes.items():
-        if shards[-1] and filled + size > max_shard_size_bytes:
+        if shards[-1] and filled + size > SHARD_BYTES:
             shards.append([])
             filled = 0
         shards[-1].append(name)
