@@ -80,7 +80,8 @@ def build(assets: Path, out: Path, sources: tuple[Source, ...] = SOURCES) -> Cor
     Errors: DataError when a package's file is missing or not as expected.
     """
     with step("reading, cleaning and splitting the text"):
-        present = [source for source in sources if not source.is_debian or _has_debian(source, assets)]
+        has_debian = (assets / "debian/usr/share").is_dir()
+        present = [s for s in sources if not s.is_debian or (has_debian and next(s.pages(assets), None) is not None)]
         missing = tuple(source.set_name for source in sources if source not in present)
         seen: set[str] = set()
         candidates = [_candidates(source, assets, seen) for source in present]
@@ -104,10 +105,6 @@ class _Candidates:
     validation: list[Document]
     num_too_short: int
     num_duplicates: int
-
-
-def _has_debian(source: Source, assets: Path) -> bool:
-    return next(source.pages(assets), None) is not None if (assets / "debian/usr/share").is_dir() else False
 
 
 def _candidates(source: Source, assets: Path, seen: set[str]) -> _Candidates:

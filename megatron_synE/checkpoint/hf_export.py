@@ -66,7 +66,8 @@ def write_hf_folder(
     _check_replaceable(out)
     with layout.temporary_folder(out) as temporary:
         size_bytes = _write_weights(temporary, weights, DTYPE_OF_CHOICE[dtype], progress)
-        _write_side_files(temporary, folder, config, _stored_dtype(weights, DTYPE_OF_CHOICE[dtype]), name or out.name)
+        stored = DTYPE_OF_CHOICE[dtype] or weights.dtype("embedding.word_embeddings.weight")
+        _write_side_files(temporary, folder, config, str(stored).removeprefix("torch."), name or out.name)
         if verify:
             verify_folder(temporary, folder, hf_config=config)
         layout.put_in_place(temporary, out)
@@ -124,10 +125,6 @@ def _shards(sizes: dict[str, int]) -> list[list[str]]:
         shards[-1].append(name)
         filled += size
     return shards
-
-
-def _stored_dtype(weights: CheckpointWeights, dtype: torch.dtype | None) -> str:
-    return str(dtype or weights.dtype("embedding.word_embeddings.weight")).removeprefix("torch.")
 
 
 def _write_side_files(folder: Path, checkpoint: Path, config: dict[str, Any], dtype: str, name: str) -> None:

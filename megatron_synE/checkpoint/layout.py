@@ -119,7 +119,7 @@ def write_manifest(folder: Path, extra: Mapping[str, Any], *, known_sha256: Mapp
     known = known_sha256 or {}
     files = {
         name: {"size_bytes": file.stat().st_size, "sha256": known.get(name) or sha256_of(file)}
-        for name, file in _files_below(folder)
+        for name, file in sorted((f.relative_to(folder).as_posix(), f) for f in folder.rglob("*") if f.is_file())
         if name != MANIFEST
     }
     lineage = {"parent": extra.get("parent_lineage_hash"), "files": {n: entry["sha256"] for n, entry in files.items()}}
@@ -323,10 +323,6 @@ def _is_complete(folder: Path, *, verify_hashes: bool) -> bool:
         logger.warning("passing over %s: %s", folder.name, error)
         return False
     return True
-
-
-def _files_below(folder: Path) -> list[tuple[str, Path]]:
-    return sorted((file.relative_to(folder).as_posix(), file) for file in folder.rglob("*") if file.is_file())
 
 
 def iteration_folders(checkpoints_dir: Path) -> list[Path]:

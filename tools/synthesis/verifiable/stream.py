@@ -72,16 +72,13 @@ def write_items(kind: Kind, language: str, *, num: int, seed: int, out: Path) ->
 
 def _record(kind: Kind, topic: Topic, number: int, language: str, seed: int) -> QaRecord:
     values = topic.make(number, language)
+    question = wording.question(language, topic.name, values, keyed_hash("phrasing", seed, number))
     return QaRecord(
         id=f"{kind}/{topic.name}/{language}/{number}",
         discipline=topic.discipline,
         language=language,
-        question=_capital(wording.question(language, topic.name, values, keyed_hash("phrasing", seed, number))),
+        question=question[:1].upper() + question[1:],
         answer=wording.answer(language, topic.name, values),
         generator=f"verifiable:{kind}/{topic.name}",
         final_answer=values["final"],
     )
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
