@@ -11,7 +11,7 @@ from data_mixers.schedule import Schedule
 from megatron_synE.attempts import Attempts, begin
 from megatron_synE.build import Model, build_model, build_optimizer
 from megatron_synE.checkpoint.hf_folder import side_files
-from megatron_synE.checkpoint.load import load_training_state, load_weights_from_checkpoint, load_weights_from_hf
+from megatron_synE.checkpoint.load import load_training_state, load_weights
 from megatron_synE.checkpoint.save import Saver
 from megatron_synE.checkpoint.training_state import check_masters
 from megatron_synE.config.derive import RunPlan, derive
@@ -186,12 +186,11 @@ def _validation_tokens(config: RunConfig, probe: Probe | None) -> int | None:
 
 
 def _load_weights(model: Model, config: RunConfig, architecture: LlamaArchitecture, folder: Path | None) -> None:
-    if config.init.source == "hf":
-        assert config.init.path is not None
-        load_weights_from_hf(model, architecture, config.init.path)
-    elif config.init.source == "checkpoint":
-        assert folder is not None
-        load_weights_from_checkpoint(model, architecture, folder)
+    is_hf = config.init.source == "hf"
+    if config.init.source != "random":
+        source = config.init.path if is_hf else folder
+        assert source is not None
+        load_weights(model, architecture, source, is_hf=is_hf)
 
 
 def _announce(

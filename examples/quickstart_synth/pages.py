@@ -4,12 +4,11 @@ import itertools
 import json
 import sqlite3
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 from data_mixers.atomic import write_atomic
-from data_mixers.errors import DataError
 from tools.synthesis.record import QaRecord
+from tools.synthesis.verifiable.elements import data_file
 from tools.synthesis.verifiable.stream import items
 from tools.synthesis.verifiable.topic import Kind
 
@@ -26,10 +25,7 @@ def computing_pages(quickstart: Path) -> list[Path]:
 
 def write_element_pages(out: Path) -> Path:
     """A page for each chemical element, of the prose in mendeleev's data file."""
-    found = find_spec("mendeleev")
-    if found is None or found.origin is None:
-        raise DataError("the elements' pages are mendeleev's: make env, or pip install --no-deps mendeleev")
-    with sqlite3.connect(f"file:{Path(found.origin).with_name('elements.db')}?mode=ro", uri=True) as database:
+    with sqlite3.connect(f"file:{data_file()}?mode=ro", uri=True) as database:
         rows = database.execute("select name, description, sources, uses from elements order by atomic_number")
         pages = [
             {"id": name, "text": " ".join(text.strip().rstrip(".") + "." for text in (f"{name} is an element", *texts)

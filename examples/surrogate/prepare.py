@@ -7,7 +7,7 @@ packages ─> text ─ BPE of 4,096 ─> token files: web (zh, en, with topics),
 import itertools
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from data_mixers.atomic import write_atomic
@@ -91,17 +91,16 @@ def train_tokenizer(files: list[Path], out: Path) -> None:
 
 def write_made(file: Path) -> None:
     """Problems of every kind in both languages, each kind a topic (the recipe's disciplines)."""
-    write_atomic(file, "".join(f"{json.dumps(pair, ensure_ascii=False)}\n" for pair in _made()).encode())
-
-
-def _made() -> Iterator[dict[str, str]]:
     from tools.synthesis.verifiable.stream import items
 
+    lines = []
     for kind, language in itertools.product(KINDS, ("en", "zh")):
         problem, solution = ("问题：", "解答：") if language == "zh" else ("Problem: ", "Solution: ")
         for pair in itertools.islice(items(kind, language, seed=0), MADE_PER_KIND):
             text = f"{problem}{pair.question}\n{solution}{pair.answer}"
-            yield {"text": text, "id": pair.id, "topic": kind, "language": language}
+            row = {"text": text, "id": pair.id, "topic": kind, "language": language}
+            lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    write_atomic(file, "".join(lines).encode())
 
 
 def write_model_config(file: Path, width: int) -> None:

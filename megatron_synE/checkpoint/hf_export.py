@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import torch
 
-from data_mixers.atomic import sync
 from megatron_synE.checkpoint import layout
 from megatron_synE.checkpoint.hf import check_finite
 from megatron_synE.checkpoint.hf_mapping import hf_shapes, hf_tensor_from_global
@@ -49,7 +48,6 @@ def write_hf_folder(
     out: Path,
     *,
     dtype: DtypeChoice = "keep",
-    max_shard_size_bytes: int = SHARD_BYTES,
     verify: bool = True,
     hf_config: Path | None = None,
     name: str | None = None,
@@ -67,12 +65,12 @@ def write_hf_folder(
     weights = CheckpointWeights(folder, architecture)
     _check_replaceable(out)
     with layout.temporary_folder(out) as temporary:
-        size_bytes = _write_weights(temporary, weights, DTYPE_OF_CHOICE[dtype], max_shard_size_bytes, progress)
-        _write_side_files(temporary, folder, config, _stored_dtype(weights, DTYPE_OF_CHOICE[dtype]), name or out.name)
+        size_bytes = _write_weights(temporary, weights, DTYPE_OF_CHOICE[dtype], progress)
+        stored = DTYPE_OF_CHOICE[dtype] or weights.dtype("embedding.word_embeddings.weight")
+        _write_side_files(temporary, folder, config, str(stored).removeprefix("torch."), name or out.name)
         if verify:
             verify_folder(temporary, folder, hf_config=config)
-        layout.sync_tree(temporary)
-        _replace(temporary, out)
+        layout.put_in_place(temporary, out)
     return size_bytes
 
 
@@ -80,7 +78,6 @@ def _write_weights(
     folder: Path,
     weights: CheckpointWeights,
     dtype: torch.dtype | None,
-    max_shard_size_bytes: int,
     progress: Progress | None,
 ) -> int:
     architecture = weights.architecture
@@ -88,7 +85,7 @@ def _write_weights(
     for name, shape in hf_shapes(architecture).items():
         key = hf_tensor_from_global(architecture, name)[0].key
         tensors[name] = (dtype or weights.dtype(key), shape)
-    shards = _shards({n: math.prod(shape) * d.itemsize for n, (d, shape) in tensors.items()}, max_shard_size_bytes)
+    shards = _shards({n: math.prod(shape) * d.itemsize for n, (d, shape) in tensors.items()})
     total = sum(math.prod(shape) * d.itemsize for d, shape in tensors.values())
     counter = Counter(progress, total=total)
     weight_map: dict[str, str] = {}
@@ -118,20 +115,16 @@ def _rows(weights: CheckpointWeights, name: str, dtype: torch.dtype) -> Iterator
             yield rows
 
 
-def _shards(sizes: dict[str, int], max_shard_size_bytes: int) -> list[list[str]]:
+def _shards(sizes: dict[str, int]) -> list[list[str]]:
     shards: list[list[str]] = [[]]
     filled = 0
     for name, size in sizes.items():
-        if shards[-1] and filled + size > max_shard_size_bytes:
+        if shards[-1] and filled + size > SHARD_BYTES:
             shards.append([])
             filled = 0
         shards[-1].append(name)
         filled += size
     return shards
-
-
-def _stored_dtype(weights: CheckpointWeights, dtype: torch.dtype | None) -> str:
-    return str(dtype or weights.dtype("embedding.word_embeddings.weight")).removeprefix("torch.")
 
 
 def _write_side_files(folder: Path, checkpoint: Path, config: dict[str, Any], dtype: str, name: str) -> None:
@@ -153,15 +146,3 @@ def _write_side_files(folder: Path, checkpoint: Path, config: dict[str, Any], dt
 def _check_replaceable(out: Path) -> None:
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MARKER).is_file())):
         raise CheckpointError(f"{out}: exists and is not an earlier export; choose another folder or remove it")
-
-
-def _replace(temporary: Path, out: Path) -> None:
-    if out.exists():
-        replaced = temporary.with_name(f"{temporary.name}-replaced")
-        shutil.rmtree(replaced, ignore_errors=True)  # of a killed process that had this one's number
-        out.rename(replaced)
-        temporary.rename(out)
-        shutil.rmtree(replaced)
-    else:
-        temporary.rename(out)
-    sync(out.parent)

@@ -65,22 +65,13 @@ class HfFolder:
             block = block[:, first_column : first_column + target.shape[1]]
         target.copy_(block)
 
-    def read_slice(self, name: str, rows: slice | None = None, columns: slice | None = None) -> torch.Tensor:
-        """Rows (and columns) of weight `name` in its stored dtype; reads these rows only."""
+    def read_rows(self, name: str, rows: slice = slice(None)) -> torch.Tensor:
+        """Rows of weight `name` in its stored dtype; reads these rows only."""
         tensor = self.tensors[name]
-        first_row, last_row, _ = (rows or slice(None)).indices(tensor.shape[0])
-        sizes = [last_row - first_row]
-        first_column = 0
-        if len(tensor.shape) == 2:
-            first_column, last_column, _ = (columns or slice(None)).indices(tensor.shape[1])
-            sizes.append(last_column - first_column)
-        target = torch.empty(sizes, dtype=tensor.dtype)
-        self.read_into(target, name, first_row=first_row, first_column=first_column)
+        first, stop, _ = rows.indices(tensor.shape[0])
+        target = torch.empty((stop - first, *tensor.shape[1:]), dtype=tensor.dtype)
+        self.read_into(target, name, first_row=first)
         return target
-
-    def side_files(self) -> list[Path]:
-        """Tokenizer, licence and generation files that are here."""
-        return side_files(self.path)
 
     def _open_weights(self) -> dict[str, HfTensor]:
         for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
@@ -147,7 +138,7 @@ class HfFolder:
         num_rows = self.architecture.vocab_size
         for row in range(0, num_rows, 1024):
             rows = slice(row, min(row + 1024, num_rows))
-            head, embedding = self.read_slice(HEAD, rows), self.read_slice(EMBEDDING, rows)
+            head, embedding = self.read_rows(HEAD, rows), self.read_rows(EMBEDDING, rows)
             if head.dtype != embedding.dtype or not torch.equal(head.view(torch.uint8), embedding.view(torch.uint8)):
                 raise CheckpointError(
                     f"{self.tensors[HEAD].file}: {HEAD} differs from {EMBEDDING} but config.json says "

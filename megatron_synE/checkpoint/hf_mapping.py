@@ -8,21 +8,15 @@ Columns are never moved. No torch.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 from megatron_synE.exit_codes import CheckpointError
 from megatron_synE.model.llama import LlamaArchitecture
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
-
-
-@dataclass(frozen=True)
-class GlobalTensor:
-    """One tensor of a checkpoint: key and shape at TP = PP = 1 without vocabulary padding."""
-
-    key: str
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -49,29 +43,23 @@ _LAYER_KEY = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
 _LAYER_NAME = re.compile(r"model\.layers\.(\d+)\.(.+)")
 
 
-def global_tensors(architecture: LlamaArchitecture) -> list[GlobalTensor]:
-    """Every weight of the model, in the model's order."""
+@cache
+def global_tensors(architecture: LlamaArchitecture) -> Mapping[str, tuple[int, ...]]:
+    """Key -> shape at TP = PP = 1 without vocabulary padding, of every weight of the model, in the model's order."""
     a = architecture
-    tensors = [GlobalTensor("embedding.word_embeddings.weight", (a.vocab_size, a.hidden_size))]
+    tensors: dict[str, tuple[int, ...]] = {"embedding.word_embeddings.weight": (a.vocab_size, a.hidden_size)}
     for layer in range(a.num_layers):
-        tensors += [GlobalTensor(f"decoder.layers.{layer}.{k}", shape) for k, shape in _layer_shapes(a).items()]
-    tensors.append(GlobalTensor("decoder.final_layernorm.weight", (a.hidden_size,)))
-    if not a.tied:
-        tensors.append(GlobalTensor("output_layer.weight", (a.vocab_size, a.hidden_size)))
-    return tensors
+        tensors |= {f"decoder.layers.{layer}.{key}": shape for key, shape in _layer_shapes(a).items()}
+    tensors["decoder.final_layernorm.weight"] = (a.hidden_size,)
+    return tensors if a.tied else tensors | {"output_layer.weight": (a.vocab_size, a.hidden_size)}
 
 
 def global_shape(architecture: LlamaArchitecture, key: str) -> tuple[int, ...]:
     """Shape of one global tensor. Errors: CheckpointError for a key that this model does not have."""
     a = architecture
-    if key == "embedding.word_embeddings.weight" or (key == "output_layer.weight" and not a.tied):
-        return (a.vocab_size, a.hidden_size)
-    if key == "decoder.final_layernorm.weight":
-        return (a.hidden_size,)
-    match = _LAYER_KEY.fullmatch(key)
-    if match is None or int(match[1]) >= a.num_layers or match[2] not in _layer_shapes(a):
+    if (shape := global_tensors(a).get(key)) is None:
         raise CheckpointError(f"{key!r} is not a weight of this model ({a.num_layers} layers, tied={a.tied})")
-    return _layer_shapes(a)[match[2]]
+    return shape
 
 
 def blocks(architecture: LlamaArchitecture, key: str) -> tuple[Block, ...]:
@@ -92,10 +80,10 @@ def blocks(architecture: LlamaArchitecture, key: str) -> tuple[Block, ...]:
 def hf_shapes(architecture: LlamaArchitecture) -> dict[str, tuple[int, ...]]:
     """Name and shape of every HF weight, in the model's order; no lm_head when tied."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for tensor in global_tensors(architecture):
-        for block in blocks(architecture, tensor.key):
+    for key, shape in global_tensors(architecture).items():
+        for block in blocks(architecture, key):
             rows = shapes.get(block.hf_name, (0,))[0] + block.num_rows
-            shapes[block.hf_name] = (rows, *tensor.shape[1:])
+            shapes[block.hf_name] = (rows, *shape[1:])
     return shapes
 
 

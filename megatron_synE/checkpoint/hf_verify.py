@@ -73,7 +73,7 @@ def _num_differing(folder: HfFolder, weights: CheckpointWeights, name: str, piec
     for row in range(0, piece.sizes[0], step):
         num_rows = min(step, piece.sizes[0] - row)
         first = piece.hf_row + row
-        ours = folder.read_slice(name, slice(first, first + num_rows))
+        ours = folder.read_rows(name, slice(first, first + num_rows))
         offsets = (piece.offsets[0] + row, *piece.offsets[1:])
         theirs = weights.read(piece.key, offsets, (num_rows, *columns))
         if ours.dtype != theirs.dtype:

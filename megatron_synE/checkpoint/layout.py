@@ -30,7 +30,6 @@ CHECKPOINTS = "checkpoints"
 _REQUIRED = (".metadata", STATE)
 _ITERATION_NAME = re.compile(r"iter_(\d{7,})")
 _TEMPORARY_NAME = re.compile(r"\.tmp-iter_(\d{7,})(-.*)?")
-_HASH_BLOCK_BYTES = 8 << 20
 _MEGATRON_BACKENDS = {
     "sharded_backend": "torch_dist",
     "sharded_backend_version": 1,
@@ -120,7 +119,7 @@ def write_manifest(folder: Path, extra: Mapping[str, Any], *, known_sha256: Mapp
     known = known_sha256 or {}
     files = {
         name: {"size_bytes": file.stat().st_size, "sha256": known.get(name) or sha256_of(file)}
-        for name, file in _files_below(folder)
+        for name, file in sorted((f.relative_to(folder).as_posix(), f) for f in folder.rglob("*") if f.is_file())
         if name != MANIFEST
     }
     lineage = {"parent": extra.get("parent_lineage_hash"), "files": {n: entry["sha256"] for n, entry in files.items()}}
@@ -234,10 +233,17 @@ def temporary_folder(final: Path) -> Iterator[Path]:
 def publish(temporary: Path, final: Path, *, lease: Lease | None = None) -> None:
     """Make a fully written folder visible under its final name, then point the tracker at it.
 
-    Order: fsync of every file and folder, rename, fsync of the parent, tracker. A folder of the same name is replaced.
     lease: of a run; checked right before each name appears. Errors: LeaseLostError, and nothing is published.
     """
-    sync_tree(temporary)
+    put_in_place(temporary, final, lease=lease)
+    _check(lease)
+    write_atomic(final.parent / TRACKER, f"{iteration_of(final)}\n".encode())
+
+
+def put_in_place(temporary: Path, final: Path, *, lease: Lease | None = None) -> None:
+    """fsync every file and folder, rename, fsync of the parent. A folder of the same name is replaced."""
+    for path in (*temporary.rglob("*"), temporary):
+        sync(path)
     if final.exists():
         replaced = final.parent / f"{temporary.name}-replaced"
         shutil.rmtree(replaced, ignore_errors=True)  # of a killed process that had this one's number
@@ -249,19 +255,11 @@ def publish(temporary: Path, final: Path, *, lease: Lease | None = None) -> None
         _check(lease)
         temporary.rename(final)
     sync(final.parent)
-    _check(lease)
-    write_atomic(final.parent / TRACKER, f"{iteration_of(final)}\n".encode())
 
 
 def _check(lease: Lease | None) -> None:
     if lease is not None:
         lease.check()
-
-
-def sync_tree(folder: Path) -> None:
-    """fsync a folder, and every file and folder below it."""
-    for path in (*folder.rglob("*"), folder):
-        sync(path)
 
 
 def prune(
@@ -306,15 +304,11 @@ def withdraw_after(checkpoints_dir: Path, iteration: int, lease: Lease) -> None:
 
 def sha256_of(file: Path) -> str:
     """Hash of a file's content. Errors: CheckpointError if it cannot be read."""
-    digest = hashlib.sha256()
     try:
         with file.open("rb", buffering=0) as stream:
-            buffer = memoryview(bytearray(_HASH_BLOCK_BYTES))
-            while count := stream.readinto(buffer):
-                digest.update(buffer[:count])
+            return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from error
-    return digest.hexdigest()
 
 
 def write_json(file: Path, value: Mapping[str, Any]) -> None:
@@ -329,10 +323,6 @@ def _is_complete(folder: Path, *, verify_hashes: bool) -> bool:
         logger.warning("passing over %s: %s", folder.name, error)
         return False
     return True
-
-
-def _files_below(folder: Path) -> list[tuple[str, Path]]:
-    return sorted((file.relative_to(folder).as_posix(), file) for file in folder.rglob("*") if file.is_file())
 
 
 def iteration_folders(checkpoints_dir: Path) -> list[Path]:

@@ -3,6 +3,8 @@
 import logging
 import math
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,35 +30,28 @@ logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 10.0
 
 
-def load_weights_from_hf(model: Model, architecture: LlamaArchitecture, folder: Path) -> None:
-    """Fill the weights of this rank; each rank reads only its own slices, nothing is written in between.
+def load_weights(model: Model, architecture: LlamaArchitecture, folder: Path, *, is_hf: bool) -> None:
+    """Fill the weights of this rank from an HF folder or an iter_* folder: its own slices only, no file in between.
 
     Call before the optimizer is built, so that its masters are copies of these weights.
+    Errors: CheckpointError for a weight that is missing, unknown, or of another shape.
     """
-    source = HfFolder(folder)
+    read: Callable[[str, tuple[int, ...], tuple[int, ...], torch.dtype], torch.Tensor]
+    read = (
+        partial(read_rectangle, HfFolder(folder), architecture)
+        if is_hf
+        else CheckpointWeights(folder, architecture).read
+    )
     chunks = weight_chunks_to_load(model)
     total = sum(math.prod(chunk.sizes) * chunk.dtype.itemsize for chunk in chunks)
     done, spoken = 0, time.monotonic()
     with torch.no_grad():
         for chunk in chunks:
-            values = read_rectangle(source, architecture, chunk.key, chunk.offsets, chunk.sizes, chunk.dtype)
-            chunk.tensor().copy_(values)
+            chunk.tensor().copy_(read(chunk.key, chunk.offsets, chunk.sizes, chunk.dtype))
             done += math.prod(chunk.sizes) * chunk.dtype.itemsize
             if time.monotonic() - spoken >= SECONDS_BETWEEN_LINES:
                 spoken = time.monotonic()
                 logger.info("reading weights: %.1f of %.1f GB of this rank", done / 1e9, total / 1e9)
-    logger.info("weights from %s", folder)
-
-
-def load_weights_from_checkpoint(model: Model, architecture: LlamaArchitecture, folder: Path) -> None:
-    """Fill the weights of this rank from an iter_* folder, its own slices only. Call before building the optimizer.
-
-    Errors: CheckpointError for a weight that is missing, unknown, or of another shape.
-    """
-    source = CheckpointWeights(folder, architecture)
-    with torch.no_grad():
-        for chunk in weight_chunks_to_load(model):
-            chunk.tensor().copy_(source.read(chunk.key, chunk.offsets, chunk.sizes, chunk.dtype))
     logger.info("weights from %s", folder)
 
 

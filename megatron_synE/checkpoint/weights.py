@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from megatron_synE.checkpoint.chunk_reader import ChunkReader
-from megatron_synE.checkpoint.hf_mapping import GlobalTensor, global_tensors
+from megatron_synE.checkpoint.hf_mapping import global_tensors
 from megatron_synE.exit_codes import CheckpointError
 from megatron_synE.model.llama import LlamaArchitecture
 
@@ -35,12 +35,12 @@ class CheckpointWeights:
         self._reader = ChunkReader(folder)
         present = {key for key in self._reader.keys if _WEIGHT.fullmatch(key)}
         self._stored_keys: dict[str, str] = {}
-        for tensor in global_tensors(architecture):
-            stored = next((key for key in _possible_keys(tensor.key) if key in present), None)
+        for key, shape in global_tensors(architecture).items():
+            stored = next((name for name in _possible_keys(key) if name in present), None)
             if stored is None:
-                raise CheckpointError(f"{folder}: weight {tensor.key} is missing")
-            self._check_shape(folder, tensor, stored)
-            self._stored_keys[tensor.key] = stored
+                raise CheckpointError(f"{folder}: weight {key} is missing")
+            self._check_shape(folder, key, shape, stored)
+            self._stored_keys[key] = stored
         if unknown := sorted(present - set(self._stored_keys.values())):
             raise CheckpointError(f"{folder}: weight {unknown[0]} is unknown to this model ({len(unknown)} unknown)")
 
@@ -57,18 +57,18 @@ class CheckpointWeights:
             return self._reader.read(stored, offsets, sizes, dtype)
         return self._reader.read(stored, (layer, *offsets), (1, *sizes), dtype).squeeze(0)
 
-    def _check_shape(self, folder: Path, tensor: GlobalTensor, stored: str) -> None:
+    def _check_shape(self, folder: Path, key: str, needed: tuple[int, ...], stored: str) -> None:
         shape = self._reader.shape(stored)
-        layer = _stacked_layer(tensor.key, stored)
+        layer = _stacked_layer(key, stored)
         if layer is not None:
             if shape[0] != self.architecture.num_layers:
                 raise CheckpointError(
                     f"{folder}: {stored} stacks {shape[0]} layers, not {self.architecture.num_layers}"
                 )
             shape = shape[1:]
-        is_padded = tensor.key in _PADDED and shape[0] > tensor.shape[0] and shape[1:] == tensor.shape[1:]
-        if shape != tensor.shape and not is_padded:
-            raise CheckpointError(f"{folder}: {stored} has shape {list(shape)}, the model needs {list(tensor.shape)}")
+        is_padded = key in _PADDED and shape[0] > needed[0] and shape[1:] == needed[1:]
+        if shape != needed and not is_padded:
+            raise CheckpointError(f"{folder}: {stored} has shape {list(shape)}, the model needs {list(needed)}")
 
 
 def _possible_keys(key: str) -> Iterator[str]:

@@ -26,10 +26,15 @@ class Fault:
 def require(faults: Sequence[Fault], *, where: str) -> None:
     """Errors: one with a line for every fault: DataError or CheckpointError if all are such, else ConfigError."""
     if faults:
-        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         codes = {fault.exit_code for fault in faults}
         kind = _ERRORS[codes.pop()] if len(codes) == 1 else ConfigError
-        raise kind("\n  ".join([f"{where}: {count}", *map(str, faults)]))
+        raise kind(listed(faults, where=where))
+
+
+def listed(faults: Sequence[Fault | str], *, where: str) -> str:
+    """How many there are, and a line for each."""
+    count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+    return "\n  ".join([f"{where}: {count}", *map(str, faults)])
 
 
 _ERRORS: dict[int, type[UserError]] = {kind.exit_code: kind for kind in (ConfigError, DataError, CheckpointError)}

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from data_mixers.errors import ConfigError
 from data_mixers.file_version import check_version
 from megatron_synE.config.explain import explain_error, section_at
+from megatron_synE.config.fault import listed
 from megatron_synE.config.presets import PRESETS
 from megatron_synE.config.schema import RunConfig
 
@@ -60,9 +61,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
     except ValidationError as error:
         faults += [explain_error(dict(e)) for e in error.errors(include_url=False)]
     if faults:
-        unique = list(dict.fromkeys(faults))
-        count = "1 fault" if len(unique) == 1 else f"{len(unique)} faults"
-        raise ConfigError("\n  ".join([f"{path}: {count}", *unique]))
+        raise ConfigError(listed(list(dict.fromkeys(faults)), where=str(path)))
     return LoadedConfig(user=written, resolved=resolved)
 
 

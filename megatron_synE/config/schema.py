@@ -19,7 +19,6 @@ NonNegative = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
-UserPath = Path
 Tokens = Annotated[int, Field(gt=0)]
 """A number of tokens; load.py turns 92.5e9 and 92_500_000_000 into this int."""
 
@@ -30,7 +29,7 @@ class RunSection:
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Shown in logs and trackers; part of file names."""
-    dir: UserPath
+    dir: Path
     """The run folder; everything the run writes lies below it. A complete checkpoint in it is always resumed."""
     seed: NonNegative = 1234
     """Data order and random initialisation."""
@@ -45,7 +44,7 @@ class InitSection:
 
     source: Annotated[Literal["hf", "checkpoint", "random"], Field(alias="from")] = "hf"
     """hf: a Hugging Face folder; checkpoint: an iter_* folder or a folder of them; random: a fresh model."""
-    path: UserPath | None = None
+    path: Path | None = None
     mode: Literal["init", "branch"] = "init"
     """init: weights only, optimizer starts at zero. branch: weights, optimizer and token count, with this schedule."""
 
@@ -56,7 +55,7 @@ class ModelSection:
 
     preset: str | None = None
     """A name from megatron_synE.model.presets."""
-    hf_config: UserPath | None = None
+    hf_config: Path | None = None
     """An HF config.json, or the folder that holds it."""
     attention: Literal["auto", "native", "transformer_engine"] = "auto"
     """auto takes Transformer Engine where it can be imported on a GPU."""
@@ -168,7 +167,7 @@ class StageSection:
     """language -> source -> topic -> share inside the source. Missing: by tokens present."""
     curriculum: CurriculumSection | None = None
     """None: every source in random order."""
-    manifests: tuple[UserPath, ...] = ()
+    manifests: tuple[Path, ...] = ()
     """Data that joins with this stage: earlier ones do not know it, so a stage appended to a run leaves them alone."""
 
 
@@ -176,7 +175,7 @@ class StageSection:
 class DataSection:
     """What is read."""
 
-    manifests: tuple[UserPath, ...]
+    manifests: tuple[Path, ...]
     """manifest.json files (or folders with one) written by `syne data preprocess`."""
     stages: tuple[StageSection, ...]
     document_masking: bool = True
@@ -209,7 +208,7 @@ class GuardSection:
     """Largest share above the planned one."""
     noise_level: Share = 0.95
     """Level of the interval that a change must leave to count."""
-    probe: UserPath | None = None
+    probe: Path | None = None
     """File of `syne data probe`: its accuracy is watched too. Scored whole, out of validation.max_training_share."""
 
 
@@ -235,7 +234,7 @@ class MixtureSection:
 class ValidationSection:
     """Held-out loss per topic."""
 
-    manifests: tuple[UserPath, ...] = ()
+    manifests: tuple[Path, ...] = ()
     """Manifests whose sources have role validation. Empty: no validation."""
     interval_tokens: Tokens | None = None
     """None: only before the first step and after the last."""

@@ -3,17 +3,17 @@
 import importlib.util
 import math
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data_mixers.manifest import DatasetManifest
 from data_mixers.ratios import SUM_TOLERANCE
-from megatron_synE.config.derive import ranks_of_replica
+from megatron_synE.config.derive import iterations_of, ranks_of_replica
 from megatron_synE.config.fault import Fault
 from megatron_synE.config.float8_rules import float8_rules
 from megatron_synE.config.mixture_rules import controller_rules, guard_rules, share_rules
 from megatron_synE.config.schema import RunConfig, StageSection
-from megatron_synE.config.stability_rules import stability_rules
 from megatron_synE.config.topic_rules import topic_rules
 from megatron_synE.data.probe import Probe
 from megatron_synE.model.llama import LlamaArchitecture
@@ -34,7 +34,7 @@ def validate(
     manifests: None where the data is not looked at.
     """
     faults = [*world_faults(config, world_size=world_size), *_lr_schedule(config), *_start(config)]
-    faults += [*stability_rules(config), *controller_rules(config), *guard_rules(config, validation_manifests, probe)]
+    faults += [*_stability(config), *controller_rules(config), *guard_rules(config, validation_manifests, probe)]
     if architecture is not None:
         faults += [*_model(config, architecture), *float8_rules(config, architecture)]
     for index, stage in enumerate(config.data.stages):
@@ -253,6 +253,35 @@ def _start(config: RunConfig) -> Iterator[Fault]:
     yield from _run_folder(config.run.dir)
     if config.logging.wandb != "off" and importlib.util.find_spec("wandb") is None:
         yield Fault("logging.wandb", f"{config.logging.wandb}, but wandb is not installed", "pip install wandb, or off")
+
+
+def _stability(config: RunConfig) -> Iterator[Fault]:
+    """Faults of the sections stability and operations."""
+    stability, checkpoint = config.stability, config.checkpoint
+    for key in ("on_nan", "on_spike"):
+        if getattr(stability, key) != "rollback":
+            continue
+        interval = iterations_of(
+            checkpoint.interval_tokens, config.training.global_batch_size * config.training.seq_length
+        )
+        if interval is None:
+            yield Fault(
+                f"stability.{key}",
+                "rollback needs checkpoints, but checkpoint.interval_tokens is not set",
+                "set it, or use skip",
+            )
+        elif checkpoint.keep_last is not None and (checkpoint.keep_last - 1) * interval < stability.rollback_steps:
+            needed = -(-stability.rollback_steps // interval) + 1
+            yield Fault(
+                "stability.rollback_steps",
+                f"{checkpoint.keep_last} checkpoints, one every {interval} iterations, do not reach"
+                f" {stability.rollback_steps} steps back",
+                f"set checkpoint.keep_last={needed}, or roll back less far",
+            )
+            break  # one is enough for both
+    command = config.operations.on_event
+    if command and shutil.which(command[0]) is None:
+        yield Fault("operations.on_event", f"{command[0]} is no program that can be run here", "name one, or remove it")
 
 
 def _run_folder(folder: Path) -> Iterator[Fault]:

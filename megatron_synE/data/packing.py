@@ -10,15 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-
-@dataclass(frozen=True)
-class Segment:
-    """Consecutive pairs of one document."""
-
-    document: int
-    start: int
-    """First input token in the document."""
-    num_pairs: int
+from megatron_synE.data.scoring_rows import Window, windows_of
 
 
 @dataclass(frozen=True)
@@ -35,18 +27,17 @@ class Row:
     """Where segments begin; the padding is a segment of its own."""
 
 
-def segments_of(lengths: Sequence[int], *, seq_length: int) -> list[list[Segment]]:
+def segments_of(lengths: Sequence[int], *, seq_length: int) -> list[list[Window]]:
     """Rows of segments, in document order (next fit: a row is closed when the next segment does not fit)."""
-    rows: list[list[Segment]] = []
+    rows: list[list[Window]] = []
     room = 0
     for document, length in enumerate(lengths):
-        for start in range(0, length - 1, seq_length):
-            num_pairs = min(seq_length, length - 1 - start)
-            if num_pairs > room:
+        for window in windows_of(document, length, seq_length=seq_length, overlap=0):
+            if window.num_pairs > room:
                 rows.append([])
                 room = seq_length
-            rows[-1].append(Segment(document, start, num_pairs))
-            room -= num_pairs
+            rows[-1].append(window)
+            room -= window.num_pairs
     return rows
 
 
@@ -61,7 +52,7 @@ def padding_row(seq_length: int) -> Row:
     return _row([], [], seq_length)
 
 
-def _row(segments: Sequence[Segment], documents: Sequence[np.ndarray], seq_length: int) -> Row:
+def _row(segments: Sequence[Window], documents: Sequence[np.ndarray], seq_length: int) -> Row:
     inputs, labels = torch.zeros(seq_length, dtype=torch.int64), torch.zeros(seq_length, dtype=torch.int64)
     owners = torch.full((seq_length,), -1, dtype=torch.int64)
     starts: list[int] = []

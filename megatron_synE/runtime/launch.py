@@ -71,10 +71,10 @@ def launch(arguments: Sequence[str], nproc: int) -> int:
                 process.kill()
 
 
-def die_with_parent() -> None:
-    """For preexec_fn, Linux: the child gets KILL when the thread that started it ends, so that no orphan goes on."""
+def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
+    """For preexec_fn, Linux: the child gets it when the thread that started it ends, so that no orphan goes on."""
     pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, number)
 
 
 def _wait(processes: Sequence["subprocess.Popen[bytes]"]) -> int:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from data_mixers.atomic import temporary_path
-from megatron_synE.checkpoint import layout
+from megatron_synE.checkpoint import hf_export, layout
 from megatron_synE.checkpoint.chunk_reader import ChunkReader
 from megatron_synE.checkpoint.hf_export import MARKER, write_hf_folder
 from megatron_synE.checkpoint.hf_verify import verify_folder
@@ -45,7 +45,8 @@ def test_sharded_in_and_sharded_out(make_hf, tmp_path, monkeypatch):
     monkeypatch.setattr(importer, "CHUNK_BYTES", 1000)  # many chunks a tensor, down to single rows
     hf, _ = make_hf(max_shard_size="40KB")
     report = import_hf(hf, tmp_path / "ckpt")
-    write_hf_folder(report.checkpoint, tmp_path / "back", max_shard_size_bytes=40_000)
+    monkeypatch.setattr(hf_export, "SHARD_BYTES", 40_000)
+    write_hf_folder(report.checkpoint, tmp_path / "back")
     shards = sorted((tmp_path / "back").glob("model-*-of-*.safetensors"))
     assert len(shards) > 3
     assert all(shard.stat().st_size < 42_000 for shard in shards)
@@ -54,14 +55,13 @@ def test_sharded_in_and_sharded_out(make_hf, tmp_path, monkeypatch):
     assert index["metadata"]["total_size"] == sum(t.numel() * t.element_size() for t in weights_of(hf).values())
 
 
-@pytest.mark.parametrize("max_shard_size_bytes", [10**9, 40_000])
-def test_an_export_opens_in_transformers_and_gives_the_same_logits(make_hf, tmp_path, max_shard_size_bytes):
+@pytest.mark.parametrize("shard_bytes", [10**9, 40_000])
+def test_an_export_opens_in_transformers_and_gives_the_same_logits(make_hf, tmp_path, monkeypatch, shard_bytes):
+    monkeypatch.setattr(hf_export, "SHARD_BYTES", shard_bytes)
     rope = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
             "high_freq_factor": 4.0, "original_max_position_embeddings": 64}  # fmt: skip
     hf, model = make_hf(rope_parameters=rope)
-    write_hf_folder(
-        import_hf(hf, tmp_path / "ckpt").checkpoint, tmp_path / "back", max_shard_size_bytes=max_shard_size_bytes
-    )
+    write_hf_folder(import_hf(hf, tmp_path / "ckpt").checkpoint, tmp_path / "back")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "back").eval()
     tokens = torch.arange(200)[None] % 131
     with torch.no_grad():

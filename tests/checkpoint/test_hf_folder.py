@@ -33,8 +33,12 @@ def test_names_dtypes_and_shapes_are_known_from_the_headers(make_hf):
 def test_a_slice_is_read_in_its_stored_dtype(make_hf):
     path, model = make_hf(dtype=torch.float16)
     whole = model.state_dict()["model.layers.0.mlp.down_proj.weight"]
-    read = HfFolder(path).read_slice("model.layers.0.mlp.down_proj.weight", slice(3, 9), slice(10, 55))
-    assert torch.equal(read, whole[3:9, 10:55])
+    folder, name = HfFolder(path), "model.layers.0.mlp.down_proj.weight"
+    read = folder.read_rows(name, slice(3, 9))
+    assert torch.equal(read, whole[3:9]) and read.dtype == torch.float16
+    part = torch.empty(6, 45, dtype=torch.float16)
+    folder.read_into(part, name, first_row=3, first_column=10)
+    assert torch.equal(part, whole[3:9, 10:55])
 
 
 @pytest.mark.parametrize("kept_share", [0.0001, 0.3, 0.9999])
@@ -167,7 +171,7 @@ def test_bin_files_are_read(make_hf, sharded):
         torch.save(state, path / "pytorch_model.bin")
     folder = HfFolder(path)
     for name, value in state.items():
-        assert torch.equal(folder.read_slice(name), value)
+        assert torch.equal(folder.read_rows(name), value)
 
 
 class RunsACommand:

@@ -55,11 +55,10 @@ def test_every_global_tensor_is_what_the_definition_says(make_hf, groups, head_d
     expected = expected_global(state_of(model), heads=4, groups=groups, head_dim=head_dim)
     folder = HfFolder(path)
     tensors = global_tensors(folder.architecture)
-    assert {tensor.key for tensor in tensors} == expected.keys()
-    for tensor in tensors:
-        offsets = (0,) * len(tensor.shape)
-        read = read_rectangle(folder, folder.architecture, tensor.key, offsets, tensor.shape, torch.float32)
-        assert torch.equal(read, expected[tensor.key]), tensor.key
+    assert tensors.keys() == expected.keys()
+    for key, shape in tensors.items():
+        read = read_rectangle(folder, folder.architecture, key, (0,) * len(shape), shape, torch.float32)
+        assert torch.equal(read, expected[key]), key
 
 
 def test_a_rectangle_is_that_part_of_the_whole(make_hf):

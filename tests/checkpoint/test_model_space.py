@@ -31,7 +31,7 @@ LAYER = {
 
 def truth(architecture: LlamaArchitecture) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return {tensor.key: torch.randn(tensor.shape, generator=generator) for tensor in global_tensors(architecture)}
+    return {key: torch.randn(shape, generator=generator) for key, shape in global_tensors(architecture).items()}
 
 
 def local_values(key: str, whole: torch.Tensor, rank: int, size: int) -> torch.Tensor:

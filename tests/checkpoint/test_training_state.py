@@ -13,7 +13,7 @@ from megatron_synE.build import Model, build_model, build_optimizer
 from megatron_synE.checkpoint.chunk_reader import ChunkReader
 from megatron_synE.checkpoint.dcp import save_chunks
 from megatron_synE.checkpoint.layout import CommonState
-from megatron_synE.checkpoint.load import load_training_state, load_weights_from_checkpoint, load_weights_from_hf
+from megatron_synE.checkpoint.load import load_training_state, load_weights
 from megatron_synE.checkpoint.training_state import (
     adam_step,
     check_masters,
@@ -218,10 +218,10 @@ def expected_of(root: Path) -> dict[str, torch.Tensor]:
 def test_weights_are_read_into_their_places_and_rows_of_padding_stay_zero(root: Path, source: str) -> None:
     model, (_, plan) = model_of(root, "fp32", seed=1)
     if source == "hf":
-        load_weights_from_hf(model, plan.architecture, root / "hf")
+        load_weights(model, plan.architecture, root / "hf", is_hf=True)
     else:
         checkpoint = import_hf(root / "hf", root / "imported").checkpoint
-        load_weights_from_checkpoint(model, plan.architecture, checkpoint)
+        load_weights(model, plan.architecture, checkpoint, is_hf=False)
     expected, found = expected_of(root), weights_of(model)
     assert found.keys() == expected.keys()
     for name, weight in found.items():

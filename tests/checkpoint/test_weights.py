@@ -26,7 +26,7 @@ LOCAL = {
 
 def plain() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return {tensor.key: torch.randn(tensor.shape, generator=generator) for tensor in global_tensors(ARCHITECTURE)}
+    return {key: torch.randn(shape, generator=generator) for key, shape in global_tensors(ARCHITECTURE).items()}
 
 
 def as_megatron(tensors: dict[str, torch.Tensor], *, local_norms: bool) -> dict[str, torch.Tensor]:

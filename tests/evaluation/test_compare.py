@@ -11,8 +11,7 @@ import pytest
 
 from data_mixers.errors import ConfigError, DataError
 from tools.cli import main
-from tools.evaluation.compare import NOT_COMPARABLE, compare_published, compare_results
-from tools.evaluation.published import paper_table
+from tools.evaluation.compare import NOT_COMPARABLE, compare_published, compare_results, paper_table
 from tools.evaluation.results import BenchmarkResult, Item, Results, TaskResult, write_results, write_task
 from tools.evaluation.statistics import interval_of
 from tools.evaluation.tables import comparison_json, comparison_table

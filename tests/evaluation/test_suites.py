@@ -7,9 +7,9 @@ import pytest
 from data_mixers.errors import ConfigError, DataError
 from tests.evaluation import data_sets
 from tools.evaluation import harness
+from tools.evaluation.compare import paper_table
 from tools.evaluation.evaluate import Line, plan
 from tools.evaluation.options import EvalOptions
-from tools.evaluation.published import paper_table
 from tools.evaluation.suite import Benchmark, read_suite, suite_path
 from tools.evaluation.tables import list_suite
 

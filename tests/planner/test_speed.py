@@ -11,7 +11,7 @@ from data_mixers.errors import ConfigError
 from megatron_synE.model.presets import ARCHITECTURES
 from tools.planner.figures import card_of, read_efficiency
 from tools.planner.layout import Job, Layout
-from tools.planner.sharding import sharding_factor, with_sharding
+from tools.planner.simulate import sharding_factor, with_sharding
 from tools.planner.speed import (
     balance_factor,
     context_parallel_factor,

@@ -80,20 +80,20 @@ def average(folders: Sequence[Path], out: Path, *, progress: Progress | None = N
     weights = [CheckpointWeights(folder, architecture) for folder in folders]
     readers = [ChunkReader(folder) for folder in folders]
     tensors = global_tensors(architecture)
-    of_masters = all(f"{MASTER}{tensor.key}" in reader.keys for reader in readers for tensor in tensors)
+    of_masters = all(f"{MASTER}{key}" in reader.keys for reader in readers for key in tensors)
     newest = max(range(len(folders)), key=lambda index: states[index].iteration)
     final = out / layout.iteration_name(states[newest].iteration)
     _check_replaceable(out, final, folders)
-    counter = Counter(progress, total=sum(math.prod(t.shape) * weights[0].dtype(t.key).itemsize for t in tensors))
+    counter = Counter(progress, total=sum(math.prod(s) * weights[0].dtype(key).itemsize for key, s in tensors.items()))
     with layout.temporary_folder(final) as temporary:
         chunks: list[Chunk] = []
-        for tensor in tensors:
-            dtype = weights[0].dtype(tensor.key)
+        for key, shape in tensors.items():
+            dtype = weights[0].dtype(key)
             if of_masters:
-                produce = partial(_mean, readers, f"{MASTER}{tensor.key}", dtype, counter)
+                produce = partial(_mean, readers, f"{MASTER}{key}", dtype, counter)
             else:
-                produce = partial(_mean, weights, tensor.key, dtype, counter)
-            chunks += row_chunks(tensor, dtype, produce, CHUNK_BYTES // 8)  # the sum is fp64
+                produce = partial(_mean, weights, key, dtype, counter)
+            chunks += row_chunks(key, shape, dtype, produce, CHUNK_BYTES // 8)  # the sum is fp64
         hashes = save_chunks(temporary, chunks)
         _write_rest(temporary, folders, states, newest, hashes)
         layout.publish(temporary, final)

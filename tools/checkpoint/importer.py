@@ -13,8 +13,8 @@ from megatron_synE.checkpoint import layout
 from megatron_synE.checkpoint.dcp import Chunk, save_chunks
 from megatron_synE.checkpoint.hf import read_rectangle
 from megatron_synE.checkpoint.hf_export import DTYPE_OF_CHOICE, Counter, DtypeChoice, Progress
-from megatron_synE.checkpoint.hf_folder import HfFolder
-from megatron_synE.checkpoint.hf_mapping import GlobalTensor, global_tensors
+from megatron_synE.checkpoint.hf_folder import HfFolder, side_files
+from megatron_synE.checkpoint.hf_mapping import global_tensors
 from megatron_synE.checkpoint.hf_verify import verify_folder
 from megatron_synE.exit_codes import CheckpointError
 from megatron_synE.runtime.run_dir import versions
@@ -53,11 +53,15 @@ def import_hf(
     final = out / layout.iteration_name(0)
     _check_replaceable(out, final)
     tensors = global_tensors(folder.architecture)
-    size_bytes = sum(math.prod(tensor.shape) for tensor in tensors) * stored_dtype.itemsize
+    size_bytes = sum(map(math.prod, tensors.values())) * stored_dtype.itemsize
     with layout.temporary_folder(final) as temporary:
         counter, block_elements = Counter(progress, total=size_bytes), CHUNK_BYTES // stored_dtype.itemsize
         produce = partial(_produce, folder, stored_dtype, counter)
-        chunks = [c for t in tensors for c in row_chunks(t, stored_dtype, partial(produce, t.key), block_elements)]
+        chunks = [
+            chunk
+            for key, shape in tensors.items()
+            for chunk in row_chunks(key, shape, stored_dtype, partial(produce, key), block_elements)
+        ]
         _write_rest(temporary, folder, stored_dtype, known_sha256=save_chunks(temporary, chunks))
         if verify:
             verify_folder(hf, temporary)
@@ -72,17 +76,18 @@ def import_hf(
 
 
 def row_chunks(
-    tensor: GlobalTensor,
+    key: str,
+    shape: tuple[int, ...],
     dtype: torch.dtype,
     produce: Callable[[tuple[int, ...], tuple[int, ...]], torch.Tensor],
     block_elements: int,
 ) -> Iterator[Chunk]:
     """The tensor in runs of rows. produce: the values at (offsets, sizes), asked for when they are written."""
-    columns = tensor.shape[1:]
+    columns = shape[1:]
     step = max(1, block_elements // math.prod(columns))
-    for row in range(0, tensor.shape[0], step):
-        offsets, sizes = (row, *(0 for _ in columns)), (min(step, tensor.shape[0] - row), *columns)
-        yield Chunk(tensor.key, tensor.shape, offsets, sizes, dtype, partial(produce, offsets, sizes))
+    for row in range(0, shape[0], step):
+        offsets, sizes = (row, *(0 for _ in columns)), (min(step, shape[0] - row), *columns)
+        yield Chunk(key, shape, offsets, sizes, dtype, partial(produce, offsets, sizes))
 
 
 def _produce(
@@ -96,7 +101,7 @@ def _produce(
 def _write_rest(temporary: Path, folder: HfFolder, dtype: torch.dtype, *, known_sha256: dict[str, str]) -> None:
     architecture = folder.architecture
     shutil.copyfile(folder.path / "config.json", temporary / "config.json")
-    if files := folder.side_files():
+    if files := side_files(folder.path):
         (temporary / "tokenizer").mkdir()
         for file in files:
             shutil.copyfile(file, temporary / "tokenizer" / file.name)

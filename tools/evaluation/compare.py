@@ -5,12 +5,15 @@ base ─┬─ adapted 1   paired over the same items: bootstrap interval, McNem
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, zip_longest
 from pathlib import Path
+from typing import Literal
+
+from pydantic.dataclasses import dataclass as checked
 
 from data_mixers.errors import ConfigError, DataError
-from tools.evaluation.published import PaperTable, paper_table
+from tools.data.yaml_file import STRICT, read_yaml
 from tools.evaluation.results import BenchmarkResult, Results, TaskResult, read_results, read_task
 from tools.evaluation.statistics import (
     CONFIDENCE,
@@ -23,12 +26,41 @@ from tools.evaluation.statistics import (
     wilson,
 )
 
+PAPER_TABLE = Path(__file__).with_name("paper_table.yaml")
 NOT_COMPARABLE = (
     "published scores were measured elsewhere, with prompts that are not published: no difference between a measured "
     "and a published score is computed. Measure the base with `syne eval` in the same harness and compare with that"
 )
 ALIKE = ("lm_eval", "backend", "dtype", "batch_size", "begins_with_bos", "max_length")
 """Entries of `harness` that may change a score; the others are reported as a caution."""
+
+
+@checked(frozen=True, kw_only=True, config=STRICT)
+class PublishedBenchmark:
+    num_items: int
+    known_by: Literal["implied", "public"]
+    average: Literal["micro", "macro"] | None = None
+    of: list[str] = field(default_factory=list)
+
+
+@checked(frozen=True, kw_only=True, config=STRICT)
+class PaperTable:
+    """Scores in per cent, as printed."""
+
+    source: str
+    base: str
+    adapted: str
+    benchmarks: dict[str, PublishedBenchmark]
+    models: dict[str, dict[str, float]]
+
+
+def paper_table() -> PaperTable:
+    """Errors: ConfigError if a model lacks a benchmark or has one more."""
+    table = read_yaml(PAPER_TABLE, PaperTable)
+    for model, scores in table.models.items():
+        if scores.keys() != table.benchmarks.keys():
+            raise ConfigError(f"{PAPER_TABLE}: {model} has not the table's benchmarks")
+    return table
 
 
 @dataclass(frozen=True, kw_only=True)

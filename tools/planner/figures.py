@@ -99,7 +99,7 @@ class Efficiency:
 @cache
 def cards() -> dict[str, Card]:
     """Every card of cards.yaml."""
-    return {key: Card(key=key, **_numbers(entry)) for key, entry in read_yaml(_FOLDER / "cards.yaml").items()}
+    return {key: Card(key=key, **entry) for key, entry in read_yaml(_FOLDER / "cards.yaml").items()}
 
 
 def card_of(name: str) -> Card:
@@ -158,11 +158,3 @@ def _factor(entry: dict[str, Any]) -> Factor:
     if entry["kind"] not in KINDS:
         raise ValueError(f"kind {entry['kind']!r} is none of {', '.join(KINDS)}")
     return Factor(float(entry["factor"]), entry["kind"], str(entry["source"]))
-
-
-def _numbers(entry: dict[str, Any]) -> dict[str, Any]:
-    whole = ("gpus_per_node", "memory_bytes")
-    return {
-        name: value if name == "name" else (int(value) if name in whole else float(value))
-        for name, value in entry.items()
-    }

@@ -62,10 +62,12 @@ def write_measurement(path: Path, overrides: Sequence[str], options: PlanOptions
     folder = folder.resolve()
     for number, candidate in enumerate(candidates, 1):
         tree = resolved_tree(_short(config, candidate.layout, folder / "runs" / f"candidate-{number}"))
-        _write(folder / f"candidate-{number}.yaml", dump_yaml(tree))
-    _write(folder / CANDIDATES, json.dumps(_described(config, candidates, job, place), indent=1) + "\n")
+        write_atomic(folder / f"candidate-{number}.yaml", dump_yaml(tree).encode())
+    write_atomic(
+        folder / CANDIDATES, (json.dumps(_described(config, candidates, job, place), indent=1) + "\n").encode()
+    )
     seconds = [_step_seconds(job, candidate, place) for candidate in candidates]
-    _write(folder / SCRIPT, _script(config, place, folder, seconds))
+    write_atomic(folder / SCRIPT, _script(config, place, folder, seconds).encode())
     expected = sum(START_SECONDS + STEPS * s for s in seconds)
     return (
         f"{folder / SCRIPT}: {len(candidates)} layouts, {STEPS} steps each, about {expected / 60:.0f} minutes (computed"
@@ -139,7 +141,3 @@ def _script(config: RunConfig, place: Place, folder: Path, seconds: Sequence[flo
         steps=STEPS,
         threads=1 if on_cpu else max(1, (os.cpu_count() or 8) // place.gpus_per_node),
     )
-
-
-def _write(file: Path, text: str) -> None:
-    write_atomic(file, text.encode())

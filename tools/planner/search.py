@@ -9,7 +9,7 @@ from megatron_synE.config.validate import layout_faults
 from tools.planner.figures import Card, Efficiency
 from tools.planner.layout import RECOMPUTE, Job, Layout, ZeroStage, section_of
 from tools.planner.memory import MemoryParts, memory_of
-from tools.planner.sharding import with_sharding
+from tools.planner.simulate import with_sharding
 from tools.planner.speed import Speed, expected_speed
 
 TENSOR = (1, 2, 4, 8, 16)

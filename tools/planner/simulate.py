@@ -5,7 +5,7 @@ a data sheet or assumed below. The published rates of 128 H100s and of TP 8 are 
 Left out: jitter between ranks, kernels slowed by messages beside them, data loading, checkpoints, validation.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from scipy import optimize
 
@@ -13,10 +13,10 @@ from megatron_synE.model.flops import training_flops_per_token
 from megatron_synE.model.presets import ARCHITECTURES
 from megatron_synE.sharding.bucket_size import ELEMENTS_PER_RANK, SMALLEST_BUCKET
 from tools.planner.collectives import Collective, collectives_of_step
-from tools.planner.figures import Card, Efficiency, cards
+from tools.planner.figures import Card, Efficiency, Factor, cards, loosest
 from tools.planner.layout import Job, Layout
 from tools.planner.memory import weights_on_rank
-from tools.planner.speed import balance_factor, recompute_factor
+from tools.planner.speed import THIS_LAYOUT, Speed, balance_factor, recompute_factor, scaled
 
 BUS_EFFICIENCY = 0.8
 """Of a link's data-sheet rate that large messages reach. Assumed."""
@@ -140,6 +140,33 @@ def exposed_data_parallel(
             bucket = max(SMALLEST_BUCKET, ELEMENTS_PER_RANK * mine[0].ranks)  # megatron-core's own
             total += max(seconds - seconds_hidden, seconds * min(1.0, bucket / weights))
     return total
+
+
+def with_sharding(speed: Speed, job: Job, layout: Layout, card: Card, *, world_size: int) -> Speed:
+    """`speed`, that of ZeRO stage 1, with the messages that the layout's stage adds and its passes do not hide.
+
+    A rate that was measured in this very layout has them already and comes back as it is.
+    """
+    measured = speed.factors.get("measured")
+    if layout.zero_stage == 1 or (measured is not None and measured.source == THIS_LAYOUT):
+        return speed
+    factor = sharding_factor(job, layout, card, speed.tokens_per_second_per_gpu, world_size=world_size)
+    kinds = [known.kind for known in (*speed.factors.values(), factor)]
+    return scaled(speed, "sharding", factor, kind=loosest(kinds))
+
+
+def sharding_factor(job: Job, layout: Layout, card: Card, rate: float, *, world_size: int) -> Factor:
+    """Time of a step under stage 1 over its time under this one; `rate` is stage 1's tokens/s/GPU."""
+    tokens = job.seq_length * layout.micro_batch_size
+    per_pass = tokens / rate / layout.model_ranks
+    step = job.num_microbatches(layout, world_size) * per_pass
+
+    def exposed(one: Layout) -> float:
+        messages = collectives_of_step(job, one, world_size=world_size)
+        return exposed_data_parallel(job, one, card, messages, world_size=world_size, seconds_per_pass=per_pass)
+
+    more = max(0.0, exposed(layout) - exposed(replace(layout, zero_stage=1)))
+    return Factor(step / (step + more), "computed", "messages of every micro-batch that its passes do not hide")
 
 
 REFERENCE_LAYOUT = Layout(context_parallel_size=2)

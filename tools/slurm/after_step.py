@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from data_mixers.errors import ConfigError
@@ -60,17 +61,7 @@ def is_finished(run_dir: Path) -> bool:
 
 def attempts_without_progress(attempts: list[Attempt], iteration: int) -> int:
     """How many of the last attempts, one after the other, began at `iteration`, where the run still stands."""
-    count = 0
-    for attempt in reversed(attempts):
-        if attempt.iteration != iteration:
-            break
-        count += 1
-    return count
-
-
-def may_begin(attempts: list[Attempt], iteration: int, *, retries: int) -> bool:
-    """A first attempt at an iteration, and `retries` more."""
-    return attempts_without_progress(attempts, iteration) <= retries
+    return sum(1 for _ in takewhile(lambda attempt: attempt.iteration == iteration, reversed(attempts)))
 
 
 def verdict(code: int, *, before: int, now: int, finished: bool, stuck: int, retries: int) -> tuple[int, str]:
@@ -115,9 +106,9 @@ def main(arguments: list[str]) -> int:
     # A person who submits again has mended something: only this job's own attempts count.
     attempts = [attempt for attempt in _read(file) if attempt.job == job]
     now = newest_iteration(run_dir)
+    stuck = attempts_without_progress(attempts, now)
     if action == "begin":
-        if not may_begin(attempts, now, retries=retries):
-            stuck = attempts_without_progress(attempts, now)
+        if stuck > retries:  # allowed: a first attempt at an iteration, and so many more
             _say(f"{stuck} attempts in a row got no further than iteration {now}: stopped")
             return exit_codes.NO_PROGRESS
         _append(file, Attempt(job, restart, now, None if (holder := _holder(run_dir)) is None else holder.token))
@@ -133,7 +124,7 @@ def main(arguments: list[str]) -> int:
         before=before,
         now=now,
         finished=finished,
-        stuck=attempts_without_progress(attempts, now),
+        stuck=stuck,
         retries=retries,
     )
     _say(f"step ended with {arguments[3]}; {sentence}")

@@ -6,7 +6,7 @@ cores) is asked of Slurm when the job runs, so a script can be moved to another 
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Template
 from typing import Literal
@@ -15,9 +15,17 @@ from data_mixers.errors import ConfigError
 from tools.slurm.job import TrainingJob, check_environment, check_resources, seconds_of
 from tools.slurm.lead_time import LeadTime, lead_time
 from tools.slurm.options import Environment, Evaluation, Resources
-from tools.slurm.settings import Setting, settings_of
 
 Name = Literal["train", "export", "eval", "acceptance"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One `export NAME=value`, and the reason that stands beside it in the script."""
+
+    name: str
+    value: str
+    reason: str
 
 
 def render_training(job: TrainingJob, command: Sequence[str]) -> str:
@@ -62,8 +70,6 @@ def render_export(
     run_dir: Path, name: str, resources: Resources, environment: Environment, command: Sequence[str]
 ) -> str:
     """The script that turns a run's newest complete checkpoint into <run.dir>/hf and compares the two."""
-    check_resources(resources)
-    check_environment(environment)
     resources = replace(resources, nodes=1, min_nodes=None)
     directives = [f"job-name={name}-export", "nodes=1", "ntasks=1"]
     return _filled(
@@ -82,8 +88,6 @@ def render_eval(
     on_gpu: bool,
 ) -> str:
     """The script that evaluates <run.dir>/hf on each suite, into <run.dir>/eval; on one GPU if there are any."""
-    check_resources(resources)
-    check_environment(environment)
     resources = replace(resources, nodes=1, min_nodes=None)
     directives = [f"job-name={name}-eval", "nodes=1", "ntasks=1", *(["gpus-per-node=1"] if on_gpu else [])]
     commands = _commands(environment)
@@ -151,6 +155,34 @@ def _filled(
         settings="\n".join(exports),
         **{**_commands(environment), **values},
     )
+
+
+def settings_of(device: Literal["auto", "cpu", "cuda"], *, tp: bool = False) -> tuple[Setting, ...]:
+    """Those for GPUs only where they may be used; tp: there is tensor parallelism."""
+    common = (
+        Setting("OMP_NUM_THREADS", "${SLURM_CPUS_PER_TASK:-1}", "a rank would start a thread for every core"),
+        Setting("PYTHONFAULTHANDLER", "1", "a rank that crashes in native code prints its Python stack"),
+        Setting("HF_HUB_OFFLINE", "1", "compute nodes have no internet: fail at once, not after a timeout"),
+        Setting("TOKENIZERS_PARALLELISM", "false", "reader processes are forks; its threads would not survive one"),
+    )
+    if device == "cpu":
+        return common
+    cuda = [
+        Setting("NCCL_DEBUG", "WARN", "NCCL names what failed; INFO would write megabytes for each rank"),
+        Setting("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1", "a rank whose peer has gone ends, and does not wait for good"),
+        Setting("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000", "keeps the last collectives, to see which rank did not come"),
+        Setting("TORCH_NCCL_DUMP_ON_TIMEOUT", "1", "and writes them down when one times out"),
+        Setting("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True", "less memory lost between blocks of other size"),
+    ]
+    if tp:
+        cuda.append(
+            Setting(
+                "CUDA_DEVICE_MAX_CONNECTIONS",
+                "1",
+                "one queue keeps kernels in order of launch: TP communication starts before the GEMM that hides it",
+            )
+        )
+    return (*common, *cuda)
 
 
 def _fewer_nodes(job: TrainingJob) -> str:

@@ -54,14 +54,14 @@ def submit(
     scripts = [folder / "train.sbatch"]
     write_atomic(scripts[0], render_training(job, command).encode())
     if export:
-        one_node = replace(resources, nodes=1, time=EXPORT_TIME)
-        text = render_export(job.config.run.dir, job.config.run.name, one_node, job.environment, command)
+        asked = replace(resources, time=EXPORT_TIME)
+        text = render_export(job.config.run.dir, job.config.run.name, asked, job.environment, command)
         scripts.append(folder / "export.sbatch")
         write_atomic(scripts[1], text.encode())
     if evaluation.suites:
-        one_node = replace(resources, nodes=1, time=EVAL_TIME)
+        asked = replace(resources, time=EVAL_TIME)
         text = render_eval(
-            job.config.run.dir, job.config.run.name, evaluation, one_node, job.environment, command,
+            job.config.run.dir, job.config.run.name, evaluation, asked, job.environment, command,
             on_gpu=job.config.device != "cpu",
         )  # fmt: skip
         scripts.append(folder / "eval.sbatch")

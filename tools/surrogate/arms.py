@@ -16,11 +16,12 @@ from data_mixers.errors import ConfigError, UserError
 from megatron_synE.checkpoint.layout import read_manifest as read_checkpoint_manifest
 from megatron_synE.checkpoint.layout import resolve_checkpoint
 from megatron_synE.config.examine import examine, manifest_paths
+from megatron_synE.config.fault import listed
 from megatron_synE.config.load import Tree, load_config, resolved_tree
 from megatron_synE.config.schema import RunConfig
 from megatron_synE.exit_codes import CheckpointError
 from tools.surrogate.recipe import overrides_of
-from tools.surrogate.study import Level, Study, raise_faults, shown_level
+from tools.surrogate.study import Level, Study, shown_level
 
 HASH_LETTERS = 10
 
@@ -86,7 +87,7 @@ def arms_of(study: Study, path: Path, *, variants: Mapping[Level, Path] | None =
             if name not in names
         ]
     if faults:
-        raise_faults(path, faults)
+        raise ConfigError(listed(faults, where=str(path)))
     return arms
 
 
@@ -153,7 +154,7 @@ def check_jobs(study: Study, path: Path, jobs: Sequence[Job], *, world_size: int
         for fault, arms in found.items()
     ]
     if faults:
-        raise_faults(path, faults)
+        raise ConfigError(listed(faults, where=str(path)))
 
 
 def unmatched(study: Study, sets: Sequence[str]) -> list[str]:

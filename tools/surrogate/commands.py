@@ -54,7 +54,7 @@ def plan(
     ] = None,
 ) -> None:
     """Check every run of a study without starting any, and list what it takes."""
-    from tools.surrogate.plan import planned
+    from tools.surrogate.run import planned
 
     typer.echo(planned(study, reads_data=data, world_size=nproc))
 
@@ -78,12 +78,11 @@ def law(
         float | None,
         typer.Option(min=1.0, help="Of the next scale; default: twice the study's.", show_default=False),
     ] = None,
-    resamples: Annotated[int, typer.Option(min=20, help="Fits of resampled seeds.")] = 200,
 ) -> None:
     """A mixing law from a study of synthetic_share, checked at the scale it left out; the best share at the next."""
     from tools.surrogate.law_study import law_of, report, write_law
 
-    found = law_of(folder, tokens=tokens, resamples=resamples)
+    found = law_of(folder, tokens=tokens)
     written = write_law(found, folder)
     typer.echo(report(found))
     typer.echo("\n".join(str(path) for path in written))

@@ -151,8 +151,7 @@ def share_of(study: Study, arm: Arm, language: str) -> float:
 def size_of(study: Study, arm: Arm) -> float:
     """Parameters outside the embeddings."""
     architecture, _ = resolve_architecture(load_config(study.base, list(arm.overrides)).resolved)
-    tensors = global_tensors(architecture)
-    return float(sum(math.prod(t.shape) for t in tensors if t.key.startswith("decoder.")))
+    return float(sum(math.prod(s) for key, s in global_tensors(architecture).items() if key.startswith("decoder.")))
 
 
 def report(found: LawReport) -> str:

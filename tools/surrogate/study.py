@@ -4,7 +4,7 @@ import difflib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 from data_mixers.errors import ConfigError
 from data_mixers.file_version import check_version
 from megatron_synE.config.explain import explain_error
+from megatron_synE.config.fault import listed
 from megatron_synE.config.load import plain_faults, read_yaml
 from tools.synthesis.options import CHANGE_KINDS, ChangeKind
 
@@ -116,7 +117,7 @@ def read_study(path: Path) -> Study:
     """Errors: ConfigError with a line for every fault, each naming its key."""
     tree = read_yaml(path, what="study")
     if faults := plain_faults(tree):
-        raise_faults(path, faults)
+        raise ConfigError(listed(faults, where=str(path)))
     cure = "use the version of the program that it was written for, or write it as docs/surrogate.md says"
     check_version(tree, understood=SCHEMA_VERSION, file=path, cure=cure, fault=ConfigError, absent=1)
     study: Study | None = None
@@ -126,14 +127,8 @@ def read_study(path: Path) -> Study:
         faults = list(dict.fromkeys(explain_error(fault, Study) for fault in error.errors(include_url=False)))
     faults += [] if study is None else list(_rules(study))
     if faults or study is None:
-        raise_faults(path, faults)
+        raise ConfigError(listed(faults, where=str(path)))
     return study
-
-
-def raise_faults(path: Path, faults: list[str]) -> NoReturn:
-    """Errors: the ConfigError that lists them."""
-    count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-    raise ConfigError("\n  ".join([f"{path}: {count}", *faults]))
 
 
 def _rules(study: Study) -> Iterator[str]:

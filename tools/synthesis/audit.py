@@ -31,7 +31,7 @@ from tools.data.stage import only_one
 from tools.data.yaml_file import STRICT, read_json
 from tools.synthesis.answers import Part
 from tools.synthesis.corrupt import RECORD_KEY
-from tools.synthesis.options import AuditOptions
+from tools.synthesis.options import JUDGE_PROMPT, AuditOptions
 from tools.synthesis.output import kept_inputs
 from tools.synthesis.record import QaRecord, filled, read_records
 from tools.synthesis.sheet import SHEET, Verdict, read_sheet, write_sheet
@@ -68,7 +68,7 @@ def audit(options: AuditOptions) -> dict[str, Any]:
     a server that refuses, a sheet that is not filled, or a judge that cannot tell right from wrong.
     """
     _check_options(options)
-    prompt = _read_prompt(options.prompt)
+    prompt: dict[str, JudgePrompt] = read_json(JUDGE_PROMPT, dict[str, JudgePrompt])
     with only_one(options.out):
         _take(options, prompt)
         sizes, sample = _sample(options)
@@ -100,17 +100,6 @@ def _check_options(options: AuditOptions) -> None:
             "a judge needs --model, and --calibration FILE with pairs known to be right and wrong: "
             "syne synth corrupt --share 0.5 makes one of pairs that are right"
         )
-
-
-def _read_prompt(path: Path) -> dict[str, JudgePrompt]:
-    """By language. Errors: ConfigError naming the file and what is wrong in it."""
-    prompt: dict[str, JudgePrompt] = read_json(path, dict[str, JudgePrompt])
-    if "en" not in prompt:
-        raise ConfigError(f"{path}: en is missing; it is asked where a language has no prompt")
-    for language, texts in prompt.items():
-        if not all(name in texts.user for name in ("{question}", "{answer}")):
-            raise ConfigError(f"{path}: {language}.user needs {{question}} and {{answer}}")
-    return prompt
 
 
 def _take(options: AuditOptions, prompt: dict[str, JudgePrompt]) -> None:

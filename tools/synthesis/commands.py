@@ -69,7 +69,7 @@ def verifiable(
     seed: Seed = 1234,
 ) -> None:
     """Pairs that no language model made, exact by construction, no problem twice."""
-    from tools.synthesis.verifiable.write import write_items
+    from tools.synthesis.verifiable.stream import write_items
 
     log_to_stderr()
     typer.echo(write_items(kind, language, num=num, seed=seed, out=out))

@@ -5,7 +5,6 @@
 """
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -22,7 +21,7 @@ from tools.data.readers import BadRecord, InputTask, find_inputs, plan_tasks
 from tools.data.stage import only_one
 from tools.data.yaml_file import read_yaml
 from tools.synthesis.audit import SCHEMA_VERSION
-from tools.synthesis.options import FormatOptions
+from tools.synthesis.options import LAYOUTS, FormatOptions
 from tools.synthesis.output import kept_inputs
 from tools.synthesis.record import QaRecord, filled, read_records
 
@@ -123,21 +122,10 @@ def _audited(options: FormatOptions, inputs: list[str]) -> dict[str, Any] | None
 
 
 def _layouts(options: FormatOptions) -> dict[str, Layout]:
-    known: dict[str, Layout] = read_yaml(options.layouts_file, dict[str, dict[str, str]])
-    wanted = options.layouts or tuple(known)
-    for name in wanted:
-        if name not in known:
-            raise ConfigError(f"--layout {name} is not in {options.layouts_file}; there are {', '.join(known)}")
-        layout = known[name]
-        for key in ("en", PAGE_SEPARATOR):
-            if key not in layout:
-                raise ConfigError(f"{options.layouts_file}: layout {name} has no key {key}")
-        for language, template in layout.items():
-            if language != PAGE_SEPARATOR and sorted(re.findall(r"\{\w+\}", template)) != ["{answer}", "{question}"]:
-                raise ConfigError(
-                    f"{options.layouts_file}: layout {name}, {language}: needs {{question}} and {{answer}}, once each"
-                )
-    return {name: known[name] for name in wanted}
+    known: dict[str, Layout] = read_yaml(LAYOUTS, dict[str, dict[str, str]])
+    if unknown := [name for name in options.layouts if name not in known]:
+        raise ConfigError(f"--layout {unknown[0]} is not in {LAYOUTS}; there are {', '.join(known)}")
+    return {name: known[name] for name in options.layouts or known}
 
 
 def _pages(options: FormatOptions, tasks: Sequence[InputTask]) -> dict[str, str]:
@@ -148,7 +136,7 @@ def _pages(options: FormatOptions, tasks: Sequence[InputTask]) -> dict[str, str]
     found = {
         document.id: document.text
         for task in plan_tasks(find_inputs(options.pages, option="--pages"))
-        for document in read_documents(task, text_key=options.page_key, on_bytes=lambda size: None)
+        for document in read_documents(task, text_key="text", on_bytes=lambda size: None)
         if not isinstance(document, BadRecord) and document.id in wanted
     }
     if not found:

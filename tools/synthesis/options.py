@@ -140,7 +140,6 @@ class AuditOptions:
         Path | None, Option(help="sheet.csv with a person's verdicts, in place of a judge.", show_default=False)
     ] = None
     judged_by: Annotated[str, Option(help="Who filled the sheet in, for the report.")] = "a person"
-    prompt: Annotated[Path, Option(help="The judge's, JSON.", show_default=OURS)] = JUDGE_PROMPT
     parallel: Annotated[int, Option(min=1, help="Requests at a time.")] = 8
     timeout_seconds: Annotated[float, Option(min=0.1, help="Of a request.")] = 120.0
     seed: Seed = 1234
@@ -158,12 +157,10 @@ class FormatOptions:
     ] = 0.30
     """The recipe's corruption study (arXiv 2407.18743): below it hardly matters."""
     layouts: Annotated[
-        tuple[str, ...], Option("--layout", help="Name in the layouts' file, may be repeated.", show_default="all")
+        tuple[str, ...], Option("--layout", help="Name in layouts.yaml, may be repeated.", show_default="all")
     ] = ()
     """Each pair gets one by the hash of its id."""
-    layouts_file: Annotated[Path, Option(help="Layouts, YAML.", show_default=OURS)] = LAYOUTS
     pages: Annotated[tuple[str, ...], Option(help="Source pages, may be repeated.", show_default=False)] = ()
     page_share: Annotated[float, Option(min=0.0, max=1.0, help="Of the pairs, written behind their source page.")] = 0.0
     """Of those whose page is there."""
-    page_key: Annotated[str, Option(help="Key of the pages' text.")] = "text"
     seed: Seed = 1234

@@ -1,6 +1,5 @@
 """A server of one's own, for a job that brings it along: started on a free port, waited for, ended with the job."""
 
-import ctypes
 import logging
 import os
 import shlex
@@ -10,16 +9,16 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 
 import httpx
 
 from data_mixers.errors import ConfigError, DataError
+from megatron_synE.runtime.launch import die_with_parent
 
 logger = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"  # what serves one job is nobody else's
-_LIBC = ctypes.CDLL(None)
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @contextmanager
@@ -38,7 +37,8 @@ def own_server(command: str, *, wait_seconds: float) -> Iterator[str]:
         process = subprocess.Popen(
             shlex.split(command.replace("{port}", str(port)).replace("{host}", HOST)),
             start_new_session=True,
-            preexec_fn=_end_with_parent,  # a call that is killed must not leave a server on the GPU of its successor
+            # A call that is killed must not leave a server on the GPU of its successor.
+            preexec_fn=partial(die_with_parent, signal.SIGTERM),
         )
     except (OSError, ValueError) as error:
         raise ConfigError(f"--server-command {command!r}: {error}") from error
@@ -63,10 +63,6 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str, wait_seconds: 
             pass
         time.sleep(0.2)
     raise DataError(f"the server was not ready after {wait_seconds:.0f} s; allow more with --server-wait")
-
-
-def _end_with_parent() -> None:
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

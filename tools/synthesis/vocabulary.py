@@ -36,7 +36,10 @@ class ChineseWords:
         source = path or _word_list()
         try:
             lists = json.loads(source.read_text(encoding="utf-8"))
-            self._domains: dict[str, list[str]] = {name: _plain_words(lists[name]) for name in ZH_DOMAINS}
+            self._domains: dict[str, list[str]] = {
+                name: [word for word in lists[name][:ZH_FREQUENT] if re.fullmatch(r"[一-鿿]{2,4}", word)]
+                for name in ZH_DOMAINS
+            }
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{source} is not the word list expected ({error!r}): {WORDS_ZH_CURE}") from error
         pairs = json.loads(ANTONYMS_ZH.read_text(encoding="utf-8"))
@@ -70,10 +73,6 @@ class ChineseWords:
             return self._antonyms[word]
         others = self._same_length[self._domain[word], len(word)]
         return first_that(lambda other: not set(other) & set(word), others, choice)
-
-
-def _plain_words(words: Sequence[str]) -> list[str]:
-    return [word for word in words[:ZH_FREQUENT] if re.fullmatch(r"[一-鿿]{2,4}", word)]
 
 
 def first_that(fits: Callable[[str], bool], candidates: Sequence[str], choice: int) -> str | None:

@@ -81,10 +81,6 @@ def _subshell(language: str, symbol: str, shell: str) -> Values:
     }
 
 
-def _masses(formula: str) -> str:
-    return ", ".join(f"{symbol} {elements()[symbol].mass}" for symbol in atoms(formula))
-
-
 def _mass_steps(formula: str) -> str:
     return " + ".join(
         f"{count} × {elements()[symbol].mass}" if count > 1 else str(elements()[symbol].mass)
@@ -95,7 +91,7 @@ def _mass_steps(formula: str) -> str:
 def _molar_mass(formula: str) -> Values:
     return {
         "formula": formula,
-        "masses": _masses(formula),
+        "masses": ", ".join(f"{symbol} {elements()[symbol].mass}" for symbol in atoms(formula)),
         "atoms": ", ".join(f"{symbol}: {count}" for symbol, count in atoms(formula).items()),
         "sum": _mass_steps(formula),
         "final": str(molar_mass(formula)),
