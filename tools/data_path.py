@@ -36,7 +36,7 @@ from megatron_synE.data.indexed import IndexedFile
 from megatron_synE.data.tokenizers import load_tokenizer
 from tools.data.labels import is_label
 from tools.data.progress import LiveProgress
-from tools.mix_options import DataPathOptions
+from tools.mix_commands import DataPathOptions
 
 logger = logging.getLogger(__name__)
 

@@ -257,11 +257,6 @@ def check(options: PreprocessOptions) -> None:
     check_label(options.source, option="--source")
     if options.topic is not None:
         check_label(options.topic, option="--topic")
-    for name in ("workers", "max_document_bytes"):
-        if getattr(options, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name)} must be at least 1")
-    if options.holdout != "auto" and options.holdout < 0:
-        raise ConfigError(f"--holdout {options.holdout} must be at least 0")
     if options.holdout and options.role == "validation":
         raise ConfigError("--holdout has no meaning with --role validation, which holds out everything")
     if options.keep_documents_whole and options.role == "validation":

@@ -101,8 +101,6 @@ def sort(options: SortOptions) -> Path:
 
 
 def _checked_key(options: SortOptions) -> SortKey:
-    if options.buckets < 1:
-        raise ConfigError(f"--buckets {options.buckets} must be at least 1")
     low, high = options.drop_tails
     if not (0 <= low < 1 and 0 <= high < 1 and low + high < 1):
         raise ConfigError(f"--drop-tails {low},{high}: two shares of the tokens, from 0 on, with a sum below 1")
