@@ -19,7 +19,7 @@ import zstandard
 from data_mixers.atomic import sync
 from tools.data.readers import BadRecord, InputTask, Record, read_task
 
-ID_KEY = "id"
+ID_KEY, TOPIC_KEY, CONFIDENCE_KEY = "id", "topic", "topic_confidence"
 MAX_DEPTH = 200  # orjson reads 1,024 levels and writes 254
 _NAMES = (int, str)  # a union would be made anew for every document
 _OUTPUT = re.compile(r"\d{7}-(?P<source>.+)\.jsonl\.zst")

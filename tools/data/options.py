@@ -118,9 +118,6 @@ class PreprocessOptions:
     topic: Annotated[str | None, Option(help="One topic for all documents.", show_default=False)] = None
     """Neither this nor topic_key: "all"."""
     topic_key: Annotated[str | None, Option(help="Key of each document's topic.", show_default=False)] = None
-    topic_confidence_key: Annotated[
-        str, Option(help="Key of how sure the topic is, where a document has it; for the sidecar.")
-    ] = "topic_confidence"
     workers: Workers = 1
     holdout: int | Literal["auto"] = 0
     """Documents per topic kept from training, those with the smallest content hashes; auto: see holdout.choose."""

@@ -4,7 +4,6 @@ token files ─ blocks ─> a spool per range of the new order ─ each range pu
 Both passes read and write long runs, so a disk works at its full speed. Sidecars (a row per document) go the same way.
 """
 
-import struct
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -25,7 +24,6 @@ BLOCK_TOKENS = 4 << 20
 """Read at a time: 16 MB of int32."""
 RANGE_TOKENS = 8 << 20
 """Put in order at a time: 32 MB, twice with the copy."""
-_LENGTH = struct.Struct("<Q")
 Tokens = npt.NDArray[np.integer]
 
 
@@ -153,20 +151,16 @@ class _Rows:
 
 
 def _append(path: Path, table: pa.Table) -> None:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as stream:
+    with path.open("ab") as file, pa.ipc.new_stream(file, table.schema) as stream:
         stream.write_table(table)
-    content = sink.getvalue()
-    with path.open("ab") as file:
-        file.write(_LENGTH.pack(len(content)))
-        file.write(content)
 
 
 def _read_rows(path: Path) -> pa.Table:
+    """Streams one after the other, as `_append` left them."""
     tables = []
     with path.open("rb") as file:
-        while head := file.read(_LENGTH.size):
-            tables.append(pa.ipc.open_stream(file.read(_LENGTH.unpack(head)[0])).read_all())
+        while file.peek(1):
+            tables.append(pa.ipc.open_stream(file).read_all())
     return pa.concat_tables(tables, promote_options="default")
 
 

@@ -36,7 +36,6 @@ def report(
     steps: Annotated[
         str | None, typer.Option(help="Of these steps, A:B, both included; default: all.", show_default=False)
     ] = None,
-    characters: Annotated[int, typer.Option(min=1, help="Shown of each document.")] = 600,
     tokenizer: Annotated[
         Path | None, typer.Option(help="Of the data; default: the one in the checkpoint.", show_default=False)
     ] = None,
@@ -48,9 +47,7 @@ def report(
     first, last = parse_steps(steps)
     if steps is not None and not num_samples:
         raise ConfigError(f"--steps {steps} says of which steps samples are shown; say how many with --samples")
-    shown = SampleOptions(
-        num=num_samples, first_step=first, last_step=last, max_characters=characters, tokenizer=tokenizer
-    )
+    shown = SampleOptions(num=num_samples, first_step=first, last_step=last, tokenizer=tokenizer)
     options = ReportOptions(
         runs=tuple(runs),
         out=out or Path("report.md" if as_markdown else "report.html"),
