@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -156,7 +157,8 @@ def _write_rest(
     if (folders[newest] / "tokenizer").is_dir():
         shutil.copytree(folders[newest] / "tokenizer", temporary / "tokenizer")
     of_a_run = ("schedule", "schedule_hash", "last_validation", "wandb_id", "recent_losses", "layout")
-    state = replace(states[newest], adam_step=0, has_optimizer=False, **dict.fromkeys(of_a_run))
+    without: dict[str, Any] = dict.fromkeys(of_a_run)
+    state = replace(states[newest], adam_step=0, has_optimizer=False, **without)
     layout.write_state(temporary, state)
     layout.write_megatron_files(temporary, state)
     lineages = [layout.read_manifest(folder).get("lineage_hash") for folder in folders]

@@ -117,7 +117,11 @@ def lines(
             if from_zero:
                 axes.set_ylim(bottom=0)
 
-    legend = [_line_entry(line) for line in drawn] if len(drawn) > 1 or drawn[0].label else []
+    legend = [
+        LegendEntry(label=line.label, colour=line.colour, dash=" ".join(f"{part:g}" for part in line.dash))
+        for line in drawn
+        if len(drawn) > 1 or line.label
+    ]
     return [Figure(title=title, alt=_told(title, drawn, y_label), svg=_svg(draw), legend=legend)]
 
 
@@ -236,10 +240,6 @@ def _runs(flags: npt.NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
     """(begin, end) of every run of true flags."""
     bounds = np.flatnonzero(np.diff(np.concatenate(([0], flags.astype(int), [0]))))
     yield from zip(bounds[::2].tolist(), bounds[1::2].tolist(), strict=True)
-
-
-def _line_entry(line: Line) -> LegendEntry:
-    return LegendEntry(label=line.label, colour=line.colour, dash=" ".join(f"{part:g}" for part in line.dash))
 
 
 def _told(title: str, drawn: Sequence[Line], y_label: str) -> str:
