@@ -9,6 +9,7 @@ import typer
 
 from data_mixers.errors import ConfigError
 from tools.cli_options import Config, Overrides, example, log_to_stderr, takes
+from tools.data.options import EosToken
 
 mix_app = typer.Typer(
     help="Look at what a run reads: its plan, its decisions, what two schedules differ in.",
@@ -38,9 +39,7 @@ class DataPathOptions:
     """None: a new schedule."""
     seed: Annotated[int, typer.Option(min=0, help="Of the order of a new schedule.")] = 1234
     max_epochs: Annotated[float, typer.Option(min=0.0, help="Refuse to read a source more often.")] = 4.0
-    eos_token: Annotated[
-        str | None, typer.Option(help="That ends each document; default: the tokenizer's own.", show_default=False)
-    ] = None
+    eos_token: EosToken = None
 
 
 @mix_app.command("plan", epilog=example("syne mix plan --config runs/quickstart/bilingual.yaml"))

@@ -13,6 +13,7 @@ from tools.data.options import (
     AskOptions,
     CleanOptions,
     DecontaminateOptions,
+    EosToken,
     FetchOptions,
     LabelOptions,
     PreprocessOptions,
@@ -185,9 +186,7 @@ def probe(
     tokenizer: TokenizerPath,
     out: Annotated[Path, typer.Option(help="The file to write, for mixture.guard.probe.")],
     language: Annotated[str, typer.Option(help="Of the items: the one that the guard watches.")] = "en",
-    eos_token: Annotated[
-        str | None, typer.Option(help="Put after each choice; default: the tokenizer's own.", show_default=False)
-    ] = None,
+    eos_token: EosToken = None,
 ) -> None:
     """Multiple-choice items to the token ids that the forgetting guard scores at every validation."""
     from tools.data.probe import make_probe

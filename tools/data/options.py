@@ -23,8 +23,9 @@ from tools.data.slurm_options import Array
 FORMAT = 2  # of what lies in .work: raise it when a stage of preprocess gives something else for the same options
 
 Documents = Annotated[
-    tuple[str, ...], Option("--input", help="File or glob, may be repeated: .jsonl, .gz, .zst, .parquet.")
+    tuple[str, ...], Option("--input", help="File, folder or glob, may be repeated: .jsonl, .gz, .zst, .parquet.")
 ]
+EosToken = Annotated[str | None, Option(help="Ends each document; default: the tokenizer's own.", show_default=False)]
 SourceKey = Annotated[str | None, Option(help="Key to count by; default: the file's folder.", show_default=False)]
 TokenizerPath = Annotated[Path, Option(help="HF folder, tokenizer.json, or tokenizer.model.")]
 ScoresName = Annotated[str, Option(help="Name of the set of scores to read.")]
@@ -106,10 +107,7 @@ class FetchOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessOptions:
-    inputs: Annotated[
-        tuple[str, ...],
-        Option("--input", help="File, folder or glob, may be repeated: .jsonl, .gz, .zst, .parquet."),
-    ]
+    inputs: Documents
     tokenizer: TokenizerPath
     out: Annotated[Path, Option(help="Folder; other sources in it stay.")]
     text_key: TextKey = "text"
@@ -125,9 +123,7 @@ class PreprocessOptions:
     """What the size of the holdout and its error are worked out with: see holdout.measured_sd; None: SD_OF_DOCUMENT."""
     role: Annotated[Role, Option(help="validation: everything of this call is held out.")] = "train"
     seed: Annotated[int, Option(min=0, help="Of the order of documents.")] = 1234
-    eos_token: Annotated[
-        str | None, Option(help="Put after each document; default: the tokenizer's own.", show_default=False)
-    ] = None
+    eos_token: EosToken = None
     keep_documents_whole: Annotated[
         bool, Option("--keep-documents-whole", help="Pack documents whole into windows of --seq-length tokens.")
     ] = False
