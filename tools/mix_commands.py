@@ -81,9 +81,9 @@ def mix_append(
 
     if (skip is None) == (stage is None):
         raise ConfigError("syne mix append: give either --skip start:stop or --stage FILE.yaml")
-    checked = checked_stage(run, stage) if stage is not None else checked_skip(run, skip or "")
-    typer.echo("\n".join(checked.lines))
-    typer.echo(f"resume with: syne train --config {run / 'run_config.yaml'} {shlex.quote(checked.override)}")
+    override, lines = checked_stage(run, stage) if stage is not None else checked_skip(run, skip or "")
+    typer.echo("\n".join(lines))
+    typer.echo(f"resume with: syne train --config {run / 'run_config.yaml'} {shlex.quote(override)}")
 
 
 @mix_app.command(

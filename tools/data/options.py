@@ -3,24 +3,19 @@
 `tools.cli_options.takes` makes a command's options of the annotated fields, so nothing heavy is imported here.
 """
 
-import hashlib
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from typer import Argument, Option
 
 from data_mixers.errors import ConfigError
-from data_mixers.manifest import Role, TokenizerIdentity
+from data_mixers.manifest import Role
 from tools.cli_options import MaxBadLines, MaxBadShare, OwnFolder, TextKey, Workers
 from tools.data.labels import check_label
 from tools.data.readers import MAX_DOCUMENT_BYTES
 from tools.data.signals import SIGNALS
 from tools.data.slurm_options import Array
-
-FORMAT = 2  # of what lies in .work: raise it when a stage of preprocess gives something else for the same options
 
 Documents = Annotated[
     tuple[str, ...], Option("--input", help="File, folder or glob, may be repeated: .jsonl, .gz, .zst, .parquet.")
@@ -258,12 +253,3 @@ def check(options: PreprocessOptions) -> None:
         raise ConfigError("--keep-documents-whole and --seq-length go together: the windows are training.seq_length")
     if options.seq_length is not None and options.seq_length < 2:
         raise ConfigError(f"--seq-length {options.seq_length} must be at least 2: a token and EOS")
-
-
-def fingerprint(options: PreprocessOptions, inputs: Sequence[Path], tokenizer: TokenizerIdentity) -> str:
-    """Hash of all that decides the result; thresholds and workers do not."""
-    decided = asdict(options)
-    for name in ("inputs", "tokenizer", "out", "workers", "array", "max_bad_share", "max_bad_lines"):
-        del decided[name]
-    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in inputs]
-    return hashlib.sha256(json.dumps([FORMAT, decided, stats, asdict(tokenizer)]).encode()).hexdigest()

@@ -40,11 +40,8 @@ class Sidecar:
         return Path(f"{prefix}{self.suffix}")
 
 
-@dataclass(frozen=True)
-class WrittenBucket:
-    pair: WrittenPair
-    text_bytes: int | None
-    """Sum of the documents' own, where the sidecar states them."""
+Written = tuple[WrittenPair, int | None]
+"""A bucket's token file, and the sum of its documents' text_bytes where the sidecar states them."""
 
 
 def redistribute(
@@ -57,7 +54,7 @@ def redistribute(
     spool: Path,
     dtype: Literal["uint16", "int32"],
     on_tokens: Callable[[int], None],
-) -> list[WrittenBucket]:
+) -> list[Written]:
     """Write bucket b of `order` to targets[b]; documents that are not in `order` are left out.
 
     spool: an empty folder on a disk with room for the topic once more.
@@ -174,7 +171,7 @@ def _write_bucket(
     spool: Path,
     dtype: Literal["uint16", "int32"],
     on_tokens: Callable[[int], None],
-) -> WrittenBucket:
+) -> Written:
     text_bytes: int | None = None
     temporaries = [target.with_name(f".{target.name}{sidecar.suffix}.tmp") for sidecar in sidecars]
     token_writer = IndexedWriter(target, dtype=dtype)
@@ -210,7 +207,7 @@ def _write_bucket(
                 writer.add_key_value_metadata(metadata_of(own))
     for temporary, sidecar in zip(temporaries, sidecars, strict=True):
         publish(temporary, sidecar.path(target))
-    return WrittenBucket(token_writer.written, text_bytes)
+    return token_writer.written, text_bytes
 
 
 def _gather(tokens: Tokens, starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int32]) -> Tokens:

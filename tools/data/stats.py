@@ -52,7 +52,7 @@ def stats(folder: Path, *, scores_name: str = DEFAULT_NAME) -> list[SourceStats]
     Memory: about 100 bytes a document of one source at a time.
     Errors: DataError for a folder without token files, or companions that do not fit.
     """
-    return [_of_source(source) for source in describe(folder, scores_name=scores_name).sources]
+    return [_of_source(source) for source in describe(folder, scores_name=scores_name)[0]]
 
 
 def _of_source(source: DescribedSource) -> SourceStats:

@@ -56,17 +56,17 @@ def train_classifier(options: ClassifierOptions) -> Report:
     if options.out.exists():
         raise ConfigError(f"--out {options.out} is there already; choose another, or remove it")
     topics = read_topics(options.topics)
-    labelled = read_labelled(
+    labelled, left_out = read_labelled(
         options.inputs, topics=topics, text_key=options.text_key, topic_key=options.topic_key,
         source_key=options.source_key, language_key=options.language_key,
     )  # fmt: skip
     split = split_by_source(
-        labelled.documents, test_sources=options.test_sources, dev_sources=options.dev_sources,
+        labelled, test_sources=options.test_sources, dev_sources=options.dev_sources,
         dev_share=0.0 if options.folds else DEV_SHARE, seed=options.training.seed,
     )  # fmt: skip
     work = options.out.with_name(f"{options.out.name}.work")
     with only_one(work):
-        report = _train(options, topics, labelled.left_out, split, Kept(work / "kept", _fingerprint(options)))
+        report = _train(options, topics, left_out, split, Kept(work / "kept", _fingerprint(options)))
     shutil.rmtree(work, ignore_errors=True)
     return report
 
