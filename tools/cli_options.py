@@ -1,5 +1,6 @@
 """What commands of several groups share: how an example is shown, options of a dataclass, a run's file."""
 
+import argparse
 import inspect
 import logging
 import sys
@@ -12,6 +13,8 @@ from types import GenericAlias
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
+
+from data_mixers.atomic import write_atomic
 
 Config = Annotated[Path, typer.Option("--config", help="The run's YAML file.")]
 Overrides = Annotated[
@@ -93,6 +96,16 @@ def takes(*kinds: type[Any], **defaults: Any) -> Callable[[Callable[..., None]],
         return with_options
 
     return of
+
+
+def page_command(page: Path, render: Callable[[], str], description: str | None) -> None:
+    """For a module that makes a page of docs/: print it, or write it in its place."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help=f"write docs/{page.name} instead of printing")
+    if parser.parse_args().write:
+        write_atomic(page, render().encode())
+    else:
+        sys.stdout.write(render())
 
 
 def log_to_stderr() -> None:

@@ -3,15 +3,13 @@
 Example:  python -m tools.config_reference --write
 """
 
-import argparse
 import ast
 import inspect
-import sys
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
-from data_mixers.atomic import write_atomic
 from megatron_synE.config import schema
+from tools.cli_options import page_command
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "config.md"
 _HEAD = """# Configuration reference
@@ -46,17 +44,6 @@ def render_reference() -> str:
                 parts.append(_section("data.stages[i].curriculum", classes["CurriculumSection"]))
     parts.append("## Top level\n\n" + _table(top_level))
     return "\n".join(parts)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Write or print the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="write docs/config.md instead of printing")
-    if parser.parse_args(arguments).write:
-        write_atomic(PAGE, render_reference().encode())
-    else:
-        sys.stdout.write(render_reference())
-    return 0
 
 
 class _Field:
@@ -135,4 +122,4 @@ def _table(fields: list[_Field]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    page_command(PAGE, render_reference, __doc__)

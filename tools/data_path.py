@@ -34,9 +34,10 @@ from data_mixers.schedule import SCHEDULE_NAME, Schedule, read_schedule, schedul
 from megatron_synE.data.build_schedule import check_epochs
 from megatron_synE.data.indexed import IndexedFile
 from megatron_synE.data.tokenizers import load_tokenizer
+from tools.data.download import sha256_of
 from tools.data.labels import is_label
 from tools.data.progress import LiveProgress
-from tools.mix_options import DataPathOptions
+from tools.mix_commands import DataPathOptions
 
 logger = logging.getLogger(__name__)
 
@@ -230,8 +231,6 @@ def _describe(file: IndexedFile, name: str, identity: TokenizerIdentity, advance
         advance(tokens.nbytes)
     _say_what_documents_end_with(file, identity.eos_id)
     language, source, topic = name.split("/")
-    with file.idx_path.open("rb") as stream:
-        idx_sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     shard = ShardEntry(
         prefix=name.replace("/", "__") + SUFFIX,
         num_documents=file.num_documents,
@@ -240,7 +239,7 @@ def _describe(file: IndexedFile, name: str, identity: TokenizerIdentity, advance
         bin_size_bytes=file.num_tokens * file.dtype.itemsize,
         idx_size_bytes=file.idx_path.stat().st_size,
         bin_sha256=digest.hexdigest(),
-        idx_sha256=idx_sha256,
+        idx_sha256=sha256_of(file.idx_path),
     )
     return SourceEntry(
         name=name, language=language, source=source, topic=topic, bucket=None, role="train", shards=(shard,)

@@ -48,7 +48,7 @@ class Finding:
 def run_doctor() -> int:
     """Print every finding; 2 when one of them would stop a run."""
     faults = 0
-    for examine in (_versions, _pair, _tools_is_ours, _slurm, _device, _implementations, _collective):
+    for examine in (_versions, _packages, _device, _implementations, _collective):
         if faults and examine in (_device, _implementations, _collective):
             break  # they import what may be missing
         for finding in examine():
@@ -84,8 +84,14 @@ def _versions() -> list[Finding]:
     return findings
 
 
-def _pair() -> list[Finding]:
-    return [pair_finding(".".join(platform.python_version_tuple()[:2]), installed_version("megatron-core"))]
+def _packages() -> list[Finding]:
+    sbatch, datatrove = shutil.which("sbatch"), installed_version("datatrove")
+    text = f"sbatch {sbatch or 'not found'}, datatrove {datatrove or 'not installed'}: --slurm-tasks of `syne data`"
+    return [
+        pair_finding(".".join(platform.python_version_tuple()[:2]), installed_version("megatron-core")),
+        ownership_finding(Path(__file__).resolve().parent, Path.cwd()),
+        Finding("job arrays", "ok" if sbatch and datatrove else "note", text),
+    ]
 
 
 def pair_finding(python: str, mcore: str | None) -> Finding:
@@ -94,10 +100,6 @@ def pair_finding(python: str, mcore: str | None) -> Finding:
     if mcore is not None and SUPPORTED_PAIRS.get(python) == mcore:
         return Finding("supported pair", "ok", f"megatron-core {mcore} on Python {python}")
     return Finding("supported pair", "note", f"megatron-core {mcore} on Python {python} was not tried; tried: {pairs}")
-
-
-def _tools_is_ours() -> list[Finding]:
-    return [ownership_finding(Path(__file__).resolve().parent, Path.cwd())]
 
 
 def ownership_finding(ours: Path, working_folder: Path) -> Finding:
@@ -111,12 +113,6 @@ def ownership_finding(ours: Path, working_folder: Path) -> Finding:
     if other.is_dir() and other.resolve() != ours:
         return Finding("tools", "note", f"{other} hides our tools for `python -m tools` in this folder; use `syne`")
     return Finding("tools", "ok", f"ours ({ours})")
-
-
-def _slurm() -> list[Finding]:
-    sbatch, datatrove = shutil.which("sbatch"), installed_version("datatrove")
-    text = f"sbatch {sbatch or 'not found'}, datatrove {datatrove or 'not installed'}: --slurm-tasks of `syne data`"
-    return [Finding("job arrays", "ok" if sbatch and datatrove else "note", text)]
 
 
 def _device() -> list[Finding]:

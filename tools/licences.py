@@ -3,13 +3,11 @@
 python -m tools.licences --write       after `make lock`, in the environment of the lock
 """
 
-import argparse
 import re
-import sys
 from importlib import metadata
 from pathlib import Path
 
-from data_mixers.atomic import write_atomic
+from tools.cli_options import page_command
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "licences.md"
@@ -60,16 +58,5 @@ def render() -> str:
     return "\n".join(parts)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Write or print the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="write docs/licences.md instead of printing")
-    if parser.parse_args(arguments).write:
-        write_atomic(PAGE, render().encode())
-    else:
-        sys.stdout.write(render())
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    page_command(PAGE, render, __doc__)

@@ -186,7 +186,12 @@ def _reweighted(mixture: Mixture, row: dict[str, Any], taken: dict[str, Any] | N
     """(the mixture after what the run decided, the decision taken again); None at the first validation."""
     group = row["group"]
     # `before` is what the run had in force then: under changed settings too, since its losses came from it.
-    decision = mixture.decided(group, _observation(row))
+    observation = Observation(
+        consumed_tokens=row["consumed_tokens"],
+        losses={topic: _losses(losses) for topic, losses in row["losses"].items()},
+        tokens_by_topic=row["tokens_by_topic"],
+    )
+    decision = mixture.decided(group, observation)
     in_force = dict(taken["ratios"] if taken is not None else decision.before)
     state = replace(decision.state, ratios=tuple(sorted(in_force.items())))
     mixture = replace(mixture, states={**mixture.states, group: state})
@@ -208,11 +213,12 @@ def _without(mixture: Mixture, row: dict[str, Any], run: Path) -> Mixture:
 def _guarded(mixture: Mixture, row: dict[str, Any]) -> tuple[Mixture, Replayed | None]:
     """The same of the guard; None at the first validation, and for a guard that only warns."""
     is_first = mixture.guard is None
+    asked = row["answers"]
     answer = mixture.guarded(
         GuardObservation(
             consumed_tokens=row["consumed_tokens"],
             losses=None if row["losses"] is None else _losses(row["losses"]),
-            answers=_answers(row["answers"]),
+            answers=None if asked is None else ProbeAnswers(probe=asked["probe"], correct=tuple(asked["correct"])),
         )
     )
     mixture = replace(mixture, guard=replace(answer.decision.state, rise=row["rise"]))
@@ -223,18 +229,6 @@ def _guarded(mixture: Mixture, row: dict[str, Any]) -> tuple[Mixture, Replayed |
         return mixture, None
     again = Replayed(row["iteration"], "guard", {row["set"]: row["rise"]}, {row["set"]: answer.decision.state.rise})
     return mixture, again
-
-
-def _observation(row: dict[str, Any]) -> Observation:
-    return Observation(
-        consumed_tokens=row["consumed_tokens"],
-        losses={topic: _losses(losses) for topic, losses in row["losses"].items()},
-        tokens_by_topic=row["tokens_by_topic"],
-    )
-
-
-def _answers(row: dict[str, Any] | None) -> ProbeAnswers | None:
-    return None if row is None else ProbeAnswers(probe=row["probe"], correct=tuple(row["correct"]))
 
 
 def _losses(row: dict[str, Any]) -> TopicLosses:

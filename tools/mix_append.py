@@ -1,7 +1,6 @@
 """`syne mix append`: an entry for the future of a run's schedule, checked against what the run has read already."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 from data_mixers.errors import ConfigError
@@ -18,16 +17,8 @@ from megatron_synE.optim.lr_schedule import LrSchedule
 RUN_CONFIG = "run_config.yaml"
 
 
-@dataclass(frozen=True)
-class Checked:
-    """override: what to resume the run with. lines: what changes by it."""
-
-    override: str
-    lines: list[str]
-
-
-def checked_skip(run: Path, text: str) -> Checked:
-    """A range of samples to leave out.
+def checked_skip(run: Path, text: str) -> tuple[str, list[str]]:
+    """(What to resume the run with to leave out a range of samples, what changes by it.)
 
     Errors: ConfigError if the range is read already, crosses a change of weights or ends a source too soon,
     DataError if there is no run.
@@ -43,11 +34,11 @@ def checked_skip(run: Path, text: str) -> Checked:
     override = "data.skip_samples=" + json.dumps([*config.data.skip_samples, text], separators=(",", ":"))
     examination = examine(load_config(run / RUN_CONFIG, [override]).resolved, world_size=1)
     require([fault for fault in examination.faults if fault.key == "data.skip_samples"], where=f"--skip {text}")
-    return Checked(override, diff(schedule, changed))
+    return override, diff(schedule, changed)
 
 
-def checked_stage(run: Path, stage: Path) -> Checked:
-    """One more stage at the end, with data of its own under `manifests` if it brings any.
+def checked_stage(run: Path, stage: Path) -> tuple[str, list[str]]:
+    """The same for one more stage at the end, with data of its own under `manifests` if it brings any.
 
     stage: a YAML file with what an entry of data.stages holds.
     Errors: ConfigError with every fault of the stage, or if it changes what is read already.
@@ -66,7 +57,7 @@ def checked_stage(run: Path, stage: Path) -> Checked:
         stored = Schedule.from_json(state.schedule["json"])
         mixture = mixture.restored(state.schedule["mixture"])
         check_past(stored, mixture.schedule, consumed_samples=state.consumed_samples, where=str(run))
-    return Checked(override, diff(stored, mixture.schedule) + _learning_rate(config, stored, mixture.schedule, state))
+    return override, diff(stored, mixture.schedule) + _learning_rate(config, stored, mixture.schedule, state)
 
 
 def _newest_state(config: RunConfig) -> CommonState | None:

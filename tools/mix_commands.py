@@ -1,6 +1,7 @@
 """`syne mix`: the commands' options. Nothing heavy is imported before a command runs."""
 
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +9,7 @@ import typer
 
 from data_mixers.errors import ConfigError
 from tools.cli_options import Config, Overrides, example, log_to_stderr, takes
-from tools.mix_options import DataPathOptions
+from tools.data.options import EosToken
 
 mix_app = typer.Typer(
     help="Look at what a run reads: its plan, its decisions, what two schedules differ in.",
@@ -16,6 +17,29 @@ mix_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataPathOptions:
+    tokenizer: Annotated[Path, typer.Option(help="Of the token files: HF folder, tokenizer.json or tokenizer.model.")]
+    out: Annotated[Path, typer.Option(help="Folder for manifest.json and schedule.json; token files are linked.")]
+    seq_length: Annotated[int, typer.Option(min=1, help="As Megatron-LM's --seq-length.")]
+    tokens: Annotated[float, typer.Option(help="To read with these weights, e.g. 100e9.")]
+    data_path: Annotated[
+        tuple[str, ...], typer.Argument(metavar="[WEIGHT PREFIX]...", help="As after --data-path.", show_default=False)
+    ] = ()
+    """Weights and prefixes in turn, or prefixes alone, which weigh by their tokens."""
+    data_args_path: Annotated[
+        Path | None, typer.Option(help="A file with that list instead, as Megatron-LM's option.", show_default=False)
+    ] = None
+    from_sample: Annotated[
+        int | None,
+        typer.Option(min=0, help="Append to OUT's schedule: earlier samples stay as they are.", show_default=False),
+    ] = None
+    """None: a new schedule."""
+    seed: Annotated[int, typer.Option(min=0, help="Of the order of a new schedule.")] = 1234
+    max_epochs: Annotated[float, typer.Option(min=0.0, help="Refuse to read a source more often.")] = 4.0
+    eos_token: EosToken = None
 
 
 @mix_app.command("plan", epilog=example("syne mix plan --config runs/quickstart/bilingual.yaml"))
@@ -57,9 +81,9 @@ def mix_append(
 
     if (skip is None) == (stage is None):
         raise ConfigError("syne mix append: give either --skip start:stop or --stage FILE.yaml")
-    checked = checked_stage(run, stage) if stage is not None else checked_skip(run, skip or "")
-    typer.echo("\n".join(checked.lines))
-    typer.echo(f"resume with: syne train --config {run / 'run_config.yaml'} {shlex.quote(checked.override)}")
+    override, lines = checked_stage(run, stage) if stage is not None else checked_skip(run, skip or "")
+    typer.echo("\n".join(lines))
+    typer.echo(f"resume with: syne train --config {run / 'run_config.yaml'} {shlex.quote(override)}")
 
 
 @mix_app.command(

@@ -34,7 +34,7 @@ from megatron_synE.data.tokenizers import load_tokenizer
 from tests import tiny
 from tests.tools import corpus
 from tools.data_path import import_data_path
-from tools.mix_options import DataPathOptions
+from tools.mix_commands import DataPathOptions
 
 SEQ_LENGTH = 64
 # Four documents, long enough for windows of one document and for windows with two.

@@ -331,7 +331,6 @@ def test_input_inside_the_folder_that_is_written_is_refused(options: PreprocessO
         ({"topic": "law"}, "--topic and --topic-key exclude"),
         ({"language": "z/h"}, "--language 'z/h' cannot be part"),
         ({"source": "a__b"}, "--source 'a__b' cannot be part"),
-        ({"workers": 0}, "--workers 0"),
         ({"holdout": 3, "role": "validation"}, "--holdout has no meaning"),
         ({"inputs": ("nowhere/*.jsonl",)}, r"^--input nowhere/\*\.jsonl matches no file"),
     ],

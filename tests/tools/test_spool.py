@@ -25,7 +25,7 @@ def settings(tmp_path: Path) -> TaskSettings:
     (tmp_path / "runs").mkdir()
     options = PreprocessOptions(
         inputs=(), out=tmp_path / "out", tokenizer=corpus.hf_folder(tmp_path / "hf"), topic_key="topic",
-        topic_confidence_key="sure", seed=3, max_document_bytes=1 << 20,
+        seed=3, max_document_bytes=1 << 20,
     )  # fmt: skip
     return TaskSettings(options=options, runs=tmp_path / "runs", engine="reference", dtype="uint16")
 
@@ -51,9 +51,9 @@ def test_a_run_holds_the_topics_it_has_and_all_documents_are_in_one(
     monkeypatch.setattr(spool, "BATCH_BYTES", batch_bytes)
     monkeypatch.setattr(spool, "RUN_BYTES", 1 if batch_bytes == 1 else 1 << 20)
     rows = [dict(row) for row in ROWS if isinstance(row, dict)]
-    rows[2] |= {"id": "page-2", "sure": 0.5}
-    rows[4] |= {"id": 44, "sure": 1}
-    rows[5] |= {"id": "", "sure": "very"}
+    rows[2] |= {"id": "page-2", "topic_confidence": 0.5}
+    rows[4] |= {"id": 44, "topic_confidence": 1}
+    rows[5] |= {"id": "", "topic_confidence": "very"}
     rows[6] |= {"id": ["x"]}
     result = tokenised(tmp_path, settings, list(rows))
     assert (result.num_lines, result.num_records, result.num_bad, result.num_too_long) == (7, 7, 0, 0)

@@ -93,11 +93,11 @@ def options(labelled: Path, bert: Path, out: Path, **changes: Any) -> Classifier
 
 
 def learner_of(asked: ClassifierOptions) -> Learner:
-    found = read_labelled(
+    found, _ = read_labelled(
         asked.inputs, topics=read_topics(None), text_key="text", topic_key="topic", source_key="source",
         language_key="language",
     )  # fmt: skip
-    return new_learner(asked, found.documents, ("law_and_policy", "medicine_and_health", "others"))
+    return new_learner(asked, found, ("law_and_policy", "medicine_and_health", "others"))
 
 
 def test_without_a_teacher_the_given_weights_are_the_ones_that_are_saved(

@@ -39,9 +39,9 @@ def test_a_label_that_cannot_be_is_refused_with_its_place(
 
 def test_lines_that_are_no_document_are_counted_by_reason(tmp_path: Path) -> None:
     file = write(tmp_path / "rows.jsonl", [ROW, ROW | {"text": "  "}])
-    found = read_labelled([str(file)], topics=read_topics(None), **KEYS)
-    assert [d.id for d in found.documents] == ["rows.jsonl:0"]
-    assert found.left_out == {"text is empty": 1}
+    found, left_out = read_labelled([str(file)], topics=read_topics(None), **KEYS)
+    assert [d.id for d in found] == ["rows.jsonl:0"]
+    assert left_out == {"text is empty": 1}
     empty = write(tmp_path / "empty.jsonl", [ROW | {"text": ""}])
     with pytest.raises(DataError, match="no labelled document"):
         read_labelled([str(empty)], topics=read_topics(None), **KEYS)

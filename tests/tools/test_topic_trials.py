@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from data_mixers.errors import ConfigError
 from tools.data.kept import Kept
 from tools.data.topic_baselines import logistic_regression
-from tools.data.topic_confidence import confidence_of
 from tools.data.topic_labels import Labelled
-from tools.data.topic_report import confidence_lines
+from tools.data.topic_report import confidence_lines, confidence_of
 from tools.data.topic_trials import MOST_HELD, Trial, best_of, fold_sources, mean_macro_f1, trials_of_folds
 
 PAIRS = st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from("xyz")), min_size=1, max_size=60)

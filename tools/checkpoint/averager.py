@@ -7,9 +7,10 @@ their mean is taken, and rounded once.
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -155,18 +156,9 @@ def _write_rest(
     shutil.copyfile(folders[newest] / "config.json", temporary / "config.json")
     if (folders[newest] / "tokenizer").is_dir():
         shutil.copytree(folders[newest] / "tokenizer", temporary / "tokenizer")
-    last = states[newest]
-    state = layout.CommonState(
-        iteration=last.iteration,
-        consumed_samples=last.consumed_samples,
-        consumed_tokens=last.consumed_tokens,
-        adam_step=0,
-        has_optimizer=False,
-        weights_dtype=last.weights_dtype,
-        tied=last.tied,
-        vocab_size=last.vocab_size,
-        tokenizer_digest=last.tokenizer_digest,
-    )
+    of_a_run = ("schedule", "schedule_hash", "last_validation", "wandb_id", "recent_losses", "layout")
+    without: dict[str, Any] = dict.fromkeys(of_a_run)
+    state = replace(states[newest], adam_step=0, has_optimizer=False, **without)
     layout.write_state(temporary, state)
     layout.write_megatron_files(temporary, state)
     lineages = [layout.read_manifest(folder).get("lineage_hash") for folder in folders]

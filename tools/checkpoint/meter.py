@@ -1,6 +1,6 @@
 """Seconds, bytes and peak memory of one conversion."""
 
-import resource
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,8 +51,4 @@ class Meter:
 
 
 def _resident(field: str) -> int:
-    if _STATUS.exists():
-        for line in _STATUS.read_text().splitlines():
-            if line.startswith(f"{field}:"):
-                return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return int(re.findall(rf"{field}:\s+(\d+) kB", _STATUS.read_text())[0]) * 1024

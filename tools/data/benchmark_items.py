@@ -5,12 +5,12 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import orjson
 
 from data_mixers.errors import ConfigError, DataError
-from tools.data.lines import compressed
+from tools.data.lines import UTF8_BOM
 from tools.data.yaml_file import read_yaml
 
 KEYS_FILE = Path(__file__).with_name("benchmark_keys.yaml")
@@ -72,18 +72,14 @@ def _texts(value: Any) -> Iterator[str]:
 
 def read_rows(path: Path) -> list[Any]:
     """The items of a benchmark's file, as they are; None for a blank line. Errors: DataError if it cannot be read."""
+    import pyarrow.parquet
+
     try:
         if path.suffix == ".parquet":
-            import pyarrow.parquet
-
             rows: list[Any] = pyarrow.parquet.read_table(path).to_pylist()
             return rows
-        if path.suffix in (".gz", ".zst"):
-            kind: Literal["gz", "zst"] = "gz" if path.suffix == ".gz" else "zst"
-            lines = compressed(path, kind, limit=1 << 40, on_bytes=lambda _: None)
-            raw = b"".join(line for _, line in lines if line is not None)
-        else:
-            raw = path.read_bytes()
+        with pyarrow.input_stream(path) as stream:  # which unpacks .gz and .zst
+            raw: bytes = stream.read().removeprefix(UTF8_BOM)
         if path.suffix == ".csv":
             return list(csv.DictReader(io.StringIO(raw.decode("utf-8-sig"))))
         if path.suffix == ".json":

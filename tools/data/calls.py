@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,12 @@ from tools.data.stage import Report, Stage, refuse_foreign, remove_work, run_sta
 logger = logging.getLogger(__name__)
 
 REPORT_NAME = "report.json"
+
+
+def deciding(options: Any, *left_out: str, **instead: Any) -> dict[str, Any]:
+    """Of a command's options, all that decides the result besides the input. instead: what stands for some of them."""
+    never = ("inputs", "out", "workers", "array", "max_bad_share", "max_bad_lines", *left_out, *instead)
+    return {key: value for key, value in asdict(options).items() if key not in never} | instead
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ import numpy as np
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import DataError
-from tools.data.calls import Call
+from tools.data.calls import Call, deciding
 from tools.data.documents import TaskDocuments
 from tools.data.exact_duplicates import content_hash, duplicates_in_range, num_ranges, write_hashes
 from tools.data.measures import Measured
@@ -56,7 +56,7 @@ def clean(options: CleanOptions) -> SelectionReport:
     if not tasks:
         raise DataError(f"there is no document in {', '.join(options.inputs)}")
     call = Call(
-        out=options.out, command="clean", options=_deciding(options, rules), tasks=tasks,
+        out=options.out, command="clean", options=deciding(options, "report_only", rules=asdict(rules)), tasks=tasks,
         workers=options.workers, array=options.array,
     )  # fmt: skip
     with only_one(options.out):
@@ -80,12 +80,6 @@ def clean(options: CleanOptions) -> SelectionReport:
         report = gather(items, call.run("count" if options.report_only else "write", partial(_write, work, items)))
         call.finish(report.as_json(), report.quarantine, writes=not options.report_only)
     return report
-
-
-def _deciding(options: CleanOptions, rules: Rules) -> dict[str, Any]:
-    """All that decides the result besides the input."""
-    left_out = ("inputs", "out", "rules", "workers", "array", "report_only", "max_bad_share", "max_bad_lines")
-    return {key: value for key, value in asdict(options).items() if key not in left_out} | {"rules": asdict(rules)}
 
 
 def _examine(

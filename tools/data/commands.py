@@ -13,6 +13,7 @@ from tools.data.options import (
     AskOptions,
     CleanOptions,
     DecontaminateOptions,
+    EosToken,
     FetchOptions,
     LabelOptions,
     PreprocessOptions,
@@ -105,28 +106,20 @@ def ask_topics_(options: AskOptions) -> None:
     name="train-classifier",
     epilog=example("syne data train-classifier --input labelled/zh/labelled.jsonl.zst --out topics-zh"),
 )
-@takes(ClassifierOptions)
+@takes(ClassifierOptions, TrainingOptions, word_steps=800)
 def train_classifier_(
     options: ClassifierOptions,
-    word_steps: Annotated[int, typer.Option(min=0, help="First steps on labels, with word embeddings alone.")] = 800,
-    steps: Annotated[
-        int, typer.Option(min=1, help="Of the whole encoder: with --teacher, or on labels without --init.")
-    ] = 2000,
-    batch_documents: Annotated[int, typer.Option(min=1, help="Documents of a step.")] = 32,
+    training: TrainingOptions,
     learning_rate: Annotated[
         float | None, typer.Option(min=0.0, help="Highest; default: 5e-4, with --teacher 2e-4.", show_default=False)
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, order and the dev split.")] = 0,
 ) -> None:
     """A TinyBERT-shaped topic classifier, with a report on sources it has not seen."""
     from tools.data.train_classifier import train_classifier
 
     log_to_stderr()
     rate = learning_rate if learning_rate is not None else 5e-4 if options.teacher == "none" else 2e-4
-    training = TrainingOptions(
-        steps=steps, word_steps=word_steps, batch_documents=batch_documents, learning_rate=rate, seed=seed
-    )
-    train_classifier(replace(options, training=training))
+    train_classifier(replace(options, training=replace(training, learning_rate=rate)))
     typer.echo(str(options.out / "report.md"))
 
 
@@ -193,9 +186,7 @@ def probe(
     tokenizer: TokenizerPath,
     out: Annotated[Path, typer.Option(help="The file to write, for mixture.guard.probe.")],
     language: Annotated[str, typer.Option(help="Of the items: the one that the guard watches.")] = "en",
-    eos_token: Annotated[
-        str | None, typer.Option(help="Put after each choice; default: the tokenizer's own.", show_default=False)
-    ] = None,
+    eos_token: EosToken = None,
 ) -> None:
     """Multiple-choice items to the token ids that the forgetting guard scores at every validation."""
     from tools.data.probe import make_probe

@@ -1,6 +1,5 @@
 """`syne data decontaminate`: which documents hold n-grams of benchmarks; a report first, removal on request."""
 
-import hashlib
 from collections import Counter
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -8,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from data_mixers.errors import DataError
-from tools.data.calls import Call
+from tools.data.calls import Call, deciding
 from tools.data.contamination import NgramIndex, open_index
 from tools.data.documents import Document
+from tools.data.download import sha256_of
 from tools.data.options import DecontaminateOptions
 from tools.data.readers import find_inputs, plan_tasks
 from tools.data.selection import SelectionReport, SelectionTask, Verdict, gather, report_from_json, select
@@ -41,8 +41,9 @@ def decontaminate(options: DecontaminateOptions) -> tuple[SelectionReport, tuple
         raise DataError(f"there is no document in {', '.join(options.inputs)}")
     paths = tuple(find_inputs(options.benchmarks, option="--benchmarks"))
     index = open_index(paths, options.benchmark_keys, options.ngram)  # a fault in them is told before anything is read
+    hashes = {str(path): sha256_of(path) for path in paths}
     call = Call(
-        out=options.out, command="decontaminate", options=_deciding(options, paths), tasks=tasks,
+        out=options.out, command="decontaminate", options=deciding(options, "remove", benchmarks=hashes), tasks=tasks,
         workers=options.workers, array=options.array,
     )  # fmt: skip
     with only_one(options.out):
@@ -76,13 +77,6 @@ def benchmark_table(benchmarks: tuple[BenchmarkReport, ...]) -> str:
             f"documents {found}"
         )
     return "\n".join(lines)
-
-
-def _deciding(options: DecontaminateOptions, paths: tuple[Path, ...]) -> dict[str, Any]:
-    """All that decides the result besides the input: the benchmarks by content."""
-    left_out = ("inputs", "out", "workers", "array", "remove", "benchmarks", "max_bad_share", "max_bad_lines")
-    hashes = {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
-    return {key: value for key, value in asdict(options).items() if key not in left_out} | {"benchmarks": hashes}
 
 
 def _task(

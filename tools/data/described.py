@@ -115,15 +115,13 @@ class DescribedSource:
     shards: tuple[DescribedShard, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class DescribedFolder:
-    sources: tuple[DescribedSource, ...]
-    tokenizer: TokenizerIdentity | None
-    """None without a manifest."""
+def describe(
+    folder: Path, *, scores_name: str = DEFAULT_NAME
+) -> tuple[tuple[DescribedSource, ...], TokenizerIdentity | None]:
+    """(What lies in the folder, its tokenizer; None without a manifest).
 
-
-def describe(folder: Path, *, scores_name: str = DEFAULT_NAME) -> DescribedFolder:
-    """What lies in the folder. Errors: DataError if it holds neither a manifest nor token files."""
+    Errors: DataError if it holds neither a manifest nor token files.
+    """
     if (folder / MANIFEST_NAME).is_file():
         manifest = read_manifest(folder)
         sources = tuple(
@@ -135,7 +133,7 @@ def describe(folder: Path, *, scores_name: str = DEFAULT_NAME) -> DescribedFolde
             )
             for entry in manifest.sources
         )
-        return DescribedFolder(sources=sources, tokenizer=manifest.tokenizer)
+        return sources, manifest.tokenizer
     prefixes = sorted(path.with_suffix("") for path in folder.glob("*.bin") if path.with_suffix(".idx").is_file())
     if not prefixes:
         raise DataError(f"{folder} holds neither {MANIFEST_NAME} nor pairs of .bin and .idx files")
@@ -143,4 +141,4 @@ def describe(folder: Path, *, scores_name: str = DEFAULT_NAME) -> DescribedFolde
         DescribedSource(name=prefix.name, topic=None, role="unknown", shards=(DescribedShard(prefix, scores_name),))
         for prefix in prefixes
     )
-    return DescribedFolder(sources=sources, tokenizer=None)
+    return sources, None

@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 import orjson
@@ -20,7 +19,7 @@ import zstandard
 from data_mixers.atomic import sync
 from tools.data.readers import BadRecord, InputTask, Record, read_task
 
-ID_KEY = "id"
+ID_KEY, TOPIC_KEY, CONFIDENCE_KEY = "id", "topic", "topic_confidence"
 MAX_DEPTH = 200  # orjson reads 1,024 levels and writes 254
 _NAMES = (int, str)  # a union would be made anew for every document
 _OUTPUT = re.compile(r"\d{7}-(?P<source>.+)\.jsonl\.zst")
@@ -153,9 +152,7 @@ class DocumentWriter:
         (self._raw if self._compressor is None else self._compressor).write(line)
         self.num_documents += 1
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         if kind is not None:
             self._raw.close()
             self._partial.unlink(missing_ok=True)

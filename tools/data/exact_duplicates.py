@@ -17,8 +17,6 @@ from tools.data.minhash import node
 RECORD = np.dtype([("high", "<u8"), ("low", "<u8"), ("number", "<u4"), ("unused", "<u4")])
 DOCUMENTS_AT_ONCE = 4_000_000  # some 400 MB while a range is sorted
 
-Records = npt.NDArray[np.void]
-
 
 def content_hash(text: str) -> bytes:
     """16 bytes of the normalised text."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_mixers.errors import DataError
 from tools.data.calls import Call
-from tools.data.documents import DocumentWriter, TaskDocuments, output_name
+from tools.data.documents import CONFIDENCE_KEY, TOPIC_KEY, DocumentWriter, TaskDocuments, output_name
 from tools.data.download import sha256_of
 from tools.data.options import LabelOptions
 from tools.data.quarantine import bad_lines
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from tools.data.topic_model import Trained
 
 CHUNK = 4096  # documents sorted together: enough that a batch's lengths hardly differ, few enough for any memory
-TOPIC_KEY, CONFIDENCE_KEY = "topic", "topic_confidence"
 DIGITS = 4  # of the confidence
 
 

@@ -1,12 +1,11 @@
 """Lines of plain, gzip and zstandard files in bounded memory: a line longer than the limit is passed over, not held."""
 
 import gzip
-import io
 import zlib
 from collections.abc import Callable, Iterator
 from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Literal
 
 from data_mixers.errors import DataError
 
@@ -14,7 +13,6 @@ UTF8_BOM = b"\xef\xbb\xbf"
 _TOLD_BYTES = 1 << 20  # between two reports of progress
 _SKIP_BYTES = 1 << 20
 _BUFFER_BYTES = 1 << 18  # Python's own 8 KB would be a system call for every few lines
-_ZSTD_INPUT_BYTES = 1 << 13  # at most 256 MB of output a piece, whatever was compressed
 
 
 def byte_range(
@@ -46,12 +44,13 @@ def compressed(
 
     Errors: DataError naming the file if it is damaged or cut off.
     """
-    import zstandard
+    import pyarrow  # whose reader, unlike zstandard's own, tells a file that is cut off from one that has ended
 
     before = 0
     with path.open("rb") as raw:
         try:
-            stream: Any = gzip.GzipFile(fileobj=raw) if kind == "gz" else BufferedReader(_ZstdStream(raw))
+            unpacked = gzip.GzipFile(fileobj=raw) if kind == "gz" else pyarrow.CompressedInputStream(raw, "zstd")
+            stream = BufferedReader(unpacked)
             number = 0
             while True:
                 line, length = _limited(stream, limit)
@@ -63,7 +62,9 @@ def compressed(
                 if (now := raw.tell()) != before:
                     on_bytes(now - before)
                     before = now
-        except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
+        except (EOFError, OSError, zlib.error) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # of the disk, not of what is compressed
             raise DataError(f"{path} is damaged or cut off ({error}); compress or copy it again") from error
 
 
@@ -85,39 +86,3 @@ def _skip_line(stream: IO[bytes], *, most: int | None) -> int:
         if not piece or piece.endswith(b"\n"):
             break
     return skipped
-
-
-class _ZstdStream(io.RawIOBase):
-    """The content of all frames. zstandard's own reader takes a file that is cut off for one that has ended."""
-
-    def __init__(self, raw: BufferedReader) -> None:
-        import zstandard
-
-        self._raw = raw
-        self._context = zstandard.ZstdDecompressor()
-        self._frame: Any = None
-        self._output = memoryview(b"")
-        self._input = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Errors: EOFError inside a frame."""
-        while not self._output:
-            if not self._input:
-                self._input = self._raw.read(_ZSTD_INPUT_BYTES)
-            if not self._input:
-                if self._frame is not None:
-                    raise EOFError("it ends inside a zstandard frame")
-                return 0
-            if self._frame is None:
-                self._frame = self._context.decompressobj()
-            piece, self._input = self._input, b""
-            self._output = memoryview(self._frame.decompress(piece))
-            if self._frame.eof:
-                self._input, self._frame = self._frame.unused_data, None
-        count = min(len(buffer), len(self._output))
-        buffer[:count] = self._output[:count]
-        self._output = self._output[count:]
-        return count

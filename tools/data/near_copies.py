@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from data_mixers.atomic import publish
 from megatron_synE.data.indexed import IndexedFile
+from tools.data.units import ngram_hashes
 
 NGRAM = 5
 HELD_SHARE = 0.5
@@ -23,7 +24,6 @@ LEAST_NGRAMS = 10  # so many must be common, or all of a shorter document's: no 
 COMMON = 10  # 5-grams that more held-out documents share are boilerplate, and not counted
 BLOCK_TOKENS = 1 << 17  # hashed at once
 _FILTER_BITS = 24
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 Numbers = npt.NDArray[np.int64]
 
@@ -106,14 +106,7 @@ def _ngrams(
     tokens: npt.NDArray[np.integer], lengths: npt.NDArray[np.integer], *, wanted: Any = None
 ) -> tuple[Numbers, npt.NDArray[np.uint64]]:
     """(document, hash) of every 5-gram of ordinary tokens inside a document; `wanted` leaves out most strangers."""
-    if len(tokens) < NGRAM:
-        return np.zeros(0, dtype=np.int64), _NO_HASHES
-    values = tokens.astype(np.uint64)
-    hashes = np.zeros(len(tokens) - NGRAM + 1, dtype=np.uint64)
-    for offset in range(NGRAM):
-        hashes += values[offset : offset + len(hashes)]
-        hashes *= _MULTIPLIER
-        hashes ^= hashes >> np.uint64(29)
+    hashes = ngram_hashes(tokens.astype(np.uint64), NGRAM)
     ends = np.cumsum(lengths, dtype=np.int64)
     inside = wanted[_slots(hashes)] if wanted is not None else np.ones(len(hashes), dtype=bool)
     for offset in range(1, NGRAM + 1):  # what reaches the EOS of a document, its last token

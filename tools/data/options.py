@@ -3,28 +3,24 @@
 `tools.cli_options.takes` makes a command's options of the annotated fields, so nothing heavy is imported here.
 """
 
-import hashlib
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from typer import Argument, Option
 
 from data_mixers.errors import ConfigError
-from data_mixers.manifest import Role, TokenizerIdentity
+from data_mixers.manifest import Role
 from tools.cli_options import MaxBadLines, MaxBadShare, OwnFolder, TextKey, Workers
 from tools.data.labels import check_label
 from tools.data.readers import MAX_DOCUMENT_BYTES
 from tools.data.signals import SIGNALS
 from tools.data.slurm_options import Array
 
-FORMAT = 2  # of what lies in .work: raise it when a stage of preprocess gives something else for the same options
-
 Documents = Annotated[
-    tuple[str, ...], Option("--input", help="File or glob, may be repeated: .jsonl, .gz, .zst, .parquet.")
+    tuple[str, ...], Option("--input", help="File, folder or glob, may be repeated: .jsonl, .gz, .zst, .parquet.")
 ]
+EosToken = Annotated[str | None, Option(help="Ends each document; default: the tokenizer's own.", show_default=False)]
 SourceKey = Annotated[str | None, Option(help="Key to count by; default: the file's folder.", show_default=False)]
 TokenizerPath = Annotated[Path, Option(help="HF folder, tokenizer.json, or tokenizer.model.")]
 ScoresName = Annotated[str, Option(help="Name of the set of scores to read.")]
@@ -106,10 +102,7 @@ class FetchOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessOptions:
-    inputs: Annotated[
-        tuple[str, ...],
-        Option("--input", help="File, folder or glob, may be repeated: .jsonl, .gz, .zst, .parquet."),
-    ]
+    inputs: Documents
     tokenizer: TokenizerPath
     out: Annotated[Path, Option(help="Folder; other sources in it stay.")]
     text_key: TextKey = "text"
@@ -118,9 +111,6 @@ class PreprocessOptions:
     topic: Annotated[str | None, Option(help="One topic for all documents.", show_default=False)] = None
     """Neither this nor topic_key: "all"."""
     topic_key: Annotated[str | None, Option(help="Key of each document's topic.", show_default=False)] = None
-    topic_confidence_key: Annotated[
-        str, Option(help="Key of how sure the topic is, where a document has it; for the sidecar.")
-    ] = "topic_confidence"
     workers: Workers = 1
     holdout: int | Literal["auto"] = 0
     """Documents per topic kept from training, those with the smallest content hashes; auto: see holdout.choose."""
@@ -128,9 +118,7 @@ class PreprocessOptions:
     """What the size of the holdout and its error are worked out with: see holdout.measured_sd; None: SD_OF_DOCUMENT."""
     role: Annotated[Role, Option(help="validation: everything of this call is held out.")] = "train"
     seed: Annotated[int, Option(min=0, help="Of the order of documents.")] = 1234
-    eos_token: Annotated[
-        str | None, Option(help="Put after each document; default: the tokenizer's own.", show_default=False)
-    ] = None
+    eos_token: EosToken = None
     keep_documents_whole: Annotated[
         bool, Option("--keep-documents-whole", help="Pack documents whole into windows of --seq-length tokens.")
     ] = False
@@ -257,11 +245,6 @@ def check(options: PreprocessOptions) -> None:
     check_label(options.source, option="--source")
     if options.topic is not None:
         check_label(options.topic, option="--topic")
-    for name in ("workers", "max_document_bytes"):
-        if getattr(options, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name)} must be at least 1")
-    if options.holdout != "auto" and options.holdout < 0:
-        raise ConfigError(f"--holdout {options.holdout} must be at least 0")
     if options.holdout and options.role == "validation":
         raise ConfigError("--holdout has no meaning with --role validation, which holds out everything")
     if options.keep_documents_whole and options.role == "validation":
@@ -270,12 +253,3 @@ def check(options: PreprocessOptions) -> None:
         raise ConfigError("--keep-documents-whole and --seq-length go together: the windows are training.seq_length")
     if options.seq_length is not None and options.seq_length < 2:
         raise ConfigError(f"--seq-length {options.seq_length} must be at least 2: a token and EOS")
-
-
-def fingerprint(options: PreprocessOptions, inputs: Sequence[Path], tokenizer: TokenizerIdentity) -> str:
-    """Hash of all that decides the result; thresholds and workers do not."""
-    decided = asdict(options)
-    for name in ("inputs", "tokenizer", "out", "workers", "array", "max_bad_share", "max_bad_lines"):
-        del decided[name]
-    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in inputs]
-    return hashlib.sha256(json.dumps([FORMAT, decided, stats, asdict(tokenizer)]).encode()).hexdigest()

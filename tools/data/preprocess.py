@@ -23,6 +23,7 @@ from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
 from data_mixers.manifest import Role, ShardEntry, SourceEntry, source_name
 from megatron_synE.data.indexed import token_dtype
+from tools.data.calls import deciding
 from tools.data.folder import DataFolder
 from tools.data.holdout import SD_OF_DOCUMENT, HeldOut, choose
 from tools.data.labels import file_stem
@@ -38,7 +39,7 @@ from tools.data.merge import (
     write_shard,
 )
 from tools.data.near_copies import NearCopies
-from tools.data.options import PreprocessOptions, check, fingerprint
+from tools.data.options import PreprocessOptions, check
 from tools.data.quarantine import bad_lines, check_bad_share
 from tools.data.readers import find_inputs, plan_tasks
 from tools.data.spool import (
@@ -55,6 +56,7 @@ from tools.data.stage import Report, Stage, WorkerPool, only_one, remove_work, r
 __all__ = ["PreprocessOptions", "PreprocessReport", "preprocess"]
 logger = logging.getLogger(__name__)
 
+FORMAT = 2  # of what lies in .work: raise it when a stage gives something else for the same options
 MOST_WASTE = 0.02  # of packed windows, before a warning
 
 
@@ -113,7 +115,7 @@ class _Call:
         self.dtype = token_dtype(self.tokenizer.vocab_size)
         self.folder = DataFolder(options.out, tokenizer=self.identity, dtype=self.dtype)
         self.name = self.source_name(options.topic or options.topic_key or "all")
-        self.fingerprint = fingerprint(options, self.inputs, self.identity)
+        self.fingerprint = self.deciding()
         self.work = _clean_work(options.out, file_stem(self.name), self.fingerprint)
         self.runs, self.finished, self.held_out = (self.work / name for name in ("runs", "shards", "held_out"))
         for path in (self.runs, self.finished, self.held_out):
@@ -121,7 +123,7 @@ class _Call:
 
     def run(self) -> PreprocessReport:
         results = self.tokenise()
-        if fingerprint(self.options, self.inputs, self.identity) != self.fingerprint:
+        if self.deciding() != self.fingerprint:
             raise DataError(f"an input of {self.name} has changed since this call began; run the same command again")
         bad = bad_lines(
             self.tasks, [(result.num_lines, read_bad_lines(self.runs, n, result)) for n, result in enumerate(results)]
@@ -154,6 +156,12 @@ class _Call:
         with suppress(OSError):  # another call's work is in there
             self.work.parent.parent.rmdir()
         return self.report(manifest_path, new, results, [shard for _, shard in (*training, *held_out)], chosen)
+
+    def deciding(self) -> str:
+        """Hash of all that decides the result; thresholds and workers do not."""
+        stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in self.inputs]
+        decided = [FORMAT, deciding(self.options, "tokenizer"), stats, asdict(self.identity)]
+        return hashlib.sha256(json.dumps(decided).encode()).hexdigest()
 
     def tokenise(self) -> list[TaskResult]:
         engine: Literal["auto", "reference"] = "auto" if self.tokenizer.engine_name == "fastokens" else "reference"

@@ -4,7 +4,6 @@ token files ─ blocks ─> a spool per range of the new order ─ each range pu
 Both passes read and write long runs, so a disk works at its full speed. Sidecars (a row per document) go the same way.
 """
 
-import struct
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -25,7 +24,6 @@ BLOCK_TOKENS = 4 << 20
 """Read at a time: 16 MB of int32."""
 RANGE_TOKENS = 8 << 20
 """Put in order at a time: 32 MB, twice with the copy."""
-_LENGTH = struct.Struct("<Q")
 Tokens = npt.NDArray[np.integer]
 
 
@@ -42,11 +40,8 @@ class Sidecar:
         return Path(f"{prefix}{self.suffix}")
 
 
-@dataclass(frozen=True)
-class WrittenBucket:
-    pair: WrittenPair
-    text_bytes: int | None
-    """Sum of the documents' own, where the sidecar states them."""
+Written = tuple[WrittenPair, int | None]
+"""A bucket's token file, and the sum of its documents' text_bytes where the sidecar states them."""
 
 
 def redistribute(
@@ -59,7 +54,7 @@ def redistribute(
     spool: Path,
     dtype: Literal["uint16", "int32"],
     on_tokens: Callable[[int], None],
-) -> list[WrittenBucket]:
+) -> list[Written]:
     """Write bucket b of `order` to targets[b]; documents that are not in `order` are left out.
 
     spool: an empty folder on a disk with room for the topic once more.
@@ -153,20 +148,16 @@ class _Rows:
 
 
 def _append(path: Path, table: pa.Table) -> None:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as stream:
+    with path.open("ab") as file, pa.ipc.new_stream(file, table.schema) as stream:
         stream.write_table(table)
-    content = sink.getvalue()
-    with path.open("ab") as file:
-        file.write(_LENGTH.pack(len(content)))
-        file.write(content)
 
 
 def _read_rows(path: Path) -> pa.Table:
+    """Streams one after the other, as `_append` left them."""
     tables = []
     with path.open("rb") as file:
-        while head := file.read(_LENGTH.size):
-            tables.append(pa.ipc.open_stream(file.read(_LENGTH.unpack(head)[0])).read_all())
+        while file.peek(1):
+            tables.append(pa.ipc.open_stream(file).read_all())
     return pa.concat_tables(tables, promote_options="default")
 
 
@@ -180,7 +171,7 @@ def _write_bucket(
     spool: Path,
     dtype: Literal["uint16", "int32"],
     on_tokens: Callable[[int], None],
-) -> WrittenBucket:
+) -> Written:
     text_bytes: int | None = None
     temporaries = [target.with_name(f".{target.name}{sidecar.suffix}.tmp") for sidecar in sidecars]
     token_writer = IndexedWriter(target, dtype=dtype)
@@ -216,7 +207,7 @@ def _write_bucket(
                 writer.add_key_value_metadata(metadata_of(own))
     for temporary, sidecar in zip(temporaries, sidecars, strict=True):
         publish(temporary, sidecar.path(target))
-    return WrittenBucket(token_writer.written, text_bytes)
+    return token_writer.written, text_bytes
 
 
 def _gather(tokens: Tokens, starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int32]) -> Tokens:

@@ -45,19 +45,19 @@ def samples(options: SampleOptions) -> list[Sample]:
         return _of_files(options)
     if options.data is None or options.tokenizer is None or options.inputs:
         raise ConfigError("give --data with --tokenizer, or --input without --percentile")
-    found = describe(options.data, scores_name=options.scores)
+    sources, identity = describe(options.data, scores_name=options.scores)
     tokenizer = load_tokenizer(options.tokenizer)
-    if found.tokenizer is not None and found.tokenizer.digest != tokenizer.digest:
+    if identity is not None and identity.digest != tokenizer.digest:
         raise ConfigError(
             f"{options.data} was made with another tokenizer than {options.tokenizer}; name the right --tokenizer"
         )
     chosen = [
         entry
-        for entry in found.sources
+        for entry in sources
         if fnmatchcase(entry.name, options.source) and (options.topic is None or entry.topic in (options.topic, None))
     ]
     if not chosen:
-        known = ", ".join(entry.name for entry in found.sources)
+        known = ", ".join(entry.name for entry in sources)
         asked = f"{options.source}{f' --topic {options.topic}' if options.topic else ''}"
         raise ConfigError(f"no source fits --source {asked}; there are {known}")
     return [taken for entry in chosen for taken in _of_source(entry, tokenizer, options)]

@@ -23,9 +23,8 @@ from data_mixers.atomic import publish, temporary_path
 from data_mixers.errors import ConfigError, DataError
 from data_mixers.manifest import DatasetManifest, read_manifest
 from megatron_synE.runtime.environment import Ranks, independent_ranks
-from tools.data.model_weights import ModelWeights, find_weights
 from tools.data.options import ScoreOptions
-from tools.data.score_chunks import ScoredFile, Settings, score_chunk
+from tools.data.score_chunks import ModelWeights, ScoredFile, Settings, find_weights, score_chunk
 from tools.data.scores_file import SCHEMA, ScoresOrigin, check_name, metadata_of, read_origin, scores_path
 from tools.data.stage import Stage, forget, is_done, only_one, run_stage, run_tasks
 

@@ -1,5 +1,6 @@
 """One chunk of documents scored, by the model of this process and from the text of the ids: the task of score-ppl."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -14,11 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_mixers.atomic import write_atomic
-from data_mixers.errors import DataError
+from data_mixers.errors import ConfigError, DataError
 from data_mixers.manifest import ShardEntry
+from megatron_synE.checkpoint import layout
 from megatron_synE.data.indexed import IndexedFile
+from megatron_synE.model.llama import LlamaArchitecture, architecture_from_hf, read_hf_config
 from megatron_synE.runtime.environment import independent_ranks
-from tools.data.model_weights import ModelWeights
 from tools.data.scores_file import SCHEMA, ScoresOrigin, metadata_of, read_origin
 from tools.data.signals import SIGNALS, signals_of
 from tools.data.stage import Report
@@ -26,6 +28,42 @@ from tools.data.stage import Report
 if TYPE_CHECKING:
     from megatron_synE.data.tokenizers import Tokenizer
     from megatron_synE.scoring import Scorer
+
+
+_WEIGHT_FILES = ("config.json", "*.safetensors", "pytorch_model*.bin")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelWeights:
+    """A folder of weights, found and hashed."""
+
+    folder: Path
+    tokenizer: Path
+    """Folder that holds its tokenizer, if it carries one."""
+    sha256: str
+    architecture: LlamaArchitecture
+
+
+def find_weights(*, checkpoint: Path | None, hf: Path | None) -> ModelWeights:
+    """The checkpoint (an iter_* folder, or a run's newest) or the HF folder.
+
+    Errors: CheckpointError or ConfigError naming what is missing. Cost: an HF folder is read once, to be hashed.
+    """
+    if checkpoint is not None:
+        folder = layout.resolve_checkpoint(checkpoint, verify_hashes=False)
+        sha256 = str(layout.read_manifest(folder)["lineage_hash"])
+        tokenizer = folder / "tokenizer"
+    else:
+        assert hf is not None
+        if not hf.is_dir():
+            raise ConfigError(f"--hf {hf}: no such folder; give the folder that holds config.json and the weights")
+        folder = tokenizer = hf
+        digest = hashlib.sha256()
+        for file in sorted({file for pattern in _WEIGHT_FILES for file in hf.glob(pattern)}):
+            digest.update(f"{file.name} {layout.sha256_of(file)}\n".encode())
+        sha256 = digest.hexdigest()
+    architecture = architecture_from_hf(read_hf_config(folder), where=str(folder / "config.json"))
+    return ModelWeights(folder=folder, tokenizer=tokenizer, sha256=sha256, architecture=architecture)
 
 
 @dataclass(frozen=True, kw_only=True)

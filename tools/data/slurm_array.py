@@ -45,7 +45,7 @@ def run_array(
     name, logs = _names(stage)
     left = missing
     if elements := _queued(name):
-        job = elements[0].job
+        job = elements[0][0]
         logger.info("%s: SLURM job array %s is doing this already", stage.name, job)
         left = _wait(stage, name, job, progress, left)
     if left:  # it may have begun before what ended it, or left out what was done then
@@ -161,30 +161,20 @@ def _wait(stage: Stage, name: str, job: str, progress: LiveProgress, missing: li
         raise
 
 
-@dataclass(frozen=True)
-class _Element:
-    job: str
-    state: str
-    reason: str
-
-
-def _queued(name: str, *, answer_needed: bool = True) -> list[_Element] | None:
-    """What squeue has under this job name; None if it fails and no answer is needed (a busy controller may not)."""
+def _queued(name: str, *, answer_needed: bool = True) -> list[list[str]] | None:
+    """[job, state, reason] of what squeue has under this name; None if it fails and no answer is needed."""
     command = ["squeue", "--noheader", "--array", "--me", f"--name={name}", "--format=%F|%T|%r"]
     done = _slurm(command)
     if done.returncode != 0:
         if answer_needed:
             raise ConfigError(f"SLURM does not answer: {done.stderr.strip()}")
         return None
-    return [_Element(*line.split("|", 2)) for line in done.stdout.splitlines()]
+    return [line.split("|", 2) for line in done.stdout.splitlines()]
 
 
-def _state(elements: list[_Element]) -> str:
+def _state(elements: list[list[str]]) -> str:
     """'12 running, 4 pending (Resources)'."""
-    counts = Counter(
-        "running" if element.state == "RUNNING" else f"{element.state.lower()} ({element.reason})"
-        for element in elements
-    )
+    counts = Counter("running" if s == "RUNNING" else f"{s.lower()} ({reason})" for _, s, reason in elements)
     return ", ".join(f"{count} {state}" for state, count in sorted(counts.items(), reverse=True))
 
 

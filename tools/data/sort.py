@@ -30,7 +30,7 @@ from data_mixers.manifest import (
 from tools.data.folder import link_or_copy
 from tools.data.labels import file_stem
 from tools.data.options import SortOptions
-from tools.data.redistribute import Sidecar, WrittenBucket, redistribute
+from tools.data.redistribute import Sidecar, Written, redistribute
 from tools.data.scores_file import ScoresOrigin, names_of, open_scores, read_origin, scores_path, scores_suffix
 from tools.data.sidecar import SUFFIX, sidecar_path
 from tools.data.sort_order import SortKey, keys_of, lengths_of, order_of, sort_key
@@ -101,8 +101,6 @@ def sort(options: SortOptions) -> Path:
 
 
 def _checked_key(options: SortOptions) -> SortKey:
-    if options.buckets < 1:
-        raise ConfigError(f"--buckets {options.buckets} must be at least 1")
     low, high = options.drop_tails
     if not (0 <= low < 1 and 0 <= high < 1 and low + high < 1):
         raise ConfigError(f"--drop-tails {low},{high}: two shares of the tokens, from 0 on, with a sum below 1")
@@ -249,19 +247,18 @@ def _sidecars(topic: _Topic, key: SortKey) -> list[Sidecar]:
     return sidecars
 
 
-def _shard_entries(topic: _Topic, targets: Sequence[Path], written: Sequence[WrittenBucket]) -> list[ShardEntry]:
+def _shard_entries(topic: _Topic, targets: Sequence[Path], written: Sequence[Written]) -> list[ShardEntry]:
     """text_bytes: the documents' own, else the topic's, shared out by tokens."""
     entries: list[ShardEntry] = []
     share = topic.text_bytes / max(1, topic.num_tokens)
     tokens = 0
-    for target, bucket in zip(targets, written, strict=True):
-        pair = bucket.pair
+    for target, (pair, text_bytes) in zip(targets, written, strict=True):
         shared = round((tokens + pair.num_tokens) * share) - round(tokens * share)
         tokens += pair.num_tokens
         entries.append(
             ShardEntry(
                 prefix=target.name,
-                text_bytes=shared if bucket.text_bytes is None else bucket.text_bytes,
+                text_bytes=shared if text_bytes is None else text_bytes,
                 **asdict(pair),
             )
         )

@@ -24,7 +24,7 @@ from data_mixers.atomic import publish, write_atomic
 from data_mixers.errors import DataError
 from megatron_synE.data.indexed import TOKEN_DTYPES
 from megatron_synE.data.tokenizers import Tokenizer, load_tokenizer
-from tools.data.documents import ID_KEY, own_id
+from tools.data.documents import CONFIDENCE_KEY, ID_KEY, own_id
 from tools.data.labels import is_label
 from tools.data.options import PreprocessOptions
 from tools.data.readers import BadRecord, InputTask, Record, read_task
@@ -139,7 +139,7 @@ def tokenise_task(
         text_key=options.text_key,
         topic_key=options.topic_key,
         on_bytes=on_bytes,
-        other_columns=(ID_KEY, options.topic_confidence_key),
+        other_columns=(ID_KEY, CONFIDENCE_KEY),
         max_document_bytes=options.max_document_bytes,
     ):
         num_lines += 1
@@ -275,8 +275,7 @@ class _RunWriter:
         if int(lengths.max()) > np.iinfo(np.int32).max:
             raise DataError(f"{self.task.path}: a document has 2**31 tokens, more than the index holds")
         ids = [own_id(record.fields).encode() for record in records]
-        key = self._options.topic_confidence_key
-        confidences = [record.fields.get(key) for record in records]
+        confidences = [record.fields.get(CONFIDENCE_KEY) for record in records]
         meta = np.zeros(len(records), dtype=META)
         meta["place"] = [record.place for record in records]
         meta["confidence"] = [float(v) if isinstance(v, _NUMBERS) else np.nan for v in confidences]

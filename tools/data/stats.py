@@ -52,19 +52,13 @@ def stats(folder: Path, *, scores_name: str = DEFAULT_NAME) -> list[SourceStats]
     Memory: about 100 bytes a document of one source at a time.
     Errors: DataError for a folder without token files, or companions that do not fit.
     """
-    return [_of_source(source) for source in describe(folder, scores_name=scores_name).sources]
+    return [_of_source(source) for source in describe(folder, scores_name=scores_name)[0]]
 
 
 def _of_source(source: DescribedSource) -> SourceStats:
     lengths = np.concatenate([np.diff(shard.starts) for shard in source.shards])
-    missing = [
-        path.name
-        for paths in (
-            [shard.documents_path for shard in source.shards],
-            [shard.scores_path for shard in source.shards],
-        )
-        if (path := next((path for path in paths if not path.is_file()), None)) is not None
-    ]
+    kinds = zip(*((shard.documents_path, shard.scores_path) for shard in source.shards), strict=True)
+    missing = [names[0] for paths in kinds if (names := [path.name for path in paths if not path.is_file()])]
     sizes = [shard.text_bytes for shard in source.shards]
     known = [size for size in sizes if size is not None]
     text_bytes = int(np.concatenate(known).sum()) if len(known) == len(sizes) else None

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tools.data.kept import Kept, Tensors
 from tools.data.topic_head import Vectors, fit_linear, logits_of
 from tools.data.topic_labels import Labelled
+from tools.data.topic_model import words_of
 from tools.data.topic_trials import Trial, best_of
 
 ENCODER_CHARACTERS = 300  # ours: the time of the encoder grows with the text; 300 characters hold some sentences
@@ -82,19 +83,17 @@ def fasttext(
     train: Sequence[int],
     test: Sequence[Labelled],
     labels: Sequence[str],
-    as_words: Callable[[Labelled], str],
     kept: Kept,
 ) -> Given | str:
     """By fastText (its own code, as floret packages it), or why it is not there.
 
     Words and pairs of words, 25 epochs, one thread (so that the result is fixed); the rate is chosen in the trials.
-    as_words: a document as words with blanks between; Chinese characters are words.
     """
     try:
         import floret
     except ImportError:
         return MISSING.format("floret")
-    lines = [" ".join(as_words(document).split()) for document in documents]
+    lines = [" ".join(words_of(document.text)) for document in documents]
 
     def by_words(step: str, rate: float, places: Sequence[int], asked: Sequence[str]) -> list[str]:
         def made() -> Tensors:
@@ -116,5 +115,5 @@ def fasttext(
 
     rate = best_of(FASTTEXT_RATES, documents, trials, label, labels)
     held = [topic for number in range(len(trials)) for topic in label(rate, number)]
-    asked = [" ".join(as_words(document).split()) for document in test]
+    asked = [" ".join(words_of(document.text)) for document in test]
     return Given(held, by_words("test", rate, train, asked))

@@ -69,16 +69,7 @@ def macro_f1_difference(
 
 def _differences(counts: NDArray[np.int64], kinds: NDArray[np.int64], num_topics: int) -> NDArray[np.float64]:
     """[resamples, kinds] -> [resamples]. kinds: [kinds, 3] of truth, ours, other."""
-    true, ours, other = kinds.T
-    return _macro_f1(counts, true, ours, num_topics) - _macro_f1(counts, true, other, num_topics)
-
-
-def _macro_f1(
-    counts: NDArray[np.int64], true: NDArray[np.int64], given: NDArray[np.int64], num_topics: int
-) -> NDArray[np.float64]:
-    topics = np.arange(num_topics)
-    is_true, is_given = true[:, None] == topics, given[:, None] == topics  # [kinds, topics]
-    hits = counts @ (is_true & is_given)  # [resamples, topics]
-    there = counts @ is_true + counts @ is_given
-    f1 = 2 * hits / np.maximum(there, 1)
-    return np.asarray(f1.mean(axis=1))
+    is_true, *is_given = kinds.T[:, :, None] == np.arange(num_topics)  # each [kinds, topics]
+    there = counts @ is_true  # [resamples, topics]
+    ours, other = (2 * (counts @ (is_true & given)) / np.maximum(there + counts @ given, 1) for given in is_given)
+    return np.asarray(ours.mean(axis=1) - other.mean(axis=1))

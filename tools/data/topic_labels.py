@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
@@ -31,13 +31,6 @@ class Labelled:
     language: str
     topic: str
     source: str
-
-
-@dataclass(frozen=True)
-class LabelledSet:
-    documents: list[Labelled]
-    left_out: Counter[str] = field(default_factory=Counter)
-    """Reason -> lines."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +72,13 @@ def read_topics(path: Path | None) -> Topics:
 
 def read_labelled(
     inputs: Sequence[str], *, topics: Topics, text_key: str, topic_key: str, source_key: str, language_key: str
-) -> LabelledSet:
-    """Every labelled document of these files, in order; lines that are no document are counted by reason.
+) -> tuple[list[Labelled], Counter[str]]:
+    """(Every labelled document of these files, in order; lines that are none, by reason).
 
     Errors: DataError naming file and line for a missing or unknown language, topic or source.
     """
-    found = LabelledSet([])
+    found: list[Labelled] = []
+    left_out: Counter[str] = Counter()
     for task in plan_tasks(find_inputs(tuple(inputs))):
         documents = TaskDocuments(task, text_key=text_key)
         for document in documents:
@@ -98,11 +92,11 @@ def read_labelled(
                 raise DataError(f"{where}: language {language!r} has no topics; known: {', '.join(topics)}")
             if topic not in topics[language]:
                 raise DataError(f"{where}: unknown topic {topic!r}; known: {', '.join(topics[language])}")
-            found.documents.append(Labelled(document.id, document.text, language, topic, source))
-        found.left_out.update(reason for _, reason in documents.bad)
-    if not found.documents:
-        raise DataError(f"{', '.join(inputs)}: no labelled document was found; {dict(found.left_out)}")
-    return found
+            found.append(Labelled(document.id, document.text, language, topic, source))
+        left_out.update(reason for _, reason in documents.bad)
+    if not found:
+        raise DataError(f"{', '.join(inputs)}: no labelled document was found; {dict(left_out)}")
+    return found, left_out
 
 
 def split_by_source(

@@ -23,12 +23,14 @@ class Shape:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    steps: int = 2000
-    word_steps: int = 0
+    steps: Annotated[int, Option(min=1, help="Of the whole encoder: with --teacher, or on labels without --init.")] = (
+        2000
+    )
+    word_steps: Annotated[int, Option(min=0, help="First steps on labels, with word embeddings alone.")] = 0
     """Before them, with the embeddings and the head alone: a step costs a fiftieth. The layers of a new BERT change
     their input little, so that what is learnt holds when they join (ours)."""
     word_learning_rate: float = 1e-3
-    batch_documents: int = 32
+    batch_documents: Annotated[int, Option(min=1, help="Documents of a step.")] = 32
     learning_rate: float = 5e-4
     weight_decay: float = 0.01
     warmup_share: float = 0.1
@@ -37,7 +39,7 @@ class TrainingOptions:
     train_length: int = 64
     """Tokens of a training window; a longer document gives another random window each time it comes (ours)."""
     label_smoothing: float = 0.05
-    seed: int = 0
+    seed: Annotated[int, Option(min=0, help="Of weights, order and the dev split.")] = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from data_mixers.errors import DataError
 from tools.data.topic_difference import RESAMPLES, Difference
-from tools.data.topic_metrics import Scores
+from tools.data.topic_labels import Labelled
+from tools.data.topic_metrics import Scores, calibration_error, choose_threshold, fit_temperature, softmax
 
 REPORT = "report.json"
 OURS = "ours"
@@ -35,6 +36,36 @@ class Confidence:
     """Expected calibration error, raw and after temperature scaling."""
     kept: Mapping[str, tuple[float, float]]
     """(Share of the documents above the threshold, accuracy among them)."""
+
+
+def confidence_of(
+    documents: dict[str, Sequence[Labelled]],
+    logits: dict[str, NDArray[np.float64]],
+    labels: tuple[str, ...],
+    *,
+    accuracy: float,
+) -> Confidence:
+    """Temperature and threshold of the held documents, and what they do on the test's. Keys: held, test."""
+    truth = {part: np.array([labels.index(d.topic) for d in documents[part]], dtype=np.int64) for part in logits}
+    right = {part: logits[part].argmax(axis=1) == truth[part] for part in logits}
+    # Where all are right the lowest temperature there is would fit best, and every label would be certain.
+    temperature = 1.0 if right["held"].all() else fit_temperature(logits["held"], truth["held"])
+    raw = {part: softmax(logits[part]).max(axis=1) for part in logits}
+    scaled = {part: softmax(logits[part], temperature=temperature).max(axis=1) for part in logits}
+    threshold = choose_threshold(scaled["held"], right["held"], accuracy=accuracy)
+    errors, kept = {}, {}
+    for part in logits:
+        languages = np.array([d.language for d in documents[part]])
+        for language in sorted(set(languages.tolist())):
+            of_it = languages == language
+            errors[f"{part} {language}"] = (
+                calibration_error(raw[part][of_it], right[part][of_it]),
+                calibration_error(scaled[part][of_it], right[part][of_it]),
+            )
+            above = of_it & (scaled[part] >= threshold)
+            hits = float(right[part][above].mean()) if above.any() else 0.0
+            kept[f"{part} {language}"] = (float(above.sum() / of_it.sum()), hits)
+    return Confidence(temperature, threshold, accuracy, errors, kept)
 
 
 @dataclass(frozen=True)
@@ -72,7 +103,7 @@ class Report:
 
 def write_report(report: Report, folder: Path) -> None:
     """report.json, report.md, confusion.csv and confusion.png into `folder`."""
-    text = json.dumps(as_json(report), ensure_ascii=False, indent=1)
+    text = json.dumps(_content(report), ensure_ascii=False, indent=1, default=_plain)
     (folder / REPORT).write_text(text, encoding="utf-8")
     (folder / "report.md").write_text(as_markdown(report), encoding="utf-8")
     (folder / "confusion.csv").write_text(_as_csv(report.languages[OURS]), encoding="utf-8")
@@ -80,54 +111,44 @@ def write_report(report: Report, folder: Path) -> None:
         _plot(report.languages[OURS], folder / "confusion.png")
 
 
-def as_json(report: Report) -> dict[str, Any]:
-    """The report as plain values; unrounded."""
+def _content(report: Report) -> dict[str, Any]:
+    """report.json; unrounded."""
+    confidence = report.confidence
     return {
-        "settings": dict(report.settings),
-        "split": dict(report.split),
-        "untested": dict(report.untested),
-        "left_out": dict(report.left_out),
-        "results": {name: _each(languages) for name, languages in report.languages.items()},
-        "sources": {name: _each(sources) for name, sources in report.sources.items()},
-        "differences": {
-            name: {language: _difference(found) for language, found in languages.items()}
-            for name, languages in report.differences.items()
-        },
-        "not_measured": dict(report.not_measured),
-        "ways": [_way(way) for way in report.ways],
-        "baselines": [_way(baseline) for baseline in report.baselines],
-        "held": _scores(report.held),
-        "temperature": report.confidence.temperature,
-        "threshold": report.confidence.threshold,
-        "threshold_accuracy": report.confidence.accuracy,
+        "settings": report.settings,
+        "split": report.split,
+        "untested": report.untested,
+        "left_out": report.left_out,
+        "results": report.languages,
+        "sources": report.sources,
+        "differences": report.differences,
+        "not_measured": report.not_measured,
+        "ways": report.ways,
+        "baselines": report.baselines,
+        "held": report.held,
+        "temperature": confidence.temperature,
+        "threshold": confidence.threshold,
+        "threshold_accuracy": confidence.accuracy,
         "calibration_error": {
-            part: {"raw": raw, "scaled": scaled} for part, (raw, scaled) in report.confidence.errors.items()
+            part: {"raw": raw, "scaled": scaled} for part, (raw, scaled) in confidence.errors.items()
         },
-        "kept": {part: {"share": share, "accuracy": right} for part, (share, right) in report.confidence.kept.items()},
-        "seconds": dict(report.seconds),
+        "kept": {part: {"share": share, "accuracy": right} for part, (share, right) in confidence.kept.items()},
+        "seconds": report.seconds,
     }
 
 
-def _each(scores: Mapping[str, Scores]) -> dict[str, Any]:
-    return {name: _scores(of_name) for name, of_name in scores.items()}
-
-
-def _way(way: Way) -> dict[str, Any]:
-    return {"way": way.title, "chosen": way.is_chosen, "held": dict(way.held), "test": dict(way.test)}
-
-
-def _difference(found: Difference) -> dict[str, Any]:
-    return asdict(found) | {"verdict": found.verdict}
-
-
-def _scores(scores: Scores) -> dict[str, Any]:
+def _plain(value: Scores | Difference | Way) -> dict[str, Any]:
+    if isinstance(value, Way):
+        return {"way": value.title, "chosen": value.is_chosen, "held": value.held, "test": value.test}
+    if isinstance(value, Difference):
+        return asdict(value) | {"verdict": value.verdict}
     return {
-        "num_documents": scores.num_documents,
-        "accuracy": scores.accuracy,
-        "macro_f1": scores.macro_f1,
-        "f1": {topic: scores.f1(topic) for topic in scores.tested},
-        "topics": list(scores.topics),
-        "confusion": scores.confusion.tolist(),
+        "num_documents": value.num_documents,
+        "accuracy": value.accuracy,
+        "macro_f1": value.macro_f1,
+        "f1": {topic: value.f1(topic) for topic in value.tested},
+        "topics": value.topics,
+        "confusion": value.confusion.tolist(),
     }
 
 

@@ -21,7 +21,6 @@ from tools.data.kept import Kept, Tensors
 from tools.data.readers import find_inputs
 from tools.data.stage import only_one
 from tools.data.topic_baselines import Given, fasttext, frozen_encoder, logistic_regression
-from tools.data.topic_confidence import confidence_of
 from tools.data.topic_difference import Difference, macro_f1_difference
 from tools.data.topic_head import Vectors
 from tools.data.topic_labels import (
@@ -34,11 +33,11 @@ from tools.data.topic_labels import (
     read_topics,
     split_by_source,
 )
-from tools.data.topic_learner import GIVEN, Learner, Logits, new_learner
+from tools.data.topic_learner import GIVEN, Learner, new_learner
 from tools.data.topic_metrics import Scores, score
-from tools.data.topic_model import Trained, save_classifier, tokenise, words_of
+from tools.data.topic_model import Trained, save_classifier, tokenise
 from tools.data.topic_options import ClassifierOptions, check
-from tools.data.topic_report import OURS, Report, Way, write_report
+from tools.data.topic_report import OURS, Report, Way, confidence_of, write_report
 from tools.data.topic_search import Plan, Searched, held_documents, search
 from tools.data.topic_trials import Trial, fold_sources, macro_f1_by_language, scores_by, trials_of_folds
 
@@ -57,17 +56,17 @@ def train_classifier(options: ClassifierOptions) -> Report:
     if options.out.exists():
         raise ConfigError(f"--out {options.out} is there already; choose another, or remove it")
     topics = read_topics(options.topics)
-    labelled = read_labelled(
+    labelled, left_out = read_labelled(
         options.inputs, topics=topics, text_key=options.text_key, topic_key=options.topic_key,
         source_key=options.source_key, language_key=options.language_key,
     )  # fmt: skip
     split = split_by_source(
-        labelled.documents, test_sources=options.test_sources, dev_sources=options.dev_sources,
+        labelled, test_sources=options.test_sources, dev_sources=options.dev_sources,
         dev_share=0.0 if options.folds else DEV_SHARE, seed=options.training.seed,
     )  # fmt: skip
     work = options.out.with_name(f"{options.out.name}.work")
     with only_one(work):
-        report = _train(options, topics, labelled.left_out, split, Kept(work / "kept", _fingerprint(options)))
+        report = _train(options, topics, left_out, split, Kept(work / "kept", _fingerprint(options)))
     shutil.rmtree(work, ignore_errors=True)
     return report
 
@@ -96,6 +95,10 @@ def _train(options: ClassifierOptions, topics: Topics, left_out: Mapping[str, in
     def by(group_of: Callable[[Labelled], str]) -> dict[str, dict[str, Scores]]:
         return {name: scores_by(group_of, split.test, labels, topics_and_others) for name, labels in given.items()}
 
+    def way(title: str, is_chosen: bool, of_held: Sequence[str], of_test: Sequence[str]) -> Way:
+        f1 = (macro_f1_by_language(d, labels, learner.labels) for d, labels in ((held, of_held), (split.test, of_test)))
+        return Way(title, is_chosen, *f1)
+
     report = Report(
         settings=_settings(learner, trained, searched),
         split=_described(options, split),
@@ -105,8 +108,11 @@ def _train(options: ClassifierOptions, topics: Topics, left_out: Mapping[str, in
         sources=by(lambda document: f"{document.language}/{document.source}"),
         differences={name: _differences(split.test, given[OURS], labels.test) for name, labels in baselines.items()},
         not_measured=not_measured,
-        ways=_ways(learner, held, split.test, searched),
-        baselines=_held_baselines(learner, held, split.test, baselines),
+        ways=[
+            way(name, name == searched.way, learner.topics_of(logits), learner.topics_of(searched.test[name]))
+            for name, logits in searched.held.items()
+        ],
+        baselines=[way(name, False, labels.held, labels.test) for name, labels in baselines.items()],
         held=score([d.topic for d in held], learner.topics_of(searched.held[searched.way]), topics=learner.labels),
         confidence=confidence,
         seconds=seconds,
@@ -204,30 +210,6 @@ def _settings(learner: Learner, trained: Trained, searched: Searched) -> dict[st
     }
 
 
-def _ways(learner: Learner, held: Sequence[Labelled], test: Sequence[Labelled], searched: Searched) -> list[Way]:
-    def by_language(documents: Sequence[Labelled], logits: Logits) -> dict[str, float]:
-        return macro_f1_by_language(documents, learner.topics_of(logits), learner.labels)
-
-    return [
-        Way(way, way == searched.way, by_language(held, logits), by_language(test, searched.test[way]))
-        for way, logits in searched.held.items()
-    ]
-
-
-def _held_baselines(
-    learner: Learner, held: Sequence[Labelled], test: Sequence[Labelled], baselines: Mapping[str, Given]
-) -> list[Way]:
-    """What stands beside the ways of training, and is not chosen from."""
-
-    def by_language(documents: Sequence[Labelled], labels: Sequence[str]) -> dict[str, float]:
-        return macro_f1_by_language(documents, labels, learner.labels)
-
-    return [
-        Way(name, False, by_language(held, given.held), by_language(test, given.test))
-        for name, given in baselines.items()
-    ]
-
-
 def _baselines(
     learner: Learner, plan: Plan, split: Split, vectors: dict[str, Vectors] | str, kept: Kept
 ) -> tuple[dict[str, Given], dict[str, str]]:
@@ -236,11 +218,8 @@ def _baselines(
         reason = "not asked for" if split.test else "there is no test source"
         return {}, {"fastText": reason, "frozen encoder": reason}
 
-    def as_words(document: Labelled) -> str:
-        return " ".join(words_of(document.text))
-
     given: dict[str, Given | str] = {
-        "fastText": fasttext(learner.documents, plan.trials, plan.train, split.test, learner.labels, as_words, kept),
+        "fastText": fasttext(learner.documents, plan.trials, plan.train, split.test, learner.labels, kept),
         "frozen encoder": vectors
         if isinstance(vectors, str)
         else logistic_regression(

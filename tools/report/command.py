@@ -1,11 +1,11 @@
 """`syne report`: run folders to one page."""
 
 import datetime
-from dataclasses import dataclass
 from pathlib import Path
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError
+from tools.report.commands import ReportOptions
 from tools.report.content import Report, Section
 from tools.report.evaluation import evaluation
 from tools.report.guard import guard
@@ -17,49 +17,44 @@ from tools.report.markdown import markdown
 from tools.report.overview import overview
 from tools.report.reads import reads
 from tools.report.run_record import read_run, with_names
-from tools.report.samples import SampleOptions, samples
+from tools.report.samples import SampleOptions, parse_steps, samples
 from tools.report.speed import speed
 from tools.report.training import training
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportOptions:
-    runs: tuple[Path, ...]
-    out: Path
-    is_markdown: bool = False
-    samples: SampleOptions | None = None
-    evaluations: tuple[Path, ...] = ()
-    """Results that lie in no run."""
 
 
 def write_report(options: ReportOptions) -> Path:
     """The file written; Markdown has its figures in a folder beside it.
 
-    Errors: DataError if a run is no folder; ConfigError if `out` is one.
+    Errors: DataError if a run is no folder; ConfigError if `out` is one, or for steps that are none.
     """
-    if options.out.is_dir():
-        raise ConfigError(f"--out {options.out} is a folder; name a file in it")
+    out = options.out or Path("report.md" if options.is_markdown else "report.html")
+    if out.is_dir():
+        raise ConfigError(f"--out {out} is a folder; name a file in it")
     report = make_report(options)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
     if not options.is_markdown:
-        write_atomic(options.out, page(report).encode())
-        return options.out
-    folder = options.out.with_name(f"{options.out.stem}_figures")
+        write_atomic(out, page(report).encode())
+        return out
+    folder = out.with_name(f"{out.stem}_figures")
     text, figures = markdown(report, figures_folder=folder.name)
     folder.mkdir(exist_ok=True)
     for name, svg in figures.items():
         write_atomic(folder / name, svg.encode())
-    write_atomic(options.out, text.encode())
-    return options.out
+    write_atomic(out, text.encode())
+    return out
 
 
 def make_report(options: ReportOptions) -> Report:
     """All sections, in the order in which a person asks."""
+    first, last = parse_steps(options.steps)
+    if options.steps is not None and not options.samples:
+        raise ConfigError(f"--steps {options.steps} says of which steps samples are shown; say how many with --samples")
+    shown = SampleOptions(num=options.samples, first_step=first, last_step=last, tokenizer=options.tokenizer)
     runs = with_names([read_run(folder) for folder in options.runs])
     sections: list[Section] = [overview(runs), training(runs), held_out(runs), reads(runs), phases(runs)]
     sections += [speed(runs), guard(runs), evaluation(runs, options.evaluations), troubles(runs)]
-    if options.samples is not None:
-        sections.append(samples(runs, options.samples))
+    if options.samples:
+        sections.append(samples(runs, shown))
     sections.append(lineage(runs))
     names = ", ".join(run.name for run in runs)
     now = datetime.datetime.now(datetime.UTC)

@@ -1,12 +1,12 @@
 """`syne report` and `syne watch`: the commands' options. Nothing heavy is imported before a command runs."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from data_mixers.errors import ConfigError
-from tools.cli_options import example
+from tools.cli_options import example, takes
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder (run.dir).")]
 
@@ -18,46 +18,33 @@ def register(app: typer.Typer) -> None:
     app.command(epilog=example("syne watch runs/quickstart/bilingual"))(watch)
 
 
-def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders (run.dir), side by side.")],
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    runs: Annotated[tuple[Path, ...], typer.Argument(metavar="RUN...", help="Run folders (run.dir), side by side.")]
     out: Annotated[
         Path | None, typer.Option(help="The file to write; default: report.html or report.md here.", show_default=False)
-    ] = None,
-    as_markdown: Annotated[
-        bool, typer.Option("--markdown", help="Markdown, its figures as SVG files beside it.")
-    ] = False,
+    ] = None
+    is_markdown: Annotated[bool, typer.Option("--markdown", help="Markdown, its figures as SVG files beside it.")] = (
+        False
+    )
     evaluations: Annotated[
-        list[Path] | None,
+        tuple[Path, ...],
         typer.Option("--eval", help="Also results of `syne eval` elsewhere: the base model's.", show_default=False),
-    ] = None,
-    num_samples: Annotated[
-        int, typer.Option("--samples", min=0, help="So many samples of the text that each run has read.")
-    ] = 0,
+    ] = ()
+    samples: Annotated[int, typer.Option(min=0, help="So many samples of the text that each run has read.")] = 0
     steps: Annotated[
         str | None, typer.Option(help="Of these steps, A:B, both included; default: all.", show_default=False)
-    ] = None,
-    characters: Annotated[int, typer.Option(min=1, help="Shown of each document.")] = 600,
+    ] = None
     tokenizer: Annotated[
         Path | None, typer.Option(help="Of the data; default: the one in the checkpoint.", show_default=False)
-    ] = None,
-) -> None:
-    """One self-contained HTML page: what the runs did, read, cost and became."""
-    from tools.report.command import ReportOptions, write_report
-    from tools.report.samples import SampleOptions, parse_steps
+    ] = None
 
-    first, last = parse_steps(steps)
-    if steps is not None and not num_samples:
-        raise ConfigError(f"--steps {steps} says of which steps samples are shown; say how many with --samples")
-    shown = SampleOptions(
-        num=num_samples, first_step=first, last_step=last, max_characters=characters, tokenizer=tokenizer
-    )
-    options = ReportOptions(
-        runs=tuple(runs),
-        out=out or Path("report.md" if as_markdown else "report.html"),
-        is_markdown=as_markdown,
-        evaluations=tuple(evaluations or ()),
-        samples=shown if num_samples else None,
-    )
+
+@takes(ReportOptions)
+def report(options: ReportOptions) -> None:
+    """One self-contained HTML page: what the runs did, read, cost and became."""
+    from tools.report.command import write_report
+
     typer.echo(write_report(options))
 
 

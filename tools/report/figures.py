@@ -42,15 +42,6 @@ class Line:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Area:
-    """One layer of a stack: its share in each stretch between two edges."""
-
-    label: str
-    shares: Numbers
-    colour: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class Interval:
     """A value and where it may lie."""
 
@@ -117,14 +108,18 @@ def lines(
             if from_zero:
                 axes.set_ylim(bottom=0)
 
-    legend = [_line_entry(line) for line in drawn] if len(drawn) > 1 or drawn[0].label else []
+    legend = [
+        LegendEntry(label=line.label, colour=line.colour, dash=" ".join(f"{part:g}" for part in line.dash))
+        for line in drawn
+        if len(drawn) > 1 or line.label
+    ]
     return [Figure(title=title, alt=_told(title, drawn, y_label), svg=_svg(draw), legend=legend)]
 
 
 def stack(
     title: str,
     edges: Numbers,
-    areas: Sequence[Area],
+    areas: Sequence[tuple[str, str, Numbers]],
     *,
     y_label: str,
     stages: Sequence[float] = (),
@@ -132,6 +127,7 @@ def stack(
 ) -> list[Figure]:
     """Shares over tokens, one above the other; none if there are none.
 
+    areas: (label, colour, its share in each stretch between two edges).
     planned_from: x from which on they are a plan, drawn lighter.
     """
     if not areas or len(edges) < 2:
@@ -140,14 +136,14 @@ def stack(
     def draw(axes: "Axes") -> None:
         base = np.zeros(len(edges) - 1)
         is_read = edges[1:] <= planned_from
-        for area in areas:
-            top = base + area.shares
+        for _, colour, shares in areas:
+            top = base + shares
             for part, alpha in ((is_read, 1.0), (~is_read, 0.4)):
                 for begin, end in _runs(part):
                     across = slice(begin, end)
                     axes.fill_between(
                         edges[begin : end + 1], np.append(base[across], base[end - 1]),
-                        np.append(top[across], top[end - 1]), step="post", color=area.colour, alpha=alpha, linewidth=0,
+                        np.append(top[across], top[end - 1]), step="post", color=colour, alpha=alpha, linewidth=0,
                     )  # fmt: skip
             base = top
         for x in stages:
@@ -157,8 +153,8 @@ def stack(
         axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f} %")
         axes.grid(False)
 
-    told = "; ".join(f"{a.label} {a.shares[0]:.1%} at first, {a.shares[-1]:.1%} at last" for a in areas)
-    legend = [LegendEntry(label=area.label, colour=area.colour, kind="area") for area in reversed(areas)]
+    told = "; ".join(f"{label} {shares[0]:.1%} at first, {shares[-1]:.1%} at last" for label, _, shares in areas)
+    legend = [LegendEntry(label=label, colour=colour, kind="area") for label, colour, _ in reversed(areas)]
     return [Figure(title=title, alt=f"{title}: {told}.", svg=_svg(draw), legend=legend)]
 
 
@@ -236,10 +232,6 @@ def _runs(flags: npt.NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
     """(begin, end) of every run of true flags."""
     bounds = np.flatnonzero(np.diff(np.concatenate(([0], flags.astype(int), [0]))))
     yield from zip(bounds[::2].tolist(), bounds[1::2].tolist(), strict=True)
-
-
-def _line_entry(line: Line) -> LegendEntry:
-    return LegendEntry(label=line.label, colour=line.colour, dash=" ".join(f"{part:g}" for part in line.dash))
 
 
 def _told(title: str, drawn: Sequence[Line], y_label: str) -> str:

@@ -36,7 +36,7 @@ def facts_of(run: RunRecord) -> dict[str, str]:
         "iteration": f"{run.iteration:,} of {planned:,}" if planned is not None else f"{run.iteration:,}",
         "tokens read": short(metrics.last("consumed_tokens") or 0.0),
         "stage": current_stage(run) or "–",
-        "begun from": _begun_from(run),
+        "begun from": begun if isinstance(begun := run.manifest.get("started_from"), str) else "–",
         "training loss, first → mean of last 5 %": loss,
         "held-out PPL, first → last": last_validation_ppl(run),
         "learning rate": fixed_rate(metrics.last("learning_rate")),
@@ -73,11 +73,6 @@ def _state(run: RunRecord) -> str:
     if run.holder is not None and (run.folder / f".alive-{run.holder.token}").exists():
         return f"held by {run.holder}"
     return "begun, held by nobody" if run.metrics.num_steps else "not begun"
-
-
-def _begun_from(run: RunRecord) -> str:
-    begun = run.manifest.get("started_from")
-    return begun if isinstance(begun, str) else "–"
 
 
 def _median(values: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> float | None:

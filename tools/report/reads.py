@@ -7,7 +7,7 @@ import numpy as np
 
 from data_mixers.ratios import WEIGHT_UNIT
 from tools.report.content import Block, Figure, Missing, Section, Table, Text
-from tools.report.figures import GREY, Area, Line, area_colour_of, colour_of, edges_between, lines, stack
+from tools.report.figures import GREY, Line, area_colour_of, colour_of, edges_between, lines, stack
 from tools.report.metrics_file import Numbers
 from tools.report.numbers import percent, short
 from tools.report.run_record import RunRecord
@@ -44,7 +44,7 @@ def reads(runs: Sequence[RunRecord]) -> Section:
         by_topic = _largest(grouped(shares.by_source, topic_of))
         for title, groups in (("Mixture by language", by_language), ("Mixture by topic", by_topic)):
             areas = [
-                Area(label=name, shares=values, colour=GREY if name.startswith("other (") else area_colour_of(index))
+                (name, GREY if name.startswith("other (") else area_colour_of(index), values)
                 for index, (name, values) in enumerate(groups.items())
             ]
             blocks += stack(

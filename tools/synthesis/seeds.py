@@ -22,9 +22,8 @@ from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
 from tools.data.calls import Call
 from tools.data.clean import clean
-from tools.data.documents import Document, DocumentWriter, read_documents
+from tools.data.documents import TOPIC_KEY, Document, DocumentWriter, read_documents
 from tools.data.exact_duplicates import content_hash
-from tools.data.label_topics import TOPIC_KEY
 from tools.data.options import CleanOptions
 from tools.data.readers import BadRecord, InputTask, find_inputs, plan_tasks
 from tools.data.stage import Report, Stage, only_one, remove_work, run_stage
