@@ -90,7 +90,7 @@ _PLAIN = {
     "NonNegative": "integer >= 0",
     "Tokens": "integer > 0",
     "Share": "number 0..1",
-    "UserPath": "path",
+    "Path": "path",
     "StageSection": "stage",
     "GuardSection": "section",
     "None": "null",
