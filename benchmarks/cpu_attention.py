@@ -1,0 +1,97 @@
+"""A CPU's attention by blocks, forward and backward in bf16, against torch's own kernel for CPUs.
+
+One document of each length, the heads of SmolLM2-135M and of Llama-3-8B, one thread, in turn, by CPU time; and how far
+each lies from float64, the furthest of the output and the three gradients.
+
+python -m benchmarks.cpu_attention [--pairs 12]
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from benchmarks._figures import Figure, Record, add_record_option
+from benchmarks._pairs import interleaved, ratio_of
+from megatron_synE.kernels.cpu_attention import attend
+from megatron_synE.runtime.cpu_memory import keep_freed_memory
+
+HEADS = {"SmolLM2-135M": (9, 3, 64), "Llama-3-8B": (32, 8, 128)}
+"""Query heads, key/value groups, head dim."""
+LENGTHS = (64, 128, 512, 2048)
+Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""[t, heads, head dim] of queries, keys and values -> [t, heads, head dim]."""
+
+
+def by_torch(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """scaled_dot_product_attention, its output as the next layer takes it."""
+    q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
+    return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)[0].transpose(0, 1).contiguous()
+
+
+def by_blocks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Ours."""
+    return attend(q, k, v, (0, len(q)), (0, len(k)), q.shape[-1] ** -0.5)
+
+
+def seconds_of(attention: Attention, inputs: list[torch.Tensor]) -> float:
+    """CPU-seconds of one call, forward and backward."""
+    repeats = max(1, 1024 // len(inputs[0]))
+    started = time.process_time()
+    for _ in range(repeats):
+        gradients(attention, inputs)
+    return (time.process_time() - started) / repeats
+
+
+def gradients(attention: Attention, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    """What comes out, and the gradients of queries, keys and values; the last input is the gradient of the output."""
+    leaves = [x.detach().requires_grad_() for x in inputs[:3]]
+    out = attention(*leaves)
+    return [out.detach(), *torch.autograd.grad(out, leaves, inputs[3])]
+
+
+def distance(attention: Attention, inputs: list[torch.Tensor]) -> float:
+    """The largest relative distance, in the 2-norm, of the four to float64's."""
+    exact = gradients(by_torch, [x.double() for x in inputs])
+    found = gradients(attention, inputs)
+    return max(float((x.double() - y).norm() / y.norm()) for x, y in zip(found, exact, strict=True))
+
+
+def compare(model: str, length: int, *, num_pairs: int) -> Figure:
+    """Of one model's heads and one length."""
+    heads, groups, head_dim = HEADS[model]
+    generator = torch.Generator().manual_seed(1)
+    inputs = [
+        torch.randn(length, number, head_dim, generator=generator).bfloat16()
+        for number in (heads, groups, groups, heads)
+    ]
+    sides = [partial(seconds_of, side, inputs) for side in (by_torch, by_blocks)]
+    pairs = interleaved(*sides, num_pairs=num_pairs)
+    note = (
+        f"{1e3 * min(pair[1] for pair in pairs):.2f} against {1e3 * min(pair[0] for pair in pairs):.2f} ms; from"
+        f" float64 {distance(by_blocks, inputs):.1e} against {distance(by_torch, inputs):.1e}"
+    )
+    what = f"attention by blocks to torch's kernel for CPUs, {length:,} tokens, heads of {model}, bf16"
+    return Figure.of(what, ratio_of(pairs), note=note)
+
+
+def main() -> None:
+    """Print a line for each model and length."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=12)
+    add_record_option(parser)
+    options = parser.parse_args()
+    record = Record("cpu_attention", keep=options.record)
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    for model in HEADS:
+        for length in LENGTHS:
+            record.add(compare(model, length, num_pairs=options.pairs))
+    record.close()
+
+
+if __name__ == "__main__":
+    main()
