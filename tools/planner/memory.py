@@ -144,7 +144,8 @@ def attention_bytes(job: Job, layout: Layout, *, recomputed: bool) -> int:
     The rows of q, k, v come out of one product, [t, q + 2k], and v stays a view of it. All kernels keep rotated q and
     k, v, their output and the log-sum-exp per head in fp32:
         transformer_engine  t * (b * (q + k + (q + 2k) + q) + 4a)
-        native_cpu          the same + t * b * q: the output is written in rows by head and copied to rows by token
+        native_cpu, fp32    the same + t * b * q: the output is written in rows by head and copied to rows by token
+        native_cpu, bf16    the same without the log-sum-exp, which the backward pass computes again
         native_cuda         t * (b * (q + q + q + q) + 4a): k and v are repeated to the width of q
     Under context parallelism k and v are those of the whole row, and the product is free: its width q + 2k goes, and
     k + v stay at 2k * CP instead.
@@ -154,13 +155,14 @@ def attention_bytes(job: Job, layout: Layout, *, recomputed: bool) -> int:
     product = w.q + 2 * w.k
     if recomputed:
         return w.t * w.b * (w.q + product + w.q)
-    lse = FP32 * w.a
+    by_blocks = job.layers == "native_cpu" and job.dtype == "bf16"
+    lse = 0 if by_blocks else FP32 * w.a
     if layout.context_parallel_size > 1:
         keys = (2 * w.q if job.layers == "native_cuda" else 2 * w.k) * layout.context_parallel_size
         return w.t * (w.b * (w.q + keys + w.q) + lse)
     if job.layers == "native_cuda" and w.q != w.k:
         return w.t * (w.b * 4 * w.q + lse)
-    copy = w.q if job.layers == "native_cpu" else 0
+    copy = w.q if job.layers == "native_cpu" and not by_blocks else 0
     return w.t * (w.b * (w.q + w.k + product + w.q + copy) + lse)
 
 
