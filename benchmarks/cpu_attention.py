@@ -1,7 +1,7 @@
 """A CPU's attention by blocks, forward and backward in bf16, against torch's own kernel for CPUs.
 
-One document of each length, the heads of SmolLM2-135M and of Llama-3-8B, one thread, in turn, by CPU time; and how far
-each lies from float64, the furthest of the output and the three gradients.
+Rows of 512 tokens in documents of each length, or one longer document; the heads of SmolLM2-135M and of Llama-3-8B, one
+thread, in turn, by CPU time; and how far each lies from float64, the furthest of the output and the three gradients.
 
 python -m benchmarks.cpu_attention [--pairs 12]
 """
@@ -21,25 +21,28 @@ from megatron_synE.runtime.cpu_memory import keep_freed_memory
 
 HEADS = {"SmolLM2-135M": (9, 3, 64), "Llama-3-8B": (32, 8, 128)}
 """Query heads, key/value groups, head dim."""
-LENGTHS = (64, 128, 512, 2048)
+ROW = 512
+LENGTHS = (16, 32, 64, 128, 512, 2048)
 Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """[t, heads, head dim] of queries, keys and values -> [t, heads, head dim]."""
 
 
-def by_torch(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """scaled_dot_product_attention, its output as the next layer takes it."""
-    q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
-    return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)[0].transpose(0, 1).contiguous()
+def by_torch(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, length: int) -> torch.Tensor:
+    """scaled_dot_product_attention, a call for each document, and what comes out as the next layer takes it."""
+    documents = zip(*(torch.split(x.transpose(0, 1).unsqueeze(0), length, dim=2) for x in (q, k, v)), strict=True)
+    parts = [scaled_dot_product_attention(*document, is_causal=True, enable_gqa=True) for document in documents]
+    return torch.cat(parts, dim=2)[0].transpose(0, 1).contiguous()
 
 
-def by_blocks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+def by_blocks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, length: int) -> torch.Tensor:
     """Ours."""
-    return attend(q, k, v, (0, len(q)), (0, len(k)), q.shape[-1] ** -0.5)
+    bounds = range(0, len(q) + 1, length)
+    return attend(q, k, v, bounds, bounds, q.shape[-1] ** -0.5)
 
 
 def seconds_of(attention: Attention, inputs: list[torch.Tensor]) -> float:
     """CPU-seconds of one call, forward and backward."""
-    repeats = max(1, 1024 // len(inputs[0]))
+    repeats = max(1, 2 * ROW // len(inputs[0]))
     started = time.process_time()
     for _ in range(repeats):
         gradients(attention, inputs)
@@ -53,9 +56,9 @@ def gradients(attention: Attention, inputs: list[torch.Tensor]) -> list[torch.Te
     return [out.detach(), *torch.autograd.grad(out, leaves, inputs[3])]
 
 
-def distance(attention: Attention, inputs: list[torch.Tensor]) -> float:
-    """The largest relative distance, in the 2-norm, of the four to float64's."""
-    exact = gradients(by_torch, [x.double() for x in inputs])
+def distance(attention: Attention, reference: Attention, inputs: list[torch.Tensor]) -> float:
+    """The largest relative distance, in the 2-norm, of the four to the reference's in float64."""
+    exact = gradients(reference, [x.double() for x in inputs])
     found = gradients(attention, inputs)
     return max(float((x.double() - y).norm() / y.norm()) for x, y in zip(found, exact, strict=True))
 
@@ -65,16 +68,16 @@ def compare(model: str, length: int, *, num_pairs: int) -> Figure:
     heads, groups, head_dim = HEADS[model]
     generator = torch.Generator().manual_seed(1)
     inputs = [
-        torch.randn(length, number, head_dim, generator=generator).bfloat16()
+        torch.randn(max(ROW, length), number, head_dim, generator=generator).bfloat16()
         for number in (heads, groups, groups, heads)
     ]
-    sides = [partial(seconds_of, side, inputs) for side in (by_torch, by_blocks)]
-    pairs = interleaved(*sides, num_pairs=num_pairs)
+    torchs, ours = partial(by_torch, length=length), partial(by_blocks, length=length)
+    pairs = interleaved(partial(seconds_of, torchs, inputs), partial(seconds_of, ours, inputs), num_pairs=num_pairs)
     note = (
         f"{1e3 * min(pair[1] for pair in pairs):.2f} against {1e3 * min(pair[0] for pair in pairs):.2f} ms; from"
-        f" float64 {distance(by_blocks, inputs):.1e} against {distance(by_torch, inputs):.1e}"
+        f" float64 {distance(ours, torchs, inputs):.1e} against {distance(torchs, torchs, inputs):.1e}"
     )
-    what = f"attention by blocks to torch's kernel for CPUs, {length:,} tokens, heads of {model}, bf16"
+    what = f"attention by blocks to torch's kernel for CPUs, documents of {length:,} tokens, heads of {model}, bf16"
     return Figure.of(what, ratio_of(pairs), note=note)
 
 

@@ -6,8 +6,8 @@ length, not with its square: only one block's probabilities exist at a time, and
 
 Scores and their softmax are in fp32, as in the flash kernel: rounded to bf16, a score of 20 would be off by 0.06.
 
-Legend: t queries, s keys, np query heads, ng key/value groups, hn head dim, r = np / ng, b queries of a block, e keys
-they see.
+Legend: t queries, s keys, np query heads, ng key/value groups, hn head dim, r = np / ng, g groups at a time, b queries
+of a block, e keys they see.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,8 +18,8 @@ import torch
 from torch.autograd.function import once_differentiable
 
 BLOCK_QUERIES, BLOCK_SCORES = 128, 1 << 19
-"""A block has at most so many queries, and fewer, down to 32, where r heads of them would have more scores: 2 MB in
-fp32. Measured; ours."""
+"""A block has at most so many queries, and fewer, down to 32, where one group would have more scores: 2 MB in fp32.
+Short segments take several groups at a time. Measured; ours."""
 
 
 def attend(
@@ -34,9 +34,11 @@ def attend(
 
     Segment i has the queries bounds[i]:bounds[i + 1] and the keys key_bounds[i]:key_bounds[i + 1].
     """
+    assert (bounds[0], bounds[-1], key_bounds[-1]) == (0, len(q), len(k)), "segments do not cover the row"
     apply: Any = _Attention.apply
-    out: torch.Tensor = apply(q, k, v, list(zip(pairwise(bounds), pairwise(key_bounds), strict=True)), scale)
-    return out
+    grouped = q.unflatten(1, (k.shape[1], -1))  # [t, ng, r, hn]
+    out: torch.Tensor = apply(grouped, k, v, list(zip(pairwise(bounds), pairwise(key_bounds), strict=True)), scale)
+    return out.flatten(1, 2)
 
 
 Segments = Sequence[tuple[tuple[int, int], tuple[int, int]]]
@@ -52,13 +54,13 @@ class _Attention(torch.autograd.Function):
         ctx.segments, ctx.scale = segments, scale
         out = q.new_empty(q.shape)
         future = _future(q.device)
-        for heads, group in _groups(q, k):
-            for (first, last), keys in segments:
-                k_t = k[slice(*keys), group].float().t()  # [hn, s]
-                values = v[slice(*keys), group].contiguous()
-                for block, seen in _blocks(first, last, keys, r=q.shape[1] // k.shape[1]):
-                    p = _probabilities(q[block, heads], k_t[:, :seen], future, scale)
-                    out[block, heads] = (p @ values[:seen]).view(q[block, heads].shape)
+        for queries, keys, groups in _parts(q, segments):
+            k_t = k[keys, groups].float().permute(1, 2, 0)  # [g, hn, s]
+            values = v[keys, groups].transpose(0, 1).contiguous()  # [g, s, hn]
+            for block, seen in _blocks(queries, keys, r=q.shape[2]):
+                query = q[block, groups]
+                p = _probabilities(query, k_t[:, :, :seen], future, scale)
+                out[block, groups] = _by_query(torch.bmm(p, values[:, :seen]), query)
         return out
 
     @staticmethod
@@ -66,39 +68,52 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, d_out: torch.Tensor) -> Any:
         q, k, v = ctx.saved_tensors
         dq, dk, dv = q.new_empty(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape)
-        future, hn = _future(q.device), q.shape[2]
-        for heads, group in _groups(q, k):
-            for (first, last), keys in ctx.segments:
-                here = slice(*keys)
-                key, v_t = k[here, group].contiguous(), v[here, group].contiguous().t()
-                k_t = key.float().t()
-                # Sums over blocks, in fp32.
-                dk_sum, dv_sum = (torch.zeros(key.shape, dtype=k_t.dtype, device=key.device) for _ in range(2))
-                for block, seen in _blocks(first, last, keys, r=q.shape[1] // k.shape[1]):
-                    query, d = q[block, heads].reshape(-1, hn), d_out[block, heads].reshape(-1, hn)  # [b * r, hn]
-                    p = _probabilities(q[block, heads], k_t[:, :seen], future, ctx.scale)
-                    dv_sum[:seen] += p.t() @ d
-                    d_scores = torch._softmax_backward_data(d @ v_t[:, :seen], p, -1, p.dtype)  # [b * r, e]
-                    dq[block, heads] = (d_scores @ key[:seen]).mul_(ctx.scale).view(q[block, heads].shape)
-                    dk_sum[:seen] += d_scores.t() @ query
-                dk[here, group], dv[here, group] = dk_sum.mul_(ctx.scale), dv_sum
+        future = _future(q.device)
+        for queries, keys, groups in _parts(q, ctx.segments):
+            key, value = (x[keys, groups].transpose(0, 1).contiguous() for x in (k, v))  # [g, s, hn]
+            k_t, v_t = key.float().transpose(1, 2), value.transpose(1, 2)
+            dk_sum, dv_sum = torch.zeros(2, *key.shape, dtype=k_t.dtype, device=key.device)  # over blocks, in fp32
+            for block, seen in _blocks(queries, keys, r=q.shape[2]):
+                query, d = q[block, groups], _by_group(d_out[block, groups])  # [b, g, r, hn], [g, b * r, hn]
+                p = _probabilities(query, k_t[:, :, :seen], future, ctx.scale)  # [g, b * r, e]
+                dv_sum[:, :seen] += torch.bmm(p.transpose(1, 2), d)
+                d_scores = torch._softmax_backward_data(torch.bmm(d, v_t[:, :, :seen]), p, -1, p.dtype)
+                dq[block, groups] = _by_query(torch.bmm(d_scores, key[:, :seen]).mul_(ctx.scale), query)
+                dk_sum[:, :seen] += torch.bmm(d_scores.transpose(1, 2), _by_group(query))
+            dk[keys, groups], dv[keys, groups] = dk_sum.mul_(ctx.scale).transpose(0, 1), dv_sum.transpose(0, 1)
         return dq, dk, dv, None, None
 
 
-def _groups(q: torch.Tensor, k: torch.Tensor) -> Iterator[tuple[slice, int]]:
-    """The query heads that share each key/value group."""
-    r = q.shape[1] // k.shape[1]
-    return ((slice(group * r, (group + 1) * r), group) for group in range(k.shape[1]))
+def _parts(q: torch.Tensor, segments: Segments) -> Iterator[tuple[slice, slice, slice]]:
+    """Queries, keys, and as many groups as have their scores in one block."""
+    _, num_groups, r, _ = q.shape
+    for (first, last), (low, high) in segments:
+        scores = r * min(last - first, BLOCK_QUERIES) * (high - low)
+        step = max(1, BLOCK_SCORES // max(1, scores))
+        for group in range(0, num_groups, step):
+            yield slice(first, last), slice(low, high), slice(group, group + step)
 
 
-def _blocks(first: int, last: int, keys: tuple[int, int], *, r: int) -> Iterator[tuple[slice, int]]:
-    """Blocks of the queries first:last, and how many of the segment's keys the last query of each sees."""
-    ahead = keys[1] - keys[0] - last  # a query at position i sees the first i + 1 + ahead keys
+def _blocks(queries: slice, keys: slice, *, r: int) -> Iterator[tuple[slice, int]]:
+    """Blocks of a segment's queries, and how many of its keys the last query of each sees."""
+    first, last = queries.start, queries.stop
+    ahead = keys.stop - keys.start - last  # a query at position i sees the first i + 1 + ahead keys
     while first < last:
         fitting = BLOCK_SCORES // (r * (first + ahead + BLOCK_QUERIES))
         stop = min(last, first + min(BLOCK_QUERIES, max(32, fitting)))
         yield slice(first, stop), stop + ahead
         first = stop
+
+
+def _by_group(x: torch.Tensor) -> torch.Tensor:
+    """[b, g, r, hn] -> [g, b * r, hn]."""
+    return x.transpose(0, 1).flatten(1, 2)
+
+
+def _by_query(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """[g, b * r, hn] -> [b, g, r, hn]."""
+    b, g, r, hn = like.shape
+    return x.view(g, b, r, hn).transpose(0, 1)
 
 
 def _future(device: torch.device) -> torch.Tensor:
@@ -107,8 +122,8 @@ def _future(device: torch.device) -> torch.Tensor:
 
 
 def _probabilities(q: torch.Tensor, k_t: torch.Tensor, future: torch.Tensor, scale: float) -> torch.Tensor:
-    """q [b, r, hn], the last queries of k_t [hn, e] -> [b * r, e] in q's dtype."""
-    b, r, hn = q.shape
-    scores = q.to(k_t.dtype, copy=True).mul_(scale).view(b * r, hn) @ k_t  # [b * r, e]
-    scores.view(b, r, -1)[:, :, -b:].masked_fill_(future[:b, None, :b], -torch.inf)
+    """q [b, g, r, hn], the last queries of k_t [g, hn, e] -> [g, b * r, e] in q's dtype."""
+    b, g, r, _ = q.shape
+    scores = torch.bmm(_by_group(q).to(k_t.dtype) * scale, k_t)  # [g, b * r, e]
+    scores.view(g, b, r, -1)[..., -b:].masked_fill_(future[:b, None, :b], -torch.inf)
     return torch.softmax(scores, dim=-1).to(q.dtype)

@@ -56,7 +56,7 @@ class SwiGLU(torch.nn.Module):
 
 
 class NativeAttention(MegatronModule):
-    """Causal attention inside each segment of a packed row, or of a chunk of one, by torch's fused kernels."""
+    """Causal attention inside each segment of a packed row, or of a chunk of one."""
 
     def __init__(
         self,

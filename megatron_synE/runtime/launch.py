@@ -14,6 +14,8 @@ from typing import Literal
 
 from megatron_synE import exit_codes
 
+_LIBC = ctypes.CDLL(None)
+"""Opened here: between fork and exec another thread may hold the loader's lock."""
 _GRACE_SECONDS = 30.0
 """After one rank has failed, how long the others may take to notice before they are killed."""
 _HANG_GRACE_SECONDS = 5.0
@@ -74,7 +76,7 @@ def launch(arguments: Sequence[str], nproc: int) -> int:
 def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
     """For preexec_fn, Linux: the child gets it when the thread that started it ends, so that no orphan goes on."""
     pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, number)
+    _LIBC.prctl(pr_set_pdeathsig, number)
 
 
 def _wait(processes: Sequence["subprocess.Popen[bytes]"]) -> int:

@@ -66,7 +66,7 @@ def test_smaller_blocks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = drawn(bounds, bounds, heads=4, groups=2, hn=16, dtype=torch.float64)
     expected = with_gradients(attend, inputs, bounds, bounds, 0.25)
     monkeypatch.setattr(cpu_attention, "BLOCK_SCORES", 2 * 40 * 400)
-    sizes = {block.stop - block.start for block, _ in cpu_attention._blocks(0, 500, (0, 500), r=2)}
+    sizes = {block.stop - block.start for block, _ in cpu_attention._blocks(slice(0, 500), slice(0, 500), r=2)}
     assert 32 in sizes and len(sizes) > 2, "or nothing is tried here"
     for ours, theirs in zip(with_gradients(attend, inputs, bounds, bounds, 0.25), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)

@@ -1,6 +1,7 @@
 """Seconds, bytes and peak memory of one conversion."""
 
 import re
+import resource
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,4 +52,5 @@ class Meter:
 
 
 def _resident(field: str) -> int:
-    return int(re.findall(rf"{field}:\s+(\d+) kB", _STATUS.read_text())[0]) * 1024
+    found = re.findall(rf"{field}:\s+(\d+) kB", _STATUS.read_text()) if _STATUS.exists() else []
+    return 1024 * (int(found[0]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

@@ -1,7 +1,9 @@
 """Benchmark files as items of text: .jsonl, .json (a list of items, or it under a key), .csv, .parquet; .gz, .zst."""
 
 import csv
+import gzip
 import io
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +80,8 @@ def read_rows(path: Path) -> list[Any]:
         if path.suffix == ".parquet":
             rows: list[Any] = pyarrow.parquet.read_table(path).to_pylist()
             return rows
-        with pyarrow.input_stream(path) as stream:  # which unpacks .gz and .zst
+        # pyarrow unpacks .zst; Python's gzip also takes a .gz that is padded.
+        with gzip.open(path) if path.suffix == ".gz" else pyarrow.input_stream(path) as stream:
             raw: bytes = stream.read().removeprefix(UTF8_BOM)
         if path.suffix == ".csv":
             return list(csv.DictReader(io.StringIO(raw.decode("utf-8-sig"))))
@@ -88,7 +91,7 @@ def read_rows(path: Path) -> list[Any]:
             except orjson.JSONDecodeError:
                 pass  # lines under another name
         return [orjson.loads(line) if line.strip() else None for line in raw.splitlines()]
-    except (OSError, ValueError) as error:  # pyarrow's and orjson's are ValueErrors
+    except (OSError, EOFError, zlib.error, ValueError) as error:  # pyarrow's and orjson's are ValueErrors
         raise DataError(f"{path} cannot be read as a benchmark: {error}") from error
 
 

@@ -34,6 +34,8 @@ MIN_CHUNK_TOKENS = 1 << 18
 """Lost at most by a kill. Ours: four minutes of a small model on one core, half a second on a GPU."""
 MAX_CHUNKS = 20_000
 """Of a call, about: chunks grow with the data, so that their files stay few enough for a shared file system."""
+NUMERICS = 2
+"""Raise it when the same model gives other last digits: a call must not join both."""
 LONGEST_CONTEXT = 4096
 """Default of seq_length where a model has more: attention over longer windows costs more than it tells. Ours."""
 
@@ -194,6 +196,7 @@ def _check_not_poorer(files: Sequence[ScoredFile], settings: Settings) -> None:
 
 def _stage(options: ScoreOptions, settings: Settings, files: Sequence[ScoredFile]) -> Stage:
     described = {
+        "numerics": NUMERICS,
         "micro_batch_size": settings.micro_batch_size,
         "files": [[file.shard.prefix, file.num_chunks, asdict(file.origin)] for file in files],
     }

@@ -145,7 +145,7 @@ def attention_bytes(job: Job, layout: Layout, *, recomputed: bool) -> int:
     k, v, their output and the log-sum-exp per head in fp32:
         transformer_engine  t * (b * (q + k + (q + 2k) + q) + 4a)
         native_cpu, fp32    the same + t * b * q: the output is written in rows by head and copied to rows by token
-        native_cpu, bf16    the same without the log-sum-exp, which the backward pass computes again
+        native_cpu, bf16    neither that copy nor the log-sum-exp, which the backward pass computes again
         native_cuda         t * (b * (q + q + q + q) + 4a): k and v are repeated to the width of q
     Under context parallelism k and v are those of the whole row, and the product is free: its width q + 2k goes, and
     k + v stay at 2k * CP instead.

@@ -136,7 +136,7 @@ def _pages(options: FormatOptions, tasks: Sequence[InputTask]) -> dict[str, str]
     found = {
         document.id: document.text
         for task in plan_tasks(find_inputs(options.pages, option="--pages"))
-        for document in read_documents(task, text_key="text", on_bytes=lambda size: None)
+        for document in read_documents(task, text_key=options.page_key, on_bytes=lambda size: None)
         if not isinstance(document, BadRecord) and document.id in wanted
     }
     if not found:

@@ -163,4 +163,5 @@ class FormatOptions:
     pages: Annotated[tuple[str, ...], Option(help="Source pages, may be repeated.", show_default=False)] = ()
     page_share: Annotated[float, Option(min=0.0, max=1.0, help="Of the pairs, written behind their source page.")] = 0.0
     """Of those whose page is there."""
+    page_key: Annotated[str, Option(help="Key of the pages' text.")] = "text"
     seed: Seed = 1234

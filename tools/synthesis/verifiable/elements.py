@@ -40,7 +40,7 @@ def data_file() -> Path:
     for folder in found.submodule_search_locations or () if found is not None else ():
         if (Path(folder) / "elements.db").is_file():
             return Path(folder) / "elements.db"
-    raise ConfigError(f"chemistry takes its facts from the package mendeleev, which is not installed: {INSTALL}")
+    raise ConfigError(f"the facts about the elements are the package mendeleev's, which is not installed: {INSTALL}")
 
 
 @cache
