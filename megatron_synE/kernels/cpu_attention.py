@@ -36,7 +36,7 @@ def attend(
     """
     assert (bounds[0], bounds[-1], key_bounds[-1]) == (0, len(q), len(k)), "segments do not cover the row"
     apply: Any = _Attention.apply
-    grouped = q.unflatten(1, (k.shape[1], -1))  # [t, ng, r, hn]
+    grouped = q.reshape(len(q), k.shape[1], q.shape[1] // k.shape[1], q.shape[2])  # [t, ng, r, hn]
     out: torch.Tensor = apply(grouped, k, v, list(zip(pairwise(bounds), pairwise(key_bounds), strict=True)), scale)
     return out.flatten(1, 2)
 
