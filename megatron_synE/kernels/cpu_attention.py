@@ -4,7 +4,8 @@ torch's own flash kernel for CPUs multiplies small tiles; here a block of querie
 product with all the keys it may see, which takes half the time (docs/performance.md). Memory grows with a segment's
 length, not with its square: only one block's probabilities exist at a time, and the backward pass computes them again.
 
-Scores and their softmax are in fp32, as in the flash kernel: rounded to bf16, a score of 20 would be off by 0.06.
+Scores and their softmax are in fp32, as in the flash kernel (of float64 in float64): rounded to bf16, a score of 20
+would be off by 0.06.
 
 Legend: t queries, s keys, np query heads, ng key/value groups, hn head dim, r = np / ng, g groups at a time, b queries
 of a block, e keys they see.
@@ -34,7 +35,8 @@ def attend(
 
     Segment i has the queries bounds[i]:bounds[i + 1] and the keys key_bounds[i]:key_bounds[i + 1].
     """
-    assert (bounds[0], bounds[-1], key_bounds[-1]) == (0, len(q), len(k)), "segments do not cover the row"
+    ends = (bounds[0], bounds[-1], key_bounds[0], key_bounds[-1])
+    assert ends == (0, len(q), 0, len(k)), "segments do not cover the row"
     apply: Any = _Attention.apply
     grouped = q.reshape(len(q), k.shape[1], q.shape[1] // k.shape[1], q.shape[2])  # [t, ng, r, hn]
     out: torch.Tensor = apply(grouped, k, v, list(zip(pairwise(bounds), pairwise(key_bounds), strict=True)), scale)
@@ -55,7 +57,7 @@ class _Attention(torch.autograd.Function):
         out = q.new_empty(q.shape)
         future = _future(q.device)
         for queries, keys, groups in _parts(q, segments):
-            k_t = k[keys, groups].float().permute(1, 2, 0)  # [g, hn, s]
+            k_t = _wide(k[keys, groups]).permute(1, 2, 0)  # [g, hn, s]
             values = v[keys, groups].transpose(0, 1).contiguous()  # [g, s, hn]
             for block, seen in _blocks(queries, keys, r=q.shape[2]):
                 query = q[block, groups]
@@ -71,7 +73,7 @@ class _Attention(torch.autograd.Function):
         future = _future(q.device)
         for queries, keys, groups in _parts(q, ctx.segments):
             key, value = (x[keys, groups].transpose(0, 1).contiguous() for x in (k, v))  # [g, s, hn]
-            k_t, v_t = key.float().transpose(1, 2), value.transpose(1, 2)
+            k_t, v_t = _wide(key).transpose(1, 2), value.transpose(1, 2)
             dk_sum, dv_sum = torch.zeros(2, *key.shape, dtype=k_t.dtype, device=key.device)  # over blocks, in fp32
             for block, seen in _blocks(queries, keys, r=q.shape[2]):
                 query, d = q[block, groups], _by_group(d_out[block, groups])  # [b, g, r, hn], [g, b * r, hn]
@@ -103,6 +105,10 @@ def _blocks(queries: slice, keys: slice, *, r: int) -> Iterator[tuple[slice, int
         stop = min(last, first + min(BLOCK_QUERIES, max(32, fitting)))
         yield slice(first, stop), stop + ahead
         first = stop
+
+
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _by_group(x: torch.Tensor) -> torch.Tensor:
