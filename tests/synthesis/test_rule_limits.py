@@ -127,11 +127,12 @@ def test_every_layout_and_its_separators_letter_for_letter(tmp_path: Path, layou
         pair(id=key, language=key, question=f" {q}\n", answer=f"{a}\n", seed_id="p") for key, (q, a) in said.items()
     ]
     write(tmp_path / "pairs.jsonl", rows)
-    write(tmp_path / "pages.jsonl", [{"id": "p", "text": "About sums.\n"}])
+    write(tmp_path / "pages.jsonl", [{"id": "p", "content": "About sums.\n"}])
     report = format_pairs(
         FormatOptions(
             inputs=(str(tmp_path / "pairs.jsonl"),), out=tmp_path / "out", tokenizer=corpus.hf_folder(tmp_path / "hf"),
             audit=None, layouts=(layout,), pages=(str(tmp_path / "pages.jsonl"),), page_share=1.0,
+            page_key="content",
         )
     )  # fmt: skip
     found = {row["language"]: row["text"] for row in read(tmp_path / "out")}

@@ -190,6 +190,7 @@ def test_benchmarks_are_read_in_the_shapes_they_come_in(tmp_path: Path) -> None:
     (tmp_path / "b.json").write_text(json.dumps(rows, indent=1))
     (tmp_path / "c.json").write_text(json.dumps({"version": 1, "cases": rows}))
     (tmp_path / "d.jsonl.gz").write_bytes(gzip.compress(line))
+    (tmp_path / "padded.jsonl.gz").write_bytes(gzip.compress(line) + bytes(512))  # as tapes and some mirrors leave it
     (tmp_path / "e.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress(line))
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "f.parquet")
     for path in sorted(tmp_path.iterdir()):
@@ -200,6 +201,15 @@ def test_benchmarks_are_read_in_the_shapes_they_come_in(tmp_path: Path) -> None:
     write(tmp_path / "g.jsonl", [{"passage": "p"}])
     with pytest.raises(ConfigError, match="--benchmark-key"):
         read_benchmark(tmp_path / "g.jsonl")
+
+
+@pytest.mark.parametrize("kind", ["gz", "zst"])
+def test_a_benchmark_that_is_cut_off_is_refused_by_name(tmp_path: Path, kind: str) -> None:
+    line = json.dumps({"question": "q" * 5000}).encode()
+    packed = gzip.compress(line) if kind == "gz" else zstandard.ZstdCompressor().compress(line)
+    (tmp_path / f"cut.jsonl.{kind}").write_bytes(packed[:-6])
+    with pytest.raises(DataError, match=f"cut.jsonl.{kind} cannot be read as a benchmark"):
+        read_benchmark(tmp_path / f"cut.jsonl.{kind}")
 
 
 def test_items_bear_the_line_of_their_file_whatever_else_stands_there(tmp_path: Path) -> None:
