@@ -15,6 +15,7 @@ from megatron_synE.model.gpt import LlamaModel
 from megatron_synE.model.layer_spec import Implementation, block_spec, choose, overlap_tensor_parallel
 from megatron_synE.optim import gradients
 from megatron_synE.optim.fused_adam import install_where_needed
+from megatron_synE.runtime import gloo
 from megatron_synE.runtime.device import Device
 from megatron_synE.runtime.mcore import (
     DistributedDataParallel,
@@ -127,6 +128,8 @@ def build_model(config: RunConfig, plan: RunPlan, device: Device) -> Model:
         overlap_param_gather=plan.overlap_param_gather,
         check_for_nan_in_grad=False,  # agreed over ranks on the gradient norm in train_step instead
     )
+    if not device.is_cuda:
+        gloo.install()
     core_config.finalize_model_grads_func = gradients.finalize
     if plan.zero_stage > 1:
         group = parallel_state.get_data_parallel_group(with_context_parallel=True)

@@ -60,7 +60,7 @@ class ModelSection:
     attention: Literal["auto", "native", "transformer_engine"] = "auto"
     """auto takes Transformer Engine where it can be imported on a GPU."""
     kernels: Literal["auto", "torch", "triton"] = "auto"
-    """RMSNorm, SwiGLU and rotation of native layers. auto: Triton's on a GPU, torch's elsewhere."""
+    """RMSNorm, SwiGLU and rotation of native layers. auto: Triton's on a GPU that has it, ours on a CPU."""
     make_vocab_size_divisible_by: Positive = 128
     """Rows of the embedding are padded to a multiple of this times TP; padded rows are masked. Megatron's default."""
 

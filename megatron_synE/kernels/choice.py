@@ -1,4 +1,4 @@
-"""Which function computes each fused part of a native layer: Triton's where it can run, else plain torch."""
+"""Which function computes each fused part of a native layer: Triton's on a GPU, ours on a CPU, or plain torch's."""
 
 import importlib.util
 import os
@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from data_mixers.errors import ConfigError
-from megatron_synE.kernels import plain
+from megatron_synE.kernels import cpu_layers, plain
 
 Asked = Literal["auto", "torch", "triton"]
 
@@ -27,15 +27,18 @@ class Kernels:
 
 
 PLAIN = Kernels(plain.rms_norm, None, plain.rotate, "torch")
+CPU = Kernels(cpu_layers.rms_norm, cpu_layers.swiglu, plain.rotate, "RMSNorm and SwiGLU by rows, RoPE torch")
 
 
 def choose_kernels(asked: Asked, *, is_cuda: bool) -> Kernels:
-    """auto: Triton on a GPU where it is installed (torch's CUDA wheels bring it).
+    """auto: on a CPU by rows, on a GPU Triton where it is installed (torch's CUDA wheels bring it).
 
     Errors: ConfigError if Triton is asked for and cannot run here.
     """
     has_triton = importlib.util.find_spec("triton") is not None
-    if asked == "torch" or (asked == "auto" and not (has_triton and is_cuda)):
+    if asked == "auto" and not is_cuda:
+        return CPU
+    if asked == "torch" or (asked == "auto" and not has_triton):
         return PLAIN
     if not has_triton:
         raise ConfigError("model.kernels=triton, but triton is not installed; pip install triton, or use auto or torch")

@@ -26,6 +26,7 @@ elif _VERSION not in cpu_compat.KNOWN_VERSIONS:
 # cannot be imported, and is taken for missing.
 _hides_wandb = sys.modules.setdefault("wandb", None) is None  # type: ignore[arg-type]
 
+import megatron.core.distributed.param_and_grad_buffer as mcore_param_and_grad_buffer  # noqa: E402
 import megatron.core.optimizer as mcore_optimizer  # noqa: E402
 import megatron.core.optimizer.clip_grads as mcore_clip_grads  # noqa: E402
 import megatron.core.optimizer.distrib_optimizer as mcore_distrib_optimizer  # noqa: E402
@@ -79,6 +80,6 @@ __all__ = [
     "TransformerLayer", "TransformerLayerSubmodules", "build_module", "destroy_num_microbatches_calculator",
     "finalize_model_grads", "get_bias_dropout_add", "get_forward_backward_func", "get_megatron_optimizer",
     "get_num_layers_to_build", "get_standard_config_overrides", "init_num_microbatches_calculator",
-    "mcore_clip_grads", "mcore_distrib_optimizer", "mcore_linear", "mcore_optimizer", "parallel_state",
-    "tensor_parallel",
+    "mcore_clip_grads", "mcore_distrib_optimizer", "mcore_linear", "mcore_optimizer", "mcore_param_and_grad_buffer",
+    "parallel_state", "tensor_parallel",
 ]  # fmt: skip

@@ -14,6 +14,8 @@ from math import lcm
 import torch
 import torch.distributed as dist
 
+from megatron_synE.runtime import gloo
+
 PARAMETER_ALIGNMENT = 64
 BUCKET_ALIGNMENT = 128
 """Elements; both are megatron-core's: 128-byte aligned weights for cuBLAS, 256-byte aligned buckets."""
@@ -151,7 +153,7 @@ class Bucket:
         if not self.keeps_weights:
             self.weights.untyped_storage().resize_(self.weights.numel() * self.weights.element_size())
         # The parameters are views made through .data: their version counters, which autograd checks, do not see this.
-        self._gathering = dist.all_gather_into_tensor(self.weights, self.part, group=self.group, async_op=in_background)
+        self._gathering = gloo.all_gather(self.weights, self.part, group=self.group, async_op=in_background)
         self._is_gathering = True
 
     def finish_gather(self) -> None:
@@ -205,7 +207,7 @@ class Bucket:
         assert self._unsummed is not None
         whole, self._unsummed = self._unsummed, None
         part = whole[self.start : self.stop]
-        work = dist.reduce_scatter_tensor(part, whole, group=self.group, async_op=in_background)
+        work = gloo.reduce_scatter(part, whole, group=self.group, async_op=in_background)
         yield Reduction(work, whole, part, self.gradients)
 
     def _sums_of_slices(self, *, in_background: bool) -> Iterator[Reduction]:
@@ -222,7 +224,7 @@ class Bucket:
                 values = flat[rank * length + first : rank * length + last]  # shorter, or empty, where padding begins
                 whole[rank, : values.numel()].copy_(values)
             part = whole[self.group.rank()]
-            work = dist.reduce_scatter_tensor(part, whole.view(-1), group=self.group, async_op=in_background)
+            work = gloo.reduce_scatter(part, whole.view(-1), group=self.group, async_op=in_background)
             yield Reduction(work, whole, part, self.gradients[first:last])
 
 

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from data_mixers.errors import ConfigError
+from megatron_synE.kernels import cpu_layers
+from megatron_synE.kernels.choice import CPU as BY_ROWS
 from megatron_synE.kernels.choice import PLAIN, choose_kernels
 from megatron_synE.model.layer_spec import choose
 from megatron_synE.runtime.device import Device
@@ -41,9 +43,13 @@ def test_without_triton_torch_computes_everything() -> None:
 def test_on_a_cpu_triton_is_refused_outside_its_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert choose_kernels("auto", is_cuda=False) is PLAIN
     with pytest.raises(ConfigError, match="needs a GPU; use auto or torch"):
         choose_kernels("triton", is_cuda=False)
+
+
+def test_a_cpu_has_kernels_of_its_own_and_plain_torch_where_asked_for() -> None:
+    assert choose_kernels("auto", is_cuda=False) is BY_ROWS and BY_ROWS.swiglu is cpu_layers.swiglu
+    assert choose_kernels("torch", is_cuda=False) is PLAIN
 
 
 @pytest.mark.usefixtures("bare")
@@ -62,4 +68,5 @@ def test_fp8_is_refused_with_its_cure(device: Device, fp8: str, recipe: str, mes
 @pytest.mark.usefixtures("bare")
 def test_the_log_says_what_was_chosen() -> None:
     said = str(choose("auto", CPU, fp8="e4m3", fp8_recipe="rowwise"))
-    assert said == "native (Transformer Engine is not installed); kernels: torch; FP8 e4m3, rowwise"
+    kernels = "kernels: RMSNorm and SwiGLU by rows, RoPE torch"
+    assert said == f"native (Transformer Engine is not installed); {kernels}; FP8 e4m3, rowwise"

@@ -13,6 +13,11 @@ from megatron_synE.kernels.cpu_attention import attend
 SEGMENTS = {
     "one": ([0, 300], [0, 300]),
     "borders at and beside a block's": ([0, 1, 128, 257, 386], [0, 1, 128, 257, 386]),
+    "short ones, joined in blocks of at most 64": (
+        [0, 3, 20, 60, 63, 64, 65, 129, 300, 310, 330],
+        [0, 3, 20, 60, 63, 64, 65, 129, 300, 310, 330],
+    ),
+    "short ones behind keys of a chunk before": ([0, 9, 12, 30, 31], [0, 40, 43, 61, 62]),
     "more keys than queries, as in a chunk of a row": ([0, 140, 200], [0, 331, 391]),
 }
 
@@ -61,6 +66,14 @@ def test_output_and_gradients_are_those_of_attention_written_out(name: str, head
     expected = with_gradients(written_out, inputs, bounds, key_bounds, 0.3)
     for ours, theirs in zip(with_gradients(attend, inputs, bounds, key_bounds, 0.3), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_short_segments_are_one_block_while_they_fit() -> None:
+    bounds = [0, 9, 40, 64, 65, 66, 200, 201]
+    joined = cpu_attention._short_ones_joined(bounds, bounds, torch.device("cpu"))
+    assert [segment.queries for segment in joined] == [(0, 64), (64, 66), (66, 200), (200, 201)]
+    hidden = joined[0].hidden
+    assert [int((~row).sum()) for row in hidden] == [*range(1, 10), *range(1, 32), *range(1, 25)]
 
 
 def test_smaller_blocks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,7 +109,9 @@ def _check_saved(what: Job, case: Case, stage: int, counted: dict[str, int]) -> 
     if layout.pipeline_model_parallel_size > 1:  # the stage's output row is mcore's to keep, not autograd's
         expected -= memory.chunks_in_flight(layout, stage, num_microbatches=in_flight) * w.s * w.b * w.h
     if "forward_saved" in counted:
-        assert expected == pytest.approx(counted["forward_saved"], rel=TOLERANCE)
+        # Where layers are computed again autograd keeps no angles: their row does.
+        angles = w.t * w.b * 2 * w.hn if layout.recompute == "full" else 0
+        assert expected - angles == pytest.approx(counted["forward_saved"], rel=TOLERANCE)
     if layout.recompute == "none":  # else the step's peak holds a recomputed layer too
         assert expected == pytest.approx(counted["saved_peak"], rel=TOLERANCE)
     if layout.model_ranks == 1:

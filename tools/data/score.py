@@ -34,7 +34,7 @@ MIN_CHUNK_TOKENS = 1 << 18
 """Lost at most by a kill. Ours: four minutes of a small model on one core, half a second on a GPU."""
 MAX_CHUNKS = 20_000
 """Of a call, about: chunks grow with the data, so that their files stay few enough for a shared file system."""
-NUMERICS = 2
+NUMERICS = 3
 """Raise it when the same model gives other last digits: a call must not join both."""
 LONGEST_CONTEXT = 4096
 """Default of seq_length where a model has more: attention over longer windows costs more than it tells. Ours."""

@@ -128,14 +128,9 @@ def widths(job: Job, layout: Layout) -> Widths:
 
 
 def norm_bytes(job: Job, layout: Layout) -> int:
-    """One RMSNorm: its input, 1 / rms per token in fp32, its output.
-
-    s * (b*h + 4 + b*h). On a CPU torch composes it from products in fp32 and keeps input and normalised input in fp32:
-    s * (4*h + 4 + 4*h + b*h).
-    """
+    """One RMSNorm: its input, 1 / rms per token in fp32, its output: s * (b*h + 4 + b*h)."""
     w = widths(job, layout)
-    kept = 2 * FP32 * w.h if job.layers == "native_cpu" else w.b * w.h
-    return w.s * (kept + FP32 + w.b * w.h)
+    return w.s * (2 * w.b * w.h + FP32)
 
 
 def attention_bytes(job: Job, layout: Layout, *, recomputed: bool) -> int:
@@ -167,12 +162,9 @@ def attention_bytes(job: Job, layout: Layout, *, recomputed: bool) -> int:
 
 
 def mlp_bytes(job: Job, layout: Layout) -> int:
-    """SwiGLU: gate and up in one tensor of 2f, and the input of the second product, f: t * b * 3f.
-
-    On a CPU the activation is not fused and also keeps silu(gate) and a copy of up: t * b * 5f.
-    """
+    """SwiGLU: gate and up in one tensor of 2f, and the input of the second product, f: t * b * 3f."""
     w = widths(job, layout)
-    return w.t * w.b * (5 if job.layers == "native_cpu" else 3) * w.f
+    return w.t * w.b * 3 * w.f
 
 
 def layer_bytes(job: Job, layout: Layout) -> int:
@@ -207,7 +199,8 @@ def activation_bytes(job: Job, layout: Layout, stage: int, *, num_microbatches: 
     """Kept for the backward pass over all micro-batches in flight.
 
     In each: the chunk's layers, cos and sin of the rotary angles, t * b * 2hn, and under PP its output row, s * b * h,
-    which mcore holds until it is used; on the last stage the final norm of one micro-batch.
+    which mcore holds until it is used; on the last stage the final norm of one micro-batch, whose output the head keeps
+    whole, (t - s) * b * h more than the norm under sequence parallelism.
     """
     w = widths(job, layout)
     pp = layout.pipeline_model_parallel_size
@@ -216,7 +209,7 @@ def activation_bytes(job: Job, layout: Layout, stage: int, *, num_microbatches: 
     if pp > 1:
         chunk += w.s * w.b * w.h
     total = chunks_in_flight(layout, stage, num_microbatches=num_microbatches) * chunk
-    return total + (norm_bytes(job, layout) if stage == pp - 1 else 0)
+    return total + (norm_bytes(job, layout) + (w.t - w.s) * w.b * w.h if stage == pp - 1 else 0)
 
 
 def logits_bytes(job: Job, layout: Layout, stage: int) -> int:
