@@ -54,6 +54,9 @@ class SwiGLU(torch.nn.Module):
     def forward(self, gate_and_up: torch.Tensor) -> torch.Tensor:
         return self.swiglu(gate_and_up)
 
+    def sharded_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return {}
+
 
 class NativeAttention(MegatronModule):
     """Causal attention inside each segment of a packed row, or of a chunk of one."""
