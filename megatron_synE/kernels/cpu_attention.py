@@ -43,7 +43,7 @@ def attend(
     assert ends == (0, len(q), 0, len(k)), "segments do not cover the row"
     apply: Any = _Attention.apply
     grouped = q.reshape(len(q), k.shape[1], q.shape[1] // k.shape[1], q.shape[2])  # [t, ng, r, hn]
-    out: torch.Tensor = apply(grouped, k, v, _short_ones_joined(bounds, key_bounds, q.device), scale)
+    out: torch.Tensor = apply(grouped, k, v, _short_ones_joined(bounds, key_bounds, grouped), scale)
     return out.flatten(1, 2)
 
 
@@ -57,8 +57,12 @@ class _Segment:
     """[b, b] bool: which of a block's last keys its queries do not see; at least as large as a block."""
 
 
-def _short_ones_joined(bounds: Sequence[int], key_bounds: Sequence[int], device: torch.device) -> list[_Segment]:
-    """The segments in order; neighbours of as many keys as queries become one while they fit in JOINED_QUERIES."""
+def _short_ones_joined(bounds: Sequence[int], key_bounds: Sequence[int], q: torch.Tensor) -> list[_Segment]:
+    """The segments in order; neighbours of as many keys as queries become one while they fit in one block.
+
+    A NaN in a value reaches all rows of its block: 0 times NaN.
+    """
+    device, most = q.device, min(JOINED_QUERIES, _most_queries(q.shape[2], BLOCK_QUERIES))
     future = torch.ones(BLOCK_QUERIES, BLOCK_QUERIES, dtype=torch.bool, device=device).triu_(1)
     segments: list[_Segment] = []
     lengths: list[int] = []  # of those that are waiting to be joined; they end where the next one begins
@@ -72,8 +76,8 @@ def _short_ones_joined(bounds: Sequence[int], key_bounds: Sequence[int], device:
             lengths.clear()
 
     for (first, last), (low, high) in zip(pairwise(bounds), pairwise(key_bounds), strict=True):
-        is_short = last - first == high - low <= JOINED_QUERIES
-        if not is_short or sum(lengths) + last - first > JOINED_QUERIES:
+        is_short = last - first == high - low <= most
+        if not is_short or sum(lengths) + last - first > most:
             join()
         if is_short:
             lengths.append(last - first)
@@ -137,10 +141,14 @@ def _blocks(queries: slice, keys: slice, *, r: int) -> Iterator[tuple[slice, int
     first, last = queries.start, queries.stop
     ahead = keys.stop - keys.start - last  # a query at position i sees the first i + 1 + ahead keys
     while first < last:
-        fitting = BLOCK_SCORES // (r * (first + ahead + BLOCK_QUERIES))
-        stop = min(last, first + min(BLOCK_QUERIES, max(32, fitting)))
+        stop = min(last, first + _most_queries(r, first + ahead + BLOCK_QUERIES))
         yield slice(first, stop), stop + ahead
         first = stop
+
+
+def _most_queries(r: int, keys: int) -> int:
+    """Of one block that sees so many keys."""
+    return min(BLOCK_QUERIES, max(32, BLOCK_SCORES // (r * keys)))
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:

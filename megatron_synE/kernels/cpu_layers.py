@@ -1,8 +1,8 @@
 """RMSNorm and SwiGLU on a CPU: forward and backward written out, a few rows at a time.
 
 Autograd of the plain functions keeps and moves arrays of a whole row, many of them in fp32: at 1,024 tokens each is
-larger than a core's cache. Here what is computed in between stays in it, and the input alone is kept for the backward
-pass (docs/performance.md).
+larger than a core's cache. Here what is computed in between stays in it, and for the backward pass the input is kept
+and no other array as large (docs/performance.md).
 
 Legend: n rows, h hidden, f MLP width on this TP rank.
 """
@@ -14,7 +14,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 ROWS_BYTES = 1 << 19
-"""One intermediate array of the rows at a time, in fp32. Measured; ours."""
+"""One intermediate array of the rows that a thread has at a time, in fp32. Measured; ours."""
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -28,7 +28,7 @@ def swiglu(x: torch.Tensor) -> torch.Tensor:
 
 
 def _rows_at_once(width: int) -> int:
-    return max(1, ROWS_BYTES // (4 * width))
+    return max(1, torch.get_num_threads() * ROWS_BYTES // (4 * width))
 
 
 def _pieces(width: int, *arrays: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
@@ -40,15 +40,15 @@ class _RMSNorm(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         rows, h = x.reshape(-1, x.shape[-1]), x.shape[-1]  # [n, h]
         wide = torch.promote_types(x.dtype, torch.float32)
-        y, w = torch.empty_like(rows), weight.to(wide)
+        y, w = torch.empty_like(x, memory_format=torch.contiguous_format), weight.to(wide)
         scale = rows.new_empty(len(rows), 1, dtype=wide)  # [n, 1], 1 / rms
-        for xs, ys, scales in _pieces(h, rows, y, scale):
+        for xs, ys, scales in _pieces(h, rows, y.view(-1, h), scale):
             values = xs.to(wide, copy=True)
             torch.linalg.vector_norm(values, dim=-1, keepdim=True, out=scales)
             scales.square_().div_(h).add_(eps).rsqrt_()
             ys.copy_(values.mul_(scales).mul_(w))
         ctx.save_for_backward(rows, weight, scale)
-        return y.view(x.shape)
+        return y
 
     @staticmethod
     @once_differentiable
@@ -70,11 +70,11 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
         rows, f = x.reshape(-1, x.shape[-1]), x.shape[-1] // 2  # [n, 2f]
-        y = rows.new_empty(len(rows), f)
-        for xs, ys in _pieces(f, rows, y):
+        y = rows.new_empty(*x.shape[:-1], f)
+        for xs, ys in _pieces(f, rows, y.view(-1, f)):
             torch.mul(torch.nn.functional.silu(xs[:, :f]), xs[:, f:], out=ys)
         ctx.save_for_backward(rows)
-        return y.view(*x.shape[:-1], f)
+        return y
 
     @staticmethod
     @once_differentiable

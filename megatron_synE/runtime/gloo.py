@@ -33,8 +33,9 @@ def reduce_scatter(
     if input.is_cuda or async_op or op != dist.ReduceOp.SUM:
         return dist.reduce_scatter_tensor(output, input, op=op, group=group, async_op=async_op)  # type: ignore[no-any-return]
     mine, n = dist.get_rank(group), dist.get_world_size(group)
+    assert output.dim() == 1 and output.dtype == input.dtype and output.numel() * n == input.numel()
     if n == 1:
-        output.copy_(input)
+        output.copy_(input.view(-1))
         return None
     parts = input.view(n, -1)  # [n, c]
     width = max(1, PIECE_BYTES // (input.element_size() * (n - 1)))
@@ -82,6 +83,7 @@ def all_gather(
     if input.is_cuda or async_op:
         return dist.all_gather_into_tensor(output, input, group=group, async_op=async_op)  # type: ignore[no-any-return]
     mine, n = dist.get_rank(group), dist.get_world_size(group)
+    assert output.dtype == input.dtype and output.numel() == input.numel() * n
     parts = output.view(n, -1)  # [n, c]
     if parts[mine].data_ptr() != input.data_ptr():
         parts[mine].copy_(input.view(-1))
@@ -92,5 +94,7 @@ def all_gather(
 
 def install() -> None:
     """Make megatron-core's gradient buffers use these."""
+    for name in ("dist_reduce_scatter_func", "dist_all_gather_func"):
+        assert hasattr(mcore_param_and_grad_buffer, name), f"this megatron-core calls {name} otherwise"
     mcore_param_and_grad_buffer.dist_reduce_scatter_func = reduce_scatter
     mcore_param_and_grad_buffer.dist_all_gather_func = all_gather

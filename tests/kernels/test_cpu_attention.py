@@ -70,14 +70,22 @@ def test_output_and_gradients_are_those_of_attention_written_out(name: str, head
 
 def test_short_segments_are_one_block_while_they_fit() -> None:
     bounds = [0, 9, 40, 64, 65, 66, 200, 201]
-    joined = cpu_attention._short_ones_joined(bounds, bounds, torch.device("cpu"))
+    joined = cpu_attention._short_ones_joined(bounds, bounds, torch.empty(201, 2, 3, 8))
     assert [segment.queries for segment in joined] == [(0, 64), (64, 66), (66, 200), (200, 201)]
     hidden = joined[0].hidden
     assert [int((~row).sum()) for row in hidden] == [*range(1, 10), *range(1, 32), *range(1, 25)]
 
 
+def test_many_heads_to_a_group_join_no_more_than_one_block_holds() -> None:
+    bounds = [0, 20, 60, 61, 90]
+    inputs = drawn(bounds, bounds, heads=71, groups=1, hn=8, dtype=torch.float64)  # Falcon-7B's
+    expected = with_gradients(written_out, inputs, bounds, bounds, 0.3)
+    for ours, theirs in zip(with_gradients(attend, inputs, bounds, bounds, 0.3), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
 def test_smaller_blocks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    bounds = [0, 500, 777]
+    bounds = [0, 500, 777, 800, 825, 840]
     inputs = drawn(bounds, bounds, heads=4, groups=2, hn=16, dtype=torch.float64)
     expected = with_gradients(attend, inputs, bounds, bounds, 0.25)
     monkeypatch.setattr(cpu_attention, "BLOCK_SCORES", 2 * 40 * 400)
