@@ -4,7 +4,7 @@ Both make the same random weights of SmolLM2-135M's shape and the same documents
 with document masks as two processes of one thread. That the work is the same is seen from the losses: they are compared
 before a figure is kept. Needs the repository's history.
 
-python -m benchmarks.first_version [--pairs 4] [--steps 3] [--layers 30] [--commit 2a4a04e]
+python -m benchmarks.first_version [--pairs 6] [--steps 5] [--layers 30] [--commit 2a4a04e]
 """
 
 import argparse
@@ -101,8 +101,8 @@ def measure(record: Record, first: Path, folder: Path, options: argparse.Namespa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--pairs", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--commit", default=FIRST)
     add_record_option(parser)

@@ -11,7 +11,7 @@ the precision this CPU is good at, each in fresh processes, in turn.
 
 A peer that cannot run says why and is left out. The last lines are what the README quotes.
 
-python -m benchmarks.train_step [--pairs 4] [--steps 3] [--layers 30] [--peers transformers megatron-core]
+python -m benchmarks.train_step [--pairs 6] [--steps 5] [--layers 30] [--peers transformers megatron-core]
 python -m benchmarks.train_step --overlay losses.png [--steps 200]    # losses over each other, of a small model
 """
 
@@ -242,8 +242,8 @@ def draw(path: Path, losses: Mapping[str, Sequence[float]]) -> None:
 def main() -> None:
     """Compare speeds, or with --overlay losses."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--pairs", type=int, default=4, help="runs of each side, in rounds")
-    parser.add_argument("--steps", type=int, help="a run; 3, and 200 with --overlay")
+    parser.add_argument("--pairs", type=int, default=6, help="runs of each side, in rounds")
+    parser.add_argument("--steps", type=int, help="a run; 5, and 200 with --overlay")
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--peers", nargs="+", choices=[*TARGETS, "torchtitan"], default=[*TARGETS, "torchtitan"])
     parser.add_argument("--precision", choices=["bf16", "fp32"], help="default: what this CPU is good at")
@@ -251,7 +251,7 @@ def main() -> None:
     parser.add_argument("--overlay", type=Path, metavar="PNG", help="draw losses instead of measuring speeds")
     add_record_option(parser)
     options = parser.parse_args()
-    options.steps = options.steps or (200 if options.overlay else 3)
+    options.steps = options.steps or (200 if options.overlay else 5)
     for peer in options.peers:
         if reason := missing(peer):
             print(f"{peer}: left out: {reason}")

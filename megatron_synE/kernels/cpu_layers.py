@@ -2,7 +2,7 @@
 
 Autograd of the plain functions keeps and moves arrays of a whole row, many of them in fp32: at 1,024 tokens each is
 larger than a core's cache. Here what is computed in between stays in it, and for the backward pass the input is kept
-and no other array as large (docs/performance.md).
+and no other array as large. SwiGLU gains memory by it, not time (docs/performance.md).
 
 Legend: n rows, h hidden, f MLP width on this TP rank.
 """

@@ -2,7 +2,7 @@
 
 torch's reduce-scatter over gloo copies the whole buffer and sums all of it on every rank; its all-gather copies it as
 well. Here each rank is sent what it keeps and nothing else, in pieces, the next of which travels while one is added:
-a third of the time for 540 MB between two processes of one machine (docs/performance.md).
+540 MB between two processes of one machine take a third of the time (docs/performance.md).
 
 Legend: n ranks of the group, c elements of a rank's part, w of a piece.
 """

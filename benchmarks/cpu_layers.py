@@ -1,0 +1,69 @@
+"""RMSNorm and SwiGLU by rows on a CPU against the plain functions of torch, forward and backward.
+
+1,024 tokens of the widths of SmolLM2-135M and Llama-3-8B, one thread, in turn, by CPU time.
+
+python -m benchmarks.cpu_layers [--pairs 12]
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from benchmarks._figures import Figure, Record, add_record_option
+from benchmarks._pairs import interleaved, ratio_of
+from megatron_synE.kernels import cpu_layers, plain
+from megatron_synE.runtime.cpu_memory import keep_freed_memory
+
+WIDTHS = {"SmolLM2-135M": (576, 1536), "Llama-3-8B": (4096, 14336)}
+"""Hidden, MLP."""
+TOKENS, REPEATS = 1024, 5
+Layer = Callable[..., torch.Tensor]
+
+
+def seconds_of(layer: Layer, inputs: list[torch.Tensor], gradient: torch.Tensor) -> float:
+    """CPU-seconds of one call, forward and backward."""
+    started = time.process_time()
+    for _ in range(REPEATS):
+        leaves = [x.detach().requires_grad_() for x in inputs]
+        torch.autograd.grad(layer(*leaves), leaves, gradient)
+    return (time.process_time() - started) / REPEATS
+
+
+def compare(name: str, model: str, dtype: torch.dtype, *, num_pairs: int) -> Figure:
+    """Of one layer, one model's width and one precision."""
+    hidden, mlp = WIDTHS[model]
+    is_norm = name == "RMSNorm"
+    inputs = [torch.randn(TOKENS, 1, hidden), torch.ones(hidden)] if is_norm else [torch.randn(TOKENS, 1, 2 * mlp)]
+    inputs, gradient = [x.to(dtype) for x in inputs], torch.randn(TOKENS, 1, hidden if is_norm else mlp).to(dtype)
+    theirs: Layer = partial(plain.rms_norm, eps=1e-5) if is_norm else plain.swiglu
+    ours: Layer = partial(cpu_layers.rms_norm, eps=1e-5) if is_norm else cpu_layers.swiglu
+    pairs = interleaved(
+        partial(seconds_of, theirs, inputs, gradient), partial(seconds_of, ours, inputs, gradient), num_pairs=num_pairs
+    )
+    note = f"{1e3 * min(pair[1] for pair in pairs):.2f} against {1e3 * min(pair[0] for pair in pairs):.2f} ms"
+    kind = str(dtype).removeprefix("torch.")
+    return Figure.of(f"{name} by rows to torch's, width of {model}, {kind}", ratio_of(pairs), note=note)
+
+
+def main() -> None:
+    """Print a line for each layer, model and precision."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=12)
+    add_record_option(parser)
+    options = parser.parse_args()
+    record = Record("cpu_layers", keep=options.record)
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    torch.manual_seed(1)
+    for name in ("RMSNorm", "SwiGLU"):
+        for model in WIDTHS:
+            for dtype in (torch.bfloat16, torch.float32):
+                record.add(compare(name, model, dtype, num_pairs=options.pairs))
+    record.close()
+
+
+if __name__ == "__main__":
+    main()
