@@ -19,12 +19,16 @@ ROWS_BYTES = 1 << 19
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """As plain.rms_norm; computed in fp32 (in float64 for float64) and rounded once."""
-    return _RMSNorm.apply(x, weight, eps)  # type: ignore[no-any-return, no-untyped-call]
+    apply: Any = _RMSNorm.apply
+    out: torch.Tensor = apply(x, weight, eps)
+    return out
 
 
 def swiglu(x: torch.Tensor) -> torch.Tensor:
     """As plain.swiglu."""
-    return _SwiGLU.apply(x)  # type: ignore[no-any-return, no-untyped-call]
+    apply: Any = _SwiGLU.apply
+    out: torch.Tensor = apply(x)
+    return out
 
 
 def _rows_at_once(width: int) -> int:

@@ -31,7 +31,8 @@ def reduce_scatter(
     another operation than a sum, torch's own. Collective: group.
     """
     if input.is_cuda or async_op or op != dist.ReduceOp.SUM:
-        return dist.reduce_scatter_tensor(output, input, op=op, group=group, async_op=async_op)  # type: ignore[no-any-return]
+        work: dist.Work | None = dist.reduce_scatter_tensor(output, input, op=op, group=group, async_op=async_op)
+        return work
     mine, n = dist.get_rank(group), dist.get_world_size(group)
     assert output.dim() == 1 and output.dtype == input.dtype and output.numel() * n == input.numel()
     if n == 1:
@@ -47,8 +48,8 @@ def reduce_scatter(
             pending.append(_exchange(parts[:, pieces[index]], rooms[index % 2], group))
         if index > 0:
             piece, room = pieces[index - 1], rooms[(index - 1) % 2]
-            for work in pending[index - 1]:
-                work.wait()
+            for sent in pending[index - 1]:
+                sent.wait()
             own, total = parts[mine, piece], output[piece]
             room[mine, : len(own)] = own  # output may be its place, and is written from the first sum on
             torch.add(room[0, : len(own)], room[1, : len(own)], out=total)
@@ -81,7 +82,8 @@ def all_gather(
     On CUDA or in the background torch's own. Collective: group.
     """
     if input.is_cuda or async_op:
-        return dist.all_gather_into_tensor(output, input, group=group, async_op=async_op)  # type: ignore[no-any-return]
+        gathering: dist.Work | None = dist.all_gather_into_tensor(output, input, group=group, async_op=async_op)
+        return gathering
     mine, n = dist.get_rank(group), dist.get_world_size(group)
     assert output.dtype == input.dtype and output.numel() == input.numel() * n
     parts = output.view(n, -1)  # [n, c]

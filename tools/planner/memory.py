@@ -128,7 +128,10 @@ def widths(job: Job, layout: Layout) -> Widths:
 
 
 def norm_bytes(job: Job, layout: Layout) -> int:
-    """One RMSNorm: its input, 1 / rms per token in fp32, its output: s * (b*h + 4 + b*h)."""
+    """One RMSNorm: its input, 1 / rms per token in fp32, its output: s * (b*h + 4 + b*h).
+
+    Of fused kernels, and of ours on a CPU (`model.kernels: auto`); under `torch` a CPU keeps more.
+    """
     w = widths(job, layout)
     return w.s * (2 * w.b * w.h + FP32)
 
