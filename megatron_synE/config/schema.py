@@ -184,7 +184,8 @@ class DataSection:
     """Leave out the loss at positions whose input is EOS (their target belongs to the next document)."""
     exhaustion: Literal["repeat", "stop", "renormalize"] = "repeat"
     """repeat: read again, up to max_epochs. stop: refuse a plan that reads any source more than once. renormalize: a
-    source read max_epochs times gives its share to its kin: its topic's buckets, its source, its language."""
+    source read max_epochs times gives its share to its kin: its topic's buckets, its source, its language. What
+    skip_samples leaves out does not count there: a source may go on into its next epoch by as much."""
     max_epochs: PositiveFloat = 4.0
     """A plan that reads any source more often is refused. Ours: repetition beyond four pays little (2305.16264)."""
     skip_samples: tuple[Annotated[str, Field(pattern=r"^\d+:\d+$")], ...] = ()

@@ -40,6 +40,7 @@ def independent_ranks() -> Ranks | None:
     """This process among those that share out work without talking: torchrun, srun, or a SLURM job array.
 
     None when it was started by hand. A job array whose jobs have several tasks counts them all.
+    Errors: ConfigError for an array of ids at unequal distances: its jobs know their count, not the ids of the others.
     """
     env = os.environ
     if "RANK" in env and "WORLD_SIZE" in env:
@@ -49,10 +50,15 @@ def independent_ranks() -> Ranks | None:
         rank, size, local = int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), int(env["SLURM_LOCALID"])
     if "SLURM_ARRAY_TASK_ID" in env:
         # Ids may begin anywhere and leave steps out (--array=10-50:10).
-        first, last = int(env["SLURM_ARRAY_TASK_MIN"]), int(env["SLURM_ARRAY_TASK_MAX"])
+        number, first, last = (int(env[f"SLURM_ARRAY_TASK_{key}"]) for key in ("ID", "MIN", "MAX"))
         count = int(env["SLURM_ARRAY_TASK_COUNT"])
         step = (last - first) // max(1, count - 1) or 1
-        rank, size = (int(env["SLURM_ARRAY_TASK_ID"]) - first) // step * size + rank, count * size
+        if first + step * (count - 1) != last or (number - first) % step:
+            raise ConfigError(
+                f"the {count} ids of this job array, {first} to {last}, do not lie at equal distances, so two of its "
+                f"jobs would take the same share; submit it as a range, e.g. --array=0-{count - 1}"
+            )
+        rank, size = (number - first) // step * size + rank, count * size
     return Ranks(rank, size, local) if size > 1 else None
 
 

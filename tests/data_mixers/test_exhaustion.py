@@ -46,6 +46,16 @@ def test_nothing_is_read_beyond_its_limit_and_everything_up_to_it() -> None:
     assert schedule.num_samples == 1500
 
 
+def test_what_a_skip_leaves_out_is_made_up_for_out_of_the_next_epoch() -> None:
+    limits = window_limits(ENTRIES, seq_length=64, max_epochs=1.0)
+    planned = [PlannedPhase(name="s", stage="s", num_samples=1500, weights=WEIGHTS)]
+    schedule = compose(planned, (), ENTRIES, seed=5, seq_length=64, limits=limits).skip(100, 150, consumed_samples=0)
+    sampler, names = Sampler(schedule), [source.name for source in schedule.sources]
+    read, passed = (dict(zip(names, counts(1500), strict=True)) for counts in (sampler.read, sampler.cursors))
+    assert (read[LAW], read[SEA]) == (pytest.approx(100, abs=1), pytest.approx(40, abs=1))
+    assert (passed[LAW], passed[SEA]) == (pytest.approx(110, abs=1), pytest.approx(45, abs=1))  # 0.2 and 0.1 of 50
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 1499), st.floats(0.05, 0.9), st.floats(0.3, 2.5))
 def test_a_decision_changes_what_ends_when_but_never_the_past(start: int, law: float, epochs: float) -> None:

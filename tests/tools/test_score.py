@@ -175,6 +175,26 @@ def test_scores_are_equal_for_two_workers_and_for_processes_that_share_out_chunk
     torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("ids", [(0, 1, 5), (0, 1, 4), (3, 7, 8), (0, 4, 5, 9)])
+def test_no_two_jobs_of_an_irregular_array_take_one_share(
+    ids: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+    refusals: list[str] = []
+    for number in ids:
+        for key, value in {"ID": number, "MIN": min(ids), "MAX": max(ids), "COUNT": len(ids)}.items():
+            monkeypatch.setenv(f"SLURM_ARRAY_TASK_{key}", str(value))
+        try:
+            ranks = independent_ranks()
+        except ConfigError as error:
+            refusals.append(str(error))
+            continue
+        assert ranks is not None and ranks.world_size == len(ids)
+        taken.append(ranks.rank)
+    assert refusals and len(taken) == len(set(taken))
+    assert all("equal distances" in text and f"--array=0-{len(ids) - 1}" in text for text in refusals)
+
+
 def test_launched_ranks_share_out_the_files_through_the_command(data: Path, hf: Path) -> None:
     command = ["-m", "tools", "data", "score-ppl", "--data", data, "--hf", hf, "--seq-length", 128]
     options_of_command = ["--precision", "fp32", "--device", "cpu"]
