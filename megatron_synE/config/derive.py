@@ -138,10 +138,14 @@ def rows_of_rank(config: RunConfig) -> int:
 
 
 def resolve_device(asked: Literal["auto", "cpu", "cuda"]) -> Device:
-    """auto: cuda where the NVIDIA driver shows a card. Asks no library, so it also runs on a login node."""
+    """auto: cuda where the NVIDIA driver shows a card. Asks no library, so it also runs on a login node.
+
+    A container that was given the host's third card alone has a /dev/nvidia2 and no /dev/nvidia0.
+    """
     if asked != "auto":
         return asked
-    return "cuda" if Path("/dev/nvidiactl").exists() and Path("/dev/nvidia0").exists() else "cpu"
+    has_card = Path("/dev/nvidiactl").exists() and any(Path("/dev").glob("nvidia[0-9]*"))
+    return "cuda" if has_card else "cpu"
 
 
 def resolve_dtype(precision: Literal["bf16", "fp32", "auto"], device: Device) -> Literal["bf16", "fp32"]:

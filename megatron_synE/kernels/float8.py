@@ -39,9 +39,18 @@ def cast(x: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tens
     return (x.float() / scale).clamp(-limit, limit).to(dtype)
 
 
+def transposed(x: torch.Tensor) -> torch.Tensor:
+    """x.t() in memory of its own; a matrix of FP8 as one of bytes, which is all that a compiler needs to know."""
+    return x.view(torch.uint8).t().contiguous().view(x.dtype) if x.itemsize == 1 else x.t().contiguous()
+
+
 @cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Two passes over memory instead of seven: eager quantisation would cost as much as FP8 saves."""
+    """Two passes over memory instead of seven: eager quantisation would cost as much as FP8 saves.
+
+    Weights are to be given detached: torch.compile makes a version for each shape of a Parameter, and no more than
+    eight of a function; of other tensors one serves all shapes.
+    """
     return torch.compile(function)
 
 
@@ -68,8 +77,8 @@ class _Linear(torch.autograd.Function):
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, recipe: Recipe, gradients: torch.dtype
     ) -> torch.Tensor:
         dim = None if recipe == "tensorwise" else 1
-        x8, x_scale = _fused(quantise, x)(x, E4M3, dim=dim)
-        w8, w_scale = _fused(quantise, x)(weight, E4M3, dim=dim)
+        x8, x_scale = _fused(quantise, x)(x.detach(), E4M3, dim=dim)
+        w8, w_scale = _fused(quantise, x)(weight.detach(), E4M3, dim=dim)
         ctx.recipe, ctx.gradients = recipe, gradients
         if recipe == "tensorwise":
             ctx.save_for_backward(x8, x_scale, weight, w_scale)  # one byte an activation
@@ -80,20 +89,17 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
         kept, x_scale, weight, w_scale = ctx.saved_tensors
+        turned = _fused(transposed, gradient)
         if ctx.recipe == "tensorwise":
             g8, g_scale = _fused(quantise, gradient)(gradient, ctx.gradients)
             # The weight is rounded anew: its FP8 copy would stay in memory from every layer's forward pass on.
-            w8 = _fused(cast, gradient)(weight, w_scale, E4M3)
-            dx = product(g8, g_scale, w8.t().contiguous(), w_scale, out_dtype=gradient.dtype, fast_accumulation=False)
-            dw = product(
-                g8.t().contiguous(), g_scale, kept.t().contiguous(), x_scale,
-                out_dtype=weight.dtype, fast_accumulation=False,
-            )  # fmt: skip
+            w8 = turned(_fused(cast, gradient)(weight.detach(), w_scale, E4M3))
+            dx = product(g8, g_scale, w8, w_scale, out_dtype=gradient.dtype, fast_accumulation=False)
+            dw = product(turned(g8), g_scale, turned(kept), x_scale, out_dtype=weight.dtype, fast_accumulation=False)
         else:
             g8, g_scale = _fused(quantise, gradient)(gradient, ctx.gradients, dim=1)
-            w8, columns = _fused(quantise, gradient)(
-                weight.t().contiguous(), E4M3, dim=1
-            )  # [k, m], a scale for each of k
+            # [k, m], a scale for each of k
+            w8, columns = _fused(quantise, gradient)(turned(weight.detach()), E4M3, dim=1)
             dx = product(g8, g_scale, w8, columns, out_dtype=gradient.dtype, fast_accumulation=False)
             dw = gradient.t() @ kept
         return dx, dw, None, None
