@@ -54,11 +54,17 @@ def in_own_process(name: str, setting: Setting, limit: float) -> dict[str, Any]:
     command += ["--tiny"] if setting.tiny else []
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
-    except subprocess.TimeoutExpired:
-        return {"status": "timed out", "limit_seconds": limit}
-    if done.returncode:
-        return {"status": "failed", "exit_code": done.returncode, "stderr": done.stderr[-4000:]}
-    return {"status": "done", "figures": json.loads(done.stdout.splitlines()[-1])}
+    except subprocess.TimeoutExpired as late:
+        said = late.stderr or b""  # bytes, also with text=True
+        return {"status": "timed out", "limit_seconds": limit, "stderr": said.decode(errors="replace")[-4000:]}
+    said = {"stderr": done.stderr[-4000:]}  # also of a section that is done: what fell back to something slower
+    try:
+        figures = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        figures = None
+    if done.returncode or figures is None:
+        return {"status": "failed", "exit_code": done.returncode, **said}
+    return {"status": "done", "figures": figures, **said}
 
 
 def in_this_process(name: str, setting: Setting, _: float) -> dict[str, Any]:
@@ -107,8 +113,8 @@ def main() -> int:
         return 0
     setting = Setting("cpu" if options.device == "cpu" else "cuda", tiny=options.tiny)
     if options.one:
-        print(json.dumps(SECTIONS[options.one](setting)))
-        return 0
+        print(json.dumps(SECTIONS[options.one](setting)), flush=True)
+        os._exit(0)  # the figures are there: nothing waits for NCCL's threads
     names = options.sections.split(",")
     if unknown := [name for name in names if name not in SECTIONS]:
         parser.error(f"no section {unknown[0]}; there are {', '.join(SECTIONS)}")

@@ -18,7 +18,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks._timing import seconds_of
+from benchmarks._timing import device_seconds_of
 from megatron_synE.kernels import float8, plain
 from megatron_synE.kernels.choice import choose_kernels
 from megatron_synE.model.native_layers import NativeAttention
@@ -69,9 +69,9 @@ def ceilings(shape: Shape, device: Device) -> dict[str, float]:
     """{"GB/s": read and written by a copy, "TFLOP/s": of a square product in bf16}."""
     source = torch.ones(shape.copied_bytes // 4, device=device.torch_device)
     target = torch.empty_like(source)
-    copy = seconds_of(lambda: target.copy_(source), device)
+    copy = device_seconds_of(lambda: target.copy_(source), device)
     a = torch.randn(shape.square, shape.square, device=device.torch_device).bfloat16()
-    product = seconds_of(lambda: a @ a, device)
+    product = device_seconds_of(lambda: a @ a, device)
     return {"GB/s": 2 * shape.copied_bytes / copy / 1e9, "TFLOP/s": 2 * shape.square**3 / product / 1e12}
 
 
@@ -80,7 +80,7 @@ def figures(shape: Shape, device: Device, ceiling: dict[str, float]) -> list[Fig
     found: list[Figure] = []
 
     def add(name: str, by: str, work: Callable[[], object], amount: float, unit: Literal["GB/s", "TFLOP/s"]) -> None:
-        seconds = seconds_of(work, device)
+        seconds = device_seconds_of(work, device)
         rate = amount / seconds / (1e9 if unit == "GB/s" else 1e12)
         found.append(Figure(name, by, seconds, rate, unit, rate / ceiling[unit]))
 
@@ -105,7 +105,8 @@ def _elementwise(shape: Shape, device: Device, add: Add) -> None:
     s = shape
     x, weight = _random(device, s.tokens, s.hidden), _random(device, s.hidden)
     gate_up = _random(device, s.tokens, 2 * s.ffn)
-    product = _random(device, s.tokens, s.heads + 2 * s.groups, s.head_dim)
+    product = torch.randn(s.tokens, s.heads + 2 * s.groups, s.head_dim, device=device.torch_device).bfloat16()
+    query = product[:, : s.heads].requires_grad_()  # strided, as in the model
     positions = torch.arange(s.tokens, device=device.torch_device)
     inverse = torch.ones(s.head_dim // 2, device=device.torch_device)
     cos, sin = cos_sin(inverse, positions, torch.bfloat16)
@@ -118,13 +119,13 @@ def _elementwise(shape: Shape, device: Device, add: Add) -> None:
         swiglu = kernels.swiglu or plain.swiglu
 
         def turn(rotate: Callable[..., torch.Tensor] = kernels.rotate) -> torch.Tensor:
-            return rotate(product[:, : s.heads], cos, sin)
+            return rotate(query, cos, sin)
 
         # Going backward a norm reads two rows and writes one, the activation reads three and writes two.
         for name, work, inputs, once, twice in (
             ("rms_norm", partial(kernels.rms_norm, x, weight, 1e-5), (x, weight), 2 * row, 5 * row),
             ("swiglu", partial(swiglu, gate_up), (gate_up,), 3 * wide, 8 * wide),
-            ("rotate", turn, (product,), 2 * heads, 4 * heads),
+            ("rotate", turn, (query,), 2 * heads, 4 * heads),
         ):
             with torch.no_grad():
                 add(name, by, work, once, "GB/s")
@@ -166,7 +167,7 @@ def _attention(shape: Shape, device: Device, add: Add) -> None:
     k, v = (_random(device, s.tokens, s.groups, s.head_dim) for _ in range(2))
     for name, document in (("causal attention", s.tokens), ("masked attention", s.document)):
         bounds = tuple(range(0, s.tokens + 1, document))
-        row = packed_row(bounds, max_segments=max(64, len(bounds)), device=device.torch_device)
+        row = packed_row(bounds, max_segments=len(bounds) - 1, device=device.torch_device)
         work = partial(attention, q, k, v, None, packed_seq_params=row)
         # Masked: also in FLOPs of the plain causal square, so that the rates say what a step pays for the mask.
         flops = 4.0 * s.heads * s.head_dim * s.tokens * s.tokens / 2

@@ -85,9 +85,28 @@ def test_wrong_numerics_end_the_suite(tmp_path: Path) -> None:
 
 
 def test_a_section_of_its_own_process_is_ended_at_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert gpu_suite.in_own_process("numerics", TINY, 0.2) == {"status": "timed out", "limit_seconds": 0.2}
+    late = gpu_suite.in_own_process("numerics", TINY, 0.2)
+    assert late == {"status": "timed out", "limit_seconds": 0.2, "stderr": ""}
     monkeypatch.setattr(sys, "executable", "/bin/false")
     assert gpu_suite.in_own_process("numerics", TINY, 20.0) == {"status": "failed", "exit_code": 1, "stderr": ""}
+
+
+@pytest.mark.parametrize("said", ["", "not json"])
+def test_a_section_that_says_no_figures_has_failed(said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process ends well: a script stands in that prints something else."""
+    script = tmp_path / "python"
+    script.write_text(f"#!/bin/sh\necho '{said}'\necho why >&2\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    found = gpu_suite.in_own_process("numerics", TINY, 20.0)
+    assert found == {"status": "failed", "exit_code": 0, "stderr": "why\n"}
+
+
+def test_a_section_of_its_own_process_gives_its_figures() -> None:
+    found = gpu_suite.in_own_process("numerics", TINY, 300.0)
+    assert found["status"] == "done" and found["figures"]["failed"] == [] and set(found["figures"]["used"]) == {
+        "kernels", "attention", "weight gradients"
+    }  # fmt: skip
 
 
 def test_numerics_find_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
