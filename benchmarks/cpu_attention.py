@@ -6,15 +6,15 @@ thread, in turn, by CPU time; and how far each lies from float64, the furthest o
 python -m benchmarks.cpu_attention [--pairs 12]
 """
 
-import argparse
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks._figures import Figure, Record, add_record_option
+from benchmarks._figures import Figure, Record, parser_of
 from benchmarks._pairs import interleaved, ratio_of
 from megatron_synE.kernels.cpu_attention import attend
 from megatron_synE.runtime.cpu_memory import keep_freed_memory
@@ -83,17 +83,12 @@ def compare(model: str, length: int, *, num_pairs: int) -> Figure:
 
 def main() -> None:
     """Print a line for each model and length."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=12)
-    add_record_option(parser)
-    options = parser.parse_args()
-    record = Record("cpu_attention", keep=options.record)
+    options = parser_of(__doc__, pairs=12).parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
-    for model in HEADS:
-        for length in LENGTHS:
+    with Record("cpu_attention", keep=options.record) as record:
+        for model, length in product(HEADS, LENGTHS):
             record.add(compare(model, length, num_pairs=options.pairs))
-    record.close()
 
 
 if __name__ == "__main__":

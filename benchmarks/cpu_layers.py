@@ -5,14 +5,14 @@
 python -m benchmarks.cpu_layers [--pairs 12]
 """
 
-import argparse
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 
 import torch
 
-from benchmarks._figures import Figure, Record, add_record_option
+from benchmarks._figures import Figure, Record, parser_of
 from benchmarks._pairs import interleaved, ratio_of
 from megatron_synE.kernels import cpu_layers, plain
 from megatron_synE.runtime.cpu_memory import keep_freed_memory
@@ -50,19 +50,13 @@ def compare(name: str, model: str, dtype: torch.dtype, *, num_pairs: int) -> Fig
 
 def main() -> None:
     """Print a line for each layer, model and precision."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=12)
-    add_record_option(parser)
-    options = parser.parse_args()
-    record = Record("cpu_layers", keep=options.record)
+    options = parser_of(__doc__, pairs=12).parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
     torch.manual_seed(1)
-    for name in ("RMSNorm", "SwiGLU"):
-        for model in WIDTHS:
-            for dtype in (torch.bfloat16, torch.float32):
-                record.add(compare(name, model, dtype, num_pairs=options.pairs))
-    record.close()
+    with Record("cpu_layers", keep=options.record) as record:
+        for name, model, dtype in product(("RMSNorm", "SwiGLU"), WIDTHS, (torch.bfloat16, torch.float32)):
+            record.add(compare(name, model, dtype, num_pairs=options.pairs))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ documents come again in another order. A process's cost is all its CPU time, sta
 its memory is the peak of the largest process, which is a worker.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -32,7 +31,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks._figures import Figure, Record, add_record_option
+from benchmarks._figures import Figure, Record, parser_of
 from benchmarks._pairs import interleaved, ratio_of
 from megatron_synE.data.indexed import IndexedFile
 from megatron_synE.data.tokenizer_engines import LLAMA3_NAMED, LLAMA3_NUM_CONTROL, LLAMA3_NUM_RANKS, LLAMA3_PATTERN
@@ -269,17 +268,13 @@ def stock_parts(bench: Bench, record: Record, text: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, megabytes=106.0, large_megabytes=2000.0, pairs=5)
     parser.add_argument("--tokenizer-model", type=Path, help="Llama-3's; default: fetched")
     parser.add_argument("--megatron-lm", type=Path)
     parser.add_argument("--peer-packages", type=Path)
     parser.add_argument("--text", type=Path, help="folder with en.jsonl and zh.jsonl; default: fetched")
-    parser.add_argument("--megabytes", type=float, default=106)
-    parser.add_argument("--large-megabytes", type=float, default=2000)
-    parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--part", choices=PARTS, action="append", help="only these; may be repeated")
     parser.add_argument("--folder", type=Path, help="keeps the texts for the next call; default: a temporary one")
-    add_record_option(parser)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = arguments.folder or Path(name)
@@ -295,9 +290,8 @@ def main() -> None:
         )
         bench.ours(files["one"])  # the tokenizer is checked against HF once, and the outcome kept
         for part in arguments.part or PARTS:
-            record = Record(f"preprocess-{part}", keep=arguments.record)
-            _measure(bench, record, part, files, arguments.pairs)
-            record.close()
+            with Record(f"preprocess-{part}", keep=arguments.record) as record:
+                _measure(bench, record, part, files, arguments.pairs)
 
 
 def _texts_for(bench: Bench, texts: Path, megabytes: float, large_megabytes: float) -> dict[str, Path]:

@@ -6,14 +6,13 @@ bf16 a CPU has no product that ends in fp32, so both do the same there.
 python -m benchmarks.weight_gradient [--pairs 20]
 """
 
-import argparse
 import time
 from collections.abc import Callable
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks._figures import Figure, Record, add_record_option
+from benchmarks._figures import Figure, Record, parser_of
 from benchmarks._pairs import interleaved, ratio_of
 from megatron_synE.model.weight_gradient import add_product
 from megatron_synE.runtime.cpu_memory import keep_freed_memory
@@ -61,16 +60,12 @@ def compare(dtype: torch.dtype, *, num_pairs: int) -> Figure:
 
 def main() -> None:
     """Print a line for each precision."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--pairs", type=int, default=20)
-    add_record_option(parser)
-    options = parser.parse_args()
-    record = Record("weight_gradient", keep=options.record)
+    options = parser_of(__doc__, pairs=20).parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
-    for dtype in (torch.float32, torch.bfloat16):
-        record.add(compare(dtype, num_pairs=options.pairs))
-    record.close()
+    with Record("weight_gradient", keep=options.record) as record:
+        for dtype in (torch.float32, torch.bfloat16):
+            record.add(compare(dtype, num_pairs=options.pairs))
 
 
 if __name__ == "__main__":
