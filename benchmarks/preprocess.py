@@ -22,7 +22,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +31,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks._figures import Figure, Record, parser_of
-from benchmarks._pairs import interleaved, ratio_of
+from benchmarks._pairs import cpu_seconds_of, interleaved, ratio_of
 from megatron_synE.data.indexed import IndexedFile
 from megatron_synE.data.tokenizer_engines import LLAMA3_NAMED, LLAMA3_NUM_CONTROL, LLAMA3_NUM_RANKS, LLAMA3_PATTERN
 
@@ -237,18 +236,13 @@ def stock_parts(bench: Bench, record: Record, text: Path) -> None:
 
     from megatron_synE.data.tokenizers import load_tokenizer
 
-    def cost(step: Callable[[], object]) -> float:
-        before = time.process_time()
-        step()
-        return time.process_time() - before
-
     tokenizer = load_tokenizer(bench.hf)
     tokenizer.encode_ordinary_batch(["the tables are built here"])
     lines = text.read_bytes().splitlines()
     texts = [orjson.loads(line)["text"] for line in lines]
     batches = [texts[start : start + 2048] for start in range(0, len(texts), 2048)]
     raw, output = [one.encode() for one in texts], bench.folder / "ids"
-    cold = cost(lambda: [tokenizer.encode_ordinary_flat(batch) and None for batch in batches])
+    cold = cpu_seconds_of(lambda: [tokenizer.encode_ordinary_flat(batch) and None for batch in batches], repeats=1)
     ids = tokenizer.encode_ordinary_flat(texts)[0]
     steps: dict[str, Callable[[], object]] = {
         "reading lines": lambda: [None for _ in text.open("rb")],
@@ -258,7 +252,8 @@ def stock_parts(bench: Bench, record: Record, text: Path) -> None:
         "ids written twice": lambda: [output.write_bytes(ids.data) for _ in range(2)],
         "sha256 of the ids": lambda: hashlib.sha256(ids.data),
     }
-    costs = {"fastokens": cold} | {name: min(cost(step) for _ in range(3)) for name, step in steps.items()}
+    costs = {"fastokens": cold}
+    costs |= {name: min(cpu_seconds_of(step, repeats=1) for _ in range(3)) for name, step in steps.items()}
     output.unlink()
     total = sum(costs.values())
     listed = ", ".join(f"{name} {seconds:.2f}" for name, seconds in costs.items())

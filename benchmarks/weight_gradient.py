@@ -6,26 +6,18 @@ bf16 a CPU has no product that ends in fp32, so both do the same there.
 python -m benchmarks.weight_gradient [--pairs 20]
 """
 
-import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks._figures import Figure, Record, parser_of
-from benchmarks._pairs import interleaved, ratio_of
+from benchmarks._pairs import cpu_seconds_of, interleaved, ratio_of
 from megatron_synE.model.weight_gradient import add_product
 from megatron_synE.runtime.cpu_memory import keep_freed_memory
 
 TOKENS, INPUTS, OUTPUTS = 1024, 576, 2 * 1536
-
-
-def seconds_of(work: Callable[[], object], *, repeats: int = 5) -> float:
-    """CPU-seconds of one call."""
-    started = time.process_time()
-    for _ in range(repeats):
-        work()
-    return (time.process_time() - started) / repeats
 
 
 def allocated(work: Callable[[], object]) -> int:
@@ -47,7 +39,8 @@ def compare(dtype: torch.dtype, *, num_pairs: int) -> Figure:
     def fused() -> None:
         add_product(main_grad, d_output, inputs)
 
-    pairs = interleaved(lambda: seconds_of(apart), lambda: seconds_of(fused), num_pairs=num_pairs)
+    timed = [partial(cpu_seconds_of, way, repeats=5) for way in (apart, fused)]
+    pairs = interleaved(*timed, num_pairs=num_pairs)
     what = (
         f"a weight gradient added by its product to the product and then the sum, {str(dtype).removeprefix('torch.')}"
     )
