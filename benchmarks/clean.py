@@ -89,25 +89,13 @@ def theirs(path: Path, out: Path) -> None:
     config = MinhashConfig(hash_config=HashConfig(precision=32))
     reader = JsonlReader(str(path.parent), glob_pattern=path.name)
     gopher = GopherRepetitionFilter(exclusion_writer=JsonlWriter(str(out / "repetitive")), language=words)
+    without_copies = MinhashDedupFilter(str(out / "remove"), exclusion_writer=JsonlWriter(str(out / "dropped")))
     steps = [
         ([reader, gopher, JsonlWriter(str(out / "filtered"))], 1),
-        (
-            [
-                JsonlReader(str(out / "filtered")),
-                Signature(),
-            ],
-            1,
-        ),
+        ([JsonlReader(str(out / "filtered")), Signature()], 1),
         ([MinhashDedupBuckets(str(out / "sig"), str(out / "dup"), config=config)], config.num_buckets),
         ([MinhashDedupCluster(str(out / "dup"), str(out / "remove"), config=config)], 1),
-        (
-            [
-                JsonlReader(str(out / "filtered")),
-                MinhashDedupFilter(str(out / "remove"), exclusion_writer=JsonlWriter(str(out / "dropped"))),
-                JsonlWriter(str(out / "kept")),
-            ],
-            1,
-        ),
+        ([JsonlReader(str(out / "filtered")), without_copies, JsonlWriter(str(out / "kept"))], 1),
     ]
     for number, (pipeline, tasks) in enumerate(steps):
         LocalPipelineExecutor(pipeline, tasks=tasks, workers=1, logging_dir=str(out / f"log{number}")).run()

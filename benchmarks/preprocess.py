@@ -159,18 +159,8 @@ class Bench:
         """name: of the folder below `folder` that is written."""
         out = self.folder / name
         subprocess.run(["rm", "-rf", str(out)], check=True)
-        command = [
-            sys.executable,
-            "-m",
-            "tools",
-            "data",
-            "preprocess",
-            "--input",
-            str(text),
-            "--tokenizer",
-            str(self.hf),
-        ]
-        command += ["--out", str(out), "--workers", str(workers)]
+        command = [sys.executable, "-m", "tools", "data", "preprocess", "--input", str(text)]
+        command += ["--tokenizer", str(self.hf), "--out", str(out), "--workers", str(workers)]
         return run(command, {**os.environ, **ONE_THREAD})
 
     def start_of(self, tool: Callable[[Path], Run], one: Path) -> float:
