@@ -197,11 +197,7 @@ def build_validator(
             if source.role != "validation":
                 continue
             found, text_bytes = _documents(
-                manifest.folder,
-                source,
-                limit,
-                min_documents=min_documents,
-                vocab_size=manifest.tokenizer.vocab_size,
+                manifest.folder, source, limit, min_documents=min_documents, vocab_size=manifest.tokenizer.vocab_size
             )
             if all(len(document) < 2 for document in found):
                 raise DataError(

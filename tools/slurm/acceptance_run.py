@@ -175,11 +175,7 @@ def main(arguments: list[str]) -> int:
             prepare(given.work, world_size=world_size, device=given.device, only=only)
             return 0
         report = judge(
-            given.work,
-            cluster=given.cluster,
-            nodes=given.nodes,
-            gpus_per_node=given.gpus_per_node,
-            device=given.device,
+            given.work, cluster=given.cluster, nodes=given.nodes, gpus_per_node=given.gpus_per_node, device=given.device
         )
         given.out.parent.mkdir(parents=True, exist_ok=True)
         checkpoints.write_json(given.out, report)
