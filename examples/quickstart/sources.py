@@ -18,21 +18,10 @@ HeldOut = Literal["documents", "source", "retention", "nothing"]
 CRIMINAL_LAW = "刑法"
 LAST_TRAINED_CHAPTER = 112  # of 120
 CODE_NOT_TRAINED = frozenset({"asyncio", "email", "http", "logging", "unittest"})
-CODE_LEFT_OUT = frozenset(  # tests, generated tables, other people's packages, text that another source reads
-    (
-        "__phello__",
-        "distutils",
-        "encodings",
-        "ensurepip",
-        "idlelib",
-        "lib2to3",
-        "pydoc_data",
-        "site-packages",
-        "dist-packages",
-        "test",
-        "turtledemo",
-    )
-)
+CODE_LEFT_OUT = frozenset((  # tests, generated tables, other people's packages, text that another source reads
+    "__phello__", "distutils", "encodings", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "site-packages",
+    "dist-packages", "test", "turtledemo",
+))  # fmt: skip
 MEDICAL_ROOTS = ("ill_health", "body_part", "medicine", "medical_procedure", "symptom", "medical_science", "drug")
 GLOSSES_PER_PAGE = 12
 VERIFIABLE_KINDS: tuple[Kind, ...] = ("arithmetic", "number_theory", "algebra", "calculus")
