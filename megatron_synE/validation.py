@@ -272,17 +272,7 @@ def _forward(
 
         return output, loss
 
-    iterators = [iter(batches) for _ in model.ddp]
-    single = len(model.ddp) == 1
     with torch.no_grad():
-        outputs = model.forward_backward(
-            forward_step_func=forward_step,
-            data_iterator=iterators[0] if single else iterators,
-            model=model.ddp[0] if single else list(model.ddp),
-            num_microbatches=len(batches),
-            seq_length=num_pairs,
-            micro_batch_size=1,
-            forward_only=True,
-        )
+        outputs = model.run(forward_step, batches, row=num_pairs, forward_only=True)
     for output in outputs:
         yield output["owners"], output["nll"]
