@@ -214,12 +214,10 @@ def overlay(options: argparse.Namespace, peers: Sequence[str]) -> None:
 
 def draw(path: Path, losses: Mapping[str, Sequence[float]]) -> None:
     """Every side's loss over the steps, and below what each peer's is above ours. PNG."""
-    import matplotlib
+    from matplotlib.figure import Figure as Canvas
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (above, below) = pyplot.subplots(2, 1, sharex=True, figsize=(8, 6), height_ratios=(3, 1))
+    figure = Canvas(figsize=(8, 6))
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     ours = losses["ours"]
     for name, values in losses.items():
         width = 1.0 if name == "ours" else 2.5
@@ -234,7 +232,6 @@ def draw(path: Path, losses: Mapping[str, Sequence[float]]) -> None:
     below.set_xlabel("step")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
 
 
 def main() -> None:

@@ -264,12 +264,10 @@ def report(found: dict[str, list[Trace]]) -> str:
 
 def plot(found: dict[str, list[Trace]], file: Path, *, interval: float) -> None:
     """Shares of the first world's topics over tokens, a panel per controller."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(2, 4, figsize=(16, 7), sharex=True, sharey=True)
+    figure = Figure(figsize=(16, 7))
+    axes = figure.subplots(2, 4, sharex=True, sharey=True)
     for axis, (name, paths) in zip(axes.flat, found.items(), strict=False):
         shares = paths[0].ratios
         axis.plot(np.arange(len(shares)) * interval / 1e9, shares)
@@ -283,5 +281,3 @@ def plot(found: dict[str, list[Trace]], file: Path, *, interval: float) -> None:
         figure.savefig(file, dpi=120)
     except (OSError, ValueError) as error:  # no folder, no right, or an ending that is no kind of picture
         raise ConfigError(f"--plot {file}: cannot be written ({error}); name a .png in a folder that exists") from error
-    finally:
-        pyplot.close(figure)
