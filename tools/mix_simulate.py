@@ -146,15 +146,8 @@ class Curves:
     def world(self, number: int, labels: Array) -> World:
         """labels: [true topic, label], columns sum to 1."""
         index = number % len(self.floor)
-        return World(
-            floor=self.floor[index],
-            reducible=self.reducible[index],
-            exponent=self.exponent[index],
-            scale=self.scale[index],
-            worth=self.transfer[index] @ labels,
-            planned=self.planned[index],
-            seen=np.eye(len(self.topics)),
-        )
+        curve = self.floor[index], self.reducible[index], self.exponent[index], self.scale[index]
+        return World(*curve, self.transfer[index] @ labels, self.planned[index], np.eye(len(self.topics)))
 
 
 def read_curves(file: Path) -> Curves:
