@@ -68,10 +68,14 @@ def model_of(architecture: LlamaArchitecture, folder: Path, precision: str, *, s
         finalize_model_grads_func=finalize_model_grads,
     )
     model = GPTModel(
-        config, get_gpt_layer_local_spec(normalization="RMSNorm"), vocab_size=architecture.vocab_size,
-        max_sequence_length=seq_length, share_embeddings_and_output_weights=architecture.tied,
-        position_embedding_type="rope", rotary_base=int(architecture.rotary_base),
-    )  # fmt: skip
+        config,
+        get_gpt_layer_local_spec(normalization="RMSNorm"),
+        vocab_size=architecture.vocab_size,
+        max_sequence_length=seq_length,
+        share_embeddings_and_output_weights=architecture.tied,
+        position_embedding_type="rope",
+        rotary_base=int(architecture.rotary_base),
+    )
     model.architecture = architecture  # where local_parameters looks for it
     source = HfFolder(folder)
     with torch.no_grad():

@@ -49,9 +49,13 @@ class Options:
 def run_config(options: Options, device: Device) -> RunConfig:
     """One sequence a step, on one rank."""
     training = TrainingSection(
-        seq_length=options.seq_length, global_batch_size=1, precision=options.precision, recompute=options.recompute,
-        fp8=options.fp8, fp8_recipe=options.fp8_recipe,
-    )  # fmt: skip
+        seq_length=options.seq_length,
+        global_batch_size=1,
+        precision=options.precision,
+        recompute=options.recompute,
+        fp8=options.fp8,
+        fp8_recipe=options.fp8_recipe,
+    )
     return RunConfig(
         run=RunSection(name="benchmark", dir=Path()),
         training=training,

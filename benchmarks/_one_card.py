@@ -71,7 +71,11 @@ def train(setting: "Setting") -> dict[str, Any]:
     seconds = seconds_of(step, setting.device, repeats=5, warm_up=1)
     flops = training_flops_per_token(architecture, seq_length=setting.seq_length) * setting.seq_length
     return {
-        "planned_bytes": planned, "peak_bytes": setting.device.peak_memory_bytes(),
-        "tokens_per_second": setting.seq_length / seconds, "tflops": flops / seconds / 1e12, "seconds": seconds,
-        "first_loss": first, "last_loss": step(),
-    }  # fmt: skip
+        "planned_bytes": planned,
+        "peak_bytes": setting.device.peak_memory_bytes(),
+        "tokens_per_second": setting.seq_length / seconds,
+        "tflops": flops / seconds / 1e12,
+        "seconds": seconds,
+        "first_loss": first,
+        "last_loss": step(),
+    }

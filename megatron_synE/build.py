@@ -176,11 +176,19 @@ def build_optimizer(config: RunConfig, plan: RunPlan, model: Model) -> Any:
     gradients.install_where_needed()
     section = config.optimizer
     optimizer_config = OptimizerConfig(
-        optimizer="adam", lr=section.lr, min_lr=0.0, weight_decay=section.weight_decay, adam_beta1=section.adam_beta1,
-        adam_beta2=section.adam_beta2, adam_eps=section.adam_eps, clip_grad=config.training.clip_grad,
-        bf16=plan.dtype == "bf16", params_dtype=model.config.params_dtype, use_distributed_optimizer=True,
+        optimizer="adam",
+        lr=section.lr,
+        min_lr=0.0,
+        weight_decay=section.weight_decay,
+        adam_beta1=section.adam_beta1,
+        adam_beta2=section.adam_beta2,
+        adam_eps=section.adam_eps,
+        clip_grad=config.training.clip_grad,
+        bf16=plan.dtype == "bf16",
+        params_dtype=model.config.params_dtype,
+        use_distributed_optimizer=True,
         overlap_param_gather=plan.overlap_param_gather,
-    )  # fmt: skip
+    )
     only = (
         on_parts(_distributed, optimizer_config, model.ddp)
         if plan.zero_stage > 1
@@ -238,11 +246,15 @@ def _chunk(
 ) -> LlamaModel:
     where = {} if vp_stage is None else {"ignore_virtual": False, "vp_stage": vp_stage}
     model = LlamaModel(
-        core_config, plan.architecture, block_spec(core_config, implementation, vp_stage=vp_stage),
-        padded_vocab_size=plan.padded_vocab_size, max_sequence_length=config.training.seq_length,
+        core_config,
+        plan.architecture,
+        block_spec(core_config, implementation, vp_stage=vp_stage),
+        padded_vocab_size=plan.padded_vocab_size,
+        max_sequence_length=config.training.seq_length,
         pre_process=parallel_state.is_pipeline_first_stage(**where),
-        post_process=parallel_state.is_pipeline_last_stage(**where), vp_stage=vp_stage,
-    )  # fmt: skip
+        post_process=parallel_state.is_pipeline_last_stage(**where),
+        vp_stage=vp_stage,
+    )
     if plan.padded_vocab_size != plan.architecture.vocab_size:
         _zero_padded_rows(model, plan)
     model.to(device.torch_device)

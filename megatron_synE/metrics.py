@@ -79,9 +79,13 @@ class Metrics:
             self.wandb_id = wandb_id or uuid.uuid4().hex[:12]
             try:
                 self._wandb = wandb.init(
-                    project=section.wandb_project, name=run_name, id=self.wandb_id, resume="allow", mode=section.wandb,
+                    project=section.wandb_project,
+                    name=run_name,
+                    id=self.wandb_id,
+                    resume="allow",
+                    mode=section.wandb,
                     dir=str(path.parent),
-                )  # fmt: skip
+                )
             except (wandb.Error, OSError) as error:
                 raise OneRankError(
                     ConfigError(

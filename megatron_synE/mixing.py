@@ -110,9 +110,14 @@ class Mixture:
     @property
     def _unskipped(self) -> Schedule:
         return compose(
-            self.planned, self.reweights, self.entries, seed=self.seed, seq_length=self.seq_length,
-            limits=self.limits if self.renormalizes else None, shifts=self.shifts,
-        )  # fmt: skip
+            self.planned,
+            self.reweights,
+            self.entries,
+            seed=self.seed,
+            seq_length=self.seq_length,
+            limits=self.limits if self.renormalizes else None,
+            shifts=self.shifts,
+        )
 
     def check_new_skips(self, known: Collection[Skip]) -> None:
         """Errors: ConfigError for a range of data.skip_samples that is not among `known` and that makes no sense.

@@ -88,12 +88,23 @@ class StepLog:
         mfu = None if (peak := peak_tflops(self.device.name)) is None else tflops / peak
         learning_rate = self.lr_schedule.at(progress.consumed_tokens - self.plan.tokens_per_iteration)
         self.metrics.row(
-            "train", iteration, consumed_samples=progress.consumed_samples, consumed_tokens=progress.consumed_tokens,
-            lm_loss=result.lm_loss, loss_tokens=result.tokens, grad_norm=result.grad_norm, learning_rate=learning_rate,
-            step_seconds=seconds, tokens_per_second=tokens_per_second, tflops_per_device=tflops, mfu=mfu,
-            peak_memory_bytes=self.device.peak_memory_bytes(), samples_by_source=samples_by_source(),
-            productive_seconds=self._productive_seconds, goodput=self._goodput(),
-        )  # fmt: skip
+            "train",
+            iteration,
+            consumed_samples=progress.consumed_samples,
+            consumed_tokens=progress.consumed_tokens,
+            lm_loss=result.lm_loss,
+            loss_tokens=result.tokens,
+            grad_norm=result.grad_norm,
+            learning_rate=learning_rate,
+            step_seconds=seconds,
+            tokens_per_second=tokens_per_second,
+            tflops_per_device=tflops,
+            mfu=mfu,
+            peak_memory_bytes=self.device.peak_memory_bytes(),
+            samples_by_source=samples_by_source(),
+            productive_seconds=self._productive_seconds,
+            goodput=self._goodput(),
+        )
         utilisation = "" if mfu is None else f" MFU: {100 * mfu:.1f}% |"
         # Megatron-LM's line, with the same separators and names, so that existing parsers go on working.
         logger.info(

@@ -69,9 +69,13 @@ class SetResult:
     def row(self) -> dict[str, Any]:
         """For metrics.jsonl."""
         return {
-            "set": self.name, "nll": self.nll, "ppl": self.ppl, "bits_per_byte": self.bits_per_byte,
-            "tokens": self.tokens, "text_bytes": self.text_bytes,
-        }  # fmt: skip
+            "set": self.name,
+            "nll": self.nll,
+            "ppl": self.ppl,
+            "bits_per_byte": self.bits_per_byte,
+            "tokens": self.tokens,
+            "text_bytes": self.text_bytes,
+        }
 
 
 @dataclass(frozen=True)
@@ -202,10 +206,15 @@ def build_validator(
                 )
             sets.append(
                 ValidationSet(
-                    name=source.name, language=source.language, source=source.source, topic=source.topic,
-                    first_document=len(documents), num_documents=len(found), text_bytes=text_bytes,
+                    name=source.name,
+                    language=source.language,
+                    source=source.source,
+                    topic=source.topic,
+                    first_document=len(documents),
+                    num_documents=len(found),
+                    text_bytes=text_bytes,
                 )
-            )  # fmt: skip
+            )
             documents += found
     if not sets:
         raise ConfigError("validation.manifests: no source with role validation in them; preprocess with --holdout N")

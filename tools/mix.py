@@ -67,11 +67,15 @@ def reads(mixture: Mixture) -> tuple[list[ReadPart], dict[str, tuple[int, int]]]
             if new > old:
                 parts.append(
                     ReadPart(
-                        phase=phase.name, start_sample=phase.start_sample, source=source.name,
-                        share=(new - old) / phase.num_samples, tokens=(new - old) * schedule.seq_length,
-                        epochs=epochs[source.name], quantiles=quantiles.get(source.name, ""),
+                        phase=phase.name,
+                        start_sample=phase.start_sample,
+                        source=source.name,
+                        share=(new - old) / phase.num_samples,
+                        tokens=(new - old) * schedule.seq_length,
+                        epochs=epochs[source.name],
+                        quantiles=quantiles.get(source.name, ""),
                     )
-                )  # fmt: skip
+                )
         before = after
     read = {s.name: count * schedule.seq_length for s, count in zip(schedule.sources, before, strict=True)}
     return parts, {

@@ -48,11 +48,15 @@ def tokenise(out: Path, tokenizer: Path) -> None:
             language, source, topic = set_name(file).split("/")
             preprocess(
                 PreprocessOptions(
-                    inputs=(str(file),), tokenizer=tokenizer, out=out / "data" / role,
-                    language="en" if language == "code" else language, source=source, topic=topic,
+                    inputs=(str(file),),
+                    tokenizer=tokenizer,
+                    out=out / "data" / role,
+                    language="en" if language == "code" else language,
+                    source=source,
+                    topic=topic,
                     role="train" if role == "train" else "validation",
                 )
-            )  # fmt: skip
+            )
 
 
 def english_sources(train: Path) -> dict[str, float]:

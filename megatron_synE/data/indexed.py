@@ -259,6 +259,10 @@ class IndexedWriter:
         publish(self._bin_temporary, self.bin_path)
         publish(self._idx_temporary, self.idx_path)
         self.written = WrittenPair(
-            num_documents=num_documents, num_tokens=int(lengths.sum(dtype=np.int64)), bin_size_bytes=self._bin_size,
-            idx_size_bytes=idx_size, bin_sha256=self._bin_hash.hexdigest(), idx_sha256=idx_hash.hexdigest(),
-        )  # fmt: skip
+            num_documents=num_documents,
+            num_tokens=int(lengths.sum(dtype=np.int64)),
+            bin_size_bytes=self._bin_size,
+            idx_size_bytes=idx_size,
+            bin_sha256=self._bin_hash.hexdigest(),
+            idx_sha256=idx_hash.hexdigest(),
+        )

@@ -30,10 +30,16 @@ class LlamaModel(GPTModel):
         vp_stage: int | None,
     ) -> None:
         super().__init__(
-            config, spec, vocab_size=padded_vocab_size, max_sequence_length=max_sequence_length,
-            pre_process=pre_process, post_process=post_process, share_embeddings_and_output_weights=architecture.tied,
-            position_embedding_type="none", vp_stage=vp_stage,
-        )  # fmt: skip
+            config,
+            spec,
+            vocab_size=padded_vocab_size,
+            max_sequence_length=max_sequence_length,
+            pre_process=pre_process,
+            post_process=post_process,
+            share_embeddings_and_output_weights=architecture.tied,
+            position_embedding_type="none",
+            vp_stage=vp_stage,
+        )
         self.architecture = architecture
         if post_process:
             # GPTModel names the class of its output layer; ours is that one, and gives losses too.

@@ -93,13 +93,19 @@ def architecture_from_hf(config: dict[str, Any], *, where: str) -> LlamaArchitec
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     base = rope.get("rope_theta", config.get("rope_theta", 10000.0))
     return LlamaArchitecture(
-        num_layers=config["num_hidden_layers"], hidden_size=config["hidden_size"],
-        ffn_hidden_size=config["intermediate_size"], num_attention_heads=heads, num_query_groups=groups,
-        kv_channels=config.get("head_dim") or config["hidden_size"] // heads, vocab_size=config["vocab_size"],
-        max_position_embeddings=config.get("max_position_embeddings", 2048), rotary_base=float(base),
-        rope_scaling=_rope_scaling(rope, where=where), layernorm_epsilon=config.get("rms_norm_eps", 1e-6),
+        num_layers=config["num_hidden_layers"],
+        hidden_size=config["hidden_size"],
+        ffn_hidden_size=config["intermediate_size"],
+        num_attention_heads=heads,
+        num_query_groups=groups,
+        kv_channels=config.get("head_dim") or config["hidden_size"] // heads,
+        vocab_size=config["vocab_size"],
+        max_position_embeddings=config.get("max_position_embeddings", 2048),
+        rotary_base=float(base),
+        rope_scaling=_rope_scaling(rope, where=where),
+        layernorm_epsilon=config.get("rms_norm_eps", 1e-6),
         tied=bool(config.get("tie_word_embeddings", False)),
-    )  # fmt: skip
+    )
 
 
 def read_hf_config(path: Path) -> dict[str, Any]:
@@ -122,11 +128,21 @@ def hf_config_of(architecture: LlamaArchitecture) -> dict[str, Any]:
     if rope is not None and rope["rope_type"] == "linear":
         rope = {name: rope[name] for name in ("rope_type", "factor")}
     return {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
-        "hidden_size": architecture.hidden_size, "intermediate_size": architecture.ffn_hidden_size,
-        "num_hidden_layers": architecture.num_layers, "num_attention_heads": architecture.num_attention_heads,
-        "num_key_value_heads": architecture.num_query_groups, "head_dim": architecture.kv_channels,
-        "vocab_size": architecture.vocab_size, "max_position_embeddings": architecture.max_position_embeddings,
-        "rms_norm_eps": architecture.layernorm_epsilon, "rope_theta": architecture.rotary_base, "rope_scaling": rope,
-        "tie_word_embeddings": architecture.tied, "attention_bias": False, "mlp_bias": False,
-    }  # fmt: skip
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "hidden_size": architecture.hidden_size,
+        "intermediate_size": architecture.ffn_hidden_size,
+        "num_hidden_layers": architecture.num_layers,
+        "num_attention_heads": architecture.num_attention_heads,
+        "num_key_value_heads": architecture.num_query_groups,
+        "head_dim": architecture.kv_channels,
+        "vocab_size": architecture.vocab_size,
+        "max_position_embeddings": architecture.max_position_embeddings,
+        "rms_norm_eps": architecture.layernorm_epsilon,
+        "rope_theta": architecture.rotary_base,
+        "rope_scaling": rope,
+        "tie_word_embeddings": architecture.tied,
+        "attention_bias": False,
+        "mlp_bias": False,
+    }

@@ -75,9 +75,14 @@ def _row(bounds: tuple[int, ...], key_bounds: tuple[int, ...], *, max_segments: 
     of_queries = _cu_seqlens(bounds, max_segments, device)
     of_keys = of_queries if key_bounds == bounds else _cu_seqlens(key_bounds, max_segments, device)
     return PackedRow(
-        qkv_format="thd", cu_seqlens_q=of_queries, cu_seqlens_kv=of_keys, max_seqlen_q=_longest(bounds),
-        max_seqlen_kv=_longest(key_bounds), bounds=bounds, key_bounds=key_bounds,
-    )  # fmt: skip
+        qkv_format="thd",
+        cu_seqlens_q=of_queries,
+        cu_seqlens_kv=of_keys,
+        max_seqlen_q=_longest(bounds),
+        max_seqlen_kv=_longest(key_bounds),
+        bounds=bounds,
+        key_bounds=key_bounds,
+    )
 
 
 def _cu_seqlens(bounds: tuple[int, ...], max_segments: int, device: torch.device) -> torch.Tensor:

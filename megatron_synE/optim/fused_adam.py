@@ -46,11 +46,22 @@ class FusedAdam(torch.optim.Optimizer):
             # host value there (torch.tensor) the host would wait until all that is queued is done.
             step = torch.full((), float(group["step"]), dtype=torch.float32, device=params[0].device)
             torch._fused_adamw_(
-                params, [p.grad for p in params], [self.state[p]["exp_avg"] for p in params],
-                [self.state[p]["exp_avg_sq"] for p in params], [], [step] * len(params), lr=group["lr"],
-                beta1=group["betas"][0], beta2=group["betas"][1], weight_decay=group["weight_decay"], eps=group["eps"],
-                amsgrad=False, maximize=False, grad_scale=None, found_inf=None,
-            )  # fmt: skip
+                params,
+                [p.grad for p in params],
+                [self.state[p]["exp_avg"] for p in params],
+                [self.state[p]["exp_avg_sq"] for p in params],
+                [],
+                [step] * len(params),
+                lr=group["lr"],
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                amsgrad=False,
+                maximize=False,
+                grad_scale=None,
+                found_inf=None,
+            )
 
 
 def install_where_needed() -> str:

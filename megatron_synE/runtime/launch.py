@@ -46,9 +46,14 @@ def launch(arguments: Sequence[str], nproc: int) -> int:
     processes = []
     for rank in range(nproc):
         environment = os.environ | {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(nproc), "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads), "PYTHONPATH": path,
-        }  # fmt: skip
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(nproc),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
+            "PYTHONPATH": path,
+        }
         processes.append(subprocess.Popen([sys.executable, *arguments], env=environment, preexec_fn=die_with_parent))
 
     def forward(number: int, frame: object) -> None:

@@ -157,9 +157,13 @@ def write_run_manifest(run_dir: RunDir, **facts: Any) -> None:
             check_run_version(previous, run_dir.manifest)
     slurm = {name: value for name, value in recorded_environment().items() if name.startswith("SLURM_")}
     attempt = {
-        "command": sys.argv, "host": platform.node(), "versions": versions(), "git": git_state(),
-        "environment": recorded_environment(), "slurm_job_id": slurm.get("SLURM_JOB_ID"),
+        "command": sys.argv,
+        "host": platform.node(),
+        "versions": versions(),
+        "git": git_state(),
+        "environment": recorded_environment(),
+        "slurm_job_id": slurm.get("SLURM_JOB_ID"),
         "slurm_restart_count": slurm.get("SLURM_RESTART_COUNT", "0") if slurm else None,
-    }  # fmt: skip
+    }
     document = {"schema_version": SCHEMA_VERSION, **facts, "attempt": attempt, "attempts": attempts}
     run_dir.write("manifest.json", json.dumps(document, indent=1, default=str) + "\n")

@@ -120,10 +120,14 @@ class ShardedDataParallel(MegatronModule):
         offset = sum(bucket.numel for unit in self.units for bucket in unit.buckets)
         for group in cut(parameters, bucket_size=self._size):
             bucket = Bucket(
-                group, bucket_id=before + len(made), offset=offset, group=self._group,
+                group,
+                bucket_id=before + len(made),
+                offset=offset,
+                group=self._group,
                 reduce_dtype=torch.float32 if self.ddp_config.grad_reduce_in_fp32 else group[0].dtype,
-                bucket_size=self._size, keeps_weights=not self.shards_weights,
-            )  # fmt: skip
+                bucket_size=self._size,
+                keeps_weights=not self.shards_weights,
+            )
             offset += bucket.numel
             made.append(bucket)
         return made

@@ -106,9 +106,15 @@ def _write_rest(temporary: Path, folder: HfFolder, dtype: torch.dtype, *, known_
         for file in files:
             shutil.copyfile(file, temporary / "tokenizer" / file.name)
     state = layout.CommonState(
-        iteration=0, consumed_samples=0, consumed_tokens=0, adam_step=0, has_optimizer=False,
-        weights_dtype=str(dtype).removeprefix("torch."), tied=architecture.tied, vocab_size=architecture.vocab_size,
-    )  # fmt: skip
+        iteration=0,
+        consumed_samples=0,
+        consumed_tokens=0,
+        adam_step=0,
+        has_optimizer=False,
+        weights_dtype=str(dtype).removeprefix("torch."),
+        tied=architecture.tied,
+        vocab_size=architecture.vocab_size,
+    )
     layout.write_state(temporary, state)
     layout.write_megatron_files(temporary, state)
     facts = {"kind": "import", "source": folder.path.name, "versions": versions()}

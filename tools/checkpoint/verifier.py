@@ -68,9 +68,13 @@ def verify(
         theirs = _logits_of_transformers(hf, tokens, places)
         difference = _compare(theirs, _our_logits(architecture, folder, tokens, places), hf)
     return VerifyReport(
-        num_tensors=num_tensors, num_positions=0 if why_no_logits else positions, last_position=last,
-        max_logit_difference=difference, why_no_logits=why_no_logits, seconds=time.perf_counter() - started,
-    )  # fmt: skip
+        num_tensors=num_tensors,
+        num_positions=0 if why_no_logits else positions,
+        last_position=last,
+        max_logit_difference=difference,
+        why_no_logits=why_no_logits,
+        seconds=time.perf_counter() - started,
+    )
 
 
 def _memory_shortage(architecture: LlamaArchitecture, positions: int) -> str | None:

@@ -163,10 +163,15 @@ def compare_published() -> Comparison:
         )  # fmt: skip
         rows.append(
             Row(
-                name=name, num_items=number, base_score=share_a, base_interval=wilson(round(share_a * number), number),
-                changes=(change,), published=name, is_sum=bool(entry.of),
+                name=name,
+                num_items=number,
+                base_score=share_a,
+                base_interval=wilson(round(share_a * number), number),
+                changes=(change,),
+                published=name,
+                is_sum=bool(entry.of),
             )
-        )  # fmt: skip
+        )
     uncertain = [name for name, entry in table.benchmarks.items() if entry.known_by == "public"]
     caution = f"set sizes of {', '.join(uncertain)} are those of the public sets; the paper does not give them"
     return Comparison(

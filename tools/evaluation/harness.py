@@ -251,10 +251,15 @@ def _item(sample: dict[str, Any], benchmark: Benchmark) -> Item:
         answer = str(sample["arguments"][chosen][1]).strip()
     metrics = {name: float(sample[name]) for name in sample["metrics"] if isinstance(sample[name], int | float)}
     return Item(
-        id=int(sample["doc_id"]), doc_hash=sample["doc_hash"], prompt_hash=sample["prompt_hash"],
-        target=str(sample["target"])[:ANSWER_CHARACTERS], answer=answer[:ANSWER_CHARACTERS],
-        score=float(sample[benchmark.metric]), metrics=metrics, likelihoods=likelihoods,
-    )  # fmt: skip
+        id=int(sample["doc_id"]),
+        doc_hash=sample["doc_hash"],
+        prompt_hash=sample["prompt_hash"],
+        target=str(sample["target"])[:ANSWER_CHARACTERS],
+        answer=answer[:ANSWER_CHARACTERS],
+        score=float(sample[benchmark.metric]),
+        metrics=metrics,
+        likelihoods=likelihoods,
+    )
 
 
 def harness_folder(name: str) -> Path:

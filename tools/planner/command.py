@@ -125,9 +125,13 @@ def answer(
     shown = len(found) if options.shows_all else report.SHOWN_BEST
     tree: dict[str, Any] = {
         "job": {
-            "model": model_name(job.architecture), "num_parameters": job.architecture.num_parameters,
-            "total_tokens": job.total_tokens, "seq_length": job.seq_length, "global_batch_size": job.global_batch_size,
-            "dtype": job.dtype, "layers": job.layers,
+            "model": model_name(job.architecture),
+            "num_parameters": job.architecture.num_parameters,
+            "total_tokens": job.total_tokens,
+            "seq_length": job.seq_length,
+            "global_batch_size": job.global_batch_size,
+            "dtype": job.dtype,
+            "layers": job.layers,
             "flops_per_token": training_flops_per_token(job.architecture, seq_length=job.seq_length),
             "flops_formula": FLOPS_FORMULA,
         },

@@ -92,19 +92,27 @@ def _worth_trying(candidates: Sequence[Candidate]) -> list[Candidate]:
 def _short(config: RunConfig, layout: Layout, run_dir: Path) -> RunConfig:
     """The run in this layout, without what a measurement does not need: validation, topics that trade, trackers."""
     return replace(
-        with_layout(config, layout), run=replace(config.run, dir=run_dir), mixture=MixtureSection(),
-        validation=ValidationSection(), checkpoint=replace(config.checkpoint, interval_tokens=None, export_hf=False),
-        logging=LoggingSection(tensorboard=False), preset=None,
-    )  # fmt: skip
+        with_layout(config, layout),
+        run=replace(config.run, dir=run_dir),
+        mixture=MixtureSection(),
+        validation=ValidationSection(),
+        checkpoint=replace(config.checkpoint, interval_tokens=None, export_hf=False),
+        logging=LoggingSection(tensorboard=False),
+        preset=None,
+    )
 
 
 def _described(config: RunConfig, candidates: Sequence[Candidate], job: Job, place: Place) -> Tree:
     """What measurement.py needs to judge the results: expectations, and the run as the user means it."""
     return {
-        "schema_version": SCHEMA_VERSION, "card": place.card.key, "gpus": place.world_size,
-        "num_parameters": job.architecture.num_parameters, "seq_length": job.seq_length,
-        "candidates": [report.as_tree(candidate, job, place) for candidate in candidates], "run": resolved_tree(config),
-    }  # fmt: skip
+        "schema_version": SCHEMA_VERSION,
+        "card": place.card.key,
+        "gpus": place.world_size,
+        "num_parameters": job.architecture.num_parameters,
+        "seq_length": job.seq_length,
+        "candidates": [report.as_tree(candidate, job, place) for candidate in candidates],
+        "run": resolved_tree(config),
+    }
 
 
 def _step_seconds(job: Job, candidate: Candidate, place: Place) -> float:

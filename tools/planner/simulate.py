@@ -99,11 +99,15 @@ def simulate(
     shards = job.data_parallel_size(layout, world_size) * cp
     weights = max(weights_on_rank(job, layout, stage) for stage in (0, pp - 1))
     return StepTime(
-        arithmetic=m * mean, imbalance=m * (slowest - mean),
+        arithmetic=m * mean,
+        imbalance=m * (slowest - mean),
         bubble=(pp - 1) / (layout.virtual_pipeline_model_parallel_size or 1) * (per_pass + sends / m),
-        tensor_parallel=tp_seconds, pipeline_sends=sends, context_parallel=max(0.0, keys - attention) if ring else keys,
-        data_parallel=data_parallel, optimizer=OPTIMIZER_BYTES_MOVED * weights / shards / card.memory_bytes_per_second,
-    )  # fmt: skip
+        tensor_parallel=tp_seconds,
+        pipeline_sends=sends,
+        context_parallel=max(0.0, keys - attention) if ring else keys,
+        data_parallel=data_parallel,
+        optimizer=OPTIMIZER_BYTES_MOVED * weights / shards / card.memory_bytes_per_second,
+    )
 
 
 def exposed_data_parallel(

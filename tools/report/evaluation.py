@@ -73,11 +73,16 @@ def read_result(file: Path, owner: str) -> Result:
     # What `syne compare` refuses to see different; another host or torch is a caution there.
     told = ((found.suite, ("sha256",)), (found.harness, ALIKE), (found.settings, ("limit", "seed")))
     return Result(
-        file=file, owner=owner, suite=str(found.suite.get("name")), label=str(found.model.get("label")),
-        iteration=number(found.model, "iteration"), tokens=number(found.model, "consumed_tokens"),
-        is_complete=found.complete, comparable=repr([[part.get(key) for key in keys] for part, keys in told]),
+        file=file,
+        owner=owner,
+        suite=str(found.suite.get("name")),
+        label=str(found.model.get("label")),
+        iteration=number(found.model, "iteration"),
+        tokens=number(found.model, "consumed_tokens"),
+        is_complete=found.complete,
+        comparable=repr([[part.get(key) for key in keys] for part, keys in told]),
         benchmarks=found.benchmarks,
-    )  # fmt: skip
+    )
 
 
 def _found(runs: Sequence[RunRecord], files: Sequence[Path]) -> tuple[list[Result], list[str]]:

@@ -136,10 +136,17 @@ def read_run(folder: Path, *, is_watched: bool = False) -> RunRecord:
         missing.append(f"{folder / layout.CHECKPOINTS} holds no checkpoint: no lineage, no tokenizer")
     named = config.run.name if config is not None else (manifest or {}).get("run")
     return RunRecord(
-        folder=folder, name=named if isinstance(named, str) and named else folder.resolve().name, metrics=metrics,
-        schedule=schedule, config=config, manifest=manifest or {}, attempts=attempts or (),
-        checkpoints=tuple(map(_checkpoint, folders)), holder=holder, missing=tuple(missing),
-    )  # fmt: skip
+        folder=folder,
+        name=named if isinstance(named, str) and named else folder.resolve().name,
+        metrics=metrics,
+        schedule=schedule,
+        config=config,
+        manifest=manifest or {},
+        attempts=attempts or (),
+        checkpoints=tuple(map(_checkpoint, folders)),
+        holder=holder,
+        missing=tuple(missing),
+    )
 
 
 def with_names(runs: list[RunRecord]) -> list[RunRecord]:

@@ -11,9 +11,18 @@ ONE_CARD, ONE_CARD_BF16, ONE_CARD_FP8 = "one_card", "one_card_bf16", "one_card_f
 DATA_PARALLEL, KILLED = "dp", "killed"
 SPEED = "speed"
 LLAMA3_8B = (
-    "init.from=random", "init.path=null", "model.preset=llama3_8b", "model.attention=auto", "training.seq_length=8192",
-    "training.global_batch_size=128", "data.stages.0.tokens=1e9", BF16, f"{TP}4", SP, "checkpoint.interval_tokens=null",
-)  # fmt: skip
+    "init.from=random",
+    "init.path=null",
+    "model.preset=llama3_8b",
+    "model.attention=auto",
+    "training.seq_length=8192",
+    "training.global_batch_size=128",
+    "data.stages.0.tokens=1e9",
+    BF16,
+    f"{TP}4",
+    SP,
+    "checkpoint.interval_tokens=null",
+)
 """As examples/llama3_8b recommends, on random weights; ended after ten steps, before it would save 112 GB."""
 
 

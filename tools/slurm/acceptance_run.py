@@ -71,12 +71,18 @@ def judge(work: Path, *, cluster: str, nodes: int, gpus_per_node: int, device: s
     }
     results["kill_and_resume"] = _resumed(work, codes.get(layouts.KILLED, "not run"), exact=device == "cpu")
     return {
-        "schema_version": SCHEMA_VERSION, "cluster": cluster, "nodes": nodes, "gpus_per_node": gpus_per_node,
-        "device": device, "versions": {"megatron-synE": __version__, **versions()},
-        "passed": all(result["passed"] for result in results.values()), "results": results,
+        "schema_version": SCHEMA_VERSION,
+        "cluster": cluster,
+        "nodes": nodes,
+        "gpus_per_node": gpus_per_node,
+        "device": device,
+        "versions": {"megatron-synE": __version__, **versions()},
+        "passed": all(result["passed"] for result in results.values()),
+        "results": results,
         "left_out": json.loads((work / "left_out.json").read_text(encoding="utf-8")),
-        "tokens_per_second": _speeds(work, names, nodes * gpus_per_node), "anchors_tokens_per_second_per_gpu": ANCHORS,
-    }  # fmt: skip
+        "tokens_per_second": _speeds(work, names, nodes * gpus_per_node),
+        "anchors_tokens_per_second_per_gpu": ANCHORS,
+    }
 
 
 def _compare(work: Path, layout: layouts.Layout, code: str) -> dict[str, Any]:

@@ -89,10 +89,17 @@ def _measure(config: RunConfig, ranks: Ranks, device: Device) -> RankFacts:
     dist.all_gather_object(shared, found)
     dist.barrier()
     return RankFacts(
-        rank=ranks.rank, node=node, clock=time.time(), versions=checks.software(),
-        hashes=shared[first_of_node[node]] or {}, matmul_tflops=rate, memory_gbps=copies, write_mbps=write,
-        file_fault=fault, pairs_gbps=pairs,
-    )  # fmt: skip
+        rank=ranks.rank,
+        node=node,
+        clock=time.time(),
+        versions=checks.software(),
+        hashes=shared[first_of_node[node]] or {},
+        matmul_tflops=rate,
+        memory_gbps=copies,
+        write_mbps=write,
+        file_fault=fault,
+        pairs_gbps=pairs,
+    )
 
 
 def _shared_files(
@@ -156,9 +163,13 @@ def _room(config: RunConfig, plan: RunPlan) -> str | None:
 def _report(config: RunConfig, ranks: list[RankFacts], faults: list[str], *, rate: float, seconds: float) -> None:
     nodes = list(dict.fromkeys(rank.node for rank in ranks))
     document = {
-        "schema_version": 1, "nodes": nodes, "faults": faults, "all_reduce_gbps": rate, "seconds": seconds,
+        "schema_version": 1,
+        "nodes": nodes,
+        "faults": faults,
+        "all_reduce_gbps": rate,
+        "seconds": seconds,
         "ranks": [asdict(rank) | {"hashes": len(rank.hashes)} for rank in ranks],
-    }  # fmt: skip
+    }
     with contextlib.suppress(OSError):  # a folder that cannot be written is among the faults
         layout.write_json(config.run.dir / "slurm" / "preflight.json", document)
     slowest, fastest = min(rank.matmul_tflops for rank in ranks), max(rank.matmul_tflops for rank in ranks)

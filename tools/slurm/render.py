@@ -109,10 +109,17 @@ def render_acceptance(
     check_resources(resources)
     check_environment(environment)
     return _filled(
-        "acceptance", command, ["job-name=syne-acceptance", *_all_ranks(resources, on_gpus=device == "cuda")],
-        resources, environment, settings_of(device, tp=True), work=shlex.quote(str(out.with_suffix(".work"))),
-        out=shlex.quote(str(out)), only=shlex.quote(",".join(only)), device=device,
-    )  # fmt: skip
+        "acceptance",
+        command,
+        ["job-name=syne-acceptance", *_all_ranks(resources, on_gpus=device == "cuda")],
+        resources,
+        environment,
+        settings_of(device, tp=True),
+        work=shlex.quote(str(out.with_suffix(".work"))),
+        out=shlex.quote(str(out)),
+        only=shlex.quote(",".join(only)),
+        device=device,
+    )
 
 
 def _filled(
@@ -125,9 +132,13 @@ def _filled(
     **values: str,
 ) -> str:
     options = [
-        *directives, *_cores(resources), f"time={resources.time}", "open-mode=append", "output=%x-%j.out",
+        *directives,
+        *_cores(resources),
+        f"time={resources.time}",
+        "open-mode=append",
+        "output=%x-%j.out",
         *(f"{option}={value}" if value else option for option, value in resources.options.items()),
-    ]  # fmt: skip
+    ]
     exports = [f"# {reason}\nexport {name}={value}" for name, value, reason in settings]
     exports += [f"export {variable}={shlex.quote(value)}" for variable, value in environment.variables.items()]
     return _template(name).substitute(

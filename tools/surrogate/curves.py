@@ -69,11 +69,15 @@ def curves_of(folders: Sequence[Path], *, language: str, source: str, worlds: in
     plans = runs.read[runs.read.sum(axis=1) > 0]
     planned = plans[-1] / plans[-1].sum()  # of the last run that read of them: any of them is a plan
     curves = Curves(
-        topics=runs.topics, floor=_stacked(runs, drawn, "floor"), reducible=_stacked(runs, drawn, "reducible"),
-        exponent=_stacked(runs, drawn, "exponent"), scale=_stacked(runs, drawn, "scale"),
-        transfer=np.array([[fit.worth for fit in world] for world in drawn]), planned=np.tile(planned, (worlds, 1)),
+        topics=runs.topics,
+        floor=_stacked(runs, drawn, "floor"),
+        reducible=_stacked(runs, drawn, "reducible"),
+        exponent=_stacked(runs, drawn, "exponent"),
+        scale=_stacked(runs, drawn, "scale"),
+        transfer=np.array([[fit.worth for fit in world] for world in drawn]),
+        planned=np.tile(planned, (worlds, 1)),
         tokens=float(runs.read.sum(axis=1).max()),
-    )  # fmt: skip
+    )
     return curves, errors
 
 
