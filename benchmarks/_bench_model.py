@@ -87,15 +87,7 @@ class TrainedModel:
         for module in self.model.ddp:
             module.zero_grad_buffer()
         self.optimizer.zero_grad()
-        (loss,) = self.model.forward_backward(
-            forward_step_func=forward_step,
-            data_iterator=iter([batch]),
-            model=self.model.ddp[0],
-            num_microbatches=1,
-            seq_length=self.seq_length,
-            micro_batch_size=1,
-            forward_only=False,
-        )
+        (loss,) = self.model.run(forward_step, [batch], row=self.seq_length)
         nll, tokens = loss["nll_and_tokens"].tolist()
         return float(nll / tokens)
 

@@ -8,7 +8,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from benchmarks._pairs import Ratio
 from data_mixers.atomic import write_atomic
@@ -75,13 +75,21 @@ def _short(value: float) -> str:
     return f"{value:,.0f}" if value == round(value) or abs(value) >= 100 else f"{value:.3g}"
 
 
-def add_record_option(parser: argparse.ArgumentParser) -> None:
+def parser_of(page: str | None, **numbers: float) -> argparse.ArgumentParser:
+    """Of the benchmark with this page: an option for each number, of its default's type, and --record."""
+    parser = argparse.ArgumentParser(description=page, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in numbers.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     parser.add_argument("--record", action="store_true", help="keep the figures in benchmarks/results/, for the page")
+    return parser
 
 
 @dataclass
 class Record:
-    """The figures of one call. With `keep`, its file holds those so far after each, and says `whole` at last."""
+    """The figures of one call. With `keep`, its file holds those so far after each, and says `whole` at last.
+
+    A context: all figures are there when it is left without an error.
+    """
 
     name: str
     """The script's, and what part of it: results/NAME.json."""
@@ -97,9 +105,12 @@ class Record:
         self.figures.append(figure)
         self._write(whole=False)
 
-    def close(self) -> None:
-        """All figures are there."""
-        self._write(whole=True)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is None:
+            self._write(whole=True)
 
     def _write(self, *, whole: bool) -> None:
         if not self.keep:

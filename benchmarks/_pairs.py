@@ -2,6 +2,7 @@
 
 import random
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,14 @@ def ratio_of(pairs: Sequence[tuple[float, float]]) -> Ratio:
         high=medians[int(0.975 * _RESAMPLES) - 1],
         num_pairs=len(ratios),
     )
+
+
+def cpu_seconds_of(work: Callable[[], object], *, repeats: int) -> float:
+    """CPU-seconds of this process for one call, the mean of several."""
+    started = time.process_time()
+    for _ in range(repeats):
+        work()
+    return (time.process_time() - started) / repeats
 
 
 def interleaved(

@@ -19,7 +19,7 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-from benchmarks._figures import Figure, Record, add_record_option
+from benchmarks._figures import Figure, Record, parser_of
 from benchmarks._pairs import interleaved, ratio_of
 
 PIECE_CHARACTERS = 4000
@@ -89,25 +89,13 @@ def theirs(path: Path, out: Path) -> None:
     config = MinhashConfig(hash_config=HashConfig(precision=32))
     reader = JsonlReader(str(path.parent), glob_pattern=path.name)
     gopher = GopherRepetitionFilter(exclusion_writer=JsonlWriter(str(out / "repetitive")), language=words)
+    without_copies = MinhashDedupFilter(str(out / "remove"), exclusion_writer=JsonlWriter(str(out / "dropped")))
     steps = [
         ([reader, gopher, JsonlWriter(str(out / "filtered"))], 1),
-        (
-            [
-                JsonlReader(str(out / "filtered")),
-                Signature(),
-            ],
-            1,
-        ),
+        ([JsonlReader(str(out / "filtered")), Signature()], 1),
         ([MinhashDedupBuckets(str(out / "sig"), str(out / "dup"), config=config)], config.num_buckets),
         ([MinhashDedupCluster(str(out / "dup"), str(out / "remove"), config=config)], 1),
-        (
-            [
-                JsonlReader(str(out / "filtered")),
-                MinhashDedupFilter(str(out / "remove"), exclusion_writer=JsonlWriter(str(out / "dropped"))),
-                JsonlWriter(str(out / "kept")),
-            ],
-            1,
-        ),
+        ([JsonlReader(str(out / "filtered")), without_copies, JsonlWriter(str(out / "kept"))], 1),
     ]
     for number, (pipeline, tasks) in enumerate(steps):
         LocalPipelineExecutor(pipeline, tasks=tasks, workers=1, logging_dir=str(out / f"log{number}")).run()
@@ -130,19 +118,15 @@ def cpu_seconds(side: str, path: Path) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=float, default=12.0)
-    parser.add_argument("--pairs", type=int, default=5)
+    parser = parser_of(__doc__, megabytes=12.0, pairs=5)
     parser.add_argument("--text", type=Path)
     parser.add_argument("--side", choices=["ours", "theirs"], help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
-    add_record_option(parser)
     arguments = parser.parse_args()
     if arguments.side is not None:
         {"ours": ours, "theirs": theirs}[arguments.side](arguments.text.resolve(), arguments.out)
         return
-    record = Record("clean", keep=arguments.record)
-    with tempfile.TemporaryDirectory() as folder:
+    with Record("clean", keep=arguments.record) as record, tempfile.TemporaryDirectory() as folder:
         path = arguments.text or Path(folder) / "in/text.jsonl"
         if arguments.text is None:
             path.parent.mkdir()
@@ -153,14 +137,13 @@ def main() -> None:
             lambda: megabytes / cpu_seconds("theirs", path),
             num_pairs=arguments.pairs,
         )
-    what = (
-        "`syne data clean` to datatrove's own pipeline of the same steps (its words split at blanks), MB per "
-        f"CPU-second of {megabytes:.0f} MB of source code, start-up included"
-    )
-    medians = [statistics.median(rates) for rates in zip(*pairs, strict=True)]
-    note = f"{medians[0]:.2f} against {medians[1]:.2f}"
-    record.add(Figure.of(what, ratio_of(pairs), target=2.0, note=note))
-    record.close()
+        what = (
+            "`syne data clean` to datatrove's own pipeline of the same steps (its words split at blanks), MB per "
+            f"CPU-second of {megabytes:.0f} MB of source code, start-up included"
+        )
+        medians = [statistics.median(rates) for rates in zip(*pairs, strict=True)]
+        note = f"{medians[0]:.2f} against {medians[1]:.2f}"
+        record.add(Figure.of(what, ratio_of(pairs), target=2.0, note=note))
 
 
 if __name__ == "__main__":

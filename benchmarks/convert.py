@@ -3,7 +3,6 @@
 python -m benchmarks.convert [--folder DIR] [--gigabytes 1.0] [--pairs 10]
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks._figures import Figure, Record, add_record_option
+from benchmarks._figures import Figure, Record, parser_of
 from benchmarks._pairs import interleaved, ratio_of
 from megatron_synE.checkpoint.hf_export import write_hf_folder
 from megatron_synE.checkpoint.hf_mapping import hf_shapes
@@ -64,16 +63,11 @@ def streamed_write(file: Path, *, size_bytes: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, gigabytes=1.0, pairs=10)
     parser.add_argument("--folder", type=Path, help="on the disk to measure; default: the temporary folder")
-    parser.add_argument("--gigabytes", type=float, default=1.0)
-    parser.add_argument("--pairs", type=int, default=10)
-    add_record_option(parser)
     arguments = parser.parse_args()
-    record = Record("convert", keep=arguments.record)
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+    with Record("convert", keep=arguments.record) as record, tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         _measure(Path(name), record, gigabytes=arguments.gigabytes, num_pairs=arguments.pairs)
-    record.close()
 
 
 def _measure(folder: Path, record: Record, *, gigabytes: float, num_pairs: int) -> None:

@@ -6,16 +6,15 @@ thread, in turn, by CPU time; and how far each lies from float64, the furthest o
 python -m benchmarks.cpu_attention [--pairs 12]
 """
 
-import argparse
-import time
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks._figures import Figure, Record, add_record_option
-from benchmarks._pairs import interleaved, ratio_of
+from benchmarks._figures import Figure, Record, parser_of
+from benchmarks._pairs import cpu_seconds_of, interleaved, ratio_of
 from megatron_synE.kernels.cpu_attention import attend
 from megatron_synE.runtime.cpu_memory import keep_freed_memory
 
@@ -38,15 +37,6 @@ def by_blocks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, length: int)
     """Ours."""
     bounds = range(0, len(q) + 1, length)
     return attend(q, k, v, bounds, bounds, q.shape[-1] ** -0.5)
-
-
-def seconds_of(attention: Attention, inputs: list[torch.Tensor]) -> float:
-    """CPU-seconds of one call, forward and backward."""
-    repeats = max(1, 2 * ROW // len(inputs[0]))
-    started = time.process_time()
-    for _ in range(repeats):
-        gradients(attention, inputs)
-    return (time.process_time() - started) / repeats
 
 
 def gradients(attention: Attention, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -72,7 +62,9 @@ def compare(model: str, length: int, *, num_pairs: int) -> Figure:
         for number in (heads, groups, groups, heads)
     ]
     torchs, ours = partial(by_torch, length=length), partial(by_blocks, length=length)
-    pairs = interleaved(partial(seconds_of, torchs, inputs), partial(seconds_of, ours, inputs), num_pairs=num_pairs)
+    repeats = max(1, 2 * ROW // len(inputs[0]))
+    timed = [partial(cpu_seconds_of, partial(gradients, side, inputs), repeats=repeats) for side in (torchs, ours)]
+    pairs = interleaved(*timed, num_pairs=num_pairs)
     note = (
         f"{1e3 * min(pair[1] for pair in pairs):.2f} against {1e3 * min(pair[0] for pair in pairs):.2f} ms; from"
         f" float64 {distance(ours, torchs, inputs):.1e} against {distance(torchs, torchs, inputs):.1e}"
@@ -83,17 +75,12 @@ def compare(model: str, length: int, *, num_pairs: int) -> Figure:
 
 def main() -> None:
     """Print a line for each model and length."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=12)
-    add_record_option(parser)
-    options = parser.parse_args()
-    record = Record("cpu_attention", keep=options.record)
+    options = parser_of(__doc__, pairs=12).parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
-    for model in HEADS:
-        for length in LENGTHS:
+    with Record("cpu_attention", keep=options.record) as record:
+        for model, length in product(HEADS, LENGTHS):
             record.add(compare(model, length, num_pairs=options.pairs))
-    record.close()
 
 
 if __name__ == "__main__":

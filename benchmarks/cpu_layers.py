@@ -5,31 +5,21 @@
 python -m benchmarks.cpu_layers [--pairs 12]
 """
 
-import argparse
-import time
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 
 import torch
 
-from benchmarks._figures import Figure, Record, add_record_option
-from benchmarks._pairs import interleaved, ratio_of
+from benchmarks._figures import Figure, Record, parser_of
+from benchmarks._pairs import cpu_seconds_of, interleaved, ratio_of
 from megatron_synE.kernels import cpu_layers, plain
 from megatron_synE.runtime.cpu_memory import keep_freed_memory
 
 WIDTHS = {"SmolLM2-135M": (576, 1536), "Llama-3-8B": (4096, 14336)}
 """Hidden, MLP."""
-TOKENS, REPEATS = 1024, 5
+TOKENS = 1024
 Layer = Callable[..., torch.Tensor]
-
-
-def seconds_of(layer: Layer, inputs: list[torch.Tensor], gradient: torch.Tensor) -> float:
-    """CPU-seconds of one call, forward and backward."""
-    started = time.process_time()
-    for _ in range(REPEATS):
-        leaves = [x.detach().requires_grad_() for x in inputs]
-        torch.autograd.grad(layer(*leaves), leaves, gradient)
-    return (time.process_time() - started) / REPEATS
 
 
 def compare(name: str, model: str, dtype: torch.dtype, *, num_pairs: int) -> Figure:
@@ -40,9 +30,13 @@ def compare(name: str, model: str, dtype: torch.dtype, *, num_pairs: int) -> Fig
     inputs, gradient = [x.to(dtype) for x in inputs], torch.randn(TOKENS, 1, hidden if is_norm else mlp).to(dtype)
     theirs: Layer = partial(plain.rms_norm, eps=1e-5) if is_norm else plain.swiglu
     ours: Layer = partial(cpu_layers.rms_norm, eps=1e-5) if is_norm else cpu_layers.swiglu
-    pairs = interleaved(
-        partial(seconds_of, theirs, inputs, gradient), partial(seconds_of, ours, inputs, gradient), num_pairs=num_pairs
-    )
+
+    def both_ways(layer: Layer) -> None:
+        leaves = [x.detach().requires_grad_() for x in inputs]
+        torch.autograd.grad(layer(*leaves), leaves, gradient)
+
+    timed = [partial(cpu_seconds_of, partial(both_ways, layer), repeats=5) for layer in (theirs, ours)]
+    pairs = interleaved(*timed, num_pairs=num_pairs)
     note = f"{1e3 * min(pair[1] for pair in pairs):.2f} against {1e3 * min(pair[0] for pair in pairs):.2f} ms"
     kind = str(dtype).removeprefix("torch.")
     return Figure.of(f"{name} by rows to torch's, width of {model}, {kind}", ratio_of(pairs), note=note)
@@ -50,19 +44,13 @@ def compare(name: str, model: str, dtype: torch.dtype, *, num_pairs: int) -> Fig
 
 def main() -> None:
     """Print a line for each layer, model and precision."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=12)
-    add_record_option(parser)
-    options = parser.parse_args()
-    record = Record("cpu_layers", keep=options.record)
+    options = parser_of(__doc__, pairs=12).parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
     torch.manual_seed(1)
-    for name in ("RMSNorm", "SwiGLU"):
-        for model in WIDTHS:
-            for dtype in (torch.bfloat16, torch.float32):
-                record.add(compare(name, model, dtype, num_pairs=options.pairs))
-    record.close()
+    with Record("cpu_layers", keep=options.record) as record:
+        for name, model, dtype in product(("RMSNorm", "SwiGLU"), WIDTHS, (torch.bfloat16, torch.float32)):
+            record.add(compare(name, model, dtype, num_pairs=options.pairs))
 
 
 if __name__ == "__main__":

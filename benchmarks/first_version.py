@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks._figures import Figure, Record, add_record_option
+from benchmarks._figures import Figure, Record, parser_of
 from benchmarks._pairs import interleaved, ratio_of
 from megatron_synE.runtime.cpu_features import cpu_has_bf16
 
@@ -100,15 +100,10 @@ def measure(record: Record, first: Path, folder: Path, options: argparse.Namespa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=6)
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--layers", type=int, default=30)
+    parser = parser_of(__doc__, pairs=6, steps=5, layers=30)
     parser.add_argument("--commit", default=FIRST)
-    add_record_option(parser)
     options = parser.parse_args()
-    record = Record("first_version", keep=options.record)
-    with tempfile.TemporaryDirectory() as name:
+    with Record("first_version", keep=options.record) as record, tempfile.TemporaryDirectory() as name:
         first = Path(name) / "first"
         git = ["git", "-C", str(ROOT), "worktree"]
         if subprocess.run([*git, "add", "--quiet", "--detach", str(first), options.commit], check=False).returncode:
@@ -117,7 +112,6 @@ def main() -> None:
             measure(record, first, Path(name), options)
         finally:
             subprocess.run([*git, "remove", "--force", str(first)], check=False)
-    record.close()
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks._figures import Figure, Record, add_record_option
+from benchmarks._figures import Figure, Record, parser_of
 from benchmarks._pairs import interleaved, ratio_of
 from tools.synthesis.generate import generate
 from tools.synthesis.options import GenerateOptions
@@ -118,18 +118,12 @@ def measure(record: Record, rate: float, folder: Path, arguments: argparse.Names
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of(__doc__, seconds=4.0, pairs=10, answer_tokens=500)
     parser.add_argument("--rates", type=float, nargs="+", default=[50, 100, 200, 400])
-    parser.add_argument("--seconds", type=float, default=4)
-    parser.add_argument("--pairs", type=int, default=10)
-    parser.add_argument("--answer-tokens", type=int, default=500)
-    add_record_option(parser)
     arguments = parser.parse_args()
-    record = Record("generate", keep=arguments.record)
-    with tempfile.TemporaryDirectory() as name:
+    with Record("generate", keep=arguments.record) as record, tempfile.TemporaryDirectory() as name:
         for rate in arguments.rates:
             measure(record, rate, Path(name), arguments)
-    record.close()
 
 
 if __name__ == "__main__":

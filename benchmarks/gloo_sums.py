@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from benchmarks._figures import Figure, Record, add_record_option
+from benchmarks._figures import Figure, Record, parser_of
 from benchmarks._pairs import interleaved, ratio_of
 from megatron_synE.runtime import gloo
 from megatron_synE.runtime.cpu_memory import keep_freed_memory
@@ -63,17 +63,14 @@ def rank(out: Path, num_pairs: int, elements: int) -> None:
 
 def main() -> None:
     """Print a line for each collective."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=12)
+    parser = parser_of(__doc__, pairs=12)
     parser.add_argument("--elements", type=int, default=134_515_008, help="over all ranks")
     parser.add_argument("--rank", type=Path, help=argparse.SUPPRESS)
-    add_record_option(parser)
     options = parser.parse_args()
     if options.rank is not None:
         rank(options.rank, options.pairs, options.elements)
         return
-    record = Record("gloo_sums", keep=options.record)
-    with tempfile.TemporaryDirectory() as folder:
+    with Record("gloo_sums", keep=options.record) as record, tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "pairs.json"
         os.environ["OMP_NUM_THREADS"] = "1"
         command = ["-W", "ignore", "-m", "benchmarks.gloo_sums", "--pairs", options.pairs, "--elements",
@@ -81,12 +78,11 @@ def main() -> None:
         if launch([str(word) for word in command], RANKS):
             sys.exit("a rank failed")
         found = json.loads(out.read_text())
-    for name, kind in (("reduce-scatter", "gradients in fp32"), ("all-gather", "weights in bf16")):
-        pairs = found[name]
-        note = f"{1e3 * min(pair[1] for pair in pairs):.0f} against {1e3 * min(pair[0] for pair in pairs):.0f} ms"
-        what = f"{name} from rank to rank to torch's over gloo, two processes, {options.elements:,} {kind}"
-        record.add(Figure.of(what, ratio_of(pairs), note=note))
-    record.close()
+        for name, kind in (("reduce-scatter", "gradients in fp32"), ("all-gather", "weights in bf16")):
+            pairs = found[name]
+            note = f"{1e3 * min(pair[1] for pair in pairs):.0f} against {1e3 * min(pair[0] for pair in pairs):.0f} ms"
+            what = f"{name} from rank to rank to torch's over gloo, two processes, {options.elements:,} {kind}"
+            record.add(Figure.of(what, ratio_of(pairs), note=note))
 
 
 if __name__ == "__main__":

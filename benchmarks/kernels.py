@@ -146,15 +146,10 @@ def _products(shape: Shape, device: Device, add: Add) -> None:
         add("gate and up, and backward", by, _with_backward(work, x, weight), 3 * flops, unit)
     inputs, d_output = x.detach(), torch.ones(s.tokens, 2 * s.ffn, device=x.device, dtype=x.dtype)
     main_grad = torch.zeros(2 * s.ffn, s.hidden, device=x.device)
-    add(
-        "gradient of gate and up",
-        "bf16, then added in fp32",
-        lambda: main_grad.add_(d_output.t() @ inputs),
-        flops,
-        unit,
-    )
+    name = "gradient of gate and up"
+    add(name, "bf16, then added in fp32", lambda: main_grad.add_(d_output.t() @ inputs), flops, unit)
     by = "product into fp32" if adds_into_fp32(x.device) else "no product into fp32"
-    add("gradient of gate and up", by, lambda: add_product(main_grad, d_output, inputs), flops, unit)
+    add(name, by, lambda: add_product(main_grad, d_output, inputs), flops, unit)
 
 
 def _attention(shape: Shape, device: Device, add: Add) -> None:

@@ -7,7 +7,6 @@ interleaved pairs.
 python -m benchmarks.label_topics [--documents 1500] [--pairs 10] [--full-length 128] [--classifier FOLDER --input FILE]
 """
 
-import argparse
 import json
 import random
 import shutil
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks._figures import Figure, Record, add_record_option
+from benchmarks._figures import Figure, Record, parser_of
 from benchmarks._pairs import interleaved, ratio_of
 from tools.data.label_topics import LabelOptions, label_topics
 from tools.data.topic_labels import read_topics
@@ -92,23 +91,18 @@ def measure(record: Record, file: Path, classifier: Path, folder: Path, *, pairs
 
 def main() -> None:
     """Made-up documents, or given ones."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--documents", type=int, default=1500)
-    parser.add_argument("--pairs", type=int, default=10)
+    parser = parser_of(__doc__, documents=1500, pairs=10)
     parser.add_argument("--classifier", type=Path, help="folder of train-classifier")
     parser.add_argument("--input", type=Path, help=".jsonl of documents, with --classifier")
     parser.add_argument("--full-length", type=int, help="tokens of a full row; default: the classifier's longest")
-    add_record_option(parser)
     arguments = parser.parse_args()
-    record = Record("label_topics", keep=arguments.record)
-    with tempfile.TemporaryDirectory() as name:
+    with Record("label_topics", keep=arguments.record) as record, tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if arguments.classifier and arguments.input:
             file, classifier = arguments.input, arguments.classifier
         else:
             file, classifier = made_up(folder, arguments.documents)
         measure(record, file, classifier, folder, pairs=arguments.pairs, full_length=arguments.full_length)
-    record.close()
 
 
 if __name__ == "__main__":

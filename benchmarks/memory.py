@@ -8,14 +8,13 @@ the output matrix, and "working" is the peak above those two. --reduction 1 need
 python -m benchmarks.memory [--tokens 8192] [--hidden 4096] [--vocabulary 128256] [--reduction 8]
 """
 
-import argparse
 from collections.abc import Callable
 
 import torch
 from torch.nn.functional import cross_entropy
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks._figures import Figure, Record, add_record_option
+from benchmarks._figures import Figure, Record, parser_of
 from megatron_synE.model.head import linear_cross_entropy, vocabulary_part
 from megatron_synE.model.head_sizes import CHUNK_ELEMENTS, PIECE_ELEMENTS
 
@@ -53,35 +52,29 @@ def peak_bytes(
 
 def main() -> None:
     """Print both peaks and their ratio, whole and working."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--tokens", type=int, default=8192)
-    parser.add_argument("--hidden", type=int, default=4096)
-    parser.add_argument("--vocabulary", type=int, default=128_256)
-    parser.add_argument("--reduction", type=int, default=8)
-    add_record_option(parser)
-    options = parser.parse_args()
-    record = Record("memory", keep=options.record)
+    options = parser_of(__doc__, tokens=8192, hidden=4096, vocabulary=128_256, reduction=8).parse_args()
     by, by_rows = options.reduction, max(1, options.reduction // 2)
     tokens, hidden, vocabulary = options.tokens // by, options.hidden // by, options.vocabulary // by_rows
     CHUNK_ELEMENTS["cpu"] = CHUNK_ELEMENTS["cuda"] // (by * by_rows)
     PIECE_ELEMENTS["cpu"] = PIECE_ELEMENTS["cuda"] // (by * by_rows)
-    for dtype in (torch.bfloat16, torch.float32):
-        naive, ours = (
-            peak_bytes(loss, tokens=tokens, hidden=hidden, vocabulary=vocabulary, dtype=dtype)
-            for loss in (plain, chunked)
-        )
-        working = ours - (tokens + vocabulary) * hidden * dtype.itemsize
-        full = by * by_rows / 1e9
-        what = (
-            f"memory of the head, {options.tokens:,} tokens, {str(dtype).removeprefix('torch.')}, to plain product and "
-            "cross-entropy, both gradients counted"
-        )
-        note = (
-            f"{ours * full:.2f} of {naive * full:.2f} GB at full size, events of a {by * by_rows}th of it; above the "
-            f"gradients {working * full:.2f} GB, {working / naive:.1%}"
-        )
-        record.add(Figure(what=what, value=100 * ours / naive, unit="%", target=100 * TARGET, at_most=True, note=note))
-    record.close()
+    with Record("memory", keep=options.record) as record:
+        for dtype in (torch.bfloat16, torch.float32):
+            naive, ours = (
+                peak_bytes(loss, tokens=tokens, hidden=hidden, vocabulary=vocabulary, dtype=dtype)
+                for loss in (plain, chunked)
+            )
+            working = ours - (tokens + vocabulary) * hidden * dtype.itemsize
+            full = by * by_rows / 1e9
+            what = (
+                f"memory of the head, {options.tokens:,} tokens, {str(dtype).removeprefix('torch.')}, to plain product "
+                "and cross-entropy, both gradients counted"
+            )
+            note = (
+                f"{ours * full:.2f} of {naive * full:.2f} GB at full size, events of a {by * by_rows}th of it; above "
+                f"the gradients {working * full:.2f} GB, {working / naive:.1%}"
+            )
+            percent = 100 * ours / naive
+            record.add(Figure(what=what, value=percent, unit="%", target=100 * TARGET, at_most=True, note=note))
 
 
 if __name__ == "__main__":

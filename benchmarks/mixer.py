@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._figures import Figure, Record, add_record_option
+from benchmarks._figures import Figure, Record, parser_of
 from benchmarks._pairs import interleaved, ratio_of
 from data_mixers.manifest import (
     IDX_HEADER,
@@ -238,38 +238,33 @@ def in_a_process_of_its_own(side: str, folder: Path, sizes: dict[str, int]) -> d
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.mixer", description=__doc__.splitlines()[0])
-    parser.add_argument("--documents", type=int, default=91_000_000)
-    parser.add_argument("--read-gb", type=float, default=8.0)
-    parser.add_argument("--pairs", type=int, default=10)
+    parser = parser_of(__doc__, documents=91_000_000, read_gb=8.0, pairs=10)
     parser.add_argument("--theirs", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--side", choices=["ours", "theirs"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    add_record_option(parser)
     options = parser.parse_args()
-    record = Record("mixer", keep=options.record)
     if options.side:
         act = ours_at_scale if options.side == "ours" else theirs_at_scale
         print(json.dumps(act(options.folder, json.loads(sys.stdin.read()))))
         return
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        per_topic = options.documents // TOPICS
-        sizes = {}
-        for topic in range(TOPICS):
-            lengths = np.random.default_rng(topic).integers(100, 2 * TOKENS // options.documents - 100, per_topic)
-            write_pair(folder / f"topic{topic:02d}", lengths, content=False)
-            sizes[f"topic{topic:02d}"] = int(lengths.sum())
-        size = f"{TOPICS} topics, {per_topic * TOPICS:,} documents, {sum(sizes.values()) / 1e9:.1f} B tokens"
-        ours = in_a_process_of_its_own("ours", folder, sizes)
-        theirs = in_a_process_of_its_own("theirs", folder, sizes) if options.theirs else {}
-        for key, (what, unit, limit) in LIMITS.items():
-            note = f"megatron-core {theirs[key]:,.0f} {unit}" if key in theirs else ""
-            figure = Figure(what=f"{what}, {size}", value=ours[key], unit=unit, target=limit, at_most=True, note=note)
-            record.add(figure)
-    with tempfile.TemporaryDirectory() as name:
-        reads(Path(name), record, options.read_gb, options.pairs)
-    record.close()
+    with Record("mixer", keep=options.record) as record:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            per_topic = options.documents // TOPICS
+            sizes = {}
+            for topic in range(TOPICS):
+                lengths = np.random.default_rng(topic).integers(100, 2 * TOKENS // options.documents - 100, per_topic)
+                write_pair(folder / f"topic{topic:02d}", lengths, content=False)
+                sizes[f"topic{topic:02d}"] = int(lengths.sum())
+            size = f"{TOPICS} topics, {per_topic * TOPICS:,} documents, {sum(sizes.values()) / 1e9:.1f} B tokens"
+            ours = in_a_process_of_its_own("ours", folder, sizes)
+            theirs = in_a_process_of_its_own("theirs", folder, sizes) if options.theirs else {}
+            for key, (name, unit, limit) in LIMITS.items():
+                note = f"megatron-core {theirs[key]:,.0f} {unit}" if key in theirs else ""
+                what = f"{name}, {size}"
+                record.add(Figure(what=what, value=ours[key], unit=unit, target=limit, at_most=True, note=note))
+        with tempfile.TemporaryDirectory() as name:
+            reads(Path(name), record, options.read_gb, options.pairs)
 
 
 if __name__ == "__main__":

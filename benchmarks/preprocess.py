@@ -14,7 +14,6 @@ documents come again in another order. A process's cost is all its CPU time, sta
 its memory is the peak of the largest process, which is a worker.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -23,7 +22,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,8 +30,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks._figures import Figure, Record, add_record_option
-from benchmarks._pairs import interleaved, ratio_of
+from benchmarks._figures import Figure, Record, parser_of
+from benchmarks._pairs import cpu_seconds_of, interleaved, ratio_of
 from megatron_synE.data.indexed import IndexedFile
 from megatron_synE.data.tokenizer_engines import LLAMA3_NAMED, LLAMA3_NUM_CONTROL, LLAMA3_NUM_RANKS, LLAMA3_PATTERN
 
@@ -161,18 +159,8 @@ class Bench:
         """name: of the folder below `folder` that is written."""
         out = self.folder / name
         subprocess.run(["rm", "-rf", str(out)], check=True)
-        command = [
-            sys.executable,
-            "-m",
-            "tools",
-            "data",
-            "preprocess",
-            "--input",
-            str(text),
-            "--tokenizer",
-            str(self.hf),
-        ]
-        command += ["--out", str(out), "--workers", str(workers)]
+        command = [sys.executable, "-m", "tools", "data", "preprocess", "--input", str(text)]
+        command += ["--tokenizer", str(self.hf), "--out", str(out), "--workers", str(workers)]
         return run(command, {**os.environ, **ONE_THREAD})
 
     def start_of(self, tool: Callable[[Path], Run], one: Path) -> float:
@@ -238,18 +226,13 @@ def stock_parts(bench: Bench, record: Record, text: Path) -> None:
 
     from megatron_synE.data.tokenizers import load_tokenizer
 
-    def cost(step: Callable[[], object]) -> float:
-        before = time.process_time()
-        step()
-        return time.process_time() - before
-
     tokenizer = load_tokenizer(bench.hf)
     tokenizer.encode_ordinary_batch(["the tables are built here"])
     lines = text.read_bytes().splitlines()
     texts = [orjson.loads(line)["text"] for line in lines]
     batches = [texts[start : start + 2048] for start in range(0, len(texts), 2048)]
     raw, output = [one.encode() for one in texts], bench.folder / "ids"
-    cold = cost(lambda: [tokenizer.encode_ordinary_flat(batch) and None for batch in batches])
+    cold = cpu_seconds_of(lambda: [tokenizer.encode_ordinary_flat(batch) and None for batch in batches], repeats=1)
     ids = tokenizer.encode_ordinary_flat(texts)[0]
     steps: dict[str, Callable[[], object]] = {
         "reading lines": lambda: [None for _ in text.open("rb")],
@@ -259,7 +242,8 @@ def stock_parts(bench: Bench, record: Record, text: Path) -> None:
         "ids written twice": lambda: [output.write_bytes(ids.data) for _ in range(2)],
         "sha256 of the ids": lambda: hashlib.sha256(ids.data),
     }
-    costs = {"fastokens": cold} | {name: min(cost(step) for _ in range(3)) for name, step in steps.items()}
+    costs = {"fastokens": cold}
+    costs |= {name: min(cpu_seconds_of(step, repeats=1) for _ in range(3)) for name, step in steps.items()}
     output.unlink()
     total = sum(costs.values())
     listed = ", ".join(f"{name} {seconds:.2f}" for name, seconds in costs.items())
@@ -269,17 +253,13 @@ def stock_parts(bench: Bench, record: Record, text: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, megabytes=106.0, large_megabytes=2000.0, pairs=5)
     parser.add_argument("--tokenizer-model", type=Path, help="Llama-3's; default: fetched")
     parser.add_argument("--megatron-lm", type=Path)
     parser.add_argument("--peer-packages", type=Path)
     parser.add_argument("--text", type=Path, help="folder with en.jsonl and zh.jsonl; default: fetched")
-    parser.add_argument("--megabytes", type=float, default=106)
-    parser.add_argument("--large-megabytes", type=float, default=2000)
-    parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--part", choices=PARTS, action="append", help="only these; may be repeated")
     parser.add_argument("--folder", type=Path, help="keeps the texts for the next call; default: a temporary one")
-    add_record_option(parser)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = arguments.folder or Path(name)
@@ -295,9 +275,8 @@ def main() -> None:
         )
         bench.ours(files["one"])  # the tokenizer is checked against HF once, and the outcome kept
         for part in arguments.part or PARTS:
-            record = Record(f"preprocess-{part}", keep=arguments.record)
-            _measure(bench, record, part, files, arguments.pairs)
-            record.close()
+            with Record(f"preprocess-{part}", keep=arguments.record) as record:
+                _measure(bench, record, part, files, arguments.pairs)
 
 
 def _texts_for(bench: Bench, texts: Path, megabytes: float, large_megabytes: float) -> dict[str, Path]:

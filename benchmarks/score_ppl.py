@@ -13,7 +13,6 @@ python -m benchmarks.score_ppl [--pairs 8] [--padded-pairs 4] [--tokens 16000] [
     [--precision auto] [--clock wall]
 """
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks._figures import Figure, Record, add_record_option
+from benchmarks._figures import Figure, Record, parser_of
 from benchmarks._pairs import interleaved, ratio_of
 from data_mixers.manifest import read_manifest
 from megatron_synE.data.batch import MicroBatch, micro_batch
@@ -153,16 +152,11 @@ def padded_loop(model: torch.nn.Module, data: Path, *, seq_length: int, overlap:
 
 def main() -> None:
     """Print the two ratios for each mix of lengths."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--pairs", type=int, default=8)
-    parser.add_argument("--padded-pairs", type=int, default=4)
-    parser.add_argument("--tokens", type=int, default=16_000)
-    parser.add_argument("--seq-length", type=int, default=1024)
+    parser = parser_of(__doc__, pairs=8, padded_pairs=4, tokens=16_000, seq_length=1024)
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
     parser.add_argument(
         "--clock", choices=("wall", "cpu"), default="wall", help="cpu: this process's own seconds, on a busy machine"
     )
-    add_record_option(parser)
     asked = parser.parse_args()
     if asked.clock == "cpu":
         global _now
@@ -170,12 +164,11 @@ def main() -> None:
     from transformers import AutoModelForCausalLM
 
     precision = asked.precision if asked.precision != "auto" else "bf16" if cpu_has_bf16() else "fp32"
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, Record("score_ppl", keep=asked.record) as record:
         root = Path(temporary)
         hf = tiny.hf_folder(root / "hf", dtype=torch.bfloat16, **SHAPE)
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         theirs = AutoModelForCausalLM.from_pretrained(hf, dtype=dtype, attn_implementation="sdpa").eval()
-        record = Record("score_ppl", keep=asked.record)
         setting = f"{precision}, {torch.get_num_threads()} threads, {asked.clock} clock"
         rows = full_rows(-(-asked.tokens // asked.seq_length), asked.seq_length)
         for number, (mix, lengths) in enumerate(length_mixes(asked.tokens, asked.seq_length).items()):
@@ -196,7 +189,6 @@ def main() -> None:
             products = partial(products_only, scorer, num_rows=len(rows), seq_length=asked.seq_length)
             limit = ratio_of(interleaved(products, loop, num_pairs=asked.padded_pairs))
             record.add(Figure.of(f"… the limit: matrix products alone to the padded loop, {mix}", limit))
-        record.close()
 
 
 def _loaded(options: ScoreOptions) -> Scorer:

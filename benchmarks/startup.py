@@ -7,7 +7,6 @@ is ours; the step itself is given apart. One step of a few hundred tokens, so th
 python -m benchmarks.startup [--shape tiny smollm2] [--nproc 1] [--pairs 3]
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks._figures import Figure, Record, add_record_option
+from benchmarks._figures import Figure, Record, parser_of
 from benchmarks._pairs import interleaved, ratio_of
 from megatron_synE.runtime.cpu_features import cpu_has_bf16
 from tests import tiny
@@ -127,25 +126,21 @@ def _weights_read(root: Path, run: Path | None) -> list[Path]:
 
 def main() -> None:
     """Print both starts of each shape."""
-    parser = argparse.ArgumentParser()
+    parser = parser_of(__doc__, nproc=1, pairs=3)
     parser.add_argument("--shape", nargs="+", choices=[*SHAPES], default=[*SHAPES])
-    parser.add_argument("--nproc", type=int, default=1)
-    parser.add_argument("--pairs", type=int, default=3)
-    add_record_option(parser)
     options = parser.parse_args()
-    record = Record("startup", keep=options.record)
-    for shape in options.shape:
-        with tempfile.TemporaryDirectory() as folder:
-            root = Path(folder)
-            config = prepared(root, shape)
-            for start in ("new run", "resumed"):
-                if start == "resumed":
-                    parts_of(config, root / "run", nproc=options.nproc)  # what is to be resumed
-                measured(
-                    record, f"{shape}, {start}", config, root / "run", resumes=start == "resumed",
-                    nproc=options.nproc, num_pairs=options.pairs,
-                )  # fmt: skip
-    record.close()
+    with Record("startup", keep=options.record) as record:
+        for shape in options.shape:
+            with tempfile.TemporaryDirectory() as folder:
+                root = Path(folder)
+                config = prepared(root, shape)
+                for start in ("new run", "resumed"):
+                    if start == "resumed":
+                        parts_of(config, root / "run", nproc=options.nproc)  # what is to be resumed
+                    measured(
+                        record, f"{shape}, {start}", config, root / "run", resumes=start == "resumed",
+                        nproc=options.nproc, num_pairs=options.pairs,
+                    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ its packed batches ready in memory and calls megatron-core's schedule and optimi
 python -m benchmarks.train_loop [--pairs 12] [--steps 4]
 """
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks._figures import Figure, Record, add_record_option
+from benchmarks._figures import Figure, Record, parser_of
 from benchmarks._pairs import interleaved, ratio_of
 from megatron_synE.config.load import load_config
 from megatron_synE.train import build_trainer
@@ -47,13 +46,8 @@ def bare_step(trainer: Trainer, batches: list[object]) -> None:
 
 def main() -> None:
     """Print the ratio of speeds, ours to the bare loop's."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--pairs", type=int, default=12)
-    parser.add_argument("--steps", type=int, default=4)
-    add_record_option(parser)
-    options = parser.parse_args()
-    record = Record("train_loop", keep=options.record)
-    with tempfile.TemporaryDirectory() as folder:
+    options = parser_of(__doc__, pairs=12, steps=4).parse_args()
+    with Record("train_loop", keep=options.record) as record, tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         hf = tiny.hf_folder(root / "hf", **SHAPE)
         tiny.manifest(root / "train", {("en", "web", "x"): 400_000}, vocab_size=8192)
@@ -87,7 +81,6 @@ def main() -> None:
         speeds = ratio_of([(bare_seconds, our_seconds) for our_seconds, bare_seconds in pairs])
         what = "our training step to a bare megatron-core loop, tokens/s, same model and process, fp32"
         record.add(Figure.of(what, speeds, target=TARGET, note=f"{torch.get_num_threads()} threads"))
-    record.close()
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks._figures import Figure, Record, add_record_option
+from benchmarks._figures import Figure, Record, parser_of
 from benchmarks._hf_trainer import GLOBAL_BATCH, MICRO_BATCH, run_theirs
 from benchmarks._pairs import ratio_of, rounds
 from data_mixers.manifest import read_manifest
@@ -178,50 +178,46 @@ def run_bare_megatron(hf: Path, samples: Path, steps: int, precision: str, weigh
 
 def compare_speeds(options: argparse.Namespace, peers: Sequence[str]) -> None:
     """Print tokens per second of each side and the ratio of ours to each peer's."""
-    record = Record("-".join(["train_step", *peers]), keep=options.record)
-    with tempfile.TemporaryDirectory() as folder:
+    name = "-".join(["train_step", *peers])
+    with Record(name, keep=options.record) as record, tempfile.TemporaryDirectory() as folder:
         made = prepared(Path(folder), SMOLLM2, layers=options.layers, options=options)
         sides = {
             name: lambda side=side: float(side(options.steps)["seconds"]) for name, side in made.sides(peers).items()
         }
         found = rounds(sides, num_rounds=options.pairs)
-    tokens = GLOBAL_BATCH * SMOLLM2.seq_length
-    rates = {name: tokens / statistics.median(seconds) for name, seconds in found.items()}
-    shape = f"{SMOLLM2.name}, {options.layers} layers, {options.precision}, {tokens:,} tokens a step, two cores"
-    for name in peers:
-        speeds = ratio_of(list(zip(found[name], found["ours"], strict=True)))
-        note = f"{rates['ours']:.0f} against {rates[name]:.0f} tokens/s"
-        record.add(Figure.of(f"one training step, ours to {name}, {shape}", speeds, target=TARGETS[name], note=note))
-    record.close()
+        tokens = GLOBAL_BATCH * SMOLLM2.seq_length
+        rates = {name: tokens / statistics.median(seconds) for name, seconds in found.items()}
+        shape = f"{SMOLLM2.name}, {options.layers} layers, {options.precision}, {tokens:,} tokens a step, two cores"
+        for name in peers:
+            speeds = ratio_of(list(zip(found[name], found["ours"], strict=True)))
+            note = f"{rates['ours']:.0f} against {rates[name]:.0f} tokens/s"
+            what = f"one training step, ours to {name}, {shape}"
+            record.add(Figure.of(what, speeds, target=TARGETS[name], note=note))
 
 
 def overlay(options: argparse.Namespace, peers: Sequence[str]) -> None:
     """Draw the losses of all sides over each other, and print how far apart they are."""
-    record = Record("train_step-overlay", keep=options.record)
-    with tempfile.TemporaryDirectory() as folder:
+    with Record("train_step-overlay", keep=options.record) as record, tempfile.TemporaryDirectory() as folder:
         made = prepared(Path(folder), SMALL, layers=4, options=options)
         losses = {name: list(side(options.steps)["losses"]) for name, side in made.sides(peers).items()}
-    ours = losses["ours"]
-    setting = f"{SMALL.name}, {options.precision}, weight decay {options.weight_decay:g}, {len(ours)} steps"
-    note = f"{setting}, loss from {ours[0]:.4f} to {ours[-1]:.4f}"
-    for name in peers:
-        gaps = [abs(a - b) for a, b in zip(ours, losses[name], strict=True)]
-        largest = f"largest {max(gaps):.4f}; {note}"
-        what = f"losses of ours and {name} over the same samples, mean distance"
-        record.add(Figure(what=what, value=statistics.mean(gaps), unit="nats", note=largest))
-    record.close()
+        ours = losses["ours"]
+        setting = f"{SMALL.name}, {options.precision}, weight decay {options.weight_decay:g}, {len(ours)} steps"
+        note = f"{setting}, loss from {ours[0]:.4f} to {ours[-1]:.4f}"
+        for name in peers:
+            gaps = [abs(a - b) for a, b in zip(ours, losses[name], strict=True)]
+            largest = f"largest {max(gaps):.4f}; {note}"
+            what = f"losses of ours and {name} over the same samples, mean distance"
+            record.add(Figure(what=what, value=statistics.mean(gaps), unit="nats", note=largest))
     draw(options.overlay, losses)
     print(f"drawn: {options.overlay}")
 
 
 def draw(path: Path, losses: Mapping[str, Sequence[float]]) -> None:
     """Every side's loss over the steps, and below what each peer's is above ours. PNG."""
-    import matplotlib
+    from matplotlib.figure import Figure as Canvas
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (above, below) = pyplot.subplots(2, 1, sharex=True, figsize=(8, 6), height_ratios=(3, 1))
+    figure = Canvas(figsize=(8, 6))
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     ours = losses["ours"]
     for name, values in losses.items():
         width = 1.0 if name == "ours" else 2.5
@@ -236,20 +232,17 @@ def draw(path: Path, losses: Mapping[str, Sequence[float]]) -> None:
     below.set_xlabel("step")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
 
 
 def main() -> None:
     """Compare speeds, or with --overlay losses."""
-    parser = argparse.ArgumentParser()
+    parser = parser_of(__doc__, layers=30)
     parser.add_argument("--pairs", type=int, default=6, help="runs of each side, in rounds")
     parser.add_argument("--steps", type=int, help="a run; 5, and 200 with --overlay")
-    parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--peers", nargs="+", choices=[*TARGETS, "torchtitan"], default=[*TARGETS, "torchtitan"])
     parser.add_argument("--precision", choices=["bf16", "fp32"], help="default: what this CPU is good at")
     parser.add_argument("--weight-decay", type=float, default=0.1, help="0: peers let norms decay, ours does not")
     parser.add_argument("--overlay", type=Path, metavar="PNG", help="draw losses instead of measuring speeds")
-    add_record_option(parser)
     options = parser.parse_args()
     options.steps = options.steps or (200 if options.overlay else 5)
     for peer in options.peers:

@@ -6,27 +6,18 @@ bf16 a CPU has no product that ends in fp32, so both do the same there.
 python -m benchmarks.weight_gradient [--pairs 20]
 """
 
-import argparse
-import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks._figures import Figure, Record, add_record_option
-from benchmarks._pairs import interleaved, ratio_of
+from benchmarks._figures import Figure, Record, parser_of
+from benchmarks._pairs import cpu_seconds_of, interleaved, ratio_of
 from megatron_synE.model.weight_gradient import add_product
 from megatron_synE.runtime.cpu_memory import keep_freed_memory
 
 TOKENS, INPUTS, OUTPUTS = 1024, 576, 2 * 1536
-
-
-def seconds_of(work: Callable[[], object], *, repeats: int = 5) -> float:
-    """CPU-seconds of one call."""
-    started = time.process_time()
-    for _ in range(repeats):
-        work()
-    return (time.process_time() - started) / repeats
 
 
 def allocated(work: Callable[[], object]) -> int:
@@ -48,7 +39,8 @@ def compare(dtype: torch.dtype, *, num_pairs: int) -> Figure:
     def fused() -> None:
         add_product(main_grad, d_output, inputs)
 
-    pairs = interleaved(lambda: seconds_of(apart), lambda: seconds_of(fused), num_pairs=num_pairs)
+    timed = [partial(cpu_seconds_of, way, repeats=5) for way in (apart, fused)]
+    pairs = interleaved(*timed, num_pairs=num_pairs)
     what = (
         f"a weight gradient added by its product to the product and then the sum, {str(dtype).removeprefix('torch.')}"
     )
@@ -61,16 +53,12 @@ def compare(dtype: torch.dtype, *, num_pairs: int) -> Figure:
 
 def main() -> None:
     """Print a line for each precision."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--pairs", type=int, default=20)
-    add_record_option(parser)
-    options = parser.parse_args()
-    record = Record("weight_gradient", keep=options.record)
+    options = parser_of(__doc__, pairs=20).parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
-    for dtype in (torch.float32, torch.bfloat16):
-        record.add(compare(dtype, num_pairs=options.pairs))
-    record.close()
+    with Record("weight_gradient", keep=options.record) as record:
+        for dtype in (torch.float32, torch.bfloat16):
+            record.add(compare(dtype, num_pairs=options.pairs))
 
 
 if __name__ == "__main__":

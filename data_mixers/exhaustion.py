@@ -3,6 +3,7 @@
 The sample at which that happens follows from the schedule so far, so it is the same for everyone who computes it.
 """
 
+from bisect import bisect_left
 from collections.abc import Collection, Mapping
 from fractions import Fraction
 
@@ -39,13 +40,11 @@ def first_exhausted(schedule: Schedule, limits: Mapping[str, int]) -> tuple[int,
     def beyond(sample: int) -> bool:
         return any(count > limits[name] for name, count in zip(names, sampler.cursors(sample), strict=True))
 
-    low, high = schedule.phases[-1].start_sample, schedule.num_samples
-    if not beyond(high):
+    first, end = schedule.phases[-1].start_sample, schedule.num_samples
+    if not beyond(end):
         return None
-    while high - low > 1:  # beyond(high) and not beyond(low)
-        middle = (low + high) // 2
-        low, high = (low, middle) if beyond(middle) else (middle, high)
-    counts = dict(zip(names, sampler.cursors(high), strict=True))
+    low = first + bisect_left(range(first + 1, end), True, key=beyond)
+    counts = dict(zip(names, sampler.cursors(low + 1), strict=True))
     return low, frozenset(name for name, count in counts.items() if count > limits[name])
 
 

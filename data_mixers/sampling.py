@@ -137,11 +137,12 @@ class Sampler:
         skipped = self._end_skipped if is_end else self._stretches[self._stretch_of(sample)].skipped
         return _less(self.cursors(sample), skipped)
 
-    def epochs_read(self) -> dict[str, float]:
-        """How often the whole schedule reads each source that it weighs, in epochs."""
+    def epochs_read(self, sample: int | None = None) -> dict[str, float]:
+        """How often each source that the schedule weighs is read before `sample`, or in all of it, in epochs."""
+        cursors = self._end_cursors if sample is None else self.cursors(sample)
         return {
             source.name: cursor / windows.windows_per_epoch
-            for source, cursor, windows in zip(self.schedule.sources, self._end_cursors, self._windows, strict=True)
+            for source, cursor, windows in zip(self.schedule.sources, cursors, self._windows, strict=True)
             if windows is not None
         }
 

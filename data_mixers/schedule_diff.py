@@ -1,10 +1,10 @@
 """What differs between two schedules, as lines a person reads, and from which sample on the data differs."""
 
+from bisect import bisect_left
 from dataclasses import fields
 
+from data_mixers.ratios import WEIGHT_UNIT
 from data_mixers.schedule import Phase, Schedule, ScheduledSource, Skip
-
-WEIGHT_UNIT = 1 << 32
 
 
 def diff(a: Schedule, b: Schedule) -> list[str]:
@@ -34,16 +34,9 @@ def first_difference(a: Schedule, b: Schedule) -> int | None:
     common = min(a.num_samples, b.num_samples)
     if a.past_digest(common) == b.past_digest(common):
         return None
-    low, high = 0, common  # pasts up to low are equal, pasts up to high are not
-    if a.past_digest(0) != b.past_digest(0):
-        return 0
-    while high - low > 1:
-        middle = (low + high) // 2
-        if a.past_digest(middle) == b.past_digest(middle):
-            low = middle
-        else:
-            high = middle
-    return low
+    # The shortest past that differs is one sample longer than what both have; seeds differ before the first sample.
+    differing = bisect_left(range(common), True, key=lambda past: a.past_digest(past) != b.past_digest(past))
+    return max(0, differing - 1)
 
 
 def _first_line(a: Schedule, b: Schedule) -> str:

@@ -7,10 +7,8 @@ import torch
 import torch.distributed as dist
 
 from megatron_synE.build import build_chunks, transformer_config
-from megatron_synE.checkpoint.hf import read_rectangle
-from megatron_synE.checkpoint.hf_folder import HfFolder
+from megatron_synE.checkpoint.load import reader_of
 from megatron_synE.checkpoint.model_space import local_parameters
-from megatron_synE.checkpoint.weights import CheckpointWeights
 from megatron_synE.config.derive import derive
 from megatron_synE.config.schema import (
     DataSection,
@@ -69,13 +67,6 @@ def build_alone(
 @torch.no_grad()
 def _load(model: LlamaModel, architecture: LlamaArchitecture, weights: Path) -> None:
     chunks = [chunk for local in local_parameters(model) for chunk in local.chunks(local.key, local.parameter.detach())]
-    if (weights / TENSOR_TABLE).exists():
-        stored = CheckpointWeights(weights, architecture)
-        for chunk in chunks:
-            chunk.tensor().copy_(stored.read(chunk.key, chunk.offsets, chunk.sizes, chunk.dtype))
-    else:
-        folder = HfFolder(weights)
-        for chunk in chunks:
-            chunk.tensor().copy_(
-                read_rectangle(folder, architecture, chunk.key, chunk.offsets, chunk.sizes, chunk.dtype)
-            )
+    read = reader_of(architecture, weights, is_hf=not (weights / TENSOR_TABLE).exists())
+    for chunk in chunks:
+        chunk.tensor().copy_(read(chunk.key, chunk.offsets, chunk.sizes, chunk.dtype))

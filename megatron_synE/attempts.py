@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import takewhile
 
 import psutil
 
@@ -68,11 +69,8 @@ def begin(
     Errors: NoProgressError if restart_budget restarts with this configuration have begun at this iteration already.
     """
     earlier, job = read(run_dir), os.environ.get("SLURM_JOB_ID")
-    same = 0
-    for attempt in reversed(earlier):
-        if (attempt.first_iteration, attempt.config_digest, attempt.job) != (first_iteration, config_digest, job):
-            break
-        same += 1
+    this = (first_iteration, config_digest, job)
+    same = sum(1 for _ in takewhile(lambda a: (a.first_iteration, a.config_digest, a.job) == this, reversed(earlier)))
     # The first of them was no restart.
     if same > restart_budget and not is_finished:
         raise NoProgressError(

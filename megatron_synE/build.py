@@ -46,6 +46,18 @@ class Model:
     buckets: Mapping[torch.nn.Parameter, Bucket] = field(default_factory=dict)
     """ZeRO stages 2 and 3: where the part of each parameter is that this rank keeps. Stage 1: empty."""
 
+    def run(self, step: Callable[..., Any], batches: Sequence[Any], *, row: int, forward_only: bool = False) -> Any:
+        """The pipeline schedule over micro-batches, each one row of `row` tokens: list of what `step` says of each.
+
+        Empty but on the last stage. Collective: every rank.
+        """
+        iterators, single = [iter(batches) for _ in self.ddp], len(self.ddp) == 1
+        return self.forward_backward(
+            forward_step_func=step, data_iterator=iterators[0] if single else iterators,
+            model=self.ddp[0] if single else list(self.ddp), num_microbatches=len(batches),
+            seq_length=row, micro_batch_size=1, forward_only=forward_only,
+        )  # fmt: skip
+
 
 def transformer_config(config: RunConfig, plan: RunPlan, device: Device) -> TransformerConfig:
     """megatron-core's configuration of this architecture and layout."""

@@ -30,12 +30,8 @@ class Anomaly:
 
     def facts(self) -> dict[str, float | str | None]:
         """For metrics.jsonl and events: JSON has no word for what is not finite."""
-        finite = {name: getattr(self, name) for name in ("lm_loss", "grad_norm")}
-        return {
-            "anomaly": self.kind,
-            **{name: value if math.isfinite(value) else str(value) for name, value in finite.items()},
-            "bound": self.bound,
-        }
+        loss, norm = (value if math.isfinite(value) else str(value) for value in (self.lm_loss, self.grad_norm))
+        return {"anomaly": self.kind, "lm_loss": loss, "grad_norm": norm, "bound": self.bound}
 
 
 def find_anomaly(

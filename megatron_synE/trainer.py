@@ -158,18 +158,9 @@ class Trainer:
 
     def _forward_backward(self, batches: list[MicroBatch]) -> list[torch.Tensor]:
         """The pipeline schedule over these micro-batches; [nll sum, tokens] of each, on the last stage."""
-        iterators, single = [iter(batches) for _ in self.model.ddp], len(self.model.ddp) == 1
-        losses = self.model.forward_backward(
-            forward_step_func=forward_step,
-            data_iterator=iterators[0] if single else iterators,
-            model=self.model.ddp[0] if single else list(self.model.ddp),
-            num_microbatches=self.plan.num_microbatches,
-            # Micro-batches are flattened into one row, so the pipeline sends [seq * micro, 1, h].
-            seq_length=self.config.training.seq_length * self.config.training.micro_batch_size,
-            micro_batch_size=1,
-            forward_only=False,
-        )
-        return [loss["nll_and_tokens"] for loss in losses]
+        # Micro-batches are flattened into one row, so the pipeline sends [seq * micro, 1, h].
+        row = self.config.training.seq_length * self.config.training.micro_batch_size
+        return [loss["nll_and_tokens"] for loss in self.model.run(forward_step, batches, row=row)]
 
     def samples(self) -> Iterator[list[Sample]]:
         """This rank's micro-batches of samples from where the run stands to its end."""

@@ -197,11 +197,7 @@ def build_validator(
             if source.role != "validation":
                 continue
             found, text_bytes = _documents(
-                manifest.folder,
-                source,
-                limit,
-                min_documents=min_documents,
-                vocab_size=manifest.tokenizer.vocab_size,
+                manifest.folder, source, limit, min_documents=min_documents, vocab_size=manifest.tokenizer.vocab_size
             )
             if all(len(document) < 2 for document in found):
                 raise DataError(
@@ -276,17 +272,7 @@ def _forward(
 
         return output, loss
 
-    iterators = [iter(batches) for _ in model.ddp]
-    single = len(model.ddp) == 1
     with torch.no_grad():
-        outputs = model.forward_backward(
-            forward_step_func=forward_step,
-            data_iterator=iterators[0] if single else iterators,
-            model=model.ddp[0] if single else list(model.ddp),
-            num_microbatches=len(batches),
-            seq_length=num_pairs,
-            micro_batch_size=1,
-            forward_only=True,
-        )
+        outputs = model.run(forward_step, batches, row=num_pairs, forward_only=True)
     for output in outputs:
         yield output["owners"], output["nll"]

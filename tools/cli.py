@@ -153,10 +153,7 @@ Logits = Annotated[
 ]
 
 
-@app.command(
-    "import",
-    epilog=example("syne import --hf runs/quickstart/hf_base --out runs/imported"),
-)
+@app.command("import", epilog=example("syne import --hf runs/quickstart/hf_base --out runs/imported"))
 def import_command(
     hf: HfFolder,
     out: Annotated[Path, typer.Option("--out", help="Folder that will hold iter_0000000.")],
@@ -238,11 +235,7 @@ def _compare_logits(hf: Path, checkpoint: Path, dtype: str) -> None:
 
 
 @app.command(epilog=example("syne verify --hf runs/quickstart/hf_bilingual --checkpoint runs/quickstart/bilingual"))
-def verify(
-    hf: HfFolder,
-    checkpoint: Checkpoint,
-    logits: Logits = True,
-) -> None:
+def verify(hf: HfFolder, checkpoint: Checkpoint, logits: Logits = True) -> None:
     """Compare a Hugging Face folder and a checkpoint: tensors, config fields, logits. Exits 4 if they differ."""
     from tools.checkpoint.verifier import verify as run_verify
 

@@ -18,7 +18,6 @@ from data_mixers.manifest import SourceEntry
 from data_mixers.mixture import GuardShift, Reweight
 from data_mixers.sampling import Sampler
 from data_mixers.schedule import read_schedule
-from data_mixers.windows import windows_in_shard
 from megatron_synE.config.examine import examine
 from megatron_synE.config.fault import require
 from megatron_synE.config.load import load_config
@@ -59,21 +58,12 @@ def reads(mixture: Mixture) -> tuple[list[ReadPart], dict[str, tuple[int, int]]]
     """The same for a plan with its decisions."""
     schedule = mixture.schedule
     sampler = Sampler(schedule)
-    windows = {
-        source.name: sum(
-            windows_in_shard(
-                s.num_tokens, seq_length=schedule.seq_length, is_packed=source.packed_seq_length is not None
-            )
-            for s in source.shards
-        )
-        for source in schedule.sources
-    }
     quantiles = _bucket_quantiles(mixture)
     parts: list[ReadPart] = []
     before = sampler.read(0)
     for phase in schedule.phases:
-        after, cursors = sampler.read(phase.end_sample), sampler.cursors(phase.end_sample)
-        for source, old, new, cursor in zip(schedule.sources, before, after, cursors, strict=True):
+        after, epochs = sampler.read(phase.end_sample), sampler.epochs_read(phase.end_sample)
+        for source, old, new in zip(schedule.sources, before, after, strict=True):
             if new > old:
                 parts.append(
                     ReadPart(
@@ -82,7 +72,7 @@ def reads(mixture: Mixture) -> tuple[list[ReadPart], dict[str, tuple[int, int]]]
                         source=source.name,
                         share=(new - old) / phase.num_samples,
                         tokens=(new - old) * schedule.seq_length,
-                        epochs=cursor / windows[source.name],
+                        epochs=epochs[source.name],
                         quantiles=quantiles.get(source.name, ""),
                     )
                 )

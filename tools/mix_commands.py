@@ -107,8 +107,7 @@ def mix_import_data_path(options: DataPathOptions) -> None:
 
 @mix_app.command("replay", epilog=example("syne mix replay runs/quickstart/bilingual"))
 def mix_replay(
-    run: Annotated[Path, typer.Argument(help="The folder of a run with a controller.")],
-    overrides: Overrides = None,
+    run: Annotated[Path, typer.Argument(help="The folder of a run with a controller.")], overrides: Overrides = None
 ) -> None:
     """Take a run's decisions again from the losses it recorded, and compare. Exits 3 if any differs.
 
@@ -136,8 +135,7 @@ def mix_simulate(
     transfer: Annotated[float, typer.Option(min=0.0, max=0.5, help="Worth of a token to another topic.")] = 0.1,
     label_noise: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of pages with a wrong topic.")] = 0.1,
     confusion: Annotated[
-        Path | None,
-        typer.Option(help="report.json of train-classifier: label as that one does, held-out sets too."),
+        Path | None, typer.Option(help="report.json of train-classifier: label as that one does, held-out sets too.")
     ] = None,
     language: Annotated[str, typer.Option(help="Whose confusion.")] = "zh",
     curves: Annotated[

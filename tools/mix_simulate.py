@@ -146,15 +146,8 @@ class Curves:
     def world(self, number: int, labels: Array) -> World:
         """labels: [true topic, label], columns sum to 1."""
         index = number % len(self.floor)
-        return World(
-            floor=self.floor[index],
-            reducible=self.reducible[index],
-            exponent=self.exponent[index],
-            scale=self.scale[index],
-            worth=self.transfer[index] @ labels,
-            planned=self.planned[index],
-            seen=np.eye(len(self.topics)),
-        )
+        curve = self.floor[index], self.reducible[index], self.exponent[index], self.scale[index]
+        return World(*curve, self.transfer[index] @ labels, self.planned[index], np.eye(len(self.topics)))
 
 
 def read_curves(file: Path) -> Curves:
@@ -264,12 +257,10 @@ def report(found: dict[str, list[Trace]]) -> str:
 
 def plot(found: dict[str, list[Trace]], file: Path, *, interval: float) -> None:
     """Shares of the first world's topics over tokens, a panel per controller."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(2, 4, figsize=(16, 7), sharex=True, sharey=True)
+    figure = Figure(figsize=(16, 7))
+    axes = figure.subplots(2, 4, sharex=True, sharey=True)
     for axis, (name, paths) in zip(axes.flat, found.items(), strict=False):
         shares = paths[0].ratios
         axis.plot(np.arange(len(shares)) * interval / 1e9, shares)
@@ -283,5 +274,3 @@ def plot(found: dict[str, list[Trace]], file: Path, *, interval: float) -> None:
         figure.savefig(file, dpi=120)
     except (OSError, ValueError) as error:  # no folder, no right, or an ending that is no kind of picture
         raise ConfigError(f"--plot {file}: cannot be written ({error}); name a .png in a folder that exists") from error
-    finally:
-        pyplot.close(figure)

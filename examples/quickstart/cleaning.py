@@ -4,28 +4,10 @@ import re
 import unicodedata
 from html.parser import HTMLParser
 
-BLOCKS = frozenset(
-    (
-        "address",
-        "article",
-        "blockquote",
-        "body",
-        "dd",
-        "div",
-        "dl",
-        "dt",
-        "figure",
-        "li",
-        "ol",
-        "p",
-        "pre",
-        "section",
-        "td",
-        "th",
-        "tr",
-        "ul",
-    )
-)
+BLOCKS = frozenset((
+    "address", "article", "blockquote", "body", "dd", "div", "dl", "dt", "figure", "li", "ol", "p", "pre", "section",
+    "td", "th", "tr", "ul",
+))  # fmt: skip
 HEADINGS = frozenset(f"h{level}" for level in range(1, 7))
 VOID = frozenset(("area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"))
 SKIPPED_TAGS = frozenset(("aside", "footer", "head", "header", "nav", "noscript", "script", "style", "table"))

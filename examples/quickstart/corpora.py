@@ -18,12 +18,8 @@ from examples.quickstart.progress import step
 from examples.quickstart.sources import SOURCES, HeldOut, Page, Source
 
 HELD_OUT_PERCENT = 6  # of the keys of a source that is both trained on and validated
-TRAIN_BYTES = {
-    "zh": 1_000_000,
-    "en": 700_000,
-    "code": 700_000,
-    "synthetic": 700_000,
-}  # a source; ours: minutes, not days
+# A source; ours: minutes, not days.
+TRAIN_BYTES = {"zh": 1_000_000, "en": 700_000, "code": 700_000, "synthetic": 700_000}
 VALIDATION_BYTES = {"zh": 6_000, "en": 9_000, "code": 8_000, "synthetic": 5_000}  # a set: about 2,000 to 3,500 tokens
 # Shorter pieces than in training, few of each page: a small set then still covers many pages.
 VALIDATION_CHARACTERS = {"zh": 600, "en": 1_500, "code": 1_500}

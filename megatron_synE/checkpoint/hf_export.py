@@ -75,10 +75,7 @@ def write_hf_folder(
 
 
 def _write_weights(
-    folder: Path,
-    weights: CheckpointWeights,
-    dtype: torch.dtype | None,
-    progress: Progress | None,
+    folder: Path, weights: CheckpointWeights, dtype: torch.dtype | None, progress: Progress | None
 ) -> int:
     architecture = weights.architecture
     tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}

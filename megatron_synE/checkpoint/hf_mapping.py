@@ -39,7 +39,12 @@ class Rectangle:
     hf_row: int
 
 
-_LAYER_KEY = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
+LAYER_KEY = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
+LOCAL_NORMS = {
+    "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
+    "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
+}
+"""Global tensors bear the names of TE's fused layers; megatron-core's local layer spec names norms after themselves."""
 _LAYER_NAME = re.compile(r"model\.layers\.(\d+)\.(.+)")
 
 
@@ -65,7 +70,7 @@ def global_shape(architecture: LlamaArchitecture, key: str) -> tuple[int, ...]:
 def blocks(architecture: LlamaArchitecture, key: str) -> tuple[Block, ...]:
     """The row blocks that make up global tensor `key`, by ascending row: the table."""
     a, shape = architecture, global_shape(architecture, key)
-    match = _LAYER_KEY.fullmatch(key)
+    match = LAYER_KEY.fullmatch(key)
     if match is None:
         return (Block(0, shape[0], _OUTER_NAMES[key], 0),)
     layer, name = f"model.layers.{match[1]}.", match[2]

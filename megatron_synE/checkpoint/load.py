@@ -36,12 +36,7 @@ def load_weights(model: Model, architecture: LlamaArchitecture, folder: Path, *,
     Call before the optimizer is built, so that its masters are copies of these weights.
     Errors: CheckpointError for a weight that is missing, unknown, or of another shape.
     """
-    read: Callable[[str, tuple[int, ...], tuple[int, ...], torch.dtype], torch.Tensor]
-    read = (
-        partial(read_rectangle, HfFolder(folder), architecture)
-        if is_hf
-        else CheckpointWeights(folder, architecture).read
-    )
+    read = reader_of(architecture, folder, is_hf=is_hf)
     chunks = weight_chunks_to_load(model)
     total = sum(math.prod(chunk.sizes) * chunk.dtype.itemsize for chunk in chunks)
     done, spoken = 0, time.monotonic()
@@ -53,6 +48,15 @@ def load_weights(model: Model, architecture: LlamaArchitecture, folder: Path, *,
                 spoken = time.monotonic()
                 logger.info("reading weights: %.1f of %.1f GB of this rank", done / 1e9, total / 1e9)
     logger.info("weights from %s", folder)
+
+
+def reader_of(
+    architecture: LlamaArchitecture, folder: Path, *, is_hf: bool
+) -> Callable[[str, tuple[int, ...], tuple[int, ...], torch.dtype], torch.Tensor]:
+    """Of an HF folder or an iter_* folder: (key, offsets, sizes, dtype) -> that rectangle of a global tensor."""
+    if is_hf:
+        return partial(read_rectangle, HfFolder(folder), architecture)
+    return CheckpointWeights(folder, architecture).read
 
 
 def load_training_state(model: Model, optimizer: Any, folder: Path, state: layout.CommonState) -> None:

@@ -1,22 +1,17 @@
 """Where each local parameter, or a flat range of one, lies in the global tensors of docs/checkpoint.md."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from megatron_synE.checkpoint.dcp import Chunk
+from megatron_synE.checkpoint.hf_mapping import LAYER_KEY, LOCAL_NORMS
 from megatron_synE.model.gpt import LlamaModel
 from megatron_synE.model.llama import LlamaArchitecture
 from megatron_synE.runtime.mcore import parallel_state
 
-_LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
-# Native modules name norms as megatron-core's local spec does; on disk they bear the names of TE's fused layers.
-_NORMS = {
-    "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
-    "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
-}
+_NORMS = {local: fused for fused, local in LOCAL_NORMS.items()}  # native modules are named as the local spec's
 _SPLIT_COLUMNS = ("self_attention.linear_proj.weight", "mlp.linear_fc2.weight")
 
 
@@ -91,7 +86,7 @@ def local_parameters(model: LlamaModel) -> Iterator[LocalParameter]:
 
 def global_key(name: str, model: LlamaModel) -> str:
     """The on-disk key of a local parameter name: the global layer number, the fused norm names, the tied rule."""
-    match = _LAYER.fullmatch(name)
+    match = LAYER_KEY.fullmatch(name)
     if match is None:
         is_tied_copy = name == "output_layer.weight" and model.architecture.tied
         return "embedding.word_embeddings.weight" if is_tied_copy else name

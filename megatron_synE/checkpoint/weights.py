@@ -11,16 +11,11 @@ from pathlib import Path
 import torch
 
 from megatron_synE.checkpoint.chunk_reader import ChunkReader
-from megatron_synE.checkpoint.hf_mapping import global_tensors
+from megatron_synE.checkpoint.hf_mapping import LAYER_KEY, LOCAL_NORMS, global_tensors
 from megatron_synE.exit_codes import CheckpointError
 from megatron_synE.model.llama import LlamaArchitecture
 
-_LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
 _WEIGHT = re.compile(r"(decoder|embedding|output_layer)\..*")
-_LOCAL_NORMS = {
-    "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
-    "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
-}
 _PADDED = ("embedding.word_embeddings.weight", "output_layer.weight")
 
 
@@ -73,10 +68,10 @@ class CheckpointWeights:
 
 def _possible_keys(key: str) -> Iterator[str]:
     yield key
-    match = _LAYER.fullmatch(key)
+    match = LAYER_KEY.fullmatch(key)
     if match is None:
         return
-    for name in (match[2], _LOCAL_NORMS.get(match[2])):
+    for name in (match[2], LOCAL_NORMS.get(match[2])):
         if name is not None:
             yield f"decoder.layers.{match[1]}.{name}"
             yield f"decoder.layers.{name}"
@@ -84,5 +79,5 @@ def _possible_keys(key: str) -> Iterator[str]:
 
 def _stacked_layer(key: str, stored: str) -> int | None:
     """The place of `key` on the first axis of `stored`; None if they are not stacked."""
-    match = _LAYER.fullmatch(key)
-    return None if match is None or _LAYER.fullmatch(stored) else int(match[1])
+    match = LAYER_KEY.fullmatch(key)
+    return None if match is None or LAYER_KEY.fullmatch(stored) else int(match[1])

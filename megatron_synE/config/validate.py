@@ -73,12 +73,8 @@ def _one_of(values: Sequence[int]) -> str:
 
 def _world(config: RunConfig, world_size: int) -> Iterator[Fault]:
     parallel = config.parallel
-    tp, pp, cp = (
-        parallel.tensor_model_parallel_size,
-        parallel.pipeline_model_parallel_size,
-        parallel.context_parallel_size,
-    )
-    replica = ranks_of_replica(parallel)
+    tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
+    cp, replica = parallel.context_parallel_size, ranks_of_replica(parallel)
     if world_size % replica:
         yield Fault(
             "parallel",

@@ -117,14 +117,8 @@ def check_strings(control: Sequence[str], count: int) -> list[str]:
     """Fixed pseudo-random strings of Chinese, English, code, white space, rare scripts and control spellings."""
     rng = random.Random(20240726)
     ranges = (
-        (0x20, 0x7E),
-        (0xA0, 0x24F),
-        (0x370, 0x3FF),
-        (0x4E00, 0x9FFF),
-        (0x3040, 0x30FF),
-        (0x1F300, 0x1F6FF),
-        (1, 0x1F),
-    )
+        (0x20, 0x7E), (0xA0, 0x24F), (0x370, 0x3FF), (0x4E00, 0x9FFF), (0x3040, 0x30FF), (0x1F300, 0x1F6FF), (1, 0x1F),
+    )  # fmt: skip
     strings = []
     for _ in range(count):
         parts = []

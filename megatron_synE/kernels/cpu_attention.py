@@ -28,12 +28,7 @@ of a short one cost less than its calls. Measured; ours."""
 
 
 def attend(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    bounds: Sequence[int],
-    key_bounds: Sequence[int],
-    scale: float,
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bounds: Sequence[int], key_bounds: Sequence[int], scale: float
 ) -> torch.Tensor:
     """q [t, np, hn], k and v [s, ng, hn] -> [t, np, hn]; a segment's queries are the last of its keys.
 

@@ -20,12 +20,7 @@ Core = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, PackedRow], torch.Ten
 
 
 def attend(
-    core: Core,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    row: PackedRow,
-    group: dist.ProcessGroup,
+    core: Core, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, row: PackedRow, group: dist.ProcessGroup
 ) -> torch.Tensor:
     """query [t / cp, np, hn], key and value [t / cp, ng, hn] -> [t / cp, np * hn].
 

@@ -11,12 +11,7 @@ from megatron_synE.model.head import OutputLayer
 from megatron_synE.model.llama import LlamaArchitecture
 from megatron_synE.model.packed_row import PackedRow
 from megatron_synE.model.rope import cos_sin, inverse_frequencies
-from megatron_synE.runtime.mcore import (
-    GPTModel,
-    TransformerBlockSubmodules,
-    TransformerConfig,
-    tensor_parallel,
-)
+from megatron_synE.runtime.mcore import GPTModel, TransformerBlockSubmodules, TransformerConfig, tensor_parallel
 
 
 class LlamaModel(GPTModel):

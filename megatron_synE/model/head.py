@@ -190,12 +190,7 @@ def _computed(
 
 
 def _loss_and_gradient(
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    weights: torch.Tensor | None,
-    part: VocabularyPart,
-    *,
-    in_place: bool,
+    logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None, part: VocabularyPart, *, in_place: bool
 ) -> torch.Tensor:
     """NLL [c] of a chunk in fp32, times the weights; in_place: its gradient replaces the logits [c, v].
 
@@ -213,12 +208,7 @@ def _loss_and_gradient(
 
 
 def _piece(
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    weights: torch.Tensor | None,
-    part: VocabularyPart,
-    *,
-    in_place: bool,
+    logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None, part: VocabularyPart, *, in_place: bool
 ) -> torch.Tensor:
     """The same for rows that are put into fp32 at once, with a group all of a chunk: logits [p, v] -> NLL [p]."""
     mine = labels - part.first

@@ -136,8 +136,7 @@ def _native_layer(implementation: Implementation) -> ModuleSpec:
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=_norm(kernels),
             mlp=ModuleSpec(
-                module=MLP,
-                submodules=MLPSubmodules(linear_fc1=column, linear_fc2=row, activation_func=activation),
+                module=MLP, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=row, activation_func=activation)
             ),
             mlp_bda=get_bias_dropout_add,
         ),

@@ -20,11 +20,7 @@ _LLAMA3_8B = LlamaArchitecture(
 
 # Llama 3.2's long-context stretch: 8192 pre-training positions, factor 32.
 _LLAMA32_ROPE = RopeScaling(
-    rope_type="llama3",
-    factor=32.0,
-    low_freq_factor=1.0,
-    high_freq_factor=4.0,
-    original_max_position_embeddings=8192,
+    rope_type="llama3", factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192
 )
 
 ARCHITECTURES: dict[str, LlamaArchitecture] = {

@@ -72,10 +72,7 @@ def _exchange(parts: torch.Tensor, room: torch.Tensor, group: dist.ProcessGroup 
 
 
 def all_gather(
-    output: torch.Tensor,
-    input: torch.Tensor,
-    group: dist.ProcessGroup | None = None,
-    async_op: bool = False,
+    output: torch.Tensor, input: torch.Tensor, group: dist.ProcessGroup | None = None, async_op: bool = False
 ) -> dist.Work | None:
     """output [n * c] = input [c] of every rank, in their order; input may be its place in output.
 

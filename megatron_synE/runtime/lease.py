@@ -240,9 +240,7 @@ def _alive(root: Path, holder: Holder) -> Path:
 
 def _mtime(file: Path) -> int | None:
     try:
-        with file.open(
-            "rb"
-        ) as stream:  # NFS: opening asks the server; a stat may be answered from a cache for a minute
+        with file.open("rb") as stream:  # NFS: opening asks the server; a stat may come from a cache, a minute old
             return os.fstat(stream.fileno()).st_mtime_ns
     except FileNotFoundError:
         return None

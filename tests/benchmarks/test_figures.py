@@ -1,6 +1,5 @@
 """Figures: what is met, what is kept, and that the pages say what the files hold."""
 
-import argparse
 import importlib
 import json
 import re
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import _figures, _page
-from benchmarks._figures import Figure, Record, add_record_option
+from benchmarks._figures import Figure, Record, parser_of
 from benchmarks._pairs import ratio_of
 from benchmarks._startup_run import PARTS
 
@@ -39,14 +38,11 @@ def test_figures_are_kept_as_they_come(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(_figures, "RESULTS", tmp_path)
     monkeypatch.setattr(_page, "RESULTS", tmp_path)
     monkeypatch.setattr(sys, "argv", ["x", "--record", "--text", "/somewhere/else/text", "--pairs", "3"])
-    parser = argparse.ArgumentParser()
-    add_record_option(parser)
-    record = Record("speed-part", keep=parser.parse_known_args()[0].record)
-    record.add(Figure.of("ours | theirs", ratio_of([(1.0, 2.0)] * 3), target=0.4))
-    with pytest.raises(ValueError, match=r"speed-part\.json is of a call that did not end"):
-        _page.read_results()
-    record.add(Figure(what="memory", value=1234.5, unit="MB", note="of 2,000"))
-    record.close()
+    with Record("speed-part", keep=parser_of(None, pairs=2).parse_known_args()[0].record) as record:
+        record.add(Figure.of("ours | theirs", ratio_of([(1.0, 2.0)] * 3), target=0.4))
+        with pytest.raises(ValueError, match=r"speed-part\.json is of a call that did not end"):
+            _page.read_results()
+        record.add(Figure(what="memory", value=1234.5, unit="MB", note="of 2,000"))
     kept = json.loads((tmp_path / "speed-part.json").read_text())
     assert kept["command"] == "python -m benchmarks.speed --text text --pairs 3"
     assert [figure["verdict"] for figure in kept["figures"]] == ["met", ""]
@@ -57,9 +53,8 @@ def test_figures_are_kept_as_they_come(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_nothing_is_kept_unless_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_figures, "RESULTS", tmp_path)
-    record = Record("speed", keep=False)
-    record.add(Figure(what="memory", value=1.0))
-    record.close()
+    with Record("speed", keep=False) as record:
+        record.add(Figure(what="memory", value=1.0))
     assert not list(tmp_path.iterdir())
 
 

@@ -28,8 +28,7 @@ def evaluate(options: EvalOptions) -> None:
 
 
 @eval_app.command(
-    "compare",
-    epilog=example("syne compare runs/base/eval/paper/hf_base runs/a/eval/paper/iter_0023842 --published"),
+    "compare", epilog=example("syne compare runs/base/eval/paper/hf_base runs/a/eval/paper/iter_0023842 --published")
 )
 def compare(
     results: Annotated[

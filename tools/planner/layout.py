@@ -78,8 +78,7 @@ class Job:
     def padded_vocab_size(self, layout: Layout) -> int:
         """Rows of the embedding over all TP ranks."""
         return self.architecture.padded_vocab_size(
-            divisible_by=self.make_vocab_size_divisible_by,
-            tensor_model_parallel_size=layout.tensor_model_parallel_size,
+            divisible_by=self.make_vocab_size_divisible_by, tensor_model_parallel_size=layout.tensor_model_parallel_size
         )
 
     def data_parallel_size(self, layout: Layout, world_size: int) -> int:

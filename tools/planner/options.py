@@ -15,8 +15,7 @@ class PlanOptions:
     reads_data: Annotated[bool, Option("--data/--no-data", help="Read the manifests.")] = True
     output_format: Annotated[Literal["text", "json"], Option("--format")] = "text"
     card: Annotated[
-        str | None,
-        Option(help="h100, h200 or a100: memory, speed and cost of every layout there.", show_default=False),
+        str | None, Option(help="h100, h200 or a100: memory, speed and cost of every layout there.", show_default=False)
     ] = None
     shows_all: Annotated[bool, Option("--all", help="List every layout and every refusal.")] = False
     pipeline: Annotated[

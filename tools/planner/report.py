@@ -120,8 +120,7 @@ def as_text(tree: dict[str, Any], place_text: str, *, shows_all: bool) -> str:
         "",
         "memory in GB a GPU: computed. tok/s/GPU, MFU, hours: as `kind` says (docs/planner.md).",
     ]
-    if tree["as_configured"] is not None:
-        lines += ["", "## as configured", *_one(tree["as_configured"])]
+    lines += ["", "## as configured", *_one(tree["as_configured"])]
     lines += ["", f"## best of the {tree['num_candidates']} layouts tried"]
     lines += candidate_lines(tree["best"]) if tree["best"] else ["none fits: more nodes, or a card with more memory"]
     lines += ["", "## refused"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from itertools import product
 from typing import Literal
 
 from megatron_synE.config.schema import RunConfig
@@ -61,24 +62,16 @@ class Place:
 
 def grid(gpus: int) -> Iterator[Layout]:
     """All combinations tried; those that need more GPUs than there are in one replica are left to the rules."""
-    for tp in TENSOR:
-        for pp in PIPELINE:
-            for cp in CONTEXT:
-                if tp * pp * cp > max(gpus, TENSOR[-1]):
-                    continue
-                for sequence_parallel in (True, False) if tp > 1 else (False,):
-                    for vpp in VIRTUAL if pp > 1 else (None,):
-                        for micro_batch_size in MICRO_BATCH:
-                            for recompute in RECOMPUTE:
-                                yield Layout(
-                                    tensor_model_parallel_size=tp,
-                                    pipeline_model_parallel_size=pp,
-                                    virtual_pipeline_model_parallel_size=vpp,
-                                    context_parallel_size=cp,
-                                    sequence_parallel=sequence_parallel,
-                                    micro_batch_size=micro_batch_size,
-                                    recompute=recompute,
-                                )
+    for tp, pp, cp in product(TENSOR, PIPELINE, CONTEXT):
+        if tp * pp * cp > max(gpus, TENSOR[-1]):
+            continue
+        sequence_parallel, virtual = (True, False) if tp > 1 else (False,), VIRTUAL if pp > 1 else (None,)
+        for sp, vpp, micro_batch_size, recompute in product(sequence_parallel, virtual, MICRO_BATCH, RECOMPUTE):
+            yield Layout(
+                tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp,
+                virtual_pipeline_model_parallel_size=vpp, context_parallel_size=cp, sequence_parallel=sp,
+                micro_batch_size=micro_batch_size, recompute=recompute,
+            )  # fmt: skip
 
 
 def layout_of(config: RunConfig) -> Layout:

@@ -111,13 +111,7 @@ def simulate(
 
 
 def exposed_data_parallel(
-    job: Job,
-    layout: Layout,
-    card: Card,
-    messages: list[Collective],
-    *,
-    world_size: int,
-    seconds_per_pass: float,
+    job: Job, layout: Layout, card: Card, messages: list[Collective], *, world_size: int, seconds_per_pass: float
 ) -> float:
     """Seconds of a step in which data-parallel messages have nothing to hide behind.
 

@@ -7,7 +7,6 @@ the colours mean stands beside a drawing (content.LegendEntry), not in it.
 import io
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,6 +29,14 @@ GREY = "#767676"
 WIDTH, HEIGHT = 5.0, 3.1
 """Inches; an SVG's unit is 1/72 of one."""
 TOKENS = "tokens read"
+_STYLE = {
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "font.size": 11,
+    "axes.labelsize": 11, "xtick.labelsize": 10.5, "ytick.labelsize": 10.5,
+    # A topic may be called a$b$, which is no formula.
+    "text.parse_math": False,
+    # Letters stay letters: smaller, found by a search, and any reader's fonts show every language.
+    "svg.fonttype": "none", "svg.hashsalt": "report",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,31 +261,16 @@ def _cut(text: str, most: int = 22) -> str:
 
 
 def _svg(draw: Callable[["Axes"], None], *, height: float = HEIGHT) -> str:
+    import matplotlib
     from matplotlib.figure import Figure as Canvas  # not pyplot: that keeps every figure in global state
 
-    with _style():
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # only its width is guessed
         canvas = Canvas(figsize=(WIDTH, height), layout="constrained")
         draw(canvas.subplots())
         buffer = io.StringIO()
         canvas.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return cleaned(buffer.getvalue())
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    import matplotlib
-
-    style = {
-        "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "font.size": 11,
-        "axes.labelsize": 11, "xtick.labelsize": 10.5, "ytick.labelsize": 10.5,
-        # A topic may be called a$b$, which is no formula.
-        "text.parse_math": False,
-        # Letters stay letters: smaller, found by a search, and any reader's fonts show every language.
-        "svg.fonttype": "none", "svg.hashsalt": "report",
-    }  # fmt: skip
-    with matplotlib.rc_context(style), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # only its width is guessed
-        yield
 
 
 def edges_between(x: Numbers, areas: dict[str, Numbers]) -> tuple[Numbers, dict[str, Numbers]]:

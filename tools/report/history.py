@@ -133,17 +133,9 @@ def _anomalies(run: RunRecord, prefix: str) -> list[Block]:
                 f"{fixed(left[0])}:{fixed(left[1])}",
             ]
         )  # fmt: skip
-    header = [
-        "anomaly",
-        "action",
-        "bad iteration",
-        "went on from",
-        "loss",
-        "allowed",
-        "gradient norm",
-        "samples left out",
-    ]
-    return [Table(header=[f"{prefix}{header[0]}", *header[1:]], rows=rows, num_text_columns=2)]
+    steps, losses = ["bad iteration", "went on from"], ["loss", "allowed", "gradient norm"]
+    header = [f"{prefix}anomaly", "action", *steps, *losses, "samples left out"]
+    return [Table(header=header, rows=rows, num_text_columns=2)]
 
 
 def _loss(row: Row, key: str) -> str:

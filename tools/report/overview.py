@@ -6,6 +6,7 @@ import numpy as np
 
 from tools.report.content import Block, Missing, Section, Table, Text
 from tools.report.held_out import last_validation_ppl
+from tools.report.metrics_file import Numbers
 from tools.report.numbers import fixed, percent, short
 from tools.report.run_record import RunRecord
 
@@ -27,8 +28,6 @@ def facts_of(run: RunRecord) -> dict[str, str]:
     metrics, config = run.metrics, run.config
     losses = metrics.column("lm_loss")
     losses = losses[np.isfinite(losses)]
-    rate = metrics.column("tokens_per_second")
-    mfu = metrics.column("mfu")
     planned = run.num_iterations
     loss = f"{losses[0]:.4f} → {losses[-max(1, len(losses) // 20) :].mean():.4f}" if len(losses) else "–"
     return {
@@ -40,8 +39,8 @@ def facts_of(run: RunRecord) -> dict[str, str]:
         "training loss, first → mean of last 5 %": loss,
         "held-out PPL, first → last": last_validation_ppl(run),
         "learning rate": fixed_rate(metrics.last("learning_rate")),
-        "tokens per second, median": fixed(_median(rate)),
-        "MFU, median": percent(_median(mfu)),
+        "tokens per second, median": fixed(median(metrics.column("tokens_per_second"))),
+        "MFU, median": percent(median(metrics.column("mfu"))),
         "goodput": percent(metrics.last("goodput")),
         "starts": str(len(run.attempts)) if run.attempts else "–",
         "data left out after anomalies": f"{len(metrics.rows['recovery'])} times",
@@ -75,6 +74,7 @@ def _state(run: RunRecord) -> str:
     return "begun, held by nobody" if run.metrics.num_steps else "not begun"
 
 
-def _median(values: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> float | None:
+def median(values: Numbers) -> float | None:
+    """Of those that are finite; None if there are none."""
     finite = values[np.isfinite(values)]
     return float(np.median(finite)) if len(finite) else None

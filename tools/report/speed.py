@@ -86,16 +86,8 @@ def _budget_blocks(runs: Sequence[RunRecord]) -> list[Block]:
         spans = (spent.train, spent.validate, spent.save, spent.other)
         shown = [duration(span) + (f" ({percent(span / of)})" if of and span is not None else "") for span in spans]
         rows.append([run.name, *shown, duration(spent.wait), percent(run.metrics.last("goodput"))])
-    header = [
-        "run",
-        "train",
-        "validate",
-        "save",
-        "other: starting, loading, lost steps",
-        "wait between starts",
-        "goodput",
-    ]
-    blocks.append(Table(header=header, rows=rows))
+    spans_named = ["train", "validate", "save", "other: starting, loading, lost steps"]
+    blocks.append(Table(header=["run", *spans_named, "wait between starts", "goodput"], rows=rows))
     blocks += _saves(runs)
     return blocks
 

@@ -25,13 +25,7 @@ def training(runs: Sequence[RunRecord]) -> Section:
 
 
 def step_figure(
-    runs: Sequence[RunRecord],
-    title: str,
-    column: str,
-    *,
-    y_label: str,
-    scale: float = 1.0,
-    from_zero: bool = False,
+    runs: Sequence[RunRecord], title: str, column: str, *, y_label: str, scale: float = 1.0, from_zero: bool = False
 ) -> list[Figure]:
     """One column of the steps' rows over tokens, a line per run; none if no row has it."""
     drawn = [

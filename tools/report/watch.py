@@ -18,7 +18,7 @@ from tools.report.history import phase_rows
 from tools.report.live import Life, MetricsTail
 from tools.report.metrics_file import Numbers, number, words
 from tools.report.numbers import duration, fixed, percent, short
-from tools.report.overview import current_stage, fixed_rate
+from tools.report.overview import current_stage, fixed_rate, median
 from tools.report.run_record import METRICS, RunRecord, read_run
 from tools.report.speed import budget
 from tools.report.thinning import thinned
@@ -136,11 +136,10 @@ def _facts(run: RunRecord, width: int) -> RenderableType:
 
 def seconds_left(run: RunRecord) -> float | None:
     """By the median of the last steps, without validations and saves; None where the plan is not known."""
-    seconds = run.metrics.column("step_seconds")[-RECENT_STEPS:]
-    seconds = seconds[np.isfinite(seconds)]
-    if run.num_iterations is None or not len(seconds):
-        return None
-    return float(np.median(seconds)) * max(0, run.num_iterations - run.iteration)
+    seconds = median(run.metrics.column("step_seconds")[-RECENT_STEPS:])
+    return (
+        None if run.num_iterations is None or seconds is None else seconds * max(0, run.num_iterations - run.iteration)
+    )
 
 
 def _losses(run: RunRecord, width: int) -> list[RenderableType]:

@@ -42,11 +42,7 @@ def write_inputs(work: Path, *, world_size: int, device: str) -> Path:
         "data": {
             "manifests": [str(work / "data")],
             "stages": [
-                {
-                    "name": "parity",
-                    "tokens": ITERATIONS * global_batch_size * seq_length,
-                    "languages": {"en": 1.0},
-                }
+                {"name": "parity", "tokens": ITERATIONS * global_batch_size * seq_length, "languages": {"en": 1.0}}
             ],
             "max_epochs": 1e6,
             "num_workers": 0,

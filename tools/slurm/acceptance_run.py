@@ -89,28 +89,19 @@ def _compare(work: Path, layout: layouts.Layout, code: str) -> dict[str, Any]:
     if code != "0":
         return {"passed": False, "exit_code": code, "log": str(work / f"{layout.name}.log")}
     is_bf16 = layouts.BF16 in layout.options
-    found, expected = _losses(work / layout.name), _losses(work / layout.reference)
-    loss = max(abs(a - b) for a, b in zip(found, expected, strict=True))
-    weights, outside = _weight_difference(work / layout.name, work / layout.reference)
-    good = loss <= LOSS_TOLERANCE[is_bf16] and (is_bf16 or _are_noise(weights, outside))
-    return {"passed": good, "loss_difference": loss, "weight_difference": weights, "last_loss": found[-1]}
+    differences, weights_agree = _differences(work / layout.name, work / layout.reference)
+    good = differences["loss_difference"] <= LOSS_TOLERANCE[is_bf16] and (is_bf16 or weights_agree)
+    return {"passed": good, **differences, "last_loss": _losses(work / layout.name)[-1]}
 
 
 def _resumed(work: Path, code: str, *, exact: bool) -> dict[str, Any]:
     """The run that was killed and begun again against the one that was not. GPUs may add in another order."""
     if code != "0":
         return {"passed": False, "exit_code": code, "log": str(work / f"{layouts.KILLED}.log")}
-    found, expected = _losses(work / layouts.KILLED), _losses(work / layouts.DATA_PARALLEL)
-    loss = max(abs(a - b) for a, b in zip(found, expected, strict=True))
-    weights, outside = _weight_difference(work / layouts.KILLED, work / layouts.DATA_PARALLEL)
-    bit_equal = loss == 0 and weights == 0
-    close = loss <= LOSS_TOLERANCE[False] and _are_noise(weights, outside)
-    return {
-        "passed": bit_equal or (close and not exact),
-        "bit_equal": bit_equal,
-        "loss_difference": loss,
-        "weight_difference": weights,
-    }
+    differences, weights_agree = _differences(work / layouts.KILLED, work / layouts.DATA_PARALLEL)
+    bit_equal = not any(differences.values())
+    close = differences["loss_difference"] <= LOSS_TOLERANCE[False] and weights_agree
+    return {"passed": bit_equal or (close and not exact), "bit_equal": bit_equal, **differences}
 
 
 def _rows(run: Path) -> list[dict[str, Any]]:
@@ -122,12 +113,8 @@ def _losses(run: Path) -> list[float]:
     return [float(row["lm_loss"]) for row in _rows(run)]
 
 
-def _are_noise(furthest: float, outside: float) -> bool:
-    return furthest <= FURTHEST and outside <= MOST_OUTSIDE
-
-
-def _weight_difference(left: Path, right: Path) -> tuple[float, float]:
-    """The furthest weight's, and the share of weights beyond WEIGHT_TOLERANCE."""
+def _differences(left: Path, right: Path) -> tuple[dict[str, float], bool]:
+    """The largest of a step's loss and of a weight; and whether the weights differ by noise alone."""
     from megatron_synE.checkpoint.chunk_reader import ChunkReader
 
     last = Path(checkpoints.CHECKPOINTS) / checkpoints.iteration_name(ITERATIONS)
@@ -142,7 +129,9 @@ def _weight_difference(left: Path, right: Path) -> tuple[float, float]:
         worst = max(worst, float(apart.max()))
         outside += int((apart > WEIGHT_TOLERANCE).sum())
         number += apart.numel()
-    return worst, outside / number
+    loss = max(abs(a - b) for a, b in zip(_losses(left), _losses(right), strict=True))
+    agree = worst <= FURTHEST and outside / number <= MOST_OUTSIDE
+    return {"loss_difference": loss, "weight_difference": worst}, agree
 
 
 def _speeds(work: Path, names: list[str], world_size: int) -> dict[str, float]:
@@ -175,11 +164,7 @@ def main(arguments: list[str]) -> int:
             prepare(given.work, world_size=world_size, device=given.device, only=only)
             return 0
         report = judge(
-            given.work,
-            cluster=given.cluster,
-            nodes=given.nodes,
-            gpus_per_node=given.gpus_per_node,
-            device=given.device,
+            given.work, cluster=given.cluster, nodes=given.nodes, gpus_per_node=given.gpus_per_node, device=given.device
         )
         given.out.parent.mkdir(parents=True, exist_ok=True)
         checkpoints.write_json(given.out, report)

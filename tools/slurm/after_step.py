@@ -119,14 +119,7 @@ def main(arguments: list[str]) -> int:
         _say(f"step ended with {arguments[3]}; {thief} holds this run now: stopped")
         return exit_codes.LEASE_LOST
     before = attempts[-1].iteration if attempts else now
-    code, sentence = verdict(
-        int(arguments[3]),
-        before=before,
-        now=now,
-        finished=finished,
-        stuck=stuck,
-        retries=retries,
-    )
+    code, sentence = verdict(int(arguments[3]), before=before, now=now, finished=finished, stuck=stuck, retries=retries)
     _say(f"step ended with {arguments[3]}; {sentence}")
     return code
 

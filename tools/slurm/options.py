@@ -45,8 +45,7 @@ class Environment:
     container: Annotated[Container, Option(help="How a rank gets its software.")] = "none"
     image: Annotated[str | None, Option(help="Of the container.", show_default=False)] = None
     mounts: Annotated[
-        tuple[str, ...],
-        Option("--mount", metavar="FROM:TO", help="Beside the working folder; may be repeated."),
+        tuple[str, ...], Option("--mount", metavar="FROM:TO", help="Beside the working folder; may be repeated.")
     ] = ()
     env: Annotated[
         tuple[str, ...],
@@ -93,8 +92,7 @@ class Evaluation:
     """What is evaluated when a run has been trained and converted."""
 
     suites: Annotated[
-        tuple[str, ...],
-        Option("--eval", metavar="SUITE", help="Then evaluate it: probe, paper, ...; may be repeated."),
+        tuple[str, ...], Option("--eval", metavar="SUITE", help="Then evaluate it: probe, paper, ...; may be repeated.")
     ] = ()
     data: Annotated[
         Path | None, Option("--eval-data", help="Folder of the data sets, for --eval.", show_default=False)

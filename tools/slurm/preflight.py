@@ -31,7 +31,6 @@ from tools.slurm import preflight_checks as checks
 from tools.slurm.preflight_judge import CPU_LIMITS, Limits, RankFacts, judge
 
 _TIMEOUT = timedelta(seconds=110)
-_ALL_REDUCES = 5
 
 
 def run_preflight(config_path: Path, overrides: Sequence[str] = ()) -> int:
@@ -149,14 +148,7 @@ def _all_reduce_gbps(device: Device, group: dist.ProcessGroup | None) -> float:
     """Bus bandwidth, as nccl-tests count it: 2 (n - 1) / n x bytes / seconds. Collective: the group."""
     count = (1 << 26) if device.is_cuda else (1 << 20)
     values = torch.ones(count, dtype=torch.float32, device=device.torch_device)
-    dist.all_reduce(values, group=group)
-    device.synchronize()
-    best = float("inf")
-    for _ in range(_ALL_REDUCES):
-        started = time.perf_counter()
-        dist.all_reduce(values, group=group)
-        device.synchronize()
-        best = min(best, time.perf_counter() - started)
+    best = checks.best_seconds(lambda: dist.all_reduce(values, group=group), device)
     size = dist.get_world_size(group)
     return 2 * (size - 1) / size * 4 * count / best / 1e9
 

@@ -50,7 +50,7 @@ def hashes(config: RunConfig, manifests: Iterable[Path]) -> dict[str, str]:
         found |= _token_files(manifest)
     if config.init.source == "hf" and config.init.path is not None:
         for file in sorted(config.init.path.glob("*.json")) + sorted(config.init.path.glob("tokenizer*")):
-            found[str(file)] = _hash(file.read_bytes())
+            found[str(file)] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
     return found
 
 
@@ -77,15 +77,11 @@ def _sampled(file: Path, size: int) -> str:
     return digest.hexdigest()[:16]
 
 
-def _hash(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
-
-
 def matmul_tflops(device: Device) -> float:
     """Best of five square products in the training's precision."""
     size, dtype = (8192, torch.bfloat16) if device.is_cuda else (512, torch.float32)
     left = torch.randn(size, size, device=device.torch_device, dtype=dtype)
-    return 2 * size**3 / _best_seconds(lambda: torch.mm(left, left), device) / 1e12
+    return 2 * size**3 / best_seconds(lambda: torch.mm(left, left), device) / 1e12
 
 
 def memory_gbps(device: Device) -> float:
@@ -93,10 +89,11 @@ def memory_gbps(device: Device) -> float:
     size_bytes = (1 << 30) if device.is_cuda else (1 << 25)
     source = torch.ones(size_bytes, dtype=torch.uint8, device=device.torch_device)
     target = torch.empty_like(source)
-    return 2 * size_bytes / _best_seconds(lambda: target.copy_(source), device) / 1e9
+    return 2 * size_bytes / best_seconds(lambda: target.copy_(source), device) / 1e9
 
 
-def _best_seconds(act: Callable[[], object], device: Device) -> float:
+def best_seconds(act: Callable[[], object], device: Device) -> float:
+    """Of five calls, after one that warms up."""
     act()
     device.synchronize()
     seconds = []

@@ -46,19 +46,14 @@ CPU_LIMITS = Limits(matmul=0.4, memory=0.4, network=0.3, disk=0.1)
 
 def judge(ranks: Sequence[RankFacts], limits: Limits) -> list[str]:
     """One sentence for each fault, naming node and rank; empty: nothing is wrong."""
+    writes = {rank.rank: rank.write_mbps for rank in ranks if rank.write_mbps is not None}
     return [
         *_different("version of", {rank.rank: rank.versions for rank in ranks}, ranks),
         *_different("content of", {rank.rank: rank.hashes for rank in ranks}, ranks),
         *_skewed(ranks),
         *_slow("matmul", "TFLOP/s", {rank.rank: rank.matmul_tflops for rank in ranks}, limits.matmul, ranks),
         *_slow("memory copy", "GB/s", {rank.rank: rank.memory_gbps for rank in ranks}, limits.memory, ranks),
-        *_slow(
-            "write and fsync",
-            "MB/s",
-            {rank.rank: rank.write_mbps for rank in ranks if rank.write_mbps is not None},
-            limits.disk,
-            ranks,
-        ),
+        *_slow("write and fsync", "MB/s", writes, limits.disk, ranks),
         *(f"{rank.node}: {rank.file_fault}" for rank in ranks if rank.file_fault is not None),
         *_slow_nodes(ranks, limits.network),
     ]

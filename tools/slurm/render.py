@@ -6,7 +6,7 @@ cores) is asked of Slurm when the job runs, so a script can be moved to another 
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from string import Template
 from typing import Literal
@@ -17,15 +17,8 @@ from tools.slurm.lead_time import LeadTime, lead_time
 from tools.slurm.options import Environment, Evaluation, Resources
 
 Name = Literal["train", "export", "eval", "acceptance"]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One `export NAME=value`, and the reason that stands beside it in the script."""
-
-    name: str
-    value: str
-    reason: str
+Setting = tuple[str, str, str]
+"""Of one `export NAME=value`, and the reason that stands beside it in the script."""
 
 
 def render_training(job: TrainingJob, command: Sequence[str]) -> str:
@@ -146,7 +139,7 @@ def _filled(
         "output=%x-%j.out",
         *(f"{option}={value}" if value else option for option, value in resources.options.items()),
     ]
-    exports = [f"# {setting.reason}\nexport {setting.name}={setting.value}" for setting in settings]
+    exports = [f"# {reason}\nexport {name}={value}" for name, value, reason in settings]
     exports += [f"export {variable}={shlex.quote(value)}" for variable, value in environment.variables.items()]
     return _template(name).substitute(
         # On one line, whatever it holds: a line break would end the comment.
@@ -160,28 +153,23 @@ def _filled(
 def settings_of(device: Literal["auto", "cpu", "cuda"], *, tp: bool = False) -> tuple[Setting, ...]:
     """Those for GPUs only where they may be used; tp: there is tensor parallelism."""
     common = (
-        Setting("OMP_NUM_THREADS", "${SLURM_CPUS_PER_TASK:-1}", "a rank would start a thread for every core"),
-        Setting("PYTHONFAULTHANDLER", "1", "a rank that crashes in native code prints its Python stack"),
-        Setting("HF_HUB_OFFLINE", "1", "compute nodes have no internet: fail at once, not after a timeout"),
-        Setting("TOKENIZERS_PARALLELISM", "false", "reader processes are forks; its threads would not survive one"),
+        ("OMP_NUM_THREADS", "${SLURM_CPUS_PER_TASK:-1}", "a rank would start a thread for every core"),
+        ("PYTHONFAULTHANDLER", "1", "a rank that crashes in native code prints its Python stack"),
+        ("HF_HUB_OFFLINE", "1", "compute nodes have no internet: fail at once, not after a timeout"),
+        ("TOKENIZERS_PARALLELISM", "false", "reader processes are forks; its threads would not survive one"),
     )
     if device == "cpu":
         return common
     cuda = [
-        Setting("NCCL_DEBUG", "WARN", "NCCL names what failed; INFO would write megabytes for each rank"),
-        Setting("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1", "a rank whose peer has gone ends, and does not wait for good"),
-        Setting("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000", "keeps the last collectives, to see which rank did not come"),
-        Setting("TORCH_NCCL_DUMP_ON_TIMEOUT", "1", "and writes them down when one times out"),
-        Setting("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True", "less memory lost between blocks of other size"),
+        ("NCCL_DEBUG", "WARN", "NCCL names what failed; INFO would write megabytes for each rank"),
+        ("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1", "a rank whose peer has gone ends, and does not wait for good"),
+        ("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000", "keeps the last collectives, to see which rank did not come"),
+        ("TORCH_NCCL_DUMP_ON_TIMEOUT", "1", "and writes them down when one times out"),
+        ("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True", "less memory lost between blocks of other size"),
     ]
     if tp:
-        cuda.append(
-            Setting(
-                "CUDA_DEVICE_MAX_CONNECTIONS",
-                "1",
-                "one queue keeps kernels in order of launch: TP communication starts before the GEMM that hides it",
-            )
-        )
+        reason = "one queue keeps kernels in order of launch: TP communication starts before the GEMM that hides it"
+        cuda.append(("CUDA_DEVICE_MAX_CONNECTIONS", "1", reason))
     return (*common, *cuda)
 
 

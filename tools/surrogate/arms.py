@@ -71,14 +71,8 @@ def arms_of(study: Study, path: Path, *, variants: Mapping[Level, Path] | None =
         except UserError as error:
             faults.append(f"grid ({name}): {error}")
             continue
-        arms.append(
-            Arm(
-                name=name,
-                levels=levels,
-                overrides=tuple(overrides),
-                tokens=sum(stage.tokens for stage in config.data.stages),
-            )
-        )
+        tokens = sum(stage.tokens for stage in config.data.stages)
+        arms.append(Arm(name=name, levels=levels, overrides=tuple(overrides), tokens=tokens))
     if not faults:
         names = [arm.name for arm in arms]
         faults = [

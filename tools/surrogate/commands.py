@@ -75,8 +75,7 @@ def show(folder: Folder) -> None:
 def law(
     folder: Folder,
     tokens: Annotated[
-        float | None,
-        typer.Option(min=1.0, help="Of the next scale; default: twice the study's.", show_default=False),
+        float | None, typer.Option(min=1.0, help="Of the next scale; default: twice the study's.", show_default=False)
     ] = None,
 ) -> None:
     """A mixing law from a study of synthetic_share, checked at the scale it left out; the best share at the next."""
