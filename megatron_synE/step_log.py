@@ -57,6 +57,8 @@ class StepLog:
     """On rank 0."""
     metrics_path: Path
     _productive_seconds: float = field(init=False)
+    _unlogged: list[float] = field(init=False)
+    """Seconds of the steps since the last row."""
 
     def __post_init__(self) -> None:
         self.go_back()
@@ -65,6 +67,7 @@ class StepLog:
         """Count from what metrics.jsonl holds: steps that were lost were not productive."""
         row = last_row(self.metrics_path, "train") if dist.get_rank() == 0 else None
         self._productive_seconds = 0.0 if row is None else row.get("productive_seconds", 0.0)
+        self._unlogged = []
 
     def report(
         self,
@@ -74,14 +77,19 @@ class StepLog:
         timer: StepTimer,
         samples_by_source: Callable[[], Mapping[str, int]],
     ) -> None:
-        """The step just counted in `progress`, if it is one to be logged. Rank 0 speaks. Collective: every rank."""
+        """The step just counted in `progress`, if it is one to be logged. Rank 0 speaks. Collective: every rank.
+
+        Times and rates are means over the steps since the last row, as Megatron's; loss and norm are this step's.
+        """
         iteration, interval = progress.iteration, self.config.logging.interval_iterations
         self._productive_seconds += seconds
+        self._unlogged.append(seconds)
         if iteration % interval and iteration != self.plan.train_iters:
             return
         self._compare_ranks(iteration, timer)
         if dist.get_rank() != 0:
             return
+        seconds, self._unlogged = statistics.fmean(self._unlogged), []
         tokens_per_second = self.plan.tokens_per_iteration / seconds
         flops = training_flops_per_token(self.plan.architecture, seq_length=self.config.training.seq_length)
         tflops = flops * tokens_per_second / self.plan.world_size / 1e12

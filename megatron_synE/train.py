@@ -19,7 +19,7 @@ from megatron_synE.config.examine import examine
 from megatron_synE.config.fault import require
 from megatron_synE.config.load import LoadedConfig, load_config
 from megatron_synE.exit_codes import HangError, OneRankError
-from megatron_synE.runtime.environment import ALONE, Ranks, hide_cuda, ranks_from_environment
+from megatron_synE.runtime.environment import ALONE, Ranks, allow_many_files, hide_cuda, ranks_from_environment
 from megatron_synE.runtime.launch import default_nproc, launch
 from megatron_synE.runtime.run_dir import RunDir
 
@@ -54,6 +54,7 @@ def run_rank(loaded: LoadedConfig, config_path: Path, ranks: Ranks) -> int:
     """One rank of the run, from process groups to exit code. Collective: every rank."""
     from megatron_synE.runtime import distributed
 
+    allow_many_files()
     trainer: Trainer | None = None
     try:
         trainer = build_trainer(loaded, config_path, ranks)

@@ -129,6 +129,7 @@ class Trainer:
 
         Where the result holds an anomaly, no optimizer step was taken.
         """
+        self._timer.start()  # before the data is there: a rank whose storage is slow is a slow rank
         batches = [self.collate(next(samples)) for _ in range(self.plan.num_microbatches)]
         result, losses = self._gradients(batches)
         if result.anomaly is not None and self.config.stability.reexecute:
@@ -141,7 +142,6 @@ class Trainer:
 
     def _gradients(self, batches: list[MicroBatch]) -> tuple[StepResult, list[torch.Tensor]]:
         """Clipped gradients of one global batch, ready for the optimizer; and this rank's own losses."""
-        self._timer.start()
         for module in self.model.ddp:
             module.zero_grad_buffer()
         self.optimizer.zero_grad()

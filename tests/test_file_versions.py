@@ -18,7 +18,7 @@ from megatron_synE import attempts
 from megatron_synE.checkpoint import hf_export, layout
 from megatron_synE.config.load import dump_yaml, load_config, resolved_tree
 from megatron_synE.data import probe
-from megatron_synE.runtime.run_dir import RunDir, write_run_manifest
+from megatron_synE.runtime.run_dir import RunDir, read_run_manifest, write_run_manifest
 from tests import tiny
 from tests.surrogate.test_study import base, study_tree, written
 from tools.data.rules import DEFAULT_RULES, load_rules
@@ -97,7 +97,7 @@ def run_dir(folder: Path) -> RunDir:
 
 def write_run(folder: Path) -> Path:
     run = run_dir(folder)
-    write_run_manifest(run)
+    write_run_manifest(run, read_run_manifest(run))
     run.release()
     return run.manifest
 
@@ -105,7 +105,7 @@ def write_run(folder: Path) -> Path:
 def write_run_again(folder: Path) -> None:
     run = run_dir(folder)
     try:
-        write_run_manifest(run)
+        write_run_manifest(run, read_run_manifest(run))
     finally:
         run.release()
 

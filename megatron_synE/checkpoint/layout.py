@@ -117,6 +117,10 @@ def write_manifest(folder: Path, extra: Mapping[str, Any], *, known_sha256: Mapp
     known_sha256: relative path -> hash of files hashed while they were written; the others are read once more.
     """
     known = known_sha256 or {}
+    if missing := sorted(name for name in known if not (folder / name).is_file()):
+        raise CheckpointError(
+            f"{folder / missing[0]} was written and is not seen here; does every node see one folder?"
+        )
     files = {
         name: {"size_bytes": file.stat().st_size, "sha256": known.get(name) or sha256_of(file)}
         for name, file in sorted((f.relative_to(folder).as_posix(), f) for f in folder.rglob("*") if f.is_file())
@@ -263,10 +267,17 @@ def _check(lease: Lease | None) -> None:
 
 
 def prune(
-    checkpoints_dir: Path, *, keep_last: int | None, written: Path | None = None, lease: Lease | None = None
+    checkpoints_dir: Path,
+    *,
+    keep_last: int | None,
+    reach: int = 0,
+    written: Path | None = None,
+    lease: Lease | None = None,
 ) -> list[Path]:
     """Delete complete checkpoints but the newest `keep_last` (None keeps all), and temporary folders; what went.
 
+    reach: how many iterations the run may have to go back from any next one. The newest checkpoint that lies so far
+    back is kept too: those of preemptions lie closer than an interval. Until there is one, the oldest.
     written: the one just written, after which none counts: the run passed over those, because their content is damaged.
     lease: of a run; of the temporary folders only its own go. Those of others went when it was taken.
     Call it only when no save is under way in `checkpoints_dir`. An incomplete iter_* folder is left for a person.
@@ -280,6 +291,10 @@ def prune(
     if written is not None:
         counted = [folder for folder in counted if iteration_of(folder) <= iteration_of(written)]
     old = [] if keep_last is None else counted[: -max(keep_last, 1)]
+    if reach and old:
+        far = [folder for folder in counted if iteration_of(folder) <= iteration_of(counted[-1]) + 1 - reach]
+        kept = far[-1] if far else counted[0]
+        old = [folder for folder in old if folder != kept]
     for folder in old:
         _check(lease)
         # Under a temporary name first: a deletion that is interrupted must not leave half a checkpoint.

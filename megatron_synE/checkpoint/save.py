@@ -48,17 +48,18 @@ class Saver:
         group: dist.ProcessGroup,
         *,
         keep_last: int | None,
+        reach: int = 0,
         source_files: Sequence[Path],
         lease: Lease | None = None,
     ) -> None:
         """source_files: tokenizer and generation_config files to carry along. Rank 0 reads them now: those of the
         checkpoint that a run resumed from are gone when that is pruned.
 
-        lease: of the run, on rank 0; without it nothing becomes visible.
+        keep_last, reach: as of layout.prune. lease: of the run, on rank 0; without it nothing becomes visible.
         """
         self._checkpoints = checkpoints
         self._group = group
-        self._keep_last = keep_last
+        self._keep_last, self._reach = keep_last, reach
         is_writer = dist.get_rank(group) == 0
         self._source_files = {file.name: file.read_bytes() for file in source_files} if is_writer else {}
         self._lease = lease
@@ -192,7 +193,9 @@ class Saver:
         layout.publish(temporary, final, lease=self._lease)
         logger.info("saved %s", final)
         try:
-            layout.prune(self._checkpoints, keep_last=self._keep_last, written=final, lease=self._lease)
+            layout.prune(
+                self._checkpoints, keep_last=self._keep_last, reach=self._reach, written=final, lease=self._lease
+            )
         except OSError as error:  # the checkpoint is whole; network file systems refuse to delete files still in use
             logger.warning("an older checkpoint in %s could not be deleted: %s", self._checkpoints, error)
 

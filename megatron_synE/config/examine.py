@@ -106,7 +106,7 @@ def _model_tokenizer(config: RunConfig, manifest: DatasetManifest) -> list[Fault
     faults: list[Fault] = []
     folder = config.init.path
     if config.init.source == "checkpoint":
-        checkpoint = _or_fault(partial(resolve_checkpoint, folder), "init.path", faults)
+        checkpoint = _or_fault(partial(resolve_checkpoint, folder, verify_hashes=False), "init.path", faults)
         if checkpoint is None:
             return faults
         folder = checkpoint / "tokenizer"

@@ -103,7 +103,7 @@ class TrainingSection:
     rest in e4m3. Needs an H100 or newer; on a CPU torch computes it slowly, for tests."""
     fp8_recipe: Literal["tensorwise", "rowwise", "delayed", "blockwise", "mxfp8"] = "tensorwise"
     """Scales. tensorwise: by what a tensor holds now; rowwise: for each row, native layers alone; delayed: by what it
-    held before, blockwise, mxfp8: Transformer Engine alone."""
+    held before (begins anew when a run resumes), blockwise, mxfp8: Transformer Engine alone."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activation checkpointing: selective recomputes attention, full recomputes whole layers."""
     grad_reduce_in_fp32: bool = True
@@ -254,7 +254,7 @@ class CheckpointSection:
     interval_tokens: Tokens | None = None
     """None: only at the end and when asked to stop."""
     keep_last: Positive | None = 2
-    """Complete checkpoints kept; None keeps all."""
+    """Complete checkpoints kept; None keeps all. With rollback one more, where a preemption's lie between."""
     async_save: bool = True
     """Write in the background after a snapshot in host memory."""
     verify_hashes: bool = True
@@ -283,6 +283,11 @@ class StabilitySection:
     """Skips and rollbacks without a good step beyond the bad ones; the next one ends the run with exit code 5. Ours."""
     reexecute: bool = False
     """Compute a bad step's loss again first: another result to the bit is a fault of the hardware, and is said."""
+
+    @property
+    def reach(self) -> int:
+        """How many iterations before a bad one the run may have to go back to; 0 without rollback."""
+        return self.rollback_steps if "rollback" in (self.on_nan, self.on_spike) else 0
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)

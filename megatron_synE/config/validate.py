@@ -215,6 +215,13 @@ def _lr_schedule(config: RunConfig) -> Iterator[Fault]:
             f"{schedule.decay_tokens} has no meaning with style={schedule.style}",
             "remove it, or set lr_schedule.style=wsd",
         )
+    if schedule.style != "cosine" and not decay and schedule.min_lr:
+        yield Fault(
+            "lr_schedule.min_lr",
+            f"{schedule.min_lr:g} is never reached: with style={schedule.style} and decay_tokens="
+            f"{schedule.decay_tokens} the rate stays at its peak",
+            "set lr_schedule.decay_tokens with style=wsd, or remove min_lr",
+        )
     for name, value in (("start_lr", schedule.start_lr), ("min_lr", schedule.min_lr)):
         if value > optimizer.lr:
             yield Fault(

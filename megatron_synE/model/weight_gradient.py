@@ -34,13 +34,13 @@ def add_product(main_grad: torch.Tensor, d_output: torch.Tensor, input: torch.Te
 @cache
 def adds_into_fp32(device: torch.device) -> bool:
     """Whether torch adds a bf16 product to an fp32 matrix there: asked by doing it once."""
-    total = torch.zeros(16, 16, device=device)
+    total = torch.ones(16, 16, device=device)
     one = total.bfloat16()
     try:
         torch.ops.aten.addmm.dtype_out(total, one, one, total.dtype, out=total)
     except RuntimeError:  # no kernel for this device, or a version that wants all three types alike
         return False
-    return True
+    return bool((total == 17).all())  # one that wrote over its sum would lose all micro-batches but the last
 
 
 class Products:

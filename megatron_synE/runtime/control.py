@@ -5,14 +5,14 @@ decision is taken on values reduced over all ranks, on the host, and the reducti
 """
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from data_mixers.errors import UserError
+from data_mixers.errors import ConfigError, UserError
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -52,6 +52,21 @@ def from_rank_zero(group: dist.ProcessGroup, act: Callable[[], T]) -> T:
     if fault is not None:
         raise fault
     return result  # type: ignore[no-any-return]
+
+
+def require_same(group: dist.ProcessGroup, facts: Mapping[str, object]) -> None:
+    """Every rank reads files by itself; nothing else would tell that one of them read an older one.
+
+    Collective: every rank of `group`. Errors: ConfigError on every rank, naming the first that differs from rank 0.
+    """
+    found: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(found, dict(facts), group=group)
+    for rank, theirs in enumerate(found):
+        if other := [key for key in facts if theirs.get(key) != found[0].get(key)]:
+            raise ConfigError(
+                f"rank {rank} does not have rank 0's {', '.join(other)}: a file was edited while the run started, its "
+                "node sees an old copy or has another installation; start again when all nodes have the same"
+            )
 
 
 def ranks_where(group: dist.ProcessGroup, fact: bool) -> list[int]:

@@ -9,6 +9,7 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -144,17 +145,30 @@ def check_run_version(manifest: object, file: Path) -> None:
     check_version(manifest, understood=SCHEMA_VERSION, file=file, cure=OTHER_VERSION, fault=ConfigError)
 
 
-def write_run_manifest(run_dir: RunDir, **facts: Any) -> None:
-    """Write manifest.json: what ran, from what, on what. Earlier attempts of the run are kept in `attempts`."""
-    attempts: list[Any] = []
-    if run_dir.manifest.exists():
-        try:
-            previous = json.loads(run_dir.manifest.read_text(encoding="utf-8"))
-            attempts = [*previous.get("attempts", []), previous.get("attempt")]
-        except ValueError:
-            logger.warning("%s is damaged; its history is lost", run_dir.manifest)
-        else:
-            check_run_version(previous, run_dir.manifest)
+def read_run_manifest(run_dir: RunDir) -> dict[str, Any]:
+    """manifest.json of the attempt before this one; empty without one, and with a logged warning if it is damaged.
+
+    Errors: ConfigError if it is of another version.
+    """
+    if not run_dir.manifest.exists():
+        return {}
+    try:
+        previous = json.loads(run_dir.manifest.read_text(encoding="utf-8"))
+    except ValueError:
+        logger.warning("%s is damaged; its history is lost", run_dir.manifest)
+        return {}
+    check_run_version(previous, run_dir.manifest)
+    return dict(previous)
+
+
+def write_run_manifest(
+    run_dir: RunDir, previous: Mapping[str, Any], *, changes: Mapping[str, Any] | None = None, **facts: Any
+) -> None:
+    """Write manifest.json: what ran, from what, on what. Earlier attempts of the run are kept in `attempts`.
+
+    previous: what read_run_manifest gave. changes: of the configuration since then, {key: [was, is]}.
+    """
+    attempts = [*previous.get("attempts", []), previous["attempt"]] if "attempt" in previous else []
     slurm = {name: value for name, value in recorded_environment().items() if name.startswith("SLURM_")}
     attempt = {
         "command": sys.argv,
@@ -164,6 +178,7 @@ def write_run_manifest(run_dir: RunDir, **facts: Any) -> None:
         "environment": recorded_environment(),
         "slurm_job_id": slurm.get("SLURM_JOB_ID"),
         "slurm_restart_count": slurm.get("SLURM_RESTART_COUNT", "0") if slurm else None,
+        "changes": changes or {},
     }
     document = {"schema_version": SCHEMA_VERSION, **facts, "attempt": attempt, "attempts": attempts}
     run_dir.write("manifest.json", json.dumps(document, indent=1, default=str) + "\n")

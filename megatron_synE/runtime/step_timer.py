@@ -1,4 +1,4 @@
-"""How long this rank computes in a step, before it waits for the others to reduce gradients with."""
+"""How long this rank reads and computes in a step, before it waits for the others to reduce gradients with."""
 
 import time
 from collections import deque

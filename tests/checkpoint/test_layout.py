@@ -179,6 +179,24 @@ def test_pruning_keeps_the_newest_and_what_is_incomplete(tmp_path):
     assert layout.newest_complete(tmp_path) == tmp_path / "iter_0000003"
 
 
+def test_pruning_keeps_one_to_go_back_to_where_preemptions_lie_between(tmp_path):
+    """An interval of 100, a run that goes back 100: after a preemption at 150 the newest two reach 50 back."""
+    for iteration, left in ((100, {100}), (150, {100, 150}), (200, {100, 150, 200}), (250, {150, 200, 250})):
+        save(tmp_path, iteration)
+        layout.prune(tmp_path, keep_last=2, reach=100)
+        assert {layout.iteration_of(folder) for folder in layout.iteration_folders(tmp_path)} == left
+        # Whatever iteration comes next may be bad; data from 99 before it on is left out.
+        assert iteration < 200 or min(left) <= iteration + 1 - 100
+    layout.prune(tmp_path, keep_last=1, reach=500)  # nothing lies so far back yet: the oldest stays
+    assert {layout.iteration_of(folder) for folder in layout.iteration_folders(tmp_path)} == {150, 250}
+
+
+def test_a_file_that_another_node_wrote_and_that_is_not_seen_is_not_left_out(tmp_path):
+    with pytest.raises(CheckpointError, match=r"__7_0\.distcp was written and is not seen here"):
+        layout.write_manifest(tmp_path, {}, known_sha256={"__7_0.distcp": "ab"})
+    assert not (tmp_path / layout.MANIFEST).exists()
+
+
 def test_pruning_never_counts_what_the_run_passed_over(tmp_path):
     """10 and 15 are damaged in their content, so the run went on from 5; sizes alone do not tell."""
     for iteration in (5, 10, 15):

@@ -117,6 +117,10 @@ REFUSED = {
         "9 has no meaning with style=cosine",
     ),
     "start lr": (["lr_schedule.start_lr=1e-3"], "lr_schedule.start_lr: 0.001 is above the peak, optimizer.lr=1e-05"),
+    "min lr without decay": (
+        ["lr_schedule.decay_tokens=0", "lr_schedule.min_lr=1e-6"],
+        "lr_schedule.min_lr: 1e-06 is never reached",
+    ),
     "min lr": (["lr_schedule.min_lr=1e-3"], "lr_schedule.min_lr: 0.001 is above the peak"),
     "beta": (["optimizer.adam_beta2=1.0"], "optimizer.adam_beta2: 1.0 would never forget"),
     "random with path": (["init.path=x"], "init.path: x is not read with init.from=random"),

@@ -5,6 +5,7 @@ nan:SAMPLES, spike:SAMPLE   the data of these samples (a,b) of the planned sched
 weight:ITERATION            after this iteration a weight of rank 1 becomes NaN, once; under ZeRO stage 3 in its part
 flip:ITERATION              in the step after this iteration rank 1 computes a too high loss, the first time it is asked
 slow                        rank 1 computes every micro-batch twenty times more
+late                        rank 1 gets every micro-batch after five hundred more
 """
 
 import sys
@@ -78,7 +79,15 @@ def slowly(self: Trainer, batches: Any) -> Any:
     return forward_backward(self, batches)
 
 
-if what in ("nan", "spike"):
+def lately(self: Trainer, samples: Any) -> Any:
+    for _ in range(500 if dist.get_rank() == 1 else 0):
+        collate(self, samples)
+    return collate(self, samples)
+
+
+if what == "late":
+    Trainer.collate = lately  # type: ignore[method-assign]
+elif what in ("nan", "spike"):
     from data_mixers.manifest import read_manifest
 
     MANIFESTS = [read_manifest(Path(sys.argv[2]).parent / "train")]

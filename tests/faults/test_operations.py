@@ -2,6 +2,7 @@
 
 import json
 import sys
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -30,11 +31,13 @@ def events(file: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def test_a_slow_rank_is_named(root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("why", ["slow", "late"])
+def test_a_slow_rank_is_named(root: Path, tmp_path: Path, why: str) -> None:
+    """Twenty forward passes beside one whole step; or what it reads comes late."""
     run, told = tmp_path / "run", tmp_path / "told"
-    said = run_poisoned(root, run, "slow", telling(told), "data.stages.0.tokens=3072", "data.max_epochs=9")
+    said = run_poisoned(root, run, why, telling(told), "data.stages.0.tokens=3072", "data.max_epochs=9")
     (row,) = tiny.rows(run, "ranks")  # of twelve steps, after the tenth
-    assert (row["iteration"], row["slow_ranks"]) == (10, [1]), row  # twenty forward passes beside one whole step
+    assert (row["iteration"], row["slow_ranks"]) == (10, [1]), row
     assert "rank 1 is slow" in said and "rank 0 is slow" not in said
     assert [event["event"] for event in events(told)] == ["straggler", "finish"]
 
@@ -67,6 +70,18 @@ def test_goodput_counts_the_steps_that_are_kept_over_all_starts(root: Path, tmp_
     share = rows[-1]["productive_seconds"] / sum(spans)
     assert f"goodput: {100 * share:.1f} %" in done.stderr
     assert rows[-1]["goodput"] >= share  # the last save comes after it
+
+
+def test_a_row_s_times_are_means_over_the_steps_since_the_last(root: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = tiny.train(root / "run.yaml", f"run.dir={run}", "logging.interval_iterations=2")
+    rows = tiny.rows(run, "train")
+    assert [row["iteration"] for row in rows] == [2, 4, 5]
+    seconds = [n * row["step_seconds"] for n, row in zip((2, 2, 1), rows, strict=True)]
+    assert [row["productive_seconds"] for row in rows] == pytest.approx(list(accumulate(seconds)))
+    tokens = rows[0]["consumed_tokens"] / 2
+    assert [row["tokens_per_second"] * row["step_seconds"] for row in rows] == pytest.approx([tokens] * 3)
+    assert f"elapsed time per iteration (ms): {rows[0]['step_seconds'] * 1000:.1f}" in done.stderr
 
 
 def test_a_run_that_gets_no_further_stops_with_code_7(root: Path, tmp_path: Path) -> None:

@@ -67,6 +67,17 @@ def test_where_torch_adds_bf16_products_to_fp32_nothing_is_rounded_in_between(mo
     torch.testing.assert_close(main_grad.double(), expected, atol=2e-6, rtol=1e-6)
 
 
+def test_a_product_that_writes_over_its_sum_is_not_taken() -> None:
+    library = torch.library.Library("aten", "IMPL")
+    try:
+        library.impl("addmm.dtype_out", lambda total, left, right, *_, out: out.copy_(left @ right), "CPU")
+        adds_into_fp32.cache_clear()
+        assert not adds_into_fp32(torch.device("cpu"))
+    finally:
+        library._destroy()
+        adds_into_fp32.cache_clear()
+
+
 def test_apex_s_own_product_is_left_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = object()
     monkeypatch.setattr(weight_gradient.mcore_linear, "fused_weight_gradient_mlp_cuda", theirs, raising=False)

@@ -176,7 +176,8 @@ def _checkpoints(config: RunConfig, job: Job) -> Work:
     per_step = job.global_batch_size * job.seq_length
     interval = config.checkpoint.interval_tokens
     written = 1 if interval is None else max(1, job.total_tokens // max(interval, per_step))
-    kept = written if config.checkpoint.keep_last is None else min(written, config.checkpoint.keep_last)
+    most = config.checkpoint.keep_last
+    kept = written if most is None else min(written, most + (config.stability.reach > 0))
     return Work(
         name="checkpoints", tokens=job.total_tokens, disk_bytes=float((kept + 1) * checkpoint_bytes(job)),
         kind="computed", counted=f"{kept} kept and one being written, {written} in all",

@@ -131,6 +131,8 @@ def disk_fault(config: RunConfig, plan: RunPlan, num_checkpoints: int) -> str | 
     if keep is None:
         interval = plan.checkpoint_interval_iterations
         keep = 1 if interval is None else plan.train_iters // interval + 1
+    elif config.stability.reach:
+        keep += 1  # one that lies far enough back
     size = checkpoint_bytes(plan)
     needed = (keep + 1 - min(num_checkpoints, keep)) * size  # one more while it is written
     free = shutil.disk_usage(config.run.dir).free

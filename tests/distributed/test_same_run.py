@@ -1,0 +1,79 @@
+"""What must be the same on every rank is compared; what a later start of a run has otherwise is said and kept."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_synE.run_files import config_changes
+from tests import tiny
+
+OTHER_CONFIG = Path(__file__).with_name("other_config.py")
+FEW_FILES = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+from tools.cli import main
+sys.argv[:1] = ["syne"]
+sys.exit(main())
+"""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("same")
+    tiny.prepared(root)
+    return root
+
+
+def test_a_rank_with_another_configuration_ends_the_run_before_it_begins(root: Path, tmp_path: Path) -> None:
+    arguments = ["-c", tiny.LAUNCH, 2, OTHER_CONFIG, root / "run.yaml", f"run.dir={tmp_path / 'run'}"]
+    done = tiny.python(*arguments)
+    assert done.returncode == 2, done.stderr[-4000:]
+    assert done.stderr.count("error: rank 1 does not have rank 0's configuration: a file was edited") == 1
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_rank_with_other_data_is_named(root: Path, tmp_path: Path) -> None:
+    """The same names and sizes, other tokens: as where one node has an older copy."""
+    tiny.manifest(tmp_path / "copy", tiny.TWO_LANGUAGES, seed=5)
+    done = tiny.python(
+        "-c", tiny.LAUNCH, 2, OTHER_CONFIG, root / "run.yaml", f"run.dir={tmp_path / 'run'}",
+        OTHER_MANIFEST=str(tmp_path / "copy"),
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr[-4000:]
+    assert "rank 1 does not have rank 0's configuration, data: a file was edited" in done.stderr
+
+
+def test_what_a_resumed_run_has_otherwise_is_said_and_kept(root: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    tiny.train(root / "run.yaml", f"run.dir={run}", "training.stop_after_iterations=2", code=75)
+    slice_two = ["training.stop_after_iterations=1", "optimizer.adam_beta2=0.999", "data.document_masking=false"]
+    second = tiny.train(root / "run.yaml", f"run.dir={run}", *slice_two, code=75)
+    said = [line for line in second.stderr.splitlines() if " until iteration " in line]
+    assert sorted(line.split(" ", 1)[1] for line in said) == [
+        "data.document_masking was True until iteration 2 and is False now",
+        "optimizer.adam_beta2 was 0.95 until iteration 2 and is 0.999 now",
+    ]
+    third = tiny.train(root / "run.yaml", f"run.dir={run}", *slice_two[1:])
+    assert " until iteration " not in third.stderr
+    manifest = json.loads((run / "manifest.json").read_text())
+    changes = [attempt["changes"] for attempt in (*manifest["attempts"], manifest["attempt"])]
+    assert changes == [{}, {"optimizer.adam_beta2": [0.95, 0.999], "data.document_masking": [True, False]}, {}]
+
+
+def test_changes_of_a_configuration_by_hand() -> None:
+    was = {"a": {"b": 1, "c": [1, 2], "gone": None}, "training": {"stop_after_iterations": 3}, "same": [], "p": "x"}
+    now = {"a": {"b": 1, "c": (1, 3, 4), "d": {}}, "training": {"stop_after_iterations": 9}, "same": [], "p": Path("x")}
+    assert config_changes(was, now) == {"a.c.1": (2, 3), "a.c.2": (None, 4), "a.d": (None, {})}
+
+
+def test_a_run_over_more_files_than_may_be_open_at_first(tmp_path: Path) -> None:
+    tiny.prepared(tmp_path)
+    tiny.manifest(tmp_path / "train", {("en", "web", f"t{n}"): 200 for n in range(60)})
+    stage = {"name": "adapt", "tokens": 12 * 256, "languages": {"en": 1.0}}
+    tree = tiny.run_tree(tmp_path, hf=tmp_path / "hf", validation={"manifests": []})
+    tree["data"] |= {"stages": [stage], "num_workers": 1}
+    tiny.write_run(tmp_path, tree)
+    done = tiny.python("-c", FEW_FILES, "train", "--config", tmp_path / "run.yaml")
+    assert done.returncode == 0, done.stderr[-4000:]
