@@ -121,8 +121,8 @@ def check_resumable(config: RunConfig, architecture: LlamaArchitecture, start: S
             )
     if config.training.fp8 is not None and config.training.fp8_recipe == "delayed":
         logger.warning(
-            "training.fp8_recipe=delayed scales by a history that checkpoints do not hold: it begins anew, so the first "
-            "steps are rounded otherwise than in a run that was not interrupted; tensorwise has no history"
+            "training.fp8_recipe=delayed scales by a history that checkpoints do not hold: it begins anew, so the "
+            "first steps are rounded otherwise than in a run that was not interrupted; tensorwise has no history"
         )
     batch = config.training.global_batch_size
     if start.state.consumed_samples != start.state.iteration * batch:
