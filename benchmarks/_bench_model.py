@@ -82,20 +82,21 @@ class TrainedModel:
     optimizer: Any
     seq_length: int
 
-    def gradients(self, batch: MicroBatch) -> float:
-        """Forward and backward over one row; the mean loss (the host waits for it)."""
+    def gradients(self, batch: MicroBatch) -> torch.Tensor:
+        """Forward and backward over one row; [sum of NLL, tokens], for which the host does not wait."""
         for module in self.model.ddp:
             module.zero_grad_buffer()
         self.optimizer.zero_grad()
         (loss,) = self.model.run(forward_step, [batch], row=self.seq_length)
-        nll, tokens = loss["nll_and_tokens"].tolist()
-        return float(nll / tokens)
+        totals: torch.Tensor = loss["nll_and_tokens"]
+        return totals
 
     def step(self, batch: MicroBatch) -> float:
-        """The whole step: gradients, clipping, AdamW."""
-        loss = self.gradients(batch)
+        """The whole step: gradients, clipping, AdamW; the mean loss, read when all of it is on its way."""
+        totals = self.gradients(batch)
         self.optimizer.step()
-        return loss
+        nll, tokens = totals.tolist()
+        return float(nll / tokens)
 
 
 def trained_model(architecture: LlamaArchitecture, options: Options, device: Device) -> TrainedModel:
