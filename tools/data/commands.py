@@ -33,11 +33,7 @@ data_app = typer.Typer(
 )
 
 
-@data_app.command(
-    epilog=example(
-        "syne data clean --input 'pages/*.parquet' --out cleaned --language zh --workers 2",
-    )
-)
+@data_app.command(epilog=example("syne data clean --input 'pages/*.parquet' --out cleaned --language zh --workers 2"))
 @takes(CleanOptions)
 def clean(options: CleanOptions) -> None:
     """Drop repetitive, too short or long, foreign and duplicate documents; each is kept with its reason."""

@@ -84,8 +84,7 @@ class FetchOptions:
     name: Annotated[str, Argument(help="llama-3-syne, dolma, c4 or c4-multilingual.")]
     out: Annotated[Path, Option(help="Folder; sources.json in it tells where every file is from.")]
     slices: Annotated[
-        tuple[str, ...],
-        Option("--slice", help="Bucket, version or language, may be repeated.", show_default=False),
+        tuple[str, ...], Option("--slice", help="Bucket, version or language, may be repeated.", show_default=False)
     ] = ()
     match: Annotated[str, Option(help="Only files whose path fits this glob.")] = "*"
     max_files: Annotated[int | None, Option(min=1, help="The first so many.", show_default=False)] = None

@@ -54,8 +54,7 @@ def _slurm_array(
     ] = None,
     slurm_gpus: Annotated[int | None, typer.Option(min=0, help="Of an element; default 0.", show_default=False)] = None,
     slurm_args: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="More for sbatch, e.g. account=lab; may be repeated."),
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="More for sbatch, e.g. account=lab; may be repeated.")
     ] = None,
 ) -> SlurmArray | None:
     given = {

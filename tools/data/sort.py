@@ -256,11 +256,7 @@ def _shard_entries(topic: _Topic, targets: Sequence[Path], written: Sequence[Wri
         shared = round((tokens + pair.num_tokens) * share) - round(tokens * share)
         tokens += pair.num_tokens
         entries.append(
-            ShardEntry(
-                prefix=target.name,
-                text_bytes=shared if text_bytes is None else text_bytes,
-                **asdict(pair),
-            )
+            ShardEntry(prefix=target.name, text_bytes=shared if text_bytes is None else text_bytes, **asdict(pair))
         )
     return entries
 

@@ -265,11 +265,7 @@ class _RunWriter:
             self.bad.append((record.line, reason))
 
     def _describe(
-        self,
-        records: Sequence[Record],
-        sizes: Sequence[int],
-        digests: Sequence[bytes],
-        lengths: npt.NDArray[np.int64],
+        self, records: Sequence[Record], sizes: Sequence[int], digests: Sequence[bytes], lengths: npt.NDArray[np.int64]
     ) -> None:
         """Records of META for a batch, column by column: row by row takes twice the time of parsing the JSON."""
         if int(lengths.max()) > np.iinfo(np.int32).max:

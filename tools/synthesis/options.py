@@ -132,8 +132,7 @@ class AuditOptions:
     """None: the verdicts come from `filled`."""
     model: Annotated[str | None, Option(help="The judge.", show_default=False)] = None
     calibration: Annotated[
-        tuple[str, ...],
-        Option(help="Pairs known: wrong with the key corruption, right without.", show_default=False),
+        tuple[str, ...], Option(help="Pairs known: wrong with the key corruption, right without.", show_default=False)
     ] = ()
     calibration_sample: Annotated[int, Option(min=1, help="Of the wrong and of the right ones.")] = 200
     filled: Annotated[
