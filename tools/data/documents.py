@@ -55,20 +55,13 @@ def own_id(fields: dict[str, Any]) -> str:
     return str(own) if isinstance(own, _NAMES) else ""
 
 
-def read_documents(
-    task: InputTask, *, text_key: str | tuple[str, ...], on_bytes: Callable[[int], None]
-) -> Iterator[Document | BadRecord]:
-    """The documents of a task in their order, and the lines that are none; blank lines are passed over.
-
-    text_key: as in readers.read_task.
-    """
-    return (line for line in read_lines(task, text_key=text_key, on_bytes=on_bytes) if line is not None)
-
-
 def read_lines(
     task: InputTask, *, text_key: str | tuple[str, ...], on_bytes: Callable[[int], None]
 ) -> Iterator[Document | BadRecord | None]:
-    """Every line of a task, None for a blank one: for those who count lines to say where a bad one stands."""
+    """Every line of a task in order, as a document or with the reason why it is none; None for a blank one.
+
+    text_key: as in readers.read_task.
+    """
     for record in read_task(task, text_key=text_key, topic_key=None, on_bytes=on_bytes, other_columns=None):
         yield None if record is None else _document_of(record, task)
 

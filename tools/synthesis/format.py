@@ -14,10 +14,10 @@ from data_mixers.errors import ConfigError, DataError
 from data_mixers.file_version import check_version
 from data_mixers.permutation import keyed_hash
 from tools.columns import aligned
-from tools.data.documents import DocumentWriter, read_documents
+from tools.data.documents import DocumentWriter, TaskDocuments
 from tools.data.download import sha256_of
 from tools.data.progress import LiveProgress
-from tools.data.readers import BadRecord, InputTask, find_inputs, plan_tasks
+from tools.data.readers import InputTask, find_inputs, plan_tasks
 from tools.data.stage import only_one
 from tools.data.yaml_file import read_yaml
 from tools.synthesis.audit import SCHEMA_VERSION
@@ -136,8 +136,8 @@ def _pages(options: FormatOptions, tasks: Sequence[InputTask]) -> dict[str, str]
     found = {
         document.id: document.text
         for task in plan_tasks(find_inputs(options.pages, option="--pages"))
-        for document in read_documents(task, text_key=options.page_key, on_bytes=lambda size: None)
-        if not isinstance(document, BadRecord) and document.id in wanted
+        for document in TaskDocuments(task, text_key=options.page_key)
+        if document.id in wanted
     }
     if not found:
         raise DataError("no pair was made of any of --pages: no id of theirs is the seed_id of a pair")

@@ -22,10 +22,10 @@ from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
 from tools.data.calls import Call
 from tools.data.clean import clean
-from tools.data.documents import TOPIC_KEY, Document, DocumentWriter, read_documents
+from tools.data.documents import TOPIC_KEY, Document, DocumentWriter, TaskDocuments
 from tools.data.exact_duplicates import content_hash
 from tools.data.options import CleanOptions
-from tools.data.readers import BadRecord, InputTask, find_inputs, plan_tasks
+from tools.data.readers import InputTask, find_inputs, plan_tasks
 from tools.data.stage import Report, Stage, only_one, remove_work, run_stage
 from tools.data.units import num_han, units_of
 from tools.synthesis.options import SEED_RULES, SeedOptions
@@ -122,8 +122,8 @@ def _train(options: SeedOptions, tasks: list[InputTask], path: Path, index: int,
     def texts() -> Iterator[str]:
         characters = 0
         for task in tasks:
-            for document in read_documents(task, text_key=options.text_key, on_bytes=lambda size: None):
-                if isinstance(document, BadRecord) or _language(options, document, units_of(document.text)) != "en":
+            for document in TaskDocuments(task, text_key=options.text_key):
+                if _language(options, document, units_of(document.text)) != "en":
                     continue
                 yield document.text
                 report(len(document.text))
@@ -144,11 +144,9 @@ def _cut_task(options: SeedOptions, tasks: list[InputTask], work: Path, index: i
     punkt = load_punkt(work / PUNKT, rules["en"].abbreviations)
     pages: Counter[str] = Counter()
     found = not_chosen = 0
+    documents = TaskDocuments(tasks[index], text_key=options.text_key, on_bytes=report)
     with DocumentWriter(work / "candidates" / f"{index:07d}.jsonl.zst") as writer:
-        for document in read_documents(tasks[index], text_key=options.text_key, on_bytes=report):
-            if isinstance(document, BadRecord):
-                pages["no_document"] += 1
-                continue
+        for document in documents:
             units = units_of(document.text)
             language = _language(options, document, units)
             if language not in rules:
@@ -169,6 +167,8 @@ def _cut_task(options: SeedOptions, tasks: list[InputTask], work: Path, index: i
             not_chosen += max(0, len(texts) - options.per_page)
             for place in sorted(order[: options.per_page]):
                 writer.write(_seed(document, texts[place], language, picked))
+    if documents.bad:
+        pages["no_document"] = len(documents.bad)
     return {"pages": dict(pages), "snippets": found, "not_chosen": not_chosen}
 
 
