@@ -94,15 +94,12 @@ def _deciding(options: CheckOptions, rules: PairRules, benchmarks: tuple[Path, .
 
 def _notes(options: CheckOptions) -> list[str]:
     """What was not looked at."""
-    return [
-        note
-        for note, is_said in (
-            ("no benchmark was given: contamination was not looked for", not options.benchmarks),
-            ("code was not run (--run-code)", not options.run_code),
-            ("near-duplicates were not looked for", not options.near_duplicates),
-        )
-        if is_said
-    ]
+    steps = {
+        "no benchmark was given: contamination was not looked for": bool(options.benchmarks),
+        "code was not run (--run-code)": options.run_code,
+        "near-duplicates were not looked for": options.near_duplicates,
+    }
+    return [note for note, is_done in steps.items() if not is_done]
 
 
 @dataclass(frozen=True)
@@ -142,7 +139,7 @@ def _examine(work: _Work, index: int, report: Report) -> dict[str, Any]:
             places.append(pair.place)
             verdict = judge_pair(pair, work.rules, tools) or _contaminated(work, pair)
             if verdict is not None:
-                verdicts.append([number, verdict.marks()])
+                verdicts.append([number, asdict(verdict)])
                 continue
             questions.append((number, content_hash(pair.fields["question"])))
             if pair.fields.get("final_answer"):

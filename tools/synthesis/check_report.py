@@ -1,7 +1,7 @@
 """What `syne synth check` shows a person: counts per discipline and rule, with examples to look at."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import orjson
@@ -25,16 +25,9 @@ class Examples:
         kept = reasons.setdefault(verdict.reason if verdict is not None else "kept", [])
         if len(kept) < EXAMPLES_PER_CELL:
             question, answer = pair.fields.get("question", pair.text), pair.fields.get("answer", "")
-            marks = {} if verdict is None else {key: value for key, value in verdict.marks().items() if key != "reason"}
-            kept.append(
-                {"id": pair.id}
-                | marks
-                | {
-                    "question": _excerpt(str(question)),
-                    "answer": _excerpt(str(answer)),
-                    "language": pair.fields["language"],
-                }
-            )
+            marks = {} if verdict is None else {key: value for key, value in asdict(verdict).items() if key != "reason"}
+            texts = {"question": _excerpt(str(question)), "answer": _excerpt(str(answer))}
+            kept.append({"id": pair.id} | marks | texts | {"language": pair.fields["language"]})
 
     def as_json(self) -> dict[str, dict[str, list[dict[str, Any]]]]:
         """Sorted, for report.json."""
