@@ -7,6 +7,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from data_mixers.atomic import write_atomic
@@ -54,7 +55,8 @@ def format_pairs(options: FormatOptions) -> dict[str, Any]:
         counts: Counter[tuple[str, str]] = Counter()
         used: Counter[str] = Counter()
         with DocumentWriter(options.out / TEXT) as file:
-            for batch in _batches(_written(options, tasks, layouts, pages)):
+            rows = _written(options, tasks, layouts, pages)
+            while batch := list(islice(rows, BATCH)):
                 tokens = tokenizer.encode_ordinary_batch([row["text"] for row in batch])
                 for row, ids in zip(batch, tokens, strict=True):
                     with_page = row.pop("with_page")
@@ -165,14 +167,3 @@ def _written(
                 "id": pair.id, "text": text, "topic": pair.discipline, "language": pair.language, "layout": name,
                 "generator": pair.generator, "with_page": page is not None,
             }  # fmt: skip
-
-
-def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    batch: list[dict[str, Any]] = []
-    for row in rows:
-        batch.append(row)
-        if len(batch) == BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
