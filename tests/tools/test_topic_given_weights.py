@@ -111,7 +111,7 @@ def test_without_a_teacher_the_given_weights_are_the_ones_that_are_saved(
         elif name.startswith("bert.") and "pooler" not in name:
             assert torch.equal(saved[name.replace("bert.", "encoder.", 1)], tensor)
     assert report.settings["way"] == "given encoder" and [way.title for way in report.ways] == ["given encoder"]
-    assert report.languages["ours"]["en"].macro_f1 > 0.8  # a few words tell the topics apart, even at random weights
+    assert report.results["ours"]["en"].macro_f1 > 0.8  # a few words tell the topics apart, even at random weights
     assert report.split["sources held in trial 1"] == "first"
     assert not (tmp_path / "out.work").exists()
 
@@ -198,9 +198,9 @@ def test_the_saved_classifier_gives_the_logits_of_the_way_that_was_chosen(
     with torch.inference_mode():
         given = [classifier.labels[int(classifier.model(torch.tensor([row]), None).argmax())] for row in ids]
     right = sum(label == row["topic"] for label, row in zip(given, rows, strict=True))
-    assert report.languages["ours"]["zh"].accuracy == pytest.approx(right / len(rows))
+    assert report.results["ours"]["zh"].accuracy == pytest.approx(right / len(rows))
     chosen = next(way for way in report.ways if way.is_chosen)
-    of_test = {language: found.macro_f1 for language, found in report.languages["ours"].items()}
+    of_test = {language: found.macro_f1 for language, found in report.results["ours"].items()}
     assert chosen.test == pytest.approx(of_test)
     assert "| taught encoder" in (tmp_path / "out/report.md").read_text().split("## Ways of training")[1]
 

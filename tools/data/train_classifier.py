@@ -104,7 +104,7 @@ def _train(options: ClassifierOptions, topics: Topics, left_out: Mapping[str, in
         split=_described(options, split),
         untested=split.untested,
         left_out=left_out,
-        languages=by(lambda document: document.language),
+        results=by(lambda document: document.language),
         sources=by(lambda document: f"{document.language}/{document.source}"),
         differences={name: _differences(split.test, given[OURS], labels.test) for name, labels in baselines.items()},
         not_measured=not_measured,
