@@ -35,9 +35,8 @@ _FORMULA = re.compile(
     r"```.*?(?:```|\Z)|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]*\$|\\\(.*?\\\)|\\\[.*?\\\]|\\begin\{.*?\\end\{[^}]*\}|\\[a-zA-Z]+",
     re.DOTALL,
 )
-_TABLE = re.compile(
-    r"^[^\n]*\|[^\n]*\|[^\n]*\n\s*\|?\s*:?-{2,}", re.MULTILINE
-)  # of Markdown: then it is there to look at
+# Of Markdown: then it is there to look at.
+_TABLE = re.compile(r"^[^\n]*\|[^\n]*\|[^\n]*\n\s*\|?\s*:?-{2,}", re.MULTILINE)
 _LAST_EQUATION = re.compile(r"=[^\n]{1,80}$|->[^\n]{1,80}$|→[^\n]{1,80}$|\[[A-Z][a-z]\][^\n]*$")
 
 
@@ -232,11 +231,7 @@ def _language(pair: QaRecord, rule: PairLanguage) -> Verdict | None:
 
 def _repetition(pair: QaRecord, rules: Sequence[Rule]) -> Verdict | None:
     found = judge(Measured(pair.answer), rules)
-    return (
-        None
-        if found is None
-        else Verdict(reason="repetition", value=found.value, limit=found.limit, matched=found.reason)
-    )
+    return found and Verdict(reason="repetition", value=found.value, limit=found.limit, matched=found.reason)
 
 
 def _reference(pair: QaRecord, rule: References) -> Verdict | None:
@@ -252,11 +247,8 @@ def _reference(pair: QaRecord, rule: References) -> Verdict | None:
 def _latex(pair: QaRecord) -> Verdict | None:
     if pair.discipline == "code":
         return None
-    for text in (pair.question, pair.answer):
-        fault = latex_fault(text)
-        if fault is not None:
-            return Verdict(reason="latex", value=fault, limit=None)
-    return None
+    fault = latex_fault(pair.question) or latex_fault(pair.answer)
+    return None if fault is None else Verdict(reason="latex", value=fault, limit=None)
 
 
 def _arithmetic(pair: QaRecord, recomputer: Recomputer) -> Verdict | None:
