@@ -10,7 +10,6 @@ import heapq
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -115,12 +114,6 @@ def _take(options: AuditOptions, prompt: dict[str, JudgePrompt]) -> None:
     write_atomic(path, mark.encode())
 
 
-def _pairs(patterns: Sequence[str]) -> Iterator[tuple[QaRecord, bool]]:
-    """(pair, whether it was made wrong)."""
-    for pair in read_records(plan_tasks(kept_inputs(patterns))):
-        yield pair, RECORD_KEY in pair.extra
-
-
 class _Lowest:
     """The n items of each kind with the lowest hash: the same whatever else there is."""
 
@@ -149,7 +142,7 @@ class _Lowest:
 
 def _sample(options: AuditOptions) -> tuple[dict[str, int], list[_Case]]:
     lowest = _Lowest(options.sample, options.seed)
-    for pair, _ in _pairs(options.inputs):
+    for pair in read_records(plan_tasks(kept_inputs(options.inputs))):
         lowest.add(pair.discipline, pair)
     cases = lowest.cases("sample")
     if not cases:
@@ -162,8 +155,8 @@ def _sample(options: AuditOptions) -> tuple[dict[str, int], list[_Case]]:
 
 def _known(options: AuditOptions) -> list[_Case]:
     lowest = _Lowest(options.calibration_sample, options.seed)
-    for pair, is_wrong in _pairs(options.calibration):
-        lowest.add("wrong" if is_wrong else "right", pair)
+    for pair in read_records(plan_tasks(kept_inputs(options.calibration))):
+        lowest.add("wrong" if RECORD_KEY in pair.extra else "right", pair)
     for kind in ("wrong", "right"):
         if not lowest.sizes[kind]:
             raise DataError(
