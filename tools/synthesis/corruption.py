@@ -13,9 +13,8 @@ from data_mixers.permutation import keyed_hash
 from tools.synthesis.options import ChangeKind
 from tools.synthesis.vocabulary import Vocabulary
 
-CHANGED_OF_100 = (
-    50  # ours: of the different words and numbers of a wrong pair; the paper names neither types nor amounts
-)
+# Ours: of the different words and numbers of a wrong pair; the paper names neither types nor amounts.
+CHANGED_OF_100 = 50
 # Not inside a name (H2O, x1) or a longer number; thousands may have commas.
 _NUMBER = re.compile(r"(?<![A-Za-z0-9_.])\d+(?:,\d{3})*(?:\.\d+)?(?![A-Za-z0-9_])")
 
