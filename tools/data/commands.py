@@ -82,14 +82,13 @@ def fetch(
 
 
 @data_app.command(
-    name="ask-topics",
     epilog=example(
         "syne data ask-topics --input sample.jsonl --url http://localhost:8000/v1 --model Qwen2.5-72B-Instruct",
         "--language zh --passes 2 --out labelled/zh",
-    ),
+    )
 )
 @takes(AskOptions)
-def ask_topics_(options: AskOptions) -> None:
+def ask_topics(options: AskOptions) -> None:
     """A small labelled set from language models, and how far they agree. The key is read from OPENAI_API_KEY."""
     from tools.data.ask_topics import AGREEMENT, ask_topics
 
@@ -98,12 +97,9 @@ def ask_topics_(options: AskOptions) -> None:
     typer.echo(str(options.out / AGREEMENT))
 
 
-@data_app.command(
-    name="train-classifier",
-    epilog=example("syne data train-classifier --input labelled/zh/labelled.jsonl.zst --out topics-zh"),
-)
+@data_app.command(epilog=example("syne data train-classifier --input labelled/zh/labelled.jsonl.zst --out topics-zh"))
 @takes(ClassifierOptions, TrainingOptions, word_steps=800)
-def train_classifier_(
+def train_classifier(
     options: ClassifierOptions,
     training: TrainingOptions,
     learning_rate: Annotated[
@@ -120,13 +116,12 @@ def train_classifier_(
 
 
 @data_app.command(
-    name="label-topics",
     epilog=example(
         "syne data label-topics --input 'clean/*.jsonl.zst' --classifier topics-zh --out labelled --workers 2"
-    ),
+    )
 )
 @takes(LabelOptions)
-def label_topics_(options: LabelOptions) -> None:
+def label_topics(options: LabelOptions) -> None:
     """Documents in, the same documents with topic and topic_confidence out."""
     from tools.data.label_topics import label_topics
 
@@ -192,10 +187,9 @@ def probe(
 
 
 @data_app.command(
-    "score-ppl",
     epilog=example(
         "syne data score-ppl --data data/stage1 --hf models/Meta-Llama-3-8B --tokenizer models/Meta-Llama-3-8B"
-    ),
+    )
 )
 @takes(ScoreOptions)
 def score_ppl(
@@ -223,8 +217,7 @@ def score_ppl(
 
 
 @data_app.command(
-    "sort",
-    epilog=example("syne data sort --data data/stage1 --out data/stage1_sorted --sources 'zh/web/*' --buckets 10"),
+    epilog=example("syne data sort --data data/stage1 --out data/stage1_sorted --sources 'zh/web/*' --buckets 10")
 )
 @takes(SortOptions)
 def sort(
