@@ -21,17 +21,8 @@ from tools.data.kept import Kept
 from tools.data.topic_distillation import SHORTEST, _batches, windows_of
 from tools.data.topic_head import Vectors, fit_head, language_directions, logits_of
 from tools.data.topic_labels import Labelled, read_labelled, read_topics
-from tools.data.topic_learner import (
-    Learner,
-    features_of,
-    head_of,
-    logits_by,
-    model_of,
-    new_learner,
-    new_model,
-    taught,
-)
-from tools.data.topic_model import SPECIAL_TOKENS, load_classifier, tokenise, train_tokenizer
+from tools.data.topic_learner import Learner, head_of, logits_by, model_of, new_learner, new_model, taught
+from tools.data.topic_model import SPECIAL_TOKENS, load_classifier, predict_features, tokenise, train_tokenizer
 from tools.data.topic_options import ClassifierOptions
 from tools.data.topic_training import TrainingOptions
 from tools.data.train_classifier import train_classifier
@@ -129,11 +120,11 @@ def test_a_taught_encoder_says_what_its_teacher_says_and_its_words_stay(
     assert WORDS not in weights and not torch.equal(weights[QUERY], given[QUERY])
     texts = [row["text"] for row in documents(sources=("new",), count=20, seed=99)]
     rows = tokenise(learner.tokenizer, texts, max_length=48)
-    said = features_of(learner, weights, rows) @ weights["project.weight"].T + weights["project.bias"]
+    said = predict_features(model_of(learner, weights), rows) @ weights["project.weight"].T + weights["project.bias"]
     wanted = teacher(texts)
     distance = float(np.square(said.numpy() - wanted).sum(axis=1).mean())
     assert distance < 0.7 * float(np.square(wanted - wanted.mean(axis=0)).sum(axis=1).mean())
-    before = features_of(learner, {}, rows) @ weights["project.weight"].T + weights["project.bias"]
+    before = predict_features(model_of(learner, {}), rows) @ weights["project.weight"].T + weights["project.bias"]
     assert distance < 0.9 * float(np.square(before.numpy() - wanted).sum(axis=1).mean())  # the projection alone
     model = model_of(learner, weights)
     assert torch.equal(model.state_dict()[QUERY], weights[QUERY])
