@@ -68,7 +68,7 @@ def check(options: CheckOptions) -> SelectionReport:
         if not num_pairs:
             first = f"; the first line: {bad[0].reason}" if bad else ""
             raise DataError(f"there is no pair in {', '.join(options.inputs)}{first}")
-        call.check_bad_share(bad, num_pairs, max_share=options.max_bad_share, max_lines=options.max_bad_lines)
+        call.check_bad_share(bad, num_pairs, options)
         _settle_questions(call, work, num_pairs)
         if options.near_duplicates:
             call.run("sign", partial(_sign, work))
