@@ -124,16 +124,11 @@ def describe(
     """
     if (folder / MANIFEST_NAME).is_file():
         manifest = read_manifest(folder)
-        sources = tuple(
-            DescribedSource(
-                name=entry.name,
-                topic=entry.topic,
-                role=entry.role,
-                shards=tuple(DescribedShard(manifest.shard_prefix(shard), scores_name) for shard in entry.shards),
-            )
-            for entry in manifest.sources
-        )
-        return sources, manifest.tokenizer
+        found = []
+        for entry in manifest.sources:
+            shards = tuple(DescribedShard(manifest.shard_prefix(shard), scores_name) for shard in entry.shards)
+            found.append(DescribedSource(name=entry.name, topic=entry.topic, role=entry.role, shards=shards))
+        return tuple(found), manifest.tokenizer
     prefixes = sorted(path.with_suffix("") for path in folder.glob("*.bin") if path.with_suffix(".idx").is_file())
     if not prefixes:
         raise DataError(f"{folder} holds neither {MANIFEST_NAME} nor pairs of .bin and .idx files")
