@@ -205,14 +205,10 @@ def _stage(options: ScoreOptions, settings: Settings, files: Sequence[ScoredFile
         for file in files
         for chunk in range(file.num_chunks)
     )
+    fingerprint = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
     work = options.data / ".work" / f"score-{options.name}"
-    return Stage(
-        name="score",
-        work=work,
-        fingerprint=hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest(),
-        sizes=sizes,
-        do=partial(score_chunk, work, settings, tuple(files)),
-    )
+    do = partial(score_chunk, work, settings, tuple(files))
+    return Stage(name="score", work=work, fingerprint=fingerprint, sizes=sizes, do=do)
 
 
 def _run(stage: Stage, files: Sequence[ScoredFile], options: ScoreOptions, ranks: Ranks | None) -> None:

@@ -133,15 +133,8 @@ def _topics(options: SortOptions, manifest: DatasetManifest) -> list[_Topic]:
                     "documents would be cut; sort before packing, or leave it out with --sources"
                 )
         shards = tuple((manifest.shard_prefix(shard), shard) for entry in entries for shard in entry.shards)
-        topics.append(
-            _Topic(
-                language=language,
-                source=source,
-                topic=topic,
-                text_bytes=sum(entry.text_bytes for entry in entries),
-                shards=shards,
-            )
-        )
+        text_bytes = sum(entry.text_bytes for entry in entries)
+        topics.append(_Topic(language=language, source=source, topic=topic, text_bytes=text_bytes, shards=shards))
     if not topics:
         known = ", ".join(entry.name for entry in train[:6])
         raise ConfigError(
@@ -174,14 +167,10 @@ def _stage(options: SortOptions, manifest: DatasetManifest, topics: Sequence[_To
         "topics": [[topic.name, [shard.bin_sha256 for _, shard in topic.shards]] for topic in topics],
         "scores": {name: sorted(str(origin) for origin in _origins(topics, name)) for name in key.names},
     }
-    work = options.out / ".work" / "sort"
-    return Stage(
-        name="sort",
-        work=work,
-        fingerprint=hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest(),
-        sizes=tuple(2 * topic.num_tokens for topic in topics),
-        do=partial(_sort_topic, options, tuple(topics), key, manifest.dtype),
-    )
+    fingerprint = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    sizes = tuple(2 * topic.num_tokens for topic in topics)
+    do = partial(_sort_topic, options, tuple(topics), key, manifest.dtype)
+    return Stage(name="sort", work=options.out / ".work" / "sort", fingerprint=fingerprint, sizes=sizes, do=do)
 
 
 def _check_replaceable(options: SortOptions, stage: Stage) -> None:
