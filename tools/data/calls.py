@@ -109,10 +109,8 @@ class Call:
 
     def check_bad_share(self, bad: Sequence[BadLine], num_documents: int, options: Any) -> None:
         """Errors: DataError, with quarantine.jsonl written, if more lines are no documents than the options allow."""
-        check_bad_share(
-            bad, num_bad=len(bad), num_records=num_documents + len(bad), max_share=options.max_bad_share,
-            max_lines=options.max_bad_lines, write=partial(write_quarantine, self.out, bad),
-        )  # fmt: skip
+        write = partial(write_quarantine, self.out, bad)
+        check_bad_share(bad, options, num_bad=len(bad), num_records=num_documents + len(bad), write=write)
 
     def finish(self, result: dict[str, Any], quarantine: Sequence[BadLine], *, writes: bool) -> None:
         """Write quarantine.jsonl and report.json, which gets the keys of `result`, and remove `work`.

@@ -130,10 +130,9 @@ class _Call:
         )
         check_bad_share(
             bad,
+            self.options,
             num_bad=sum(result.num_bad for result in results),
             num_records=sum(result.num_records for result in results),
-            max_share=self.options.max_bad_share,
-            max_lines=self.options.max_bad_lines,
             write=partial(self.folder.write_quarantine, bad, call=self.name),
         )
         segments = tuple(segment for result in results for segment in result.segments)
@@ -304,13 +303,8 @@ class _Call:
         self, topic: str, shard: int, num_shards: int, num_tokens: int, *, suffix: str | None = None
     ) -> ShardTask:
         stem = file_stem(self.source_name(topic, suffix))
-        return ShardTask(
-            topic=topic,
-            prefix=self.finished / (stem if num_shards == 1 else f"{stem}_{shard:05d}"),
-            shard=shard,
-            num_shards=num_shards,
-            num_tokens=num_tokens,
-        )
+        prefix = self.finished / (stem if num_shards == 1 else f"{stem}_{shard:05d}")
+        return ShardTask(topic=topic, prefix=prefix, shard=shard, num_shards=num_shards, num_tokens=num_tokens)
 
     def merge_settings(
         self, segments: tuple[RunSegment, ...], *, held_out: Path | None, keep_digests: bool, window: int | None
