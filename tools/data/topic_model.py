@@ -221,14 +221,8 @@ def load_classifier(folder: Path, *, device: str = "cpu") -> Trained:
 
     try:
         settings: dict[str, Any] = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        check_version(
-            settings,
-            understood=SCHEMA_VERSION,
-            file=folder / SETTINGS,
-            cure="train it again",
-            fault=DataError,
-            absent=1,
-        )
+        cure = "train it again"
+        check_version(settings, understood=SCHEMA_VERSION, file=folder / SETTINGS, cure=cure, fault=DataError, absent=1)
         config = BertConfig.from_dict(settings["encoder"])
         model = TopicClassifier(config, num_topics=len(settings["labels"]))
         model.load_state_dict(load_file(folder / WEIGHTS))
