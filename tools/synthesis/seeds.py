@@ -167,13 +167,9 @@ def _cut_task(options: SeedOptions, tasks: list[InputTask], work: Path, index: i
 def _pick(options: SeedOptions, document: Document, rules: SeedRules, num_units: int) -> Picked | None:
     if options.discipline is not None:
         return Picked(options.discipline, "option", 0.0)
-    topic, url = (document.fields.get(key) for key in (TOPIC_KEY, "url"))
-    return rules.pick(
-        document.text,
-        num_units=num_units,
-        topic=topic if isinstance(topic, str) else None,
-        url=url if isinstance(url, str) else None,
-    )
+    given = (document.fields.get(key) for key in (TOPIC_KEY, "url"))
+    topic, url = (value if isinstance(value, str) else None for value in given)
+    return rules.pick(document.text, num_units=num_units, topic=topic, url=url)
 
 
 def _seed(document: Document, text: str, language: str, picked: Picked) -> dict[str, Any]:
