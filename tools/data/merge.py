@@ -5,7 +5,7 @@ one, word for word or nearly, are left out and counted.
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from megatron_synE.data.indexed import TOKEN_DTYPES, IndexedWriter, WrittenPair
 from tools.data.near_copies import NearCopies
 from tools.data.sidecar import SidecarWriter
 from tools.data.spool import META, Meta, RunSegment, Tokens
+from tools.data.stage import Report
 from tools.data.whole_documents import Windows, fill_windows
 
 MERGE_TOKENS = 4 << 20  # in memory at once while merging: about 50 MB with the copies
@@ -89,18 +90,15 @@ class MergedShard:
         return cls(**{**content, "pair": WrittenPair(**content["pair"])})
 
 
-def write_shard(
-    tasks: Sequence[ShardTask], settings: MergeSettings, index: int, on_tokens: Callable[[int], None]
-) -> dict[str, Any]:
+def write_shard(tasks: Sequence[ShardTask], settings: MergeSettings, index: int, on_tokens: Report) -> dict[str, Any]:
     """Write one token file with its sidecar; a MergedShard as JSON."""
     task = tasks[index]
     reader = RunReader(settings.runs, settings.segments, settings.dtype, topic=task.topic)
     sieve = _Sieve(settings.held_out)
     with IndexedWriter(task.prefix, dtype=settings.dtype) as pair, SidecarWriter(task.prefix) as sidecar:
         output = _Output(task.topic, settings, pair, sidecar)
-        parts = reader.ranges(task.shard, task.num_shards)
         if settings.window is None:
-            for segment_of, meta in parts:
+            for segment_of, meta in reader.ranges(task.shard, task.num_shards):
                 tokens = reader.tokens(segment_of, meta)
                 kept = sieve.kept(meta, tokens)
                 if not kept.all():
@@ -109,18 +107,14 @@ def write_shard(
                 output.write(meta, tokens, reader.ids(segment_of, meta))
                 on_tokens(int(meta["length"].sum(dtype=np.int64)))
         else:
-            _write_windows(reader, parts, sieve, output, settings.window, on_tokens)
+            _write_windows(reader, task, sieve, output, settings.window, on_tokens)
     if settings.keep_digests:
         write_atomic(digests_path(task.prefix), b"".join(output.digests))
     return asdict(replace(output.result(), num_copies=sieve.num_copies, num_near_copies=sieve.num_near_copies))
 
 
 def write_held_out(
-    tasks: Sequence[ShardTask],
-    settings: MergeSettings,
-    digests: Sequence[Sequence[int]],
-    index: int,
-    on_tokens: Callable[[int], None],
+    tasks: Sequence[ShardTask], settings: MergeSettings, digests: Sequence[Sequence[int]], index: int, on_tokens: Report
 ) -> dict[str, Any]:
     """Write the documents of a topic that have one of digests[index], each text once; a MergedShard as JSON."""
     task = tasks[index]
@@ -145,15 +139,10 @@ def write_held_out(
 
 
 def _write_windows(
-    reader: "RunReader",
-    parts: Iterator[tuple[npt.NDArray[np.int64], Meta]],
-    sieve: "_Sieve",
-    output: "_Output",
-    window: int,
-    on_tokens: Callable[[int], None],
+    reader: "RunReader", task: ShardTask, sieve: "_Sieve", output: "_Output", window: int, on_tokens: Report
 ) -> None:
     segments, metas = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=META)]
-    for segment_of, meta in parts:
+    for segment_of, meta in reader.ranges(task.shard, task.num_shards):
         kept = sieve.kept(meta, reader.tokens(segment_of, meta))
         segments.append(segment_of[kept])
         metas.append(meta[kept])
