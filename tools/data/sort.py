@@ -30,7 +30,7 @@ from data_mixers.manifest import (
 from tools.data.folder import link_or_copy
 from tools.data.labels import file_stem
 from tools.data.options import SortOptions
-from tools.data.redistribute import Sidecar, Written, redistribute
+from tools.data.redistribute import Rewriting, Sidecar, Written, redistribute
 from tools.data.scores_file import ScoresOrigin, names_of, open_scores, read_origin, scores_path, scores_suffix
 from tools.data.sidecar import SUFFIX, sidecar_path
 from tools.data.sort_order import SortKey, keys_of, lengths_of, order_of, sort_key
@@ -203,9 +203,8 @@ def _sort_topic(
     targets = [options.out / file_stem(f"{topic.name}/{bucket}") for bucket in _bucket_names(options.buckets)]
     for left in (left for target in targets for left in options.out.glob(f".{glob.escape(target.name)}.*.tmp")):
         left.unlink()  # of a call that was killed, on whatever machine: this task is done once at a time
-    written = redistribute(
-        topic.shards, lengths, order, targets, _sidecars(topic, key), spool=spool, dtype=dtype, on_tokens=report
-    )
+    given = Rewriting(lengths=lengths, sidecars=_sidecars(topic, key), spool=spool, dtype=dtype, on_tokens=report)
+    written = redistribute(given, topic.shards, order, targets)
     shutil.rmtree(spool)
     shards = _shard_entries(topic, targets, written)
     return {"shards": [asdict(shard) for shard in shards], "tails": asdict(tails)}
