@@ -82,11 +82,7 @@ def sort(options: SortOptions) -> Path:
         results = run_stage(stage, workers=options.workers, unit="M tokens", scale=2e6, array=options.array)
         written = list(zip(topics, results, strict=True))
         chosen = {prefix for topic in topics for prefix, _ in topic.shards}
-        carried = [
-            entry
-            for entry in manifest.sources
-            if not any(manifest.shard_prefix(shard) in chosen for shard in entry.shards)
-        ]
+        carried = [entry for entry in manifest.sources if chosen.isdisjoint(map(manifest.shard_prefix, entry.shards))]
         for entry in carried:
             _carry_over(manifest, entry, options.out)
         tails = {topic.name: result["tails"] for topic, result in written}
