@@ -103,7 +103,7 @@ def train_classifier(
     options: ClassifierOptions,
     training: TrainingOptions,
     learning_rate: Annotated[
-        float | None, typer.Option(min=0.0, help="Highest; default: 5e-4, with --teacher 2e-4.", show_default=False)
+        float | None, typer.Option(min=0.0, help="Highest; default: 5e-4, with --teacher 2e-4.")
     ] = None,
 ) -> None:
     """A TinyBERT-shaped topic classifier, with a report on sources it has not seen."""
@@ -148,7 +148,6 @@ def preprocess(
         typer.Option(
             metavar="BEFORE AFTER",
             help="Scores files of one token file by two checkpoints, to measure what auto assumes as 0.05 nats.",
-            show_default=False,
         ),
     ] = None,
 ) -> None:
@@ -240,7 +239,7 @@ def sort(
 @data_app.command(epilog=example("syne data stats --data data/stage1 --plot stage1.png"))
 def stats(
     data: Annotated[Path, typer.Option(help="Folder of token files, with or without a manifest.")],
-    plot: Annotated[Path | None, typer.Option(help="Draw it into this .png file.", show_default=False)] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw it into this .png file.")] = None,
     format: Annotated[Literal["text", "json"], typer.Option(help="Of the output.")] = "text",
     scores: ScoresName = "default",
 ) -> None:

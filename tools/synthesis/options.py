@@ -54,9 +54,7 @@ class GenerateOptions:
     model: Annotated[str, Option(help="Its name, as the server knows it.")]
     out: Annotated[Path, Option(help="Folder of the answers; the same command goes on in it.")]
     endpoints: Annotated[tuple[str, ...], Option("--endpoint", help="URL up to /v1, may be repeated.")] = ()
-    local: Annotated[
-        Path | None, Option(help="Hugging Face folder, run here without a server.", show_default=False)
-    ] = None
+    local: Annotated[Path | None, Option(help="Hugging Face folder, run here without a server.")] = None
     server_command: Annotated[
         str | None, Option(help="Starts a server, ended afterwards; {port} and {host} are filled in.")
     ] = None
@@ -87,7 +85,7 @@ class CorruptOptions:
         "answer", "final_answer",
     )  # fmt: skip
     """Those a record lacks are passed over, but the first."""
-    language: Annotated[str | None, Option(help="zh or en, of records that do not say it.", show_default=False)] = None
+    language: Annotated[str | None, Option(help="zh or en, of records that do not say it.")] = None
     kinds: Annotated[tuple[ChangeKind, ...], Option("--kind", help="What is changed, may be repeated.")] = CHANGE_KINDS
     """Numbers; nouns, into others of one field; adjectives, into antonyms."""
     wordnet: Annotated[Path | None, Option(help="Folder of WordNet's files.", show_default="/usr/share/wordnet")] = None
@@ -100,12 +98,10 @@ class CorruptOptions:
 class CheckOptions:
     inputs: Pairs
     out: OwnFolder
-    benchmarks: Annotated[
-        tuple[str, ...], Option(help="Evaluation files to keep out, may be repeated.", show_default=False)
-    ] = ()
+    benchmarks: Annotated[tuple[str, ...], Option(help="Evaluation files to keep out, may be repeated.")] = ()
     """None: nothing is known of contamination, and the report says so."""
     benchmark_keys: Annotated[
-        tuple[str, ...], Option("--benchmark-key", help="Key of their texts; default: known ones.", show_default=False)
+        tuple[str, ...], Option("--benchmark-key", help="Key of their texts; default: known ones.")
     ] = ()
     run_code: Annotated[
         bool, Option("--run-code", help="Run code against its examples; refused without a sandbox.")
@@ -126,18 +122,14 @@ class AuditOptions:
     inputs: Pairs
     out: OwnFolder
     sample: Annotated[int, Option(min=1, help="Pairs of each discipline; all of a smaller one.")] = 100
-    url: Annotated[
-        str | None, Option(help="The judge's server, OpenAI's interface, up to /v1.", show_default=False)
-    ] = None
+    url: Annotated[str | None, Option(help="The judge's server, OpenAI's interface, up to /v1.")] = None
     """None: the verdicts come from `filled`."""
-    model: Annotated[str | None, Option(help="The judge.", show_default=False)] = None
+    model: Annotated[str | None, Option(help="The judge.")] = None
     calibration: Annotated[
-        tuple[str, ...], Option(help="Pairs known: wrong with the key corruption, right without.", show_default=False)
+        tuple[str, ...], Option(help="Pairs known: wrong with the key corruption, right without.")
     ] = ()
     calibration_sample: Annotated[int, Option(min=1, help="Of the wrong and of the right ones.")] = 200
-    filled: Annotated[
-        Path | None, Option(help="sheet.csv with a person's verdicts, in place of a judge.", show_default=False)
-    ] = None
+    filled: Annotated[Path | None, Option(help="sheet.csv with a person's verdicts, in place of a judge.")] = None
     judged_by: Annotated[str, Option(help="Who filled the sheet in, for the report.")] = "a person"
     parallel: Annotated[int, Option(min=1, help="Requests at a time.")] = 8
     timeout_seconds: Annotated[float, Option(min=0.1, help="Of a request.")] = 120.0
@@ -149,7 +141,7 @@ class FormatOptions:
     inputs: Pairs
     out: Annotated[Path, Option(help="Folder for qa.jsonl.zst and report.json.")]
     tokenizer: Annotated[Path, Option(help="HF folder, tokenizer.json, or tokenizer.model; counts tokens.")]
-    audit: Annotated[Path | None, Option(help="audit.json of these files.", show_default=False)] = None
+    audit: Annotated[Path | None, Option(help="audit.json of these files.")] = None
     """None: said on purpose that there is none."""
     most_wrong: Annotated[
         float, Option("--accept-wrong-rate", min=0.0, max=1.0, help="Largest share of wrong pairs that is taken.")
@@ -159,7 +151,7 @@ class FormatOptions:
         tuple[str, ...], Option("--layout", help="Name in layouts.yaml, may be repeated.", show_default="all")
     ] = ()
     """Each pair gets one by the hash of its id."""
-    pages: Annotated[tuple[str, ...], Option(help="Source pages, may be repeated.", show_default=False)] = ()
+    pages: Annotated[tuple[str, ...], Option(help="Source pages, may be repeated.")] = ()
     page_share: Annotated[float, Option(min=0.0, max=1.0, help="Of the pairs, written behind their source page.")] = 0.0
     """Of those whose page is there."""
     page_key: Annotated[str, Option(help="Key of the pages' text.")] = "text"
