@@ -17,8 +17,10 @@ from tools.data.readers import MAX_DOCUMENT_BYTES
 from tools.data.signals import SIGNALS
 from tools.data.slurm_options import Array
 
+Texts = tuple[str, ...]
+"""Of an option that may be repeated."""
 Documents = Annotated[
-    tuple[str, ...], Option("--input", help="File, folder or glob, may be repeated: .jsonl, .gz, .zst, .parquet.")
+    Texts, Option("--input", help="File, folder or glob, may be repeated: .jsonl, .gz, .zst, .parquet.")
 ]
 EosToken = Annotated[str | None, Option(help="Ends each document; default: the tokenizer's own.")]
 SourceKey = Annotated[str | None, Option(help="Key to count by; default: the file's folder.")]
@@ -33,9 +35,7 @@ class CleanOptions:
     inputs: Documents
     out: OwnFolder
     rules: Annotated[Path | None, Option(help="Rules; default: tools/data/clean_rules.yaml.")] = None
-    languages: Annotated[
-        tuple[str, ...], Option("--language", help="Keep this language (zh, en, ...), may be repeated.")
-    ] = ()
+    languages: Annotated[Texts, Option("--language", help="Keep this language (zh, en, ...), may be repeated.")] = ()
     """ISO 639 codes; empty: languages are not looked at."""
     text_key: TextKey = "text"
     source_key: SourceKey = None
@@ -50,9 +50,7 @@ class CleanOptions:
 @dataclass(frozen=True, kw_only=True)
 class DecontaminateOptions:
     inputs: Documents
-    benchmarks: Annotated[
-        tuple[str, ...], Option(help="File or glob, may be repeated: .jsonl, .json, .gz, .zst, .parquet.")
-    ]
+    benchmarks: Annotated[Texts, Option(help="File or glob, may be repeated: .jsonl, .json, .gz, .zst, .parquet.")]
     out: OwnFolder
     remove: Annotated[bool, Option("--remove", help="Write the documents, the contaminated apart.")] = False
     ngram: Annotated[int, Option(min=2, help="Of words, or characters of Chinese.")] = 13
@@ -61,8 +59,7 @@ class DecontaminateOptions:
         float, Option(min=0.0, max=1.0, help="Contaminated above this share of its n-grams; 0: any one.")
     ] = 0.0
     benchmark_keys: Annotated[
-        tuple[str, ...],
-        Option("--benchmark-key", help="Key of the benchmarks' texts, may be repeated; default: known ones."),
+        Texts, Option("--benchmark-key", help="Key of the benchmarks' texts, may be repeated; default: known ones.")
     ] = ()
     text_key: TextKey = "text"
     source_key: SourceKey = None
@@ -76,7 +73,7 @@ class DecontaminateOptions:
 class FetchOptions:
     name: Annotated[str, Argument(help="llama-3-syne, dolma, c4 or c4-multilingual.")]
     out: Annotated[Path, Option(help="Folder; sources.json in it tells where every file is from.")]
-    slices: Annotated[tuple[str, ...], Option("--slice", help="Bucket, version or language, may be repeated.")] = ()
+    slices: Annotated[Texts, Option("--slice", help="Bucket, version or language, may be repeated.")] = ()
     match: Annotated[str, Option(help="Only files whose path fits this glob.")] = "*"
     max_files: Annotated[int | None, Option(min=1, help="The first so many.")] = None
     revision: Annotated[str, Option(help="Of the repository.")] = "main"
@@ -167,9 +164,7 @@ class SortOptions:
 class SampleOptions:
     data: Annotated[Path | None, Option(help="Folder of token files.")] = None
     tokenizer: Annotated[Path | None, Option(help="HF folder, tokenizer.json, or tokenizer.model.")] = None
-    inputs: Annotated[
-        tuple[str, ...], Option("--input", help="Instead of --data: files of documents, may be repeated.")
-    ] = ()
+    inputs: Annotated[Texts, Option("--input", help="Instead of --data: files of documents, may be repeated.")] = ()
     source: Annotated[str, Option(help="Glob over sources: zh/web/*.")] = "*"
     topic: Annotated[str | None, Option(help="Only this topic.")] = None
     percentile: Annotated[float | None, Option(min=0.0, max=100.0, help="Of PPL, in each source.")] = None
@@ -182,9 +177,9 @@ class SampleOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class AskOptions:
-    inputs: Annotated[tuple[str, ...], Option("--input", help="File or glob of documents, may be repeated.")]
+    inputs: Annotated[Texts, Option("--input", help="File or glob of documents, may be repeated.")]
     url: Annotated[str, Option(help="OpenAI-compatible server, up to and with /v1.")]
-    models: Annotated[tuple[str, ...], Option("--model", help="Its name on the server; two give an agreement.")]
+    models: Annotated[Texts, Option("--model", help="Its name on the server; two give an agreement.")]
     language: Annotated[str, Option(help="Of the documents: zh, en.")]
     out: Annotated[Path, Option(help="Folder for answers, labelled documents and the agreement report.")]
     passes: Annotated[int, Option(min=1, help="Answers of each model to each document.")] = 1
@@ -198,7 +193,7 @@ class AskOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelOptions:
-    inputs: Annotated[tuple[str, ...], Option("--input", help="File or glob of documents, may be repeated.")]
+    inputs: Annotated[Texts, Option("--input", help="File or glob of documents, may be repeated.")]
     classifier: Annotated[Path, Option(help="Folder of train-classifier.")]
     out: Annotated[Path, Option(help="Folder for the documents with their topic.")]
     text_key: TextKey = "text"
