@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data_mixers.errors import DataError
 from tools.data.topic_difference import RESAMPLES, Difference
 from tools.data.topic_labels import Labelled
-from tools.data.topic_metrics import Scores, calibration_error, choose_threshold, fit_temperature, softmax
+from tools.data.topic_metrics import Array, Scores, calibration_error, choose_threshold, fit_temperature, softmax
 
 REPORT = "report.json"
 OURS = "ours"
@@ -39,11 +38,7 @@ class Confidence:
 
 
 def confidence_of(
-    documents: dict[str, Sequence[Labelled]],
-    logits: dict[str, NDArray[np.float64]],
-    labels: tuple[str, ...],
-    *,
-    accuracy: float,
+    documents: dict[str, Sequence[Labelled]], logits: dict[str, Array], labels: tuple[str, ...], *, accuracy: float
 ) -> Confidence:
     """Temperature and threshold of the held documents, and what they do on the test's. Keys: held, test."""
     truth = {part: np.array([labels.index(d.topic) for d in documents[part]], dtype=np.int64) for part in logits}
@@ -283,7 +278,7 @@ def _plot(languages: Mapping[str, Scores], file: Path) -> None:
     pyplot.close(figure)
 
 
-def read_confusion(file: Path, language: str) -> tuple[tuple[str, ...], NDArray[np.float64]]:
+def read_confusion(file: Path, language: str) -> tuple[tuple[str, ...], Array]:
     """(tested topics, share of each true topic's documents that got each label [true, label]) of a report.json.
 
     Labels that are no tested topic are left out and the rows scaled to 1: such pages leave the mixture.
