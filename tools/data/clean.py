@@ -20,16 +20,7 @@ from tools.data.calls import Call, deciding
 from tools.data.documents import TaskDocuments
 from tools.data.exact_duplicates import content_hash, duplicates_in_range, num_ranges, write_hashes
 from tools.data.measures import Measured
-from tools.data.near_duplicates import (
-    NearWork,
-    find_near,
-    forget_maps,
-    keep_places,
-    near_verdicts,
-    pairs_of_task,
-    place_of,
-    sign,
-)
+from tools.data.near_duplicates import NearWork, find_near, forget_maps, near_verdicts, pairs_of_task, place_of, sign
 from tools.data.options import CleanOptions
 from tools.data.quarantine import bad_lines
 from tools.data.readers import InputTask
@@ -104,7 +95,7 @@ def _examine(
         for _ in documents():
             pass
     work.keep(index, "verdicts", json.dumps(verdicts, ensure_ascii=False).encode())
-    keep_places(work, index, places)
+    work.keep_places(index, places)
     write_hashes(hashes, work.of_task(index, "hashes"))
     return {"num_documents": len(places), "num_lines": found.num_lines, "bad": found.bad}
 

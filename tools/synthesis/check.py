@@ -24,7 +24,7 @@ from tools.data.contamination import open_index
 from tools.data.documents import Document, TaskDocuments
 from tools.data.exact_duplicates import content_hash, num_ranges
 from tools.data.minhash import node
-from tools.data.near_duplicates import NearWork, find_near, forget_maps, keep_places, near_verdicts, place_of, sign
+from tools.data.near_duplicates import NearWork, find_near, forget_maps, near_verdicts, place_of, sign
 from tools.data.quarantine import bad_lines
 from tools.data.readers import InputTask, find_inputs, plan_tasks
 from tools.data.selection import SelectionReport, SelectionTask, Verdict, gather, report_from_json, select
@@ -145,7 +145,7 @@ def _examine(work: _Work, index: int, report: Report) -> dict[str, Any]:
             if pair.fields.get("final_answer"):
                 answers[number] = pair.fields["final_answer"]
     work.near.keep(index, "verdicts", json.dumps(verdicts, ensure_ascii=False).encode())
-    keep_places(work.near, index, places)
+    work.near.keep_places(index, places)
     write_questions(questions, answers, work.near.of_task(index, "questions"))
     return {"num_pairs": len(places), "num_lines": pairs.num_lines, "bad": pairs.bad}
 
