@@ -42,15 +42,7 @@ from tools.data.near_copies import NearCopies
 from tools.data.options import PreprocessOptions, check
 from tools.data.quarantine import bad_lines, check_bad_share
 from tools.data.readers import find_inputs, plan_tasks
-from tools.data.spool import (
-    RunSegment,
-    TaskResult,
-    TaskSettings,
-    open_tokenizer,
-    prepare_tokenizer,
-    read_bad_lines,
-    tokenise_task,
-)
+from tools.data.spool import RunSegment, TaskResult, TaskSettings, open_tokenizer, prepare_tokenizer, tokenise_task
 from tools.data.stage import Report, Stage, WorkerPool, only_one, remove_work, run_stage
 
 __all__ = ["PreprocessOptions", "PreprocessReport", "preprocess"]
@@ -126,7 +118,7 @@ class _Call:
         if self.deciding() != self.fingerprint:
             raise DataError(f"an input of {self.name} has changed since this call began; run the same command again")
         bad = bad_lines(
-            self.tasks, [(result.num_lines, read_bad_lines(self.runs, n, result)) for n, result in enumerate(results)]
+            self.tasks, [(result.num_lines, result.read_bad_lines(self.runs, n)) for n, result in enumerate(results)]
         )
         check_bad_share(
             bad,

@@ -87,6 +87,12 @@ class TaskResult:
         segments = tuple(RunSegment(**segment) for segment in content["segments"])
         return cls(**{**content, "segments": segments})
 
+    def read_bad_lines(self, runs: Path, task: int) -> list[tuple[int, str]]:
+        """(line inside the task, reason) of the lines that are no documents."""
+        if not self.num_bad and not self.num_too_long:
+            return []
+        return [(line, reason) for line, reason in json.loads(_bad_lines_path(runs, task).read_bytes())]
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSettings:
@@ -171,13 +177,6 @@ def tokenise_task(
             segments=tuple(writer.segments),
         )
     )
-
-
-def read_bad_lines(runs: Path, task: int, result: TaskResult) -> list[tuple[int, str]]:
-    """(line inside the task, reason) of the lines that are no documents."""
-    if not result.num_bad and not result.num_too_long:
-        return []
-    return [(line, reason) for line, reason in json.loads(_bad_lines_path(runs, task).read_bytes())]
 
 
 def _bad_lines_path(runs: Path, task: int) -> Path:
