@@ -48,7 +48,7 @@ def decontaminate(options: DecontaminateOptions) -> tuple[SelectionReport, tuple
         results = call.run(name, partial(_task, items, paths, options), folder=folder)
         report = gather(items, results)
         call.check_bad_share(report.quarantine, report.num_read - report.num_quarantined, options)
-        benchmarks = _benchmark_reports(index, paths, results)
+        benchmarks = _benchmark_reports(index, results)
         result = report.as_json() | {"benchmarks": [asdict(benchmark) for benchmark in benchmarks]}
         call.finish(result, report.quarantine, writes=options.remove)
     return report, benchmarks
@@ -91,21 +91,19 @@ def _task(
     return result | {"hit": sorted(hit), "hit_documents": [[*key, count] for key, count in sorted(documents.items())]}
 
 
-def _benchmark_reports(
-    index: NgramIndex, paths: tuple[Path, ...], results: list[dict[str, Any]]
-) -> tuple[BenchmarkReport, ...]:
+def _benchmark_reports(index: NgramIndex, results: list[dict[str, Any]]) -> tuple[BenchmarkReport, ...]:
     hit = Counter(index.owners[item][0] for item in {item for result in results for item in result["hit"]})
     documents: dict[int, Counter[str]] = {}
-    for benchmark, source, count in (entry for result in results for entry in result["hit_documents"]):
-        documents.setdefault(benchmark, Counter())[source] += count
+    for number, source, count in (entry for result in results for entry in result["hit_documents"]):
+        documents.setdefault(number, Counter())[source] += count
     return tuple(
         BenchmarkReport(
-            name=str(path),
-            keys=index.benchmarks[number].keys,
-            num_items=len(index.benchmarks[number].items),
+            name=str(benchmark.path),
+            keys=benchmark.keys,
+            num_items=len(benchmark.items),
             num_too_short=index.num_too_short[number],
             num_items_hit=hit[number],
             documents=dict(sorted(documents.get(number, Counter()).items())),
         )
-        for number, path in enumerate(paths)
+        for number, benchmark in enumerate(index.benchmarks)
     )
