@@ -88,8 +88,7 @@ def keys_of(shards: Shards, key: SortKey) -> Floats:
     Errors: DataError if scores are missing, stale, or without the column that is asked for.
     Memory: 8 bytes per document, and a row group.
     """
-    parts = [_keys_of_file(prefix, shard, key) for prefix, shard in shards]
-    return np.concatenate(parts) if parts else np.zeros(0)
+    return np.concatenate([_keys_of_file(prefix, shard, key) for prefix, shard in shards])
 
 
 def lengths_of(shards: Shards) -> Ints:
