@@ -30,7 +30,7 @@ from tools.data.readers import InputTask, find_inputs, plan_tasks
 from tools.data.selection import SelectionReport, SelectionTask, Verdict, gather, report_from_json, select
 from tools.data.stage import Report, only_one
 from tools.data.units import Hashes, hashes_of, units_of
-from tools.synthesis.check_report import Examples, write_markdown
+from tools.synthesis.check_report import Examples, add_example, joined, write_markdown
 from tools.synthesis.options import CheckOptions
 from tools.synthesis.pair_rules import RAW_KEYS, PairRules, Tools, judge_pair, load_pair_rules, prepare
 from tools.synthesis.question_groups import FINDING, Findings, settle, write_questions
@@ -75,9 +75,9 @@ def check(options: CheckOptions) -> SelectionReport:
         find_near(call, work.near, rules.near_duplicates if options.near_duplicates else None)
         written = call.run("write", partial(_write, work, items=items))
         report = gather(items, written)
-        examples = Examples.joined([result["by_discipline"] for result in written])
+        examples = joined([result["by_discipline"] for result in written])
         notes = _notes(options)
-        extra = {"notes": notes, "examples_by_discipline": examples.as_json()}
+        extra = {"notes": notes, "examples_by_discipline": examples}
         write_atomic(options.out / REPORT_MD, write_markdown(report, examples, notes).encode())
         call.finish(report.as_json() | extra, report.quarantine, writes=True)
     return report
@@ -199,15 +199,15 @@ def _sign(work: _Work, index: int, report: Report) -> None:
 def _write(work: _Work, index: int, report: Report, *, items: list[SelectionTask]) -> dict[str, Any]:
     forget_maps()
     verdicts = _verdicts(work, items, index)
-    examples = Examples()
+    examples: Examples = {}
 
     def judge(number: int, pair: Document) -> Verdict | None:
         verdict = verdicts.get(number)
-        examples.count(pair, verdict)
+        add_example(examples, pair, verdict)
         return verdict
 
     result = select(items[index], judge, report, prepare=partial(prepare, rules=work.rules))
-    return result | {"by_discipline": examples.as_json()}
+    return result | {"by_discipline": examples}
 
 
 def _verdicts(work: _Work, items: list[SelectionTask], index: int) -> dict[int, Verdict]:
