@@ -80,13 +80,12 @@ class DescribedShard:
 
     def document(self, number: int) -> dict[str, Any]:
         """What is known of a document: the columns of its row; empty without the documents' file."""
-        if not self.documents_path.is_file():
-            return {}
         return {name: values[number] for name, values in self._documents.items()}
 
     @cached_property
     def _documents(self) -> dict[str, Any]:
-        return self._columns(self.documents_path, ("id", "file", "place", "topic"))
+        names = ("id", "file", "place", "topic")
+        return self._columns(self.documents_path, names) if self.documents_path.is_file() else {}
 
     def _columns(self, path: Path, names: Sequence[str]) -> dict[str, Any]:
         try:
