@@ -250,9 +250,8 @@ class _Sieve:
         self._near = NearCopies.open(held_out.parent) if held_out is not None else None
 
     def kept(self, meta: Meta, tokens: Tokens) -> npt.NDArray[np.bool_]:
-        kept = np.ones(len(meta), dtype=bool)
         if self._digests is None or self._near is None:
-            return kept
+            return np.ones(len(meta), dtype=bool)
         copies = self._digests.contain(meta)
         near = self._near.are_near(tokens, meta["length"]) & ~copies
         self.num_copies += int(copies.sum())
