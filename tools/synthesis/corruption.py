@@ -10,6 +10,7 @@ from typing import Any
 
 from data_mixers.errors import DataError
 from data_mixers.permutation import keyed_hash
+from tools.data.options import Texts
 from tools.synthesis.options import ChangeKind
 from tools.synthesis.vocabulary import Vocabulary
 
@@ -39,12 +40,7 @@ class _Place:
 
 
 def corrupt(
-    fields: Mapping[str, Any],
-    keys: tuple[str, ...],
-    *,
-    vocabulary: Vocabulary | None,
-    kinds: tuple[ChangeKind, ...],
-    seed: str,
+    fields: Mapping[str, Any], keys: Texts, *, vocabulary: Vocabulary | None, kinds: tuple[ChangeKind, ...], seed: str
 ) -> tuple[dict[str, Any], list[Change]]:
     """The record with wrong texts under `keys`, and every change; none if nothing in it can be changed.
 
