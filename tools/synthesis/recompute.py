@@ -91,9 +91,7 @@ def _line(stream: IO[str], seconds: float) -> str | None:
     """The next line, which the child writes at once; None after so many seconds, or if the child has ended."""
     poll = select.poll()
     poll.register(stream, select.POLLIN)
-    if not poll.poll(1000 * seconds):
-        return None
-    return stream.readline() or None
+    return (stream.readline() or None) if poll.poll(1000 * seconds) else None
 
 
 def serve() -> None:
