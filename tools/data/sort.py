@@ -202,8 +202,7 @@ def _sort_topic(
     given = Rewriting(lengths=lengths, sidecars=_sidecars(topic, key), spool=spool, dtype=dtype, on_tokens=report)
     written = redistribute(given, topic.shards, order, targets)
     shutil.rmtree(spool)
-    shards = _shard_entries(topic, targets, written)
-    return {"shards": [asdict(shard) for shard in shards], "tails": asdict(tails)}
+    return {"shards": _shards(topic, targets, written), "tails": asdict(tails)}
 
 
 def _bucket_names(count: int) -> list[str]:
@@ -231,16 +230,16 @@ def _sidecars(topic: _Topic, key: SortKey) -> list[Sidecar]:
     return sidecars
 
 
-def _shard_entries(topic: _Topic, targets: Sequence[Path], written: Sequence[Written]) -> list[ShardEntry]:
-    """text_bytes: the documents' own, else the topic's, shared out by tokens."""
-    entries: list[ShardEntry] = []
+def _shards(topic: _Topic, targets: Sequence[Path], written: Sequence[Written]) -> list[dict[str, Any]]:
+    """ShardEntry as JSON. text_bytes: the documents' own, else the topic's, shared out by tokens."""
+    entries: list[dict[str, Any]] = []
     share = topic.text_bytes / max(1, topic.num_tokens)
     tokens = 0
     for target, (pair, text_bytes) in zip(targets, written, strict=True):
         shared = round((tokens + pair.num_tokens) * share) - round(tokens * share)
         tokens += pair.num_tokens
         entries.append(
-            ShardEntry(prefix=target.name, text_bytes=shared if text_bytes is None else text_bytes, **asdict(pair))
+            {"prefix": target.name, "text_bytes": shared if text_bytes is None else text_bytes, **asdict(pair)}
         )
     return entries
 
