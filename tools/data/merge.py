@@ -20,7 +20,7 @@ from tools.data.near_copies import NearCopies
 from tools.data.sidecar import SidecarWriter
 from tools.data.spool import META, Meta, RunSegment, Tokens
 from tools.data.stage import Report
-from tools.data.whole_documents import Windows, fill_windows
+from tools.data.whole_documents import fill_windows
 
 MERGE_TOKENS = 4 << 20  # in memory at once while merging: about 50 MB with the copies
 SHARD_TOKENS = 1 << 27  # of one token file, about: half a GB of int32, so that writing spreads over workers
@@ -147,10 +147,10 @@ def _write_windows(
         segments.append(segment_of[kept])
         metas.append(meta[kept])
     segment_of, meta = np.concatenate(segments), np.concatenate(metas)
-    for windows in fill_windows(meta["length"], window=window, windows_at_once=max(1, MERGE_TOKENS // window)):
-        owners, chosen = segment_of[windows.documents], meta[windows.documents]
-        output.write_windows(chosen, reader.tokens(owners, chosen), reader.ids(owners, chosen), windows, window)
-        on_tokens(len(windows.last_documents) * window)
+    for documents, last in fill_windows(meta["length"], window=window, windows_at_once=max(1, MERGE_TOKENS // window)):
+        owners, chosen = segment_of[documents], meta[documents]
+        output.write_windows(chosen, reader.tokens(owners, chosen), reader.ids(owners, chosen), last, window)
+        on_tokens(len(last) * window)
     if len(meta):
         output.close_windows()
 
@@ -284,10 +284,11 @@ class _Output:
         self._pair.add_documents(tokens, meta["length"])
         self._describe(meta, ids, meta["length"], None)
 
-    def write_windows(self, meta: Meta, tokens: Tokens, ids: Sequence[str], windows: Windows, window: int) -> None:
-        """Documents window by window; a window that is not full ends in one more document of EOS."""
+    def write_windows(
+        self, meta: Meta, tokens: Tokens, ids: Sequence[str], last: npt.NDArray[np.int64], window: int
+    ) -> None:
+        """Documents window by window; a window that is not full ends in one more document of EOS. last: of each."""
         ends = np.cumsum(meta["length"], dtype=np.int64)
-        last = windows.last_documents
         fillers = window - np.diff(ends[last], prepend=0)
         filled = np.flatnonzero(fillers)
         after = last[filled] + 1
