@@ -32,7 +32,7 @@ from tools.data.stage import Report, only_one
 from tools.data.units import Hashes, hashes_of, units_of
 from tools.synthesis.check_report import Examples, add_example, joined, write_markdown
 from tools.synthesis.options import CheckOptions
-from tools.synthesis.pair_rules import RAW_KEYS, PairRules, Tools, judge_pair, load_pair_rules, prepare
+from tools.synthesis.pair_rules import RAW_KEYS, PairRules, judge_pair, load_pair_rules, prepare
 from tools.synthesis.question_groups import FINDING, Findings, settle, write_questions
 from tools.synthesis.recompute import Recomputer
 from tools.synthesis.sandbox import Sandbox, require_sandbox
@@ -134,10 +134,9 @@ def _examine(work: _Work, index: int, report: Report) -> dict[str, Any]:
     places: list[int] = []
     pairs = work.pairs(index, report)
     with Recomputer() as recomputer:
-        tools = Tools(recomputer, work.sandbox)
         for number, pair in enumerate(pairs):
             places.append(pair.place)
-            verdict = judge_pair(pair, work.rules, tools) or _contaminated(work, pair)
+            verdict = judge_pair(pair, work.rules, recomputer, work.sandbox) or _contaminated(work, pair)
             if verdict is not None:
                 verdicts.append([number, asdict(verdict)])
                 continue

@@ -5,7 +5,7 @@ prepare(record) ─> question, answer, final_answer ─ judge_pair ─> Verdict 
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -129,17 +129,8 @@ def prepare(document: Document, rules: PairRules) -> Document | BadRecord:
     return record if isinstance(record, BadRecord) else prepared
 
 
-@dataclass(frozen=True)
-class Tools:
-    """What some rules need beside the pair."""
-
-    recomputer: Recomputer
-    sandbox: Sandbox | None
-    """None: code is not run."""
-
-
-def judge_pair(document: Document, rules: PairRules, tools: Tools) -> Verdict | None:
-    """The first rule the prepared pair breaks, cheap ones first; None keeps it."""
+def judge_pair(document: Document, rules: PairRules, recomputer: Recomputer, sandbox: Sandbox | None) -> Verdict | None:
+    """The first rule the prepared pair breaks, cheap ones first; None keeps it. sandbox None: code is not run."""
     if "unparsed" in document.fields:
         return Verdict(reason="unparsed", value=document.fields["unparsed"], limit=None)
     pair = record_of(document)
@@ -152,8 +143,8 @@ def judge_pair(document: Document, rules: PairRules, tools: Tools) -> Verdict | 
         or _repetition(pair, rules.repetition)
         or _reference(pair, rules.references)
         or _latex(pair)
-        or _arithmetic(pair, tools.recomputer)
-        or _code(pair, tools.sandbox)
+        or _arithmetic(pair, recomputer)
+        or _code(pair, sandbox)
     )
 
 
