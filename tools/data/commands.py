@@ -211,8 +211,8 @@ def score_ppl(
     if not signals_only and not has_model:
         raise ConfigError("give the model with --checkpoint or --hf, or ask for --signals-only")
     log_to_stderr()
-    report = run_score_ppl(options)
-    typer.echo(f"{report.num_complete} of {report.num_files} token files are scored")
+    num_files, num_complete = run_score_ppl(options)
+    typer.echo(f"{num_complete} of {num_files} token files are scored")
 
 
 @data_app.command(
