@@ -187,12 +187,10 @@ def _length(pair: QaRecord, rules: PairRules) -> Verdict | None:
         ("answer", pair.answer, rules.answer_units),
     ):
         count = len(units_of(text))
-        for reason, limit, is_broken in (
-            (f"{name}_too_short", limits.min, count < limits.min),
-            (f"{name}_too_long", limits.max, count > limits.max),
-        ):
-            if is_broken:
-                return Verdict(reason=reason, value=count, limit=limit)
+        if count < limits.min:
+            return Verdict(reason=f"{name}_too_short", value=count, limit=limits.min)
+        if count > limits.max:
+            return Verdict(reason=f"{name}_too_long", value=count, limit=limits.max)
     return None
 
 
