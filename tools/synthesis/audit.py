@@ -249,11 +249,9 @@ def _report(
             f"the judge {options.model} calls {calibration.found_wrong.share:.0%} of the wrong pairs wrong and "
             f"{calibration.found_right.share:.0%} of the right ones right: it cannot tell them apart; take another"
         )
-    called: dict[str, list[_Case]] = {name: [] for name in sizes}
+    wrong = [case for case in sample if verdicts[case.key][0] != "right"]
+    called = {name: [case for case in wrong if case.pair.discipline == name] for name in sizes}
     totals: Counter[str] = Counter(case.pair.discipline for case in sample)
-    for case in sample:
-        if verdicts[case.key][0] != "right":
-            called[case.pair.discipline].append(case)
     counts = {name: Count(len(called[name]), totals[name]) for name in sizes}
     rates, overall = wrong_rates(counts, sizes, calibration, seed=options.seed)
     return {
