@@ -155,7 +155,7 @@ def _cut_task(options: SeedOptions, tasks: list[InputTask], work: Path, index: i
             )  # fmt: skip
             pages["with_snippets" if texts else "no_snippet"] += 1
             found += len(texts)
-            order = sorted(range(len(texts)), key=lambda place: _key(options.seed, _hash(texts[place])))
+            order = sorted(range(len(texts)), key=lambda place: _key(options.seed, content_hash(texts[place]).hex()))
             not_chosen += max(0, len(texts) - options.per_page)
             for place in sorted(order[: options.per_page]):
                 writer.write(_seed(document, texts[place], language, picked))
@@ -173,16 +173,12 @@ def _pick(options: SeedOptions, document: Document, rules: SeedRules, num_units:
 
 
 def _seed(document: Document, text: str, language: str, picked: Picked) -> dict[str, Any]:
-    digest = _hash(text)
+    digest = content_hash(text).hex()
     own = {key: document.fields[key] for key in ("url", TOPIC_KEY) if isinstance(document.fields.get(key), str)}
     return {
         "id": digest, "text": text, "seed_id": document.id, "seed_hash": digest, "discipline": picked.discipline,
         "language": language, "picked_by": picked.by, "keywords_per_hundred": round(picked.per_hundred, 2),
     } | own  # fmt: skip
-
-
-def _hash(text: str) -> str:
-    return content_hash(text).hex()
 
 
 def _key(seed: int, digest: str) -> int:
