@@ -166,9 +166,8 @@ def _command(
         "--setenv", "HOME", "/tmp", "--setenv", "LC_ALL", "C.UTF-8", "--setenv", "OMP_NUM_THREADS", "1",
     ]  # fmt: skip
     for path in _read_only(sandbox.python):
-        command += (
-            ["--symlink", str(Path(path).readlink()), path] if Path(path).is_symlink() else ["--ro-bind", path, path]
-        )
+        is_link = Path(path).is_symlink()
+        command += ["--symlink", str(Path(path).readlink()), path] if is_link else ["--ro-bind", path, path]
     # Every other place where a byte could be kept is read-only: the root and /dev are file systems in memory too.
     return [
         *command, "--proc", "/proc", "--dev", "/dev", "--size", str(TMP_BYTES), "--tmpfs", "/tmp",
