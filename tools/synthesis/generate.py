@@ -143,9 +143,8 @@ def _share(
              for sample in range(options.samples) if key(seed["seed_hash"], sample) in done))  # fmt: skip
     if next(share.questions(), None) is None:
         return share.result(Requests())
-    serve = (
-        own_server(options.server_command, wait_seconds=options.server_wait_seconds) if options.server_command else None
-    )
+    command = options.server_command
+    serve = own_server(command, wait_seconds=options.server_wait_seconds) if command else None
     # By host too: on a node that was cut off an element may still write while its successor runs on another.
     path = options.out / "parts" / f"{rank:05d}-of-{size:05d}.{socket.gethostname()}.jsonl"
     try:
