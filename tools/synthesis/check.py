@@ -217,11 +217,8 @@ def _verdicts(work: _Work, items: list[SelectionTask], index: int) -> dict[int, 
         matched = None if found["kept"] < 0 else place_of(work.near, items, int(found["kept"]))
         votes = {"votes": int(found["votes"]), "samples": int(found["samples"])}
         number = int(found["pair"]) - node(index, 0)
-        if found["disagrees"]:
-            limit = work.options.min_agreement
-            verdicts[number] = Verdict(reason="disagreement", value=votes, limit=limit, matched=matched)
-        else:
-            verdicts[number] = Verdict(reason="same_question", value=votes, limit=None, matched=matched)
+        reason, limit = ("disagreement", work.options.min_agreement) if found["disagrees"] else ("same_question", None)
+        verdicts[number] = Verdict(reason=reason, value=votes, limit=limit, matched=matched)
     return verdicts | near_verdicts(work.near, items, index)
 
 
