@@ -228,5 +228,5 @@ def test_other_seeds_in_an_arrays_folder_are_asked(tmp_path: Path) -> None:
         ]
         (tmp_path / "seeds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         asked = options(tmp_path / "seeds.jsonl", tmp_path / "out", "http://h/v1")
-        fingerprints.add(module._fingerprint(asked, 2, module._count(asked, prompts)))
+        fingerprints.add(module._fingerprint(asked, 2, module._count(asked, prompts)[1]))
     assert len(fingerprints) == 2

@@ -17,7 +17,7 @@ from tools.data.documents import Document
 from tools.synthesis.audit import audit
 from tools.synthesis.format import format_pairs
 from tools.synthesis.options import PAIR_RULES, FormatOptions
-from tools.synthesis.pair_rules import Tools, judge_pair, load_pair_rules, prepare
+from tools.synthesis.pair_rules import judge_pair, load_pair_rules, prepare
 from tools.synthesis.recompute import Recomputer
 
 
@@ -27,7 +27,7 @@ def reason(**changes: Any) -> str:
     prepared = prepare(Document("1", 1, fields["question"], fields, 0), rules)
     assert isinstance(prepared, Document)
     with Recomputer() as recomputer:
-        verdict = judge_pair(prepared, rules, Tools(recomputer, None))
+        verdict = judge_pair(prepared, rules, recomputer, None)
     return "" if verdict is None else verdict.reason
 
 

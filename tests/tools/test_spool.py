@@ -14,7 +14,7 @@ from tools.data import spool
 from tools.data.merge import RunReader
 from tools.data.options import PreprocessOptions
 from tools.data.readers import plan_tasks
-from tools.data.spool import TaskResult, TaskSettings, read_bad_lines, tokenise_task
+from tools.data.spool import TaskResult, TaskSettings, tokenise_task
 
 TOPICS = ["law", "law", "art", "art", "art", "law", "art"]
 TEXTS = [f"{number} {'water boils at 100 degrees ' * (number + 1)}" for number in range(len(TOPICS))]
@@ -105,7 +105,7 @@ def test_lines_that_are_left_out_are_counted_and_told(tmp_path: Path, settings: 
     result = tokenised(tmp_path, changed(settings, seq_length=longest), rows)
     (longer,) = tokenizer.encode_ordinary_batch([TEXTS[6]])
     assert (result.num_lines, result.num_records, result.num_bad, result.num_too_long) == (6, 5, 2, 1)
-    assert read_bad_lines(settings.runs, 0, result) == [
+    assert result.read_bad_lines(settings.runs, 0) == [
         (3, "not a JSON object"),
         (4, f"{len(longer) + 1} tokens with EOS, longer than a window of {longest}"),
         (5, "topic 'a/b' cannot be part of a source name"),

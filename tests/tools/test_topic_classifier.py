@@ -162,7 +162,7 @@ def test_without_a_second_source_every_topic_is_named_untested(tmp_path: Path) -
     file = write(tmp_path / "rows.jsonl", documents(sources=("alone",), count=12))
     training = TrainingOptions(steps=1, batch_documents=4, train_length=24)
     report = train_classifier(small(file, tmp_path / "out", training=training, baselines=True))
-    assert report.languages["ours"] == {}
+    assert report.results["ours"] == {}
     assert set(report.untested.values()) == {"one source only (alone)"}
     assert report.not_measured["fastText"] == "there is no test source"
     assert "- zh/law_and_policy: one source only (alone)" in (tmp_path / "out/report.md").read_text()

@@ -21,17 +21,8 @@ from tools.data.kept import Kept
 from tools.data.topic_distillation import SHORTEST, _batches, windows_of
 from tools.data.topic_head import Vectors, fit_head, language_directions, logits_of
 from tools.data.topic_labels import Labelled, read_labelled, read_topics
-from tools.data.topic_learner import (
-    Learner,
-    features_of,
-    head_of,
-    logits_by,
-    model_of,
-    new_learner,
-    new_model,
-    taught,
-)
-from tools.data.topic_model import SPECIAL_TOKENS, load_classifier, tokenise, train_tokenizer
+from tools.data.topic_learner import Learner, head_of, logits_by, model_of, new_learner, new_model, taught
+from tools.data.topic_model import SPECIAL_TOKENS, load_classifier, predict_features, tokenise, train_tokenizer
 from tools.data.topic_options import ClassifierOptions
 from tools.data.topic_training import TrainingOptions
 from tools.data.train_classifier import train_classifier
@@ -111,7 +102,7 @@ def test_without_a_teacher_the_given_weights_are_the_ones_that_are_saved(
         elif name.startswith("bert.") and "pooler" not in name:
             assert torch.equal(saved[name.replace("bert.", "encoder.", 1)], tensor)
     assert report.settings["way"] == "given encoder" and [way.title for way in report.ways] == ["given encoder"]
-    assert report.languages["ours"]["en"].macro_f1 > 0.8  # a few words tell the topics apart, even at random weights
+    assert report.results["ours"]["en"].macro_f1 > 0.8  # a few words tell the topics apart, even at random weights
     assert report.split["sources held in trial 1"] == "first"
     assert not (tmp_path / "out.work").exists()
 
@@ -129,11 +120,11 @@ def test_a_taught_encoder_says_what_its_teacher_says_and_its_words_stay(
     assert WORDS not in weights and not torch.equal(weights[QUERY], given[QUERY])
     texts = [row["text"] for row in documents(sources=("new",), count=20, seed=99)]
     rows = tokenise(learner.tokenizer, texts, max_length=48)
-    said = features_of(learner, weights, rows) @ weights["project.weight"].T + weights["project.bias"]
+    said = predict_features(model_of(learner, weights), rows) @ weights["project.weight"].T + weights["project.bias"]
     wanted = teacher(texts)
     distance = float(np.square(said.numpy() - wanted).sum(axis=1).mean())
     assert distance < 0.7 * float(np.square(wanted - wanted.mean(axis=0)).sum(axis=1).mean())
-    before = features_of(learner, {}, rows) @ weights["project.weight"].T + weights["project.bias"]
+    before = predict_features(model_of(learner, {}), rows) @ weights["project.weight"].T + weights["project.bias"]
     assert distance < 0.9 * float(np.square(before.numpy() - wanted).sum(axis=1).mean())  # the projection alone
     model = model_of(learner, weights)
     assert torch.equal(model.state_dict()[QUERY], weights[QUERY])
@@ -198,9 +189,9 @@ def test_the_saved_classifier_gives_the_logits_of_the_way_that_was_chosen(
     with torch.inference_mode():
         given = [classifier.labels[int(classifier.model(torch.tensor([row]), None).argmax())] for row in ids]
     right = sum(label == row["topic"] for label, row in zip(given, rows, strict=True))
-    assert report.languages["ours"]["zh"].accuracy == pytest.approx(right / len(rows))
+    assert report.results["ours"]["zh"].accuracy == pytest.approx(right / len(rows))
     chosen = next(way for way in report.ways if way.is_chosen)
-    of_test = {language: found.macro_f1 for language, found in report.languages["ours"].items()}
+    of_test = {language: found.macro_f1 for language, found in report.results["ours"].items()}
     assert chosen.test == pytest.approx(of_test)
     assert "| taught encoder" in (tmp_path / "out/report.md").read_text().split("## Ways of training")[1]
 

@@ -36,17 +36,17 @@ def test_every_document_lies_in_one_window_and_no_window_overflows(
     assert sum(sorted(used)[:2]) > window or len(used) == 1
     seen: list[int] = []
     num_windows = 0
-    for windows in fill_windows(array, window=window, windows_at_once=at_once):
-        assert len(windows.last_documents) <= at_once
+    for documents, last_documents in fill_windows(array, window=window, windows_at_once=at_once):
+        assert len(last_documents) <= at_once
         first = 0
-        for last in windows.last_documents.tolist():
-            members = windows.documents[first : last + 1].tolist()
+        for last in last_documents.tolist():
+            members = documents[first : last + 1].tolist()
             assert len({window_of[document] for document in members}) == 1
             assert members == sorted(members)
             seen += members
             first = last + 1
             num_windows += 1
-        assert first == len(windows.documents)
+        assert first == len(documents)
     assert sorted(seen) == list(range(len(lengths)))
     assert num_windows == len(used)
 

@@ -74,10 +74,8 @@ def _read_prompt(options: AskOptions) -> dict[str, str]:
     path = options.prompt or Path(__file__).with_name("topics") / "prompt.json"
     try:
         prompt: dict[str, str] = orjson.loads(path.read_bytes())[options.language]
-        if (
-            not all(isinstance(prompt[key], str) for key in ("system", "user", "again"))
-            or "{text}" not in prompt["user"]
-        ):
+        are_texts = all(isinstance(prompt[key], str) for key in ("system", "user", "again"))
+        if not are_texts or "{text}" not in prompt["user"]:
             raise ValueError("system, user (with {text} and {topics}) and again must be texts")
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"--prompt {path}, language {options.language}: {error}") from error
@@ -160,11 +158,8 @@ def _ask(client: httpx.Client, prompt: dict[str, str], titles: Any, question: _Q
         if topic is not None:
             return topic
         fault = f"no topic in the answer {reply[:200]!r}"
-        messages = [
-            *messages[:2],
-            {"role": "assistant", "content": reply},
-            {"role": "user", "content": prompt["again"]},
-        ]
+        again = [{"role": "assistant", "content": reply}, {"role": "user", "content": prompt["again"]}]
+        messages = [*messages[:2], *again]
     raise DataError(
         f"{question.rater}, document {question.document.id}: gave up after {ATTEMPTS} attempts ({fault}); "
         "what was answered so far is kept, run the same command again"

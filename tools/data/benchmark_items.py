@@ -54,9 +54,7 @@ def read_benchmark(path: Path, keys: tuple[str, ...] = ()) -> Benchmark:
         )
     texts = ((line, "\n".join(text for key in found for text in _texts(row.get(key)))) for line, row in rows)
     return Benchmark(
-        path=path,
-        keys=found,
-        items=tuple(Item(line=line, text=text) for line, text in texts if text.strip()),
+        path=path, keys=found, items=tuple(Item(line=line, text=text) for line, text in texts if text.strip())
     )
 
 

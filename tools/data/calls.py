@@ -16,7 +16,7 @@ from typing import Any
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
 from tools.data.quarantine import BadLine, check_bad_share, write_quarantine
-from tools.data.readers import InputTask
+from tools.data.readers import InputTask, find_inputs, plan_tasks
 from tools.data.slurm_options import SlurmArray
 from tools.data.stage import Report, Stage, refuse_foreign, remove_work, run_stage
 
@@ -40,6 +40,16 @@ class Call:
     tasks: list[InputTask]
     workers: int = 1
     array: SlurmArray | None = None
+
+    @classmethod
+    def of(cls, command: str, options: Any, decided: dict[str, Any]) -> "Call":
+        """Of a command's options. Errors: as find_inputs; DataError if there is nothing in the input."""
+        tasks = plan_tasks(find_inputs(options.inputs))
+        if not tasks:
+            raise DataError(f"there is no document in {', '.join(options.inputs)}")
+        return cls(
+            out=options.out, command=command, options=decided, tasks=tasks, workers=options.workers, array=options.array
+        )
 
     @cached_property
     def inputs(self) -> list[list[Any]]:
@@ -97,12 +107,10 @@ class Call:
         stage = Stage(name=name, work=work, fingerprint=self.fingerprint, sizes=tuple(given), do=do)
         return run_stage(stage, workers=self.workers, unit=unit, scale=scale, array=self.array)
 
-    def check_bad_share(self, bad: Sequence[BadLine], num_documents: int, *, max_share: float, max_lines: int) -> None:
-        """Errors: DataError, with quarantine.jsonl written, if too many lines are no documents."""
-        check_bad_share(
-            bad, num_bad=len(bad), num_records=num_documents + len(bad), max_share=max_share, max_lines=max_lines,
-            write=partial(write_quarantine, self.out, bad),
-        )  # fmt: skip
+    def check_bad_share(self, bad: Sequence[BadLine], num_documents: int, options: Any) -> None:
+        """Errors: DataError, with quarantine.jsonl written, if more lines are no documents than the options allow."""
+        write = partial(write_quarantine, self.out, bad)
+        check_bad_share(bad, options, num_bad=len(bad), num_records=num_documents + len(bad), write=write)
 
     def finish(self, result: dict[str, Any], quarantine: Sequence[BadLine], *, writes: bool) -> None:
         """Write quarantine.jsonl and report.json, which gets the keys of `result`, and remove `work`.

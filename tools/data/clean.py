@@ -16,24 +16,14 @@ from typing import Any
 import numpy as np
 
 from data_mixers.atomic import write_atomic
-from data_mixers.errors import DataError
 from tools.data.calls import Call, deciding
 from tools.data.documents import TaskDocuments
 from tools.data.exact_duplicates import content_hash, duplicates_in_range, num_ranges, write_hashes
 from tools.data.measures import Measured
-from tools.data.near_duplicates import (
-    NearWork,
-    find_near,
-    forget_maps,
-    keep_places,
-    near_verdicts,
-    pairs_of_task,
-    place_of,
-    sign,
-)
+from tools.data.near_duplicates import NearWork, find_near, forget_maps, near_verdicts, pairs_of_task, place_of, sign
 from tools.data.options import CleanOptions
 from tools.data.quarantine import bad_lines
-from tools.data.readers import InputTask, find_inputs, plan_tasks
+from tools.data.readers import InputTask
 from tools.data.rules import DEFAULT_RULES, Rules, judge, judge_language, load_rules
 from tools.data.selection import SelectionReport, SelectionTask, Verdict, gather, report_from_json, select
 from tools.data.stage import Report, only_one
@@ -52,13 +42,8 @@ def clean(options: CleanOptions) -> SelectionReport:
     100 bytes a pair of near-duplicates. Disk meanwhile: 0.7 kB a document.
     """
     rules = load_rules(options.rules or DEFAULT_RULES)
-    tasks = plan_tasks(find_inputs(options.inputs))
-    if not tasks:
-        raise DataError(f"there is no document in {', '.join(options.inputs)}")
-    call = Call(
-        out=options.out, command="clean", options=deciding(options, "report_only", rules=asdict(rules)), tasks=tasks,
-        workers=options.workers, array=options.array,
-    )  # fmt: skip
+    call = Call.of("clean", options, deciding(options, "report_only", rules=asdict(rules)))
+    tasks = call.tasks
     with only_one(options.out):
         if (done := call.take(writes=not options.report_only)) is not None:
             return report_from_json(done)
@@ -68,7 +53,7 @@ def clean(options: CleanOptions) -> SelectionReport:
         examined = call.run("examine", partial(_examine, work, tasks, options, rules))
         num_documents = sum(result["num_documents"] for result in examined)
         bad = bad_lines(tasks, [(result["num_lines"], result["bad"]) for result in examined])
-        call.check_bad_share(bad, num_documents, max_share=options.max_bad_share, max_lines=options.max_bad_lines)
+        call.check_bad_share(bad, num_documents, options)
         count = num_ranges(num_documents)
         sizes = (max(1, num_documents // count),) * count
         exact = partial(_exact_range, work, len(tasks), num_documents, count)
@@ -110,7 +95,7 @@ def _examine(
         for _ in documents():
             pass
     work.keep(index, "verdicts", json.dumps(verdicts, ensure_ascii=False).encode())
-    keep_places(work, index, places)
+    work.keep_places(index, places)
     write_hashes(hashes, work.of_task(index, "hashes"))
     return {"num_documents": len(places), "num_lines": found.num_lines, "bad": found.bad}
 

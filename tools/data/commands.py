@@ -33,11 +33,7 @@ data_app = typer.Typer(
 )
 
 
-@data_app.command(
-    epilog=example(
-        "syne data clean --input 'pages/*.parquet' --out cleaned --language zh --workers 2",
-    )
-)
+@data_app.command(epilog=example("syne data clean --input 'pages/*.parquet' --out cleaned --language zh --workers 2"))
 @takes(CleanOptions)
 def clean(options: CleanOptions) -> None:
     """Drop repetitive, too short or long, foreign and duplicate documents; each is kept with its reason."""
@@ -86,14 +82,13 @@ def fetch(
 
 
 @data_app.command(
-    name="ask-topics",
     epilog=example(
         "syne data ask-topics --input sample.jsonl --url http://localhost:8000/v1 --model Qwen2.5-72B-Instruct",
         "--language zh --passes 2 --out labelled/zh",
-    ),
+    )
 )
 @takes(AskOptions)
-def ask_topics_(options: AskOptions) -> None:
+def ask_topics(options: AskOptions) -> None:
     """A small labelled set from language models, and how far they agree. The key is read from OPENAI_API_KEY."""
     from tools.data.ask_topics import AGREEMENT, ask_topics
 
@@ -102,16 +97,13 @@ def ask_topics_(options: AskOptions) -> None:
     typer.echo(str(options.out / AGREEMENT))
 
 
-@data_app.command(
-    name="train-classifier",
-    epilog=example("syne data train-classifier --input labelled/zh/labelled.jsonl.zst --out topics-zh"),
-)
+@data_app.command(epilog=example("syne data train-classifier --input labelled/zh/labelled.jsonl.zst --out topics-zh"))
 @takes(ClassifierOptions, TrainingOptions, word_steps=800)
-def train_classifier_(
+def train_classifier(
     options: ClassifierOptions,
     training: TrainingOptions,
     learning_rate: Annotated[
-        float | None, typer.Option(min=0.0, help="Highest; default: 5e-4, with --teacher 2e-4.", show_default=False)
+        float | None, typer.Option(min=0.0, help="Highest; default: 5e-4, with --teacher 2e-4.")
     ] = None,
 ) -> None:
     """A TinyBERT-shaped topic classifier, with a report on sources it has not seen."""
@@ -124,13 +116,12 @@ def train_classifier_(
 
 
 @data_app.command(
-    name="label-topics",
     epilog=example(
         "syne data label-topics --input 'clean/*.jsonl.zst' --classifier topics-zh --out labelled --workers 2"
-    ),
+    )
 )
 @takes(LabelOptions)
-def label_topics_(options: LabelOptions) -> None:
+def label_topics(options: LabelOptions) -> None:
     """Documents in, the same documents with topic and topic_confidence out."""
     from tools.data.label_topics import label_topics
 
@@ -157,7 +148,6 @@ def preprocess(
         typer.Option(
             metavar="BEFORE AFTER",
             help="Scores files of one token file by two checkpoints, to measure what auto assumes as 0.05 nats.",
-            show_default=False,
         ),
     ] = None,
 ) -> None:
@@ -196,10 +186,9 @@ def probe(
 
 
 @data_app.command(
-    "score-ppl",
     epilog=example(
         "syne data score-ppl --data data/stage1 --hf models/Meta-Llama-3-8B --tokenizer models/Meta-Llama-3-8B"
-    ),
+    )
 )
 @takes(ScoreOptions)
 def score_ppl(
@@ -222,13 +211,12 @@ def score_ppl(
     if not signals_only and not has_model:
         raise ConfigError("give the model with --checkpoint or --hf, or ask for --signals-only")
     log_to_stderr()
-    report = run_score_ppl(options)
-    typer.echo(f"{report.num_complete} of {report.num_files} token files are scored")
+    num_files, num_complete = run_score_ppl(options)
+    typer.echo(f"{num_complete} of {num_files} token files are scored")
 
 
 @data_app.command(
-    "sort",
-    epilog=example("syne data sort --data data/stage1 --out data/stage1_sorted --sources 'zh/web/*' --buckets 10"),
+    epilog=example("syne data sort --data data/stage1 --out data/stage1_sorted --sources 'zh/web/*' --buckets 10")
 )
 @takes(SortOptions)
 def sort(
@@ -251,7 +239,7 @@ def sort(
 @data_app.command(epilog=example("syne data stats --data data/stage1 --plot stage1.png"))
 def stats(
     data: Annotated[Path, typer.Option(help="Folder of token files, with or without a manifest.")],
-    plot: Annotated[Path | None, typer.Option(help="Draw it into this .png file.", show_default=False)] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw it into this .png file.")] = None,
     format: Annotated[Literal["text", "json"], typer.Option(help="Of the output.")] = "text",
     scores: ScoresName = "default",
 ) -> None:

@@ -78,11 +78,9 @@ class NgramIndex:
             return None
         count = len(hashes) - self.n + 1
         share = num_hits / count if count > 0 else 1.0
-        return Contamination(
-            share=share,
-            ngram=_shown(units[first[0] : first[0] + first[1]]),
-            items=(first[2], *sorted(items - {first[2]})),
-        )
+        place, length, owner = first
+        ngram = _shown(units[place : place + length])
+        return Contamination(share=share, ngram=ngram, items=(owner, *sorted(items - {owner})))
 
 
 @lru_cache(maxsize=1)  # once a process

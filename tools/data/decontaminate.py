@@ -6,13 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_mixers.errors import DataError
 from tools.data.calls import Call, deciding
 from tools.data.contamination import NgramIndex, open_index
 from tools.data.documents import Document
 from tools.data.download import sha256_of
 from tools.data.options import DecontaminateOptions
-from tools.data.readers import find_inputs, plan_tasks
+from tools.data.readers import find_inputs
 from tools.data.selection import SelectionReport, SelectionTask, Verdict, gather, report_from_json, select
 from tools.data.stage import Report, only_one
 
@@ -36,31 +35,20 @@ def decontaminate(options: DecontaminateOptions) -> tuple[SelectionReport, tuple
     Deterministic and resumable as `clean`. Errors: ConfigError for a benchmark without known keys, or a folder in use;
     DataError for damaged input. Memory: 12 bytes an n-gram of the benchmarks, per worker.
     """
-    tasks = plan_tasks(find_inputs(options.inputs))
-    if not tasks:
-        raise DataError(f"there is no document in {', '.join(options.inputs)}")
     paths = tuple(find_inputs(options.benchmarks, option="--benchmarks"))
     index = open_index(paths, options.benchmark_keys, options.ngram)  # a fault in them is told before anything is read
     hashes = {str(path): sha256_of(path) for path in paths}
-    call = Call(
-        out=options.out, command="decontaminate", options=deciding(options, "remove", benchmarks=hashes), tasks=tasks,
-        workers=options.workers, array=options.array,
-    )  # fmt: skip
+    call = Call.of("decontaminate", options, deciding(options, "remove", benchmarks=hashes))
     with only_one(options.out):
         if (done := call.take(writes=options.remove)) is not None:
             return report_from_json(done), tuple(BenchmarkReport(**entry) for entry in done["benchmarks"])
         out = options.out if options.remove else None
-        items = SelectionTask.each(tasks, text_key=options.text_key, source_key=options.source_key, out=out)
+        items = SelectionTask.each(call.tasks, text_key=options.text_key, source_key=options.source_key, out=out)
         name, folder = ("decontaminate", "write") if options.remove else ("look for benchmarks", "count")
         results = call.run(name, partial(_task, items, paths, options), folder=folder)
         report = gather(items, results)
-        call.check_bad_share(
-            report.quarantine,
-            report.num_read - report.num_quarantined,
-            max_share=options.max_bad_share,
-            max_lines=options.max_bad_lines,
-        )
-        benchmarks = _benchmark_reports(index, paths, results)
+        call.check_bad_share(report.quarantine, report.num_read - report.num_quarantined, options)
+        benchmarks = _benchmark_reports(index, results)
         result = report.as_json() | {"benchmarks": [asdict(benchmark) for benchmark in benchmarks]}
         call.finish(result, report.quarantine, writes=options.remove)
     return report, benchmarks
@@ -103,21 +91,19 @@ def _task(
     return result | {"hit": sorted(hit), "hit_documents": [[*key, count] for key, count in sorted(documents.items())]}
 
 
-def _benchmark_reports(
-    index: NgramIndex, paths: tuple[Path, ...], results: list[dict[str, Any]]
-) -> tuple[BenchmarkReport, ...]:
+def _benchmark_reports(index: NgramIndex, results: list[dict[str, Any]]) -> tuple[BenchmarkReport, ...]:
     hit = Counter(index.owners[item][0] for item in {item for result in results for item in result["hit"]})
     documents: dict[int, Counter[str]] = {}
-    for benchmark, source, count in (entry for result in results for entry in result["hit_documents"]):
-        documents.setdefault(benchmark, Counter())[source] += count
+    for number, source, count in (entry for result in results for entry in result["hit_documents"]):
+        documents.setdefault(number, Counter())[source] += count
     return tuple(
         BenchmarkReport(
-            name=str(path),
-            keys=index.benchmarks[number].keys,
-            num_items=len(index.benchmarks[number].items),
+            name=str(benchmark.path),
+            keys=benchmark.keys,
+            num_items=len(benchmark.items),
             num_too_short=index.num_too_short[number],
             num_items_hit=hit[number],
             documents=dict(sorted(documents.get(number, Counter()).items())),
         )
-        for number, path in enumerate(paths)
+        for number, benchmark in enumerate(index.benchmarks)
     )

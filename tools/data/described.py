@@ -80,13 +80,12 @@ class DescribedShard:
 
     def document(self, number: int) -> dict[str, Any]:
         """What is known of a document: the columns of its row; empty without the documents' file."""
-        if not self.documents_path.is_file():
-            return {}
         return {name: values[number] for name, values in self._documents.items()}
 
     @cached_property
     def _documents(self) -> dict[str, Any]:
-        return self._columns(self.documents_path, ("id", "file", "place", "topic"))
+        names = ("id", "file", "place", "topic")
+        return self._columns(self.documents_path, names) if self.documents_path.is_file() else {}
 
     def _columns(self, path: Path, names: Sequence[str]) -> dict[str, Any]:
         try:
@@ -124,16 +123,11 @@ def describe(
     """
     if (folder / MANIFEST_NAME).is_file():
         manifest = read_manifest(folder)
-        sources = tuple(
-            DescribedSource(
-                name=entry.name,
-                topic=entry.topic,
-                role=entry.role,
-                shards=tuple(DescribedShard(manifest.shard_prefix(shard), scores_name) for shard in entry.shards),
-            )
-            for entry in manifest.sources
-        )
-        return sources, manifest.tokenizer
+        found = []
+        for entry in manifest.sources:
+            shards = tuple(DescribedShard(manifest.shard_prefix(shard), scores_name) for shard in entry.shards)
+            found.append(DescribedSource(name=entry.name, topic=entry.topic, role=entry.role, shards=shards))
+        return tuple(found), manifest.tokenizer
     prefixes = sorted(path.with_suffix("") for path in folder.glob("*.bin") if path.with_suffix(".idx").is_file())
     if not prefixes:
         raise DataError(f"{folder} holds neither {MANIFEST_NAME} nor pairs of .bin and .idx files")

@@ -6,9 +6,9 @@ has one, else the place in its file, and goes with it through all stages into th
 
 import base64
 import filecmp
-import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import orjson
 import zstandard
 
-from data_mixers.atomic import sync
+from data_mixers.atomic import publish
 from tools.data.readers import BadRecord, InputTask, Record, read_task
 
 ID_KEY, TOPIC_KEY, CONFIDENCE_KEY = "id", "topic", "topic_confidence"
@@ -55,20 +55,13 @@ def own_id(fields: dict[str, Any]) -> str:
     return str(own) if isinstance(own, _NAMES) else ""
 
 
-def read_documents(
-    task: InputTask, *, text_key: str | tuple[str, ...], on_bytes: Callable[[int], None]
-) -> Iterator[Document | BadRecord]:
-    """The documents of a task in their order, and the lines that are none; blank lines are passed over.
-
-    text_key: as in readers.read_task.
-    """
-    return (line for line in read_lines(task, text_key=text_key, on_bytes=on_bytes) if line is not None)
-
-
 def read_lines(
     task: InputTask, *, text_key: str | tuple[str, ...], on_bytes: Callable[[int], None]
 ) -> Iterator[Document | BadRecord | None]:
-    """Every line of a task, None for a blank one: for those who count lines to say where a bad one stands."""
+    """Every line of a task in order, as a document or with the reason why it is none; None for a blank one.
+
+    text_key: as in readers.read_task.
+    """
     for record in read_task(task, text_key=text_key, topic_key=None, on_bytes=on_bytes, other_columns=None):
         yield None if record is None else _document_of(record, task)
 
@@ -140,31 +133,24 @@ class DocumentWriter:
         self._partial = path.with_name(f"{path.name}.partial")
 
     def __enter__(self) -> "DocumentWriter":
-        self._raw: BinaryIO = self._partial.open("wb")
-        self._compressor: zstandard.ZstdCompressionWriter | None = None
+        self._stream: BinaryIO = self._partial.open("wb")
         if self.path.suffix == ".zst":
-            compressor = zstandard.ZstdCompressor(level=COMPRESSION_LEVEL)
-            self._compressor = compressor.stream_writer(self._raw, closefd=False)
+            self._stream = zstandard.ZstdCompressor(level=COMPRESSION_LEVEL).stream_writer(self._stream)
         return self
 
     def write(self, fields: dict[str, Any]) -> None:
-        line = orjson.dumps(fields, default=_plain, option=orjson.OPT_APPEND_NEWLINE)
-        (self._raw if self._compressor is None else self._compressor).write(line)
+        self._stream.write(orjson.dumps(fields, default=_plain, option=orjson.OPT_APPEND_NEWLINE))
         self.num_documents += 1
 
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is not None:
-            self._raw.close()
+            with suppress(OSError):  # what ended the block is told
+                self._stream.close()
             self._partial.unlink(missing_ok=True)
             return
-        if self._compressor is not None:
-            self._compressor.flush(zstandard.FLUSH_FRAME)
-        self._raw.flush()
-        os.fsync(self._raw.fileno())
-        self._raw.close()
+        self._stream.close()
         filecmp.clear_cache()  # it goes by times of change, which may be too coarse for two writes on end
         if self.path.exists() and filecmp.cmp(self._partial, self.path, shallow=False):
             self._partial.unlink()
             return
-        self._partial.replace(self.path)
-        sync(self.path.parent)
+        publish(self._partial, self.path)

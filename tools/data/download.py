@@ -23,6 +23,7 @@ CHUNK_BYTES = 1 << 20
 TIMEOUT_SECONDS = 60.0
 ATTEMPTS = 6  # without a byte gained in between
 LONGEST_PAUSE_SECONDS = 120.0
+NOBODY = (errno.ENETUNREACH, errno.EHOSTUNREACH, -2, -3, -5)  # the last three: of getaddrinfo
 RETRIED = frozenset((408, 425, 429, 500, 502, 503, 504))
 
 
@@ -35,8 +36,8 @@ class RemoteFile:
     url: str
     path: str
     """Below the output folder."""
-    size_bytes: int | None
-    sha256: str | None
+    size_bytes: int | None = None
+    sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +71,11 @@ class Web:
 
     def wait_or_fail(self, url: str, error: Exception, attempt: int) -> None:
         """Pause before another attempt. Errors: DataError if there should be none."""
+        cause = getattr(error, "reason", error)
+        # No network at all, or nobody there: asking again does not help.
+        is_hopeless = isinstance(cause, ConnectionRefusedError) or (
+            isinstance(cause, OSError) and cause.errno in NOBODY
+        )
         if isinstance(error, urllib.error.HTTPError):
             reason = f"{error.code} {error.reason}"
             if error.code not in RETRIED:
@@ -80,20 +86,13 @@ class Web:
                 }.get(error.code, "see the server's answer")
                 raise DataError(f"{url}: the server says {reason}; {cure}") from error
         else:
-            reason = str(getattr(error, "reason", error)) or type(error).__name__
-        if attempt >= ATTEMPTS or self._is_hopeless(error):
+            reason = str(cause) or type(error).__name__
+        if attempt >= ATTEMPTS or is_hopeless:
             raise UnreachableError(
                 f"{url} cannot be reached ({reason}); run the same command again, or name a mirror (--endpoint)"
             ) from error
         pause = min(LONGEST_PAUSE_SECONDS, self.pause_seconds * 2 ** (attempt - 1)) * random.uniform(0.5, 1.5)
         time.sleep(max(pause, _asked_pause(error)))
-
-    def _is_hopeless(self, error: Exception) -> bool:
-        """No network at all, or nobody there: asking again does not help."""
-        reason = getattr(error, "reason", error)
-        if isinstance(reason, ConnectionRefusedError):
-            return True
-        return isinstance(reason, OSError) and reason.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH, -2, -3, -5)
 
 
 def fetch_file(remote: RemoteFile, folder: Path, web: Web, on_bytes: Callable[[int], None]) -> str:

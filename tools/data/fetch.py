@@ -147,14 +147,9 @@ def _of_tree(web: Web, tree: str, root: str, pattern: str) -> list[RemoteFile]:
         raw, link = web.read(url)
         for item in _parsed(raw, url):
             if item["type"] == "file" and fnmatchcase(item["path"], pattern):
-                remotes.append(
-                    RemoteFile(
-                        url=f"{root}/{urllib.parse.quote(item['path'])}",
-                        path=_safe(item["path"], url),
-                        size_bytes=int(item["size"]),
-                        sha256=(item.get("lfs") or {}).get("oid"),
-                    )
-                )
+                path, sha256 = _safe(item["path"], url), (item.get("lfs") or {}).get("oid")
+                file = f"{root}/{urllib.parse.quote(path)}"
+                remotes.append(RemoteFile(url=file, path=path, size_bytes=int(item["size"]), sha256=sha256))
         following = re.search(r'<([^>]+)>;\s*rel="next"', link or "")
         url = urllib.parse.urljoin(url, following[1]) if following else None
     return remotes
@@ -163,12 +158,7 @@ def _of_tree(web: Web, tree: str, root: str, pattern: str) -> list[RemoteFile]:
 def _of_url_list(web: Web, url: str) -> list[RemoteFile]:
     """The files named in a list; their sizes are not known before they are asked for."""
     lines = web.read(url)[0].decode("utf-8", "replace").split()
-    return [
-        RemoteFile(
-            url=line, path=_safe(urllib.parse.urlsplit(line).path.lstrip("/"), url), size_bytes=None, sha256=None
-        )
-        for line in lines
-    ]
+    return [RemoteFile(url=line, path=_safe(urllib.parse.urlsplit(line).path.lstrip("/"), url)) for line in lines]
 
 
 def _safe(path: str, url: str) -> str:
@@ -206,29 +196,25 @@ def _bring(remote: RemoteFile, out: Path, web: Web, sources: "_Sources", on_byte
 def _present(entry: Entry, options: FetchOptions) -> list[Path]:
     """Offline: the files that are there. Errors: DataError saying what is missing, whence and whither."""
     listed = _Sources(options.out / SOURCES_NAME).files
-    found: list[Path] = []
+    there: dict[str, Path] = {}
+    for path in sorted(options.out.rglob("*")):
+        # Hidden are .in_use, notes, and what a killed call left.
+        if path.is_file() and path.name != SOURCES_NAME and not path.name.startswith(".") and path.suffix != ".partial":
+            there[path.relative_to(options.out).as_posix()] = path
+    found: list[str] = []
     for part in options.slices:
         pattern = (entry.files or "*").format(slice=part)
-        paths = [
-            path
-            for path in sorted(options.out.rglob("*"))
-            if path.is_file()
-            and not path.name.endswith(".partial")
-            and path.name != SOURCES_NAME
-            and not path.name.startswith(".")  # .in_use, notes, and what a killed call left
-            and fnmatchcase(path.relative_to(options.out).as_posix(), pattern)
-            and fnmatchcase(path.relative_to(options.out).as_posix(), options.match)
-        ]
-        if not paths:
+        names = [name for name in there if fnmatchcase(name, pattern) and fnmatchcase(name, options.match)]
+        if not names:
             raise DataError(
                 f"offline, and no file of {options.name} {part} is below {options.out}: {_where(entry, options, part)}"
             )
-        found += paths
-    for path in found:
-        size = listed.get(path.relative_to(options.out).as_posix(), {}).get("size_bytes")
-        if size is not None and size != path.stat().st_size:
-            raise DataError(f"{path} has {path.stat().st_size} bytes, {SOURCES_NAME} says {size}; fetch it again")
-    return found
+        found += names
+    for name in found:
+        size, is_size = listed.get(name, {}).get("size_bytes"), there[name].stat().st_size
+        if size not in (None, is_size):
+            raise DataError(f"{there[name]} has {is_size} bytes, {SOURCES_NAME} says {size}; fetch it again")
+    return [there[name] for name in found]
 
 
 def _where(entry: Entry, options: FetchOptions, part: str) -> str:

@@ -15,7 +15,7 @@ from tools.data.documents import CONFIDENCE_KEY, TOPIC_KEY, DocumentWriter, Task
 from tools.data.download import sha256_of
 from tools.data.options import LabelOptions
 from tools.data.quarantine import bad_lines
-from tools.data.readers import InputTask, find_inputs, plan_tasks
+from tools.data.readers import InputTask
 from tools.data.stage import Report, only_one
 
 if TYPE_CHECKING:
@@ -34,16 +34,11 @@ def label_topics(options: LabelOptions) -> dict[str, int]:
     """
     from megatron_synE.runtime.device import select
 
-    tasks = plan_tasks(find_inputs(options.inputs))
-    if not tasks:
-        raise DataError(f"there is no document in {', '.join(options.inputs)}")
     here = options.device if options.array is None else "cpu"  # a login node has no GPU
     select(here, local_rank=0)
     _open(options.classifier, here)  # a fault shows before any work
-    call = Call(
-        out=options.out, command="label-topics", options=_deciding(options), tasks=tasks,
-        workers=options.workers, array=options.array,
-    )  # fmt: skip
+    call = Call.of("label-topics", options, _deciding(options))
+    tasks = call.tasks
     with only_one(options.out):
         if (done := call.take(writes=True)) is not None:
             return dict(done["topics"])
@@ -54,7 +49,7 @@ def label_topics(options: LabelOptions) -> dict[str, int]:
             )
         bad = bad_lines(tasks, [(result["num_lines"], result["bad"]) for result in results])
         num_documents = sum(result["num_documents"] for result in results)
-        call.check_bad_share(bad, num_documents, max_share=options.max_bad_share, max_lines=options.max_bad_lines)
+        call.check_bad_share(bad, num_documents, options)
         counts: Counter[str] = Counter()
         for result in results:
             counts.update(result["topics"])

@@ -5,15 +5,13 @@ import re
 from data_mixers.errors import ConfigError
 
 # Letters and digits of any script, "_ . + -" and spaces inside; "__" joins labels in file names, "/" in source names.
-_LABEL = re.compile(r"[^\W_](?:[\w.+ -]*[\w+])?")
+_LABEL = re.compile(r"[^\W_](?:[\w.+ -]*(?:[^\W_]|\+))?")
 MAX_LABEL_LENGTH = 60  # ours: four of them fit into a file name of 255 bytes in most scripts
 
 
 def is_label(text: str) -> bool:
     """Whether a value of the data can be a topic."""
-    return (
-        len(text) <= MAX_LABEL_LENGTH and "__" not in text and not text.endswith("_") and bool(_LABEL.fullmatch(text))
-    )
+    return len(text) <= MAX_LABEL_LENGTH and "__" not in text and _LABEL.fullmatch(text) is not None
 
 
 def check_label(text: str, *, option: str) -> None:

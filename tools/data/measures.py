@@ -87,7 +87,10 @@ class Measured:
     def duplicate_ngram_share(self, n: int) -> float:
         """Share of characters inside n-grams that came earlier in the text."""
         if n not in self._duplicates:
-            self._duplicates[n] = self._covered_share(_repeats(ngram_hashes(self.hashes, n)), n)
+            grams = ngram_hashes(self.hashes, n)
+            order: npt.NDArray[np.int64] = np.argsort(grams, kind="stable")
+            ordered = grams[order]
+            self._duplicates[n] = self._covered_share(order[1:][ordered[1:] == ordered[:-1]], n)
         return self._duplicates[n]
 
     def duplicate_ngram_share_bound(self, n: int) -> float:
@@ -104,14 +107,6 @@ class Measured:
         np.add.at(edges, starts, 1)
         np.add.at(edges, starts + n, -1)
         return float(self._lengths[np.cumsum(edges[:-1]) > 0].sum()) / self._num_characters
-
-
-def _repeats(grams: Hashes) -> npt.NDArray[np.int64]:
-    """Places of values that came earlier."""
-    order: npt.NDArray[np.int64] = np.argsort(grams, kind="stable")
-    ordered = grams[order]
-    repeats: npt.NDArray[np.int64] = order[1:][ordered[1:] == ordered[:-1]]
-    return repeats
 
 
 def _duplicate_share(parts: list[str], *, by_characters: bool) -> float:

@@ -5,7 +5,7 @@ one, word for word or nearly, are left out and counted.
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,8 @@ from megatron_synE.data.indexed import TOKEN_DTYPES, IndexedWriter, WrittenPair
 from tools.data.near_copies import NearCopies
 from tools.data.sidecar import SidecarWriter
 from tools.data.spool import META, Meta, RunSegment, Tokens
-from tools.data.whole_documents import Windows, fill_windows
+from tools.data.stage import Report
+from tools.data.whole_documents import fill_windows
 
 MERGE_TOKENS = 4 << 20  # in memory at once while merging: about 50 MB with the copies
 SHARD_TOKENS = 1 << 27  # of one token file, about: half a GB of int32, so that writing spreads over workers
@@ -89,18 +90,15 @@ class MergedShard:
         return cls(**{**content, "pair": WrittenPair(**content["pair"])})
 
 
-def write_shard(
-    tasks: Sequence[ShardTask], settings: MergeSettings, index: int, on_tokens: Callable[[int], None]
-) -> dict[str, Any]:
+def write_shard(tasks: Sequence[ShardTask], settings: MergeSettings, index: int, on_tokens: Report) -> dict[str, Any]:
     """Write one token file with its sidecar; a MergedShard as JSON."""
     task = tasks[index]
     reader = RunReader(settings.runs, settings.segments, settings.dtype, topic=task.topic)
     sieve = _Sieve(settings.held_out)
     with IndexedWriter(task.prefix, dtype=settings.dtype) as pair, SidecarWriter(task.prefix) as sidecar:
         output = _Output(task.topic, settings, pair, sidecar)
-        parts = reader.ranges(task.shard, task.num_shards)
         if settings.window is None:
-            for segment_of, meta in parts:
+            for segment_of, meta in reader.ranges(task.shard, task.num_shards):
                 tokens = reader.tokens(segment_of, meta)
                 kept = sieve.kept(meta, tokens)
                 if not kept.all():
@@ -109,18 +107,14 @@ def write_shard(
                 output.write(meta, tokens, reader.ids(segment_of, meta))
                 on_tokens(int(meta["length"].sum(dtype=np.int64)))
         else:
-            _write_windows(reader, parts, sieve, output, settings.window, on_tokens)
+            _write_windows(reader, task, sieve, output, settings.window, on_tokens)
     if settings.keep_digests:
         write_atomic(digests_path(task.prefix), b"".join(output.digests))
     return asdict(replace(output.result(), num_copies=sieve.num_copies, num_near_copies=sieve.num_near_copies))
 
 
 def write_held_out(
-    tasks: Sequence[ShardTask],
-    settings: MergeSettings,
-    digests: Sequence[Sequence[int]],
-    index: int,
-    on_tokens: Callable[[int], None],
+    tasks: Sequence[ShardTask], settings: MergeSettings, digests: Sequence[Sequence[int]], index: int, on_tokens: Report
 ) -> dict[str, Any]:
     """Write the documents of a topic that have one of digests[index], each text once; a MergedShard as JSON."""
     task = tasks[index]
@@ -145,23 +139,18 @@ def write_held_out(
 
 
 def _write_windows(
-    reader: "RunReader",
-    parts: Iterator[tuple[npt.NDArray[np.int64], Meta]],
-    sieve: "_Sieve",
-    output: "_Output",
-    window: int,
-    on_tokens: Callable[[int], None],
+    reader: "RunReader", task: ShardTask, sieve: "_Sieve", output: "_Output", window: int, on_tokens: Report
 ) -> None:
     segments, metas = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=META)]
-    for segment_of, meta in parts:
+    for segment_of, meta in reader.ranges(task.shard, task.num_shards):
         kept = sieve.kept(meta, reader.tokens(segment_of, meta))
         segments.append(segment_of[kept])
         metas.append(meta[kept])
     segment_of, meta = np.concatenate(segments), np.concatenate(metas)
-    for windows in fill_windows(meta["length"], window=window, windows_at_once=max(1, MERGE_TOKENS // window)):
-        owners, chosen = segment_of[windows.documents], meta[windows.documents]
-        output.write_windows(chosen, reader.tokens(owners, chosen), reader.ids(owners, chosen), windows, window)
-        on_tokens(len(windows.last_documents) * window)
+    for documents, last in fill_windows(meta["length"], window=window, windows_at_once=max(1, MERGE_TOKENS // window)):
+        owners, chosen = segment_of[documents], meta[documents]
+        output.write_windows(chosen, reader.tokens(owners, chosen), reader.ids(owners, chosen), last, window)
+        on_tokens(len(last) * window)
     if len(meta):
         output.close_windows()
 
@@ -261,9 +250,8 @@ class _Sieve:
         self._near = NearCopies.open(held_out.parent) if held_out is not None else None
 
     def kept(self, meta: Meta, tokens: Tokens) -> npt.NDArray[np.bool_]:
-        kept = np.ones(len(meta), dtype=bool)
         if self._digests is None or self._near is None:
-            return kept
+            return np.ones(len(meta), dtype=bool)
         copies = self._digests.contain(meta)
         near = self._near.are_near(tokens, meta["length"]) & ~copies
         self.num_copies += int(copies.sum())
@@ -296,10 +284,11 @@ class _Output:
         self._pair.add_documents(tokens, meta["length"])
         self._describe(meta, ids, meta["length"], None)
 
-    def write_windows(self, meta: Meta, tokens: Tokens, ids: Sequence[str], windows: Windows, window: int) -> None:
-        """Documents window by window; a window that is not full ends in one more document of EOS."""
+    def write_windows(
+        self, meta: Meta, tokens: Tokens, ids: Sequence[str], last: npt.NDArray[np.int64], window: int
+    ) -> None:
+        """Documents window by window; a window that is not full ends in one more document of EOS. last: of each."""
         ends = np.cumsum(meta["length"], dtype=np.int64)
-        last = windows.last_documents
         fillers = window - np.diff(ends[last], prepend=0)
         filled = np.flatnonzero(fillers)
         after = last[filled] + 1

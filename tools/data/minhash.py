@@ -61,11 +61,18 @@ def cluster(folder: Path) -> npt.NDArray[np.int64]:
 
     Memory: about 100 bytes a pair of near-duplicates.
     """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     pairs = [np.fromfile(path, dtype="<u4").reshape(-1, 4) for path in sorted(folder.glob("*.dups"))]
     rows = np.unique(np.concatenate(pairs), axis=0).astype(np.int64) if pairs else np.zeros((0, 4), dtype=np.int64)
     ends = np.stack([node(rows[:, 0], rows[:, 1]), node(rows[:, 2], rows[:, 3])], axis=1)
     nodes, places = np.unique(ends, return_inverse=True)
-    firsts = _smallest_of_component(places.reshape(-1, 2), len(nodes))
+    one, other = places.reshape(-1, 2).T
+    links = coo_array((np.ones(len(one), dtype=bool), (one, other)), shape=(len(nodes), len(nodes)))
+    _, component = connected_components(links, directed=False)
+    _, smallest = np.unique(component, return_index=True)
+    firsts = smallest[component]
     later = firsts != np.arange(len(nodes))
     return np.stack([nodes[later], nodes[firsts[later]]], axis=1)
 
@@ -82,18 +89,6 @@ def similarity(a: Sketch, b: Sketch) -> float:
     """
     agree = float(np.mean(a == b))
     return max(0.0, (agree - 1 / 256) / (1 - 1 / 256))
-
-
-def _smallest_of_component(pairs: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
-    """The smallest member of each member's component."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    links = coo_array((np.ones(len(pairs), dtype=bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
-    _, component = connected_components(links, directed=False)
-    _, smallest = np.unique(component, return_index=True)
-    found: npt.NDArray[np.int64] = smallest[component]
-    return found
 
 
 def _config(settings: NearDuplicates) -> Any:

@@ -94,7 +94,10 @@ class NearCopies:
         documents, at = documents[found], at[found].astype(np.int64)
         documents, at = _different(documents, at)
         counts = self._starts[at + 1] - self._starts[at]
-        owners = self._owners[_ranges(self._starts[at], counts)]
+        ends = np.cumsum(counts)
+        # start, start + 1, ... of each hash, one after the other
+        places = np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(self._starts[at] - (ends - counts), counts)
+        owners = self._owners[places]
         pairs, common = np.unique(np.repeat(documents, counts) * len(self._needed) + owners, return_counts=True)
         return np.unique(pairs[common >= self._needed[pairs % len(self._needed)]] // len(self._needed))
 
@@ -127,13 +130,6 @@ def _different(documents: Numbers, values: Any) -> tuple[Numbers, Any]:
     fresh = np.ones(len(documents), dtype=bool)
     fresh[1:] = (documents[1:] != documents[:-1]) | (values[1:] != values[:-1])
     return documents[fresh], values[fresh]
-
-
-def _ranges(starts: Numbers, counts: Numbers) -> Numbers:
-    """start, start + 1, ... of each range, one after the other."""
-    ends = np.cumsum(counts)
-    places: Numbers = np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)
-    return places
 
 
 def _blocks(lengths: npt.NDArray[np.integer]) -> Iterator[tuple[int, int]]:

@@ -46,15 +46,14 @@ class NearWork:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(target, content)
 
+    def keep_places(self, task: int, places: Sequence[int]) -> None:
+        """Where each document of the task lies in its file, for what duplicates say of the kept one."""
+        self.keep(task, "places", np.array(places, dtype="<u8").tobytes())
+
 
 def sign(work: NearWork, documents: Iterable[Hashes | None], task: int, settings: NearDuplicates) -> None:
     """Write the signatures of a task's documents, in order; None: the document is not compared."""
     work.keep(task, "sketches", write_signatures(documents, work.signatures, task, settings).tobytes())
-
-
-def keep_places(work: NearWork, task: int, places: Sequence[int]) -> None:
-    """Where each document of the task lies in its file, for what duplicates say of the kept one."""
-    work.keep(task, "places", np.array(places, dtype="<u8").tobytes())
 
 
 def find_near(call: Call, work: NearWork, settings: NearDuplicates | None) -> None:

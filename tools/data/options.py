@@ -17,14 +17,16 @@ from tools.data.readers import MAX_DOCUMENT_BYTES
 from tools.data.signals import SIGNALS
 from tools.data.slurm_options import Array
 
+Texts = tuple[str, ...]
+"""Of an option that may be repeated."""
 Documents = Annotated[
-    tuple[str, ...], Option("--input", help="File, folder or glob, may be repeated: .jsonl, .gz, .zst, .parquet.")
+    Texts, Option("--input", help="File, folder or glob, may be repeated: .jsonl, .gz, .zst, .parquet.")
 ]
-EosToken = Annotated[str | None, Option(help="Ends each document; default: the tokenizer's own.", show_default=False)]
-SourceKey = Annotated[str | None, Option(help="Key to count by; default: the file's folder.", show_default=False)]
+EosToken = Annotated[str | None, Option(help="Ends each document; default: the tokenizer's own.")]
+SourceKey = Annotated[str | None, Option(help="Key to count by; default: the file's folder.")]
 TokenizerPath = Annotated[Path, Option(help="HF folder, tokenizer.json, or tokenizer.model.")]
 ScoresName = Annotated[str, Option(help="Name of the set of scores to read.")]
-TopicsFile = Annotated[Path | None, Option(help="Instead of the project's topics.json.", show_default=False)]
+TopicsFile = Annotated[Path | None, Option(help="Instead of the project's topics.json.")]
 Device = Annotated[Literal["cpu", "cuda"], Option(help="Where the model runs.")]
 
 
@@ -32,13 +34,8 @@ Device = Annotated[Literal["cpu", "cuda"], Option(help="Where the model runs.")]
 class CleanOptions:
     inputs: Documents
     out: OwnFolder
-    rules: Annotated[Path | None, Option(help="Rules; default: tools/data/clean_rules.yaml.", show_default=False)] = (
-        None
-    )
-    languages: Annotated[
-        tuple[str, ...],
-        Option("--language", help="Keep this language (zh, en, ...), may be repeated.", show_default=False),
-    ] = ()
+    rules: Annotated[Path | None, Option(help="Rules; default: tools/data/clean_rules.yaml.")] = None
+    languages: Annotated[Texts, Option("--language", help="Keep this language (zh, en, ...), may be repeated.")] = ()
     """ISO 639 codes; empty: languages are not looked at."""
     text_key: TextKey = "text"
     source_key: SourceKey = None
@@ -53,9 +50,7 @@ class CleanOptions:
 @dataclass(frozen=True, kw_only=True)
 class DecontaminateOptions:
     inputs: Documents
-    benchmarks: Annotated[
-        tuple[str, ...], Option(help="File or glob, may be repeated: .jsonl, .json, .gz, .zst, .parquet.")
-    ]
+    benchmarks: Annotated[Texts, Option(help="File or glob, may be repeated: .jsonl, .json, .gz, .zst, .parquet.")]
     out: OwnFolder
     remove: Annotated[bool, Option("--remove", help="Write the documents, the contaminated apart.")] = False
     ngram: Annotated[int, Option(min=2, help="Of words, or characters of Chinese.")] = 13
@@ -64,12 +59,7 @@ class DecontaminateOptions:
         float, Option(min=0.0, max=1.0, help="Contaminated above this share of its n-grams; 0: any one.")
     ] = 0.0
     benchmark_keys: Annotated[
-        tuple[str, ...],
-        Option(
-            "--benchmark-key",
-            help="Key of the benchmarks' texts, may be repeated; default: known ones.",
-            show_default=False,
-        ),
+        Texts, Option("--benchmark-key", help="Key of the benchmarks' texts, may be repeated; default: known ones.")
     ] = ()
     text_key: TextKey = "text"
     source_key: SourceKey = None
@@ -83,16 +73,11 @@ class DecontaminateOptions:
 class FetchOptions:
     name: Annotated[str, Argument(help="llama-3-syne, dolma, c4 or c4-multilingual.")]
     out: Annotated[Path, Option(help="Folder; sources.json in it tells where every file is from.")]
-    slices: Annotated[
-        tuple[str, ...],
-        Option("--slice", help="Bucket, version or language, may be repeated.", show_default=False),
-    ] = ()
+    slices: Annotated[Texts, Option("--slice", help="Bucket, version or language, may be repeated.")] = ()
     match: Annotated[str, Option(help="Only files whose path fits this glob.")] = "*"
-    max_files: Annotated[int | None, Option(min=1, help="The first so many.", show_default=False)] = None
+    max_files: Annotated[int | None, Option(min=1, help="The first so many.")] = None
     revision: Annotated[str, Option(help="Of the repository.")] = "main"
-    endpoint: Annotated[
-        str | None, Option(help="A mirror of the hub; default: HF_ENDPOINT, else the hub.", show_default=False)
-    ] = None
+    endpoint: Annotated[str | None, Option(help="A mirror of the hub; default: HF_ENDPOINT, else the hub.")] = None
     offline: Annotated[bool, Option("--offline", help="Only look whether the files are there.")] = False
     connections: Annotated[int, Option(min=1, max=8, help="Files at a time.")] = 2
     pause_seconds: Annotated[float, Option("--retry-seconds", min=0.0, help="First pause before another attempt.")] = (
@@ -108,9 +93,9 @@ class PreprocessOptions:
     text_key: TextKey = "text"
     language: Annotated[str, Option(help="zh, en, ...; und: undetermined.")] = "und"
     source: Annotated[str, Option(help="web, book, code, ...")] = "web"
-    topic: Annotated[str | None, Option(help="One topic for all documents.", show_default=False)] = None
+    topic: Annotated[str | None, Option(help="One topic for all documents.")] = None
     """Neither this nor topic_key: "all"."""
-    topic_key: Annotated[str | None, Option(help="Key of each document's topic.", show_default=False)] = None
+    topic_key: Annotated[str | None, Option(help="Key of each document's topic.")] = None
     workers: Workers = 1
     holdout: int | Literal["auto"] = 0
     """Documents per topic kept from training, those with the smallest content hashes; auto: see holdout.choose."""
@@ -123,9 +108,7 @@ class PreprocessOptions:
         bool, Option("--keep-documents-whole", help="Pack documents whole into windows of --seq-length tokens.")
     ] = False
     """Longer ones are left out."""
-    seq_length: Annotated[
-        int | None, Option(help="Of the runs that will read them: training.seq_length.", show_default=False)
-    ] = None
+    seq_length: Annotated[int | None, Option(help="Of the runs that will read them: training.seq_length.")] = None
     max_document_bytes: Annotated[int, Option(min=1, help="Longer texts are bad lines.")] = MAX_DOCUMENT_BYTES
     max_bad_share: MaxBadShare = 0.01
     max_bad_lines: MaxBadLines = 10
@@ -135,22 +118,16 @@ class PreprocessOptions:
 @dataclass(frozen=True, kw_only=True)
 class ScoreOptions:
     data: Annotated[Path, Option(help="Folder of token files with manifest.json.")]
-    checkpoint: Annotated[Path | None, Option(help="An iter_* folder, or a run: its newest.", show_default=False)] = (
-        None
-    )
-    hf: Annotated[Path | None, Option(help="Folder with config.json and weights.", show_default=False)] = None
+    checkpoint: Annotated[Path | None, Option(help="An iter_* folder, or a run: its newest.")] = None
+    hf: Annotated[Path | None, Option(help="Folder with config.json and weights.")] = None
     """Neither: signals alone."""
-    tokenizer: Annotated[
-        Path | None, Option(help="Gives the cheap signals; left out, they are null.", show_default=False)
-    ] = None
+    tokenizer: Annotated[Path | None, Option(help="Gives the cheap signals; left out, they are null.")] = None
     sources: Annotated[str, Option(help="Glob over source names.")] = "*"
     name: Annotated[str, Option(help="Of this set of scores, beside a first one.")] = "default"
-    seq_length: Annotated[
-        int | None, Option(min=1, help="Default: the model's context, at most 4096.", show_default=False)
-    ] = None
-    overlap: Annotated[
-        int | None, Option(min=0, help="Context of a long document's later windows; default: 1/16.", show_default=False)
-    ] = None
+    seq_length: Annotated[int | None, Option(min=1, help="Default: the model's context, at most 4096.")] = None
+    overlap: Annotated[int | None, Option(min=0, help="Context of a long document's later windows; default: 1/16.")] = (
+        None
+    )
     micro_batch_size: Annotated[int, Option(min=1, help="seq_lengths of tokens in a forward pass.")] = 1
     workers: Annotated[
         int, Option("--workers", "--nproc", min=1, help="Processes, each with the whole model: one per GPU.")
@@ -185,19 +162,12 @@ class SortOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleOptions:
-    data: Annotated[Path | None, Option(help="Folder of token files.", show_default=False)] = None
-    tokenizer: Annotated[
-        Path | None, Option(help="HF folder, tokenizer.json, or tokenizer.model.", show_default=False)
-    ] = None
-    inputs: Annotated[
-        tuple[str, ...],
-        Option("--input", help="Instead of --data: files of documents, may be repeated.", show_default=False),
-    ] = ()
+    data: Annotated[Path | None, Option(help="Folder of token files.")] = None
+    tokenizer: Annotated[Path | None, Option(help="HF folder, tokenizer.json, or tokenizer.model.")] = None
+    inputs: Annotated[Texts, Option("--input", help="Instead of --data: files of documents, may be repeated.")] = ()
     source: Annotated[str, Option(help="Glob over sources: zh/web/*.")] = "*"
-    topic: Annotated[str | None, Option(help="Only this topic.", show_default=False)] = None
-    percentile: Annotated[
-        float | None, Option(min=0.0, max=100.0, help="Of PPL, in each source.", show_default=False)
-    ] = None
+    topic: Annotated[str | None, Option(help="Only this topic.")] = None
+    percentile: Annotated[float | None, Option(min=0.0, max=100.0, help="Of PPL, in each source.")] = None
     num: Annotated[int, Option(min=1, help="Documents per source.")] = 5
     seed: Annotated[int, Option(min=0, help="Of the choice.")] = 1234
     scores: ScoresName = "default"
@@ -207,15 +177,15 @@ class SampleOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class AskOptions:
-    inputs: Annotated[tuple[str, ...], Option("--input", help="File or glob of documents, may be repeated.")]
+    inputs: Annotated[Texts, Option("--input", help="File or glob of documents, may be repeated.")]
     url: Annotated[str, Option(help="OpenAI-compatible server, up to and with /v1.")]
-    models: Annotated[tuple[str, ...], Option("--model", help="Its name on the server; two give an agreement.")]
+    models: Annotated[Texts, Option("--model", help="Its name on the server; two give an agreement.")]
     language: Annotated[str, Option(help="Of the documents: zh, en.")]
     out: Annotated[Path, Option(help="Folder for answers, labelled documents and the agreement report.")]
     passes: Annotated[int, Option(min=1, help="Answers of each model to each document.")] = 1
-    gold_key: Annotated[str | None, Option(help="Key of labels to compare with.", show_default=False)] = None
+    gold_key: Annotated[str | None, Option(help="Key of labels to compare with.")] = None
     topics: TopicsFile = None
-    prompt: Annotated[Path | None, Option(help="Instead of the project's prompt.json.", show_default=False)] = None
+    prompt: Annotated[Path | None, Option(help="Instead of the project's prompt.json.")] = None
     text_key: TextKey = "text"
     parallel: Annotated[int, Option(min=1, help="Questions at a time.")] = 8
     timeout_seconds: Annotated[float, Option(min=0.1, help="Of one answer.")] = 60.0
@@ -223,12 +193,12 @@ class AskOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelOptions:
-    inputs: Annotated[tuple[str, ...], Option("--input", help="File or glob of documents, may be repeated.")]
+    inputs: Annotated[Texts, Option("--input", help="File or glob of documents, may be repeated.")]
     classifier: Annotated[Path, Option(help="Folder of train-classifier.")]
     out: Annotated[Path, Option(help="Folder for the documents with their topic.")]
     text_key: TextKey = "text"
     threshold: Annotated[
-        float | None, Option(min=0.0, max=1.0, help="Below it: others; default: the classifier's.", show_default=False)
+        float | None, Option(min=0.0, max=1.0, help="Below it: others; default: the classifier's.")
     ] = None
     device: Device = "cpu"
     workers: Workers = 1

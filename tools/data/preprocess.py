@@ -12,7 +12,8 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -42,15 +43,7 @@ from tools.data.near_copies import NearCopies
 from tools.data.options import PreprocessOptions, check
 from tools.data.quarantine import bad_lines, check_bad_share
 from tools.data.readers import find_inputs, plan_tasks
-from tools.data.spool import (
-    RunSegment,
-    TaskResult,
-    TaskSettings,
-    open_tokenizer,
-    prepare_tokenizer,
-    read_bad_lines,
-    tokenise_task,
-)
+from tools.data.spool import TaskResult, TaskSettings, open_tokenizer, prepare_tokenizer, tokenise_task
 from tools.data.stage import Report, Stage, WorkerPool, only_one, remove_work, run_stage
 
 __all__ = ["PreprocessOptions", "PreprocessReport", "preprocess"]
@@ -58,6 +51,8 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 2  # of what lies in .work: raise it when a stage gives something else for the same options
 MOST_WASTE = 0.02  # of packed windows, before a warning
+Files = list[tuple[ShardTask, MergedShard]]
+"""Token files, and what was written into them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,40 +117,39 @@ class _Call:
             path.mkdir(parents=True, exist_ok=True)
 
     def run(self) -> PreprocessReport:
-        results = self.tokenise()
+        self.results = results = self.tokenise()
         if self.deciding() != self.fingerprint:
             raise DataError(f"an input of {self.name} has changed since this call began; run the same command again")
         bad = bad_lines(
-            self.tasks, [(result.num_lines, read_bad_lines(self.runs, n, result)) for n, result in enumerate(results)]
+            self.tasks, [(result.num_lines, result.read_bad_lines(self.runs, n)) for n, result in enumerate(results)]
         )
         check_bad_share(
             bad,
+            self.options,
             num_bad=sum(result.num_bad for result in results),
             num_records=sum(result.num_records for result in results),
-            max_share=self.options.max_bad_share,
-            max_lines=self.options.max_bad_lines,
             write=partial(self.folder.write_quarantine, bad, call=self.name),
         )
-        segments = tuple(segment for result in results for segment in result.segments)
-        if not segments:
+        self.segments = tuple(segment for result in results for segment in result.segments)
+        if not self.segments:
             raise DataError(f"there is no document in {', '.join(self.options.inputs)}")
-        num_tokens: dict[str, int] = {}
-        for segment in segments:
-            num_tokens[segment.topic] = num_tokens.get(segment.topic, 0) + segment.num_tokens
-        names = {self.source_name(topic, suffix) for topic in num_tokens for suffix in (None, "holdout")}
+        self.num_tokens: Counter[str] = Counter()
+        for segment in self.segments:
+            self.num_tokens[segment.topic] += segment.num_tokens
+        names = {self.source_name(topic, suffix) for topic in self.num_tokens for suffix in (None, "holdout")}
         before, prefixes = self.folder.held_out(replaced=names)
-        chosen = self.choose_held_out(segments, num_tokens, before)
-        held_out = self.write_held_out(segments, num_tokens, chosen)
-        digests = before.union(*(entry.digests for entry in chosen.values()))
+        self.chosen = self.choose_held_out(before)
+        held_out = self.write_held_out()
+        digests = before.union(*(entry.digests for entry in self.chosen.values()))
         table = self.held_out_table(digests, [*prefixes, *(task.prefix for task, _ in held_out)])
-        training = self.write(segments, num_tokens, table)
+        training = self.write(table)
         new = self.new_sources(training, held_out)
         manifest_path = self.folder.replace_sources(new, self.finished, bad, call=self.name)
         remove_work(self.work)
         shutil.rmtree(self.work.parent)
         with suppress(OSError):  # another call's work is in there
             self.work.parent.parent.rmdir()
-        return self.report(manifest_path, new, results, [shard for _, shard in (*training, *held_out)], chosen)
+        return self.report(manifest_path, new, [shard for _, shard in (*training, *held_out)])
 
     def deciding(self) -> str:
         """Hash of all that decides the result; thresholds and workers do not."""
@@ -170,23 +164,19 @@ class _Call:
         results = self.run_stage("tokenise", partial(tokenise_task, self.tasks, settings), sizes, self.fingerprint)
         return [TaskResult.from_json(result) for result in results]
 
-    def choose_held_out(
-        self, segments: Sequence[RunSegment], topics: Iterable[str], before: set[int]
-    ) -> dict[str, HeldOut]:
+    def choose_held_out(self, before: set[int]) -> dict[str, HeldOut]:
         if not self.options.holdout:
             return {}
-        readers = {topic: RunReader(self.runs, segments, self.dtype, topic=topic) for topic in topics}
+        readers = {topic: RunReader(self.runs, self.segments, self.dtype, topic=topic) for topic in self.num_tokens}
         sd = SD_OF_DOCUMENT if self.options.holdout_sd is None else self.options.holdout_sd
         return choose(readers, self.options.holdout, sd=sd, without=before)
 
-    def write_held_out(
-        self, segments: tuple[RunSegment, ...], num_tokens: Mapping[str, int], chosen: Mapping[str, HeldOut]
-    ) -> list[tuple[ShardTask, MergedShard]]:
+    def write_held_out(self) -> Files:
         """The validation files of this call, one per topic that holds something out."""
-        topics = [topic for topic in sorted(chosen) if chosen[topic].digests]
-        tasks = tuple(self.shard_task(topic, 0, 1, num_tokens[topic], suffix="holdout") for topic in topics)
-        settings = self.merge_settings(segments, held_out=None, keep_digests=True, window=None)
-        digests = tuple(chosen[topic].digests for topic in topics)
+        topics = [topic for topic in sorted(self.chosen) if self.chosen[topic].digests]
+        tasks = tuple(self.shard_task(topic, 0, 1, self.num_tokens[topic], suffix="holdout") for topic in topics)
+        settings = self.merge_settings(held_out=None, keep_digests=True, window=None)
+        digests = tuple(self.chosen[topic].digests for topic in topics)
         return self.write_files("hold out", tasks, partial(write_held_out, tasks, settings, digests), digests)
 
     def held_out_table(self, digests: set[int], prefixes: Sequence[Path]) -> Path | None:
@@ -198,26 +188,21 @@ class _Call:
         NearCopies.build(self.held_out, prefixes)
         return path
 
-    def write(
-        self, segments: tuple[RunSegment, ...], num_tokens: Mapping[str, int], held_out: Path | None
-    ) -> list[tuple[ShardTask, MergedShard]]:
+    def write(self, held_out: Path | None) -> Files:
         """The files of this call that are not chosen for the holdout."""
         window = self.options.seq_length
         tasks = []
-        for topic in sorted(num_tokens):
-            count = -(-num_tokens[topic] // (SHARD_TOKENS if window is None else PACKED_SHARD_TOKENS))
-            tasks += [self.shard_task(topic, n, count, num_tokens[topic] // count) for n in range(count)]
-        settings = self.merge_settings(
-            segments, held_out=held_out, keep_digests=self.options.role == "validation", window=window
-        )
+        for topic, num_tokens in sorted(self.num_tokens.items()):
+            count = -(-num_tokens // (SHARD_TOKENS if window is None else PACKED_SHARD_TOKENS))
+            tasks += [self.shard_task(topic, n, count, num_tokens // count) for n in range(count)]
+        keep_digests = self.options.role == "validation"
+        settings = self.merge_settings(held_out=held_out, keep_digests=keep_digests, window=window)
         table = hashlib.sha256()
         for path in sorted(self.held_out.glob("[!.]*")) if held_out is not None else ():
             table.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
         return self.write_files("write", tasks, partial(write_shard, tasks, settings), table.hexdigest())
 
-    def new_sources(
-        self, training: Sequence[tuple[ShardTask, MergedShard]], held_out: Sequence[tuple[ShardTask, MergedShard]]
-    ) -> list[SourceEntry]:
+    def new_sources(self, training: Files, held_out: Files) -> list[SourceEntry]:
         """Errors: DataError if a topic has nothing left."""
         new = []
         validation: Role = "validation"
@@ -246,27 +231,22 @@ class _Call:
         return new
 
     def report(
-        self,
-        manifest_path: Path,
-        new: Sequence[SourceEntry],
-        results: Sequence[TaskResult],
-        shards: Sequence[MergedShard],
-        chosen: Mapping[str, HeldOut],
+        self, manifest_path: Path, new: Sequence[SourceEntry], shards: Sequence[MergedShard]
     ) -> PreprocessReport:
-        held_out_documents = sum(len(entry.digests) for entry in chosen.values())
+        held_out_documents = sum(len(entry.digests) for entry in self.chosen.values())
         report = PreprocessReport(
             manifest_path=manifest_path,
             sources=tuple(new),
-            num_records=sum(result.num_records for result in results),
+            num_records=sum(result.num_records for result in self.results),
             num_documents=sum(shard.num_documents for shard in shards),
-            num_quarantined=sum(result.num_bad for result in results),
-            num_too_long=sum(result.num_too_long for result in results),
+            num_quarantined=sum(result.num_bad for result in self.results),
+            num_too_long=sum(result.num_too_long for result in self.results),
             num_duplicates_removed=sum(shard.num_copies for shard in shards) - held_out_documents,
             num_near_copies_removed=sum(shard.num_near_copies for shard in shards),
             num_filler_tokens=sum(shard.num_filler_tokens for shard in shards),
             engine=self.tokenizer.engine_name,
         )
-        for topic, entry in chosen.items():
+        for topic, entry in self.chosen.items():
             logger.info(
                 "%s: %d documents, %d tokens held out; standard error of a change of log PPL about %.2g %%",
                 self.source_name(topic), len(entry.digests), entry.num_tokens, 100 * entry.standard_error,
@@ -287,7 +267,7 @@ class _Call:
 
     def write_files(
         self, name: str, tasks: Sequence[ShardTask], do: Callable[[int, Report], Any], *parts: object
-    ) -> list[tuple[ShardTask, MergedShard]]:
+    ) -> Files:
         """A stage that writes token files; parts: what decides its results beside the runs."""
         decided = hashlib.sha256(json.dumps([self.fingerprint, parts]).encode()).hexdigest()
         results = self.run_stage(name, do, [task.num_tokens for task in tasks], decided, unit="M tokens")
@@ -304,20 +284,13 @@ class _Call:
         self, topic: str, shard: int, num_shards: int, num_tokens: int, *, suffix: str | None = None
     ) -> ShardTask:
         stem = file_stem(self.source_name(topic, suffix))
-        return ShardTask(
-            topic=topic,
-            prefix=self.finished / (stem if num_shards == 1 else f"{stem}_{shard:05d}"),
-            shard=shard,
-            num_shards=num_shards,
-            num_tokens=num_tokens,
-        )
+        prefix = self.finished / (stem if num_shards == 1 else f"{stem}_{shard:05d}")
+        return ShardTask(topic=topic, prefix=prefix, shard=shard, num_shards=num_shards, num_tokens=num_tokens)
 
-    def merge_settings(
-        self, segments: tuple[RunSegment, ...], *, held_out: Path | None, keep_digests: bool, window: int | None
-    ) -> MergeSettings:
+    def merge_settings(self, *, held_out: Path | None, keep_digests: bool, window: int | None) -> MergeSettings:
         return MergeSettings(
             runs=self.runs,
-            segments=segments,
+            segments=self.segments,
             inputs=tuple(map(str, self.inputs)),
             dtype=self.dtype,
             eos_id=self.tokenizer.eos_id,

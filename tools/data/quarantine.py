@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import DataError
@@ -45,19 +46,15 @@ def write_quarantine(folder: Path, bad: Sequence[BadLine]) -> Path:
 
 
 def check_bad_share(
-    bad: Sequence[BadLine],
-    *,
-    num_bad: int,
-    num_records: int,
-    max_share: float,
-    max_lines: int,
-    write: Callable[[], Path],
+    bad: Sequence[BadLine], options: Any, *, num_bad: int, num_records: int, write: Callable[[], Path]
 ) -> None:
-    """Errors: DataError with the first bad lines if there are more than max_lines, and a larger share than max_share.
+    """Errors: DataError with the first bad lines if there are more of them, and a larger share, than options allow.
 
+    options: of a command, with max_bad_share and max_bad_lines.
     write: keeps them in the file that it names; called if the input is refused.
     """
-    if num_bad <= max_lines or num_bad <= max_share * num_records:
+    max_share = options.max_bad_share
+    if num_bad <= options.max_bad_lines or num_bad <= max_share * num_records:
         return
     counts = Counter(item.reason.split(":")[0] for item in bad)
     listed = ", ".join(f"{reason} ({count})" for reason, count in counts.most_common(4))

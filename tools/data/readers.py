@@ -130,17 +130,10 @@ def plan_tasks(paths: Sequence[Path], *, chunk_bytes: int | None = None) -> list
             cuts = [(group, group + 1) for group in range(_num_row_groups(path))]
         else:
             cuts = [(0, size)]
-        tasks += [
-            InputTask(
-                file_index=file_index,
-                path=path,
-                kind=kind,
-                start=start,
-                stop=stop,
-                size_bytes=stop - start if kind != "parquet" else size // len(cuts),
-            )
-            for start, stop in cuts
-        ]
+        for start, stop in cuts:
+            part = stop - start if kind != "parquet" else size // len(cuts)
+            task = InputTask(file_index=file_index, path=path, kind=kind, start=start, stop=stop, size_bytes=part)
+            tasks.append(task)
     return tasks
 
 

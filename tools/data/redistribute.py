@@ -4,7 +4,7 @@ token files ─ blocks ─> a spool per range of the new order ─ each range pu
 Both passes read and write long runs, so a disk works at its full speed. Sidecars (a row per document) go the same way.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from data_mixers.atomic import publish
 from megatron_synE.data.indexed import IndexedFile, IndexedWriter, WrittenPair
 from tools.data.scores_file import ScoresOrigin, metadata_of
 from tools.data.sort_order import Ints, Order, Shards
+from tools.data.stage import Report
 
 BLOCK_TOKENS = 4 << 20
 """Read at a time: 16 MB of int32."""
@@ -44,35 +45,34 @@ Written = tuple[WrittenPair, int | None]
 """A bucket's token file, and the sum of its documents' text_bytes where the sidecar states them."""
 
 
-def redistribute(
-    shards: Shards,
-    lengths: Ints,
-    order: Order,
-    targets: Sequence[Path],
-    sidecars: Sequence[Sidecar],
-    *,
-    spool: Path,
-    dtype: Literal["uint16", "int32"],
-    on_tokens: Callable[[int], None],
-) -> list[Written]:
+@dataclass(frozen=True, kw_only=True)
+class Rewriting:
+    """What both passes want to know of a topic that is written anew."""
+
+    lengths: Ints
+    sidecars: Sequence[Sidecar]
+    spool: Path
+    """An empty folder on a disk with room for the topic once more."""
+    dtype: Literal["uint16", "int32"]
+    on_tokens: Report
+    """Hears every token twice."""
+
+
+def redistribute(given: Rewriting, shards: Shards, order: Order, targets: Sequence[Path]) -> list[Written]:
     """Write bucket b of `order` to targets[b]; documents that are not in `order` are left out.
 
-    spool: an empty folder on a disk with room for the topic once more.
-    on_tokens: hears every token twice.
     Memory: one block and one range, 28 bytes per document.
     """
-    ranges, first_of_range = _ranges(order, lengths)
-    range_of = np.full(len(lengths), -1, dtype=np.int32)
+    ranges, first_of_range = _ranges(order, given.lengths)
+    range_of = np.full(len(given.lengths), -1, dtype=np.int32)
     range_of[order.documents] = ranges
-    _distribute(shards, lengths, range_of, sidecars, spool, on_tokens)
+    _distribute(given, shards, range_of)
     del range_of
     written = []
     for bucket, target in enumerate(targets):
         begin, end = np.searchsorted(order.buckets, [bucket, bucket + 1])
         numbers = range(int(ranges[begin]), int(ranges[end - 1]) + 1)
-        written.append(
-            _write_bucket(target, numbers, first_of_range, order, lengths, sidecars, spool, dtype, on_tokens)
-        )
+        written.append(_write_bucket(target, numbers, first_of_range, order, given))
     return written
 
 
@@ -90,20 +90,13 @@ def _ranges(order: Order, lengths: Ints) -> tuple[npt.NDArray[np.int32], Ints]:
     return ranges, np.append(np.flatnonzero(cut), len(cut))
 
 
-def _distribute(
-    shards: Shards,
-    lengths: Ints,
-    range_of: npt.NDArray[np.int32],
-    sidecars: Sequence[Sidecar],
-    spool: Path,
-    on_tokens: Callable[[int], None],
-) -> None:
+def _distribute(given: Rewriting, shards: Shards, range_of: npt.NDArray[np.int32]) -> None:
     document = 0
     for prefix, shard in shards:
         file = IndexedFile(prefix)
-        own = lengths[document : document + shard.num_documents]
+        own = given.lengths[document : document + shard.num_documents]
         starts = np.cumsum(own) - own
-        rows = [_Rows(sidecar.path(prefix)) for sidecar in sidecars]
+        rows = [_Rows(sidecar.path(prefix)) for sidecar in given.sidecars]
         first = 0
         while first < len(own):
             stop = max(first + 1, int(np.searchsorted(starts, starts[first] + BLOCK_TOKENS)))
@@ -121,11 +114,11 @@ def _distribute(
                 if number < 0:
                     continue
                 piece = _gather(tokens, starts[first + chosen] - starts[first], own[first + chosen].astype(np.int32))
-                with (spool / f"{number}.tokens").open("ab") as stream:
+                with (given.spool / f"{number}.tokens").open("ab") as stream:
                     stream.write(np.ascontiguousarray(piece).data.cast("B") if len(piece) else b"")
                 for index, table in enumerate(tables):
-                    _append(spool / f"{number}.{index}.rows", table.take(pa.array(chosen)))
-            on_tokens(len(tokens))
+                    _append(given.spool / f"{number}.{index}.rows", table.take(pa.array(chosen)))
+            given.on_tokens(len(tokens))
             first = stop
         document += shard.num_documents
 
@@ -161,20 +154,11 @@ def _read_rows(path: Path) -> pa.Table:
     return pa.concat_tables(tables, promote_options="default")
 
 
-def _write_bucket(
-    target: Path,
-    numbers: range,
-    first_of_range: Ints,
-    order: Order,
-    lengths: Ints,
-    sidecars: Sequence[Sidecar],
-    spool: Path,
-    dtype: Literal["uint16", "int32"],
-    on_tokens: Callable[[int], None],
-) -> Written:
+def _write_bucket(target: Path, numbers: range, first_of_range: Ints, order: Order, given: Rewriting) -> Written:
     text_bytes: int | None = None
+    lengths, sidecars = given.lengths, given.sidecars
     temporaries = [target.with_name(f".{target.name}{sidecar.suffix}.tmp") for sidecar in sidecars]
-    token_writer = IndexedWriter(target, dtype=dtype)
+    token_writer = IndexedWriter(target, dtype=given.dtype)
     with ExitStack() as stack:
         writers: list[Any] = [None] * len(sidecars)
         with token_writer:
@@ -182,14 +166,14 @@ def _write_bucket(
                 documents = order.documents[first_of_range[number] : first_of_range[number + 1]]
                 arrived = np.argsort(np.argsort(documents))  # they came in the order of their numbers
                 in_spool = np.sort(documents)
-                path = spool / f"{number}.tokens"
-                tokens = np.fromfile(path, dtype=np.dtype(dtype))
+                path = given.spool / f"{number}.tokens"
+                tokens = np.fromfile(path, dtype=np.dtype(given.dtype))
                 starts = np.cumsum(lengths[in_spool]) - lengths[in_spool]
                 sizes = lengths[documents].astype(np.int32)
                 token_writer.add_documents(_gather(tokens, starts[arrived], sizes), sizes)
                 path.unlink()
                 for index, sidecar in enumerate(sidecars):
-                    rows_path = spool / f"{number}.{index}.rows"
+                    rows_path = given.spool / f"{number}.{index}.rows"
                     table = _read_rows(rows_path).take(pa.array(arrived))
                     if writers[index] is None:
                         writers[index] = stack.enter_context(
@@ -199,7 +183,7 @@ def _write_bucket(
                     if sidecar.origin is None and "text_bytes" in table.schema.names:
                         text_bytes = (text_bytes or 0) + int(table.column("text_bytes").to_numpy().sum())
                     rows_path.unlink()
-                on_tokens(len(tokens))
+                given.on_tokens(len(tokens))
         assert token_writer.written is not None
         for writer, sidecar in zip(writers, sidecars, strict=True):
             if sidecar.origin is not None:

@@ -51,11 +51,9 @@ def samples(options: SampleOptions) -> list[Sample]:
         raise ConfigError(
             f"{options.data} was made with another tokenizer than {options.tokenizer}; name the right --tokenizer"
         )
-    chosen = [
-        entry
-        for entry in sources
-        if fnmatchcase(entry.name, options.source) and (options.topic is None or entry.topic in (options.topic, None))
-    ]
+    chosen = [entry for entry in sources if fnmatchcase(entry.name, options.source)]
+    if options.topic is not None:
+        chosen = [entry for entry in chosen if entry.topic in (options.topic, None)]
     if not chosen:
         known = ", ".join(entry.name for entry in sources)
         asked = f"{options.source}{f' --topic {options.topic}' if options.topic else ''}"

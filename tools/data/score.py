@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -40,16 +40,10 @@ LONGEST_CONTEXT = 4096
 """Default of seq_length where a model has more: attention over longer windows costs more than it tells. Ours."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScoreReport:
-    num_files: int
-    num_complete: int
-    """Of them, those whose scores file is there; fewer only while other processes are still working."""
-
-
-def score_ppl(options: ScoreOptions) -> ScoreReport:
+def score_ppl(options: ScoreOptions) -> tuple[int, int]:
     """Score the documents of every token file of the manifest; files scored already, by the same model, are kept.
 
+    (Token files, those of them whose scores file is there: fewer only while other processes are still working.)
     Errors: ConfigError for options that do not fit, DataError for data that does not, CheckpointError for weights.
     Memory: the model, one row's activations, one chunk of tokens.
     """
@@ -70,13 +64,13 @@ def score_ppl(options: ScoreOptions) -> ScoreReport:
                 shutil.rmtree(stage.work)
     else:
         _run(stage, files, options, ranks)
-    report = ScoreReport(num_files=len(files), num_complete=sum(file.is_current for file in files))
+    num_complete = sum(file.is_current for file in files)
     logger.info(
         "%s: %d documents, %d tokens; scores of %d of %d token files are complete",
         options.data, sum(file.shard.num_documents for file in files), sum(file.shard.num_tokens for file in files),
-        report.num_complete, report.num_files,
+        num_complete, len(files),
     )  # fmt: skip
-    return report
+    return len(files), num_complete
 
 
 def _check(options: ScoreOptions) -> None:
@@ -205,14 +199,10 @@ def _stage(options: ScoreOptions, settings: Settings, files: Sequence[ScoredFile
         for file in files
         for chunk in range(file.num_chunks)
     )
+    fingerprint = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
     work = options.data / ".work" / f"score-{options.name}"
-    return Stage(
-        name="score",
-        work=work,
-        fingerprint=hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest(),
-        sizes=sizes,
-        do=partial(score_chunk, work, settings, tuple(files)),
-    )
+    do = partial(score_chunk, work, settings, tuple(files))
+    return Stage(name="score", work=work, fingerprint=fingerprint, sizes=sizes, do=do)
 
 
 def _run(stage: Stage, files: Sequence[ScoredFile], options: ScoreOptions, ranks: Ranks | None) -> None:

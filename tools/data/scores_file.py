@@ -18,11 +18,7 @@ SCHEMA_VERSION = 1
 METADATA_KEY = b"syne.scores"
 DEFAULT_NAME = "default"
 SCHEMA = pa.schema(
-    [
-        ("nll_sum", pa.float64()),
-        ("nll_tokens", pa.int64()),
-        *((signal, pa.float64()) for signal in SIGNALS),
-    ]
+    [("nll_sum", pa.float64()), ("nll_tokens", pa.int64()), *((signal, pa.float64()) for signal in SIGNALS)]
 )
 """nll_sum in nats over nll_tokens tokens: all after the document's first, EOS included; null without a model. Signals
 are null without a tokenizer, or for a text that has nothing to measure."""

@@ -24,6 +24,8 @@ VERDICT_KEYS = ("reason", "value", "limit", "matched")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
+    """Its keys go onto the document and into the report."""
+
     reason: str
     value: Any
     """What was measured."""
@@ -31,10 +33,6 @@ class Verdict:
     """What would have been kept."""
     matched: Any = None
     """The document or the text it agrees with."""
-
-    def marks(self) -> dict[str, Any]:
-        """The keys that go onto the document and into the report."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +85,11 @@ def select(
     found = TaskDocuments(item.task, text_key=item.text_key, on_bytes=report, prepare=prepare)
     num_documents = 0
     with ExitStack() as stack:
-        writers = _writers(item, stack)
+        writers: list[DocumentWriter] = []
+        if item.out is not None:
+            (item.out / DROPPED).mkdir(parents=True, exist_ok=True)
+            paths = [folder / output_name(item.task, item.index) for folder in (item.out, item.out / DROPPED)]
+            writers = [stack.enter_context(DocumentWriter(path)) for path in paths]
         for number, document in enumerate(found):
             num_documents += 1
             source, verdict = item.source_of(document), judge(number, document)
@@ -96,8 +98,8 @@ def select(
                 text_bytes[source] += len(document.text.encode())
             elif len(of_reason := examples.setdefault(verdict.reason, [])) < EXAMPLES_PER_REASON:
                 excerpt = {"text": document.text[:EXCERPT_CHARACTERS]}
-                of_reason.append({"id": document.id, "source": source} | verdict.marks() | excerpt)
-            if writers is not None:
+                of_reason.append({"id": document.id, "source": source} | asdict(verdict) | excerpt)
+            if writers:
                 writers[verdict is not None].write(document.fields if verdict is None else dropped(document, verdict))
     return {
         "num_documents": num_documents,
@@ -112,16 +114,7 @@ def select(
 def dropped(document: Document, verdict: Verdict) -> dict[str, Any]:
     """The document with the verdict's keys; what it held under these names itself moves into `own`."""
     own = {key: document.fields[key] for key in (*VERDICT_KEYS, "own") if key in document.fields}
-    return document.fields | verdict.marks() | ({"own": own} if own else {})
-
-
-def _writers(item: SelectionTask, stack: ExitStack) -> tuple[DocumentWriter, DocumentWriter] | None:
-    if item.out is None:
-        return None
-    name = output_name(item.task, item.index)
-    (item.out / DROPPED).mkdir(parents=True, exist_ok=True)
-    kept, lost = (DocumentWriter(folder / name) for folder in (item.out, item.out / DROPPED))
-    return stack.enter_context(kept), stack.enter_context(lost)
+    return document.fields | asdict(verdict) | ({"own": own} if own else {})
 
 
 @dataclass(frozen=True, kw_only=True)

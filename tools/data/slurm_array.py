@@ -111,7 +111,8 @@ def _submit(share: _Share, array: SlurmArray, name: str, logs: Path, missing: li
     from loguru import logger as datatrove_logger
 
     datatrove_logger.disable("datatrove")  # in this process alone: its lines say what ours say
-    limit = _max_array_size()
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _slurm(["scontrol", "show", "config"]).stdout, re.MULTILINE)
+    limit = int(found[1]) if found else 1001  # Slurm's default
     if array.tasks > limit:
         raise ConfigError(f"--slurm-tasks {array.tasks} is above this cluster's MaxArraySize; use at most {limit}")
     shutil.rmtree(share.errors, ignore_errors=True)
@@ -185,11 +186,6 @@ def _slurm(command: list[str]) -> subprocess.CompletedProcess[str]:
         raise ConfigError(
             f"no {command[0]} on this machine; call from a login node of the cluster, or without --slurm-tasks"
         ) from error
-
-
-def _max_array_size() -> int:
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _slurm(["scontrol", "show", "config"]).stdout, re.MULTILINE)
-    return int(found[1]) if found else 1001  # Slurm's default
 
 
 def _names(stage: Stage) -> tuple[str, Path]:

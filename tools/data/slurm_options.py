@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-import typer
+from typer import Option
 
 from data_mixers.errors import ConfigError
 
@@ -44,18 +44,15 @@ FIXED = ("job-name", "nodes", "ntasks", "output", "error", "export", "chdir", "w
 
 def _slurm_array(
     slurm_tasks: Annotated[
-        int | None, typer.Option(min=1, help="Run as a SLURM job array of so many elements, not here.")
+        int | None, Option(min=1, help="Run as a SLURM job array of so many elements, not here.")
     ] = None,
-    slurm_partition: Annotated[str | None, typer.Option(help="Default: the cluster's.", show_default=False)] = None,
-    slurm_time: Annotated[str | None, typer.Option(help="Limit of an element, 4:00:00.", show_default=False)] = None,
-    slurm_cpus: Annotated[int | None, typer.Option(min=1, help="Of an element; default 1.", show_default=False)] = None,
-    slurm_mem_gb: Annotated[
-        int | None, typer.Option(min=1, help=f"Of an element; default {TASK_MEMORY_GB}.", show_default=False)
-    ] = None,
-    slurm_gpus: Annotated[int | None, typer.Option(min=0, help="Of an element; default 0.", show_default=False)] = None,
+    slurm_partition: Annotated[str | None, Option(help="Default: the cluster's.")] = None,
+    slurm_time: Annotated[str | None, Option(help="Limit of an element, 4:00:00.")] = None,
+    slurm_cpus: Annotated[int | None, Option(min=1, help="Of an element; default 1.")] = None,
+    slurm_mem_gb: Annotated[int | None, Option(min=1, help=f"Of an element; default {TASK_MEMORY_GB}.")] = None,
+    slurm_gpus: Annotated[int | None, Option(min=0, help="Of an element; default 0.")] = None,
     slurm_args: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="More for sbatch, e.g. account=lab; may be repeated."),
+        list[str] | None, Option(metavar="KEY=VALUE", help="More for sbatch, e.g. account=lab; may be repeated.")
     ] = None,
 ) -> SlurmArray | None:
     given = {

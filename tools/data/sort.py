@@ -30,7 +30,7 @@ from data_mixers.manifest import (
 from tools.data.folder import link_or_copy
 from tools.data.labels import file_stem
 from tools.data.options import SortOptions
-from tools.data.redistribute import Sidecar, Written, redistribute
+from tools.data.redistribute import Rewriting, Sidecar, Written, redistribute
 from tools.data.scores_file import ScoresOrigin, names_of, open_scores, read_origin, scores_path, scores_suffix
 from tools.data.sidecar import SUFFIX, sidecar_path
 from tools.data.sort_order import SortKey, keys_of, lengths_of, order_of, sort_key
@@ -82,11 +82,7 @@ def sort(options: SortOptions) -> Path:
         results = run_stage(stage, workers=options.workers, unit="M tokens", scale=2e6, array=options.array)
         written = list(zip(topics, results, strict=True))
         chosen = {prefix for topic in topics for prefix, _ in topic.shards}
-        carried = [
-            entry
-            for entry in manifest.sources
-            if not any(manifest.shard_prefix(shard) in chosen for shard in entry.shards)
-        ]
+        carried = [entry for entry in manifest.sources if chosen.isdisjoint(map(manifest.shard_prefix, entry.shards))]
         for entry in carried:
             _carry_over(manifest, entry, options.out)
         tails = {topic.name: result["tails"] for topic, result in written}
@@ -133,15 +129,8 @@ def _topics(options: SortOptions, manifest: DatasetManifest) -> list[_Topic]:
                     "documents would be cut; sort before packing, or leave it out with --sources"
                 )
         shards = tuple((manifest.shard_prefix(shard), shard) for entry in entries for shard in entry.shards)
-        topics.append(
-            _Topic(
-                language=language,
-                source=source,
-                topic=topic,
-                text_bytes=sum(entry.text_bytes for entry in entries),
-                shards=shards,
-            )
-        )
+        text_bytes = sum(entry.text_bytes for entry in entries)
+        topics.append(_Topic(language=language, source=source, topic=topic, text_bytes=text_bytes, shards=shards))
     if not topics:
         known = ", ".join(entry.name for entry in train[:6])
         raise ConfigError(
@@ -174,14 +163,10 @@ def _stage(options: SortOptions, manifest: DatasetManifest, topics: Sequence[_To
         "topics": [[topic.name, [shard.bin_sha256 for _, shard in topic.shards]] for topic in topics],
         "scores": {name: sorted(str(origin) for origin in _origins(topics, name)) for name in key.names},
     }
-    work = options.out / ".work" / "sort"
-    return Stage(
-        name="sort",
-        work=work,
-        fingerprint=hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest(),
-        sizes=tuple(2 * topic.num_tokens for topic in topics),
-        do=partial(_sort_topic, options, tuple(topics), key, manifest.dtype),
-    )
+    fingerprint = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    sizes = tuple(2 * topic.num_tokens for topic in topics)
+    do = partial(_sort_topic, options, tuple(topics), key, manifest.dtype)
+    return Stage(name="sort", work=options.out / ".work" / "sort", fingerprint=fingerprint, sizes=sizes, do=do)
 
 
 def _check_replaceable(options: SortOptions, stage: Stage) -> None:
@@ -214,12 +199,10 @@ def _sort_topic(
     targets = [options.out / file_stem(f"{topic.name}/{bucket}") for bucket in _bucket_names(options.buckets)]
     for left in (left for target in targets for left in options.out.glob(f".{glob.escape(target.name)}.*.tmp")):
         left.unlink()  # of a call that was killed, on whatever machine: this task is done once at a time
-    written = redistribute(
-        topic.shards, lengths, order, targets, _sidecars(topic, key), spool=spool, dtype=dtype, on_tokens=report
-    )
+    given = Rewriting(lengths=lengths, sidecars=_sidecars(topic, key), spool=spool, dtype=dtype, on_tokens=report)
+    written = redistribute(given, topic.shards, order, targets)
     shutil.rmtree(spool)
-    shards = _shard_entries(topic, targets, written)
-    return {"shards": [asdict(shard) for shard in shards], "tails": asdict(tails)}
+    return {"shards": _shards(topic, targets, written), "tails": asdict(tails)}
 
 
 def _bucket_names(count: int) -> list[str]:
@@ -247,20 +230,16 @@ def _sidecars(topic: _Topic, key: SortKey) -> list[Sidecar]:
     return sidecars
 
 
-def _shard_entries(topic: _Topic, targets: Sequence[Path], written: Sequence[Written]) -> list[ShardEntry]:
-    """text_bytes: the documents' own, else the topic's, shared out by tokens."""
-    entries: list[ShardEntry] = []
+def _shards(topic: _Topic, targets: Sequence[Path], written: Sequence[Written]) -> list[dict[str, Any]]:
+    """ShardEntry as JSON. text_bytes: the documents' own, else the topic's, shared out by tokens."""
+    entries: list[dict[str, Any]] = []
     share = topic.text_bytes / max(1, topic.num_tokens)
     tokens = 0
     for target, (pair, text_bytes) in zip(targets, written, strict=True):
         shared = round((tokens + pair.num_tokens) * share) - round(tokens * share)
         tokens += pair.num_tokens
         entries.append(
-            ShardEntry(
-                prefix=target.name,
-                text_bytes=shared if text_bytes is None else text_bytes,
-                **asdict(pair),
-            )
+            {"prefix": target.name, "text_bytes": shared if text_bytes is None else text_bytes, **asdict(pair)}
         )
     return entries
 

@@ -88,8 +88,7 @@ def keys_of(shards: Shards, key: SortKey) -> Floats:
     Errors: DataError if scores are missing, stale, or without the column that is asked for.
     Memory: 8 bytes per document, and a row group.
     """
-    parts = [_keys_of_file(prefix, shard, key) for prefix, shard in shards]
-    return np.concatenate(parts) if parts else np.zeros(0)
+    return np.concatenate([_keys_of_file(prefix, shard, key) for prefix, shard in shards])
 
 
 def lengths_of(shards: Shards) -> Ints:
@@ -134,8 +133,9 @@ def order_of(
             f"{where}: {len(kept)} documents of {kept_total} tokens do not fill {num_buckets} buckets; use fewer "
             "--buckets, or leave this topic out with --sources"
         )
+    places = np.minimum(np.searchsorted(ends, total * np.array(QUANTILES)), len(order) - 1)
     tails = Tails(
-        quantiles={f"{q:g}": _at(keys, order, ends, q * total) for q in QUANTILES},
+        quantiles={f"{q:g}": _number(key) for q, key in zip(QUANTILES, keys[order[places]], strict=True)},
         lowest=_examples(order[:NUM_EXAMPLES], keys, shards),
         highest=_examples(order[-NUM_EXAMPLES:], keys, shards),
         num_dropped_documents=len(dropped),
@@ -220,12 +220,6 @@ def _break_ties(order: Ints, sortable: Floats, shards: Shards) -> None:
     # Runs that follow one another stay apart, because the key comes first.
     ranked = sorted(range(len(places)), key=lambda i: (float(values[places[i]]), str(id_of[i]), int(order[places[i]])))
     order[places] = order[places][ranked]
-
-
-def _at(keys: Floats, order: Ints, ends: Ints, token: float) -> float | None:
-    if not len(order):
-        return None
-    return _number(keys[order[min(int(np.searchsorted(ends, token)), len(order) - 1)]])
 
 
 def _examples(documents: Ints, keys: Floats, shards: Shards) -> list[tuple[str, float | None]]:

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cache
 from hashlib import sha256
 from itertools import compress, pairwise
@@ -86,6 +86,12 @@ class TaskResult:
     def from_json(cls, content: dict[str, Any]) -> "TaskResult":
         segments = tuple(RunSegment(**segment) for segment in content["segments"])
         return cls(**{**content, "segments": segments})
+
+    def read_bad_lines(self, runs: Path, task: int) -> list[tuple[int, str]]:
+        """(line inside the task, reason) of the lines that are no documents."""
+        if not self.num_bad and not self.num_too_long:
+            return []
+        return [(line, reason) for line, reason in json.loads(_bad_lines_path(runs, task).read_bytes())]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,34 +179,21 @@ def tokenise_task(
     )
 
 
-def read_bad_lines(runs: Path, task: int, result: TaskResult) -> list[tuple[int, str]]:
-    """(line inside the task, reason) of the lines that are no documents."""
-    if not result.num_bad and not result.num_too_long:
-        return []
-    return [(line, reason) for line, reason in json.loads(_bad_lines_path(runs, task).read_bytes())]
-
-
 def _bad_lines_path(runs: Path, task: int) -> Path:
     return runs / f"{task:07d}.bad.json"
 
 
-@dataclass
 class _RunWriter:
     """Collects documents of a task and writes a run whenever enough are there."""
 
-    task: InputTask
-    task_index: int
-    tokenizer: Tokenizer
-    settings: TaskSettings
-    segments: list[RunSegment] = field(default_factory=list)
-    bad: list[tuple[int, str]] = field(default_factory=list)
-    num_too_long: int = 0
-    num_runs: int = 0
-
-    def __post_init__(self) -> None:
-        self._options = self.settings.options
-        self._dtype = np.dtype(TOKEN_DTYPES[self.settings.dtype])
-        self._eos = np.array([self.tokenizer.eos_id], dtype=self._dtype)
+    def __init__(self, task: InputTask, task_index: int, tokenizer: Tokenizer, settings: TaskSettings) -> None:
+        self._task, self._task_index, self._tokenizer = task, task_index, tokenizer
+        self._runs, self._options = settings.runs, settings.options
+        self.segments: list[RunSegment] = []
+        self.bad: list[tuple[int, str]] = []
+        self.num_too_long = self._num_runs = 0
+        self._dtype = np.dtype(TOKEN_DTYPES[settings.dtype])
+        self._eos = np.array([tokenizer.eos_id], dtype=self._dtype)
         self._topics: dict[str, int] = {}
         self._batch: list[tuple[Record, int, bytes]] = []
         self._batch_bytes = 0
@@ -233,7 +226,7 @@ class _RunWriter:
         if not self._batch:
             return
         records, sizes, digests = zip(*self._batch, strict=True)
-        flat, offsets = self.tokenizer.encode_ordinary_flat([record.text for record in records])
+        flat, offsets = self._tokenizer.encode_ordinary_flat([record.text for record in records])
         if flat.dtype != self._dtype:
             flat = flat.astype(self._dtype)
         lengths = np.diff(offsets) + 1  # with EOS
@@ -265,15 +258,11 @@ class _RunWriter:
             self.bad.append((record.line, reason))
 
     def _describe(
-        self,
-        records: Sequence[Record],
-        sizes: Sequence[int],
-        digests: Sequence[bytes],
-        lengths: npt.NDArray[np.int64],
+        self, records: Sequence[Record], sizes: Sequence[int], digests: Sequence[bytes], lengths: npt.NDArray[np.int64]
     ) -> None:
         """Records of META for a batch, column by column: row by row takes twice the time of parsing the JSON."""
         if int(lengths.max()) > np.iinfo(np.int32).max:
-            raise DataError(f"{self.task.path}: a document has 2**31 tokens, more than the index holds")
+            raise DataError(f"{self._task.path}: a document has 2**31 tokens, more than the index holds")
         ids = [own_id(record.fields).encode() for record in records]
         confidences = [record.fields.get(CONFIDENCE_KEY) for record in records]
         meta = np.zeros(len(records), dtype=META)
@@ -281,7 +270,7 @@ class _RunWriter:
         meta["confidence"] = [float(v) if isinstance(v, _NUMBERS) else np.nan for v in confidences]
         meta["length"], meta["text_bytes"] = lengths, sizes
         meta["id_bytes"] = [len(name) for name in ids]
-        meta["file"] = self.task.file_index
+        meta["file"] = self._task.file_index
         halves = np.frombuffer(b"".join(digests), dtype=">u8").reshape(-1, 4)  # a sha256's first 128 bits
         meta["high"], meta["low"] = halves[:, 0], halves[:, 1]
         meta["key"] = _keys(meta, self._options.seed)
@@ -299,8 +288,8 @@ class _RunWriter:
         total = meta["length"].sum(dtype=np.int64)
         meta["token_start"] = np.cumsum(meta["length"], dtype=np.int64) - meta["length"]
         meta["id_start"] = np.cumsum(meta["id_bytes"], dtype=np.int64) - meta["id_bytes"]
-        name = f"{self.task_index:07d}-{self.num_runs:05d}.run"
-        temporary = self.settings.runs / f".{name}.{os.getpid()}.tmp"
+        name = f"{self._task_index:07d}-{self._num_runs:05d}.run"
+        temporary = self._runs / f".{name}.{os.getpid()}.tmp"
         rows = order.tolist()
         with temporary.open("wb") as stream:
             for start in range(0, len(rows), GATHERED):
@@ -310,7 +299,7 @@ class _RunWriter:
                 stream.write(np.concatenate(pieces).data)
             stream.write(meta.tobytes())
             stream.write(b"".join(self._ids[row] for row in rows))
-        publish(temporary, self.settings.runs / name)
+        publish(temporary, self._runs / name)
         meta_offset = int(total) * self._dtype.itemsize
         id_offset = meta_offset + meta.nbytes
         for topic, number in self._topics.items():
@@ -325,7 +314,7 @@ class _RunWriter:
                     num_tokens=int(meta["length"][first:last].sum(dtype=np.int64)),
                 )
                 self.segments.append(segment)
-        self.num_runs += 1
+        self._num_runs += 1
 
 
 def _keys(meta: Meta, seed: int) -> npt.NDArray[np.uint64]:

@@ -28,9 +28,8 @@ from tools.data.progress import LiveProgress
 from tools.data.slurm_options import SlurmArray
 
 POLL_SECONDS = 0.2
-_TRIES = (
-    6  # to enter a folder: a process that a killed call had just begun holds its lock until it runs its own program
-)
+# To enter a folder: a process that a killed call had just begun holds its lock until it runs its own program.
+_TRIES = 6
 _CONTEXT = get_context("spawn")  # a fork would copy the threads' locks of the Rust tokenizers
 
 Report = Callable[[int], None]

@@ -67,6 +67,7 @@ def _of_source(source: DescribedSource) -> SourceStats:
     has_scores = len(scored) == len(source.shards)
     ppl = np.concatenate(scored) if has_scores else np.zeros(0)
     nll_sum, nll_tokens = (sum(float(np.sum(nll[column])) for nll in nlls if nll is not None) for column in (0, 1))
+    counts, _ = np.histogram(np.clip(ppl, PPL_EDGES[0], PPL_EDGES[-1]), bins=np.array(PPL_EDGES))
     return SourceStats(
         name=source.name,
         topic=source.topic,
@@ -80,18 +81,13 @@ def _of_source(source: DescribedSource) -> SourceStats:
         ppl_quantiles=_quantiles(ppl),
         ppl=math.exp(min(700.0, nll_sum / nll_tokens)) if has_scores and nll_tokens else None,
         bits_per_byte=nll_sum / math.log(2) / text_bytes if has_scores and text_bytes and nll_tokens else None,
-        ppl_histogram=_histogram(ppl) if has_scores else None,
+        ppl_histogram=tuple(counts.tolist()) if has_scores else None,
         missing=tuple(missing),
     )
 
 
 def _quantiles(values: Numbers) -> tuple[float, ...] | None:
     return tuple(float(value) for value in np.quantile(values, QUANTILES)) if len(values) else None
-
-
-def _histogram(ppl: Numbers) -> tuple[int, ...]:
-    counts, _ = np.histogram(np.clip(ppl, PPL_EDGES[0], PPL_EDGES[-1]), bins=np.array(PPL_EDGES))
-    return tuple(int(count) for count in counts)
 
 
 def table(found: list[SourceStats]) -> str:

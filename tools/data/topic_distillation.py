@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
@@ -84,8 +83,9 @@ def distil(
                 _restore(model.encoder, parameters, optimizer, before, first)
             distance = 0.0
             for step in range(first, last):
+                cooldown = (options.steps - step) / max(1.0, COOLDOWN_SHARE * options.steps)
                 for group in optimizer.param_groups:
-                    group["lr"] = options.learning_rate * _share_of_rate(options.steps, step)
+                    group["lr"] = options.learning_rate * min(1.0, (step + 1) / WARMUP_STEPS, cooldown)
                 distance += _step(model, to_teacher, batches[step], teacher, optimizer, device)
                 progress.advance(1)
             logger.info("to step %d: squared distance to the teacher %.3f", last, distance / (last - first))
@@ -130,11 +130,13 @@ def windows_of(tokenizer: Tokenizer, texts: Sequence[str], *, random: np.random.
 def _batches(tokenizer: Tokenizer, texts: Sequence[Sequence[str]], options: TrainingOptions) -> list[list[Window]]:
     """One a step. More steps only add to them."""
     size, needed = options.batch_documents, options.steps * options.batch_documents
+    count = -(-needed // len(texts))  # of each file
     drawn = []
     for number, of_file in enumerate(texts):
         random = np.random.default_rng([options.seed, number])
         windows = list(windows_of(tokenizer, of_file, random=random))
-        drawn.append([windows[place] for place in _again(random, len(windows), -(-needed // len(texts)))])
+        rounds = [random.permutation(len(windows)) for _ in range(-(-count // len(windows)))]  # all before any again
+        drawn.append([windows[place] for place in np.concatenate(rounds)[:count]])
     mixed = [window for at in zip(*drawn, strict=True) for window in at][:needed]
     batches = []
     for start in range(0, needed, POOL_STEPS * size):
@@ -143,16 +145,6 @@ def _batches(tokenizer: Tokenizer, texts: Sequence[Sequence[str]], options: Trai
         order = np.random.default_rng([options.seed, len(texts), start]).permutation(len(some))
         batches += [some[place] for place in order]
     return batches
-
-
-def _again(random: np.random.Generator, size: int, count: int) -> NDArray[np.int64]:
-    """count numbers below size, all of them before any comes again."""
-    rounds = [random.permutation(size) for _ in range(-(-count // size))]
-    return np.concatenate(rounds)[:count]
-
-
-def _share_of_rate(steps: int, step: int) -> float:
-    return min(1.0, (step + 1) / WARMUP_STEPS, (steps - step) / max(1.0, COOLDOWN_SHARE * steps))
 
 
 @torch.no_grad()

@@ -18,6 +18,9 @@ OTHERS = "others"
 DEV_SHARE = 0.1
 """Of the training documents, where no dev source is named (ours)."""
 
+Kind = tuple[str, str]
+"""(language, topic)."""
+
 Topics = Mapping[str, Mapping[str, str]]
 """Language -> topic -> title."""
 
@@ -31,6 +34,10 @@ class Labelled:
     language: str
     topic: str
     source: str
+
+    @property
+    def kind(self) -> Kind:
+        return self.language, self.topic
 
 
 @dataclass(frozen=True)
@@ -116,7 +123,7 @@ def split_by_source(
     Errors: ConfigError for a source that is not there, or if nothing is left to train, develop or test on; DataError
     if there is only one topic.
     """
-    kinds = {(d.language, d.topic) for d in documents}
+    kinds = {d.kind for d in documents}
     if len({topic for _, topic in kinds}) < 2:
         raise DataError(
             f"all {len(documents)} documents have the topic {documents[0].topic!r}; two are needed to learn"
@@ -137,17 +144,17 @@ def split_by_source(
             dev.append(document)
         else:
             train.append(document)
-    learned = {(d.language, d.topic) for d in train}
-    dev = [d for d in dev if (d.language, d.topic) in learned]
+    learned = {d.kind for d in train}
+    dev = [d for d in dev if d.kind in learned]
     seen = {_key(d) for d in (*train, *dev)}
     test, num_duplicates = [], 0
     for document in candidates:
         if _key(document) in seen:
             num_duplicates += 1
-        elif (document.language, document.topic) in learned:
+        elif document.kind in learned:
             seen.add(_key(document))
             test.append(document)
-    untested = _untested(documents, kinds, {(d.language, d.topic) for d in test}, learned)
+    untested = _untested(documents, kinds, {d.kind for d in test}, learned)
     if not train or not (dev or dev_share == 0) or len({d.topic for d in train}) < 2:
         raise ConfigError(
             f"{len(train)} documents of {len({d.topic for d in train})} topics are left to train on and {len(dev)} to "
@@ -157,16 +164,15 @@ def split_by_source(
 
 
 def _choose_test_sources(documents: Sequence[Labelled], kept: set[str]) -> set[str]:
-    topics_of: dict[str, set[tuple[str, str]]] = {}
-    sources_of: dict[tuple[str, str], set[str]] = {}
+    topics_of: dict[str, set[Kind]] = {}
+    sources_of: dict[Kind, set[str]] = {}
     for document in documents:
         if document.source not in kept:
-            kind = (document.language, document.topic)
-            topics_of.setdefault(document.source, set()).add(kind)
-            sources_of.setdefault(kind, set()).add(document.source)
+            topics_of.setdefault(document.source, set()).add(document.kind)
+            sources_of.setdefault(document.kind, set()).add(document.source)
     sizes = Counter(d.source for d in documents)
     chosen: set[str] = set()
-    tested: set[tuple[str, str]] = set()
+    tested: set[Kind] = set()
     for source in sorted(topics_of, key=lambda name: (sizes[name], name)):
         leaves_one = all(sources_of[kind] - chosen - {source} for kind in topics_of[source])
         if leaves_one and topics_of[source] - tested:
@@ -175,15 +181,10 @@ def _choose_test_sources(documents: Sequence[Labelled], kept: set[str]) -> set[s
     return chosen
 
 
-def _untested(
-    documents: Sequence[Labelled],
-    kinds: set[tuple[str, str]],
-    tested: set[tuple[str, str]],
-    learned: set[tuple[str, str]],
-) -> dict[str, str]:
+def _untested(documents: Sequence[Labelled], kinds: set[Kind], tested: set[Kind], learned: set[Kind]) -> dict[str, str]:
     reasons = {}
     for language, topic in sorted(kinds - tested):
-        sources = sorted({d.source for d in documents if (d.language, d.topic) == (language, topic)})
+        sources = sorted({d.source for d in documents if d.kind == (language, topic)})
         if len(sources) == 1:
             reason = f"one source only ({sources[0]})"
         elif (language, topic) not in learned:

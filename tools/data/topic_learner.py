@@ -23,15 +23,7 @@ from tools.data.topic_baselines import frozen_encoder
 from tools.data.topic_distillation import distil, texts_of
 from tools.data.topic_head import Vectors, fit_head
 from tools.data.topic_labels import Labelled
-from tools.data.topic_model import (
-    TopicClassifier,
-    load_encoder,
-    new_config,
-    predict_features,
-    read_init,
-    tokenise,
-    train_tokenizer,
-)
+from tools.data.topic_model import TopicClassifier, load_encoder, new_config, read_init, tokenise, train_tokenizer
 from tools.data.topic_options import ClassifierOptions
 from tools.data.topic_training import train
 
@@ -95,11 +87,6 @@ def new_model(learner: Learner) -> TopicClassifier:
         # vocabulary of 100,000 costs more to update than the layers.
         model.encoder.embeddings.word_embeddings.weight.requires_grad_(False)
     return model
-
-
-def features_of(learner: Learner, weights: Tensors, rows: Sequence[list[int]]) -> torch.Tensor:
-    """What the encoder says of documents: [documents, h]. weights: what training changed; empty: --init as it is."""
-    return predict_features(model_of(learner, weights), rows, device=learner.options.device)
 
 
 def head_of(

@@ -7,7 +7,7 @@ The first max_length tokens of a document are read.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,16 +151,6 @@ def tokenise(tokenizer: Tokenizer, texts: Sequence[str], *, max_length: int) -> 
     return [encoding.ids for encoding in tokenizer.encode_batch_fast([text[:cut] for text in texts])]
 
 
-def batches_by_length(lengths: Sequence[int], *, batch_tokens: int) -> Iterator[list[int]]:
-    """Indices of documents, long ones first, in batches of at most batch_tokens with padding: hardly any is left."""
-    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    start = 0
-    while start < len(order):
-        size = max(1, batch_tokens // max(1, lengths[order[start]]))
-        yield order[start : start + size]
-        start += size
-
-
 def padded(rows: Sequence[list[int]], *, pad_id: int = 0) -> tuple[Tensor, Tensor | None]:
     """(ids [b, s], mask [b, s] or None if all rows are equally long)."""
     longest = max(len(row) for row in rows)
@@ -188,8 +178,14 @@ def predict_features(model: TopicClassifier, rows: Sequence[list[int]], *, devic
 def _in_batches(
     forward: Callable[[Tensor, Tensor | None], Tensor], rows: Sequence[list[int]], *, width: int, device: str
 ) -> Tensor:
+    """Documents of like length together, long ones first: hardly any padding."""
     found = torch.empty(len(rows), width)
-    for batch in batches_by_length([len(row) for row in rows], batch_tokens=BATCH_TOKENS[device]):
+    order = sorted(range(len(rows)), key=lambda index: (-len(rows[index]), index))
+    start = 0
+    while start < len(order):
+        size = max(1, BATCH_TOKENS[device] // max(1, len(rows[order[start]])))
+        batch = order[start : start + size]
+        start += size
         ids, mask = padded([rows[index] for index in batch])
         found[batch] = forward(ids.to(device), None if mask is None else mask.to(device)).float().cpu()
     return found
@@ -221,14 +217,8 @@ def load_classifier(folder: Path, *, device: str = "cpu") -> Trained:
 
     try:
         settings: dict[str, Any] = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        check_version(
-            settings,
-            understood=SCHEMA_VERSION,
-            file=folder / SETTINGS,
-            cure="train it again",
-            fault=DataError,
-            absent=1,
-        )
+        cure = "train it again"
+        check_version(settings, understood=SCHEMA_VERSION, file=folder / SETTINGS, cure=cure, fault=DataError, absent=1)
         config = BertConfig.from_dict(settings["encoder"])
         model = TopicClassifier(config, num_topics=len(settings["labels"]))
         model.load_state_dict(load_file(folder / WEIGHTS))

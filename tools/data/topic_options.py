@@ -8,7 +8,7 @@ from typer import Option
 
 from data_mixers.errors import ConfigError
 from tools.cli_options import TextKey
-from tools.data.options import TopicsFile
+from tools.data.options import Texts, TopicsFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,35 +44,25 @@ class TrainingOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierOptions:
-    inputs: Annotated[tuple[str, ...], Option("--input", help="File or glob of labelled documents, may be repeated.")]
+    inputs: Annotated[Texts, Option("--input", help="File or glob of labelled documents, may be repeated.")]
     out: Annotated[Path, Option(help="Folder to create.")]
     topics: TopicsFile = None
     text_key: TextKey = "text"
     topic_key: Annotated[str, Option(help="Key of the topic.")] = "topic"
     source_key: Annotated[str, Option(help="Key of the source: where the document comes from.")] = "source"
     language_key: Annotated[str, Option(help="Key of the language: zh, en.")] = "language"
-    test_sources: Annotated[
-        tuple[str, ...], Option("--test-source", help="Kept for the test; default: chosen.", show_default=False)
-    ] = ()
-    dev_sources: Annotated[
-        tuple[str, ...],
-        Option("--dev-source", help="For choices; default: a tenth of the documents.", show_default=False),
-    ] = ()
+    test_sources: Annotated[Texts, Option("--test-source", help="Kept for the test; default: chosen.")] = ()
+    dev_sources: Annotated[Texts, Option("--dev-source", help="For choices; default: a tenth of the documents.")] = ()
     folds: Annotated[
         int, Option(min=0, help="Choose on so many groups of training sources, each new to its trial.")
     ] = 0
-    init: Annotated[
-        Path | None, Option(help="HF folder of a BERT to begin with; default: from scratch.", show_default=False)
-    ] = None
-    init_layers: Annotated[
-        int | None, Option(min=1, help="First layers of --init; default: all.", show_default=False)
-    ] = None
+    init: Annotated[Path | None, Option(help="HF folder of a BERT to begin with; default: from scratch.")] = None
+    init_layers: Annotated[int | None, Option(min=1, help="First layers of --init; default: all.")] = None
     teacher: Annotated[
         Literal["none", "usem3"], Option(help="Sentence encoder that teaches the encoder on --unlabelled.")
     ] = "none"
     unlabelled: Annotated[
-        tuple[str, ...],
-        Option(help="File or glob of text for --teacher, may be repeated; each counts alike.", show_default=False),
+        Texts, Option(help="File or glob of text for --teacher, may be repeated; each counts alike.")
     ] = ()
     baselines: Annotated[bool, Option(help="Measure fastText and a frozen encoder beside it.")] = True
     vocab_size: Annotated[int, Option(min=100, help="Of the tokenizer that is trained.")] = 16_000

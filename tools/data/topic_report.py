@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data_mixers.errors import DataError
 from tools.data.topic_difference import RESAMPLES, Difference
 from tools.data.topic_labels import Labelled
-from tools.data.topic_metrics import Scores, calibration_error, choose_threshold, fit_temperature, softmax
+from tools.data.topic_metrics import Array, Scores, calibration_error, choose_threshold, fit_temperature, softmax
 
 REPORT = "report.json"
 OURS = "ours"
@@ -39,11 +38,7 @@ class Confidence:
 
 
 def confidence_of(
-    documents: dict[str, Sequence[Labelled]],
-    logits: dict[str, NDArray[np.float64]],
-    labels: tuple[str, ...],
-    *,
-    accuracy: float,
+    documents: dict[str, Sequence[Labelled]], logits: dict[str, Array], labels: tuple[str, ...], *, accuracy: float
 ) -> Confidence:
     """Temperature and threshold of the held documents, and what they do on the test's. Keys: held, test."""
     truth = {part: np.array([labels.index(d.topic) for d in documents[part]], dtype=np.int64) for part in logits}
@@ -80,11 +75,13 @@ class Way:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
+    """Keys of report.json, but for those of `confidence`."""
+
     settings: Mapping[str, Any]
     split: Mapping[str, Any]
     untested: Mapping[str, str]
     left_out: Mapping[str, int]
-    languages: Mapping[str, Mapping[str, Scores]]
+    results: Mapping[str, Mapping[str, Scores]]
     """Classifier -> language -> scores on the test sources, every document labelled with its most likely topic."""
     sources: Mapping[str, Mapping[str, Scores]]
     """Classifier -> "language/source" -> the same."""
@@ -106,26 +103,16 @@ def write_report(report: Report, folder: Path) -> None:
     text = json.dumps(_content(report), ensure_ascii=False, indent=1, default=_plain)
     (folder / REPORT).write_text(text, encoding="utf-8")
     (folder / "report.md").write_text(as_markdown(report), encoding="utf-8")
-    (folder / "confusion.csv").write_text(_as_csv(report.languages[OURS]), encoding="utf-8")
-    if report.languages[OURS]:
-        _plot(report.languages[OURS], folder / "confusion.png")
+    (folder / "confusion.csv").write_text(_as_csv(report.results[OURS]), encoding="utf-8")
+    if report.results[OURS]:
+        _plot(report.results[OURS], folder / "confusion.png")
 
 
 def _content(report: Report) -> dict[str, Any]:
     """report.json; unrounded."""
     confidence = report.confidence
-    return {
-        "settings": report.settings,
-        "split": report.split,
-        "untested": report.untested,
-        "left_out": report.left_out,
-        "results": report.languages,
-        "sources": report.sources,
-        "differences": report.differences,
-        "not_measured": report.not_measured,
-        "ways": report.ways,
-        "baselines": report.baselines,
-        "held": report.held,
+    others = {name: value for name, value in vars(report).items() if name not in ("confidence", "seconds")}
+    return others | {
         "temperature": confidence.temperature,
         "threshold": confidence.threshold,
         "threshold_accuracy": confidence.accuracy,
@@ -156,7 +143,7 @@ def as_markdown(report: Report) -> str:
     """Tables: ours beside the baselines, F1 by topic, calibration, what is untested."""
     lines = ["## Split", ""]
     lines += [f"- {key}: {value}" for key, value in report.split.items()]
-    for language in report.languages[OURS]:
+    for language in report.results[OURS]:
         lines += ["", *_language(report, language)]
     if len(report.ways) > 1:
         lines += ["", *_ways(report.ways, report.baselines)]
@@ -174,9 +161,9 @@ def as_markdown(report: Report) -> str:
 
 
 def _language(report: Report, language: str) -> list[str]:
-    ours = report.languages[OURS][language]
-    names = list(report.languages)
-    of_name = {name: report.languages[name][language] for name in names}
+    ours = report.results[OURS][language]
+    names = list(report.results)
+    of_name = {name: report.results[name][language] for name in names}
     support = dict(zip(ours.topics, ours.confusion.sum(axis=1).tolist(), strict=True))
     rows = [("accuracy", [of_name[name].accuracy for name in names])]
     rows += [("**macro-F1**", [of_name[name].macro_f1 for name in names])]
@@ -291,7 +278,7 @@ def _plot(languages: Mapping[str, Scores], file: Path) -> None:
     pyplot.close(figure)
 
 
-def read_confusion(file: Path, language: str) -> tuple[tuple[str, ...], NDArray[np.float64]]:
+def read_confusion(file: Path, language: str) -> tuple[tuple[str, ...], Array]:
     """(tested topics, share of each true topic's documents that got each label [true, label]) of a report.json.
 
     Labels that are no tested topic are left out and the rows scaled to 1: such pages leave the mixture.

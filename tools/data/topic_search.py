@@ -19,14 +19,13 @@ from tools.data.topic_learner import (
     TAUGHT,
     Learner,
     Logits,
-    features_of,
     head_of,
     logits_by,
     model_of,
     taught,
     trained_on_labels,
 )
-from tools.data.topic_model import TopicClassifier
+from tools.data.topic_model import TopicClassifier, predict_features
 from tools.data.topic_trials import Trial, best_of
 
 PASS_ROWS = 2000
@@ -134,7 +133,8 @@ def _features(
         rows = [*(learner.rows[place] for place in places), *(plan.test_rows if is_final else ())]
 
         def of_rows(start: int) -> Tensors:
-            return {"features": features_of(learner, weights, rows[start : start + PASS_ROWS])}
+            model, some = model_of(learner, weights), rows[start : start + PASS_ROWS]
+            return {"features": predict_features(model, some, device=learner.options.device)}
 
         starts = range(0, len(rows), PASS_ROWS)
         found = torch.cat(

@@ -1,7 +1,7 @@
 """Trains the encoder and its head on labelled text alone, from random weights."""
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import partial
 
@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from tools.data.progress import LiveProgress
-from tools.data.topic_labels import Labelled
+from tools.data.topic_labels import Kind, Labelled
 from tools.data.topic_model import MASK, TopicClassifier, padded
 from tools.data.topic_options import TrainingOptions
 
@@ -67,18 +67,13 @@ def chances(documents: Sequence[Labelled]) -> NDArray[np.float64]:
     Every topic of a language counts by the square root of its documents, and the topics' sources likewise, so that
     neither a large topic nor a large source drowns the rest (ours).
     """
-    topics = Counter((d.language, d.topic) for d in documents)
-    sources = Counter((d.language, d.topic, d.source) for d in documents)
-    of_topic: Counter[tuple[str, str]] = Counter()
-    for (language, topic, _), count in sources.items():
-        of_topic[(language, topic)] += math.sqrt(count)  # type: ignore[assignment]
+    topics = Counter(d.kind for d in documents)
+    sources = Counter((d.kind, d.source) for d in documents)
+    of_topic: dict[Kind, float] = defaultdict(float)
+    for (kind, _), count in sources.items():
+        of_topic[kind] += math.sqrt(count)
     weights = np.array(
-        [
-            math.sqrt(topics[(d.language, d.topic)])
-            / of_topic[(d.language, d.topic)]
-            / math.sqrt(sources[(d.language, d.topic, d.source)])
-            for d in documents
-        ]
+        [math.sqrt(topics[d.kind]) / of_topic[d.kind] / math.sqrt(sources[d.kind, d.source]) for d in documents]
     )
     return np.asarray(weights / weights.sum())
 

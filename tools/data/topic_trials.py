@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from data_mixers.errors import ConfigError
-from tools.data.topic_labels import Labelled
+from tools.data.topic_labels import Kind, Labelled
 from tools.data.topic_metrics import Scores, score
 
 Choice = TypeVar("Choice")
@@ -31,14 +31,14 @@ def fold_sources(documents: Sequence[Labelled], *, num_folds: int) -> list[tuple
     Sources of many topics first, each to the group that has the fewest documents of its topics, then to the smallest.
     Errors: ConfigError if there are fewer sources than groups.
     """
-    topics_of: dict[str, Counter[tuple[str, str]]] = {}
+    topics_of: dict[str, Counter[Kind]] = {}
     for document in documents:
-        topics_of.setdefault(document.source, Counter())[(document.language, document.topic)] += 1
+        topics_of.setdefault(document.source, Counter())[document.kind] += 1
     if len(topics_of) < num_folds:
         raise ConfigError(
             f"--folds {num_folds} needs as many training sources; there are {len(topics_of)}: {', '.join(topics_of)}"
         )
-    groups: list[Counter[tuple[str, str]]] = [Counter() for _ in range(num_folds)]
+    groups: list[Counter[Kind]] = [Counter() for _ in range(num_folds)]
     names: list[list[str]] = [[] for _ in range(num_folds)]
     for source in sorted(topics_of, key=lambda name: (-len(topics_of[name]), -topics_of[name].total(), name)):
         kinds = topics_of[source]
@@ -64,13 +64,12 @@ def trials_of_folds(documents: Sequence[Labelled], *, num_folds: int) -> list[Tr
 def _some(documents: Sequence[Labelled], candidates: list[int]) -> list[int]:
     """At most MOST_HELD of a source and topic: those whose id hashes lowest."""
     order = sorted(candidates, key=lambda place: hashlib.sha256(documents[place].id.encode()).digest())
-    taken: Counter[tuple[str, str, str]] = Counter()
+    taken: Counter[tuple[Kind, str]] = Counter()
     kept = []
     for place in order:
-        document = documents[place]
-        kind = (document.language, document.topic, document.source)
-        taken[kind] += 1
-        if taken[kind] <= MOST_HELD:
+        like = documents[place].kind, documents[place].source
+        taken[like] += 1
+        if taken[like] <= MOST_HELD:
             kept.append(place)
     return sorted(kept)
 

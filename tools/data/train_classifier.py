@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -73,7 +74,9 @@ def train_classifier(options: ClassifierOptions) -> Report:
 
 def _train(options: ClassifierOptions, topics: Topics, left_out: Mapping[str, int], split: Split, kept: Kept) -> Report:
     seconds: dict[str, float] = {}
-    learner = new_learner(options, [*split.train, *split.dev], _label_order(topics, split.train))
+    there = {d.topic for d in split.train}  # in the order of topics.json
+    labels = tuple(topic for topic in dict.fromkeys(chain.from_iterable(topics.values())) if topic in there)
+    learner = new_learner(options, [*split.train, *split.dev], labels)
     vectors = _timed(seconds, "sentence vectors", lambda: _vectors(options, learner, split, kept))
     plan = _plan(learner, split)
     searched = _timed(seconds, "training", lambda: search(learner, plan, kept))
@@ -104,7 +107,7 @@ def _train(options: ClassifierOptions, topics: Topics, left_out: Mapping[str, in
         split=_described(options, split),
         untested=split.untested,
         left_out=left_out,
-        languages=by(lambda document: document.language),
+        results=by(lambda document: document.language),
         sources=by(lambda document: f"{document.language}/{document.source}"),
         differences={name: _differences(split.test, given[OURS], labels.test) for name, labels in baselines.items()},
         not_measured=not_measured,
@@ -163,13 +166,6 @@ def _plan(learner: Learner, split: Split) -> Plan:
         trials = [Trial(train, list(range(len(split.train), len(learner.documents))))]
     test_rows = tokenise(learner.tokenizer, [d.text for d in split.test], max_length=options.max_length)
     return Plan(trials, train, test_rows)
-
-
-def _label_order(topics: Topics, documents: Sequence[Labelled]) -> tuple[str, ...]:
-    """The topics that training has, in the order of topics.json."""
-    there = {d.topic for d in documents}
-    order = dict.fromkeys(topic for titles in topics.values() for topic in titles)
-    return tuple(topic for topic in order if topic in there)
 
 
 def _described(options: ClassifierOptions, split: Split) -> dict[str, Any]:

@@ -2,25 +2,17 @@
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 
-@dataclass(frozen=True)
-class Windows:
-    """Some consecutive windows."""
-
-    documents: npt.NDArray[np.int64]
-    """Numbers of the documents in the order of the windows."""
-    last_documents: npt.NDArray[np.int64]
-    """Which of `documents` is the last of each window."""
-
-
-def fill_windows(lengths: npt.NDArray[np.integer], *, window: int, windows_at_once: int) -> Iterator[Windows]:
+def fill_windows(
+    lengths: npt.NDArray[np.integer], *, window: int, windows_at_once: int
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
     """Every document once, in windows whose lengths sum to at most `window`; no length may be larger.
 
+    (Numbers of documents in the order of some consecutive windows, which of these is the last of each window.)
     Order: windows by their first document, documents of a window as they came; so a shuffled input stays shuffled.
     Cost: a binary search per document; memory: some 100 bytes per document.
     """
@@ -33,7 +25,7 @@ def fill_windows(lengths: npt.NDArray[np.integer], *, window: int, windows_at_on
     for start in range(0, len(ends), windows_at_once):
         chosen = ends[start : start + windows_at_once]
         first = int(ends[start - 1]) + 1 if start else 0
-        yield Windows(order[first : int(chosen[-1]) + 1], chosen - first)
+        yield order[first : int(chosen[-1]) + 1], chosen - first
 
 
 def best_fit(lengths: npt.NDArray[np.integer], *, window: int) -> npt.NDArray[np.int64]:

@@ -156,9 +156,8 @@ class _Asker:
 
     def _fails(self, error: FaultyError) -> None:
         self._failed_in_a_row += 1
-        if (
-            self._failed_in_a_row == 1 and not self._num_answers
-        ) or self._failed_in_a_row == 2 * self._pace.concurrency:
+        is_first = self._failed_in_a_row == 1 and not self._num_answers
+        if is_first or self._failed_in_a_row == 2 * self._pace.concurrency:
             logger.warning("no answer (%s); trying again for at most %g s", error, self._pace.give_up_seconds)
         self._failing_since = self._failing_since or time.monotonic()
         failing = time.monotonic() - self._failing_since

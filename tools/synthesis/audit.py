@@ -10,7 +10,7 @@ import heapq
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -115,61 +115,44 @@ def _take(options: AuditOptions, prompt: dict[str, JudgePrompt]) -> None:
     write_atomic(path, mark.encode())
 
 
-def _pairs(patterns: Sequence[str]) -> Iterator[tuple[QaRecord, bool]]:
-    """(pair, whether it was made wrong)."""
-    for pair in read_records(plan_tasks(kept_inputs(patterns))):
-        yield pair, RECORD_KEY in pair.extra
-
-
-class _Lowest:
-    """The n items of each kind with the lowest hash: the same whatever else there is."""
-
-    def __init__(self, n: int, seed: int) -> None:
-        self._n, self._seed = n, seed
-        self._heaps: dict[str, list[tuple[int, str, QaRecord]]] = {}
-        self.sizes: Counter[str] = Counter()
-
-    def add(self, kind: str, pair: QaRecord) -> None:
-        self.sizes[kind] += 1
-        heap = self._heaps.setdefault(kind, [])
-        entry = (-keyed_hash("audit", self._seed, pair.id), pair.id, pair)
-        if len(heap) < self._n:
+def _lowest(pairs: Iterable[tuple[str, QaRecord]], n: int, seed: int) -> dict[str, tuple[int, list[QaRecord]]]:
+    """Of each kind how many there are, and the n with the lowest hashes in order: the same whatever else there is."""
+    sizes: Counter[str] = Counter()
+    heaps: dict[str, list[tuple[int, str, QaRecord]]] = {}
+    for kind, pair in pairs:
+        sizes[kind] += 1
+        heap = heaps.setdefault(kind, [])
+        entry = (-keyed_hash("audit", seed, pair.id), pair.id, pair)
+        if len(heap) < n:
             heapq.heappush(heap, entry)
         elif entry[:2] > heap[0][:2]:
             heapq.heapreplace(heap, entry)
-
-    def cases(self, prefix: str | None = None) -> list[_Case]:
-        """Each kind's in the order of their hashes."""
-        return [
-            _Case(f"{prefix or kind} {pair.id}", pair)
-            for kind, heap in sorted(self._heaps.items())
-            for _, _, pair in sorted(heap, key=lambda entry: entry[:2], reverse=True)
-        ]
+    ordered = {kind: sorted(heap, key=lambda entry: entry[:2], reverse=True) for kind, heap in sorted(heaps.items())}
+    return {kind: (sizes[kind], [pair for _, _, pair in entries]) for kind, entries in ordered.items()}
 
 
 def _sample(options: AuditOptions) -> tuple[dict[str, int], list[_Case]]:
-    lowest = _Lowest(options.sample, options.seed)
-    for pair, _ in _pairs(options.inputs):
-        lowest.add(pair.discipline, pair)
-    cases = lowest.cases("sample")
+    pairs = read_records(plan_tasks(kept_inputs(options.inputs)))
+    found = _lowest(((pair.discipline, pair) for pair in pairs), options.sample, options.seed)
+    cases = [_Case(f"sample {pair.id}", pair) for _, lowest in found.values() for pair in lowest]
     if not cases:
         raise DataError(f"there is no pair in {', '.join(options.inputs)}")
     twice = [key for key, count in Counter(case.key for case in cases).items() if count > 1]
     if twice:
         raise DataError(f"the id of {twice[0]!r} occurs more than once; verdicts are kept by id")
-    return dict(sorted(lowest.sizes.items())), cases
+    return {name: size for name, (size, _) in found.items()}, cases
 
 
 def _known(options: AuditOptions) -> list[_Case]:
-    lowest = _Lowest(options.calibration_sample, options.seed)
-    for pair, is_wrong in _pairs(options.calibration):
-        lowest.add("wrong" if is_wrong else "right", pair)
+    pairs = read_records(plan_tasks(kept_inputs(options.calibration)))
+    kinds = (("wrong" if RECORD_KEY in pair.extra else "right", pair) for pair in pairs)
+    found = _lowest(kinds, options.calibration_sample, options.seed)
     for kind in ("wrong", "right"):
-        if not lowest.sizes[kind]:
+        if kind not in found:
             raise DataError(
                 f"--calibration has no pair known to be {kind} (key {RECORD_KEY}: wrong, without it: right)"
             )
-    return lowest.cases()
+    return [_Case(f"{kind} {pair.id}", pair) for kind, (_, lowest) in found.items() for pair in lowest]
 
 
 def _ask_all(options: AuditOptions, prompt: dict[str, JudgePrompt], cases: list[_Case]) -> dict[str, Verdict]:
@@ -266,11 +249,9 @@ def _report(
             f"the judge {options.model} calls {calibration.found_wrong.share:.0%} of the wrong pairs wrong and "
             f"{calibration.found_right.share:.0%} of the right ones right: it cannot tell them apart; take another"
         )
-    called: dict[str, list[_Case]] = {name: [] for name in sizes}
+    wrong = [case for case in sample if verdicts[case.key][0] != "right"]
+    called = {name: [case for case in wrong if case.pair.discipline == name] for name in sizes}
     totals: Counter[str] = Counter(case.pair.discipline for case in sample)
-    for case in sample:
-        if verdicts[case.key][0] != "right":
-            called[case.pair.discipline].append(case)
     counts = {name: Count(len(called[name]), totals[name]) for name in sizes}
     rates, overall = wrong_rates(counts, sizes, calibration, seed=options.seed)
     return {

@@ -24,15 +24,15 @@ from tools.data.contamination import open_index
 from tools.data.documents import Document, TaskDocuments
 from tools.data.exact_duplicates import content_hash, num_ranges
 from tools.data.minhash import node
-from tools.data.near_duplicates import NearWork, find_near, forget_maps, keep_places, near_verdicts, place_of, sign
+from tools.data.near_duplicates import NearWork, find_near, forget_maps, near_verdicts, place_of, sign
 from tools.data.quarantine import bad_lines
 from tools.data.readers import InputTask, find_inputs, plan_tasks
 from tools.data.selection import SelectionReport, SelectionTask, Verdict, gather, report_from_json, select
 from tools.data.stage import Report, only_one
 from tools.data.units import Hashes, hashes_of, units_of
-from tools.synthesis.check_report import Examples, write_markdown
+from tools.synthesis.check_report import Examples, add_example, joined, write_markdown
 from tools.synthesis.options import CheckOptions
-from tools.synthesis.pair_rules import RAW_KEYS, PairRules, Tools, judge_pair, load_pair_rules, prepare
+from tools.synthesis.pair_rules import RAW_KEYS, PairRules, judge_pair, load_pair_rules, prepare
 from tools.synthesis.question_groups import FINDING, Findings, settle, write_questions
 from tools.synthesis.recompute import Recomputer
 from tools.synthesis.sandbox import Sandbox, require_sandbox
@@ -68,16 +68,16 @@ def check(options: CheckOptions) -> SelectionReport:
         if not num_pairs:
             first = f"; the first line: {bad[0].reason}" if bad else ""
             raise DataError(f"there is no pair in {', '.join(options.inputs)}{first}")
-        call.check_bad_share(bad, num_pairs, max_share=options.max_bad_share, max_lines=options.max_bad_lines)
+        call.check_bad_share(bad, num_pairs, options)
         _settle_questions(call, work, num_pairs)
         if options.near_duplicates:
             call.run("sign", partial(_sign, work))
         find_near(call, work.near, rules.near_duplicates if options.near_duplicates else None)
         written = call.run("write", partial(_write, work, items=items))
         report = gather(items, written)
-        examples = Examples.joined([result["by_discipline"] for result in written])
+        examples = joined([result["by_discipline"] for result in written])
         notes = _notes(options)
-        extra = {"notes": notes, "examples_by_discipline": examples.as_json()}
+        extra = {"notes": notes, "examples_by_discipline": examples}
         write_atomic(options.out / REPORT_MD, write_markdown(report, examples, notes).encode())
         call.finish(report.as_json() | extra, report.quarantine, writes=True)
     return report
@@ -94,15 +94,12 @@ def _deciding(options: CheckOptions, rules: PairRules, benchmarks: tuple[Path, .
 
 def _notes(options: CheckOptions) -> list[str]:
     """What was not looked at."""
-    return [
-        note
-        for note, is_said in (
-            ("no benchmark was given: contamination was not looked for", not options.benchmarks),
-            ("code was not run (--run-code)", not options.run_code),
-            ("near-duplicates were not looked for", not options.near_duplicates),
-        )
-        if is_said
-    ]
+    steps = {
+        "no benchmark was given: contamination was not looked for": bool(options.benchmarks),
+        "code was not run (--run-code)": options.run_code,
+        "near-duplicates were not looked for": options.near_duplicates,
+    }
+    return [note for note, is_done in steps.items() if not is_done]
 
 
 @dataclass(frozen=True)
@@ -137,18 +134,17 @@ def _examine(work: _Work, index: int, report: Report) -> dict[str, Any]:
     places: list[int] = []
     pairs = work.pairs(index, report)
     with Recomputer() as recomputer:
-        tools = Tools(recomputer, work.sandbox)
         for number, pair in enumerate(pairs):
             places.append(pair.place)
-            verdict = judge_pair(pair, work.rules, tools) or _contaminated(work, pair)
+            verdict = judge_pair(pair, work.rules, recomputer, work.sandbox) or _contaminated(work, pair)
             if verdict is not None:
-                verdicts.append([number, verdict.marks()])
+                verdicts.append([number, asdict(verdict)])
                 continue
             questions.append((number, content_hash(pair.fields["question"])))
             if pair.fields.get("final_answer"):
                 answers[number] = pair.fields["final_answer"]
     work.near.keep(index, "verdicts", json.dumps(verdicts, ensure_ascii=False).encode())
-    keep_places(work.near, index, places)
+    work.near.keep_places(index, places)
     write_questions(questions, answers, work.near.of_task(index, "questions"))
     return {"num_pairs": len(places), "num_lines": pairs.num_lines, "bad": pairs.bad}
 
@@ -202,15 +198,15 @@ def _sign(work: _Work, index: int, report: Report) -> None:
 def _write(work: _Work, index: int, report: Report, *, items: list[SelectionTask]) -> dict[str, Any]:
     forget_maps()
     verdicts = _verdicts(work, items, index)
-    examples = Examples()
+    examples: Examples = {}
 
     def judge(number: int, pair: Document) -> Verdict | None:
         verdict = verdicts.get(number)
-        examples.count(pair, verdict)
+        add_example(examples, pair, verdict)
         return verdict
 
     result = select(items[index], judge, report, prepare=partial(prepare, rules=work.rules))
-    return result | {"by_discipline": examples.as_json()}
+    return result | {"by_discipline": examples}
 
 
 def _verdicts(work: _Work, items: list[SelectionTask], index: int) -> dict[int, Verdict]:
@@ -221,11 +217,8 @@ def _verdicts(work: _Work, items: list[SelectionTask], index: int) -> dict[int, 
         matched = None if found["kept"] < 0 else place_of(work.near, items, int(found["kept"]))
         votes = {"votes": int(found["votes"]), "samples": int(found["samples"])}
         number = int(found["pair"]) - node(index, 0)
-        if found["disagrees"]:
-            limit = work.options.min_agreement
-            verdicts[number] = Verdict(reason="disagreement", value=votes, limit=limit, matched=matched)
-        else:
-            verdicts[number] = Verdict(reason="same_question", value=votes, limit=None, matched=matched)
+        reason, limit = ("disagreement", work.options.min_agreement) if found["disagrees"] else ("same_question", None)
+        verdicts[number] = Verdict(reason=reason, value=votes, limit=limit, matched=matched)
     return verdicts | near_verdicts(work.near, items, index)
 
 

@@ -1,7 +1,7 @@
 """What `syne synth check` shows a person: counts per discipline and rule, with examples to look at."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import orjson
@@ -13,43 +13,30 @@ EXAMPLES_PER_CELL = 2  # of each discipline and reason
 EXCERPT_CHARACTERS = 300
 
 
-@dataclass
-class Examples:
-    """discipline -> reason ("kept" for those that stay) -> the first pairs in input order."""
+Examples = dict[str, dict[str, list[dict[str, Any]]]]
+"""discipline -> reason ("kept" for those that stay) -> the first pairs in input order."""
 
-    found: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict)
 
-    def count(self, pair: Document, verdict: Verdict | None) -> None:
-        """Keep the pair if there are few of its kind."""
-        reasons = self.found.setdefault(str(pair.fields["discipline"]), {})
-        kept = reasons.setdefault(verdict.reason if verdict is not None else "kept", [])
-        if len(kept) < EXAMPLES_PER_CELL:
-            question, answer = pair.fields.get("question", pair.text), pair.fields.get("answer", "")
-            marks = {} if verdict is None else {key: value for key, value in verdict.marks().items() if key != "reason"}
-            kept.append(
-                {"id": pair.id}
-                | marks
-                | {
-                    "question": _excerpt(str(question)),
-                    "answer": _excerpt(str(answer)),
-                    "language": pair.fields["language"],
-                }
-            )
+def add_example(examples: Examples, pair: Document, verdict: Verdict | None) -> None:
+    """If there are few of its kind."""
+    reasons = examples.setdefault(str(pair.fields["discipline"]), {})
+    kept = reasons.setdefault(verdict.reason if verdict is not None else "kept", [])
+    if len(kept) < EXAMPLES_PER_CELL:
+        question, answer = pair.fields.get("question", pair.text), pair.fields.get("answer", "")
+        marks = {} if verdict is None else {key: value for key, value in asdict(verdict).items() if key != "reason"}
+        texts = {"question": _excerpt(str(question)), "answer": _excerpt(str(answer))}
+        kept.append({"id": pair.id} | marks | texts | {"language": pair.fields["language"]})
 
-    def as_json(self) -> dict[str, dict[str, list[dict[str, Any]]]]:
-        """Sorted, for report.json."""
-        return {name: dict(sorted(reasons.items())) for name, reasons in sorted(self.found.items())}
 
-    @classmethod
-    def joined(cls, parts: Sequence[dict[str, dict[str, list[dict[str, Any]]]]]) -> "Examples":
-        """Of several tasks in input order."""
-        whole = cls()
-        for part in parts:
-            for discipline, reasons in part.items():
-                for reason, examples in reasons.items():
-                    kept = whole.found.setdefault(discipline, {}).setdefault(reason, [])
-                    kept += examples[: EXAMPLES_PER_CELL - len(kept)]
-        return whole
+def joined(parts: Sequence[Examples]) -> Examples:
+    """Of several tasks in input order; sorted by discipline and reason."""
+    whole: Examples = {}
+    for part in parts:
+        for discipline, reasons in part.items():
+            for reason, examples in reasons.items():
+                kept = whole.setdefault(discipline, {}).setdefault(reason, [])
+                kept += examples[: EXAMPLES_PER_CELL - len(kept)]
+    return {name: dict(sorted(reasons.items())) for name, reasons in sorted(whole.items())}
 
 
 def write_markdown(report: SelectionReport, examples: Examples, notes: Sequence[str]) -> str:
@@ -67,7 +54,7 @@ def write_markdown(report: SelectionReport, examples: Examples, notes: Sequence[
         _row("kept", [report.kept.get(name, 0) for name in disciplines]),
         *(_row(reason, [report.dropped.get(name, {}).get(reason, 0) for name in disciplines]) for reason in reasons),
     ]
-    for discipline, by_reason in examples.as_json().items():
+    for discipline, by_reason in examples.items():
         lines += ["", f"## {discipline}"]
         for reason, found in by_reason.items():
             lines += ["", f"### {discipline}: {reason}"]

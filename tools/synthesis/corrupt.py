@@ -86,13 +86,8 @@ class _Pairs:
         """The record made wrong, and the changes."""
         options = self._options
         language = document.fields.get("language") or options.language
-        return corrupt(
-            document.fields,
-            options.keys,
-            vocabulary=self._vocabulary(language, document.id),
-            kinds=options.kinds,
-            seed=f"{options.seed} {document.id}",
-        )
+        vocabulary, seed = self._vocabulary(language, document.id), f"{options.seed} {document.id}"
+        return corrupt(document.fields, options.keys, vocabulary=vocabulary, kinds=options.kinds, seed=seed)
 
     def _vocabulary(self, language: object, name: str) -> Vocabulary | None:
         if self._options.kinds == ("number",):

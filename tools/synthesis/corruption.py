@@ -10,12 +10,12 @@ from typing import Any
 
 from data_mixers.errors import DataError
 from data_mixers.permutation import keyed_hash
+from tools.data.options import Texts
 from tools.synthesis.options import ChangeKind
 from tools.synthesis.vocabulary import Vocabulary
 
-CHANGED_OF_100 = (
-    50  # ours: of the different words and numbers of a wrong pair; the paper names neither types nor amounts
-)
+# Ours: of the different words and numbers of a wrong pair; the paper names neither types nor amounts.
+CHANGED_OF_100 = 50
 # Not inside a name (H2O, x1) or a longer number; thousands may have commas.
 _NUMBER = re.compile(r"(?<![A-Za-z0-9_.])\d+(?:,\d{3})*(?:\.\d+)?(?![A-Za-z0-9_])")
 
@@ -40,12 +40,7 @@ class _Place:
 
 
 def corrupt(
-    fields: Mapping[str, Any],
-    keys: tuple[str, ...],
-    *,
-    vocabulary: Vocabulary | None,
-    kinds: tuple[ChangeKind, ...],
-    seed: str,
+    fields: Mapping[str, Any], keys: Texts, *, vocabulary: Vocabulary | None, kinds: tuple[ChangeKind, ...], seed: str
 ) -> tuple[dict[str, Any], list[Change]]:
     """The record with wrong texts under `keys`, and every change; none if nothing in it can be changed.
 

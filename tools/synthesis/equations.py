@@ -111,15 +111,11 @@ def _opens(before: str, side: str) -> bool:
         return True
     if re.match(r"\s*[+*/^×÷·)}%]", side):
         return False
-    if re.search(_BETWEEN + "$", before):
-        return True
     last = before[-1]
-    if last in "$,;，。；：、！？":
+    if last in f"$,;，。；：、！？{_OPENING_HAN}" or re.search(rf"(?:{_BETWEEN}|\\[(\[])$", before):
         return True
-    if last in ".:" or before.endswith(("\\(", "\\[")):
-        return side[:1].isspace() or before.endswith("\\[") or before.endswith("\\(")
-    if last in _OPENING_HAN:
-        return True
+    if last in ".:":
+        return side[:1].isspace()
     word = re.search(r"(?<![A-Za-z\\])[A-Za-z]+$", before)
     is_negative = bool(re.match(r"\s*[-−]", side))  # "we - 3" is a subtraction or a dash
     return word is not None and side[:1].isspace() and not is_negative and word[0].casefold() in _OPENING_WORDS
@@ -128,9 +124,7 @@ def _opens(before: str, side: str) -> bool:
 def _closes(after: str, side: str) -> bool:
     """Whether an expression can end here."""
     is_bare = _BARE.fullmatch(side.strip()) is not None
-    if not after:
-        return True
-    if re.match(_BETWEEN, after):
+    if not after or re.match(_BETWEEN, after):
         return True
     if after[0] in "$,;，。；：、！？)." or after.startswith(("\\)", "\\]", "\\\\")):
         return not re.match(r"\.{2,}", after)
@@ -139,9 +133,7 @@ def _closes(after: str, side: str) -> bool:
     if "一" <= after[0] <= "鿿" or after[0] == "§":
         return is_bare
     word = re.match(r"[A-Za-z]+", after)
-    if word is None or not side[-1:].isspace():
-        return False
-    return is_bare and word[0].casefold() not in _MORE_WORDS
+    return is_bare and word is not None and side[-1:].isspace() and word[0].casefold() not in _MORE_WORDS
 
 
 def _is_false(equation: Equation, recomputer: Recomputer) -> bool:

@@ -7,6 +7,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from data_mixers.atomic import write_atomic
@@ -14,10 +15,10 @@ from data_mixers.errors import ConfigError, DataError
 from data_mixers.file_version import check_version
 from data_mixers.permutation import keyed_hash
 from tools.columns import aligned
-from tools.data.documents import DocumentWriter, read_documents
+from tools.data.documents import DocumentWriter, TaskDocuments
 from tools.data.download import sha256_of
 from tools.data.progress import LiveProgress
-from tools.data.readers import BadRecord, InputTask, find_inputs, plan_tasks
+from tools.data.readers import InputTask, find_inputs, plan_tasks
 from tools.data.stage import only_one
 from tools.data.yaml_file import read_yaml
 from tools.synthesis.audit import SCHEMA_VERSION
@@ -54,7 +55,8 @@ def format_pairs(options: FormatOptions) -> dict[str, Any]:
         counts: Counter[tuple[str, str]] = Counter()
         used: Counter[str] = Counter()
         with DocumentWriter(options.out / TEXT) as file:
-            for batch in _batches(_written(options, tasks, layouts, pages)):
+            rows = _written(options, tasks, layouts, pages)
+            while batch := list(islice(rows, BATCH)):
                 tokens = tokenizer.encode_ordinary_batch([row["text"] for row in batch])
                 for row, ids in zip(batch, tokens, strict=True):
                     with_page = row.pop("with_page")
@@ -136,8 +138,8 @@ def _pages(options: FormatOptions, tasks: Sequence[InputTask]) -> dict[str, str]
     found = {
         document.id: document.text
         for task in plan_tasks(find_inputs(options.pages, option="--pages"))
-        for document in read_documents(task, text_key=options.page_key, on_bytes=lambda size: None)
-        if not isinstance(document, BadRecord) and document.id in wanted
+        for document in TaskDocuments(task, text_key=options.page_key)
+        if document.id in wanted
     }
     if not found:
         raise DataError("no pair was made of any of --pages: no id of theirs is the seed_id of a pair")
@@ -165,14 +167,3 @@ def _written(
                 "id": pair.id, "text": text, "topic": pair.discipline, "language": pair.language, "layout": name,
                 "generator": pair.generator, "with_page": page is not None,
             }  # fmt: skip
-
-
-def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    batch: list[dict[str, Any]] = []
-    for row in rows:
-        batch.append(row)
-        if len(batch) == BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
@@ -54,14 +54,14 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
     prompts = read_prompts(options.prompts)
     with only_one(options.out):
         _check_folder(options)
-        counted = _count(options, prompts)
-        total = counted.seeds * options.samples
+        num_seeds, digest = _count(options, prompts)
+        total = num_seeds * options.samples
         if (array := options.array) is None:
             with LiveProgress("generate", total=total, unit="QA", scale=1) as progress:
                 results = [_share(options, 0, 1, progress.advance, progress.skip, progress.note)]
         else:
             stage = Stage(
-                name="generate", work=options.out / ".work", fingerprint=_fingerprint(options, array.tasks, counted),
+                name="generate", work=options.out / ".work", fingerprint=_fingerprint(options, array.tasks, digest),
                 sizes=tuple(len(range(rank, total, array.tasks)) for rank in range(array.tasks)),
                 do=partial(_task, options, array.tasks),
             )  # fmt: skip
@@ -69,8 +69,8 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
         return _finish(options, total, results)
 
 
-def _fingerprint(options: GenerateOptions, size: int, counted: "_Counted") -> str:
-    deciding = [_deciding(options), size, options.samples, counted.digest]
+def _fingerprint(options: GenerateOptions, size: int, digest: str) -> str:
+    deciding = [_deciding(options), size, options.samples, digest]
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 
@@ -110,13 +110,8 @@ def _seeds(options: GenerateOptions) -> Iterator[dict[str, Any]]:
         yield document.fields
 
 
-class _Counted(NamedTuple):
-    seeds: int
-    digest: str
-    """Of all seeds in their order."""
-
-
-def _count(options: GenerateOptions, prompts: dict[str, Prompts]) -> _Counted:
+def _count(options: GenerateOptions, prompts: dict[str, Prompts]) -> tuple[int, str]:
+    """(how many seeds there are, a digest of all in their order)."""
     seen: set[bytes] = set()
     whole = hashlib.sha256()
     number = 0
@@ -131,7 +126,7 @@ def _count(options: GenerateOptions, prompts: dict[str, Prompts]) -> _Counted:
         raise DataError(f"there is no seed in {', '.join(options.seeds)}")
     if len(seen) < number:
         raise DataError(f"{number - len(seen)} seeds have the seed_hash of another; answers are kept by it")
-    return _Counted(number, whole.hexdigest())
+    return number, whole.hexdigest()
 
 
 def _task(options: GenerateOptions, size: int, rank: int, report: Report) -> dict[str, Any]:
@@ -148,9 +143,8 @@ def _share(
              for sample in range(options.samples) if key(seed["seed_hash"], sample) in done))  # fmt: skip
     if next(share.questions(), None) is None:
         return share.result(Requests())
-    serve = (
-        own_server(options.server_command, wait_seconds=options.server_wait_seconds) if options.server_command else None
-    )
+    command = options.server_command
+    serve = own_server(command, wait_seconds=options.server_wait_seconds) if command else None
     # By host too: on a node that was cut off an element may still write while its successor runs on another.
     path = options.out / "parts" / f"{rank:05d}-of-{size:05d}.{socket.gethostname()}.jsonl"
     try:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from typer import Option
 
 from tools.cli_options import MaxBadLines, MaxBadShare, OwnFolder, TextKey, Workers
+from tools.data.options import Texts
 from tools.data.slurm_options import Array
 
 HERE = Path(__file__).parent
@@ -20,14 +21,14 @@ OURS = "the project's own"
 ChangeKind = Literal["number", "noun", "adjective"]
 CHANGE_KINDS: tuple[ChangeKind, ...] = ("number", "noun", "adjective")
 
-Pairs = Annotated[tuple[str, ...], Option("--input", help="Pairs: file, glob or folder, may be repeated.")]
+Pairs = Annotated[Texts, Option("--input", help="Pairs: file, glob or folder, may be repeated.")]
 Out = Annotated[Path, Option(help="File to write, .jsonl or .jsonl.zst; one that is there is replaced.")]
 Seed = Annotated[int, Option(min=0, help="Another seed, other choices.")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeedOptions:
-    inputs: Annotated[tuple[str, ...], Option("--input", help="Pages: file, glob or folder, may be repeated.")]
+    inputs: Annotated[Texts, Option("--input", help="Pages: file, glob or folder, may be repeated.")]
     out: Out
     quota: Annotated[int | None, Option(min=1, help="Most seeds of a discipline and language.", show_default="all")] = (
         None
@@ -50,13 +51,11 @@ class SeedOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateOptions:
-    seeds: Annotated[tuple[str, ...], Option(help="What `seeds` wrote: file or glob, may be repeated.")]
+    seeds: Annotated[Texts, Option(help="What `seeds` wrote: file or glob, may be repeated.")]
     model: Annotated[str, Option(help="Its name, as the server knows it.")]
     out: Annotated[Path, Option(help="Folder of the answers; the same command goes on in it.")]
-    endpoints: Annotated[tuple[str, ...], Option("--endpoint", help="URL up to /v1, may be repeated.")] = ()
-    local: Annotated[
-        Path | None, Option(help="Hugging Face folder, run here without a server.", show_default=False)
-    ] = None
+    endpoints: Annotated[Texts, Option("--endpoint", help="URL up to /v1, may be repeated.")] = ()
+    local: Annotated[Path | None, Option(help="Hugging Face folder, run here without a server.")] = None
     server_command: Annotated[
         str | None, Option(help="Starts a server, ended afterwards; {port} and {host} are filled in.")
     ] = None
@@ -83,11 +82,9 @@ class CorruptOptions:
     share: Annotated[float, Option(min=0.0, max=1.0, help="Of the pairs (documents) that are made wrong.")]
     out: Out
     seed: Seed = 1234
-    keys: Annotated[tuple[str, ...], Option("--key", help="Texts to change, may be repeated.")] = (
-        "answer", "final_answer",
-    )  # fmt: skip
+    keys: Annotated[Texts, Option("--key", help="Texts to change, may be repeated.")] = ("answer", "final_answer")
     """Those a record lacks are passed over, but the first."""
-    language: Annotated[str | None, Option(help="zh or en, of records that do not say it.", show_default=False)] = None
+    language: Annotated[str | None, Option(help="zh or en, of records that do not say it.")] = None
     kinds: Annotated[tuple[ChangeKind, ...], Option("--kind", help="What is changed, may be repeated.")] = CHANGE_KINDS
     """Numbers; nouns, into others of one field; adjectives, into antonyms."""
     wordnet: Annotated[Path | None, Option(help="Folder of WordNet's files.", show_default="/usr/share/wordnet")] = None
@@ -100,13 +97,9 @@ class CorruptOptions:
 class CheckOptions:
     inputs: Pairs
     out: OwnFolder
-    benchmarks: Annotated[
-        tuple[str, ...], Option(help="Evaluation files to keep out, may be repeated.", show_default=False)
-    ] = ()
+    benchmarks: Annotated[Texts, Option(help="Evaluation files to keep out, may be repeated.")] = ()
     """None: nothing is known of contamination, and the report says so."""
-    benchmark_keys: Annotated[
-        tuple[str, ...], Option("--benchmark-key", help="Key of their texts; default: known ones.", show_default=False)
-    ] = ()
+    benchmark_keys: Annotated[Texts, Option("--benchmark-key", help="Key of their texts; default: known ones.")] = ()
     run_code: Annotated[
         bool, Option("--run-code", help="Run code against its examples; refused without a sandbox.")
     ] = False
@@ -126,19 +119,12 @@ class AuditOptions:
     inputs: Pairs
     out: OwnFolder
     sample: Annotated[int, Option(min=1, help="Pairs of each discipline; all of a smaller one.")] = 100
-    url: Annotated[
-        str | None, Option(help="The judge's server, OpenAI's interface, up to /v1.", show_default=False)
-    ] = None
+    url: Annotated[str | None, Option(help="The judge's server, OpenAI's interface, up to /v1.")] = None
     """None: the verdicts come from `filled`."""
-    model: Annotated[str | None, Option(help="The judge.", show_default=False)] = None
-    calibration: Annotated[
-        tuple[str, ...],
-        Option(help="Pairs known: wrong with the key corruption, right without.", show_default=False),
-    ] = ()
+    model: Annotated[str | None, Option(help="The judge.")] = None
+    calibration: Annotated[Texts, Option(help="Pairs known: wrong with the key corruption, right without.")] = ()
     calibration_sample: Annotated[int, Option(min=1, help="Of the wrong and of the right ones.")] = 200
-    filled: Annotated[
-        Path | None, Option(help="sheet.csv with a person's verdicts, in place of a judge.", show_default=False)
-    ] = None
+    filled: Annotated[Path | None, Option(help="sheet.csv with a person's verdicts, in place of a judge.")] = None
     judged_by: Annotated[str, Option(help="Who filled the sheet in, for the report.")] = "a person"
     parallel: Annotated[int, Option(min=1, help="Requests at a time.")] = 8
     timeout_seconds: Annotated[float, Option(min=0.1, help="Of a request.")] = 120.0
@@ -150,17 +136,17 @@ class FormatOptions:
     inputs: Pairs
     out: Annotated[Path, Option(help="Folder for qa.jsonl.zst and report.json.")]
     tokenizer: Annotated[Path, Option(help="HF folder, tokenizer.json, or tokenizer.model; counts tokens.")]
-    audit: Annotated[Path | None, Option(help="audit.json of these files.", show_default=False)] = None
+    audit: Annotated[Path | None, Option(help="audit.json of these files.")] = None
     """None: said on purpose that there is none."""
     most_wrong: Annotated[
         float, Option("--accept-wrong-rate", min=0.0, max=1.0, help="Largest share of wrong pairs that is taken.")
     ] = 0.30
     """The recipe's corruption study (arXiv 2407.18743): below it hardly matters."""
     layouts: Annotated[
-        tuple[str, ...], Option("--layout", help="Name in layouts.yaml, may be repeated.", show_default="all")
+        Texts, Option("--layout", help="Name in layouts.yaml, may be repeated.", show_default="all")
     ] = ()
     """Each pair gets one by the hash of its id."""
-    pages: Annotated[tuple[str, ...], Option(help="Source pages, may be repeated.", show_default=False)] = ()
+    pages: Annotated[Texts, Option(help="Source pages, may be repeated.")] = ()
     page_share: Annotated[float, Option(min=0.0, max=1.0, help="Of the pairs, written behind their source page.")] = 0.0
     """Of those whose page is there."""
     page_key: Annotated[str, Option(help="Key of the pages' text.")] = "text"

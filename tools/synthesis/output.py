@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from data_mixers.errors import ConfigError, DataError
-from tools.data.documents import Document, read_documents
+from tools.data.documents import Document, read_lines
 from tools.data.readers import DROPPED, BadRecord, InputTask, find_inputs
 
 
@@ -40,10 +40,11 @@ def documents_of(
 ) -> Iterator[tuple[InputTask, Document]]:
     """Every document, with its task. Errors: DataError for a line that is none."""
     for task in tasks:
-        for document in read_documents(task, text_key=text_key, on_bytes=on_bytes):
+        for document in read_lines(task, text_key=text_key, on_bytes=on_bytes):
             if isinstance(document, BadRecord):
                 raise bad_line(task, document)
-            yield task, document
+            if document is not None:
+                yield task, document
 
 
 def bad_line(task: InputTask, bad: BadRecord) -> DataError:

@@ -5,7 +5,7 @@ prepare(record) ─> question, answer, final_answer ─ judge_pair ─> Verdict 
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,9 +35,8 @@ _FORMULA = re.compile(
     r"```.*?(?:```|\Z)|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]*\$|\\\(.*?\\\)|\\\[.*?\\\]|\\begin\{.*?\\end\{[^}]*\}|\\[a-zA-Z]+",
     re.DOTALL,
 )
-_TABLE = re.compile(
-    r"^[^\n]*\|[^\n]*\|[^\n]*\n\s*\|?\s*:?-{2,}", re.MULTILINE
-)  # of Markdown: then it is there to look at
+# Of Markdown: then it is there to look at.
+_TABLE = re.compile(r"^[^\n]*\|[^\n]*\|[^\n]*\n\s*\|?\s*:?-{2,}", re.MULTILINE)
 _LAST_EQUATION = re.compile(r"=[^\n]{1,80}$|->[^\n]{1,80}$|→[^\n]{1,80}$|\[[A-Z][a-z]\][^\n]*$")
 
 
@@ -130,17 +129,8 @@ def prepare(document: Document, rules: PairRules) -> Document | BadRecord:
     return record if isinstance(record, BadRecord) else prepared
 
 
-@dataclass(frozen=True)
-class Tools:
-    """What some rules need beside the pair."""
-
-    recomputer: Recomputer
-    sandbox: Sandbox | None
-    """None: code is not run."""
-
-
-def judge_pair(document: Document, rules: PairRules, tools: Tools) -> Verdict | None:
-    """The first rule the prepared pair breaks, cheap ones first; None keeps it."""
+def judge_pair(document: Document, rules: PairRules, recomputer: Recomputer, sandbox: Sandbox | None) -> Verdict | None:
+    """The first rule the prepared pair breaks, cheap ones first; None keeps it. sandbox None: code is not run."""
     if "unparsed" in document.fields:
         return Verdict(reason="unparsed", value=document.fields["unparsed"], limit=None)
     pair = record_of(document)
@@ -153,8 +143,8 @@ def judge_pair(document: Document, rules: PairRules, tools: Tools) -> Verdict | 
         or _repetition(pair, rules.repetition)
         or _reference(pair, rules.references)
         or _latex(pair)
-        or _arithmetic(pair, tools.recomputer)
-        or _code(pair, tools.sandbox)
+        or _arithmetic(pair, recomputer)
+        or _code(pair, sandbox)
     )
 
 
@@ -197,12 +187,10 @@ def _length(pair: QaRecord, rules: PairRules) -> Verdict | None:
         ("answer", pair.answer, rules.answer_units),
     ):
         count = len(units_of(text))
-        for reason, limit, is_broken in (
-            (f"{name}_too_short", limits.min, count < limits.min),
-            (f"{name}_too_long", limits.max, count > limits.max),
-        ):
-            if is_broken:
-                return Verdict(reason=reason, value=count, limit=limit)
+        if count < limits.min:
+            return Verdict(reason=f"{name}_too_short", value=count, limit=limits.min)
+        if count > limits.max:
+            return Verdict(reason=f"{name}_too_long", value=count, limit=limits.max)
     return None
 
 
@@ -232,11 +220,7 @@ def _language(pair: QaRecord, rule: PairLanguage) -> Verdict | None:
 
 def _repetition(pair: QaRecord, rules: Sequence[Rule]) -> Verdict | None:
     found = judge(Measured(pair.answer), rules)
-    return (
-        None
-        if found is None
-        else Verdict(reason="repetition", value=found.value, limit=found.limit, matched=found.reason)
-    )
+    return found and Verdict(reason="repetition", value=found.value, limit=found.limit, matched=found.reason)
 
 
 def _reference(pair: QaRecord, rule: References) -> Verdict | None:
@@ -252,11 +236,8 @@ def _reference(pair: QaRecord, rule: References) -> Verdict | None:
 def _latex(pair: QaRecord) -> Verdict | None:
     if pair.discipline == "code":
         return None
-    for text in (pair.question, pair.answer):
-        fault = latex_fault(text)
-        if fault is not None:
-            return Verdict(reason="latex", value=fault, limit=None)
-    return None
+    fault = latex_fault(pair.question) or latex_fault(pair.answer)
+    return None if fault is None else Verdict(reason="latex", value=fault, limit=None)
 
 
 def _arithmetic(pair: QaRecord, recomputer: Recomputer) -> Verdict | None:

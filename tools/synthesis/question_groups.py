@@ -50,12 +50,8 @@ def settle(paths: Sequence[Path], index: int, count: int, *, min_agreement: floa
         best, agrees = majority([normalised(answer) for _, answer in stated])
         votes = sum(agrees)
         kept = stated[best][0] if votes > min_agreement * len(stated) else -1
-        agreeing = {pair for (pair, _), agreed in zip(stated, agrees, strict=True) if agreed}
-        without = set(members) - {pair for pair, _ in stated}
-        for pair in members:
-            if pair != kept:
-                disagrees = kept < 0 or (pair not in agreeing and pair not in without)
-                found.append((pair, kept, votes, len(stated), int(disagrees)))
+        others = {pair for (pair, _), agreed in zip(stated, agrees, strict=True) if not agreed}
+        found += [(pair, kept, votes, len(stated), int(kept < 0 or pair in others)) for pair in members if pair != kept]
     _answers.cache_clear()
     return np.array(sorted(found), dtype=FINDING)
 

@@ -15,7 +15,8 @@ import select
 import subprocess
 import sys
 from fractions import Fraction
-from typing import IO
+from operator import add, mul, neg, truediv
+from typing import IO, Any
 
 from data_mixers.errors import DataError
 from tools.synthesis.expression import MAX_EXPONENT, Node, NotAnExpressionError, parse
@@ -25,6 +26,7 @@ START_SECONDS = 60.0
 MEMORY_BYTES = 1 << 30
 MAX_RESULT_DIGITS = 2000
 FLOAT_DIGITS = 17
+_OPERATIONS: dict[str, Any] = {"+": add, "-": neg, "*": mul, "/": truediv, "^": pow}
 
 
 class Recomputer:
@@ -89,9 +91,7 @@ def _line(stream: IO[str], seconds: float) -> str | None:
     """The next line, which the child writes at once; None after so many seconds, or if the child has ended."""
     poll = select.poll()
     poll.register(stream, select.POLLIN)
-    if not poll.poll(1000 * seconds):
-        return None
-    return stream.readline() or None
+    return (stream.readline() or None) if poll.poll(1000 * seconds) else None
 
 
 def serve() -> None:
@@ -135,22 +135,11 @@ def _evaluated(node: Node) -> "sympy.Expr":  # type: ignore[name-defined]  # noq
     if node.operation == "number":
         return Rational(node.number)
     parts = [_evaluated(part) for part in node.parts]
-    match node.operation:
-        case "+":
-            return parts[0] + parts[1]
-        case "-":
-            return -parts[0]
-        case "*":
-            return parts[0] * parts[1]
-        case "/":
-            return parts[0] / parts[1]
-        case "sqrt":
-            return sqrt(parts[0])
-        case "^":
-            if abs(parts[1]) > MAX_EXPONENT:
-                raise ValueError("the exponent is too large")
-            return parts[0] ** parts[1]
-    raise ValueError(node.operation)
+    if node.operation == "sqrt":
+        return sqrt(parts[0])
+    if node.operation == "^" and abs(parts[1]) > MAX_EXPONENT:
+        raise ValueError("the exponent is too large")
+    return _OPERATIONS[node.operation](*parts)
 
 
 if __name__ == "__main__":

@@ -77,25 +77,25 @@ class Sandbox:
             partial(_command, self, limits), program=program, stdin=stdin, limits=limits, drop_to=self.drop_to
         )
 
-    def check(self, program: str, examples: Sequence[Example], *, limits: Limits = DEFAULT_LIMITS) -> Verdict:
+    def check(self, program: str, examples: Sequence[Example]) -> Verdict:
         """Run a program once per example and stop at the first failure.
 
         The expected output never enters the sandbox. A `test` counts only if control comes back after it, so a program
         that leaves early (sys.exit) fails; one that reads its own file on purpose could still pretend.
         """
         for number, example in enumerate(examples, start=1):
-            reason = self._failure(program, example, limits)
+            reason = self._failure(program, example)
             if reason:
                 return Verdict(False, f"example {number}: {reason}")
         return Verdict(bool(examples), "" if examples else "no examples")
 
-    def _failure(self, program: str, example: Example, limits: Limits) -> str:
+    def _failure(self, program: str, example: Example) -> str:
         if example.stdout is None and example.test is None:
             raise ConfigError("an example needs stdout or test")
         token = secrets.token_hex(16)
         if example.test is not None:
             program = f"{program}\n{example.test}\nprint('\\n{token}')\n"
-        outcome = self.run(program, stdin=example.stdin, limits=limits)
+        outcome = self.run(program, stdin=example.stdin)
         if outcome.reason != "ok":
             return outcome.summary()
         printed = outcome.stdout
@@ -119,9 +119,7 @@ def require_sandbox() -> Sandbox:
     for python in _interpreters():
         sandbox = Sandbox(bubblewrap, python, drop_to)
         try:
-            outcome = sandbox.run(
-                "import os; print(os.getuid(), len(os.listdir('/proc/self/ns')))", limits=DEFAULT_LIMITS
-            )
+            outcome = sandbox.run("import os; print(os.getuid(), len(os.listdir('/proc/self/ns')))")
         except ConfigError as error:
             failures.append(f"{python}: {error}")
             continue
@@ -168,9 +166,8 @@ def _command(
         "--setenv", "HOME", "/tmp", "--setenv", "LC_ALL", "C.UTF-8", "--setenv", "OMP_NUM_THREADS", "1",
     ]  # fmt: skip
     for path in _read_only(sandbox.python):
-        command += (
-            ["--symlink", str(Path(path).readlink()), path] if Path(path).is_symlink() else ["--ro-bind", path, path]
-        )
+        is_link = Path(path).is_symlink()
+        command += ["--symlink", str(Path(path).readlink()), path] if is_link else ["--ro-bind", path, path]
     # Every other place where a byte could be kept is read-only: the root and /dev are file systems in memory too.
     return [
         *command, "--proc", "/proc", "--dev", "/dev", "--size", str(TMP_BYTES), "--tmpfs", "/tmp",

@@ -102,13 +102,9 @@ def run_bubblewrap(
         _kill_all(pidfd)
         code = process.wait()
         ran_out = group.ran_out_of_memory()
-    return Outcome(
-        hit or _reason(code, stderr, ran_out=ran_out),
-        code,
-        stdout.decode(errors="replace"),
-        stderr.decode(errors="replace"),
-        time.monotonic() - started,
-    )
+    printed, complained = (said.decode(errors="replace") for said in (stdout, stderr))
+    reason = hit or _reason(code, stderr, ran_out=ran_out)
+    return Outcome(reason, code, printed, complained, time.monotonic() - started)
 
 
 def _start(

@@ -11,7 +11,6 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,13 @@ import numpy as np
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
-from tools.data.calls import Call
+from tools.data.calls import Call, deciding
 from tools.data.clean import clean
-from tools.data.documents import TOPIC_KEY, Document, DocumentWriter, read_documents
+from tools.data.documents import TOPIC_KEY, Document, DocumentWriter, TaskDocuments
 from tools.data.exact_duplicates import content_hash
 from tools.data.options import CleanOptions
-from tools.data.readers import BadRecord, InputTask, find_inputs, plan_tasks
-from tools.data.stage import Report, Stage, only_one, remove_work, run_stage
+from tools.data.readers import InputTask, find_inputs, plan_tasks
+from tools.data.stage import Report, only_one, remove_work
 from tools.data.units import num_han, units_of
 from tools.synthesis.options import SEED_RULES, SeedOptions
 from tools.synthesis.output import check_no_input, check_out, documents_of
@@ -55,8 +54,8 @@ def write_seeds(options: SeedOptions) -> dict[str, Any]:
     check_no_input(options.out, tasks)
     work = options.out.with_name(f".{options.out.name}.work")
     rules = {language: (options.rules / f"{language}.json").read_text("utf-8") for language in LANGUAGES}
-    kept = {key: value for key, value in asdict(options).items() if key not in ("inputs", "out", "rules", "workers")}
-    call = Call(out=work, command="seeds", options=kept | {"rules": rules}, tasks=tasks)
+    decided = deciding(options, rules=rules)
+    call = Call(out=work, command="seeds", options=decided, tasks=tasks, workers=options.workers)
     with only_one(work):
         mark = work / "call"
         if not mark.exists() or mark.read_text() != call.fingerprint:
@@ -64,27 +63,20 @@ def write_seeds(options: SeedOptions) -> dict[str, Any]:
                 if entry.name != ".in_use":
                     shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
             write_atomic(mark, call.fingerprint.encode())
-        report = _make(options, tasks, work, call.fingerprint)
+        report = _make(options, call)
         path = options.out.with_name(f"{options.out.name}.report.json")
         write_atomic(path, json.dumps(report, ensure_ascii=False, indent=1).encode())
     remove_work(work)
     return report
 
 
-def _make(options: SeedOptions, tasks: list[InputTask], work: Path, fingerprint: str) -> dict[str, Any]:
-    stage = Stage(
-        name="Punkt", work=work / "train", fingerprint=fingerprint, sizes=(TRAINING_CHARACTERS,),
-        do=partial(_train, options, tasks, work / PUNKT),
-    )  # fmt: skip
-    run_stage(stage, workers=1, unit="M characters")
-    (work / "candidates").mkdir(exist_ok=True)
-    stage = Stage(
-        name="cut", work=work / "cut", fingerprint=fingerprint, sizes=tuple(task.size_bytes for task in tasks),
-        do=partial(_cut_task, options, tasks, work),
-    )  # fmt: skip
+def _make(options: SeedOptions, call: Call) -> dict[str, Any]:
+    train = partial(_train, options, call.tasks, call.out / PUNKT)
+    call.run("Punkt", train, sizes=(TRAINING_CHARACTERS,), unit="M characters")
+    (call.out / "candidates").mkdir(exist_ok=True)
     pages: Counter[str] = Counter()
     cut = not_chosen = 0
-    for result in run_stage(stage, workers=options.workers):
+    for result in call.run("cut", partial(_cut_task, options, call.tasks, call.out)):
         pages.update(result["pages"])
         cut += result["snippets"]
         not_chosen += result["not_chosen"]
@@ -94,10 +86,10 @@ def _make(options: SeedOptions, tasks: list[InputTask], work: Path, fingerprint:
         raise DataError(
             f"no snippet in {sum(pages.values())} pages ({dict(pages)}); look at the rules in {options.rules}"
         )
-    deduped = work / "deduped"
+    deduped = call.out / "deduped"
     cleaned = clean(
         CleanOptions(
-            inputs=(str(work / "candidates"),), out=deduped, rules=SEED_RULES / "dedup.yaml",
+            inputs=(str(call.out / "candidates"),), out=deduped, rules=SEED_RULES / "dedup.yaml",
             near_duplicates=options.near_duplicates, workers=options.workers,
         )
     )  # fmt: skip
@@ -122,8 +114,8 @@ def _train(options: SeedOptions, tasks: list[InputTask], path: Path, index: int,
     def texts() -> Iterator[str]:
         characters = 0
         for task in tasks:
-            for document in read_documents(task, text_key=options.text_key, on_bytes=lambda size: None):
-                if isinstance(document, BadRecord) or _language(options, document, units_of(document.text)) != "en":
+            for document in TaskDocuments(task, text_key=options.text_key):
+                if _language(options, document, units_of(document.text)) != "en":
                     continue
                 yield document.text
                 report(len(document.text))
@@ -144,11 +136,9 @@ def _cut_task(options: SeedOptions, tasks: list[InputTask], work: Path, index: i
     punkt = load_punkt(work / PUNKT, rules["en"].abbreviations)
     pages: Counter[str] = Counter()
     found = not_chosen = 0
+    documents = TaskDocuments(tasks[index], text_key=options.text_key, on_bytes=report)
     with DocumentWriter(work / "candidates" / f"{index:07d}.jsonl.zst") as writer:
-        for document in read_documents(tasks[index], text_key=options.text_key, on_bytes=report):
-            if isinstance(document, BadRecord):
-                pages["no_document"] += 1
-                continue
+        for document in documents:
             units = units_of(document.text)
             language = _language(options, document, units)
             if language not in rules:
@@ -165,36 +155,30 @@ def _cut_task(options: SeedOptions, tasks: list[InputTask], work: Path, index: i
             )  # fmt: skip
             pages["with_snippets" if texts else "no_snippet"] += 1
             found += len(texts)
-            order = sorted(range(len(texts)), key=lambda place: _key(options.seed, _hash(texts[place])))
+            order = sorted(range(len(texts)), key=lambda place: _key(options.seed, content_hash(texts[place]).hex()))
             not_chosen += max(0, len(texts) - options.per_page)
             for place in sorted(order[: options.per_page]):
                 writer.write(_seed(document, texts[place], language, picked))
+    if documents.bad:
+        pages["no_document"] = len(documents.bad)
     return {"pages": dict(pages), "snippets": found, "not_chosen": not_chosen}
 
 
 def _pick(options: SeedOptions, document: Document, rules: SeedRules, num_units: int) -> Picked | None:
     if options.discipline is not None:
         return Picked(options.discipline, "option", 0.0)
-    topic, url = (document.fields.get(key) for key in (TOPIC_KEY, "url"))
-    return rules.pick(
-        document.text,
-        num_units=num_units,
-        topic=topic if isinstance(topic, str) else None,
-        url=url if isinstance(url, str) else None,
-    )
+    given = (document.fields.get(key) for key in (TOPIC_KEY, "url"))
+    topic, url = (value if isinstance(value, str) else None for value in given)
+    return rules.pick(document.text, num_units=num_units, topic=topic, url=url)
 
 
 def _seed(document: Document, text: str, language: str, picked: Picked) -> dict[str, Any]:
-    digest = _hash(text)
+    digest = content_hash(text).hex()
     own = {key: document.fields[key] for key in ("url", TOPIC_KEY) if isinstance(document.fields.get(key), str)}
     return {
         "id": digest, "text": text, "seed_id": document.id, "seed_hash": digest, "discipline": picked.discipline,
         "language": language, "picked_by": picked.by, "keywords_per_hundred": round(picked.per_hundred, 2),
     } | own  # fmt: skip
-
-
-def _hash(text: str) -> str:
-    return content_hash(text).hex()
 
 
 def _key(seed: int, digest: str) -> int:

@@ -113,11 +113,8 @@ class HttpGenerator:
                     raise RefusedError(f"answer over {self._max_bytes} bytes")
         status = response.status
         if status in BUSY or status >= 500:
-            raise FaultyError(
-                f"status {status}",
-                blames_server=status in BUSY,
-                retry_after=_seconds(response.headers.get("Retry-After", "")),
-            )
+            retry_after = _seconds(response.headers.get("Retry-After", ""))
+            raise FaultyError(f"status {status}", blames_server=status in BUSY, retry_after=retry_after)
         if status in MISTAKEN or 300 <= status < 400:
             raise ConfigError(f"{endpoint.url} answers {status}, so URL, model or key are wrong: {_start(content)}")
         if status != 200:

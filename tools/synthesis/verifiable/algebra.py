@@ -20,17 +20,14 @@ def topics() -> list[Topic]:
     roots = [(r, s) for r in range(-15, 16) for s in range(r, 16)]
     binomials = [(a, b) for a in range(1, 10) for b in nonzero(15)]
     pairs = [(first, second) for index, first in enumerate(binomials) for second in binomials[index:]]
+    values = Choices(a=nonzero(9), b=range(-9, 10), c=range(-20, 21), at=nonzero(12))
     return [
         over("linear_equation", Choices(slopes=slopes, b=nonzero(30), d=range(-30, 31)), _linear_equation),
         over("quadratic_equation", Choices(a=range(1, 8), roots=roots), _quadratic_equation),
         over("completing_the_square", Choices(pair=IRRATIONAL), lambda pair: _completing_the_square(*pair)),
         over("linear_system", Choices(rows=INDEPENDENT, x=range(-9, 10), y=range(-9, 10)), _linear_system),
         over("expansion", Choices(pair=pairs), lambda pair: _expansion(*pair)),
-        over(
-            "polynomial_value",
-            Choices(a=nonzero(9), b=range(-9, 10), c=range(-20, 21), at=nonzero(12)),
-            _polynomial_value,
-        ),
+        over("polynomial_value", values, _polynomial_value),
     ]
 
 

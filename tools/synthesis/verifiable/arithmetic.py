@@ -66,12 +66,7 @@ def _fractions(first: tuple[int, int], second: tuple[int, int], sign: int) -> Va
 def _percentage(half_percents: int, whole: int) -> Values:
     percent = Decimal(half_percents) / 2
     result = plain(percent * whole / 100)
-    return {
-        "percent": plain(percent),
-        "whole": str(whole),
-        "share": plain(percent / 100),
-        "final": result,
-    }
+    return {"percent": plain(percent), "whole": str(whole), "share": plain(percent / 100), "final": result}
 
 
 def _distance(speed: int, quarters: int) -> Values:

@@ -32,12 +32,7 @@ def _euclid(a: int, b: int) -> list[str]:
 
 def _gcd(n: int, step: int) -> Values:
     larger = n + step
-    return {
-        "n": str(n),
-        "m": str(larger),
-        "steps": "\n".join(_euclid(larger, n)),
-        "final": str(gcd(n, larger)),
-    }
+    return {"n": str(n), "m": str(larger), "steps": "\n".join(_euclid(larger, n)), "final": str(gcd(n, larger))}
 
 
 def _lcm(n: int, step: int) -> Values:
