@@ -59,7 +59,7 @@ def read_run(run: Path, *, arm: str, seed: int, global_batch_size: int) -> Measu
         Point(consumed_tokens=tokens[number], read=_read(sampler, number * global_batch_size), nll=losses[number])
         for number in sorted(losses)
     )
-    seconds = sum(row["step_seconds"] for row in rows if row["kind"] == "train")
+    seconds = next((row["productive_seconds"] for row in reversed(rows) if row["kind"] == "train"), 0.0)
     return Measured(arm=arm, seed=seed, curve=curve, seconds=seconds)
 
 
