@@ -123,3 +123,4 @@ def test_the_number_of_documents_changes_the_shape_of_cu_seqlens_rarely(count: i
         device=torch.device("cpu"),
     ).row  # fmt: skip
     assert len(row.cu_seqlens_q) == padded + 1
+    assert set(row.cu_seqlens_q.tolist()[count:]) == {row.bounds[-1]}
