@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 GLOBAL_BATCH, MICRO_BATCH = 8, 2
-BETAS = (0.9, 0.95)
+LR, BETAS = 1e-4, (0.9, 0.95)
 
 
 class MasterAdamW(torch.optim.Optimizer):
@@ -83,18 +83,15 @@ def train(
             logging_strategy="steps", logging_steps=1, remove_unused_columns=False, max_grad_norm=1.0,
             dataloader_num_workers=0, disable_tqdm=True, gradient_checkpointing=deepspeed,
             deepspeed=_zero_2(precision) if deepspeed else None, bf16=deepspeed and precision == "bf16",
+            learning_rate=LR, lr_scheduler_type="constant", weight_decay=weight_decay, adam_beta1=BETAS[0],
+            adam_beta2=BETAS[1], optim="adamw_torch_fused",
         )  # fmt: skip
         clock = Clock()
-        parameters = list(model.parameters())
-        optimizer: torch.optim.Optimizer = (
-            torch.optim.AdamW(parameters, lr=1e-4, betas=BETAS, weight_decay=weight_decay, fused=True)
-            if deepspeed
-            else MasterAdamW(parameters, lr=1e-4, weight_decay=weight_decay)
-        )
-        constant = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
-        trainer = InOrder(
-            model=model, args=arguments, train_dataset=Tokens(), callbacks=[clock], optimizers=(optimizer, constant)
-        )
+        optimizers: Any = (None, None)  # under DeepSpeed Trainer makes its own, as its arguments say
+        if not deepspeed:
+            masters = MasterAdamW(list(model.parameters()), lr=LR, weight_decay=weight_decay)
+            optimizers = (masters, torch.optim.lr_scheduler.LambdaLR(masters, lambda _: 1.0))
+        trainer = InOrder(model=model, args=arguments, train_dataset=Tokens(), callbacks=[clock], optimizers=optimizers)
         trainer.train()
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     return {"seconds": statistics.median(clock.seconds[1:]), "losses": losses}
