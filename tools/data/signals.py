@@ -38,9 +38,13 @@ def signals_of(text: bytes, num_tokens: int) -> Signals:
     if not text or num_tokens < 1:
         return Signals()
     decoded = text.decode("utf-8", errors="replace")
-    units = [match[1] or match[2].lower() for match in islice(_UNIT.finditer(decoded), COUNTED_UNITS)]
     return Signals(
         compression_ratio=len(text) / len(zlib.compress(text, ZLIB_LEVEL)),
-        lexical_diversity=len(set(units)) / len(units) if units else None,
+        lexical_diversity=_diversity(decoded),
         characters_per_token=len(decoded) / num_tokens,
     )
+
+
+def _diversity(text: str) -> float | None:
+    units = [match[1] or match[2].lower() for match in islice(_UNIT.finditer(text), COUNTED_UNITS)]
+    return len(set(units)) / len(units) if units else None
