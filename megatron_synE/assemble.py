@@ -16,7 +16,7 @@ from megatron_synE.checkpoint.save import Saver
 from megatron_synE.checkpoint.training_state import check_masters
 from megatron_synE.config.derive import RunPlan, derive
 from megatron_synE.config.examine import Examination
-from megatron_synE.config.load import LoadedConfig, resolved_tree
+from megatron_synE.config.load import LoadedConfig
 from megatron_synE.config.schema import RunConfig
 from megatron_synE.data.probe import Probe
 from megatron_synE.data.scheduled_dataset import ScheduledDataset
@@ -30,7 +30,7 @@ from megatron_synE.run_files import config_digest, lineage, write_run_files
 from megatron_synE.runtime.control import Agreement, StopRequest, agreed, from_rank_zero, require_same
 from megatron_synE.runtime.device import Device
 from megatron_synE.runtime.distributed import Groups
-from megatron_synE.runtime.run_dir import RunDir, versions
+from megatron_synE.runtime.run_dir import RunDir
 from megatron_synE.runtime.watchdog import Watchdog
 from megatron_synE.start import Start, check_resumable, find_start, mixture_to_follow
 from megatron_synE.step_log import StepLog, ValidationLog
@@ -48,7 +48,8 @@ def assemble(
     stop_request = StopRequest()
     assert examination.architecture is not None and examination.hf_config is not None
     assert examination.schedule is not None
-    require_same(groups.control, _facts(config, examination))
+    held_out = [[shard.bin_sha256 for s in m.sources for shard in s.shards] for m in examination.validation_manifests]
+    require_same(groups.control, {"data": examination.schedule.digest(), "held-out data": held_out})
     plan = derive(config, examination.architecture, dist.get_world_size(), device=device.kind)
     is_writer, operations = dist.get_rank() == 0, config.operations
     agreed(groups.control, lambda: run_dir.take(takeover=config.run.takeover) if is_writer else None)
@@ -138,18 +139,6 @@ def assemble(
         tokenizer_digest=tokenizer.digest,
         lineage=lineage(config, examination, start),
     )
-
-
-def _facts(config: RunConfig, examination: Examination) -> dict[str, object]:
-    """What must be the same on every rank. Kernels follow from packages and configuration."""
-    assert examination.schedule is not None
-    held_out = [[shard.bin_sha256 for s in m.sources for shard in s.shards] for m in examination.validation_manifests]
-    return {
-        "configuration": resolved_tree(config),
-        "data": examination.schedule.digest(),
-        "held-out data": held_out,
-        **versions(),
-    }
 
 
 def _begin_attempt(

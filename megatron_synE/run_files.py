@@ -41,14 +41,17 @@ def write_run_files(
 ) -> None:
     """run_config.yaml, schedule.json and manifest.json. The holder of the lease calls it.
 
-    A resumed run may have another configuration; what has changed is logged, and kept with the attempt.
+    A resumed run may have another configuration; what has changed since the last start is logged, and kept with it.
     """
     previous = read_run_manifest(run_dir)
     changes = {}
     if start.mode == "resume" and start.state is not None and "resolved" in previous:
         changes = config_changes(previous["resolved"], masked(resolved_tree(loaded.resolved)))
         for key, (was, now) in changes.items():
-            logger.warning("%s was %s until iteration %d and is %s now", key, was, start.state.iteration, now)
+            logger.warning(
+                "%s was %s at the last start and is %s at this one, which goes on from iteration %d",
+                key, was, now, start.state.iteration,
+            )  # fmt: skip
     run_dir.write("run_config.yaml", run_config(loaded.resolved))
     run_dir.write("schedule.json", schedule.to_json() + "\n")
     write_run_manifest(

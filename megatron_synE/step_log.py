@@ -86,10 +86,10 @@ class StepLog:
         self._unlogged.append(seconds)
         if iteration % interval and iteration != self.plan.train_iters:
             return
+        seconds, self._unlogged = statistics.fmean(self._unlogged), []
         self._compare_ranks(iteration, timer)
         if dist.get_rank() != 0:
             return
-        seconds, self._unlogged = statistics.fmean(self._unlogged), []
         tokens_per_second = self.plan.tokens_per_iteration / seconds
         flops = training_flops_per_token(self.plan.architecture, seq_length=self.config.training.seq_length)
         tflops = flops * tokens_per_second / self.plan.world_size / 1e12

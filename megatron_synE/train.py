@@ -17,11 +17,11 @@ from megatron_synE import exit_codes
 from megatron_synE.checkpoint import layout
 from megatron_synE.config.examine import examine
 from megatron_synE.config.fault import require
-from megatron_synE.config.load import LoadedConfig, load_config
+from megatron_synE.config.load import LoadedConfig, load_config, resolved_tree
 from megatron_synE.exit_codes import HangError, OneRankError
 from megatron_synE.runtime.environment import ALONE, Ranks, allow_many_files, hide_cuda, ranks_from_environment
 from megatron_synE.runtime.launch import default_nproc, launch
-from megatron_synE.runtime.run_dir import RunDir
+from megatron_synE.runtime.run_dir import RunDir, versions
 
 if TYPE_CHECKING:
     from megatron_synE.events import Event
@@ -106,7 +106,9 @@ def build_trainer(loaded: LoadedConfig, config_path: Path, ranks: Ranks = ALONE)
     from megatron_synE.runtime import distributed
 
     device = devices.select(config.device, local_rank=ranks.local_rank)
-    groups = distributed.initialize(device, ranks, config.parallel, seed=config.run.seed)
+    # Each rank reads its files by itself; packages decide which kernels are taken.
+    facts = {"configuration": resolved_tree(config), **versions()}
+    groups = distributed.initialize(device, ranks, config.parallel, seed=config.run.seed, facts=facts)
     run_dir = RunDir(config.run.dir)
     run_dir.create()
     return assemble(loaded, examination, device, groups, run_dir)

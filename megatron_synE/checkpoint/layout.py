@@ -276,8 +276,9 @@ def prune(
 ) -> list[Path]:
     """Delete complete checkpoints but the newest `keep_last` (None keeps all), and temporary folders; what went.
 
-    reach: how many iterations the run may have to go back from any next one. The newest checkpoint that lies so far
-    back is kept too: those of preemptions lie closer than an interval. Until there is one, the oldest.
+    reach: how many iterations the run may have to go back from any next one, when it has not just gone back. The
+    newest checkpoint that lies so far back is kept too: those of preemptions lie closer than an interval. Until there
+    is one, the oldest.
     written: the one just written, after which none counts: the run passed over those, because their content is damaged.
     lease: of a run; of the temporary folders only its own go. Those of others went when it was taken.
     Call it only when no save is under way in `checkpoints_dir`. An incomplete iter_* folder is left for a person.

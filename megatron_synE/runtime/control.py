@@ -61,8 +61,9 @@ def require_same(group: dist.ProcessGroup, facts: Mapping[str, object]) -> None:
     """
     found: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(found, dict(facts), group=group)
+    keys = dict.fromkeys(key for theirs in found for key in theirs)  # one rank may have a fact that others lack
     for rank, theirs in enumerate(found):
-        if other := [key for key in facts if theirs.get(key) != found[0].get(key)]:
+        if other := [key for key in keys if theirs.get(key) != found[0].get(key)]:
             raise ConfigError(
                 f"rank {rank} does not have rank 0's {', '.join(other)}: a file was edited while the run started, its "
                 "node sees an old copy or has another installation; start again when all nodes have the same"

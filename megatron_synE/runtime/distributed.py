@@ -1,7 +1,7 @@
 """Process groups: megatron-core's, and the two that its parallel_state does not hold."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from megatron_synE.config.schema import ParallelSection
 from megatron_synE.model.context_part import ContextPart
+from megatron_synE.runtime.control import require_same
 from megatron_synE.runtime.device import Device
 from megatron_synE.runtime.environment import Ranks
 from megatron_synE.runtime.mcore import parallel_state, tensor_parallel
@@ -26,8 +27,14 @@ class Groups:
     """gloo over all ranks: used by the thread that writes checkpoints, so it cannot cross training's collectives."""
 
 
-def initialize(device: Device, ranks: Ranks, parallel: ParallelSection, *, seed: int) -> Groups:
-    """Start torch.distributed and megatron-core's parallel state. Collective: every rank."""
+def initialize(
+    device: Device, ranks: Ranks, parallel: ParallelSection, *, seed: int, facts: Mapping[str, object] | None = None
+) -> Groups:
+    """Start torch.distributed and megatron-core's parallel state. Collective: every rank.
+
+    facts: what must be the same on every rank, compared before their groups are made by it.
+    Errors: ConfigError on every rank if it is not.
+    """
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "0" if ranks.world_size == 1 else "29500")
     # A single process needs no port.
@@ -37,8 +44,10 @@ def initialize(device: Device, ranks: Ranks, parallel: ParallelSection, *, seed:
         device.backend, store=store, rank=ranks.rank, world_size=ranks.world_size,
         timeout=timedelta(minutes=30), **options,
     )  # fmt: skip
+    control = dist.new_group(backend="gloo")
+    require_same(control, facts or {})
     initialize_model_parallel(parallel, seed=seed)
-    return Groups(control=dist.new_group(backend="gloo"), checkpoint=dist.new_group(backend="gloo"))
+    return Groups(control=control, checkpoint=dist.new_group(backend="gloo"))
 
 
 def initialize_model_parallel(parallel: ParallelSection, *, seed: int) -> None:

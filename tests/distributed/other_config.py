@@ -1,15 +1,32 @@
-"""One rank of a run whose rank 1 has another learning rate, or OTHER_MANIFEST: argv = config, overrides."""
+"""One rank of a run whose rank 1 has OTHER as a further override, or sees another folder: argv = config, overrides.
+
+COPY=folder:other   rank 1 reads manifest.json of `other` where the configuration names `folder`
+"""
 
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from megatron_synE.runtime.environment import hide_cuda
-from megatron_synE.train import end_as_one_rank
 
 hide_cuda()
-other = []
+
+from megatron_synE.config import examine  # noqa: E402
+from megatron_synE.train import end_as_one_rank  # noqa: E402
+
+overrides = sys.argv[2:]
+read_manifest = examine.read_manifest
+
+
+def of_the_copy(path: Path) -> Any:
+    folder, other = map(Path, os.environ["COPY"].split(":"))
+    return read_manifest(other if path == folder else path)
+
+
 if os.environ["RANK"] == "1":
-    manifest = os.environ.get("OTHER_MANIFEST")
-    other = [f"data.manifests=[{manifest}]"] if manifest else ["optimizer.lr=2e-3"]
-end_as_one_rank(Path(sys.argv[1]), [*sys.argv[2:], *other])
+    if "OTHER" in os.environ:
+        overrides.append(os.environ["OTHER"])
+    if "COPY" in os.environ:
+        examine.read_manifest = of_the_copy
+end_as_one_rank(Path(sys.argv[1]), overrides)

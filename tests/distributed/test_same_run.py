@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from data_mixers.errors import ConfigError
 from megatron_synE.run_files import config_changes
+from megatron_synE.runtime import control
 from tests import tiny
 
 OTHER_CONFIG = Path(__file__).with_name("other_config.py")
@@ -25,9 +27,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_a_rank_with_another_configuration_ends_the_run_before_it_begins(root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("other", ["optimizer.lr=2e-3", "parallel.tensor_model_parallel_size=2"])
+def test_a_rank_with_another_configuration_ends_the_run_before_it_begins(
+    root: Path, tmp_path: Path, other: str
+) -> None:
     arguments = ["-c", tiny.LAUNCH, 2, OTHER_CONFIG, root / "run.yaml", f"run.dir={tmp_path / 'run'}"]
-    done = tiny.python(*arguments)
+    done = tiny.python(*arguments, OTHER=other)
     assert done.returncode == 2, done.stderr[-4000:]
     assert done.stderr.count("error: rank 1 does not have rank 0's configuration: a file was edited") == 1
     assert "Traceback" not in done.stderr
@@ -35,14 +40,29 @@ def test_a_rank_with_another_configuration_ends_the_run_before_it_begins(root: P
 
 
 def test_a_rank_with_other_data_is_named(root: Path, tmp_path: Path) -> None:
-    """The same names and sizes, other tokens: as where one node has an older copy."""
+    """The same configuration, names and sizes, other tokens: as where one node has an older copy."""
     tiny.manifest(tmp_path / "copy", tiny.TWO_LANGUAGES, seed=5)
     done = tiny.python(
         "-c", tiny.LAUNCH, 2, OTHER_CONFIG, root / "run.yaml", f"run.dir={tmp_path / 'run'}",
-        OTHER_MANIFEST=str(tmp_path / "copy"),
+        COPY=f"{root / 'train'}:{tmp_path / 'copy'}",
     )  # fmt: skip
     assert done.returncode == 2, done.stderr[-4000:]
-    assert "rank 1 does not have rank 0's configuration, data: a file was edited" in done.stderr
+    assert "rank 1 does not have rank 0's data: a file was edited" in done.stderr
+
+
+def test_a_package_that_one_rank_lacks_is_named_on_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What two ranks hold stands in for what they would send each other."""
+    with_it, without = {"torch": "2.13", "apex": "0.1"}, {"torch": "2.13"}
+    monkeypatch.setattr(control.dist, "get_world_size", lambda group: 2)
+    for ranks in ([with_it, without], [without, with_it]):
+
+        def gather(found: list[object], mine: object, group: object, ranks: list[dict[str, str]] = ranks) -> None:
+            found[:] = ranks
+
+        monkeypatch.setattr(control.dist, "all_gather_object", gather)
+        for mine in ranks:
+            with pytest.raises(ConfigError, match="rank 1 does not have rank 0's apex:"):
+                control.require_same(None, mine)  # type: ignore[arg-type]
 
 
 def test_what_a_resumed_run_has_otherwise_is_said_and_kept(root: Path, tmp_path: Path) -> None:
@@ -50,13 +70,13 @@ def test_what_a_resumed_run_has_otherwise_is_said_and_kept(root: Path, tmp_path:
     tiny.train(root / "run.yaml", f"run.dir={run}", "training.stop_after_iterations=2", code=75)
     slice_two = ["training.stop_after_iterations=1", "optimizer.adam_beta2=0.999", "data.document_masking=false"]
     second = tiny.train(root / "run.yaml", f"run.dir={run}", *slice_two, code=75)
-    said = [line for line in second.stderr.splitlines() if " until iteration " in line]
+    said = [line for line in second.stderr.splitlines() if " at the last start " in line]
     assert sorted(line.split(" ", 1)[1] for line in said) == [
-        "data.document_masking was True until iteration 2 and is False now",
-        "optimizer.adam_beta2 was 0.95 until iteration 2 and is 0.999 now",
+        "data.document_masking was True at the last start and is False at this one, which goes on from iteration 2",
+        "optimizer.adam_beta2 was 0.95 at the last start and is 0.999 at this one, which goes on from iteration 2",
     ]
     third = tiny.train(root / "run.yaml", f"run.dir={run}", *slice_two[1:])
-    assert " until iteration " not in third.stderr
+    assert " at the last start " not in third.stderr
     manifest = json.loads((run / "manifest.json").read_text())
     changes = [attempt["changes"] for attempt in (*manifest["attempts"], manifest["attempt"])]
     assert changes == [{}, {"optimizer.adam_beta2": [0.95, 0.999], "data.document_masking": [True, False]}, {}]

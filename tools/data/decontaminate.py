@@ -35,6 +35,7 @@ def decontaminate(options: DecontaminateOptions) -> tuple[SelectionReport, tuple
     Deterministic and resumable as `clean`. Errors: ConfigError for a benchmark without known keys, or a folder in use;
     DataError for damaged input. Memory: 12 bytes an n-gram of the benchmarks, per worker.
     """
+    find_inputs(options.inputs)  # what is mistyped is told before benchmarks are read
     paths = tuple(find_inputs(options.benchmarks, option="--benchmarks"))
     index = open_index(paths, options.benchmark_keys, options.ngram)  # a fault in them is told before anything is read
     hashes = {str(path): sha256_of(path) for path in paths}

@@ -144,7 +144,7 @@ class DocumentWriter:
 
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is not None:
-            with suppress(OSError):  # what ended the block is told
+            with suppress(OSError, zstandard.ZstdError):  # what ended the block is told
                 self._stream.close()
             self._partial.unlink(missing_ok=True)
             return

@@ -24,7 +24,7 @@ def lead_time(metrics: Path) -> LeadTime:
     """Twice the slowest save on record, one step and one validation batch, rounded up to ten seconds.
 
     metrics: the run's metrics.jsonl. A validation batch is a forward pass of a part of a global batch, so the slowest
-    recent step stands for it too.
+    recent step stands for it too; where not every step is logged, the slowest mean.
     """
     rows = _last_rows(metrics)
     saves = [float(row["seconds"]) for row in rows if row.get("kind") == "checkpoint" and "seconds" in row]
