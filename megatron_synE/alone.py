@@ -40,6 +40,7 @@ def build_alone(
     precision: Literal["bf16", "fp32"],
     device: Device,
     attention: Literal["auto", "native"] = "auto",
+    kernels: Literal["auto", "torch"] = "auto",
 ) -> LlamaModel:
     """The model in eval mode with the weights of an HF folder or an iter_* checkpoint.
 
@@ -58,7 +59,7 @@ def build_alone(
     assert parallel_state.get_model_parallel_group().size() == 1
     plan = derive(config, architecture, 1, device=device.kind)
     core_config = transformer_config(config, plan, device)
-    (model,) = build_chunks(core_config, config, plan, choose(attention, device), device)
+    (model,) = build_chunks(core_config, config, plan, choose(attention, device, kernels=kernels), device)
     _load(model, architecture, weights)
     model.eval()
     return model

@@ -42,6 +42,20 @@ def test_a_model_that_computes_otherwise_from_the_same_tensors_is_found(make_hf,
         verify(hf, checkpoint, positions=65)
 
 
+def test_both_sides_add_in_the_same_order(make_hf, tmp_path, monkeypatch):
+    """Our kernels add in another: on a model's worst token fp32's own error then reached the tolerance."""
+    from megatron_synE import alone
+
+    asked = []
+    choose = alone.choose
+    monkeypatch.setattr(alone, "choose", lambda *args, **named: asked.append(choose(*args, **named)) or asked[-1])
+    hf, _ = make_hf()
+    report = verify(hf, import_hf(hf, tmp_path / "ckpt").checkpoint, positions=65)
+    plain, ours = (choose("native", alone.CPU, kernels=kernels).kernels.names for kernels in ("torch", "auto"))
+    assert [layers.kernels.names for layers in asked] == [plain] != [ours]
+    assert report.max_logit_difference < 1e-6
+
+
 def test_tensors_and_config_come_before_logits(make_hf, tmp_path):
     hf, _ = make_hf()
     checkpoint = import_hf(hf, tmp_path / "ckpt").checkpoint
