@@ -10,7 +10,7 @@ from typing import Any
 
 from megatron_synE.runtime.environment import hide_cuda
 
-hide_cuda()
+hide_cuda()  # before torch is imported, so what imports it stands below
 
 from megatron_synE.config import examine  # noqa: E402
 from megatron_synE.train import end_as_one_rank  # noqa: E402

@@ -85,14 +85,13 @@ def lately(self: Trainer, samples: Any) -> Any:
     return collate(self, samples)
 
 
-if what == "late":
-    Trainer.collate = lately  # type: ignore[method-assign]
-elif what in ("nan", "spike"):
+if what in ("nan", "spike"):
     from data_mixers.manifest import read_manifest
 
     MANIFESTS = [read_manifest(Path(sys.argv[2]).parent / "train")]
-    Trainer.collate = with_bad_sample  # type: ignore[method-assign]
     trainers._loss = bad_loss
+if what in ("nan", "spike", "late"):
+    Trainer.collate = lately if what == "late" else with_bad_sample  # type: ignore[method-assign]
 else:
     Trainer._forward_backward = {  # type: ignore[method-assign]
         "weight": with_bad_weight,
