@@ -26,12 +26,13 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks._figures import Figure, Record, parser_of
-from benchmarks._pairs import cpu_seconds_of, interleaved, ratio_of
+from benchmarks._pairs import cpu_seconds_of, interleaved, ratio_of, rounds
 from megatron_synE.data.indexed import IndexedFile
 from megatron_synE.data.tokenizer_engines import LLAMA3_NAMED, LLAMA3_NUM_CONTROL, LLAMA3_NUM_RANKS, LLAMA3_PATTERN
 
@@ -163,10 +164,6 @@ class Bench:
         command += ["--tokenizer", str(self.hf), "--out", str(out), "--workers", str(workers)]
         return run(command, {**os.environ, **ONE_THREAD})
 
-    def start_of(self, tool: Callable[[Path], Run], one: Path) -> float:
-        """CPU seconds of a call on next to nothing."""
-        return statistics.median(tool(one).cpu_seconds for _ in range(5))
-
     def theirs(self, text: Path, tool: str) -> Run:
         assert self.megatron_lm is not None
         (self.folder / "sitecustomize.py").write_text(SHIM if sys.version_info < (3, 12) else "")
@@ -201,20 +198,27 @@ def check_ids(bench: Bench, text: Path) -> int:
 
 
 def compare(bench: Bench, record: Record, tool: str, *, text: Path, one: Path, pairs: int, target: float) -> None:
-    """Ours and theirs in interleaved pairs, with the start of each and without it."""
+    """Ours and theirs in interleaved rounds, with a start of each in every round; and without those starts' median.
 
-    def theirs(path: Path) -> Run:
-        return bench.theirs(path, tool)
-
+    The medians, as a round's own start is further from the one within its whole call than those of all rounds are.
+    """
+    calls: dict[str, Callable[[Path], Run]] = {"ours": bench.ours, "theirs": partial(bench.theirs, tool=tool)}
+    sides = {
+        f"{name} {path}": lambda call=call, path=path: float(call(path).cpu_seconds)
+        for path in (text, one)
+        for name, call in calls.items()
+    }
+    costs = rounds(sides, num_rounds=pairs)
+    starts = {name: statistics.median(costs[f"{name} {one}"]) for name in calls}
     size = text.stat().st_size / 1e6
-    starts = bench.start_of(bench.ours, one), bench.start_of(theirs, one)
-    costs = interleaved(lambda: bench.ours(text).cpu_seconds, lambda: theirs(text).cpu_seconds, num_pairs=pairs)
-    for kind, taken in (("with", (0.0, 0.0)), ("without", starts)):
-        rates = [(size / (ours - taken[0]), size / (other - taken[1])) for ours, other in costs]
-        medians = [statistics.median(column) for column in zip(*rates, strict=True)]
+    for kind, share in (("with", 0), ("without", 1)):
+        rates = [[size / (whole - share * starts[name]) for whole in costs[f"{name} {text}"]] for name in calls]
         what = f"`syne data preprocess` to Megatron-LM's `{tool}`, MB per CPU-second of {size:.0f} MB, {kind} the start"
-        note = f"{medians[0]:.1f} against {medians[1]:.1f}; starts {starts[0]:.1f} and {starts[1]:.1f} CPU-s"
-        record.add(Figure.of(what, ratio_of(rates), target=target, note=note))
+        medians = [statistics.median(column) for column in rates]
+        note = (
+            f"{medians[0]:.1f} against {medians[1]:.1f}; starts {starts['ours']:.1f} and {starts['theirs']:.1f} CPU-s"
+        )
+        record.add(Figure.of(what, ratio_of(list(zip(*rates, strict=True))), target=target, note=note))
 
 
 def stock_parts(bench: Bench, record: Record, text: Path) -> None:
@@ -330,13 +334,17 @@ def _measure_ours(bench: Bench, record: Record, files: dict[str, Path]) -> None:
     what = "documents whose ids are Hugging Face's, each followed by EOS: all of them"
     record.add(Figure(what=what, value=check_ids(bench, files["small"])))
     for label in ("text", "zh", "large"):
-        size, done = files[label].stat().st_size / 1e6, bench.ours(files[label])
+        # a start beside each, as a machine's speed changes within minutes
+        runs = [(bench.ours(files[label]), bench.ours(files["one"])) for _ in range(3)]
+        size = files[label].stat().st_size / 1e6
         what = f"{'Chinese alone' if label == 'zh' else 'English and Chinese'}, {size:.0f} MB"
-        rate = size / max(done.cpu_seconds - start, 1e-3)
-        note = f"without the start {rate:.1f}"
-        record.add(Figure(what=what, value=size / done.cpu_seconds, unit="MB per CPU-second", note=note))
-        record.add(Figure(what=f"{what}: peak memory of a process", value=done.peak_mb, unit="MB", target=500.0,
-                          at_most=True))  # fmt: skip
+        rate, bare = (
+            statistics.median(size / (whole.cpu_seconds - share * start.cpu_seconds) for whole, start in runs)
+            for share in (0, 1)
+        )
+        record.add(Figure(what=what, value=rate, unit="MB per CPU-second", note=f"without the start {bare:.1f}"))
+        peak = max(whole.peak_mb for whole, _ in runs)
+        record.add(Figure(what=f"{what}: peak memory of a process", value=peak, unit="MB", target=500.0, at_most=True))
 
 
 if __name__ == "__main__":
