@@ -5,7 +5,7 @@ Everything that decides which tokens sample i holds is in here, and nothing else
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -184,9 +184,8 @@ class Schedule:
         """This schedule without the data of samples start..stop-1: from `start` on it reads what came from `stop` on.
 
         Sample numbers are those of this schedule, so earlier skips are counted already. A later phase starts where it
-        did; a source's cursor counts what was skipped.
-        Errors: ConfigError if the range is empty, starts before what is consumed or before an
-        earlier skip, or crosses a change of weights.
+        did; a source's cursor counts what was skipped. Across a change of weights: `ranges_left_out`.
+        Errors: ConfigError if the range is empty, or starts before what is consumed or before an earlier skip.
         """
         if not consumed_samples <= start < stop <= self.num_samples:
             raise ConfigError(
@@ -195,14 +194,8 @@ class Schedule:
             )
         if self.skips and start < self.skips[-1].at_sample:
             raise ConfigError(f"skip {start}:{stop} begins before the last one, at sample {self.skips[-1].at_sample}")
-        crossed = [phase for phase in self.phases if phase.start_sample < stop and phase.end_sample > start]
-        for phase in crossed[1:]:
-            if phase.weights != crossed[0].weights:
-                raise ConfigError(
-                    f"skip {start}:{stop} crosses the change of weights at sample {phase.start_sample} ({phase.name}); "
-                    f"skip {start}:{phase.start_sample}, or another range after it"
-                )
-        return replace(self, skips=(*self.skips, Skip(at_sample=start, num_samples=stop - start)))
+        ranges = ranges_left_out(self.phases, start, stop)
+        return replace(self, skips=(*self.skips, *(Skip(at_sample=a, num_samples=b - a) for a, b in ranges)))
 
     def to_json(self) -> str:
         """Canonical: equal schedules give equal text."""
@@ -250,6 +243,24 @@ class Schedule:
             "skipped": sorted(skipped.items()),
         }
         return hashlib.sha256(_canonical(past).encode()).hexdigest()
+
+
+def ranges_left_out(phases: Sequence[Phase], start: int, stop: int) -> list[tuple[int, int]]:
+    """What has to be left out so that samples start..stop-1 are not read: that range, and parts of it once more.
+
+    The phase at `start` leaves out as many samples as there are, by its own weights. A phase in between whose sources
+    nothing before it in the range has read begins with its part of the range again, or it would read that. What is
+    left: of a source whose share rises inside the range, as much as it has risen by is read, in the part behind.
+    """
+    inside = [phase for phase in phases if phase.start_sample < stop and phase.end_sample > start]
+    ranges = [(start, stop)]
+    known: set[str] = set()
+    for phase in inside:
+        names = {name for name, _ in phase.weights}
+        if known and not names <= known:
+            ranges.append((phase.start_sample, stop))
+        known |= names
+    return ranges
 
 
 def read_schedule(path: Path) -> Schedule:

@@ -5,7 +5,7 @@ Rank 0 decides, the others receive; what was decided is part of every checkpoint
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from data_mixers.control_settings import ControllerSettings
@@ -17,7 +17,7 @@ from data_mixers.guard import decide as decide_guard
 from data_mixers.manifest import SourceEntry
 from data_mixers.mixture import GuardShift, PlannedPhase, Reweight, compose, group_of, topic_ratios
 from data_mixers.sampling import Sampler
-from data_mixers.schedule import Schedule, Skip
+from data_mixers.schedule import Schedule, Skip, ranges_left_out
 from data_mixers.strict_json import parse
 from megatron_synE.config.derive import controller_settings, guard_settings
 from megatron_synE.config.schema import RunConfig
@@ -294,10 +294,9 @@ class Mixture:
         What the configuration leaves out between them stays out: the order goes on behind it, and it will leave out as
         many others again.
         """
-        inside = {phase.end_sample for phase in self.schedule.phases if start < phase.end_sample < stop}
-        bounds = [start, *sorted(inside), stop]  # an entry of the schedule does not cross a change of weights
         ranges = (
-            (first, end + sum(b - a for a, b in self.skips if first < a < end)) for first, end in pairwise(bounds)
+            (first, end + sum(b - a for a, b in self.skips if first < a < end))
+            for first, end in ranges_left_out(self.schedule.phases, start, stop)
         )
         return replace(self, bad_ranges=(*self.bad_ranges, *ranges))
 
@@ -341,13 +340,13 @@ def mixture_of(config: RunConfig, manifests: Sequence[Any]) -> Mixture:
         for name, weight in phase.weights.items():
             if weight and entries[name].source in config.mixture.sources:
                 topics.setdefault(group_of(entries[name]), set()).add(entries[name].topic)
-    return Mixture(
+    mixture = Mixture(
         planned=tuple(planned),
         entries=entries,
         seed=config.run.seed,
         seq_length=training.seq_length,
         samples_per_iteration=training.global_batch_size,
-        skips=tuple((int(a), int(b)) for a, b in (text.split(":") for text in config.data.skip_samples)),
+        skips=(),
         limits=window_limits(
             entries,
             seq_length=training.seq_length,
@@ -359,6 +358,11 @@ def mixture_of(config: RunConfig, manifests: Sequence[Any]) -> Mixture:
         guard_settings=guard_settings(config.mixture.guard),
         groups=tuple(sorted(group for group, found in topics.items() if len(found) > 1)),
     )
+    if not config.data.skip_samples:
+        return mixture
+    phases = mixture.schedule.phases
+    ranges = ((int(start), int(stop)) for start, stop in (text.split(":") for text in config.data.skip_samples))
+    return replace(mixture, skips=tuple(part for a, b in ranges for part in ranges_left_out(phases, a, b)))
 
 
 def check_past(stored: Schedule, followed: Schedule, *, consumed_samples: int, where: str) -> None:

@@ -43,9 +43,7 @@ app.add_typer(slurm_app, name="slurm")
 app.add_typer(eval_app)
 app.add_typer(surrogate_app, name="surrogate")
 
-Processes = Annotated[
-    int | None, typer.Option(min=1, help="Local processes; default: one per GPU, or one.", show_default=False)
-]
+Processes = Annotated[int | None, typer.Option(min=1, help="Local processes; default: one per GPU, or one.")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -182,9 +180,9 @@ def export(
     logits: Logits = True,
     hf_config: Annotated[
         Path | None,
-        typer.Option(help="config.json for a Megatron-LM checkpoint, which holds none.", show_default=False),
+        typer.Option(help="config.json for a Megatron-LM checkpoint, which holds none."),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="The model's name on its card.", show_default=False)] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name on its card.")] = None,
 ) -> None:
     """Checkpoint to a Hugging Face folder with tokenizer, generation config and model card."""
     from megatron_synE.checkpoint.hf_export import write_hf_folder
@@ -209,9 +207,7 @@ def average(
         list[Path], typer.Argument(metavar="RUN | FOLDER FOLDER...", help="A run, or iter_* folders of one model.")
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder that will hold iter_<newest iteration>.")],
-    last: Annotated[
-        int | None, typer.Option(min=2, help="Of the run: so many newest checkpoints.", show_default=False)
-    ] = None,
+    last: Annotated[int | None, typer.Option(min=2, help="Of the run: so many newest checkpoints.")] = None,
 ) -> None:
     """Mean of several checkpoints' weights, in place of a decay; `syne export` and init.from=checkpoint take it."""
     from tools.checkpoint import averager

@@ -19,9 +19,7 @@ from data_mixers.atomic import write_atomic
 Config = Annotated[Path, typer.Option("--config", help="The run's YAML file.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE]...", help="Values that win over the file, e.g. optimizer.lr=1e-4", show_default=False
-    ),
+    typer.Argument(metavar="[KEY=VALUE]...", help="Values that win over the file, e.g. optimizer.lr=1e-4"),
 ]
 Workers = Annotated[int, typer.Option(min=1, help="Processes; the result does not depend on it.")]
 OwnFolder = Annotated[Path, typer.Option(help="Folder of this call alone; the same call goes on where it was killed.")]

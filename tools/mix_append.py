@@ -20,8 +20,7 @@ RUN_CONFIG = "run_config.yaml"
 def checked_skip(run: Path, text: str) -> tuple[str, list[str]]:
     """(What to resume the run with to leave out a range of samples, what changes by it.)
 
-    Errors: ConfigError if the range is read already, crosses a change of weights or ends a source too soon,
-    DataError if there is no run.
+    Errors: ConfigError if the range is read already or ends a source too soon, DataError if there is no run.
     """
     config = load_config(run / RUN_CONFIG, []).resolved
     schedule = read_schedule(run)

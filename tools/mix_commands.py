@@ -26,15 +26,15 @@ class DataPathOptions:
     seq_length: Annotated[int, typer.Option(min=1, help="As Megatron-LM's --seq-length.")]
     tokens: Annotated[float, typer.Option(help="To read with these weights, e.g. 100e9.")]
     data_path: Annotated[
-        tuple[str, ...], typer.Argument(metavar="[WEIGHT PREFIX]...", help="As after --data-path.", show_default=False)
+        tuple[str, ...], typer.Argument(metavar="[WEIGHT PREFIX]...", help="As after --data-path.")
     ] = ()
     """Weights and prefixes in turn, or prefixes alone, which weigh by their tokens."""
     data_args_path: Annotated[
-        Path | None, typer.Option(help="A file with that list instead, as Megatron-LM's option.", show_default=False)
+        Path | None, typer.Option(help="A file with that list instead, as Megatron-LM's option.")
     ] = None
     from_sample: Annotated[
         int | None,
-        typer.Option(min=0, help="Append to OUT's schedule: earlier samples stay as they are.", show_default=False),
+        typer.Option(min=0, help="Append to OUT's schedule: earlier samples stay as they are."),
     ] = None
     """None: a new schedule."""
     seed: Annotated[int, typer.Option(min=0, help="Of the order of a new schedule.")] = 1234
@@ -68,12 +68,10 @@ def mix_diff(
 @mix_app.command("append", epilog=example("syne mix append runs/quickstart/bilingual --skip 1200:1264"))
 def mix_append(
     run: Annotated[Path, typer.Argument(help="The folder of a run that is to go on.")],
-    skip: Annotated[
-        str | None, typer.Option(help="Samples to leave out, start:stop, not read yet.", show_default=False)
-    ] = None,
+    skip: Annotated[str | None, typer.Option(help="Samples to leave out, start:stop, not read yet.")] = None,
     stage: Annotated[
         Path | None,
-        typer.Option(help="YAML file of one more stage; new data under its `manifests`.", show_default=False),
+        typer.Option(help="YAML file of one more stage; new data under its `manifests`."),
     ] = None,
 ) -> None:
     """Check an entry for the future of a run's schedule, and print the override to resume with. Changes nothing."""
@@ -124,13 +122,11 @@ def mix_simulate(
     worlds: Annotated[int, typer.Option(min=2, help="Sets of random learning curves.")] = 20,
     tokens: Annotated[
         float | None,
-        typer.Option(
-            min=1e4, help="Of one language's web pages; default: 100e9, or as the curves.", show_default=False
-        ),
+        typer.Option(min=1e4, help="Of one language's web pages; default: 100e9, or as the curves."),
     ] = None,
     interval: Annotated[
         float | None,
-        typer.Option(min=1e2, help="Tokens between two decisions; default: a 25th of them.", show_default=False),
+        typer.Option(min=1e2, help="Tokens between two decisions; default: a 25th of them."),
     ] = None,
     transfer: Annotated[float, typer.Option(min=0.0, max=0.5, help="Worth of a token to another topic.")] = 0.1,
     label_noise: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of pages with a wrong topic.")] = 0.1,

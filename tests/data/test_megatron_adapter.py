@@ -231,10 +231,9 @@ def test_samples_to_skip_that_the_run_would_refuse_are_refused_here_too(tmp_path
         "manifests": [str(tmp_path / "train")],
         "stages": [{"name": "one", **stage}, {"name": "two", **other}],
     }
-    for skipped, message in (("152:168", "crosses the change of weights"), ("312:400", "must be a range of samples")):
-        tree["data"]["skip_samples"] = [skipped]
-        with pytest.raises(ConfigError, match=f"skip {skipped} {message}"):
-            schedule_and_manifests(tiny.write_run(tmp_path, tree))
+    tree["data"]["skip_samples"] = ["312:400"]
+    with pytest.raises(ConfigError, match="skip 312:400 must be a range of samples"):
+        schedule_and_manifests(tiny.write_run(tmp_path, tree))
 
 
 def test_data_of_a_stage_of_its_own_is_read_from_that_stage_on_and_no_other_is_lost(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """What the trainer asks of the mixture, without a model: decisions that the text at hand can carry."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from data_mixers.errors import ConfigError
 from data_mixers.sampling import Sampler
 from megatron_synE.config.load import load_config
 from megatron_synE.decision_log import rows_of
@@ -71,15 +70,38 @@ def test_a_bad_range_that_reaches_back_before_one_of_the_configuration_takes_not
     assert read_then[:32] == list(Sampler(run.schedule).addresses(0, 32))
 
 
-def test_a_new_range_across_a_decision_is_refused_when_the_run_resumes_and_an_old_one_is_not(tmp_path: Path) -> None:
-    run, _ = validated(mixture(tmp_path, dict.fromkeys(TOPICS, 20000)), dict.fromkeys(TOPICS, 2.0), at=0)
+def test_steps_that_a_rollback_undoes_are_not_read_again_across_a_decision_nor_where_a_stage_begins(
+    tmp_path: Path,
+) -> None:
+    """Decided at 32, other shares hold from 48 on; the second stage, at 200, brings a source of its own."""
+    stage = {"tokens": SAMPLES // 2 * SEQ_LENGTH, "languages": {"zh": 0.9, "en": 0.1}}
+    late = tiny.manifest(tmp_path / "late", {("en", "qa", "math"): 9000})
+    stages = [{"name": "one", **stage}, {"name": "two", **stage, "manifests": [str(late.folder)]}]
+    run = mixture(tmp_path, dict.fromkeys(TOPICS, 20000), late=[late], stages=stages)
+    run, _ = validated(run, dict.fromkeys(TOPICS, 2.0), at=0)
     run, _ = validated(run, {"law": 2.3, "food": 2.0, "music": 2.0}, at=32)
-    stored = run.schedule.skips
-    with pytest.raises(ConfigError, match=r"data\.skip_samples: skip 40:72 crosses the change of weights at sample 48"):
-        replace(run, skips=((40, 72),)).check_new_skips(stored)
-    replace(run, skips=((48, 72),)).check_new_skips(stored)
-    known = replace(run, skips=((40, 72),))
-    known.check_new_skips(known.schedule.skips)
+    shares = [dict(run.schedule.phases[n].weights) for n in (0, 1)]
+    risen = sum(max(0, shares[1][name] - shares[0][name]) for name in shares[0]) / 2**32
+    assert 0.01 < risen < 0.1
+    for start, stop, border, most in ((24, 96, 48, 1 + risen * 48), (160, 240, 200, 0)):
+        bad = set(Sampler(run.schedule).addresses(start, stop))
+        after = run.skipping(start, stop)
+        read_then = list(Sampler(after.schedule).addresses(0, 300))
+        assert len(bad & set(read_then)) <= most, (border, after.schedule.skips)
+        assert len(set(read_then)) == 300
+        assert read_then[:start] == list(Sampler(run.schedule).addresses(0, start))
+        assert run.restored(json.loads(json.dumps(after.to_dict()))).schedule == after.schedule
+
+
+def test_the_configuration_leaves_out_the_same_across_stages_as_a_rollback_does(tmp_path: Path) -> None:
+    stage = {"tokens": SAMPLES // 2 * SEQ_LENGTH, "languages": {"zh": 0.9, "en": 0.1}}
+    late = tiny.manifest(tmp_path / "late", {("en", "qa", "math"): 9000})
+    stages = [{"name": "one", **stage}, {"name": "two", **stage, "manifests": [str(late.folder)]}]
+    tokens = dict.fromkeys(TOPICS, 20000)
+    plain = mixture(tmp_path, tokens, late=[late], stages=stages)
+    asked = mixture(tmp_path, tokens, late=[late], stages=stages, skip_samples=["160:240"])
+    assert asked.schedule == plain.skipping(160, 240).schedule == plain.schedule.skip(160, 240, consumed_samples=0)
+    asked.check_new_skips(())
 
 
 def test_replay_leaves_out_what_the_run_left_out_once_for_each_time_it_stayed_out(tmp_path: Path) -> None:
@@ -104,8 +126,8 @@ def test_replay_leaves_out_what_the_run_left_out_once_for_each_time_it_stayed_ou
     assert all(decision.is_equal for decision in again), again
 
 
-def mixture(folder: Path, tokens: Mapping[str, int], **data: Any) -> Mixture:
-    """400 samples, 0.9 of them zh web pages in equal parts over three topics of so many tokens."""
+def mixture(folder: Path, tokens: Mapping[str, int], *, late: Sequence[Any] = (), **data: Any) -> Mixture:
+    """400 samples, 0.9 of them zh web pages in equal parts over three topics of so many tokens. late: of a stage."""
     sources = {("zh", "web", topic): count for topic, count in tokens.items()} | {("en", "web", "math"): 9000}
     manifest = tiny.manifest(folder / "train", sources)
     stage = {"name": "adapt", "tokens": SAMPLES * SEQ_LENGTH, "languages": {"zh": 0.9, "en": 0.1},
@@ -113,7 +135,7 @@ def mixture(folder: Path, tokens: Mapping[str, int], **data: Any) -> Mixture:
     tree = tiny.run_tree(folder, hf=None, mixture={"controller": "syne", "settings": {"ema": 1.0}})
     tree["data"] |= {"stages": [stage], **data}
     folder.mkdir(exist_ok=True)
-    return mixture_of(load_config(tiny.write_run(folder, tree)).resolved, [manifest])
+    return mixture_of(load_config(tiny.write_run(folder, tree)).resolved, [manifest, *late])
 
 
 def validated(mixture: Mixture, nll: Mapping[str, float], *, at: int) -> tuple[Mixture, Answer]:

@@ -38,6 +38,8 @@ def test_a_run_is_checked_trained_and_converted(cluster: Cluster, root: Path, tm
     assert "runs/acceptance.json: this cluster has passed no acceptance" in submitted.stderr
     jobs = submitted.stdout.split()
     assert (run / "slurm/jobs.txt").read_text() == f"{jobs[0]} train.sbatch\n{jobs[1]} export.sbatch\n"
+    again = cluster.run(*command, cwd=tmp_path, env=ENVIRONMENT, code=2)
+    assert f"`scancel {' '.join(jobs)}` first" in again.stderr and "Traceback" not in again.stderr
     over = ("COMPLETED", "FAILED", "CANCELLED")
     cluster.wait("the end of both jobs", lambda: all(state(cluster, job) in over for job in jobs))
     said = "\n".join(path.read_text() for path in tmp_path.glob("*.out"))

@@ -33,15 +33,13 @@ def evaluate(options: EvalOptions) -> None:
 def compare(
     results: Annotated[
         list[Path] | None,
-        typer.Argument(help="Folders of results; the first is the base of the others.", show_default=False),
+        typer.Argument(help="Folders of results; the first is the base of the others."),
     ] = None,
     published: Annotated[
         bool, typer.Option("--published", help="Show the paper's table too; alone: the paper's table by itself.")
     ] = False,
     output_format: Annotated[Literal["text", "json"], typer.Option("--format")] = "text",
-    out: Annotated[
-        Path | None, typer.Option(help="Also write the comparison as JSON there.", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the comparison as JSON there.")] = None,
 ) -> None:
     """What differs between models measured alike, by how much, and what of it is inside noise."""
     import json

@@ -12,20 +12,16 @@ Which = Literal["newest", "all"]
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions:
-    model: Annotated[Path | None, Argument(help="An HF folder, a run, or an iter_* folder.", show_default=False)] = None
+    model: Annotated[Path | None, Argument(help="An HF folder, a run, or an iter_* folder.")] = None
     suite: Annotated[str, Option(help="paper, retention, probe, or a YAML file.")] = "probe"
-    out: Annotated[
-        Path | None, Option(help="Folder of results; default: <run>/eval. An HF folder needs it.", show_default=False)
-    ] = None
+    out: Annotated[Path | None, Option(help="Folder of results; default: <run>/eval. An HF folder needs it.")] = None
     data: Annotated[
         Path | None,
-        Option(help="Folder of data sets, as DIR/<owner>/<name>/; packages are kept there.", show_default=False),
+        Option(help="Folder of data sets, as DIR/<owner>/<name>/; packages are kept there."),
     ] = None
     checkpoints: Annotated[Which, Option(help="Which of a run.")] = "newest"
-    only: Annotated[
-        tuple[str, ...], Option(help="A benchmark by name; may be repeated. Default: all.", show_default=False)
-    ] = ()
-    limit: Annotated[int | None, Option(min=1, help="Only the first items of each task.", show_default=False)] = None
+    only: Annotated[tuple[str, ...], Option(help="A benchmark by name; may be repeated. Default: all.")] = ()
+    limit: Annotated[int | None, Option(min=1, help="Only the first items of each task.")] = None
     run_code: Annotated[
         bool, Option("--run-code", help="Run what the model writes, in the sandbox: HumanEval, MBPP.")
     ] = False

@@ -21,23 +21,17 @@ def register(app: typer.Typer) -> None:
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:
     runs: Annotated[tuple[Path, ...], typer.Argument(metavar="RUN...", help="Run folders (run.dir), side by side.")]
-    out: Annotated[
-        Path | None, typer.Option(help="The file to write; default: report.html or report.md here.", show_default=False)
-    ] = None
+    out: Annotated[Path | None, typer.Option(help="The file to write; default: report.html or report.md here.")] = None
     is_markdown: Annotated[bool, typer.Option("--markdown", help="Markdown, its figures as SVG files beside it.")] = (
         False
     )
     evaluations: Annotated[
         tuple[Path, ...],
-        typer.Option("--eval", help="Also results of `syne eval` elsewhere: the base model's.", show_default=False),
+        typer.Option("--eval", help="Also results of `syne eval` elsewhere: the base model's."),
     ] = ()
     samples: Annotated[int, typer.Option(min=0, help="So many samples of the text that each run has read.")] = 0
-    steps: Annotated[
-        str | None, typer.Option(help="Of these steps, A:B, both included; default: all.", show_default=False)
-    ] = None
-    tokenizer: Annotated[
-        Path | None, typer.Option(help="Of the data; default: the one in the checkpoint.", show_default=False)
-    ] = None
+    steps: Annotated[str | None, typer.Option(help="Of these steps, A:B, both included; default: all.")] = None
+    tokenizer: Annotated[Path | None, typer.Option(help="Of the data; default: the one in the checkpoint.")] = None
 
 
 @takes(ReportOptions)

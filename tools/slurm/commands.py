@@ -40,7 +40,7 @@ def render(
     config: Config,
     overrides: Overrides = None,
     job: Job = "train",
-    out: Annotated[Path | None, typer.Option(help="Where to write it; default: shown.", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write it; default: shown.")] = None,
 ) -> None:
     """Write the job script of a run; `sbatch FILE` starts it, and it goes on by itself until the run is finished."""
     from tools.slurm.job import training_job

@@ -22,9 +22,9 @@ class Resources:
     min_nodes: int | None = None
     """Of a training run: goes on with as few when nodes are lost. None: waits for all of them."""
     gpus_per_node: Annotated[int, Option(min=1, help="GPUs, so ranks, of a machine; with device=cpu its ranks.")] = 8
-    cpus_per_task: Annotated[
-        int | None, Option(min=1, help="Cores of a rank; default: whole nodes, shared out.", show_default=False)
-    ] = None
+    cpus_per_task: Annotated[int | None, Option(min=1, help="Cores of a rank; default: whole nodes, shared out.")] = (
+        None
+    )
     time: Annotated[str, Option(help="Wall time of one slice; a run takes as many as it needs.")] = "1-00:00:00"
     sbatch: Annotated[
         tuple[str, ...],
@@ -43,7 +43,7 @@ class Environment:
 
     python: Annotated[str, Option(help="The interpreter on the nodes, or in the container.")] = "python"
     container: Annotated[Container, Option(help="How a rank gets its software.")] = "none"
-    image: Annotated[str | None, Option(help="Of the container.", show_default=False)] = None
+    image: Annotated[str | None, Option(help="Of the container.")] = None
     mounts: Annotated[
         tuple[str, ...], Option("--mount", metavar="FROM:TO", help="Beside the working folder; may be repeated.")
     ] = ()
@@ -66,11 +66,7 @@ class RunOptions:
 
     min_nodes: Annotated[
         int | None,
-        Option(
-            min=1,
-            help="Go on with as few when nodes are lost, with the same global batch; default: wait for all.",
-            show_default=False,
-        ),
+        Option(min=1, help="Go on with as few when nodes are lost, with the same global batch; default: wait for all."),
     ] = None
     retries: Annotated[int, Option(min=0, help="Restarts in a row without a new checkpoint.")] = 3
     """Before the job gives up. Ours."""
@@ -82,7 +78,6 @@ class RunOptions:
             max=65535,
             help="Seconds between the signal to save and the wall time; default: 2 measured saves, a step, a "
             "validation batch.",
-            show_default=False,
         ),
     ] = None
 
@@ -94,9 +89,7 @@ class Evaluation:
     suites: Annotated[
         tuple[str, ...], Option("--eval", metavar="SUITE", help="Then evaluate it: probe, paper, ...; may be repeated.")
     ] = ()
-    data: Annotated[
-        Path | None, Option("--eval-data", help="Folder of the data sets, for --eval.", show_default=False)
-    ] = None
+    data: Annotated[Path | None, Option("--eval-data", help="Folder of the data sets, for --eval.")] = None
     runs_code: Annotated[
         bool, Option("--eval-run-code", help="Allow --eval to run what the model writes, in the sandbox.")
     ] = False

@@ -2,7 +2,7 @@
 
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data_mixers.errors import ConfigError
@@ -32,6 +32,12 @@ def submit(script: Path, *, after: str | None = None, test_only: bool = False) -
         return ""
     output = call(["sbatch", "--parsable", *dependency, script])
     return output.strip().split(";")[0]  # 12, or 12;cluster where one is named
+
+
+def in_queue(jobs: Iterable[str]) -> list[str]:
+    """Those of the caller's jobs that wait or run."""
+    queued = call(["squeue", "--noheader", "--me", "--format=%A"]).split()
+    return [job for job in jobs if job in queued]
 
 
 def cluster_name() -> str:

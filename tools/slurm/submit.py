@@ -33,8 +33,8 @@ def submit(
     """Submit and give the job ids, the run's first. A missing or failed acceptance is a logged warning.
 
     evaluation: what to evaluate behind the conversion.
-    Errors: ConfigError for a fault of the run, an unknown suite, or if Slurm would not take a script; then nothing was
-    submitted.
+    Errors: ConfigError for a fault of the run, an unknown suite, while jobs of the run are in the queue, or if Slurm
+    would not take a script; then nothing was submitted.
     """
     if evaluation.suites and not export:
         raise ConfigError("--eval evaluates the converted model: leave --no-export out")
@@ -51,6 +51,7 @@ def submit(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be made ({error.strerror})") from error
+    _require_none_queued(folder / "jobs.txt")
     scripts = [folder / "train.sbatch"]
     write_atomic(scripts[0], render_training(job, command).encode())
     if export:
@@ -69,8 +70,20 @@ def submit(
     for script in scripts:
         scheduler.submit(script, test_only=True)
     jobs: list[str] = []
+    lines = ""
     for script in scripts:
         jobs.append(scheduler.submit(script, after=jobs[-1] if jobs else None))
-    lines = [f"{job} {script.name}\n" for job, script in zip(jobs, scripts, strict=True)]
-    write_atomic(folder / "jobs.txt", "".join(lines).encode())
+        lines += f"{jobs[-1]} {script.name}\n"
+        write_atomic(folder / "jobs.txt", lines.encode())  # at once: a call that dies here has not lost a job
     return jobs
+
+
+def _require_none_queued(jobs_file: Path) -> None:
+    if not jobs_file.exists():
+        return
+    jobs = scheduler.in_queue(line.split()[0] for line in jobs_file.read_text().splitlines())
+    if jobs:
+        raise ConfigError(
+            f"{jobs_file}: of what was submitted for this run {', '.join(jobs)} is in the queue; let it go on, or"
+            f" `scancel {' '.join(jobs)}` first"
+        )

@@ -23,9 +23,7 @@ Folder = Annotated[Path, typer.Argument(help="Folder of a study that has been ru
 def run(
     slurm: OnSlurm,
     study: StudyFile,
-    out: Annotated[
-        Path | None, typer.Option(help="Its folder; default: runs/surrogate/NAME.", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Its folder; default: runs/surrogate/NAME.")] = None,
     anyway: Annotated[
         bool, typer.Option("--anyway", help="Also if the pilot shows that the question cannot be resolved.")
     ] = False,
@@ -49,9 +47,7 @@ def run(
 def plan(
     study: StudyFile,
     data: Annotated[bool, typer.Option("--data/--no-data", help="Read the manifests.")] = True,
-    nproc: Annotated[
-        int | None, typer.Option(min=1, help="Processes of a run; default: the study's, or one.", show_default=False)
-    ] = None,
+    nproc: Annotated[int | None, typer.Option(min=1, help="Processes of a run; default: the study's, or one.")] = None,
 ) -> None:
     """Check every run of a study without starting any, and list what it takes."""
     from tools.surrogate.run import planned
@@ -75,7 +71,7 @@ def show(folder: Folder) -> None:
 def law(
     folder: Folder,
     tokens: Annotated[
-        float | None, typer.Option(min=1.0, help="Of the next scale; default: twice the study's.", show_default=False)
+        float | None, typer.Option(min=1.0, help="Of the next scale; default: twice the study's.")
     ] = None,
 ) -> None:
     """A mixing law from a study of synthetic_share, checked at the scale it left out; the best share at the next."""

@@ -11,7 +11,7 @@ from data_mixers.errors import ConfigError, DataError
 
 
 def serve(
-    gguf: Annotated[Path, typer.Argument(help="The model, with its chat template in it.", show_default=False)],
+    gguf: Annotated[Path, typer.Argument(help="The model, with its chat template in it.")],
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one; the URL is printed.")] = 8000,
     parallel: Annotated[int, typer.Option(min=1, help="Answers at once; others wait.")] = 4,
     context: Annotated[int, typer.Option(min=64, help="Tokens of a question with its answer.")] = 4096,
