@@ -24,7 +24,7 @@ def checked_skip(run: Path, text: str) -> tuple[str, list[str]]:
     """
     config = load_config(run / RUN_CONFIG, []).resolved
     schedule = read_schedule(run)
-    state = _newest_state(config)
+    state = _newest_state(run)
     start, _, stop = text.partition(":")
     if not (start.isdigit() and stop.isdigit()):
         raise ConfigError(f"--skip {text} is not a range of samples; write start:stop, e.g. 1200:1264")
@@ -59,8 +59,8 @@ def checked_stage(run: Path, stage: Path) -> tuple[str, list[str]]:
     return override, diff(stored, mixture.schedule) + _learning_rate(config, stored, mixture.schedule, state)
 
 
-def _newest_state(config: RunConfig) -> CommonState | None:
-    newest = newest_complete(config.run.dir / CHECKPOINTS, verify_hashes=False)
+def _newest_state(run: Path) -> CommonState | None:
+    newest = newest_complete(run / CHECKPOINTS, verify_hashes=False)
     return None if newest is None else read_state(newest)
 
 

@@ -12,6 +12,7 @@ from data_mixers.controllers import Observation, TopicLosses, decide
 from data_mixers.manifest import DatasetManifest, read_manifest, write_manifest
 from data_mixers.mixture import Reweight
 from data_mixers.sampling import Sampler
+from megatron_synE.checkpoint import layout
 from megatron_synE.config.load import load_config
 from megatron_synE.mixing import Mixture, mixture_of
 from tests import tiny
@@ -199,3 +200,27 @@ def test_a_range_after_which_the_run_would_be_refused_is_refused_by_append_too(
         assert main(["mix", "append", str(run), "--skip", "32:44"]) == code
     told = capsys.readouterr().err
     assert "data.skip_samples: the plan reads sources more often than allowed" in told and "en/web/math" in told
+
+
+def test_a_run_that_was_renamed_is_asked_for_its_own_checkpoints(
+    paced: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its configuration names the folder it once had."""
+    run = paced.parent / "renamed"
+    tree = yaml.safe_load(paced.read_text())
+    tree["run"]["dir"] = str(tmp_path / "old name")
+    checkpoint = run / "checkpoints" / "iter_0000010"
+    checkpoint.mkdir(parents=True)
+    (run / "run_config.yaml").write_text(yaml.safe_dump(tree))
+    loaded = load_config(run / "run_config.yaml", []).resolved
+    schedule = mixture_of(loaded, [read_manifest(paced.parent / "train")]).schedule
+    (run / "schedule.json").write_text(schedule.to_json())
+    state = layout.CommonState(
+        iteration=10, consumed_samples=40, consumed_tokens=40 * SEQ_LENGTH, adam_step=10, has_optimizer=True,
+        weights_dtype="float32", tied=True, vocab_size=8,
+    )  # fmt: skip
+    layout.write_state(checkpoint, state)
+    (checkpoint / ".metadata").write_bytes(b"")
+    layout.write_manifest(checkpoint, {"parent_lineage_hash": None})
+    assert main(["mix", "append", str(run), "--skip", "32:44"]) == 2
+    assert "skip 32:44 must be a range of samples that are not read yet, inside 40:" in capsys.readouterr().err
