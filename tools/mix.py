@@ -44,11 +44,12 @@ class ReadPart:
 def planned_reads(config: Path, overrides: Sequence[str]) -> tuple[list[ReadPart], dict[str, tuple[int, int]]]:
     """(what each phase reads, source -> (tokens read, tokens there)) of the plan, before any decision.
 
-    Errors: ConfigError with every fault of the data and its shares.
+    Errors: ConfigError with every fault of the data, its shares and what decides on them.
     """
     loaded = load_config(config, overrides)
     examination = examine(loaded.resolved, world_size=1)
-    require([fault for fault in examination.faults if fault.key.startswith("data.")], where=str(config))
+    decides = ("data.", "mixture.", "validation.")
+    require([fault for fault in examination.faults if fault.key.startswith(decides)], where=str(config))
     sys.stderr.writelines(f"caution: {line}\n" for line in examination.cautions)
     mixture = mixture_of(loaded.resolved, examination.manifests)
     return reads(mixture)

@@ -39,7 +39,7 @@ class Examination:
     plan: RunPlan | None
     """None where the faults leave nothing to compute."""
     cautions: tuple[str, ...]
-    """What is no fault, but hardly what was meant; left out while there are faults."""
+    """What is no fault, but hardly what was meant; left out while data, mixture or validation have faults."""
 
 
 def examine(
@@ -77,6 +77,9 @@ def examine(
         schedule = _or_fault(partial(_schedule, config, manifests, ()), "data.stages", faults)
         if schedule is not None and (skipped := config.data.skip_samples):
             schedule = _or_fault(partial(_schedule, config, manifests, skipped), "data.skip_samples", faults)
+    said: list[str] = []
+    if manifests and not any(fault.key.startswith(("data.", "mixture.", "validation.")) for fault in faults):
+        said = list(cautions(config, manifests, validation or (), probe))
     plan: RunPlan | None = None
     if architecture is not None:
         with suppress(ConfigError):  # the division that fails here is among the faults already
@@ -90,7 +93,7 @@ def examine(
         probe=probe,
         schedule=schedule,
         plan=plan,
-        cautions=tuple(cautions(config, manifests, validation or (), probe)) if manifests and not faults else (),
+        cautions=tuple(said),
     )
 
 

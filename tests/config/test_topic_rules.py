@@ -113,8 +113,19 @@ def test_a_loop_that_would_stand_still_is_said(
     assert found.faults == ()
     (caution,) = found.cautions
     assert named in caution
-    assert main(["mix", "plan", "--config", "run.yaml", override]) == 0
-    assert f"caution: {caution}" in capsys.readouterr().err
+    # one process is not a layout with tensor parallelism: that hides nothing of the loop
+    for layout in (1, 4):
+        sizes = f"parallel.tensor_model_parallel_size={layout}"
+        assert main(["mix", "plan", "--config", "run.yaml", override, sizes]) == 0
+        assert f"caution: {caution}" in capsys.readouterr().err
+
+
+def test_a_plan_of_the_mixture_refuses_names_that_nothing_answers_to(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for override in ("mixture.stages=[oen]", "mixture.sources=[wbe]"):
+        assert main(["mix", "plan", "--config", "run.yaml", override]) == 2
+        assert override.partition("=")[0] in capsys.readouterr().err
 
 
 def test_the_probe_is_part_of_validations_budget_and_said_to_exceed_it(folder: Path) -> None:
