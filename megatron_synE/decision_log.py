@@ -65,7 +65,10 @@ def lines_of(answer: Answer) -> Iterator[tuple[int, str]]:
         right = None if seen.answers is None else seen.answers.correct
         if right is not None:
             yield logging.INFO, f"probe: {sum(right)} of {len(right)} items right"
-        yield from ((logging.WARNING if decided.worse else logging.INFO, note) for note in decided.notes)
+        # with a rise, a new reference takes back what was added for a loss that it does not know
+        has_lost = decided.change is None and decided.state.rise > 0
+        level = logging.WARNING if decided.worse or has_lost else logging.INFO
+        yield from ((level, note) for note in decided.notes)
         if shift is not None:
             where = f"guard: from sample {shift.start_sample} on"
             yield logging.INFO, f"{where} {shift.language} has {shift.rise:g} above its planned share"

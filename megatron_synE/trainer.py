@@ -1,7 +1,6 @@
 """The whole loop: fit() and train_step(). Read train.py before and build.py after."""
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -41,7 +40,7 @@ from megatron_synE.runtime.watchdog import Watchdog
 from megatron_synE.stability import Anomaly, Stability, find_anomaly
 from megatron_synE.start import checkpoint_before
 from megatron_synE.step_log import StepLog, StepResult, ValidationLog
-from megatron_synE.validation import DocumentLosses, Validator
+from megatron_synE.validation import HIGHEST_NLL, DocumentLosses, Validator
 
 logger = logging.getLogger(__name__)
 
@@ -264,9 +263,10 @@ class Trainer:
             logger.info("validation interrupted; it will be redone after the restart")
             return False
         results = self.validator.per_set(losses)
-        if broken := [result.name for result in results if not math.isfinite(result.nll_sum)]:
+        if broken := [result.name for result in results if not result.nll < HIGHEST_NLL]:  # NaN too
             raise DivergedError(
-                f"the validation loss of {', '.join(broken)} is not finite at iteration {self.progress.iteration}; "
+                f"the validation loss of {', '.join(broken)} is above {HIGHEST_NLL:g} nats per token, or none, at "
+                f"iteration {self.progress.iteration}; "
                 "lower optimizer.lr, and start again from the last checkpoint"
             )
         iteration = self.progress.iteration

@@ -25,6 +25,8 @@ from megatron_synE.runtime.mcore import parallel_state
 
 MIN_DOCUMENTS = 8
 """Of each set, whatever a pass may cost: below, the noise gate of a controller has next to nothing to look at."""
+HIGHEST_NLL = 700.0
+"""Nats per token; beyond it PPL is no float any more (log of the largest: 709.8)."""
 _MICRO_BATCHES_PER_CALL = 8
 """A stop request is honoured between calls; a multiple of this would keep a pipeline fuller but answer later."""
 

@@ -73,8 +73,9 @@ class Trace:
 
 def uniform_labels(label_noise: float, topics: int = TOPICS) -> Array:
     """[true topic, label]: a share of the pages has a wrong label, any other topic alike."""
-    labels = np.full((topics, topics), label_noise / (topics - 1))
-    np.fill_diagonal(labels, 1.0 - label_noise)
+    wrong = label_noise if topics > 1 else 0.0
+    labels = np.full((topics, topics), wrong / max(1, topics - 1))
+    np.fill_diagonal(labels, 1.0 - wrong)
     return labels
 
 

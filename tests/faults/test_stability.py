@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import LlamaForCausalLM
 
 from data_mixers.sampling import Sampler
 from data_mixers.schedule import Schedule, read_schedule
@@ -209,3 +211,17 @@ def test_recoveries_are_counted_until_a_good_step_beyond_them() -> None:
         stability.remedy(bad, iteration=10)
     stability.good(10)
     stability.remedy(bad, iteration=11)
+
+
+def test_a_held_out_loss_too_large_for_a_ppl_ends_the_run_as_diverged(tmp_path: Path) -> None:
+    """Finite, but exp of it is not: logits a hundred thousand times as large as they should be."""
+    tiny.prepared(tmp_path)
+    model = LlamaForCausalLM.from_pretrained(tmp_path / "hf")
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1e5)
+    model.save_pretrained(tmp_path / "hf")
+    done = tiny.train(tmp_path / "run.yaml", code=5)
+    assert (
+        "is above 700 nats per token, or none, at iteration 0; lower optimizer.lr" in done.stderr
+        and "Traceback" not in done.stderr
+    )

@@ -19,6 +19,10 @@ from tools.mix_simulate import (
 )
 
 
+def test_one_topic_has_no_other_to_be_taken_for() -> None:
+    assert uniform_labels(0.3, 1).tolist() == [[1.0]]
+
+
 def test_a_static_run_ends_where_the_curves_say() -> None:
     world = draw_world(3, transfer=0.1, labels=uniform_labels(0.2), tokens=1e9)
     trace = follow(world, ControllerSettings(name="static"), tokens=1e9, interval=1e8, seed=3)
