@@ -51,7 +51,7 @@ def checked_stage(run: Path, stage: Path) -> tuple[str, list[str]]:
     sections = ("data.", "mixture.", "lr_schedule.")
     require([fault for fault in examination.faults if fault.key.startswith(sections)], where=str(stage))
     mixture = mixture_of(config, examination.manifests)
-    stored, state = read_schedule(run), _newest_state(before)
+    stored, state = read_schedule(run), _newest_state(run)
     if state is not None and state.schedule is not None:
         stored = Schedule.from_json(state.schedule["json"])
         mixture = mixture.restored(state.schedule["mixture"])
