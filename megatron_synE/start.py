@@ -83,7 +83,7 @@ def checkpoint_before(
 def mixture_to_follow(from_config: Mixture, start: Start) -> Mixture:
     """The plan of the configuration with the decisions of the checkpoint; what was read must stay what it was.
 
-    Errors: ConfigError if the past differs.
+    Errors: ConfigError if the past differs, or if what was added reads a source too often.
     """
     if start.mode == "branch" and start.state is not None:
         logger.warning(
@@ -101,6 +101,7 @@ def mixture_to_follow(from_config: Mixture, start: Start) -> Mixture:
         return mixture
     consumed = start.state.consumed_samples
     check_past(stored, followed, consumed_samples=consumed, where=str(start.folder))
+    mixture.check_grown(stored)
     logger.info("the future of the schedule was edited; its past (%d samples) is unchanged", consumed)
     return mixture
 

@@ -56,6 +56,7 @@ def checked_stage(run: Path, stage: Path) -> tuple[str, list[str]]:
         stored = Schedule.from_json(state.schedule["json"])
         mixture = mixture.restored(state.schedule["mixture"])
         check_past(stored, mixture.schedule, consumed_samples=state.consumed_samples, where=str(run))
+        mixture.check_grown(stored)
     return override, diff(stored, mixture.schedule) + _learning_rate(config, stored, mixture.schedule, state)
 
 

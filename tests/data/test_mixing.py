@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from data_mixers.errors import ConfigError
 from data_mixers.sampling import Sampler
 from megatron_synE.config.load import load_config
 from megatron_synE.decision_log import rows_of
@@ -102,6 +103,26 @@ def test_the_configuration_leaves_out_the_same_across_stages_as_a_rollback_does(
     asked = mixture(tmp_path, tokens, late=[late], stages=stages, skip_samples=["160:240"])
     assert asked.schedule == plain.skipping(160, 240).schedule == plain.schedule.skip(160, 240, consumed_samples=0)
     asked.check_new_skips(())
+
+
+def test_a_plan_that_grows_under_a_decision_may_not_read_a_source_too_often(tmp_path: Path) -> None:
+    """Law has text for 125 samples; the plan of 400 reads 120, of 410 samples 123, and with its share raised more."""
+    tokens = {"law": 126 * SEQ_LENGTH, "food": 20000, "music": 20000}
+    grown = {"name": "adapt", "tokens": 410 * SEQ_LENGTH, "languages": {"zh": 0.9, "en": 0.1},
+             "topics": {"zh": {"web": dict.fromkeys(TOPICS, 1 / 3)}}}  # fmt: skip
+    run, longer = (
+        mixture(tmp_path / name, tokens, max_epochs=1.0, **changes)
+        for name, changes in (("run", {}), ("longer", {"stages": [grown]}))
+    )
+    run, _ = validated(run, dict.fromkeys(TOPICS, 2.0), at=0)
+    run, _ = validated(run, {"law": 2.3, "food": 2.0, "music": 2.0}, at=352)
+    assert len(run.reweights) == 1
+    followed = longer.restored(json.loads(json.dumps(run.to_dict())))
+    run.check_grown(run.schedule)
+    longer.check_grown(run.schedule)  # without the decision it lasts
+    with pytest.raises(ConfigError, match=r"zh/web/law \(12[67] of 125 windows\); shorten the stage"):
+        followed.check_grown(run.schedule)
+    replace(followed, renormalizes=True).check_grown(run.schedule)
 
 
 def test_replay_leaves_out_what_the_run_left_out_once_for_each_time_it_stayed_out(tmp_path: Path) -> None:
