@@ -117,7 +117,8 @@ def decide(
     """New shares of the topics of one group, which trade among themselves.
 
     ratios: in force now, as decided last. Where they differ from the last decision a new plan was set from outside: it
-    becomes the plan that floor and ceiling refer to. state: None at the first validation, which moves nothing.
+    becomes the plan that floor and ceiling refer to; but for a topic that has ended (data.exhaustion) or is read again,
+    while the others share as decided. state: None at the first validation, which moves nothing.
     A topic moves only if its PPL is there now and was before; any other keeps its share to the bit. So does a topic
     with share 0, which the plan does not read. Where no change leaves its noise nothing moves, under any controller.
     Errors: ConfigError if the ratios are negative or do not sum to 1.
@@ -129,8 +130,12 @@ def decide(
         notes.append("first validation: nothing moves")
         state = _start(shares)
     elif not _same(dict(state.ratios), shares):
-        notes.append("the ratios differ from the last decision: they are the plan now")
-        state = replace(_start(shares), num_decisions=state.num_decisions, topics=state.topics)
+        if (among := _among_those_read(state, shares)) is not None:
+            notes.append("a topic has ended or is read again: the plan of the others stays")
+            state = among
+        else:
+            notes.append("the ratios differ from the last decision: they are the plan now")
+            state = replace(_start(shares), num_decisions=state.num_decisions, topics=state.topics)
     state = replace(state, ratios=_sorted(shares))
     before = dict(state.topics)
     after = _remembered(active, shares, before, observation, notes)
@@ -195,6 +200,24 @@ def _checked(ratios: Mapping[str, float]) -> dict[str, float]:
 def _start(shares: Mapping[str, float]) -> ControllerState:
     same = _sorted(shares)
     return ControllerState(num_decisions=0, ratios=same, planned=same, recent=same, average=same, topics=())
+
+
+def _among_those_read(state: ControllerState, shares: Mapping[str, float]) -> ControllerState | None:
+    """The state of other topics than before, where those that stay share as decided among themselves; else None."""
+    before = dict(state.ratios)
+    stay = [topic for topic, share in shares.items() if share > 0 and before.get(topic, 0.0) > 0]
+    if not stay or before.keys() == shares.keys():
+        return None
+    mass, was = (math.fsum(values[topic] for topic in stay) for values in (shares, before))
+    if not _same({t: before[t] / was for t in stay}, {t: shares[t] / mass for t in stay}):
+        return None
+
+    def among(values: Shares) -> Shares:
+        old = dict(values)
+        total = math.fsum(old[topic] for topic in stay)
+        return _sorted({t: old[t] / total * mass if t in stay else share for t, share in shares.items()})
+
+    return replace(state, planned=among(state.planned), recent=among(state.recent), average=among(state.average))
 
 
 def _same(decided: Mapping[str, float], shares: Mapping[str, float]) -> bool:
