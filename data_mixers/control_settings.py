@@ -43,7 +43,8 @@ class ControllerSettings:
     alpha: float = 0.3
     """Step of syne and syne_paper. alpha * largest importance < 1, since |delta| <= 1 under every normaliser."""
     importance: Mapping[str, float] = field(default_factory=dict)
-    """w_i by topic, at least 0; a topic that is not named has 1. Of syne, syne_paper and exponentiated_gradient."""
+    """w_i by topic, or by zh/topic for one language's, at least 0; a topic that is not named has 1. Of syne, syne_paper
+    and exponentiated_gradient."""
     normaliser: Normaliser = "sum_abs"
     """Of syne and syne_paper. sum_abs and max_abs fix the size of the largest step whatever the size of the changes;
     relative and log_ppl take the changes as they are (1 % of PPL times alpha 0.3 is 0.3 % of the share)."""
@@ -64,8 +65,8 @@ class ControllerSettings:
     """Of exponentiated_gradient: log PPL up by 0.01 gives a factor of 1.03, what alpha 0.3 gives one of eleven topics
     that change alike."""
     targets: Mapping[str, float] = field(default_factory=dict)
-    """Of velocitune: the loss that each topic should reach, nats per held-out token; the paper extrapolates it with a
-    scaling law from a run on a part of the data."""
+    """Of velocitune: the loss that each topic (zh/law: of one language) should reach, nats per held-out token; the
+    paper extrapolates it with a scaling law from a run on a part of the data."""
     target_drop: float = 0.1
     """Of velocitune, for topics without a target: the target lies this many nats under the first validation."""
 
@@ -97,6 +98,16 @@ class ControllerSettings:
         self._check_factor_stays_positive()
         if self.name == "syne_paper":
             self._check_guards_are_not_asked_for()
+
+    def of_language(self, language: str) -> "ControllerSettings":
+        """These settings for the topics of one language: zh/law is law there, before a law of all languages."""
+        named = (self.importance, self.targets)
+        importance, targets = (
+            {topic: value for topic, value in values.items() if "/" not in topic}
+            | {key.partition("/")[2]: value for key, value in values.items() if key.startswith(f"{language}/")}
+            for values in named
+        )
+        return replace(self, importance=importance, targets=targets)
 
     def in_force(self) -> "ControllerSettings":
         """These settings with the guards off that this controller does not have.

@@ -258,7 +258,8 @@ class Mixture:
         consumed_samples = seen.consumed_tokens // self.seq_length
         start = consumed_samples + LEAD_ITERATIONS * self.samples_per_iteration
         before, state = self.ratios_next(group, consumed_samples=consumed_samples), self.states.get(group)
-        decision = self._lasting(group, before, decide(self.settings, before, state, seen), start=start)
+        settings = self.settings.of_language(group.partition("/")[0])
+        decision = self._lasting(group, before, decide(settings, before, state, seen), start=start)
         reweight = None
         if state is not None and decision.ratios != before:
             reweight = Reweight(start_sample=start, group=group, ratios=tuple(decision.ratios.items()))

@@ -30,15 +30,25 @@ def topic_rules(config: RunConfig, manifests: Sequence[DatasetManifest]) -> Iter
                 "mixture.sources", f"{name} is no source of the manifests", f"name some of {', '.join(sorted(sources))}"
             )
     stages = [groups_of(config, index, manifests) for index in range(len(config.data.stages))]
-    topics = {entry.topic for entry in entries if entry.source in config.mixture.sources}
+    languages_of: dict[str, set[str]] = {}
+    for entry in entries:
+        if entry.source in config.mixture.sources:
+            languages_of.setdefault(entry.topic, set()).add(entry.language)
+    topics = {f"{language}/{topic}" for topic, languages in languages_of.items() for language in languages}
     for key in ("importance", "targets"):
         named = config.mixture.settings.get(key, {})
         for topic in named if isinstance(named, dict) else ():
-            if topics and topic not in topics:
+            if topics and topic not in topics and topic not in languages_of:
                 yield Fault(
                     f"mixture.settings.{key}", f"{topic} is no topic of {', '.join(config.mixture.sources)}",
-                    f"name some of {', '.join(sorted(topics))}",
+                    f"name some of {', '.join(sorted(languages_of))}, or one language's, e.g. {min(topics)}",
                 )  # fmt: skip
+            elif key == "targets" and len(languages := languages_of.get(topic, ())) > 1:
+                yield Fault(
+                    "mixture.settings.targets",
+                    f"{topic} is a topic of {' and '.join(sorted(languages))}, whose losses a token do not compare",
+                    f"write {' and '.join(f'{language}/{topic}' for language in sorted(languages))}",
+                )
     yield from _joining(config, stages)
 
 

@@ -71,6 +71,7 @@ def test_settings_of_another_controller_are_said(folder: Path, controller: str) 
         ),
         ("mixture.settings.importance={lawn: 2}", "mixture.settings.importance", "lawn is no topic of web"),
         ("mixture.settings.targets={play: 2}", "mixture.settings.targets", "play is no topic of web; name some of"),
+        ("mixture.settings.targets={en/law: 2}", "mixture.settings.targets", "en/law is no topic of web"),
     ],
 )
 def test_a_name_that_nothing_answers_to_is_refused(folder: Path, override: str, key: str, named: str) -> None:
@@ -78,6 +79,15 @@ def test_a_name_that_nothing_answers_to_is_refused(folder: Path, override: str, 
     assert fault.key == key
     assert named in str(fault)
     assert examined(override, "mixture.controller=static").faults == ()
+
+
+def test_a_target_of_two_languages_needs_to_say_whose_it_is(folder: Path) -> None:
+    write_dataset(folder / "en_law", {("en", "web", "law"): 3000})
+    both = "data.manifests=[train, en_law]"
+    (fault,) = examined(both, "mixture.controller=velocitune", "mixture.settings.targets={law: 2}").faults
+    assert "law is a topic of en and zh" in fault.message and fault.cure == "write en/law and zh/law"
+    for settings in ("targets={zh/law: 2, en/law: 3, food: 2}", "importance={law: 2}"):
+        assert examined(both, "mixture.controller=velocitune", f"mixture.settings.{settings}").faults == ()
 
 
 def test_a_topic_that_joins_a_group_with_decisions_needs_its_share_written(folder: Path) -> None:

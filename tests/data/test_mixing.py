@@ -105,6 +105,17 @@ def test_the_configuration_leaves_out_the_same_across_stages_as_a_rollback_does(
     asked.check_new_skips(())
 
 
+def test_what_is_set_for_a_topic_of_one_language_is_not_for_another(tmp_path: Path) -> None:
+    run = mixture(tmp_path, dict.fromkeys(TOPICS, 20000))
+    decided = {}
+    for name in ("none", "law", "zh/law", "en/law"):
+        settings = replace(run.settings, importance={} if name == "none" else {name: 0.0})
+        one, _ = validated(replace(run, settings=settings), dict.fromkeys(TOPICS, 2.0), at=0)
+        one, _ = validated(one, {"law": 2.3, "food": 2.0, "music": 1.9}, at=32)
+        decided[name] = dict(one.reweights[0].ratios)
+    assert decided["none"] == decided["en/law"] != decided["law"] == decided["zh/law"]
+
+
 def test_a_plan_that_grows_under_a_decision_may_not_read_a_source_too_often(tmp_path: Path) -> None:
     """Law has text for 125 samples; the plan of 400 reads 120, of 410 samples 123, and with its share raised more."""
     tokens = {"law": 126 * SEQ_LENGTH, "food": 20000, "music": 20000}
