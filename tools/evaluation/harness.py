@@ -194,7 +194,26 @@ def _hf(folder: Path, options: EvalOptions) -> Any:
     )  # fmt: skip
     for kind in ("loglikelihood", "loglikelihood_rolling", "generate_until"):
         setattr(model, kind, partial(getattr(model, kind), disable_tqdm=True))
+    model.tok_decode = _decode_behind_a_text(model)
     return model
+
+
+def _decode_behind_a_text(model: Any) -> Callable[..., str]:
+    """The model's tok_decode for what continues a prompt.
+
+    Llama-2's decoder (SentencePiece) drops the first blank of a text. The harness decodes a continuation by itself, so
+    a first line of code would lose one blank of its indentation.
+    """
+    decode = model.tok_decode
+    anchor = model.tok_encode("x", add_special_tokens=False)
+    length = len(decode(anchor))
+
+    def decode_behind(tokens: int | list[int], skip_special_tokens: bool = True) -> str:
+        if isinstance(tokens, int):  # the control token that ends an answer
+            return str(decode(tokens, skip_special_tokens=skip_special_tokens))
+        return str(decode([*anchor, *tokens], skip_special_tokens=skip_special_tokens)[length:])
+
+    return decode_behind
 
 
 def describe(model: Any, options: EvalOptions) -> dict[str, Any]:
