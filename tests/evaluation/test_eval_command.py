@@ -222,6 +222,26 @@ def test_missing_data_is_refused_before_the_model_is_read_or_left_out_on_request
     assert {line.status for line in read_results(tmp_path / "out/small/tiny").benchmarks} == {"missing", "skipped"}
 
 
+def test_out_of_memory_names_the_option_that_takes_less(
+    hf: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    load_model = harness.load_model
+
+    def on_a_full_device(folder: Path, asked: EvalOptions) -> Any:
+        model = load_model(folder, asked)
+        model.model.register_forward_pre_hook(full)
+        return model
+
+    monkeypatch.setattr(harness, "load_model", on_a_full_device)
+    with pytest.raises(ConfigError, match="syne_arc_easy: out of memory on cpu at --batch-size 4; give a smaller one"):
+        evaluate(options(hf, data, tmp_path, batch_size=4))
+
+
 def test_the_first_blank_of_an_answer_is_kept_where_the_tokenizers_decoder_strips_it(tmp_path: Path) -> None:
     """Llama-2's tokenizer. Without a last norm all logits are 0, so the model writes token 0, which begins with one."""
     import torch

@@ -231,16 +231,26 @@ def describe(model: Any, options: EvalOptions) -> dict[str, Any]:
 def run_task(
     model: Any, task: Any, planned: PlannedTask, *, limit: int | None, runs_code: bool, progress: Callable[[int], None]
 ) -> TaskResult:
-    """Every item of the task, answered and scored; progress hears of each answer."""
+    """Every item of the task, answered and scored; progress hears of each answer.
+
+    Errors: ConfigError if the benchmark's metric is none of the task's, or the device's memory does not suffice.
+    """
     from lm_eval.evaluator import evaluate
+    from torch import OutOfMemoryError
 
     benchmark, started = planned.benchmark, time.monotonic()
     model.set_cache_hook(_Heard(progress))
-    with _quiet():
-        found = evaluate(
-            model, {"tasks": {planned.name: task}}, limit=limit, bootstrap_iters=0, log_samples=True,
-            confirm_run_unsafe_code=runs_code,
-        )  # fmt: skip
+    try:
+        with _quiet():
+            found = evaluate(
+                model, {"tasks": {planned.name: task}}, limit=limit, bootstrap_iters=0, log_samples=True,
+                confirm_run_unsafe_code=runs_code,
+            )  # fmt: skip
+    except OutOfMemoryError as error:
+        raise ConfigError(
+            f"{planned.name}: out of memory on {model.device} at --batch-size {model.batch_size}; give a smaller one "
+            "(all tasks are then measured with it), or a device with more memory"
+        ) from error
     samples = [sample for sample in found["samples"][planned.name] if sample["filter"] == benchmark.filter]
     if not samples or benchmark.metric not in samples[0]:
         given = sorted(
