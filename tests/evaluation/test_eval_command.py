@@ -16,6 +16,7 @@ from tools.evaluation.evaluate import evaluate
 from tools.evaluation.options import EvalOptions
 from tools.evaluation.results import Results, read_results, read_task
 from tools.evaluation.subjects import subjects_of
+from tools.evaluation.tables import results_table
 
 SUITE = """
 name: small
@@ -52,6 +53,14 @@ def options(hf: Path, data: Path, root: Path, **changes: Any) -> EvalOptions:
         "model": hf, "suite": str(suite), "out": root / "out", "data": data, "offline": True, "device": "cpu",
     }  # fmt: skip
     return EvalOptions(**(given | changes))
+
+
+def narrow(hf: Path, folder: Path, max_length: int) -> Path:
+    """The model with a context of so many tokens."""
+    shutil.copytree(hf, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": max_length}))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +229,29 @@ def test_missing_data_is_refused_before_the_model_is_read_or_left_out_on_request
     assert done.returncode == 0, done.stderr
     assert "caution: ARC is left out" in done.stderr
     assert {line.status for line in read_results(tmp_path / "out/small/tiny").benchmarks} == {"missing", "skipped"}
+
+
+def test_prompts_that_do_not_fit_are_counted_and_told(
+    hf: Path, data: Path, measured: Results, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A byte is a token here. The last of a choice is predicted, not read; an answer of ASDiv may take 256."""
+    choice = len("Question: Which?\nA. one\nB. two\nC. three\nAnswer: A")
+    question = len("Q: Ann has 0 pens. How many pens has she after 2 more?\nA:")
+    for name, max_length, cut in (
+        ("ARC", choice - 1, 0), ("ARC", choice - 2, 6), ("ASDiv", 256 + question, 0), ("ASDiv", 255 + question, 2),
+    ):  # fmt: skip
+        folder = narrow(hf, tmp_path / f"{name}{max_length}", max_length)
+        caplog.clear()
+        (results,) = evaluate(options(folder, data, tmp_path, only=(name,)))
+        (line,) = [line for line in results.benchmarks if line.name == name]
+        assert sum(task["num_truncated"] for task in line.tasks) == cut, (name, max_length)
+        said = f"caution: {cut} of {line.num_items} prompts of {name} do not fit with their answers in the model's "
+        assert (said in results_table(results)) == (cut > 0)
+        assert ("were cut at their beginning" in caplog.text) == (cut > 0)
+        if name == "ARC":  # what was cut changes what the model says, or nothing was cut
+            now, whole = (read_task(of.folder, "syne_arc_easy") for of in (results, measured))
+            assert now is not None and whole is not None
+            assert ([item.likelihoods for item in now.items] != [item.likelihoods for item in whole.items]) == (cut > 0)
 
 
 def test_out_of_memory_names_the_option_that_takes_less(

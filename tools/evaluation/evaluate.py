@@ -29,6 +29,7 @@ from tools.evaluation.results import (
     read_results,
     read_task,
     task_file,
+    truncation,
     write_results,
     write_task,
 )
@@ -153,6 +154,9 @@ def _evaluate_one(
                         progress=progress.advance,
                     )  # fmt: skip
                     done[planned.name] = replace(measured, harness=measured_with)
+                    if cut := measured.num_truncated:
+                        told = truncation(planned.name, cut, of=len(measured.items), max_length=model.max_length)
+                        logger.warning("caution: %s", told)
                     write_task(folder, done[planned.name], _task_mark(mark, planned, found, options))
                     results = _written(results, suite, lines, done)
     return results
@@ -290,6 +294,7 @@ def _benchmark_result(line: Line, done: dict[str, TaskResult], folder: Path) -> 
             "task": result.task,
             "score": result.score,
             "num_items": len(result.items),
+            "num_truncated": result.num_truncated,
             "seconds": round(result.seconds, 3),
             "file": task_file(folder, result.task).relative_to(folder).as_posix(),
         }

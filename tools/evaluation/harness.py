@@ -266,7 +266,32 @@ def run_task(
         num_fewshot=benchmark.shots,
         seconds=time.monotonic() - started,
         items=tuple(_item(sample, benchmark) for sample in sorted(samples, key=lambda sample: sample["doc_id"])),
+        num_truncated=sum(_is_truncated(model, sample["arguments"]) for sample in samples),
     )
+
+
+def answer_tokens(model: Any, task: Any) -> int:
+    """How many tokens of the model's context the task keeps for the answer; 0 where choices are scored."""
+    return 0 if task.OUTPUT_TYPE != "generate_until" else _max_gen_toks(model, task.config.generation_kwargs)
+
+
+def _max_gen_toks(model: Any, settings: dict[str, Any]) -> int:
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    return int(normalize_gen_kwargs(settings, model.max_gen_toks)["max_gen_toks"])
+
+
+def _is_truncated(model: Any, arguments: list[tuple[str, Any]]) -> bool:
+    """Whether an item's longest prompt did not fit: the harness then cuts its beginning, exemplars and BOS first.
+
+    The harness's own warnings are one for a batch, and of padded lengths, so the tokens are counted again here.
+    """
+    settings = arguments[0][1]
+    if isinstance(settings, dict):
+        longest, room = arguments[0][0], model.max_length - _max_gen_toks(model, settings)
+    else:  # prompt and choice; the last token is predicted and never read
+        longest, room = max((prompt + choice for prompt, choice in arguments), key=len), model.max_length + 1
+    return bool(len(model.tok_encode(longest)) > room)
 
 
 def _item(sample: dict[str, Any], benchmark: Benchmark) -> Item:
