@@ -301,6 +301,30 @@ def test_the_first_blank_of_an_answer_is_kept_where_the_tokenizers_decoder_strip
     assert tokenizer.decode([3, 0]) == "   return"  # what the harness would have taken
 
 
+def test_a_set_that_the_hub_does_not_give_is_left_out_on_request(hf: Path, data: Path, tmp_path: Path) -> None:
+    """No hub answers at a closed port."""
+    own = shutil.copytree(data, tmp_path / "data")
+    shutil.rmtree(own / "allenai/sciq")
+    suite = tmp_path / "small.yaml"
+    suite.write_text(SUITE)
+    command = (
+        "eval", hf, "--suite", suite, "--out", tmp_path / "out", "--data", own, "--only", "SciQ", "--only", "ARC",
+    )  # fmt: skip
+    closed = {
+        "HTTPS_PROXY": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0",
+        "HF_DATASETS_OFFLINE": "0",
+    }  # fmt: skip
+    done = tiny.syne(*command, **closed)
+    assert done.returncode == 3
+    assert "sciq cannot read allenai/sciq" in done.stderr and "(--skip-missing goes on without SciQ)" in done.stderr
+    done = tiny.syne(*command, "--skip-missing", **closed)
+    assert done.returncode == 0, done.stderr
+    assert "caution: SciQ is left out: sciq cannot read allenai/sciq" in done.stderr
+    lines = {line.name: line for line in read_results(tmp_path / "out/small/tiny").benchmarks}
+    assert (lines["SciQ"].status, lines["ARC"].status) == ("missing", "done")
+    assert "allenai/sciq" in lines["SciQ"].reason
+
+
 def test_code_of_a_model_folder_is_never_run(hf: Path, data: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(hf, tmp_path / "hub")
     config = json.loads((folder / "config.json").read_text())

@@ -138,10 +138,13 @@ def _evaluate_one(
         lines, taken_over = _taken_over(lines, earlier)
         done |= taken_over
         results = _written(_begin(subject, folder, suite, suite_hash, mark, options), suite, lines, done)
-        if not pending:
+        tasks, missing = _loaded(pending, options)
+        lines = [missing.get(line.benchmark.name, line) for line in lines]
+        if missing:
+            results = _written(results, suite, lines, done)
+        if not tasks:
             return results
         with as_hf(subject, folder) as hf:
-            tasks = [(planned, found, harness.load_task(planned, found)) for planned, found in pending]
             model = harness.load_model(hf, options)
             measured_with = {**_programs(options), **harness.describe(model, options)}
             num_requests = sum(harness.num_requests(task, _limit(planned, options)) for planned, _, task in tasks)
@@ -160,6 +163,32 @@ def _evaluate_one(
                     write_task(folder, done[planned.name], _task_mark(mark, planned, found, options))
                     results = _written(results, suite, lines, done)
     return results
+
+
+def _loaded(
+    pending: list[tuple[PlannedTask, Found | None]], options: EvalOptions
+) -> tuple[list[tuple[PlannedTask, Found | None, Any]], dict[str, Line]]:
+    """The tasks with their data; and by name, under --skip-missing, the benchmarks whose data the hub does not give.
+
+    Errors: DataError for a set that cannot be read. A user's own file that is damaged is never skipped.
+    """
+    loaded, missing = [], {}
+    for planned, found in pending:
+        benchmark = planned.benchmark
+        if benchmark.name in missing:
+            continue
+        try:
+            loaded.append((planned, found, harness.load_task(planned, found)))
+        except DataError as error:
+            if found is None or found.where != "hub":
+                raise
+            if not options.skip_missing:
+                raise DataError(f"{error} (--skip-missing goes on without {benchmark.name})") from error
+            logger.warning("caution: %s is left out: %s", benchmark.name, error)
+            missing[benchmark.name] = Line(benchmark=benchmark, status="missing", reason=f"{benchmark.name}: {error}")
+    return [entry for entry in loaded if entry[0].benchmark.name not in missing], missing
+
+
 
 
 def _limit(planned: PlannedTask, options: EvalOptions) -> int | None:
