@@ -254,6 +254,18 @@ def test_prompts_that_do_not_fit_are_counted_and_told(
             assert ([item.likelihoods for item in now.items] != [item.likelihoods for item in whole.items]) == (cut > 0)
 
 
+def test_answers_that_fill_the_context_are_refused_before_anything_is_computed(
+    hf: Path, data: Path, tmp_path: Path
+) -> None:
+    folder = narrow(hf, tmp_path / "narrow", 256)
+    with pytest.raises(ConfigError, match="context of 256 tokens has no room") as refused:
+        evaluate(options(folder, data, tmp_path))
+    assert str(refused.value).endswith("of ASDiv (syne_asdiv: 256 tokens); leave them out by --only ARC --only SciQ")
+    assert not list(tmp_path.rglob("tasks/*.json"))
+    (results,) = evaluate(options(folder, data, tmp_path, only=("ARC", "SciQ")))  # as it was told to
+    assert {line.status for line in results.benchmarks[:2]} == {"done"}
+
+
 def test_out_of_memory_names_the_option_that_takes_less(
     hf: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

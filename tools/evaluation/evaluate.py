@@ -7,6 +7,7 @@ import datetime
 import hashlib
 import json
 import logging
+import shlex
 import shutil
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -146,6 +147,7 @@ def _evaluate_one(
             return results
         with as_hf(subject, folder) as hf:
             model = harness.load_model(hf, options)
+            _check_room(model, [(planned, task) for planned, _, task in tasks], lines)
             measured_with = {**_programs(options), **harness.describe(model, options)}
             num_requests = sum(harness.num_requests(task, _limit(planned, options)) for planned, _, task in tasks)
             title = f"eval {suite.name} {subject.label}"
@@ -189,6 +191,19 @@ def _loaded(
     return [entry for entry in loaded if entry[0].benchmark.name not in missing], missing
 
 
+def _check_room(model: Any, tasks: list[tuple[PlannedTask, Any]], lines: list[Line]) -> None:
+    """Errors: ConfigError if a task's answer may fill the model's context: the harness fails when it comes there."""
+    full: dict[str, str] = {}
+    for planned, task in tasks:
+        if (tokens := harness.answer_tokens(model, task)) >= model.max_length:
+            full.setdefault(planned.benchmark.name, f"{planned.benchmark.name} ({planned.name}: {tokens} tokens)")
+    if full:
+        rest = [line.benchmark.name for line in lines if line.is_asked and line.status == "open"]
+        only = " ".join(f"--only {shlex.quote(name)}" for name in rest if name not in full)
+        raise ConfigError(
+            f"the model's context of {model.max_length} tokens has no room for a prompt and an answer (max_gen_toks) "
+            f"of {', '.join(full.values())}; " + (f"leave them out by {only}" if only else "choose other benchmarks")
+        )
 
 
 def _limit(planned: PlannedTask, options: EvalOptions) -> int | None:
