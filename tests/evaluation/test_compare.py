@@ -152,6 +152,21 @@ def test_what_was_not_measured_alike_is_not_compared(
         compare_results([base, other])
 
 
+def test_prompts_that_were_cut_are_a_caution_of_the_model_whose_they_were(tmp_path: Path) -> None:
+    base, other = (
+        written(tmp_path / name, {"MMLU": [[1.0] * 100, [1.0] * 10]}, harness={"max_length": 2048})
+        for name in ("base", "other")
+    )
+    content = json.loads((other / "results.json").read_text())
+    for task, cut in zip(content["benchmarks"][0]["tasks"], (7, None), strict=True):
+        task["num_truncated"] = cut  # None: of before it was counted
+    (other / "results.json").write_text(json.dumps(content))
+    assert compare_results([base, other]).cautions == (
+        "other: 7 of 110 prompts of MMLU do not fit with their answers in the model's context of 2048 tokens, "
+        "and were cut at their beginning",
+    )
+
+
 def test_another_device_is_a_caution_and_what_one_lacks_is_left_out(base: Path, tmp_path: Path) -> None:
     other = written(
         tmp_path / "other", {"MATH": [[1.0, 0.0] * 20]},

@@ -16,6 +16,7 @@ from tools.evaluation.evaluate import evaluate
 from tools.evaluation.options import EvalOptions
 from tools.evaluation.results import Results, read_results, read_task
 from tools.evaluation.subjects import subjects_of
+from tools.evaluation.tables import results_table
 
 SUITE = """
 name: small
@@ -52,6 +53,14 @@ def options(hf: Path, data: Path, root: Path, **changes: Any) -> EvalOptions:
         "model": hf, "suite": str(suite), "out": root / "out", "data": data, "offline": True, "device": "cpu",
     }  # fmt: skip
     return EvalOptions(**(given | changes))
+
+
+def narrow(hf: Path, folder: Path, max_length: int) -> Path:
+    """The model with a context of so many tokens."""
+    shutil.copytree(hf, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": max_length}))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +229,112 @@ def test_missing_data_is_refused_before_the_model_is_read_or_left_out_on_request
     assert done.returncode == 0, done.stderr
     assert "caution: ARC is left out" in done.stderr
     assert {line.status for line in read_results(tmp_path / "out/small/tiny").benchmarks} == {"missing", "skipped"}
+
+
+def test_prompts_that_do_not_fit_are_counted_and_told(
+    hf: Path, data: Path, measured: Results, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A byte is a token here. The last of a choice is predicted, not read; an answer of ASDiv may take 256."""
+    choice = len("Question: Which?\nA. one\nB. two\nC. three\nAnswer: A")
+    question = len("Q: Ann has 0 pens. How many pens has she after 2 more?\nA:")
+    for name, max_length, cut in (
+        ("ARC", choice - 1, 0), ("ARC", choice - 2, 6), ("ASDiv", 256 + question, 0), ("ASDiv", 255 + question, 2),
+    ):  # fmt: skip
+        folder = narrow(hf, tmp_path / f"{name}{max_length}", max_length)
+        caplog.clear()
+        (results,) = evaluate(options(folder, data, tmp_path, only=(name,)))
+        (line,) = [line for line in results.benchmarks if line.name == name]
+        assert sum(task["num_truncated"] for task in line.tasks) == cut, (name, max_length)
+        said = f"caution: {cut} of {line.num_items} prompts of {name} do not fit with their answers in the model's "
+        assert (said in results_table(results)) == (cut > 0)
+        assert ("were cut at their beginning" in caplog.text) == (cut > 0)
+        if name == "ARC":  # what was cut changes what the model says, or nothing was cut
+            now, whole = (read_task(of.folder, "syne_arc_easy") for of in (results, measured))
+            assert now is not None and whole is not None
+            assert ([item.likelihoods for item in now.items] != [item.likelihoods for item in whole.items]) == (cut > 0)
+
+
+def test_answers_that_fill_the_context_are_refused_before_anything_is_computed(
+    hf: Path, data: Path, tmp_path: Path
+) -> None:
+    folder = narrow(hf, tmp_path / "narrow", 256)
+    with pytest.raises(ConfigError, match="context of 256 tokens has no room") as refused:
+        evaluate(options(folder, data, tmp_path))
+    assert str(refused.value).endswith("of ASDiv (syne_asdiv: 256 tokens); leave them out by --only ARC --only SciQ")
+    assert not list(tmp_path.rglob("tasks/*.json"))
+    (results,) = evaluate(options(folder, data, tmp_path, only=("ARC", "SciQ")))  # as it was told to
+    assert {line.status for line in results.benchmarks[:2]} == {"done"}
+
+
+def test_out_of_memory_names_the_option_that_takes_less(
+    hf: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    load_model = harness.load_model
+
+    def on_a_full_device(folder: Path, asked: EvalOptions) -> Any:
+        model = load_model(folder, asked)
+        model.model.register_forward_pre_hook(full)
+        return model
+
+    monkeypatch.setattr(harness, "load_model", on_a_full_device)
+    with pytest.raises(ConfigError, match="syne_arc_easy: out of memory on cpu at --batch-size 4; give a smaller one"):
+        evaluate(options(hf, data, tmp_path, batch_size=4))
+
+
+def test_the_first_blank_of_an_answer_is_kept_where_the_tokenizers_decoder_strips_it(tmp_path: Path) -> None:
+    """Llama-2's tokenizer. Without a last norm all logits are 0, so the model writes token 0, which begins with one."""
+    import torch
+    from lm_eval.api.instance import Instance
+    from tokenizers import Tokenizer, decoders, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = ["▁return", "<s>", "</s>", "▁▁▁", *(f"<0x{byte:02X}>" for byte in range(256))]
+    folder = tmp_path / "sentencepiece"
+    model = tiny.hf_model(tiny.hf_config(vocab_size=len(tokens)))
+    with torch.no_grad():
+        model.model.norm.weight.zero_()
+    model.save_pretrained(folder)
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, [], byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
+    loaded = harness.load_model(folder, EvalOptions(device="cpu"))
+    asked = ("def add(a, b):\n", {"until": ["\ndef"], "max_gen_toks": 3, "do_sample": False})
+    request = Instance(request_type="generate_until", doc={}, arguments=asked, idx=0)
+    assert loaded.generate_until([request]) == [" return return return"]
+    assert loaded.tok_decode([3, 0, 2]) == "    return"  # a whole indentation; the control token is none of it
+    assert tokenizer.decode([3, 0]) == "   return"  # what the harness would have taken
+
+
+def test_a_set_that_the_hub_does_not_give_is_left_out_on_request(hf: Path, data: Path, tmp_path: Path) -> None:
+    """No hub answers at a closed port."""
+    own = shutil.copytree(data, tmp_path / "data")
+    shutil.rmtree(own / "allenai/sciq")
+    suite = tmp_path / "small.yaml"
+    suite.write_text(SUITE)
+    command = (
+        "eval", hf, "--suite", suite, "--out", tmp_path / "out", "--data", own, "--only", "SciQ", "--only", "ARC",
+    )  # fmt: skip
+    closed = {
+        "HTTPS_PROXY": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0",
+        "HF_DATASETS_OFFLINE": "0",
+    }  # fmt: skip
+    done = tiny.syne(*command, **closed)
+    assert done.returncode == 3
+    assert "sciq cannot read allenai/sciq" in done.stderr and "(--skip-missing goes on without SciQ)" in done.stderr
+    done = tiny.syne(*command, "--skip-missing", **closed)
+    assert done.returncode == 0, done.stderr
+    assert "caution: SciQ is left out: sciq cannot read allenai/sciq" in done.stderr
+    lines = {line.name: line for line in read_results(tmp_path / "out/small/tiny").benchmarks}
+    assert (lines["SciQ"].status, lines["ARC"].status) == ("missing", "done")
+    assert "allenai/sciq" in lines["SciQ"].reason
 
 
 def test_code_of_a_model_folder_is_never_run(hf: Path, data: Path, tmp_path: Path) -> None:

@@ -120,6 +120,7 @@ def compare_results(folders: Sequence[Path], *, shows_published: bool = False) -
     base, others = found[0], found[1:]
     cautions = [caution for other in others for caution in _measured_alike(base, other)]
     labels = _labels(found)
+    cautions += [f"{label}: {text}" for label, result in zip(labels, found, strict=True) for text in result.cautions]
     rows, left_out = [], []
     for line in (*base.benchmarks, *base.sums):
         lines = [line, *(_line(other, line) for other in others)]

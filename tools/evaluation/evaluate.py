@@ -7,6 +7,7 @@ import datetime
 import hashlib
 import json
 import logging
+import shlex
 import shutil
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -29,6 +30,7 @@ from tools.evaluation.results import (
     read_results,
     read_task,
     task_file,
+    truncation,
     write_results,
     write_task,
 )
@@ -137,11 +139,15 @@ def _evaluate_one(
         lines, taken_over = _taken_over(lines, earlier)
         done |= taken_over
         results = _written(_begin(subject, folder, suite, suite_hash, mark, options), suite, lines, done)
-        if not pending:
+        tasks, missing = _loaded(pending, options)
+        lines = [missing.get(line.benchmark.name, line) for line in lines]
+        if missing:
+            results = _written(results, suite, lines, done)
+        if not tasks:
             return results
         with as_hf(subject, folder) as hf:
-            tasks = [(planned, found, harness.load_task(planned, found)) for planned, found in pending]
             model = harness.load_model(hf, options)
+            _check_room(model, [(planned, task) for planned, _, task in tasks], lines)
             measured_with = {**_programs(options), **harness.describe(model, options)}
             num_requests = sum(harness.num_requests(task, _limit(planned, options)) for planned, _, task in tasks)
             title = f"eval {suite.name} {subject.label}"
@@ -153,9 +159,51 @@ def _evaluate_one(
                         progress=progress.advance,
                     )  # fmt: skip
                     done[planned.name] = replace(measured, harness=measured_with)
+                    if cut := measured.num_truncated:
+                        told = truncation(planned.name, cut, of=len(measured.items), max_length=model.max_length)
+                        logger.warning("caution: %s", told)
                     write_task(folder, done[planned.name], _task_mark(mark, planned, found, options))
                     results = _written(results, suite, lines, done)
     return results
+
+
+def _loaded(
+    pending: list[tuple[PlannedTask, Found | None]], options: EvalOptions
+) -> tuple[list[tuple[PlannedTask, Found | None, Any]], dict[str, Line]]:
+    """The tasks with their data; and by name, under --skip-missing, the benchmarks whose data the hub does not give.
+
+    Errors: DataError for a set that cannot be read. A user's own file that is damaged is never skipped.
+    """
+    loaded, missing = [], {}
+    for planned, found in pending:
+        benchmark = planned.benchmark
+        if benchmark.name in missing:
+            continue
+        try:
+            loaded.append((planned, found, harness.load_task(planned, found)))
+        except DataError as error:
+            if found is None or found.where != "hub":
+                raise
+            if not options.skip_missing:
+                raise DataError(f"{error} (--skip-missing goes on without {benchmark.name})") from error
+            logger.warning("caution: %s is left out: %s", benchmark.name, error)
+            missing[benchmark.name] = Line(benchmark=benchmark, status="missing", reason=f"{benchmark.name}: {error}")
+    return [entry for entry in loaded if entry[0].benchmark.name not in missing], missing
+
+
+def _check_room(model: Any, tasks: list[tuple[PlannedTask, Any]], lines: list[Line]) -> None:
+    """Errors: ConfigError if a task's answer may fill the model's context: the harness fails when it comes there."""
+    full: dict[str, str] = {}
+    for planned, task in tasks:
+        if (tokens := harness.answer_tokens(model, task)) >= model.max_length:
+            full.setdefault(planned.benchmark.name, f"{planned.benchmark.name} ({planned.name}: {tokens} tokens)")
+    if full:
+        rest = [line.benchmark.name for line in lines if line.is_asked and line.status == "open"]
+        only = " ".join(f"--only {shlex.quote(name)}" for name in rest if name not in full)
+        raise ConfigError(
+            f"the model's context of {model.max_length} tokens has no room for a prompt and an answer (max_gen_toks) "
+            f"of {', '.join(full.values())}; " + (f"leave them out by {only}" if only else "choose other benchmarks")
+        )
 
 
 def _limit(planned: PlannedTask, options: EvalOptions) -> int | None:
@@ -290,6 +338,7 @@ def _benchmark_result(line: Line, done: dict[str, TaskResult], folder: Path) -> 
             "task": result.task,
             "score": result.score,
             "num_items": len(result.items),
+            "num_truncated": result.num_truncated,
             "seconds": round(result.seconds, 3),
             "file": task_file(folder, result.task).relative_to(folder).as_posix(),
         }

@@ -194,7 +194,26 @@ def _hf(folder: Path, options: EvalOptions) -> Any:
     )  # fmt: skip
     for kind in ("loglikelihood", "loglikelihood_rolling", "generate_until"):
         setattr(model, kind, partial(getattr(model, kind), disable_tqdm=True))
+    model.tok_decode = _decode_behind_a_text(model)
     return model
+
+
+def _decode_behind_a_text(model: Any) -> Callable[..., str]:
+    """The model's tok_decode for what continues a prompt.
+
+    Llama-2's decoder (SentencePiece) drops the first blank of a text. The harness decodes a continuation by itself, so
+    a first line of code would lose one blank of its indentation.
+    """
+    decode = model.tok_decode
+    anchor = model.tok_encode("x", add_special_tokens=False)
+    length = len(decode(anchor))
+
+    def decode_behind(tokens: int | list[int], skip_special_tokens: bool = True) -> str:
+        if isinstance(tokens, int):  # the control token that ends an answer
+            return str(decode(tokens, skip_special_tokens=skip_special_tokens))
+        return str(decode([*anchor, *tokens], skip_special_tokens=skip_special_tokens)[length:])
+
+    return decode_behind
 
 
 def describe(model: Any, options: EvalOptions) -> dict[str, Any]:
@@ -212,16 +231,26 @@ def describe(model: Any, options: EvalOptions) -> dict[str, Any]:
 def run_task(
     model: Any, task: Any, planned: PlannedTask, *, limit: int | None, runs_code: bool, progress: Callable[[int], None]
 ) -> TaskResult:
-    """Every item of the task, answered and scored; progress hears of each answer."""
+    """Every item of the task, answered and scored; progress hears of each answer.
+
+    Errors: ConfigError if the benchmark's metric is none of the task's, or the device's memory does not suffice.
+    """
     from lm_eval.evaluator import evaluate
+    from torch import OutOfMemoryError
 
     benchmark, started = planned.benchmark, time.monotonic()
     model.set_cache_hook(_Heard(progress))
-    with _quiet():
-        found = evaluate(
-            model, {"tasks": {planned.name: task}}, limit=limit, bootstrap_iters=0, log_samples=True,
-            confirm_run_unsafe_code=runs_code,
-        )  # fmt: skip
+    try:
+        with _quiet():
+            found = evaluate(
+                model, {"tasks": {planned.name: task}}, limit=limit, bootstrap_iters=0, log_samples=True,
+                confirm_run_unsafe_code=runs_code,
+            )  # fmt: skip
+    except OutOfMemoryError as error:
+        raise ConfigError(
+            f"{planned.name}: out of memory on {model.device} at --batch-size {model.batch_size}; give a smaller one "
+            "(all tasks are then measured with it), or a device with more memory"
+        ) from error
     samples = [sample for sample in found["samples"][planned.name] if sample["filter"] == benchmark.filter]
     if not samples or benchmark.metric not in samples[0]:
         given = sorted(
@@ -237,7 +266,32 @@ def run_task(
         num_fewshot=benchmark.shots,
         seconds=time.monotonic() - started,
         items=tuple(_item(sample, benchmark) for sample in sorted(samples, key=lambda sample: sample["doc_id"])),
+        num_truncated=sum(_is_truncated(model, sample["arguments"]) for sample in samples),
     )
+
+
+def answer_tokens(model: Any, task: Any) -> int:
+    """How many tokens of the model's context the task keeps for the answer; 0 where choices are scored."""
+    return 0 if task.OUTPUT_TYPE != "generate_until" else _max_gen_toks(model, task.config.generation_kwargs)
+
+
+def _max_gen_toks(model: Any, settings: dict[str, Any]) -> int:
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    return int(normalize_gen_kwargs(settings, model.max_gen_toks)["max_gen_toks"])
+
+
+def _is_truncated(model: Any, arguments: list[tuple[str, Any]]) -> bool:
+    """Whether an item's longest prompt did not fit: the harness then cuts its beginning, exemplars and BOS first.
+
+    The harness's own warnings are one for a batch, and of padded lengths, so the tokens are counted again here.
+    """
+    settings = arguments[0][1]
+    if isinstance(settings, dict):
+        longest, room = arguments[0][0], model.max_length - _max_gen_toks(model, settings)
+    else:  # prompt and choice; the last token is predicted and never read
+        longest, room = max((prompt + choice for prompt, choice in arguments), key=len), model.max_length + 1
+    return bool(len(model.tok_encode(longest)) > room)
 
 
 def _item(sample: dict[str, Any], benchmark: Benchmark) -> Item:

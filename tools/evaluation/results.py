@@ -43,6 +43,8 @@ class TaskResult:
     items: tuple[Item, ...]
     harness: dict[str, Any] = field(default_factory=dict)
     """What it was measured with: a later call, which loads no model, tells it of the task as it was."""
+    num_truncated: int | None = None
+    """Items whose prompt was cut at its beginning, to fit the model's context; None: measured before it was counted."""
 
     @property
     def score(self) -> float:
@@ -92,6 +94,24 @@ class Results:
     @property
     def label(self) -> str:
         return str(self.model["label"])
+
+    @property
+    def cautions(self) -> list[str]:
+        """A line for every benchmark of which prompts were cut."""
+        told = []
+        for line in self.benchmarks:
+            if cut := sum(task.get("num_truncated") or 0 for task in line.tasks):
+                of = sum(task["num_items"] for task in line.tasks)
+                told.append(truncation(line.name, cut, of=of, max_length=self.harness.get("max_length")))
+        return told
+
+
+def truncation(name: str, num_truncated: int, *, of: int, max_length: object) -> str:
+    """What is said of prompts that were cut."""
+    return (
+        f"{num_truncated} of {of} prompts of {name} do not fit with their answers in the model's context of "
+        f"{max_length} tokens, and were cut at their beginning"
+    )
 
 
 def write_results(results: Results) -> None:

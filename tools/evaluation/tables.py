@@ -35,7 +35,8 @@ def results_table(results: Results) -> str:
     rows += [_result_row(line) for line in (*results.benchmarks, *results.sums)]
     state = "" if results.complete else " (not complete)"
     title = f"{results.label} on {results.suite['name']}{state}, in per cent: {results.folder / 'results.json'}"
-    return f"{title}\n{aligned(rows, num_left=1, ends_in_text=True)}"
+    cautions = [f"caution: {text}" for text in results.cautions]
+    return "\n".join([title, aligned(rows, num_left=1, ends_in_text=True), *cautions])
 
 
 def comparison_table(comparison: Comparison) -> str:
