@@ -19,6 +19,7 @@ from tools.report.command import ReportOptions, make_report
 from tools.report.content import Figure, Missing, Report, Section, Table
 from tools.report.evaluation import evaluation, read_result
 from tools.report.figures import bars, lines
+from tools.report.held_out import held_out
 from tools.report.history import phase_rows
 from tools.report.html import page
 from tools.report.markdown import escaped, markdown
@@ -134,6 +135,34 @@ def test_evaluations_of_runs_and_others_stand_side_by_side_with_intervals(tmp_pa
     figures = [block for block in section.blocks if isinstance(block, Figure)]
     assert [figure.title for figure in figures] == ["Scores: probe", "Scores over time: probe"]
     assert "score, % (bar: 95 % interval)" in figures[0].svg
+
+
+def strokes(figure: Figure) -> list[tuple[str, str]]:
+    return [(entry.colour, entry.dash) for entry in figure.legend]
+
+
+@pytest.mark.parametrize("num_runs", [1, 2, 5])
+def test_no_two_lines_of_a_figure_look_alike(tmp_path: Path, num_runs: int) -> None:
+    """Eleven topics of a language, as the recipe has; held-out text and benchmarks, of several runs."""
+    topics = [f"zh/web/topic{index}" for index in range(11)]
+    runs = []
+    for number in range(num_runs):
+        folder = run_folders.write(tmp_path / str(number), 4, name=f"run {number}", names=topics)
+        for iteration in (2, 4):
+            place = folder / "eval" / "probe" / f"iter_{iteration:07}"
+            place.mkdir(parents=True)
+            model = {"label": place.name, "iteration": iteration, "consumed_tokens": iteration * 256}
+            content = run_folders.evaluation(model=model)
+            content["benchmarks"] = [content["benchmarks"][0] | {"name": topic} for topic in topics]
+            (place / "results.json").write_text(json.dumps(content))
+        runs.append(read_run(folder))
+    for section, title in ((held_out(runs), "Held-out PPL: zh"), (evaluation(runs, []), "Scores over time: probe")):
+        figures = [b for b in section.blocks if isinstance(b, Figure) and b.title.startswith(title)]
+        labels = [entry.label for figure in figures for entry in figure.legend]
+        assert len(labels) == len(set(labels)) == 11 * num_runs
+        for figure in figures:
+            assert len(set(strokes(figure))) == len(figure.legend)
+    assert [len(figure.legend) for figure in figures] == {1: [11], 2: [16, 6], 5: [5] * 11}[num_runs]
 
 
 @pytest.mark.parametrize("content", ["{", "[]", {"schema_version": 2}, {"kind": "other"}, {"benchmarks": [3]}])

@@ -10,7 +10,7 @@ from data_mixers.errors import DataError
 from tools.evaluation.compare import ALIKE
 from tools.evaluation.results import RESULTS, BenchmarkResult, read_results
 from tools.report.content import Block, Missing, Section, Table, Text
-from tools.report.figures import Interval, Line, colour_of, dash_of, intervals, lines
+from tools.report.figures import Interval, colour_of, intervals, lines_of_runs
 from tools.report.metrics_file import is_number, number
 from tools.report.numbers import fixed
 from tools.report.run_record import RunRecord
@@ -58,8 +58,7 @@ def evaluation(runs: Sequence[RunRecord], files: Sequence[Path]) -> Section:
         levels = sorted({f"{100 * b.confidence:g} %" for r in newest for b in r.benchmarks if b.interval is not None})
         x_label = f"score, % (bar: {' or '.join(levels) or 'its'} interval)"
         blocks += intervals(f"Scores: {suite}", _intervals(newest), x_label=x_label)
-        band = "score, % (band: interval)"
-        blocks += lines(f"Scores over time: {suite}", _curves(of_suite), y_label=band, may_be_log=False)
+        blocks += _over_time(suite, of_suite)
         blocks.append(_table(suite, newest))
     return Section("Evaluation", blocks)
 
@@ -123,24 +122,28 @@ def _intervals(results: Sequence[Result]) -> list[Interval]:
     return found
 
 
-def _curves(results: Sequence[Result]) -> list[Line]:
-    """A line per run and benchmark that has results at two or more checkpoints."""
-    found = []
-    owners = list(dict.fromkeys(result.owner for result in results if result.owner))
-    names = list(dict.fromkeys(b.name for result in results for b in result.benchmarks))
-    for run_index, owner in enumerate(owners):
-        mine = sorted((r for r in results if r.owner == owner and r.tokens is not None), key=lambda r: r.tokens or 0.0)
-        for index, name in enumerate(names):
-            points = [(r.tokens, b) for r in mine for b in r.benchmarks if b.name == name and b.score is not None]
-            if len(points) < 2:
-                continue
-            columns = [[tokens, b.score, *(b.interval or (b.score, b.score))] for tokens, b in points]
-            x, y, low, high = np.array(columns, dtype=np.float64).T
-            label = f"{name}, {owner}" if len(owners) > 1 else name
-            dash = dash_of(run_index if len(owners) > 1 else index // 8)
-            found.append(Line(label=label, curve=Curve(x, 100 * y, 100 * low, 100 * high), colour=colour_of(index),
-                              dash=dash, has_markers=True))  # fmt: skip
-    return found
+def _over_time(suite: str, results: Sequence[Result]) -> list[Block]:
+    """Scores of each run at its checkpoints, where there are two or more."""
+    curves = {}
+    for owner in dict.fromkeys(result.owner for result in results if result.owner):
+        mine = [r for r in results if r.owner == owner and r.tokens is not None]
+        mine.sort(key=lambda result: result.tokens or 0.0)
+        curves[owner] = _curves(mine)
+    names = dict.fromkeys(b.name for result in results for b in result.benchmarks)
+    labels = {name: name for name in names if any(name in found for found in curves.values())}
+    band = "score, % (band: interval)"
+    return [*lines_of_runs(f"Scores over time: {suite}", labels, curves, y_label=band, may_be_log=False)]
+
+
+def _curves(results: Sequence[Result]) -> dict[str, Curve]:
+    """By benchmark, where it has scores at two or more checkpoints of one run, which are in order."""
+    points: dict[str, list[list[float]]] = {}
+    for result in results:
+        for b in result.benchmarks:
+            if result.tokens is not None and b.score is not None:
+                scores = (b.score, *(b.interval or (b.score, b.score)))
+                points.setdefault(b.name, []).append([result.tokens, *(100 * score for score in scores)])
+    return {name: Curve(*np.array(rows).T) for name, rows in points.items() if len(rows) > 1}
 
 
 def _table(suite: str, results: Sequence[Result]) -> Table:
