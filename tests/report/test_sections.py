@@ -137,6 +137,45 @@ def test_evaluations_of_runs_and_others_stand_side_by_side_with_intervals(tmp_pa
     assert "score, % (bar: 95 % interval)" in figures[0].svg
 
 
+def write_evaluation(
+    folder: Path, label: str, *, tokens: int | None = None, score: float | None, **changes: Any
+) -> None:
+    """<folder>/probe/<label>/results.json with a benchmark; of the checkpoint at so many tokens."""
+    model = {"label": label, "iteration": tokens and tokens // 256, "consumed_tokens": tokens}
+    content = run_folders.evaluation(model=model, **changes)
+    interval = None if score is None else [score - 0.02, score + 0.02]
+    content["benchmarks"] = [content["benchmarks"][0] | {"score": score, "interval": interval}]
+    place = folder / "probe" / label
+    place.mkdir(parents=True)
+    (place / "results.json").write_text(json.dumps(content))
+
+
+def test_over_time_are_only_checkpoints_measured_alike_and_the_others_are_named(tmp_path: Path) -> None:
+    run = run_folders.write(tmp_path / "run", 40)
+    for number, differs in enumerate(
+        (
+            {"settings": {"limit": 50}},
+            {"harness": {"lm_eval": "0.4.13", "dtype": "float32"}},
+            {"suite": {"name": "probe", "sha256": "f"}},
+        ),
+        start=2,
+    ):
+        write_evaluation(run / "eval", f"iter_{number}", tokens=256 * number, score=0.9, **differs)
+    write_evaluation(run / "eval", "iter_1", tokens=256, score=0.1)
+    caution = {"lm_eval": "0.4.13", "torch": "2.0"}  # `syne compare` compares across it
+    write_evaluation(run / "eval", "iter_5", tokens=1280, score=0.3, harness=caution)
+    write_evaluation(run / "eval", "iter_6", tokens=1536, score=0.2)
+    write_evaluation(run / "eval", "iter_7", tokens=1792, score=None, harness={}, complete=False)  # only begun
+    section = evaluation([read_run(run)], [])
+    (figure,) = [b for b in section.blocks if isinstance(b, Figure) and b.title == "Scores over time: probe"]
+    assert "from 256 to 1.536 k tokens" in figure.alt
+    assert "10 at first, 20 at last, between 8 and 32." in figure.alt
+    assert section.blocks[section.blocks.index(figure) + 1] == Missing(
+        "made: probe over time is without iter_2, iter_3, iter_4: suite file, harness or settings differ from those of "
+        "iter_6"
+    )
+
+
 def strokes(figure: Figure) -> list[tuple[str, str]]:
     return [(entry.colour, entry.dash) for entry in figure.legend]
 

@@ -38,6 +38,10 @@ class Result:
     def name(self) -> str:
         return f"{self.owner}, {self.label}" if self.owner else self.label
 
+    @property
+    def is_scored(self) -> bool:
+        return any(benchmark.score is not None for benchmark in self.benchmarks)
+
 
 def evaluation(runs: Sequence[RunRecord], files: Sequence[Path]) -> Section:
     """Per suite: the newest result of each run and of each file, side by side; then over time, where there are several.
@@ -123,16 +127,20 @@ def _intervals(results: Sequence[Result]) -> list[Interval]:
 
 
 def _over_time(suite: str, results: Sequence[Result]) -> list[Block]:
-    """Scores of each run at its checkpoints, where there are two or more."""
-    curves = {}
+    """Scores of each run at its checkpoints, where two or more were measured as the newest; the others are named."""
+    curves, left_out = {}, []
     for owner in dict.fromkeys(result.owner for result in results if result.owner):
-        mine = [r for r in results if r.owner == owner and r.tokens is not None]
+        # One that is only begun has no scores, and does not know yet what all it is measured with.
+        mine = [r for r in results if r.owner == owner and r.tokens is not None and r.is_scored]
         mine.sort(key=lambda result: result.tokens or 0.0)
-        curves[owner] = _curves(mine)
+        curves[owner] = _curves([result for result in mine if result.comparable == mine[-1].comparable])
+        if others := [result.label for result in mine if result.comparable != mine[-1].comparable]:
+            why = f"suite file, harness or settings differ from those of {mine[-1].label}"
+            left_out.append(Missing(f"{owner}: {suite} over time is without {', '.join(others)}: {why}"))
     names = dict.fromkeys(b.name for result in results for b in result.benchmarks)
     labels = {name: name for name in names if any(name in found for found in curves.values())}
     band = "score, % (band: interval)"
-    return [*lines_of_runs(f"Scores over time: {suite}", labels, curves, y_label=band, may_be_log=False)]
+    return [*lines_of_runs(f"Scores over time: {suite}", labels, curves, y_label=band, may_be_log=False), *left_out]
 
 
 def _curves(results: Sequence[Result]) -> dict[str, Curve]:
