@@ -204,6 +204,20 @@ def test_no_two_lines_of_a_figure_look_alike(tmp_path: Path, num_runs: int) -> N
     assert [len(figure.legend) for figure in figures] == {1: [11], 2: [16, 6], 5: [5] * 11}[num_runs]
 
 
+def test_results_with_one_label_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    run = run_folders.write(tmp_path / "run", 40)
+    write_evaluation(run / "eval", "hf_base", tokens=256, score=0.3)
+    for folder, score in (("a", 0.1), ("b", 0.2)):
+        write_evaluation(tmp_path / folder, "hf_base", score=score)
+    section = evaluation([read_run(run)], [tmp_path / "a", tmp_path / "b"])
+    named = ["made, hf_base", *(f"hf_base ({tmp_path}/{folder}/probe/hf_base)" for folder in ("a", "b"))]
+    (figure,) = [block for block in section.blocks if isinstance(block, Figure)]
+    assert [entry.label for entry in figure.legend] == named
+    assert len({entry.colour for entry in figure.legend}) == 3
+    (table,) = tables(section)
+    assert table.header[2:5] == [f"{name}, %" for name in named]
+
+
 @pytest.mark.parametrize("content", ["{", "[]", {"schema_version": 2}, {"kind": "other"}, {"benchmarks": [3]}])
 def test_a_result_that_cannot_be_read_is_said(tmp_path: Path, content: str | dict[str, Any]) -> None:
     file = tmp_path / "results.json"

@@ -1,7 +1,7 @@
 """Benchmarks of the checkpoints, with intervals: what `syne eval` left in <run>/eval and in files named besides."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,16 +27,14 @@ class Result:
     suite: str
     label: str
     """Of the checkpoint or model."""
+    name: str
+    """The run's and the label."""
     iteration: float | None
     tokens: float | None
     is_complete: bool
     comparable: str
     """Suite file, harness and settings: two results with others are not compared."""
     benchmarks: tuple[BenchmarkResult, ...]
-
-    @property
-    def name(self) -> str:
-        return f"{self.owner}, {self.label}" if self.owner else self.label
 
     @property
     def is_scored(self) -> bool:
@@ -54,7 +52,7 @@ def evaluation(runs: Sequence[RunRecord], files: Sequence[Path]) -> Section:
         return Section("Evaluation", [*blocks, Text("No results of `syne eval` were found.")])
     for suite in dict.fromkeys(result.suite for result in results):
         of_suite = [result for result in results if result.suite == suite]
-        newest = _newest(of_suite)
+        newest = _told_apart(_newest(of_suite))
         blocks += [Missing(f"{r.name}: {suite} is not complete yet") for r in newest if not r.is_complete]
         if len({result.comparable for result in newest}) > 1:
             differ = "suite file, harness or settings differ between these results"
@@ -73,13 +71,15 @@ def read_result(file: Path, owner: str) -> Result:
     scores = [score for b in found.benchmarks for score in (b.score, *(b.interval or ())) if score is not None]
     if not all(map(is_number, scores)):
         raise DataError(f"{file} holds scores that are no numbers; evaluate again")
+    label = str(found.model.get("label"))
     # What `syne compare` refuses to see different; another host or torch is a caution there.
     told = ((found.suite, ("sha256",)), (found.harness, ALIKE), (found.settings, ("limit", "seed")))
     return Result(
         file=file,
         owner=owner,
         suite=str(found.suite.get("name")),
-        label=str(found.model.get("label")),
+        label=label,
+        name=f"{owner}, {label}" if owner else label,
         iteration=number(found.model, "iteration"),
         tokens=number(found.model, "consumed_tokens"),
         is_complete=found.complete,
@@ -112,6 +112,12 @@ def _newest(results: Sequence[Result]) -> list[Result]:
         if key not in kept or (result.iteration or 0.0) >= (kept[key].iteration or 0.0):
             kept[key] = result
     return list(kept.values())
+
+
+def _told_apart(results: Sequence[Result]) -> list[Result]:
+    """Equal names get the folders of their results: those of the models may be equal too, measured in two ways."""
+    names = [result.name for result in results]
+    return [replace(r, name=f"{r.name} ({r.file.parent})") if names.count(r.name) > 1 else r for r in results]
 
 
 def _intervals(results: Sequence[Result]) -> list[Interval]:
