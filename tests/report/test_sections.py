@@ -218,6 +218,24 @@ def test_results_with_one_label_are_told_apart_by_their_folders(tmp_path: Path) 
     assert table.header[2:5] == [f"{name}, %" for name in named]
 
 
+def test_the_base_in_a_runs_folder_stands_beside_its_newest_checkpoint(tmp_path: Path) -> None:
+    run = run_folders.write(tmp_path / "run", 40)
+    write_evaluation(run / "eval", "hf_base", score=0.1)
+    for iteration, score in ((20, 0.2), (40, 0.3)):
+        write_evaluation(run / "eval", f"iter_00000{iteration}", tokens=256 * iteration, score=score)
+    (table,) = tables(evaluation([read_run(run)], []))
+    assert table.header[2:4] == ["made, hf_base, %", "made, iter_0000040, %"]
+    assert table.rows[0][2:4] == ["10.0 [8.0, 12.0]", "30.0 [28.0, 32.0]"]
+
+
+def test_one_that_is_only_begun_is_not_called_incomparable(tmp_path: Path) -> None:
+    run = run_folders.write(tmp_path / "run", 40)
+    write_evaluation(run / "eval", "iter_0000040", tokens=10240, score=0.3)
+    write_evaluation(tmp_path / "base", "hf_base", score=None, harness={}, complete=False)
+    section = evaluation([read_run(run)], [tmp_path / "base"])
+    assert [b.text for b in section.blocks if isinstance(b, Missing)] == ["hf_base: probe is not complete yet"]
+
+
 @pytest.mark.parametrize("content", ["{", "[]", {"schema_version": 2}, {"kind": "other"}, {"benchmarks": [3]}])
 def test_a_result_that_cannot_be_read_is_said(tmp_path: Path, content: str | dict[str, Any]) -> None:
     file = tmp_path / "results.json"

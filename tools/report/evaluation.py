@@ -54,7 +54,7 @@ def evaluation(runs: Sequence[RunRecord], files: Sequence[Path]) -> Section:
         of_suite = [result for result in results if result.suite == suite]
         newest = _told_apart(_newest(of_suite))
         blocks += [Missing(f"{r.name}: {suite} is not complete yet") for r in newest if not r.is_complete]
-        if len({result.comparable for result in newest}) > 1:
+        if len({result.comparable for result in newest if result.is_scored}) > 1:
             differ = "suite file, harness or settings differ between these results"
             blocks.append(Missing(f"{suite}: {differ}; do not compare them"))
         levels = sorted({f"{100 * b.confidence:g} %" for r in newest for b in r.benchmarks if b.interval is not None})
@@ -105,10 +105,10 @@ def _found(runs: Sequence[RunRecord], files: Sequence[Path]) -> tuple[list[Resul
 
 
 def _newest(results: Sequence[Result]) -> list[Result]:
-    """Of each run the result of its latest checkpoint; every result of no run."""
+    """Of each run the result of its latest checkpoint; every other one, as the base's in a run's folder."""
     kept: dict[str, Result] = {}
     for result in results:
-        key = result.owner or str(result.file)
+        key = result.owner if result.owner and result.iteration is not None else str(result.file)
         if key not in kept or (result.iteration or 0.0) >= (kept[key].iteration or 0.0):
             kept[key] = result
     return list(kept.values())
