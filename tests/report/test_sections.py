@@ -127,6 +127,9 @@ def test_evaluations_of_runs_and_others_stand_side_by_side_with_intervals(tmp_pa
     assert table.header == ["probe", "metric", "made, iter_0000040, %", "base, %", "chance, %", "items"]
     assert table.rows[0] == ["HumanEval", "pass@1, 0 shots", "12.2 [8.0, 18.1]", "12.2 [8.0, 18.1]", "0.0", "164"]
     assert table.rows[1][2] == "missing: no data"
+    average = "macro average of HumanEval, MBPP"
+    assert table.rows[2] == ["Code", average, "12.2 [8.0, 18.1]", "12.2 [8.0, 18.1]", "–", "164"]
+    assert len(table.rows) == 3
     said = [block.text for block in section.blocks if isinstance(block, Missing)]
     assert said == [
         "base: probe is not complete yet",

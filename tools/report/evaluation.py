@@ -35,6 +35,8 @@ class Result:
     comparable: str
     """Suite file, harness and settings: two results with others are not compared."""
     benchmarks: tuple[BenchmarkResult, ...]
+    sums: tuple[BenchmarkResult, ...]
+    """Averages of some of them."""
 
     @property
     def is_scored(self) -> bool:
@@ -68,7 +70,9 @@ def evaluation(runs: Sequence[RunRecord], files: Sequence[Path]) -> Section:
 def read_result(file: Path, owner: str) -> Result:
     """Errors: DataError naming the file for anything that is no evaluation of this schema."""
     found = read_results(file)
-    scores = [score for b in found.benchmarks for score in (b.score, *(b.interval or ())) if score is not None]
+    scores = [
+        score for b in (*found.benchmarks, *found.sums) for score in (b.score, *(b.interval or ())) if score is not None
+    ]
     if not all(map(is_number, scores)):
         raise DataError(f"{file} holds scores that are no numbers; evaluate again")
     label = str(found.model.get("label"))
@@ -85,6 +89,7 @@ def read_result(file: Path, owner: str) -> Result:
         is_complete=found.complete,
         comparable=repr([[part.get(key) for key in keys] for part, keys in told]),
         benchmarks=found.benchmarks,
+        sums=found.sums,
     )
 
 
@@ -161,14 +166,18 @@ def _curves(results: Sequence[Result]) -> dict[str, Curve]:
 
 
 def _table(suite: str, results: Sequence[Result]) -> Table:
-    names = list(dict.fromkeys(benchmark.name for result in results for benchmark in result.benchmarks))
+    """A row for each benchmark, then for each average."""
     rows = []
-    for name in names:
-        of_name = [next((b for b in result.benchmarks if b.name == name), None) for result in results]
+    lines = [{line.name: line for line in (*result.benchmarks, *result.sums)} for result in results]
+    names = [b.name for result in results for b in result.benchmarks] + [s.name for r in results for s in r.sums]
+    for name in dict.fromkeys(names):
+        of_name = [of_result.get(name) for of_result in lines]
         known = next(b for b in of_name if b is not None)
         items = max(b.num_items for b in of_name if b is not None)
-        chance = fixed(100 * known.chance, 1)
-        rows.append([name, f"{known.metric}, {known.shots} shots", *map(_score, of_name), chance, fixed(items, 0)])
+        how, chance = f"{known.metric}, {known.shots} shots", fixed(100 * known.chance, 1)
+        if known.of:
+            how, chance = f"{known.average} average of {', '.join(known.of)}", "–"
+        rows.append([name, how, *map(_score, of_name), chance, fixed(items, 0)])
     header = [suite, "metric", *(f"{result.name}, %" for result in results), "chance, %", "items"]
     return Table(header=header, rows=rows, num_text_columns=2)
 
