@@ -94,6 +94,7 @@ def evaluation(**changes: Any) -> dict[str, Any]:
     model = {"label": "iter_0000040", "iteration": 40, "consumed_tokens": 10240}
     whole = {"schema_version": 1, "kind": "evaluation", "complete": True, "suite": {"name": "probe"}, "model": model,
              "harness": {"lm_eval": "0.4.13"}, "settings": {"limit": None}, "benchmarks": [done, missing],
+             "sums": [done | {"name": "Code", "metric": "", "of": ["HumanEval", "MBPP"], "average": "macro"}],
              "started": "", "updated": "", "seconds": 1.0}  # fmt: skip
     return whole | changes
 

@@ -12,13 +12,23 @@ from data_mixers.schedule import Schedule, scheduled_source
 from megatron_synE.data.indexed import IndexedFile
 from megatron_synE.data.scheduled_dataset import ScheduledDataset
 from megatron_synE.data.tokenizers import Tokenizer, load_tokenizer
+from tests.openai_server import ROOT, served
 from tests.report import run_folders
+from tests.rows import write
+from tests.synthesis.test_seeds import EN
 from tests.tools import corpus
 from tools.data.preprocess import PreprocessOptions, preprocess
 from tools.report.content import Excerpt, Missing, Section, Table
+from tools.report.data_behind import way_back
 from tools.report.lineage import lineage
 from tools.report.run_record import RunRecord, read_run
 from tools.report.samples import SampleOptions, parse_steps, samples
+from tools.synthesis.check import check
+from tools.synthesis.format import format_pairs
+from tools.synthesis.generate import generate
+from tools.synthesis.options import CheckOptions, FormatOptions, GenerateOptions, SeedOptions
+from tools.synthesis.seeds import write_seeds
+from tools.synthesis.verifiable.stream import write_items
 
 TEXTS = [f"<script>alert({number})</script> {text}" for number, text in enumerate(corpus.documents(60))]
 STEPS = 4
@@ -118,6 +128,38 @@ def test_the_way_back_goes_to_the_file_and_to_where_it_was_fetched(root: Path, r
     assert [row for row in rows if row[0] == "en/web/law" and row[-1] == "60"] != []
     (file,) = [row for row in rows if row[1] == str(root / "pages.jsonl")]
     assert file[2].startswith("fetched from https://pages.example/a ") and file[3] == "60"
+
+
+def test_the_way_back_of_pairs_goes_through_every_call_that_made_them(tmp_path: Path) -> None:
+    made, kept = tmp_path / "made.jsonl", tmp_path / "checked"
+    write_items("algebra", "en", num=20, seed=1, out=made)
+    assert check(CheckOptions(inputs=(str(made),), out=kept)).num_kept > 0
+    tokenizer = corpus.hf_folder(tmp_path / "hf")
+    format_pairs(FormatOptions(inputs=(str(kept),), out=tmp_path / "text", tokenizer=tokenizer, audit=None))
+    (checked,) = kept.glob("*.jsonl.zst")
+    text = tmp_path / "text" / "qa.jsonl.zst"
+    assert list(way_back(text)) == [
+        (text, f"made by syne synth format from {checked}"),
+        (checked, f"made by syne synth check from {made}"),
+        (made, "no record beside it"),
+    ]
+
+
+def test_the_way_back_of_answers_goes_to_the_pages_that_their_seeds_are_of(tmp_path: Path) -> None:
+    (tmp_path / "pages").mkdir()
+    pages = write(tmp_path / "pages" / "p.jsonl", ({"id": f"p{i}", "text": text} for i, text in enumerate(EN)))
+    (tmp_path / "pages" / "sources.json").write_text(json.dumps({"files": {"p.jsonl": {"url": "https://p.example"}}}))
+    seeds, out = tmp_path / "seeds.jsonl", tmp_path / "qa"
+    write_seeds(SeedOptions(inputs=(str(pages),), out=seeds, near_duplicates=False))
+    with served(ROOT / "tests/synthesis/faulty_model_server.py", tmp_path / "log") as url:
+        generate(GenerateOptions(seeds=(str(seeds),), out=out, model="m", endpoints=(url,)))
+    steps = list(way_back(out / "pairs.jsonl.zst"))
+    assert steps[:2] == [
+        (out / "pairs.jsonl.zst", f"made by syne synth generate from {seeds}"),
+        (seeds, f"made by syne synth seeds from {pages}"),
+    ]
+    assert steps[2][0] == pages and steps[2][1].startswith("fetched from https://p.example ")
+    assert len(steps) == 3
 
 
 def test_the_document_of_a_token_is_the_one_whose_range_holds_it(root: Path) -> None:

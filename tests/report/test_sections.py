@@ -19,6 +19,7 @@ from tools.report.command import ReportOptions, make_report
 from tools.report.content import Figure, Missing, Report, Section, Table
 from tools.report.evaluation import evaluation, read_result
 from tools.report.figures import bars, lines
+from tools.report.held_out import held_out
 from tools.report.history import phase_rows
 from tools.report.html import page
 from tools.report.markdown import escaped, markdown
@@ -126,6 +127,9 @@ def test_evaluations_of_runs_and_others_stand_side_by_side_with_intervals(tmp_pa
     assert table.header == ["probe", "metric", "made, iter_0000040, %", "base, %", "chance, %", "items"]
     assert table.rows[0] == ["HumanEval", "pass@1, 0 shots", "12.2 [8.0, 18.1]", "12.2 [8.0, 18.1]", "0.0", "164"]
     assert table.rows[1][2] == "missing: no data"
+    average = "macro average of HumanEval, MBPP"
+    assert table.rows[2] == ["Code", average, "12.2 [8.0, 18.1]", "12.2 [8.0, 18.1]", "–", "164"]
+    assert len(table.rows) == 3
     said = [block.text for block in section.blocks if isinstance(block, Missing)]
     assert said == [
         "base: probe is not complete yet",
@@ -134,6 +138,105 @@ def test_evaluations_of_runs_and_others_stand_side_by_side_with_intervals(tmp_pa
     figures = [block for block in section.blocks if isinstance(block, Figure)]
     assert [figure.title for figure in figures] == ["Scores: probe", "Scores over time: probe"]
     assert "score, % (bar: 95 % interval)" in figures[0].svg
+
+
+def write_evaluation(
+    folder: Path, label: str, *, tokens: int | None = None, score: float | None, **changes: Any
+) -> None:
+    """<folder>/probe/<label>/results.json with a benchmark; of the checkpoint at so many tokens."""
+    model = {"label": label, "iteration": tokens and tokens // 256, "consumed_tokens": tokens}
+    content = run_folders.evaluation(model=model, **changes)
+    interval = None if score is None else [score - 0.02, score + 0.02]
+    content["benchmarks"] = [content["benchmarks"][0] | {"score": score, "interval": interval}]
+    place = folder / "probe" / label
+    place.mkdir(parents=True)
+    (place / "results.json").write_text(json.dumps(content))
+
+
+def test_over_time_are_only_checkpoints_measured_alike_and_the_others_are_named(tmp_path: Path) -> None:
+    run = run_folders.write(tmp_path / "run", 40)
+    for number, differs in enumerate(
+        (
+            {"settings": {"limit": 50}},
+            {"harness": {"lm_eval": "0.4.13", "dtype": "float32"}},
+            {"suite": {"name": "probe", "sha256": "f"}},
+        ),
+        start=2,
+    ):
+        write_evaluation(run / "eval", f"iter_{number}", tokens=256 * number, score=0.9, **differs)
+    write_evaluation(run / "eval", "iter_1", tokens=256, score=0.1)
+    caution = {"lm_eval": "0.4.13", "torch": "2.0"}  # `syne compare` compares across it
+    write_evaluation(run / "eval", "iter_5", tokens=1280, score=0.3, harness=caution)
+    write_evaluation(run / "eval", "iter_6", tokens=1536, score=0.2)
+    write_evaluation(run / "eval", "iter_7", tokens=1792, score=None, harness={}, complete=False)  # only begun
+    section = evaluation([read_run(run)], [])
+    (figure,) = [b for b in section.blocks if isinstance(b, Figure) and b.title == "Scores over time: probe"]
+    assert "from 256 to 1.536 k tokens" in figure.alt
+    assert "10 at first, 20 at last, between 8 and 32." in figure.alt
+    assert section.blocks[section.blocks.index(figure) + 1] == Missing(
+        "made: probe over time is without iter_2, iter_3, iter_4: suite file, harness or settings differ from those of "
+        "iter_6"
+    )
+
+
+def strokes(figure: Figure) -> list[tuple[str, str]]:
+    return [(entry.colour, entry.dash) for entry in figure.legend]
+
+
+@pytest.mark.parametrize("num_runs", [1, 2, 5])
+def test_no_two_lines_of_a_figure_look_alike(tmp_path: Path, num_runs: int) -> None:
+    """Eleven topics of a language, as the recipe has; held-out text and benchmarks, of several runs."""
+    topics = [f"zh/web/topic{index}" for index in range(11)]
+    runs = []
+    for number in range(num_runs):
+        folder = run_folders.write(tmp_path / str(number), 4, name=f"run {number}", names=topics)
+        for iteration in (2, 4):
+            place = folder / "eval" / "probe" / f"iter_{iteration:07}"
+            place.mkdir(parents=True)
+            model = {"label": place.name, "iteration": iteration, "consumed_tokens": iteration * 256}
+            content = run_folders.evaluation(model=model)
+            content["benchmarks"] = [content["benchmarks"][0] | {"name": topic} for topic in topics]
+            (place / "results.json").write_text(json.dumps(content))
+        runs.append(read_run(folder))
+    for section, title in ((held_out(runs), "Held-out PPL: zh"), (evaluation(runs, []), "Scores over time: probe")):
+        figures = [b for b in section.blocks if isinstance(b, Figure) and b.title.startswith(title)]
+        labels = [entry.label for figure in figures for entry in figure.legend]
+        assert len(labels) == len(set(labels)) == 11 * num_runs
+        for figure in figures:
+            assert len(set(strokes(figure))) == len(figure.legend)
+    assert [len(figure.legend) for figure in figures] == {1: [11], 2: [16, 6], 5: [5] * 11}[num_runs]
+
+
+def test_results_with_one_label_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    run = run_folders.write(tmp_path / "run", 40)
+    write_evaluation(run / "eval", "hf_base", tokens=256, score=0.3)
+    for folder, score in (("a", 0.1), ("b", 0.2)):
+        write_evaluation(tmp_path / folder, "hf_base", score=score)
+    section = evaluation([read_run(run)], [tmp_path / "a", tmp_path / "b"])
+    named = ["made, hf_base", *(f"hf_base ({tmp_path}/{folder}/probe/hf_base)" for folder in ("a", "b"))]
+    (figure,) = [block for block in section.blocks if isinstance(block, Figure)]
+    assert [entry.label for entry in figure.legend] == named
+    assert len({entry.colour for entry in figure.legend}) == 3
+    (table,) = tables(section)
+    assert table.header[2:5] == [f"{name}, %" for name in named]
+
+
+def test_the_base_in_a_runs_folder_stands_beside_its_newest_checkpoint(tmp_path: Path) -> None:
+    run = run_folders.write(tmp_path / "run", 40)
+    write_evaluation(run / "eval", "hf_base", score=0.1)
+    for iteration, score in ((20, 0.2), (40, 0.3)):
+        write_evaluation(run / "eval", f"iter_00000{iteration}", tokens=256 * iteration, score=score)
+    (table,) = tables(evaluation([read_run(run)], []))
+    assert table.header[2:4] == ["made, hf_base, %", "made, iter_0000040, %"]
+    assert table.rows[0][2:4] == ["10.0 [8.0, 12.0]", "30.0 [28.0, 32.0]"]
+
+
+def test_one_that_is_only_begun_is_not_called_incomparable(tmp_path: Path) -> None:
+    run = run_folders.write(tmp_path / "run", 40)
+    write_evaluation(run / "eval", "iter_0000040", tokens=10240, score=0.3)
+    write_evaluation(tmp_path / "base", "hf_base", score=None, harness={}, complete=False)
+    section = evaluation([read_run(run)], [tmp_path / "base"])
+    assert [b.text for b in section.blocks if isinstance(b, Missing)] == ["hf_base: probe is not complete yet"]
 
 
 @pytest.mark.parametrize("content", ["{", "[]", {"schema_version": 2}, {"kind": "other"}, {"benchmarks": [3]}])

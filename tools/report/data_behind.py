@@ -67,9 +67,10 @@ def _fetched(file: Path) -> str | None:
 
 
 def _made(file: Path) -> tuple[str, list[Path]] | None:
-    """(what made it, of which files); None if its folder holds no report of a command."""
-    report = file.parent / REPORT_NAME
+    """(what made it, of which files); None if there is no report of a command, its own or its folder's."""
+    own = Path(f"{file}.{REPORT_NAME}")
     try:
+        report = own if own.is_file() else file.parent / REPORT_NAME
         content = read_json(report)
     except (DataError, OSError):
         return None
@@ -79,4 +80,7 @@ def _made(file: Path) -> tuple[str, list[Path]] | None:
     ) else []  # fmt: skip
     more = f" and {len(inputs) - 1} more" if len(inputs) > 1 else ""
     named = f" from {inputs[0]}{more}" if inputs else ""
-    return f"made by syne data {content.get('command', '(unknown command)')}{named}", inputs
+    command = content.get("command")
+    if not isinstance(command, str):
+        return f"made by a command that {report} does not name{named}", inputs
+    return f"made by syne {'' if command.startswith('synth ') else 'data '}{command}{named}", inputs

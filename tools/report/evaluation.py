@@ -1,7 +1,7 @@
 """Benchmarks of the checkpoints, with intervals: what `syne eval` left in <run>/eval and in files named besides."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from data_mixers.errors import DataError
 from tools.evaluation.compare import ALIKE
 from tools.evaluation.results import RESULTS, BenchmarkResult, read_results
 from tools.report.content import Block, Missing, Section, Table, Text
-from tools.report.figures import Interval, Line, colour_of, dash_of, intervals, lines
+from tools.report.figures import Interval, colour_of, intervals, lines_of_runs
 from tools.report.metrics_file import is_number, number
 from tools.report.numbers import fixed
 from tools.report.run_record import RunRecord
@@ -27,16 +27,20 @@ class Result:
     suite: str
     label: str
     """Of the checkpoint or model."""
+    name: str
+    """The run's and the label."""
     iteration: float | None
     tokens: float | None
     is_complete: bool
     comparable: str
     """Suite file, harness and settings: two results with others are not compared."""
     benchmarks: tuple[BenchmarkResult, ...]
+    sums: tuple[BenchmarkResult, ...]
+    """Averages of some of them."""
 
     @property
-    def name(self) -> str:
-        return f"{self.owner}, {self.label}" if self.owner else self.label
+    def is_scored(self) -> bool:
+        return any(benchmark.score is not None for benchmark in self.benchmarks)
 
 
 def evaluation(runs: Sequence[RunRecord], files: Sequence[Path]) -> Section:
@@ -50,16 +54,15 @@ def evaluation(runs: Sequence[RunRecord], files: Sequence[Path]) -> Section:
         return Section("Evaluation", [*blocks, Text("No results of `syne eval` were found.")])
     for suite in dict.fromkeys(result.suite for result in results):
         of_suite = [result for result in results if result.suite == suite]
-        newest = _newest(of_suite)
+        newest = _told_apart(_newest(of_suite))
         blocks += [Missing(f"{r.name}: {suite} is not complete yet") for r in newest if not r.is_complete]
-        if len({result.comparable for result in newest}) > 1:
+        if len({result.comparable for result in newest if result.is_scored}) > 1:
             differ = "suite file, harness or settings differ between these results"
             blocks.append(Missing(f"{suite}: {differ}; do not compare them"))
         levels = sorted({f"{100 * b.confidence:g} %" for r in newest for b in r.benchmarks if b.interval is not None})
         x_label = f"score, % (bar: {' or '.join(levels) or 'its'} interval)"
         blocks += intervals(f"Scores: {suite}", _intervals(newest), x_label=x_label)
-        band = "score, % (band: interval)"
-        blocks += lines(f"Scores over time: {suite}", _curves(of_suite), y_label=band, may_be_log=False)
+        blocks += _over_time(suite, of_suite)
         blocks.append(_table(suite, newest))
     return Section("Evaluation", blocks)
 
@@ -67,21 +70,26 @@ def evaluation(runs: Sequence[RunRecord], files: Sequence[Path]) -> Section:
 def read_result(file: Path, owner: str) -> Result:
     """Errors: DataError naming the file for anything that is no evaluation of this schema."""
     found = read_results(file)
-    scores = [score for b in found.benchmarks for score in (b.score, *(b.interval or ())) if score is not None]
+    scores = [
+        score for b in (*found.benchmarks, *found.sums) for score in (b.score, *(b.interval or ())) if score is not None
+    ]
     if not all(map(is_number, scores)):
         raise DataError(f"{file} holds scores that are no numbers; evaluate again")
+    label = str(found.model.get("label"))
     # What `syne compare` refuses to see different; another host or torch is a caution there.
     told = ((found.suite, ("sha256",)), (found.harness, ALIKE), (found.settings, ("limit", "seed")))
     return Result(
         file=file,
         owner=owner,
         suite=str(found.suite.get("name")),
-        label=str(found.model.get("label")),
+        label=label,
+        name=f"{owner}, {label}" if owner else label,
         iteration=number(found.model, "iteration"),
         tokens=number(found.model, "consumed_tokens"),
         is_complete=found.complete,
         comparable=repr([[part.get(key) for key in keys] for part, keys in told]),
         benchmarks=found.benchmarks,
+        sums=found.sums,
     )
 
 
@@ -102,13 +110,19 @@ def _found(runs: Sequence[RunRecord], files: Sequence[Path]) -> tuple[list[Resul
 
 
 def _newest(results: Sequence[Result]) -> list[Result]:
-    """Of each run the result of its latest checkpoint; every result of no run."""
+    """Of each run the result of its latest checkpoint; every other one, as the base's in a run's folder."""
     kept: dict[str, Result] = {}
     for result in results:
-        key = result.owner or str(result.file)
+        key = result.owner if result.owner and result.iteration is not None else str(result.file)
         if key not in kept or (result.iteration or 0.0) >= (kept[key].iteration or 0.0):
             kept[key] = result
     return list(kept.values())
+
+
+def _told_apart(results: Sequence[Result]) -> list[Result]:
+    """Equal names get the folders of their results: those of the models may be equal too, measured in two ways."""
+    names = [result.name for result in results]
+    return [replace(r, name=f"{r.name} ({r.file.parent})") if names.count(r.name) > 1 else r for r in results]
 
 
 def _intervals(results: Sequence[Result]) -> list[Interval]:
@@ -123,35 +137,47 @@ def _intervals(results: Sequence[Result]) -> list[Interval]:
     return found
 
 
-def _curves(results: Sequence[Result]) -> list[Line]:
-    """A line per run and benchmark that has results at two or more checkpoints."""
-    found = []
-    owners = list(dict.fromkeys(result.owner for result in results if result.owner))
-    names = list(dict.fromkeys(b.name for result in results for b in result.benchmarks))
-    for run_index, owner in enumerate(owners):
-        mine = sorted((r for r in results if r.owner == owner and r.tokens is not None), key=lambda r: r.tokens or 0.0)
-        for index, name in enumerate(names):
-            points = [(r.tokens, b) for r in mine for b in r.benchmarks if b.name == name and b.score is not None]
-            if len(points) < 2:
-                continue
-            columns = [[tokens, b.score, *(b.interval or (b.score, b.score))] for tokens, b in points]
-            x, y, low, high = np.array(columns, dtype=np.float64).T
-            label = f"{name}, {owner}" if len(owners) > 1 else name
-            dash = dash_of(run_index if len(owners) > 1 else index // 8)
-            found.append(Line(label=label, curve=Curve(x, 100 * y, 100 * low, 100 * high), colour=colour_of(index),
-                              dash=dash, has_markers=True))  # fmt: skip
-    return found
+def _over_time(suite: str, results: Sequence[Result]) -> list[Block]:
+    """Scores of each run at its checkpoints, where two or more were measured as the newest; the others are named."""
+    curves, left_out = {}, []
+    for owner in dict.fromkeys(result.owner for result in results if result.owner):
+        # One that is only begun has no scores, and does not know yet what all it is measured with.
+        mine = [r for r in results if r.owner == owner and r.tokens is not None and r.is_scored]
+        mine.sort(key=lambda result: result.tokens or 0.0)
+        curves[owner] = _curves([result for result in mine if result.comparable == mine[-1].comparable])
+        if others := [result.label for result in mine if result.comparable != mine[-1].comparable]:
+            why = f"suite file, harness or settings differ from those of {mine[-1].label}"
+            left_out.append(Missing(f"{owner}: {suite} over time is without {', '.join(others)}: {why}"))
+    names = dict.fromkeys(b.name for result in results for b in result.benchmarks)
+    labels = {name: name for name in names if any(name in found for found in curves.values())}
+    band = "score, % (band: interval)"
+    return [*lines_of_runs(f"Scores over time: {suite}", labels, curves, y_label=band, may_be_log=False), *left_out]
+
+
+def _curves(results: Sequence[Result]) -> dict[str, Curve]:
+    """By benchmark, where it has scores at two or more checkpoints of one run, which are in order."""
+    points: dict[str, list[list[float]]] = {}
+    for result in results:
+        for b in result.benchmarks:
+            if result.tokens is not None and b.score is not None:
+                scores = (b.score, *(b.interval or (b.score, b.score)))
+                points.setdefault(b.name, []).append([result.tokens, *(100 * score for score in scores)])
+    return {name: Curve(*np.array(rows).T) for name, rows in points.items() if len(rows) > 1}
 
 
 def _table(suite: str, results: Sequence[Result]) -> Table:
-    names = list(dict.fromkeys(benchmark.name for result in results for benchmark in result.benchmarks))
+    """A row for each benchmark, then for each average."""
     rows = []
-    for name in names:
-        of_name = [next((b for b in result.benchmarks if b.name == name), None) for result in results]
+    lines = [{line.name: line for line in (*result.benchmarks, *result.sums)} for result in results]
+    names = [b.name for result in results for b in result.benchmarks] + [s.name for r in results for s in r.sums]
+    for name in dict.fromkeys(names):
+        of_name = [of_result.get(name) for of_result in lines]
         known = next(b for b in of_name if b is not None)
         items = max(b.num_items for b in of_name if b is not None)
-        chance = fixed(100 * known.chance, 1)
-        rows.append([name, f"{known.metric}, {known.shots} shots", *map(_score, of_name), chance, fixed(items, 0)])
+        how, chance = f"{known.metric}, {known.shots} shots", fixed(100 * known.chance, 1)
+        if known.of:
+            how, chance = f"{known.average} average of {', '.join(known.of)}", "–"
+        rows.append([name, how, *map(_score, of_name), chance, fixed(items, 0)])
     header = [suite, "metric", *(f"{result.name}, %" for result in results), "chance, %", "items"]
     return Table(header=header, rows=rows, num_text_columns=2)
 

@@ -6,7 +6,7 @@ the colours mean stands beside a drawing (content.LegendEntry), not in it.
 
 import io
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -43,9 +43,17 @@ _STYLE = {
 class Line:
     label: str
     curve: Curve
-    colour: str
-    dash: tuple[float, ...] = ()
+    stroke: int
+    """Which of the 32 there are: the colours in turn, each round of them with another dash."""
     has_markers: bool = False
+
+    @property
+    def colour(self) -> str:
+        return colour_of(self.stroke)
+
+    @property
+    def dash(self) -> tuple[float, ...]:
+        return DASHES[self.stroke // len(PALETTE) % len(DASHES)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +80,6 @@ def area_colour_of(index: int) -> str:
     if index // len(PALETTE) % 2 == 0:
         return colour
     return "#" + "".join(f"{(int(colour[at : at + 2], 16) + 255) // 2:02X}" for at in (1, 3, 5))
-
-
-def dash_of(index: int) -> tuple[float, ...]:
-    return DASHES[index % len(DASHES)]
 
 
 def lines(
@@ -121,6 +125,41 @@ def lines(
         if len(drawn) > 1 or line.label
     ]
     return [Figure(title=title, alt=_told(title, drawn, y_label), svg=_svg(draw), legend=legend)]
+
+
+def lines_of_runs(
+    title: str,
+    labels: Mapping[str, str],
+    curves: Mapping[str, Mapping[str, Curve]],
+    *,
+    y_label: str,
+    stages: Sequence[float] = (),
+    may_be_log: bool = True,
+) -> list[Figure]:
+    """Curves of each run by what they measure, in so many figures that no two lines of one look alike.
+
+    One run: all in one, up to 32. Several: eight things a figure, a colour for each, a dash for each run. More runs
+    than there are dashes: a figure for each thing.
+    labels: of what is measured, in order. stages: shown for one run alone.
+    """
+    names = list(labels)
+    most = len(PALETTE) if len(curves) <= len(DASHES) else 1
+    if len(curves) == 1:
+        most *= len(DASHES)
+    parts = [names[begin : begin + most] for begin in range(0, len(names), most)]
+    figures = []
+    for number, part in enumerate(parts, start=1):
+        drawn = [
+            Line(label=labels[name] if len(curves) == 1 else f"{labels[name]}, {run}", curve=of_run[name],
+                 stroke=run_index * most + index, has_markers=True)
+            for run_index, (run, of_run) in enumerate(curves.items())
+            for index, name in enumerate(part) if name in of_run
+        ]  # fmt: skip
+        numbered = f"{title} ({number} of {len(parts)})" if len(parts) > 1 else title
+        figures += lines(
+            numbered, drawn, y_label=y_label, stages=stages if len(curves) == 1 else (), may_be_log=may_be_log
+        )
+    return figures
 
 
 def stack(

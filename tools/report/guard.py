@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from tools.report.content import Block, Section, Table, Text
-from tools.report.figures import Line, colour_of, lines
+from tools.report.figures import Line, lines
 from tools.report.metrics_file import Row, column_of, number, words
 from tools.report.numbers import fixed, percent, short
 from tools.report.run_record import RunRecord
@@ -28,7 +28,7 @@ def guard(runs: Sequence[RunRecord]) -> Section:
         drawn = [
             Line(label=_label(run, rows, many=len(runs) > 1),
                  curve=thinned(column_of(rows, "consumed_tokens"), scale * column_of(rows, key)),
-                 colour=colour_of(index), has_markers=True)
+                 stroke=index, has_markers=True)
             for index, (run, rows) in enumerate(watched)
         ]  # fmt: skip
         blocks += lines(title, drawn, y_label=unit, may_be_log=False, zero_line=key == "change")

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Sequence
 
-from tools.report.content import Block, Figure, Section, Table, Text
-from tools.report.figures import Line, colour_of, dash_of, lines
+from tools.report.content import Block, Section, Table, Text
+from tools.report.figures import lines_of_runs
 from tools.report.metrics_file import Row, column_of, number
 from tools.report.numbers import fixed
 from tools.report.run_record import RunRecord
@@ -12,19 +12,25 @@ from tools.report.thinning import thinned
 
 
 def held_out(runs: Sequence[RunRecord]) -> Section:
-    """Two figures per language, a line per topic (and run), then a table of all sets."""
+    """Two figures per language (more, where runs stand side by side), a line per topic and run; a table of all sets."""
     found = {run.name: by_set(run) for run in runs}
     names = sorted({name for sets in found.values() for name in sets})
     if not names:
         return Section("Held-out text", [Text("No validation has been reported.")])
     blocks: list[Block] = []
     for language in dict.fromkeys(language_of(name) for name in names):
-        mine = [name for name in names if language_of(name) == language]
+        labels = {name: short_name(name) for name in names if language_of(name) == language}
         for key, title, unit in (
             ("ppl", "Held-out PPL", "PPL, exp(nats per token)"),
             ("bits_per_byte", "Held-out bits per byte", "bits per UTF-8 byte"),
         ):
-            blocks += _figure(found, mine, f"{title}: {language}", key, unit, stages=runs[0].stage_begins)
+            curves = {
+                run: {name: thinned(column_of(rows, "consumed_tokens"), column_of(rows, key))
+                      for name, rows in sets.items() if name in labels}
+                for run, sets in found.items()
+            }  # fmt: skip
+            stages = runs[0].stage_begins
+            blocks += lines_of_runs(f"{title}: {language}", labels, curves, y_label=unit, stages=stages)
     blocks.append(_table(found, names))
     return Section("Held-out text", blocks)
 
@@ -56,27 +62,6 @@ def last_validation_ppl(run: RunRecord) -> str:
         total = sum(tokens for _, tokens in known)
         ends.append(math.exp(min(700.0, sum(nll * tokens for nll, tokens in known) / total)) if total > 0 else None)
     return f"{fixed(ends[0], 3)} → {fixed(ends[1], 3)}" if ends[0] is not None else "–"
-
-
-def _figure(
-    found: dict[str, dict[str, list[Row]]],
-    names: Sequence[str],
-    title: str,
-    key: str,
-    unit: str,
-    *,
-    stages: Sequence[float],
-) -> list[Figure]:
-    """One run: a colour and a dash per set. Several: a colour per set, a dash per run."""
-    drawn = []
-    for number_of_run, (run, sets) in enumerate(found.items()):
-        for index, name in enumerate(names):
-            rows = sets.get(name, [])
-            curve = thinned(column_of(rows, "consumed_tokens"), column_of(rows, key))
-            label = short_name(name) if len(found) == 1 else f"{short_name(name)}, {run}"
-            dash = dash_of(index // 8 if len(found) == 1 else number_of_run)
-            drawn.append(Line(label=label, curve=curve, colour=colour_of(index), dash=dash, has_markers=True))
-    return lines(title, drawn, y_label=unit, stages=stages if len(found) == 1 else ())
 
 
 def _table(found: dict[str, dict[str, list[Row]]], names: Sequence[str]) -> Table:

@@ -7,7 +7,7 @@ import numpy as np
 
 from data_mixers.ratios import WEIGHT_UNIT
 from tools.report.content import Block, Figure, Missing, Section, Table, Text
-from tools.report.figures import GREY, Line, area_colour_of, colour_of, edges_between, lines, stack
+from tools.report.figures import GREY, Line, area_colour_of, edges_between, lines, stack
 from tools.report.metrics_file import Numbers
 from tools.report.numbers import percent, short
 from tools.report.run_record import RunRecord
@@ -143,7 +143,7 @@ def _curriculum(run: RunRecord, shares: Shares, suffix: str) -> list[Figure]:
         mine = {name: values for name, values in shares.by_source.items()
                 if bucket_of(name) is not None and name.startswith(f"{language}/")}  # fmt: skip
         curve = difficulty(shares.edges, mine)
-        drawn.append(Line(label=language, curve=curve, colour=colour_of(index)))
+        drawn.append(Line(label=language, curve=curve, stroke=index))
     label = "difficulty quantile read (0 easy, 1 hard)"
     return lines(f"Curriculum position{suffix}", drawn, y_label=label, stages=run.stage_begins, may_be_log=False)
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from tools.report.content import Block, Figure, Section, Text
-from tools.report.figures import Line, colour_of, lines
+from tools.report.figures import Line, lines
 from tools.report.run_record import RunRecord
 from tools.report.thinning import thinned
 
@@ -32,7 +32,7 @@ def step_figure(
         Line(
             label=run.name if len(runs) > 1 else "",
             curve=thinned(run.metrics.column("consumed_tokens"), scale * run.metrics.column(column)),
-            colour=colour_of(index),
+            stroke=index,
         )
         for index, run in enumerate(runs)
     ]

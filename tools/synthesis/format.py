@@ -43,8 +43,8 @@ def format_pairs(options: FormatOptions) -> dict[str, Any]:
     from megatron_synE.data.tokenizers import load_tokenizer
 
     paths = kept_inputs(options.inputs)
-    inputs = sorted(map(sha256_of, paths))
-    audited = _audited(options, inputs)
+    hashes = list(map(sha256_of, paths))
+    audited = _audited(options, sorted(hashes))
     layouts = _layouts(options)
     if bool(options.pages) != (options.page_share > 0):
         raise ConfigError("--pages and --page-share go together")
@@ -69,7 +69,8 @@ def format_pairs(options: FormatOptions) -> dict[str, Any]:
                         counts[name, "tokens"] += len(ids)
         disciplines = sorted({name for name, _ in counts} - {"all"})
         report = {
-            "inputs": inputs,
+            "command": "synth format",
+            "inputs": [{"file": str(path), "sha256": digest} for path, digest in zip(paths, hashes, strict=True)],
             "audit": audited,
             "tokenizer": tokenizer.digest,
             "layouts": dict(sorted(used.items())),

@@ -283,6 +283,8 @@ def _finish(options: GenerateOptions, total: int, results: list[dict[str, Any]])
             raise DataError(f"{len(wanted)} of {total} answers are missing; run the same command again")
     seconds = sum(result["seconds"] for result in results)
     report = {
+        "command": "synth generate",
+        "inputs": [{"file": str(path)} for path in find_inputs(options.seeds, option="--seeds")],
         "asked": total, "pairs": num_pairs, "failed": dict(reasons.most_common()),
         "not_asked_for": others, "accepted_tokens": tokens,
         "pairs_by_discipline": {language: dict(sorted(counts.items())) for language, counts in accepted.items()},

@@ -63,7 +63,8 @@ def write_seeds(options: SeedOptions) -> dict[str, Any]:
                 if entry.name != ".in_use":
                     shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
             write_atomic(mark, call.fingerprint.encode())
-        report = _make(options, call)
+        read = [{"file": file, "size_bytes": size} for file, size, _ in call.inputs]
+        report = {"command": "synth seeds", "inputs": read, **_make(options, call)}
         path = options.out.with_name(f"{options.out.name}.report.json")
         write_atomic(path, json.dumps(report, ensure_ascii=False, indent=1).encode())
     remove_work(work)
