@@ -67,6 +67,12 @@ def test_a_refusal_counts_at_the_beginning_alone() -> None:
     assert reason(answer=f"{words(70)} I cannot answer this.") == ""
 
 
+@pytest.mark.parametrize("finish_reason", ["length", "max_tokens", "model_length", "content_filter"])
+def test_every_word_of_servers_for_an_answer_that_is_not_whole(finish_reason: str) -> None:
+    assert reason(finish_reason=finish_reason) == "truncated"
+    assert reason(finish_reason="stop") == ""
+
+
 @pytest.mark.parametrize(("repeated", "expected"), [(7, ""), (8, "repetition")])
 def test_repeated_lines(repeated: int, expected: str) -> None:
     lines = [f"w{number} w{number + 1}." for number in range(0, 40, 2)]
