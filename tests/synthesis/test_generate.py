@@ -106,9 +106,10 @@ def test_a_status_that_every_question_would_get_ends_the_call_and_leaves_the_que
 @pytest.mark.parametrize("part", ['"seed":', '"role":"system"', '"max_tokens":1024'])
 def test_a_request_that_is_refused_whatever_it_asks_ends_the_call_and_burns_no_seed(tmp_path: Path, part: str) -> None:
     seeds = write_seeds(tmp_path / "seeds.jsonl", [f"plain {i}" for i in range(50)])
-    with served(HERE / "faulty_model_server.py", tmp_path / "log", SYNE_TEST_REFUSED=part) as url:
-        with pytest.raises(ConfigError, match="refuses every question.*status 422.*not permitted"):
-            generate(options(seeds, tmp_path / "out", url, concurrency=4))
+    refusing = served(HERE / "faulty_model_server.py", tmp_path / "log", SYNE_TEST_REFUSED=part)
+    said = r"refuses every question.*status 422.*not permitted"
+    with refusing as url, pytest.raises(ConfigError, match=said):
+        generate(options(seeds, tmp_path / "out", url, concurrency=4))
     assert num_lines(tmp_path / "out") == 0
     assert len((tmp_path / "log").read_text().splitlines()) <= 2 * 4  # those at once, and a plain one each
     with served(HERE / "faulty_model_server.py", tmp_path / "log") as url:
@@ -165,6 +166,14 @@ def test_an_answer_is_two_sections_or_none(language: str) -> None:
     first, second = prompts.markers
     assert prompts.split(f"{first}\nQ?\n{second}\nA.") == ("Q?", "A.")
     assert prompts.split(f"Sure!\n**{first}**\nQ?\n\n**{second}:**\nA.") == ("Q?", "A.")
+    bold = "**Step 1: Data**\nIt falls.\n**Answer: 5 m/s**"
+    for decorated in (
+        f"{first}\n**What** is C#\n{second}\n{bold}",
+        f"## **{first}**\n**What** is C#\n\n## **{second}**\n{bold}\n***",
+        f"**{first}:** **What** is C#\n**\n{second} **\n{bold}\n##",
+        f"{first}：**What** is C# **{second}** {bold}",
+    ):
+        assert prompts.split(decorated) == ("**What** is C#", bold)
     for broken in (
         f"{first} Q",
         f"{second}\nA\n{first}\nQ",
