@@ -89,6 +89,24 @@ def test_more_than_a_tenth_of_the_20_grams(tmp_path: Path) -> None:
         assert checked(folder, asked, benchmarks=(str(folder / "benchmark.jsonl"),)) == {"1": expected}
 
 
+@pytest.mark.parametrize("before", ["", "Here is one. "])
+@pytest.mark.parametrize("key", ["question", "problem"])
+def test_a_question_of_a_benchmark_is_found_however_long_its_answer_and_however_short_it_is(
+    tmp_path: Path, before: str, key: str
+) -> None:
+    long = "Nora packs honey into crates and every crate holds eighteen jars, she fills forty crates on Monday and six \
+crates break on the road, so how many whole jars of honey can Nora still sell at the market on the next morning?"
+    short = "Seven red apples and two green apples are in the basket. How many apples are there?"
+    phrase = "Which of the following statements about it are true?"
+    benchmark = write(tmp_path / "b.jsonl", [{key: text, "answer": "9 (apples)"} for text in (long, short, phrase)])
+    answer = " ".join(f"w{number}" for number in range(350)) + "."
+    rows = [pair(id=name, question=before + asked, answer=answer) for name, asked in
+            (("long", long), ("short", short), ("other", f"Iron is a metal which rusts in the rain and in the snow. \
+{phrase} It is soft, it is hard, it is green, it is a gas."))]  # fmt: skip
+    found = checked(tmp_path, *rows, benchmarks=(str(benchmark),), near_duplicates=False)
+    assert found == {"long": "contaminated", "short": "contaminated", "other": "good"}
+
+
 def test_a_half_of_the_numbers_of_a_wrong_pair_and_the_share_is_rounded(tmp_path: Path) -> None:
     rows = [{"id": str(n), "answer": " ".join(str(1000 + 20 * n + k) for k in range(20))} for n in range(200)]
     source = write(tmp_path / "in.jsonl", rows)

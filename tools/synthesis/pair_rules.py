@@ -77,6 +77,7 @@ class References:
 class ContaminationRule:
     ngram: Annotated[int, Field(ge=2)]
     max_share: Annotated[float, Field(ge=0.0, le=1.0)]
+    max_short_share: Annotated[float, Field(ge=0.0, le=1.0)]
     source: str
 
 
