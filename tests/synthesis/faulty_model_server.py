@@ -4,10 +4,13 @@ The word after FAULT in a question says what its first two answers (or, with `al
 LOG gets a line a request: the fault or the question, when it came, how many were open then; LOG.keys the key last
 sent. DELAY: seconds before each answer; GATHER: none is given before so many are open at once. A question with HOLD is
 never answered.
+Environment: SYNE_TEST_REFUSED, every request with this text in its body is answered 422; SYNE_TEST_PLAIN, the fault of
+the question "Say yes.".
 """
 
 import asyncio
 import json
+import os
 import re
 import sys
 import time
@@ -17,14 +20,15 @@ from pathlib import Path
 LOG = Path(sys.argv[1])
 DELAY = float(sys.argv[2]) if len(sys.argv) > 2 else 0.0
 GATHER = int(sys.argv[3]) if len(sys.argv) > 3 else 0
+REFUSED, PLAIN = (os.environ.get(f"SYNE_TEST_{name}", "") for name in ("REFUSED", "PLAIN"))
 seen: Counter[str] = Counter()
 num_open = most_open = 0
 
 
-def answer(text: str) -> bytes:
+def answer(text: str | None, reason: str = "stop") -> bytes:
     return json.dumps(
         {
-            "choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
+            "choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": reason}],
             "usage": {"prompt_tokens": 10, "completion_tokens": 7},
         }
     ).encode()
@@ -41,6 +45,8 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             length = int(re.search(rb"content-length: (\d+)", head, re.I).group(1))  # type: ignore[union-attr]
             body = await reader.readexactly(length)
             asked = json.loads(body)["messages"][-1]["content"]
+            if asked == "Say yes." and PLAIN:
+                asked = f"FAULT always {PLAIN} 0"
             found = re.search(r"FAULT (always )?(\S+) (\d+)", asked)
             fault = found.group(2) if found else ""
             key = found.group(0) if found else asked
@@ -57,6 +63,9 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
                 await asyncio.sleep(3600 if "HOLD" in asked else DELAY)
             finally:
                 num_open -= 1
+            if REFUSED and REFUSED.encode() in body:
+                await send(writer, 422, json.dumps({"detail": f"not permitted: {REFUSED}"}).encode())
+                continue
             if fault and (seen[key] <= 2 or (found and found.group(1))):
                 if fault == "429":
                     await send(writer, 429, b"{}", "Retry-After: 0\r\n")
@@ -74,6 +83,8 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
                     await send(writer, 200, GOOD[:-30])
                 elif fault == "empty":
                     await send(writer, 200, answer(""))
+                elif fault in ("length", "content_filter"):
+                    await send(writer, 200, answer(None, fault))
                 elif fault == "long_endless":
                     writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2000000000\r\n\r\n")
                     for _ in range(2000):

@@ -105,6 +105,22 @@ def test_the_rate_is_corrected_for_a_judge_that_errs(folder: Path) -> None:
     assert {row["verdict"] for row in verdicts} == {"right", "wrong"}
 
 
+def test_a_judge_on_this_machine_is_reached_beside_a_proxy_and_a_missing_key_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")  # nothing listens there
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with judge(folder, sensitivity=1.0, specificity=1.0) as url:
+        given = options(folder, url, sample=5, calibration_sample=5)
+        monkeypatch.delenv("OPENAI_API_KEY")
+        with pytest.raises(DataError, match=r"answers 401 \(set OPENAI_API_KEY"):
+            audit(given)
+        monkeypatch.setenv("OPENAI_API_KEY", "of the judge")
+        assert audit(given)["disciplines"]["biology"]["called_wrong"] == 0
+
+
 def test_a_killed_audit_asks_only_for_what_is_missing(folder: Path) -> None:
     with judge(folder, sensitivity=1.0, specificity=1.0) as url:
         command = ["synth", "audit", "--input", folder / "pairs.jsonl", "--url", url, "--model", "judge"]
@@ -210,6 +226,9 @@ def test_a_verdict_is_read_out_of_what_models_write() -> None:
     assert parse_verdict('Sure: {"reason": "ok", "verdict": "Right"}') == ("right", "ok")
     assert parse_verdict('{"reason": "bad \\escape", "verdict": "wrong"}') is not None
     assert parse_verdict('{"verdict": "maybe"}') is None
+    found = parse_verdict(r'Since \frac{1}{2} holds: {"reason":"yes, \frac{1}{2}","verdict":"right"}')
+    assert found is not None and found[0] == "right"
+    assert parse_verdict(r'\frac{1}{2} {"verdict":"right"} or {"verdict": "wrong"}') is None
     assert parse_verdict("right") is None
 
 

@@ -291,6 +291,12 @@ def test_the_result_that_is_stated_last_counts() -> None:
     assert stated_result("The answer is 3 at first.\nThe final answer is: **42**.") == "42"
     assert stated_result("所以……\n答案：B。") == "B"
     assert stated_result("Because of the tides.") is None
+    assert stated_result("答案是 7。\n以上就是完整的解答过程。") == "7"
+    assert stated_result("答案：5 m/s\n检验：结果正确，答案正确。") == "5 m/s"
+    assert stated_result("结果为 6。") == "6"
+    assert stated_result("**答**：x = 2") == "x = 2"
+    assert stated_result("选项讨论如上，答案选B。") == "选B"
+    assert stated_result("解答如下，回答完毕。") is None
 
 
 def test_a_completion_becomes_a_pair_and_keeps_its_words() -> None:

@@ -129,6 +129,13 @@ def test_only_assertions_that_use_the_program_are_examples() -> None:
     assert code_examples("assert f(1) == 2", "def f(x:") == []
 
 
+def test_the_third_section_may_begin_with_a_comment() -> None:
+    answer = f"{FIRST}\nQ\n{SECOND}\ndef f(): return 1\n## {THIRD}\n# of f alone\nassert f() == 1"
+    sections = read_prompts()["en"].sections("code", answer)
+    assert not isinstance(sections, str)
+    assert (sections.answer, sections.examples) == ("def f(): return 1", ({"test": "assert f() == 1"},))
+
+
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [

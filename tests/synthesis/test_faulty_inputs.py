@@ -95,6 +95,19 @@ def test_a_url_that_is_none_is_said_at_once(tmp_path: Path, capsys: pytest.Captu
     assert f"--url {url!r} is no URL" in said(capsys, 2, "audit", *judge)
 
 
+def test_several_samples_without_a_temperature_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    seeds = write_seeds(tmp_path / "seeds.jsonl", ["A stone falls."])
+    call = ["generate", "--seeds", str(seeds), "--model", "m", "--endpoint", "http://127.0.0.1:1/v1"]
+    call += ["--samples", "4", "--temperature", "0", "--out", str(tmp_path / "out")]
+    assert "raise --temperature, or take --samples 1" in said(capsys, 2, *call)
+
+
+@pytest.mark.parametrize("command", ["generate", "audit"])
+def test_help_says_where_the_key_is_read_from(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["synth", command, "--help"]) == 0
+    assert "OPENAI_API_KEY" in capsys.readouterr().out
+
+
 def test_a_folder_without_a_chat_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     seeds = write_seeds(tmp_path / "seeds.jsonl", ["A stone falls."])
     call = ["generate", "--seeds", str(seeds), "--model", "m", "--out", str(tmp_path / "out"), "--local"]

@@ -86,6 +86,59 @@ def test_a_dead_server_ends_the_call_and_the_same_call_goes_on(
             generate(options(seeds, tmp_path / "out", url, temperature=0.1))
 
 
+@pytest.mark.parametrize(
+    ("status", "cure"), [(402, "no credit left"), (401, "OPENAI_API_KEY"), (403, "OPENAI_API_KEY")]
+)
+def test_a_status_that_every_question_would_get_ends_the_call_and_leaves_the_question(
+    tmp_path: Path, status: int, cure: str
+) -> None:
+    plain = [f"plain {i}" for i in range(10)]
+    seeds = write_seeds(tmp_path / "seeds.jsonl", [*plain, f"FAULT always {status} 1", f"FAULT always {status} 2"])
+    with served(HERE / "faulty_model_server.py", tmp_path / "log") as url:
+        with pytest.raises(ConfigError, match=rf"answers {status} .*{cure}"):
+            generate(options(seeds, tmp_path / "out", url, concurrency=1))
+        assert num_lines(tmp_path / "out") == 10
+        write_seeds(seeds, [*plain, "the account", "is filled"])
+        report = generate(options(seeds, tmp_path / "out", url))
+    assert (report["pairs"], report["failed"], report["last_call"]["requests"]) == (12, {}, 2)
+
+
+@pytest.mark.parametrize("part", ['"seed":', '"role":"system"', '"max_tokens":1024'])
+def test_a_request_that_is_refused_whatever_it_asks_ends_the_call_and_burns_no_seed(tmp_path: Path, part: str) -> None:
+    seeds = write_seeds(tmp_path / "seeds.jsonl", [f"plain {i}" for i in range(50)])
+    refusing = served(HERE / "faulty_model_server.py", tmp_path / "log", SYNE_TEST_REFUSED=part)
+    said = r"refuses every question.*status 422.*not permitted"
+    with refusing as url, pytest.raises(ConfigError, match=said):
+        generate(options(seeds, tmp_path / "out", url, concurrency=4))
+    assert num_lines(tmp_path / "out") == 0
+    assert len((tmp_path / "log").read_text().splitlines()) <= 2 * 4  # those at once, and a plain one each
+    with served(HERE / "faulty_model_server.py", tmp_path / "log") as url:
+        assert generate(options(seeds, tmp_path / "out", url))["pairs"] == 50
+
+
+def test_failed_lines_that_are_taken_out_are_asked_again(tmp_path: Path) -> None:
+    seeds = write_seeds(tmp_path / "seeds.jsonl", [*(f"plain {i}" for i in range(5)), "FAULT always 400 1"])
+    with served(HERE / "faulty_model_server.py", tmp_path / "log") as url:
+        first = generate(options(seeds, tmp_path / "out", url))
+        assert (first["pairs"], first["failed"]) == (5, {"status 400": 1})
+        write_seeds(seeds, [*(f"plain {i}" for i in range(5)), "now it can"])
+        subprocess.run(["sed", "-i", '/"failed":/d', *(tmp_path / "out" / "parts").glob("*.jsonl")], check=True)
+        again = generate(options(seeds, tmp_path / "out", url))
+    assert (again["pairs"], again["failed"], again["last_call"]["requests"]) == (6, {}, 1)
+
+
+def test_an_answer_that_ended_in_thought_is_kept_as_failed_at_once_with_its_usage(tmp_path: Path) -> None:
+    texts = [f"FAULT always {fault} 1" for fault in ("length", "content_filter")]
+    seeds = write_seeds(tmp_path / "seeds.jsonl", texts)
+    with served(HERE / "faulty_model_server.py", tmp_path / "log") as url:
+        report = generate(options(seeds, tmp_path / "out", url))
+    assert report["failed"] == {"no text, finish_reason length": 1, "no text, finish_reason content_filter": 1}
+    assert report["last_call"] | {"seconds": 0} == {"requests": 2, "retried": 0, "seconds": 0}
+    failed = {row["finish_reason"]: row for row in read(tmp_path / "out" / "failed.jsonl.zst")}
+    assert failed["length"]["failed"].endswith("raise --max-tokens")
+    assert all(row["usage"]["completion_tokens"] == 7 for row in failed.values())
+
+
 def test_the_key_of_the_environment_is_sent_and_kept_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "a secret")
     seeds = write_seeds(tmp_path / "seeds.jsonl", ["plain"])
@@ -113,6 +166,14 @@ def test_an_answer_is_two_sections_or_none(language: str) -> None:
     first, second = prompts.markers
     assert prompts.split(f"{first}\nQ?\n{second}\nA.") == ("Q?", "A.")
     assert prompts.split(f"Sure!\n**{first}**\nQ?\n\n**{second}:**\nA.") == ("Q?", "A.")
+    bold = "**Step 1: Data**\nIt falls.\n**Answer: 5 m/s**"
+    for decorated in (
+        f"{first}\n**What** is C#\n{second}\n{bold}",
+        f"## **{first}**\n**What** is C#\n\n## **{second}**\n{bold}\n***",
+        f"**{first}:** **What** is C#\n**\n{second} **\n{bold}\n##",
+        f"{first}：**What** is C# **{second}** {bold}",
+    ):
+        assert prompts.split(decorated) == ("**What** is C#", bold)
     for broken in (
         f"{first} Q",
         f"{second}\nA\n{first}\nQ",

@@ -19,6 +19,7 @@ from data_mixers.errors import DataError
 from tests.openai_server import ROOT, served
 from tests.rows import read
 from tests.synthesis.test_generate import HERE, num_lines, options, write_seeds
+from tools.data.chat import asked_wait_seconds
 from tools.synthesis import generate as module
 from tools.synthesis.answers import key
 from tools.synthesis.asking import Pace, Question, ask_all
@@ -103,7 +104,26 @@ def test_questions_that_always_fail_do_not_hold_up_a_server_that_works(
     seeds = write_seeds(tmp_path / "seeds.jsonl", ["FAULT always empty 1", "FAULT always 500 2"])
     with served(SERVER, tmp_path / "log") as url:  # nothing else is asked: it must be found out that it answers others
         report = generate(options(seeds, tmp_path / "out", url, give_up_seconds=60.0))
-    assert report["failed"] == {"6 attempts": 2}
+    assert report["failed"] == {"empty answer": 1, "status 500": 1}
+
+
+def test_a_server_that_thinks_of_a_plain_question_only_is_one_that_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tools.synthesis.asking.FIRST_WAIT_SECONDS", 0.01)
+    seeds = write_seeds(tmp_path / "seeds.jsonl", ["FAULT always 500 1"])
+    with served(SERVER, tmp_path / "log", SYNE_TEST_PLAIN="length") as url:
+        report = generate(options(seeds, tmp_path / "out", url, give_up_seconds=20.0))
+    assert report["failed"] == {"status 500": 1}
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [("2", 2.0), ("1.5", 1.5), ("3600", 300.0), ("", 0.0), ("-5", 0.0), ("nan", 0.0), ("soon", 0.0), ("²", 0.0),
+     ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0), ("Wed, 21 Oct 2199 07:28:00 GMT", 300.0)],
+)  # fmt: skip
+def test_retry_after_is_a_number_of_seconds_or_a_date(header: str, seconds: float) -> None:
+    assert asked_wait_seconds(header) == seconds
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -31,6 +31,13 @@ def reason(**changes: Any) -> str:
     return "" if verdict is None else verdict.reason
 
 
+def asked(question: str) -> str:
+    """The first rule that this question breaks, with an answer that breaks none."""
+    if question.isascii():
+        return reason(question=question, answer="w1 w2 w3 w4 w5.")
+    return reason(language="zh", question=question, answer="结果由定义直接可得，一共是二十三。")
+
+
 def words(number: int) -> str:
     """Different ones, none of any language."""
     return " ".join(f"w{place}" for place in range(number)) + "."
@@ -67,6 +74,44 @@ def test_a_refusal_counts_at_the_beginning_alone() -> None:
     assert reason(answer=f"{words(70)} I cannot answer this.") == ""
 
 
+@pytest.mark.parametrize("finish_reason", ["length", "max_tokens", "model_length", "content_filter"])
+def test_every_word_of_servers_for_an_answer_that_is_not_whole(finish_reason: str) -> None:
+    assert reason(finish_reason=finish_reason) == "truncated"
+    assert reason(finish_reason="stop") == ""
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "计算以下表达式的值：3 + 4 × 5。", "在一个无向图中，有 5 个顶点和 7 条边，求所有顶点度数之和。",
+        "请列出三种常见图形并求边长为 2 的正方形的面积。", "以下图形中对称轴最多的是哪一个：正方形、圆、等边三角形？",
+        "已知北京在地图中距上海 10 厘米，比例尺为 1:10000000，求实际距离。",
+        "圆柱的上表面积是多少平方厘米，若其半径为 2 厘米？",
+        "Who is the author of Hamlet, and in which century did he live?",
+        "Compress the following text with run-length encoding: aaabbc.",
+        "Edges are 1-2 and 2-3. Find the shortest path from 1 to 3 in the given graph.",
+        "How many words are in the text 'to be or not to be'?",
+    ],
+)  # fmt: skip
+def test_a_task_that_brings_what_it_speaks_of_stands_alone(question: str) -> None:
+    assert asked(question) == ""
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "如图，求阴影部分的面积是多少平方厘米？", "观察下图，求阴影部分的面积。", "求图中阴影部分的面积是多少。",
+        "根据上表，求平均分是多少？",
+        "下表是三个班的人数，求平均数是多少。", "见图3，求角的大小是多少度。", "下图形状的面积是多少平方厘米？",
+        "What does the author think of whales?", "Why does the author of the passage dislike whales?",
+        "What is shown in the following figure about whales?", "Which whales are named in the passage?",
+        "Which of the whales described in the text is the largest?", "In the above graph, which node is the root?",
+    ],
+)  # fmt: skip
+def test_a_question_about_what_is_not_there_does_not_stand_alone(question: str) -> None:
+    assert asked(question) == "not_self_contained"
+
+
 @pytest.mark.parametrize(("repeated", "expected"), [(7, ""), (8, "repetition")])
 def test_repeated_lines(repeated: int, expected: str) -> None:
     lines = [f"w{number} w{number + 1}." for number in range(0, 40, 2)]
@@ -81,6 +126,24 @@ def test_more_than_a_tenth_of_the_20_grams(tmp_path: Path) -> None:
         folder.mkdir()
         (folder / "benchmark.jsonl").write_text(json.dumps({"question": " ".join(all_words[:length])}) + "\n")
         assert checked(folder, asked, benchmarks=(str(folder / "benchmark.jsonl"),)) == {"1": expected}
+
+
+@pytest.mark.parametrize("before", ["", "Here is one. "])
+@pytest.mark.parametrize("key", ["question", "problem"])
+def test_a_question_of_a_benchmark_is_found_however_long_its_answer_and_however_short_it_is(
+    tmp_path: Path, before: str, key: str
+) -> None:
+    long = "Nora packs honey into crates and every crate holds eighteen jars, she fills forty crates on Monday and six \
+crates break on the road, so how many whole jars of honey can Nora still sell at the market on the next morning?"
+    short = "Seven red apples and two green apples are in the basket. How many apples are there?"
+    phrase = "Which of the following statements about it are true?"
+    benchmark = write(tmp_path / "b.jsonl", [{key: text, "answer": "9 (apples)"} for text in (long, short, phrase)])
+    answer = " ".join(f"w{number}" for number in range(350)) + "."
+    rows = [pair(id=name, question=before + asked, answer=answer) for name, asked in
+            (("long", long), ("short", short), ("other", f"Iron is a metal which rusts in the rain and in the snow. \
+{phrase} It is soft, it is hard, it is green, it is a gas."))]  # fmt: skip
+    found = checked(tmp_path, *rows, benchmarks=(str(benchmark),), near_duplicates=False)
+    assert found == {"long": "contaminated", "short": "contaminated", "other": "good"}
 
 
 def test_a_half_of_the_numbers_of_a_wrong_pair_and_the_share_is_rounded(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ document ─ prompt.json ─ each rater (a model, a pass) ─> answers.jsonl, a 
 """
 
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -19,7 +18,7 @@ import orjson
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
-from tools.data.chat import ATTEMPTS, post
+from tools.data.chat import ATTEMPTS, open_client, post
 from tools.data.documents import CONFIDENCE_KEY, TOPIC_KEY, Document, DocumentWriter, TaskDocuments
 from tools.data.options import AskOptions
 from tools.data.progress import LiveProgress
@@ -116,11 +115,9 @@ def _ask_all(
     answers: dict[tuple[str, str], str],
 ) -> None:
     titles = topics[options.language]
-    key = os.environ.get("OPENAI_API_KEY")
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
     with (
         LiveProgress("asking", total=len(questions), unit="answers", scale=1.0) as progress,
-        httpx.Client(base_url=options.url.rstrip("/"), headers=headers, timeout=options.timeout_seconds) as client,
+        open_client(options.url, timeout_seconds=options.timeout_seconds) as client,
         (options.out / ANSWERS).open("ab") as kept,
         ThreadPoolExecutor(options.parallel) as pool,
     ):

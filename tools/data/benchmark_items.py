@@ -24,6 +24,8 @@ class Item:
     """Counted from 1 in its file: line, row, or place in its list."""
     text: str
     """The texts under its keys, joined by line ends."""
+    question: str = ""
+    """Of them, those under the keys that hold questions; empty where it has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +54,13 @@ def read_benchmark(path: Path, keys: tuple[str, ...] = ()) -> Benchmark:
             f"{path} has no key {', '.join(missing) or 'that is known to hold a question or an answer'}; it has "
             f"{', '.join(present)}: name those with text by --benchmark-key"
         )
-    texts = ((line, "\n".join(text for key in found for text in _texts(row.get(key)))) for line, row in rows)
-    return Benchmark(
-        path=path, keys=found, items=tuple(Item(line=line, text=text) for line, text in texts if text.strip())
-    )
+    asking = tuple(key for key in found if key in known["question"])
+    items = (Item(line=line, text=_joined(row, found), question=_joined(row, asking)) for line, row in rows)
+    return Benchmark(path=path, keys=found, items=tuple(item for item in items if item.text.strip()))
+
+
+def _joined(row: dict[str, Any], keys: tuple[str, ...]) -> str:
+    return "\n".join(text for key in keys for text in _texts(row.get(key)))
 
 
 def _texts(value: Any) -> Iterator[str]:

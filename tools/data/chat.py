@@ -1,7 +1,10 @@
 """One request to a model behind OpenAI's interface; transient faults are waited out with growing, random waits."""
 
+import os
 import random
+import re
 import time
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
@@ -11,7 +14,28 @@ from data_mixers.errors import DataError
 ATTEMPTS = 6
 FIRST_WAIT_SECONDS = 0.5  # doubled at every attempt, with a random part, at most LONGEST_WAIT_SECONDS
 LONGEST_WAIT_SECONDS = 30.0
+LONGEST_ASKED_WAIT_SECONDS = 300.0  # of Retry-After
 TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+KEY_VARIABLE = "OPENAI_API_KEY"
+_KEY = f"set {KEY_VARIABLE} to a key that this server takes"
+_PLACE = "the URL must go up to /v1, and the model's name be the server's own"
+MISTAKEN = {
+    401: _KEY,
+    402: "the account has no credit left: pay, then run the same command again",
+    403: _KEY,
+    404: _PLACE,
+    405: _PLACE,
+}
+"""Statuses that say nothing of the one request, and the cure: every other would be refused too."""
+
+
+def open_client(url: str, *, timeout_seconds: float) -> httpx.Client:
+    """With the key of the environment; this machine itself is reached without the proxy that the environment names."""
+    key = os.environ.get(KEY_VARIABLE)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    direct = {f"all://[{host}]" if ":" in host else f"all://{host}": None for host in LOOPBACK}
+    return httpx.Client(base_url=url.rstrip("/"), headers=headers, timeout=timeout_seconds, mounts=direct)
 
 
 def post(client: httpx.Client, body: dict[str, Any], attempt: int) -> tuple[str | None, str]:
@@ -25,11 +49,26 @@ def post(client: httpx.Client, body: dict[str, Any], attempt: int) -> tuple[str 
         _wait(attempt)
         return None, f"{type(error).__name__}: {error}"
     if response.status_code in TRANSIENT:
-        _wait(attempt, response.headers.get("Retry-After"))
+        _wait(attempt, asked_wait_seconds(response.headers.get("Retry-After", "")))
         return None, f"status {response.status_code}"
     if response.status_code != 200:
-        raise DataError(f"{response.url} answers {response.status_code}: {response.text[:300]}")
+        cure = MISTAKEN.get(response.status_code)
+        raise DataError(
+            f"{response.url} answers {response.status_code}{f' ({cure})' if cure else ''}: {response.text[:300]}"
+        )
     return _reply(response), ""
+
+
+def asked_wait_seconds(retry_after: str) -> float:
+    """Of the header Retry-After: a number of seconds, or a date; 0 where it is neither."""
+    if re.fullmatch(r"[0-9]+(\.[0-9]*)?", retry_after):
+        seconds = float(retry_after)
+    else:
+        try:
+            seconds = parsedate_to_datetime(retry_after).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return 0.0
+    return min(max(0.0, seconds), LONGEST_ASKED_WAIT_SECONDS)
 
 
 def _reply(response: httpx.Response) -> str:
@@ -40,8 +79,7 @@ def _reply(response: httpx.Response) -> str:
     return content if isinstance(content, str) else ""
 
 
-def _wait(attempt: int, retry_after: str | None = None) -> None:
+def _wait(attempt: int, asked_seconds: float = 0.0) -> None:
     if attempt + 1 < ATTEMPTS:
-        wait = FIRST_WAIT_SECONDS * 2**attempt * random.uniform(0.5, 1.0)
-        asked = float(retry_after) if retry_after is not None and retry_after.isdigit() else 0.0
-        time.sleep(min(LONGEST_WAIT_SECONDS, max(wait, asked)))
+        wait = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2**attempt * random.uniform(0.5, 1.0))
+        time.sleep(max(wait, asked_seconds))

@@ -32,16 +32,19 @@ class Contamination:
     items: tuple[int, ...]
     """Numbers of the items that own a matching n-gram; an n-gram belongs to the first item that has it. The first is
     the owner of `ngram`."""
+    short_share: float
+    """Of its units, those of the longest whole short item that is in it."""
 
 
 class NgramIndex:
     """All n-grams of the benchmarks' items.
 
     An item of 8 to n - 1 units is sought as a whole; a shorter one cannot be found and is counted.
+    questions: an item's question is an item too, if it is so short that the n-grams of the whole do not hold it.
     Memory: 12 bytes an n-gram of the benchmarks and 1 MB a length.
     """
 
-    def __init__(self, benchmarks: Sequence[Benchmark], n: int) -> None:
+    def __init__(self, benchmarks: Sequence[Benchmark], n: int, *, questions: bool = False) -> None:
         self.n = n
         self.benchmarks = tuple(benchmarks)
         self.owners: list[tuple[int, int]] = []
@@ -50,12 +53,15 @@ class NgramIndex:
         grams: dict[int, list[tuple[Hashes, int]]] = {}
         for number, benchmark in enumerate(benchmarks):
             for item in benchmark.items:
-                hashes = hashes_of(units_of(item.text))
-                length = min(n, len(hashes))
-                if length < min(n, SHORTEST_ITEM):
-                    self.num_too_short[number] += 1
-                grams.setdefault(length, []).append((ngram_hashes(hashes, length), len(self.owners)))
-                self.owners.append((number, item.line))
+                for text in dict.fromkeys((item.text, item.question) if questions else (item.text,)):
+                    hashes = hashes_of(units_of(text))
+                    length = min(n, len(hashes))
+                    if text is not item.text and length == n:
+                        continue  # its n-grams are those of the item
+                    if length < min(n, SHORTEST_ITEM):
+                        self.num_too_short[number] += text is item.text
+                    grams.setdefault(length, []).append((ngram_hashes(hashes, length), len(self.owners)))
+                    self.owners.append((number, item.line))
         self._tables = {
             length: _Table(found) for length, found in sorted(grams.items()) if length >= min(n, SHORTEST_ITEM)
         }
@@ -66,7 +72,7 @@ class NgramIndex:
         hashes = hashes_of(units)
         items: set[int] = set()
         first: tuple[int, int, int] | None = None  # place, length, owner
-        num_hits = 0
+        num_hits = longest = 0
         for length, table in self._tables.items():
             places, owners = table.find(ngram_hashes(hashes, length))
             if not len(places):
@@ -74,19 +80,22 @@ class NgramIndex:
             items.update(owners.tolist())
             first = min(first or (len(units), 0, 0), (int(places[0]), length, int(owners[0])))
             num_hits += len(places) if length == self.n else 0
+            longest = max(longest, length if length < self.n else 0)
         if first is None:
             return None
         count = len(hashes) - self.n + 1
         share = num_hits / count if count > 0 else 1.0
         place, length, owner = first
         ngram = _shown(units[place : place + length])
-        return Contamination(share=share, ngram=ngram, items=(owner, *sorted(items - {owner})))
+        return Contamination(
+            share=share, ngram=ngram, items=(owner, *sorted(items - {owner})), short_share=longest / len(units)
+        )
 
 
 @lru_cache(maxsize=1)  # once a process
-def open_index(paths: tuple[Path, ...], keys: tuple[str, ...], n: int) -> NgramIndex:
-    """Of benchmarks in files; paths, keys: as in read_benchmark."""
-    return NgramIndex([read_benchmark(path, keys) for path in paths], n)
+def open_index(paths: tuple[Path, ...], keys: tuple[str, ...], n: int, *, questions: bool = False) -> NgramIndex:
+    """Of benchmarks in files; paths, keys: as in read_benchmark; questions: as in NgramIndex."""
+    return NgramIndex([read_benchmark(path, keys) for path in paths], n, questions=questions)
 
 
 class _Table:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from data_mixers.errors import DataError, UserError
+from data_mixers.errors import ConfigError, DataError, UserError
 from tools.synthesis.prompts import Messages
 from tools.synthesis.text_generator import Completion, FaultyError, RefusedError, TextGenerator
 
@@ -19,7 +19,6 @@ logger = logging.getLogger(__name__)
 ATTEMPTS = 6  # at one question; only those of a server that meanwhile answers others are counted
 FIRST_WAIT_SECONDS = 0.5
 LONGEST_WAIT_SECONDS = 30.0
-LONGEST_ASKED_WAIT_SECONDS = 300.0  # of Retry-After
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,8 @@ async def ask_all(
     """Every question is answered or refused for a stated reason when this returns; on_answer is told in the order of
     arrival. At most 2 · concurrency questions are in memory.
 
-    Errors: ConfigError if the server refuses the model's name or the key, DataError if it fails every request for
-    pace.give_up_seconds; what was told before stays told.
+    Errors: ConfigError if the server refuses the model's name or the key, or every question; DataError if it fails
+    every request for pace.give_up_seconds; what was told before stays told.
     """
     asker = _Asker(generator, pace)
     waiting: asyncio.Queue[Question | None] = asyncio.Queue(pace.concurrency)
@@ -100,31 +99,44 @@ class _Asker:
             try:
                 completion = await self._careful(question)
             except RefusedError as error:
-                self._works()
-                return str(error)
+                if not error.blames_request or await self._answers_others(question, answers_before):
+                    self._is_there()
+                    return str(error)
+                fault = FaultyError(str(error))
             except FaultyError as error:
                 attempts += not error.blames_server
-                if attempts >= ATTEMPTS and (
-                    self._num_answers > answers_before or await self._answers_others(question)
-                ):
+                if attempts >= ATTEMPTS and await self._answers_others(question, answers_before):
                     return f"{attempts} attempts: {error}"
-                self._fails(error)
-                self.requests.retried += 1
-                asked_for = min(error.retry_after, LONGEST_ASKED_WAIT_SECONDS)
-                await asyncio.sleep(max(asked_for, wait * random.uniform(0.5, 1.0)))
-                wait = min(2 * wait, LONGEST_WAIT_SECONDS)
+                fault = error
             else:
                 self._works()
                 return completion
+            self._fails(fault)
+            self.requests.retried += 1
+            await asyncio.sleep(max(fault.retry_after, wait * random.uniform(0.5, 1.0)))
+            wait = min(2 * wait, LONGEST_WAIT_SECONDS)
 
-    async def _answers_others(self, question: Question) -> bool:
-        """Whether the server answers a plain question now: without others that are answered (the last ones of a call),
-        what it fails always would else be asked for ever."""
-        plain = Question("", 0, [{"role": "user", "content": "Say yes."}], question.sampling | {"max_tokens": 16})
+    async def _answers_others(self, question: Question, answers_before: int) -> bool:
+        """Whether the server has answered any since, or answers a plain question now: without others that are answered
+        (the last ones of a call), what it fails always would else be asked for ever.
+
+        All but the plain one's last message is as in the question: a server can refuse a system message, a field or
+        max_tokens, and then it refuses every question. Errors: ConfigError if it refuses this one too.
+        """
+        if self._num_answers > answers_before:
+            return True
+        messages = [*question.messages[:-1], {"role": "user", "content": "Say yes."}]
         try:
-            await self._careful(plain)
-        except (FaultyError, RefusedError):
+            await self._careful(Question("", 0, messages, question.sampling))
+        except FaultyError:
             return False
+        except RefusedError as error:
+            if not error.blames_request:
+                return True
+            raise ConfigError(
+                f"the server refuses every question, a plain one too ({error}); nothing is kept of what it refused: "
+                "change the option, or the prompt, that it names, then run again"
+            ) from None
         self._works()
         return True
 
@@ -150,9 +162,12 @@ class _Asker:
         self.requests.sent += 1
         return await self._generator.generate(question.messages, question.sampling)
 
-    def _works(self) -> None:
+    def _is_there(self) -> None:
         self._failed_in_a_row, self._failing_since = 0, None
-        self._num_answers += 1
+
+    def _works(self) -> None:
+        self._is_there()
+        self._num_answers += 1  # a refusal is none: one would vouch for the next, and a refused call run to its end
 
     def _fails(self, error: FaultyError) -> None:
         self._failed_in_a_row += 1

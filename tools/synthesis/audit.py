@@ -8,7 +8,7 @@ verdicts ─ wrong_rate.py ─> audit.json, audit.md; sheet.csv for a person, wh
 import hashlib
 import heapq
 import json
-import os
+import re
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -23,7 +23,7 @@ from pydantic.dataclasses import dataclass as checked
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
 from data_mixers.permutation import keyed_hash
-from tools.data.chat import ATTEMPTS, post
+from tools.data.chat import ATTEMPTS, open_client, post
 from tools.data.download import sha256_of
 from tools.data.progress import LiveProgress
 from tools.data.readers import find_inputs, plan_tasks
@@ -42,6 +42,7 @@ SCHEMA_VERSION = 1  # of audit.json
 VERDICTS, AUDIT, AUDIT_MD, CALL = "verdicts.jsonl", "audit.json", "audit.md", "call.json"
 MAX_TOKENS = 1500
 EXAMPLES = 3  # of pairs called wrong, a discipline
+_VERDICT = re.compile(r'"verdict"\s*:\s*"(right|wrong)"', re.IGNORECASE)
 
 
 @checked(frozen=True, kw_only=True, config=STRICT)
@@ -159,11 +160,9 @@ def _ask_all(options: AuditOptions, prompt: dict[str, JudgePrompt], cases: list[
     path = options.out / VERDICTS
     verdicts = _kept(path)
     missing = [case for case in cases if case.key not in verdicts]
-    key = os.environ.get("OPENAI_API_KEY")
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
     with (
         LiveProgress("judging", total=len(cases), unit="pairs", scale=1.0) as progress,
-        httpx.Client(base_url=str(options.url).rstrip("/"), headers=headers, timeout=options.timeout_seconds) as client,
+        open_client(str(options.url), timeout_seconds=options.timeout_seconds) as client,
         Part(path) as kept,
         ThreadPoolExecutor(options.parallel) as pool,
     ):
@@ -222,8 +221,8 @@ def parse_verdict(reply: str) -> Verdict | None:
     start, stop = reply.find("{"), reply.rfind("}")
     try:
         found = orjson.loads(reply[start : stop + 1]) if 0 <= start < stop else None
-    except orjson.JSONDecodeError:  # LaTeX in a reason breaks JSON: the verdict is what counts
-        verdicts = {word for word in ("right", "wrong") if f'"verdict": "{word}"' in reply}
+    except orjson.JSONDecodeError:  # LaTeX in a reason or before it breaks JSON: the verdict is what counts
+        verdicts = {word.casefold() for word in _VERDICT.findall(reply)}
         return (verdicts.pop(), reply[start : stop + 1]) if len(verdicts) == 1 else None
     if not isinstance(found, dict) or str(found.get("verdict")).casefold() not in ("right", "wrong"):
         return None

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import time
@@ -21,6 +22,7 @@ from typing import Any
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
+from tools.data.chat import KEY_VARIABLE
 from tools.data.documents import DocumentWriter
 from tools.data.progress import LiveProgress
 from tools.data.readers import BadRecord, find_inputs, plan_tasks
@@ -32,6 +34,7 @@ from tools.synthesis.output import bad_line, documents_of
 from tools.synthesis.own_server import own_server
 from tools.synthesis.prompts import Prompts, read_prompts
 from tools.synthesis.record import QaRecord
+from tools.synthesis.sections import Sections
 from tools.synthesis.text_generator import Completion, HttpGenerator, LocalGenerator, TextGenerator
 
 logger = logging.getLogger(__name__)
@@ -51,6 +54,11 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
     """
     if sum(map(bool, (options.endpoints, options.local, options.server_command))) != 1:
         raise ConfigError("name one of --endpoint (repeated for more), --local and --server-command")
+    if options.samples > 1 and options.temperature == 0:
+        raise ConfigError(
+            f"--samples {options.samples} with --temperature 0 gives one answer {options.samples} times; "
+            "raise --temperature, or take --samples 1"
+        )
     prompts = read_prompts(options.prompts)
     with only_one(options.out):
         _check_folder(options)
@@ -169,7 +177,7 @@ async def _run(options: GenerateOptions, share: "_Share", urls: tuple[str, ...])
         generator = LocalGenerator(options.local)
     else:
         generator = HttpGenerator(
-            urls, options.model, key=os.environ.get("OPENAI_API_KEY"), timeout_seconds=options.timeout_seconds,
+            urls, options.model, key=os.environ.get(KEY_VARIABLE), timeout_seconds=options.timeout_seconds,
             max_bytes=options.max_answer_bytes,
         )  # fmt: skip
     pace = Pace(concurrency=options.concurrency, per_second=options.per_second, give_up_seconds=options.give_up_seconds)
@@ -228,7 +236,12 @@ class _Share:
         else:
             self._tokens += answer.usage.get("completion_tokens", 0)
             said = {"usage": answer.usage, "finish_reason": answer.finish_reason}
-            sections = self._prompts[seed["language"]].sections(seed["discipline"], answer.text, seed["text"])
+            sections: Sections | str
+            if answer.text.strip():
+                sections = self._prompts[seed["language"]].sections(seed["discipline"], answer.text, seed["text"])
+            else:  # all of max_tokens went into thought, or a filter took the text
+                cure = "" if answer.finish_reason == "content_filter" else ": raise --max-tokens"
+                sections = f"no text, finish_reason {answer.finish_reason}{cure}"
             if isinstance(sections, str):
                 self.part.append(failed | said | {"failed": sections, "text": answer.text})
             else:
@@ -272,7 +285,7 @@ def _finish(options: GenerateOptions, total: int, results: list[dict[str, Any]])
                     continue
                 wanted.remove(found)
                 if "failed" in line:
-                    reasons[line["failed"].partition(":")[0]] += 1
+                    reasons[_kind(line["failed"])] += 1
                     failures.write(line)
                     continue
                 num_pairs += 1
@@ -293,3 +306,8 @@ def _finish(options: GenerateOptions, total: int, results: list[dict[str, Any]])
     }  # fmt: skip
     write_atomic(options.out / REPORT, json.dumps(report, ensure_ascii=False, indent=1).encode())
     return report
+
+
+def _kind(reason: str) -> str:
+    """Without how often it was tried, and without the server's own words: "6 attempts: status 500: …" is status 500."""
+    return re.sub(r"^\d+ attempts: ", "", reason).partition(": ")[0]

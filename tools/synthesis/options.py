@@ -54,7 +54,9 @@ class GenerateOptions:
     seeds: Annotated[Texts, Option(help="What `seeds` wrote: file or glob, may be repeated.")]
     model: Annotated[str, Option(help="Its name, as the server knows it.")]
     out: Annotated[Path, Option(help="Folder of the answers; the same command goes on in it.")]
-    endpoints: Annotated[Texts, Option("--endpoint", help="URL up to /v1, may be repeated.")] = ()
+    endpoints: Annotated[
+        Texts, Option("--endpoint", help="URL up to /v1, may be repeated; the key is read from OPENAI_API_KEY.")
+    ] = ()
     local: Annotated[Path | None, Option(help="Hugging Face folder, run here without a server.")] = None
     server_command: Annotated[
         str | None, Option(help="Starts a server, ended afterwards; {port} and {host} are filled in.")
@@ -62,7 +64,7 @@ class GenerateOptions:
     server_wait_seconds: Annotated[
         float, Option("--server-wait", min=1.0, help="Seconds until that server must be ready.")
     ] = 900.0
-    samples: Annotated[int, Option(min=1, help="Answers to each seed.")] = 1
+    samples: Annotated[int, Option(min=1, help="Answers to each seed; more than one wants a temperature.")] = 1
     temperature: Annotated[float, Option(min=0.0)] = 0.7
     top_p: Annotated[float, Option(min=0.0, max=1.0)] = 0.95
     max_tokens: Annotated[int, Option(min=1, help="Of an answer.")] = 1024
@@ -119,7 +121,9 @@ class AuditOptions:
     inputs: Pairs
     out: OwnFolder
     sample: Annotated[int, Option(min=1, help="Pairs of each discipline; all of a smaller one.")] = 100
-    url: Annotated[str | None, Option(help="The judge's server, OpenAI's interface, up to /v1.")] = None
+    url: Annotated[
+        str | None, Option(help="The judge's server, OpenAI's interface, up to /v1; key: OPENAI_API_KEY.")
+    ] = None
     """None: the verdicts come from `filled`."""
     model: Annotated[str | None, Option(help="The judge.")] = None
     calibration: Annotated[Texts, Option(help="Pairs known: wrong with the key corruption, right without.")] = ()

@@ -24,7 +24,7 @@ from tools.synthesis.code_examples import code_of
 from tools.synthesis.equations import false_equation
 from tools.synthesis.latex import latex_fault
 from tools.synthesis.recompute import Recomputer
-from tools.synthesis.record import QaRecord, record_of
+from tools.synthesis.record import CUT_OFF, QaRecord, record_of
 from tools.synthesis.sandbox import Example, Sandbox
 from tools.synthesis.sections import split_sections, stated_result
 
@@ -77,6 +77,7 @@ class References:
 class ContaminationRule:
     ngram: Annotated[int, Field(ge=2)]
     max_share: Annotated[float, Field(ge=0.0, le=1.0)]
+    max_short_share: Annotated[float, Field(ge=0.0, le=1.0)]
     source: str
 
 
@@ -150,8 +151,8 @@ def judge_pair(document: Document, rules: PairRules, recomputer: Recomputer, san
 
 def _truncated(pair: QaRecord) -> Verdict | None:
     value: Any = None
-    if pair.extra.get("finish_reason") == "length":
-        value = "finish_reason length"
+    if pair.extra.get("finish_reason") in CUT_OFF:
+        value = f"finish_reason {pair.extra['finish_reason']}"
     elif pair.usage.get("completion_tokens", 0) >= float(pair.sampling.get("max_tokens", 0) or float("inf")):
         value = f"{pair.usage['completion_tokens']} completion tokens, all that were allowed"
     elif pair.answer.count("```") % 2:

@@ -15,6 +15,9 @@ DISCIPLINES = (
 )  # fmt: skip
 """The recipe's nine, and code from problem statements."""
 
+CUT_OFF = frozenset({"length", "max_tokens", "model_length", "content_filter"})
+"""Values of finish_reason, of several servers, that say that a completion is not whole."""
+
 Number = int | float
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _STATED = re.compile(
     r"(?:####\s*|\b(?:final answer|the answer|answer|result)\b\**\s*(?:is|:|=)+\**\s*"
-    r"|(?:最终答案|最后答案|答案|结果|故选|应选|答)\**\s*(?:是|为|：|:)*\**\s*)(?P<result>[^\n]{1,80})",
+    r"|(?:故选|应选|答案(?=[^一-鿿]|是|为|选)|(?:结果|(?<!解)答)(?=\**\s*[是为：:]))\**\s*[是为：:]*\**\s*)"
+    r"(?P<result>[^\n]{1,80})",
     re.IGNORECASE,
 )
 _ENDS = ".。;；,，!！ *"

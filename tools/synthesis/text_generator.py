@@ -3,7 +3,6 @@
 import asyncio
 import time
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -13,10 +12,11 @@ import aiohttp
 import orjson
 
 from data_mixers.errors import ConfigError
+from tools.data.chat import LOOPBACK, MISTAKEN, asked_wait_seconds
 from tools.synthesis.prompts import Messages
+from tools.synthesis.record import CUT_OFF
 
 BUSY = frozenset({408, 409, 425, 429, 502, 503, 504})
-MISTAKEN = frozenset({401, 403, 404, 405})  # of every question, not of this one
 LONGEST_REST_SECONDS = 30.0
 CONNECT_SECONDS = 10.0  # ours: a server that works accepts at once, however long its answers take
 
@@ -24,12 +24,20 @@ CONNECT_SECONDS = 10.0  # ours: a server that works accepts at once, however lon
 @dataclass(frozen=True)
 class Completion:
     text: str
+    """Empty only where finish_reason is one of CUT_OFF: the budget ended in thought, or a filter took the text."""
     finish_reason: str
     usage: dict[str, int]
 
 
 class RefusedError(Exception):
-    """There will be no answer to this question, however often it is asked."""
+    """There will be no answer to this question, however often it is asked.
+
+    blames_request: by its status (4xx), which may be that of every question.
+    """
+
+    def __init__(self, reason: str, *, blames_request: bool = False) -> None:
+        super().__init__(reason)
+        self.blames_request = blames_request
 
 
 class FaultyError(Exception):
@@ -113,12 +121,13 @@ class HttpGenerator:
                     raise RefusedError(f"answer over {self._max_bytes} bytes")
         status = response.status
         if status in BUSY or status >= 500:
-            retry_after = _seconds(response.headers.get("Retry-After", ""))
+            retry_after = asked_wait_seconds(response.headers.get("Retry-After", ""))
             raise FaultyError(f"status {status}", blames_server=status in BUSY, retry_after=retry_after)
         if status in MISTAKEN or 300 <= status < 400:
-            raise ConfigError(f"{endpoint.url} answers {status}, so URL, model or key are wrong: {_start(content)}")
+            cure = MISTAKEN.get(status, "name the URL that it points to")
+            raise ConfigError(f"{endpoint.url} answers {status} ({cure}): {_start(content)}")
         if status != 200:
-            raise RefusedError(f"status {status}: {_start(content)}")
+            raise RefusedError(f"status {status}: {_start(content)}", blames_request=True)
         return _completion(bytes(content))
 
     async def close(self) -> None:
@@ -140,18 +149,8 @@ def host_of(url: str, *, option: str) -> str:
 def _endpoint(url: str) -> _Endpoint:
     """With the proxy that the environment names for it; this machine itself is reached without one."""
     host = host_of(url, option="--endpoint")
-    direct = host in ("localhost", "127.0.0.1", "::1") or proxy_bypass(host)
+    direct = host in LOOPBACK or proxy_bypass(host)
     return _Endpoint(url.rstrip("/"), None if direct else getproxies().get(urlsplit(url).scheme))
-
-
-def _seconds(retry_after: str) -> float:
-    """Of the header Retry-After: a number of seconds, or a date; 0 where it is neither."""
-    if retry_after.isdigit():
-        return float(retry_after)
-    try:
-        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
-    except ValueError:
-        return 0.0
 
 
 def _start(content: bytearray) -> str:
@@ -167,9 +166,14 @@ def _completion(content: bytes) -> Completion:
         reason = str(choice.get("finish_reason") or "")
     except (orjson.JSONDecodeError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise FaultyError("the answer is not what OpenAI's interface says") from error
-    if not isinstance(text, str) or not text.strip():
+    return _with_text(Completion(text if isinstance(text, str) else "", reason, counts))
+
+
+def _with_text(completion: Completion) -> Completion:
+    """The same. Errors: FaultyError for an empty answer that was not cut off."""
+    if not completion.text.strip() and completion.finish_reason not in CUT_OFF:
         raise FaultyError("empty answer")
-    return Completion(text, reason, counts)
+    return completion
 
 
 class LocalGenerator:
@@ -219,10 +223,8 @@ class LocalGenerator:
         num_prompt = asked["input_ids"].shape[1]
         new = tokens[0, num_prompt:]
         text = self._tokenizer.decode(new, skip_special_tokens=True)
-        if not text.strip():
-            raise FaultyError("empty answer")
         reason = "length" if len(new) >= int(sampling["max_tokens"]) else "stop"
-        return Completion(text, reason, {"prompt_tokens": num_prompt, "completion_tokens": len(new)})
+        return _with_text(Completion(text, reason, {"prompt_tokens": num_prompt, "completion_tokens": len(new)}))
 
     async def close(self) -> None:
         pass

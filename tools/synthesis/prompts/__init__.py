@@ -1,6 +1,7 @@
 """What a model is asked, as data (<language>.json beside this file), and how its answer falls into sections."""
 
 import hashlib
+import re
 from pathlib import Path
 
 import orjson
@@ -68,23 +69,20 @@ class Prompts:
         if self.markers is None:
             return seed, answer.strip()
         first, second = self.markers
-        if answer.count(first) != 1 or answer.count(second) != 1:
-            return None
-        _, _, rest = answer.partition(first)
-        question, found, solution = rest.partition(second)
-        question, solution = (part.strip(" \t\r\n:：*#") for part in (question, solution))
-        return (question, solution) if found and question and solution else None
+        opened = _cut(answer, first)
+        parts = _cut(opened[1], second) if opened and answer.count(second) == 1 else None
+        return parts if parts and all(parts) else None
 
     def sections(self, discipline: str, answer: str, seed: str = "") -> Sections | str:
         """What an answer says, or what is wrong with it. seed: the text that was asked about."""
         if discipline != "code":
             pair = self.split(answer, seed)
             return Sections(*pair) if pair is not None else "no two sections"
-        body, found, tests = answer.partition(self.code.marker)
-        pair = self.split(body, seed)
-        if pair is None or not found or self.code.marker in tests:
+        parts = _cut(answer, self.code.marker)
+        pair = self.split(parts[0], seed) if parts else None
+        if parts is None or pair is None:
             return "no three sections"
-        examples = code_examples(tests.lstrip(" \t\r\n:：*#"), pair[1])
+        examples = code_examples(parts[1], pair[1])
         return Sections(*pair, tuple(examples)) if examples else "no assertion of the program"
 
     def _user(self, discipline: str, text: str) -> str:
@@ -95,6 +93,24 @@ class Prompts:
         for name, value in values.items():
             wording = wording.replace(f"{{{name}}}", value)
         return wording.replace("{text}", text)  # last: a snippet may hold braces of its own
+
+
+def _cut(text: str, marker: str) -> tuple[str, str] | None:
+    """What stands before and behind a marker; None unless it is there once.
+
+    Of decoration only the marker's own goes ("## **[Problem]:**"), and a last line of nothing else: the sections' bold
+    lines, and C#, are theirs.
+    """
+    if text.count(marker) != 1:
+        return None
+    behind = r"[:：]?(?:\1)?[ \t]*[:：]?(?:[ \t]*[*#]+[ \t]*$)?"
+    found = re.search(rf"(?:^[ \t]*#+[ \t]*)?(\*+|_+|){re.escape(marker)}{behind}", text, re.MULTILINE)
+    assert found is not None  # all but the marker is optional
+    before, after = (
+        re.sub(r"(?:^|\n)[ \t]*[*#]+\Z", "", part.strip()).strip()
+        for part in (text[: found.start()], text[found.end() :])
+    )
+    return before, after
 
 
 def read_prompts(folder: Path = PROMPTS) -> dict[str, Prompts]:
