@@ -297,6 +297,21 @@ def test_calls_with_other_names_add_and_the_same_name_replaces(options: Preproce
     assert not list(options.out.glob("*@holdout*"))
 
 
+def test_another_cut_of_a_source_into_topics_that_stays_is_named(
+    options: PreprocessOptions, caplog: pytest.LogCaptureFixture
+) -> None:
+    preprocess(replace(options, topic_key=None))
+    preprocess(options)
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "zh/web/all of earlier calls stays for training beside zh/web/law, zh/web/数学; " in warning
+    assert "trained on twice: preprocess into another --out" in warning
+    caplog.clear()
+    for topic in ("art", "sport"):  # a topic a call is no other cut
+        preprocess(replace(options, out=options.out.parent / "each", topic_key=None, topic=topic))
+    preprocess(replace(options, source="book"))
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
 def test_an_interrupted_call_leaves_the_folder_as_it_was(
     options: PreprocessOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -136,7 +136,8 @@ class _Call:
         self.num_tokens: Counter[str] = Counter()
         for segment in self.segments:
             self.num_tokens[segment.topic] += segment.num_tokens
-        names = {self.source_name(topic, suffix) for topic in self.num_tokens for suffix in (None, "holdout")}
+        suffixes = (None, "holdout") if self.options.role == "train" else (None,)
+        names = {self.source_name(topic, suffix) for topic in self.num_tokens for suffix in suffixes}
         before, prefixes = self.folder.held_out(replaced=names)
         self.chosen = self.choose_held_out(before)
         held_out = self.write_held_out()
@@ -145,6 +146,7 @@ class _Call:
         training = self.write(table)
         new = self.new_sources(training, held_out)
         manifest_path = self.folder.replace_sources(new, self.finished, bad, call=self.name)
+        self.warn(new)
         remove_work(self.work)
         shutil.rmtree(self.work.parent)
         with suppress(OSError):  # another call's work is in there
@@ -230,6 +232,25 @@ class _Call:
                 new.append(entry)
         return new
 
+    def warn(self, new: Sequence[SourceEntry]) -> None:
+        """What is wrong with the folder as a whole, though every call into it was right."""
+        if uncompared := dict.fromkeys(f"{entry.language}/{entry.source}" for entry in self.folder.uncompared()):
+            logger.warning(
+                "%s: the training data of %s was written before some of what is held out here now, and may hold copies "
+                "of it; when every source is here, run the calls of these again (each holds out the same as before)",
+                self.options.out, ", ".join(uncompared),
+            )  # fmt: skip
+        written = [entry for entry in new if entry.role == "train"]
+        siblings = self.folder.siblings(written)
+        if self.options.topic is not None:  # a topic a call: the others are meant to stay
+            siblings = [entry for entry in siblings if entry.topic == "all"]
+        if siblings:
+            logger.warning(
+                "%s: %s of earlier calls stays for training beside %s; if it holds the same pages, they are trained on "
+                "twice: preprocess into another --out. Other pages should have another --source",
+                self.options.out, _shown(siblings), _shown(written),
+            )  # fmt: skip
+
     def report(
         self, manifest_path: Path, new: Sequence[SourceEntry], shards: Sequence[MergedShard]
     ) -> PreprocessReport:
@@ -303,6 +324,12 @@ class _Call:
         if suffix is None and self.options.role == "validation":
             suffix = "validation"
         return source_name(language=self.options.language, source=self.options.source, topic=topic, suffix=suffix)
+
+
+def _shown(entries: Sequence[SourceEntry]) -> str:
+    """The first names, and how many more there are."""
+    names = [entry.name for entry in entries[:4]]
+    return ", ".join(names if len(entries) == len(names) else [*names, f"{len(entries) - len(names)} more"])
 
 
 def _clean_work(out: Path, call: str, fingerprint: str) -> Path:
