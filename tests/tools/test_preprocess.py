@@ -207,6 +207,38 @@ def test_too_many_bad_lines_are_refused_and_nothing_is_taken_for_whole(
     assert not list(options.out.glob("*.bin"))
 
 
+OBJECTS = [json.dumps({"text": text, "topic": "law"}).encode() for text in corpus.documents(300, seed=3)]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b"[" + b",".join(OBJECTS) + b"]\n",
+            r"not a JSON object but a list of objects\. Write one object a line: jq -c '\.\[\]' ",
+        ),
+        (b"\r".join(OBJECTS), r"its lines end in carriage returns alone\. Write line feeds: tr '\\r' '\\n' < "),
+        (b'{"text": "of a page that ends her', r"broken JSON: .*\. Mend it, or leave it out$"),
+    ],
+)
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_a_file_without_one_document_is_no_bad_line(
+    options: PreprocessOptions, monkeypatch: pytest.MonkeyPatch, content: bytes, message: str, is_cut: bool
+) -> None:
+    path = options.out.parent / "b.json"
+    path.write_bytes(content)
+    if is_cut:
+        monkeypatch.setattr(readers.plan_tasks, "__kwdefaults__", {"chunk_bytes": len(content) - 5})
+    with pytest.raises(DataError, match=rf"^{path}: no line is a document \(1 in all\); line 1: .*{message}"):
+        preprocess(replace(options, inputs=(*options.inputs, str(path))))
+    assert not (options.out / "manifest.json").exists()
+
+
+def test_a_file_of_pages_that_are_bad_one_by_one_is_none_too_many(options: PreprocessOptions, tmp_path: Path) -> None:
+    (tmp_path / "b.json").write_text('{"title": "no text here"}\n{"text": "", "topic": "law"}\n')
+    assert preprocess(replace(options, inputs=(str(tmp_path / "*.json*"),))).num_quarantined == 2
+
+
 @pytest.mark.parametrize("name", ["c.jsonl.gz", "d.jsonl.zst", "e.parquet"])
 def test_a_damaged_file_is_named(options: PreprocessOptions, tmp_path: Path, name: str) -> None:
     import pyarrow

@@ -102,14 +102,22 @@ def test_a_parquet_row_that_is_no_utf8_is_one_bad_row(tmp_path: Path) -> None:
 
 
 def test_empty_files_hold_no_document(tmp_path: Path) -> None:
-    for name in ("a.jsonl", "a.gz", "a.zst"):
-        (tmp_path / name).write_bytes(b"")
+    for name, content in (("a.jsonl", b""), ("a.gz", gzip.compress(b"")), ("a.zst", zstandard.compress(b""))):
+        (tmp_path / name).write_bytes(content)
         assert read(tmp_path / name) == []
     pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([], pyarrow.string())}), tmp_path / "a.parquet")
     assert read(tmp_path / "a.parquet") == []
     (tmp_path / "b.parquet").write_bytes(b"")
     with pytest.raises(DataError, match=r"b\.parquet cannot be read as parquet"):
         read(tmp_path / "b.parquet")
+
+
+@pytest.mark.parametrize("kind", ["gz", "zst"])
+def test_a_compressed_file_of_no_bytes_is_refused(tmp_path: Path, kind: str) -> None:
+    """Both formats write a header even for nothing; a full disk or quota leaves files of no bytes."""
+    (tmp_path / f"a.{kind}").write_bytes(b"")
+    with pytest.raises(DataError, match=rf"a\.{kind} is empty, .*write or copy it again"):
+        read(tmp_path / f"a.{kind}")
 
 
 @pytest.mark.parametrize("kind", ["gz", "zst"])

@@ -26,7 +26,9 @@ from tools.data.merge import digests_path, read_digests
 from tools.data.quarantine import QUARANTINE_NAME, BadLine
 from tools.data.sidecar import SUFFIX
 
-_FILE = re.compile(r"(?P<prefix>(?P<stem>.+_text_document)(_\d{5})?)\.(bin|idx|documents\.parquet|digests|compared|scores.*)")
+_FILE = re.compile(
+    r"(?P<prefix>(?P<stem>.+_text_document)(_\d{5})?)\.(bin|idx|documents\.parquet|digests|compared|scores.*)"
+)
 
 
 class DataFolder:

@@ -43,6 +43,11 @@ class InputTask:
     size_bytes: int
     """Its part of the file, for progress."""
 
+    @property
+    def is_whole_file(self) -> bool:
+        """Whether no other task reads the rest of its file; of a parquet file it may be False."""
+        return self.kind in ("gz", "zst") or (self.kind == "jsonl" and self.size_bytes == self.path.stat().st_size)
+
 
 class Record(NamedTuple):  # made for every line: a frozen dataclass takes three times as long
     line: int
@@ -183,9 +188,12 @@ def _parse(
         except UnicodeDecodeError as decode_error:
             return BadRecord(number, f"invalid UTF-8 at byte {decode_error.start} of the line")
         kind = "lone surrogate" if "surrogate" in str(error) else "broken JSON"
+        if b"}\r{" in line:
+            return BadRecord(number, "broken JSON: its lines end in carriage returns alone")
         return BadRecord(number, f"{kind}: {error}")
     if not isinstance(content, dict):
-        return BadRecord(number, "not a JSON object")
+        are_objects = isinstance(content, list) and content and isinstance(content[0], dict)
+        return BadRecord(number, f"not a JSON object{' but a list of objects' if are_objects else ''}")
     for text_key in text_keys:
         if text_key in content:
             break
