@@ -111,8 +111,10 @@ class _Call:
         self.folder = DataFolder(options.out, tokenizer=self.identity, dtype=self.dtype)
         self.name = self.source_name(options.topic or options.topic_key or "all")
         self.fingerprint = self.deciding()
-        self.work = _clean_work(options.out, file_stem(self.name), self.fingerprint)
-        self.runs, self.finished, self.held_out = (self.work / name for name in ("runs", "shards", "held_out"))
+        self.work = _only_folder(options.out / ".work" / f"preprocess-{file_stem(self.name)}", self.fingerprint)
+        holdout = hashlib.sha256(json.dumps([options.holdout, options.holdout_sd]).encode()).hexdigest()
+        self.written = _only_folder(self.work / "written", holdout)
+        self.runs, self.finished, self.held_out = self.work / "runs", self.written / "shards", self.written / "held_out"
         for path in (self.runs, self.finished, self.held_out):
             path.mkdir(parents=True, exist_ok=True)
 
@@ -154,9 +156,13 @@ class _Call:
         return self.report(manifest_path, new, [shard for _, shard in (*training, *held_out)])
 
     def deciding(self) -> str:
-        """Hash of all that decides the result; thresholds and workers do not."""
+        """Hash of all that decides the result; thresholds and workers do not.
+
+        Nor does the holdout: what depends on it lies in a folder of its own (`written`), so that a call with another
+        one need not tokenise again.
+        """
         stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in self.inputs]
-        decided = [FORMAT, deciding(self.options, "tokenizer"), stats, asdict(self.identity)]
+        decided = [FORMAT, deciding(self.options, "tokenizer", "holdout", "holdout_sd"), stats, asdict(self.identity)]
         return hashlib.sha256(json.dumps(decided).encode()).hexdigest()
 
     def tokenise(self) -> list[TaskResult]:
@@ -291,13 +297,21 @@ class _Call:
     ) -> Files:
         """A stage that writes token files; parts: what decides its results beside the runs."""
         decided = hashlib.sha256(json.dumps([self.fingerprint, parts]).encode()).hexdigest()
-        results = self.run_stage(name, do, [task.num_tokens for task in tasks], decided, unit="M tokens")
+        sizes = [task.num_tokens for task in tasks]
+        results = self.run_stage(name, do, sizes, decided, folder=self.written, unit="M tokens")
         return [(task, MergedShard.from_json(result)) for task, result in zip(tasks, results, strict=True)]
 
     def run_stage(
-        self, name: str, do: Callable[[int, Report], Any], sizes: Sequence[int], fingerprint: str, *, unit: str = "MB"
+        self,
+        name: str,
+        do: Callable[[int, Report], Any],
+        sizes: Sequence[int],
+        fingerprint: str,
+        *,
+        folder: Path | None = None,
+        unit: str = "MB",
     ) -> list[Any]:
-        work = self.work / name.replace(" ", "_")
+        work = (folder or self.work) / name.replace(" ", "_")
         stage = Stage(name=name, work=work, fingerprint=fingerprint, sizes=tuple(sizes), do=do)
         return run_stage(stage, workers=self.pool, unit=unit, array=self.options.array)
 
@@ -332,9 +346,9 @@ def _shown(entries: Sequence[SourceEntry]) -> str:
     return ", ".join(names if len(entries) == len(names) else [*names, f"{len(entries) - len(names)} more"])
 
 
-def _clean_work(out: Path, call: str, fingerprint: str) -> Path:
-    """The folder of this call's work, without the work of other options or inputs."""
-    parent, name = out / ".work" / f"preprocess-{call}", fingerprint[:16]
+def _only_folder(parent: Path, fingerprint: str) -> Path:
+    """The folder in `parent` of work with this fingerprint; work of other options or inputs is removed."""
+    name = fingerprint[:16]
     for other in parent.iterdir() if parent.is_dir() else ():
         if other.name != name:
             logger.info("%s was made with other options or inputs: removed", other)
