@@ -198,6 +198,78 @@ def test_no_text_is_held_out_twice_neither_of_another_topic_nor_of_an_earlier_so
         assert set(held) == set(ranked[5 * number : 5 * number + 5]), stem
 
 
+def test_training_data_older_than_a_holdout_is_named_until_its_call_runs_again(
+    options: PreprocessOptions, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pages = [page(n) for n in range(120)]
+    corpus.write_jsonl(tmp_path / "web.jsonl", pages)
+    corpus.write_jsonl(tmp_path / "book.jsonl", pages[60:])
+    corpus.write_jsonl(tmp_path / "exam.jsonl", pages[:3])
+    web = replace(options, inputs=(str(tmp_path / "web.jsonl"),), holdout=4)
+    book = replace(web, inputs=(str(tmp_path / "book.jsonl"),), source="book")
+    exam = replace(web, inputs=(str(tmp_path / "exam.jsonl"),), source="exam", holdout=0, role="validation")
+
+    def named(call: PreprocessOptions) -> list[str]:
+        caplog.clear()
+        preprocess(call)
+        return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+    assert not named(web)
+    (warning,) = named(book)
+    assert "the training data of und/web was written before some of what is held out here now" in warning
+    assert "run the calls of these again" in warning
+    assert held_texts(tmp_path, "book") & trained_texts(tmp_path, "web")
+    first = held_texts(tmp_path, "web"), held_texts(tmp_path, "book")
+    assert not named(web)
+    assert not named(book)
+    assert (held_texts(tmp_path, "web"), held_texts(tmp_path, "book")) == first
+    assert not trained_texts(tmp_path, "web") & set.union(*first)
+    assert "of und/book, und/web was" in named(exam)[0]
+    assert "of und/book was" in named(web)[0]
+    assert not named(book)
+    for record in (tmp_path / "out").glob("*web*.compared"):  # a folder of before there were such records
+        record.unlink()
+    assert "of und/web was" in named(book)[0]
+
+
+def page(number: int) -> str:
+    rng = random.Random(number)
+    return " ".join("".join(rng.choices("abcdefgh", k=6)) for _ in range(30))
+
+
+def texts_of(folder: Path, stem: str) -> set[str]:
+    rows = rows_of(folder / "out", stem)
+    found = set()
+    for row in rows:
+        with Path(str(row["file"])).open("rb") as stream:
+            stream.seek(int(row["place"]))  # type: ignore[call-overload]
+            found.add(json.loads(stream.readline())["text"])
+    return found
+
+
+def held_texts(folder: Path, source: str) -> set[str]:
+    return texts_of(folder, f"und__{source}__all@holdout_text_document")
+
+
+def trained_texts(folder: Path, source: str) -> set[str]:
+    return texts_of(folder, f"und__{source}__all_text_document")
+
+
+def test_a_holdout_whose_content_hashes_are_gone_is_not_passed_over(options: PreprocessOptions, tmp_path: Path) -> None:
+    corpus.write_jsonl(tmp_path / "a.jsonl", [page(n) for n in range(40)])
+    preprocess(replace(options, holdout=4))
+    lost = tmp_path / "out" / "und__web__all@holdout_text_document.digests"
+    kept = lost.rename(tmp_path / "kept")
+    book = replace(options, source="book")
+    with pytest.raises(
+        DataError, match=rf"^{lost} \(1 in all\): not there, .*Put back what is missing, or run the call"
+    ):
+        preprocess(book)
+    preprocess(replace(options, holdout=4))  # the second cure
+    assert lost.read_bytes() == kept.read_bytes()
+    assert preprocess(book).num_duplicates_removed == 4
+
+
 def scored(path: Path, nll: np.ndarray, tokens: np.ndarray, *, of: str = "a" * 64) -> Path:
     return write_scores(path, of=of, nll_sum=nll, nll_tokens=tokens)
 

@@ -207,6 +207,38 @@ def test_too_many_bad_lines_are_refused_and_nothing_is_taken_for_whole(
     assert not list(options.out.glob("*.bin"))
 
 
+OBJECTS = [json.dumps({"text": text, "topic": "law"}).encode() for text in corpus.documents(300, seed=3)]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b"[" + b",".join(OBJECTS) + b"]\n",
+            r"not a JSON object but a list of objects\. Write one object a line: jq -c '\.\[\]' ",
+        ),
+        (b"\r".join(OBJECTS), r"its lines end in carriage returns alone\. Write line feeds: tr '\\r' '\\n' < "),
+        (b'{"text": "of a page that ends her', r"broken JSON: .*\. Mend it, or leave it out$"),
+    ],
+)
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_a_file_without_one_document_is_no_bad_line(
+    options: PreprocessOptions, monkeypatch: pytest.MonkeyPatch, content: bytes, message: str, is_cut: bool
+) -> None:
+    path = options.out.parent / "b.json"
+    path.write_bytes(content)
+    if is_cut:
+        monkeypatch.setattr(readers.plan_tasks, "__kwdefaults__", {"chunk_bytes": len(content) - 5})
+    with pytest.raises(DataError, match=rf"^{path}: no line is a document \(1 in all\); line 1: .*{message}"):
+        preprocess(replace(options, inputs=(*options.inputs, str(path))))
+    assert not (options.out / "manifest.json").exists()
+
+
+def test_a_file_of_pages_that_are_bad_one_by_one_is_none_too_many(options: PreprocessOptions, tmp_path: Path) -> None:
+    (tmp_path / "b.json").write_text('{"title": "no text here"}\n{"text": "", "topic": "law"}\n')
+    assert preprocess(replace(options, inputs=(str(tmp_path / "*.json*"),))).num_quarantined == 2
+
+
 @pytest.mark.parametrize("name", ["c.jsonl.gz", "d.jsonl.zst", "e.parquet"])
 def test_a_damaged_file_is_named(options: PreprocessOptions, tmp_path: Path, name: str) -> None:
     import pyarrow
@@ -295,6 +327,21 @@ def test_calls_with_other_names_add_and_the_same_name_replaces(options: Preproce
     manifest = read_manifest(options.out)
     assert [entry.name for entry in manifest.sources] == ["en/web/law", "zh/web/law", "zh/web/数学"]
     assert not list(options.out.glob("*@holdout*"))
+
+
+def test_another_cut_of_a_source_into_topics_that_stays_is_named(
+    options: PreprocessOptions, caplog: pytest.LogCaptureFixture
+) -> None:
+    preprocess(replace(options, topic_key=None))
+    preprocess(options)
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "zh/web/all of earlier calls stays for training beside zh/web/law, zh/web/数学; " in warning
+    assert "trained on twice: preprocess into another --out" in warning
+    caplog.clear()
+    for topic in ("art", "sport"):  # a topic a call is no other cut
+        preprocess(replace(options, out=options.out.parent / "each", topic_key=None, topic=topic))
+    preprocess(replace(options, source="book"))
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
 def test_an_interrupted_call_leaves_the_folder_as_it_was(

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from data_mixers.errors import ConfigError
+from data_mixers.errors import ConfigError, DataError
 from data_mixers.manifest import read_manifest
 from tests.rows import contents
 from tests.tools import corpus
 from tools.data import spool
+from tools.data.folder import DataFolder
 from tools.data.preprocess import PreprocessOptions, preprocess
 from tools.data.stage import only_one
 
@@ -77,7 +78,7 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 
 def done(folder: Path) -> dict[Path, int]:
     """The kept results of tasks, and when each was written; work that is finished and being removed is none."""
-    kept = [path for path in folder.glob(".work/*/*/*/0*.json") if path.parents[1].suffix != ".removed"]
+    kept = [path for path in folder.glob(".work/**/0*.json") if not any(".removed" in part for part in path.parts)]
     return {path: path.stat().st_mtime_ns for path in kept}
 
 
@@ -176,9 +177,29 @@ def test_a_file_that_cannot_grow_is_a_clear_error_and_the_same_command_goes_on(
 
 
 def test_a_changed_threshold_takes_the_work_over(options: PreprocessOptions, monkeypatch: pytest.MonkeyPatch) -> None:
-    from data_mixers.errors import DataError
-
     with pytest.raises(DataError, match="lines are no documents"):
         preprocess(replace(options, max_bad_lines=0, max_bad_share=0.0))
     monkeypatch.setattr(spool, "read_task", None)  # nothing is read again
     assert preprocess(options).num_quarantined == 1
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_another_holdout_takes_the_tokenised_documents_over(
+    options: PreprocessOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = replace(options, out=options.out.parent / "straight")
+    preprocess(straight)
+    with pytest.raises(DataError, match="--holdout 1000 would leave none to train on; hold out fewer"):
+        preprocess(replace(options, holdout=1000))
+    monkeypatch.setattr(spool, "read_task", None)  # nothing is read again
+    with monkeypatch.context() as killing:  # when all is written, under names that the next holdout has too
+        killing.setattr(DataFolder, "replace_sources", _interrupted)
+        for holdout in (7, 2, 7):
+            with pytest.raises(KeyboardInterrupt):
+                preprocess(replace(options, holdout=holdout))
+    preprocess(options)
+    assert bytes_of(options.out) == bytes_of(straight.out)
+
+
+def _interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt

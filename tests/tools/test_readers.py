@@ -1,12 +1,15 @@
 """Readers: every line is a document or has a reason, in bounded memory, whatever the bytes are."""
 
+import errno
 import gzip
 import json
+import os
 import random
 import tempfile
 import tracemalloc
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -53,6 +56,43 @@ def test_a_folder_gives_its_files_in_natural_order_and_the_bucket_layout_is_read
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match=r"^--input .*/empty matches no file and no folder with \.jsonl"):
         find_inputs([str(tmp_path / "empty")])
+
+
+def test_a_folder_is_read_through_links_once_and_tells_what_it_passes_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("elsewhere/x.jsonl", "pages/y.jsonl", "pages/z.jsonl.bz2", "pages/K.JSONL", "pages/.hidden/h.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "pages/zh").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "pages/again").symlink_to(tmp_path / "pages")
+    (tmp_path / "elsewhere/up").symlink_to(tmp_path / "pages")
+    caplog.set_level("INFO")
+    assert find_inputs([str(tmp_path / "pages")]) == [tmp_path / "pages/y.jsonl", tmp_path / "pages/zh/x.jsonl"]
+    assert "not read, by suffix: 1 .JSONL, 1 .bz2 (2 in all)" in caplog.text
+
+
+def test_a_folder_inside_that_cannot_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.jsonl").touch()
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    scandir = os.scandir
+
+    def refusing(path: str) -> Any:  # no mode keeps root out, who may run the tests
+        if Path(path) == locked:
+            raise PermissionError(errno.EACCES, "Permission denied", str(locked))
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", refusing)
+    with pytest.raises(ConfigError, match=rf"^--input {locked} cannot be read: Permission denied; allow it"):
+        find_inputs([str(tmp_path)])
+
+
+def test_a_name_with_brackets_is_taken_as_it_stands(tmp_path: Path) -> None:
+    for name in ("a[1].jsonl", "a1.jsonl"):
+        (tmp_path / name).touch()
+    assert find_inputs([str(tmp_path / "a[1].jsonl")]) == [tmp_path / "a[1].jsonl"]
+    assert find_inputs([str(tmp_path / "a[12].jsonl")]) == [tmp_path / "a1.jsonl"]
 
 
 def test_an_over_long_line_is_passed_over_in_bounded_memory(tmp_path: Path) -> None:
@@ -102,14 +142,22 @@ def test_a_parquet_row_that_is_no_utf8_is_one_bad_row(tmp_path: Path) -> None:
 
 
 def test_empty_files_hold_no_document(tmp_path: Path) -> None:
-    for name in ("a.jsonl", "a.gz", "a.zst"):
-        (tmp_path / name).write_bytes(b"")
+    for name, content in (("a.jsonl", b""), ("a.gz", gzip.compress(b"")), ("a.zst", zstandard.compress(b""))):
+        (tmp_path / name).write_bytes(content)
         assert read(tmp_path / name) == []
     pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([], pyarrow.string())}), tmp_path / "a.parquet")
     assert read(tmp_path / "a.parquet") == []
     (tmp_path / "b.parquet").write_bytes(b"")
     with pytest.raises(DataError, match=r"b\.parquet cannot be read as parquet"):
         read(tmp_path / "b.parquet")
+
+
+@pytest.mark.parametrize("kind", ["gz", "zst"])
+def test_a_compressed_file_of_no_bytes_is_refused(tmp_path: Path, kind: str) -> None:
+    """Both formats write a header even for nothing; a full disk or quota leaves files of no bytes."""
+    (tmp_path / f"a.{kind}").write_bytes(b"")
+    with pytest.raises(DataError, match=rf"a\.{kind} is empty, .*write or copy it again"):
+        read(tmp_path / f"a.{kind}")
 
 
 @pytest.mark.parametrize("kind", ["gz", "zst"])

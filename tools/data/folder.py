@@ -1,5 +1,6 @@
 """A folder of token files that several calls fill: sources are replaced by name, the manifest is the commit."""
 
+import hashlib
 import json
 import os
 import re
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from data_mixers.atomic import publish, temporary_path, write_atomic
-from data_mixers.errors import ConfigError
+from data_mixers.errors import ConfigError, DataError
 from data_mixers.manifest import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
@@ -25,7 +26,9 @@ from tools.data.merge import digests_path, read_digests
 from tools.data.quarantine import QUARANTINE_NAME, BadLine
 from tools.data.sidecar import SUFFIX
 
-_FILE = re.compile(r"(?P<prefix>(?P<stem>.+_text_document)(_\d{5})?)\.(bin|idx|documents\.parquet|digests|scores.*)")
+_FILE = re.compile(
+    r"(?P<prefix>(?P<stem>.+_text_document)(_\d{5})?)\.(bin|idx|documents\.parquet|digests|compared|scores.*)"
+)
 
 
 class DataFolder:
@@ -46,16 +49,35 @@ class DataFolder:
             )
 
     def held_out(self, *, replaced: Collection[str]) -> tuple[set[int], list[Path]]:
-        """Content hashes and prefixes of what the folder holds out, but for sources that are about to be replaced."""
-        digests: set[int] = set()
-        prefixes = []
-        for entry in self._manifest().with_role("validation"):
-            for shard in entry.shards if entry.name not in replaced else ():
-                prefix = self.folder / shard.prefix
-                prefixes.append(prefix)
-                if digests_path(prefix).is_file():
-                    digests |= read_digests(digests_path(prefix))
-        return digests, prefixes
+        """Content hashes and prefixes of what the folder holds out, but for sources that are about to be replaced.
+
+        Errors: DataError if content hashes are missing: copies would enter training unseen.
+        """
+        held_out = [entry for entry in self._manifest().with_role("validation") if entry.name not in replaced]
+        prefixes = [self.folder / shard.prefix for entry in held_out for shard in entry.shards]
+        missing = [str(digests_path(prefix)) for prefix in prefixes if not digests_path(prefix).is_file()]
+        if missing:
+            raise DataError(
+                f"{', '.join(missing[:4])} ({len(missing)} in all): not there, so copies of what is held out would be "
+                "trained on. Put back what is missing, or run the calls that held it out again, or preprocess into "
+                "another --out"
+            )
+        return set[int]().union(*(read_digests(digests_path(prefix)) for prefix in prefixes)), prefixes
+
+    def uncompared(self) -> list[SourceEntry]:
+        """The training sources that were written before something was held out that is held out now.
+
+        A source without a record of what it was compared with counts as compared with nothing.
+        """
+        manifest = self._manifest()
+        held_out = set(self._hashes_held_out(manifest.sources))
+        return [entry for entry in manifest.with_role("train") if held_out - self._compared(entry)]
+
+    def siblings(self, new: Sequence[SourceEntry]) -> list[SourceEntry]:
+        """The training sources of the same language and source as `new` that are not among them."""
+        names, of = {entry.name for entry in new}, {(entry.language, entry.source) for entry in new}
+        found = self._manifest().with_role("train")
+        return [entry for entry in found if entry.name not in names and (entry.language, entry.source) in of]
 
     def replace_sources(
         self, new: Sequence[SourceEntry], finished: Path, quarantine: Sequence[BadLine], *, call: str
@@ -87,6 +109,10 @@ class DataFolder:
                     # It also stays where it is, so that a killed call can be repeated.
                     name = f"{shard.prefix}{suffix}"
                     link_or_copy(finished / name, self.folder / name)
+        held_out = "".join(f"{digest}\n" for digest in self._hashes_held_out((*kept, *new)))
+        for entry in new:
+            if entry.role == "train":
+                write_atomic(self._compared_path(entry), held_out.encode())
         self.write_quarantine(quarantine, call=call)
         ordered = sorted((*kept, *new), key=lambda entry: entry.name)
         return write_manifest(replace(before, sources=tuple(ordered)))
@@ -99,6 +125,19 @@ class DataFolder:
         lines += [json.dumps({"call": call, **asdict(item)}, ensure_ascii=False) for item in quarantine]
         write_atomic(path, "".join(f"{line}\n" for line in lines).encode())
         return path
+
+    def _hashes_held_out(self, sources: Sequence[SourceEntry]) -> list[str]:
+        """sha256 of the content hashes of every held-out token file, sorted."""
+        prefixes = [shard.prefix for entry in sources if entry.role == "validation" for shard in entry.shards]
+        return sorted(hashlib.sha256(digests_path(self.folder / name).read_bytes()).hexdigest() for name in prefixes)
+
+    def _compared_path(self, entry: SourceEntry) -> Path:
+        """Keeps what `_hashes_held_out` gave when the training source was written, a line each."""
+        return self.folder / f"{file_stem(entry.name)}.compared"
+
+    def _compared(self, entry: SourceEntry) -> set[str]:
+        path = self._compared_path(entry)
+        return set(path.read_text(encoding="utf-8").split()) if path.is_file() else set()
 
     def _manifest(self) -> DatasetManifest:
         if not (self.folder / MANIFEST_NAME).is_file():

@@ -46,6 +46,8 @@ def compressed(
     """
     import pyarrow  # whose reader, unlike zstandard's own, tells a file that is cut off from one that has ended
 
+    if not path.stat().st_size:  # neither format allows it, and a full disk or quota leaves such files
+        raise DataError(f"{path} is empty, which not even a {path.suffix} file of nothing is; write or copy it again")
     before = 0
     with path.open("rb") as raw:
         try:

@@ -111,8 +111,10 @@ class _Call:
         self.folder = DataFolder(options.out, tokenizer=self.identity, dtype=self.dtype)
         self.name = self.source_name(options.topic or options.topic_key or "all")
         self.fingerprint = self.deciding()
-        self.work = _clean_work(options.out, file_stem(self.name), self.fingerprint)
-        self.runs, self.finished, self.held_out = (self.work / name for name in ("runs", "shards", "held_out"))
+        self.work = _only_folder(options.out / ".work" / f"preprocess-{file_stem(self.name)}", self.fingerprint)
+        holdout = hashlib.sha256(json.dumps([options.holdout, options.holdout_sd]).encode()).hexdigest()
+        self.written = _only_folder(self.work / "written", holdout)
+        self.runs, self.finished, self.held_out = self.work / "runs", self.written / "shards", self.written / "held_out"
         for path in (self.runs, self.finished, self.held_out):
             path.mkdir(parents=True, exist_ok=True)
 
@@ -136,7 +138,8 @@ class _Call:
         self.num_tokens: Counter[str] = Counter()
         for segment in self.segments:
             self.num_tokens[segment.topic] += segment.num_tokens
-        names = {self.source_name(topic, suffix) for topic in self.num_tokens for suffix in (None, "holdout")}
+        suffixes = (None, "holdout") if self.options.role == "train" else (None,)
+        names = {self.source_name(topic, suffix) for topic in self.num_tokens for suffix in suffixes}
         before, prefixes = self.folder.held_out(replaced=names)
         self.chosen = self.choose_held_out(before)
         held_out = self.write_held_out()
@@ -145,6 +148,7 @@ class _Call:
         training = self.write(table)
         new = self.new_sources(training, held_out)
         manifest_path = self.folder.replace_sources(new, self.finished, bad, call=self.name)
+        self.warn(new)
         remove_work(self.work)
         shutil.rmtree(self.work.parent)
         with suppress(OSError):  # another call's work is in there
@@ -152,9 +156,13 @@ class _Call:
         return self.report(manifest_path, new, [shard for _, shard in (*training, *held_out)])
 
     def deciding(self) -> str:
-        """Hash of all that decides the result; thresholds and workers do not."""
+        """Hash of all that decides the result; thresholds and workers do not.
+
+        Nor does the holdout: what depends on it lies in a folder of its own (`written`), so that a call with another
+        one need not tokenise again.
+        """
         stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in self.inputs]
-        decided = [FORMAT, deciding(self.options, "tokenizer"), stats, asdict(self.identity)]
+        decided = [FORMAT, deciding(self.options, "tokenizer", "holdout", "holdout_sd"), stats, asdict(self.identity)]
         return hashlib.sha256(json.dumps(decided).encode()).hexdigest()
 
     def tokenise(self) -> list[TaskResult]:
@@ -230,6 +238,25 @@ class _Call:
                 new.append(entry)
         return new
 
+    def warn(self, new: Sequence[SourceEntry]) -> None:
+        """What is wrong with the folder as a whole, though every call into it was right."""
+        if uncompared := dict.fromkeys(f"{entry.language}/{entry.source}" for entry in self.folder.uncompared()):
+            logger.warning(
+                "%s: the training data of %s was written before some of what is held out here now, and may hold copies "
+                "of it; when every source is here, run the calls of these again (each holds out the same as before)",
+                self.options.out, ", ".join(uncompared),
+            )  # fmt: skip
+        written = [entry for entry in new if entry.role == "train"]
+        siblings = self.folder.siblings(written)
+        if self.options.topic is not None:  # a topic a call: the others are meant to stay
+            siblings = [entry for entry in siblings if entry.topic == "all"]
+        if siblings:
+            logger.warning(
+                "%s: %s of earlier calls stays for training beside %s; if it holds the same pages, they are trained on "
+                "twice: preprocess into another --out. Other pages should have another --source",
+                self.options.out, _shown(siblings), _shown(written),
+            )  # fmt: skip
+
     def report(
         self, manifest_path: Path, new: Sequence[SourceEntry], shards: Sequence[MergedShard]
     ) -> PreprocessReport:
@@ -270,13 +297,21 @@ class _Call:
     ) -> Files:
         """A stage that writes token files; parts: what decides its results beside the runs."""
         decided = hashlib.sha256(json.dumps([self.fingerprint, parts]).encode()).hexdigest()
-        results = self.run_stage(name, do, [task.num_tokens for task in tasks], decided, unit="M tokens")
+        sizes = [task.num_tokens for task in tasks]
+        results = self.run_stage(name, do, sizes, decided, folder=self.written, unit="M tokens")
         return [(task, MergedShard.from_json(result)) for task, result in zip(tasks, results, strict=True)]
 
     def run_stage(
-        self, name: str, do: Callable[[int, Report], Any], sizes: Sequence[int], fingerprint: str, *, unit: str = "MB"
+        self,
+        name: str,
+        do: Callable[[int, Report], Any],
+        sizes: Sequence[int],
+        fingerprint: str,
+        *,
+        folder: Path | None = None,
+        unit: str = "MB",
     ) -> list[Any]:
-        work = self.work / name.replace(" ", "_")
+        work = (folder or self.work) / name.replace(" ", "_")
         stage = Stage(name=name, work=work, fingerprint=fingerprint, sizes=tuple(sizes), do=do)
         return run_stage(stage, workers=self.pool, unit=unit, array=self.options.array)
 
@@ -305,9 +340,15 @@ class _Call:
         return source_name(language=self.options.language, source=self.options.source, topic=topic, suffix=suffix)
 
 
-def _clean_work(out: Path, call: str, fingerprint: str) -> Path:
-    """The folder of this call's work, without the work of other options or inputs."""
-    parent, name = out / ".work" / f"preprocess-{call}", fingerprint[:16]
+def _shown(entries: Sequence[SourceEntry]) -> str:
+    """The first names, and how many more there are."""
+    names = [entry.name for entry in entries[:4]]
+    return ", ".join(names if len(entries) == len(names) else [*names, f"{len(entries) - len(names)} more"])
+
+
+def _only_folder(parent: Path, fingerprint: str) -> Path:
+    """The folder in `parent` of work with this fingerprint; work of other options or inputs is removed."""
+    name = fingerprint[:16]
     for other in parent.iterdir() if parent.is_dir() else ():
         if other.name != name:
             logger.info("%s was made with other options or inputs: removed", other)

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from tools.data.readers import InputTask
 
 QUARANTINE_NAME = "quarantine.jsonl"
 NUM_EXAMPLES = 3
+_NOT_LINES = ("broken JSON", "not a JSON object", "invalid UTF-8 at", "the line is longer")
+"""Of a line that may be any number of documents in another format; a line without its key is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,15 +30,33 @@ def bad_lines(tasks: Sequence[InputTask], found: Iterable[tuple[int, Iterable[tu
     """The bad lines of all tasks of a call, in order.
 
     found: of each task, how many lines it has, and (line counted from 1 inside the task, reason) of the bad ones.
+    Errors: as check_lines, of a file.
     """
     bad: list[BadLine] = []
-    lines_before, previous = 0, -1
-    for task, (num_lines, of_task) in zip(tasks, found, strict=True):
-        lines_before = lines_before if task.file_index == previous else 0
-        previous = task.file_index
-        bad += [BadLine(file=str(task.path), line=lines_before + line, reason=reason) for line, reason in of_task]
-        lines_before += num_lines
+    for _, of_file in groupby(zip(tasks, found, strict=True), key=lambda each: each[0].file_index):
+        first, num_before = len(bad), 0
+        for task, (num_lines, of_task) in of_file:
+            bad += [BadLine(file=str(task.path), line=num_before + line, reason=reason) for line, reason in of_task]
+            num_before += num_lines
+        check_lines(task.path, num_before, [(item.line, item.reason) for item in bad[first:]])
     return bad
+
+
+def check_lines(path: Path, num_lines: int, bad: Sequence[tuple[int, str]]) -> None:
+    """Errors: DataError if a file has lines, and none of them holds a document: as bad lines they would be a few.
+
+    num_lines: without blank ones, where they are known.
+    bad: (line of the file counted from 1, reason).
+    """
+    if not bad or len(bad) < num_lines or not all(reason.startswith(_NOT_LINES) for _, reason in bad):
+        return
+    line, reason = bad[0]
+    cure = "Mend it, or leave it out"
+    if "a list of objects" in reason:
+        cure = f"Write one object a line: jq -c '.[]' {path}"
+    elif "carriage returns" in reason:
+        cure = f"Write line feeds: tr '\\r' '\\n' < {path}"
+    raise DataError(f"{path}: no line is a document ({len(bad)} in all); line {line}: {reason}. {cure}")
 
 
 def write_quarantine(folder: Path, bad: Sequence[BadLine]) -> Path:

@@ -2,7 +2,9 @@
 
 import glob
 import logging
+import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +45,11 @@ class InputTask:
     size_bytes: int
     """Its part of the file, for progress."""
 
+    @property
+    def is_whole_file(self) -> bool:
+        """Whether no other task reads the rest of its file; of a parquet file it may be False."""
+        return self.kind in ("gz", "zst") or (self.kind == "jsonl" and self.size_bytes == self.path.stat().st_size)
+
 
 class Record(NamedTuple):  # made for every line: a frozen dataclass takes three times as long
     line: int
@@ -69,11 +76,12 @@ def find_inputs(patterns: Sequence[str], *, option: str = "--input") -> list[Pat
     """
     found: dict[Path, Path] = {}
     for pattern in patterns:
-        matches = [Path(name) for name in glob.glob(pattern, recursive=True)]  # noqa: PTH207  # absolute patterns
-        named = _named_part(pattern)
+        literal = glob.glob(glob.escape(pattern))  # noqa: PTH207  # absolute patterns; brackets may be of the name
+        matches = [Path(name) for name in literal or glob.glob(pattern, recursive=True)]  # noqa: PTH207
+        named = Path(pattern) if literal else _named_part(pattern)
         files = [path for path in matches if path.is_file()]
         for folder in (path for path in matches if path.is_dir()):
-            files += [path for path in folder.rglob("*") if path.suffix in KINDS and _is_visible(path, folder)]
+            files += _files_inside(folder, option)
         by_products = [path for path in files if _is_by_product(path, named)]
         if by_products:
             first, count = ", ".join(map(str, by_products[:4])), len(by_products)
@@ -86,8 +94,36 @@ def find_inputs(patterns: Sequence[str], *, option: str = "--input") -> list[Pat
     return sorted(found.values(), key=_natural)
 
 
-def _is_visible(path: Path, folder: Path) -> bool:
-    return path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+def _files_inside(folder: Path, option: str) -> list[Path]:
+    """The visible files of a known suffix, through links to folders too; the log counts the others.
+
+    Errors: ConfigError for a folder inside that cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise ConfigError(
+            f"{option} {error.filename} cannot be read: {error.strerror}; allow it, or name other folders"
+        )
+
+    files: list[Path] = []
+    others: Counter[str] = Counter()
+    entered: set[tuple[int, int]] = set()
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        status = Path(root).stat()
+        if (status.st_dev, status.st_ino) in entered:  # by a link, maybe to a folder that this one lies in
+            folders.clear()
+            continue
+        entered.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for path in (Path(root, name) for name in sorted(names) if not name.startswith(".")):
+            if path.suffix in KINDS and path.is_file():
+                files.append(path)
+            else:
+                others[path.suffix or path.name] += 1
+    if others:
+        counts = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(8))
+        logger.info("%s %s: not read, by suffix: %s (%d in all)", option, folder, counts, others.total())
+    return files
 
 
 def _named_part(pattern: str) -> Path:
@@ -183,9 +219,12 @@ def _parse(
         except UnicodeDecodeError as decode_error:
             return BadRecord(number, f"invalid UTF-8 at byte {decode_error.start} of the line")
         kind = "lone surrogate" if "surrogate" in str(error) else "broken JSON"
+        if b"}\r{" in line:
+            return BadRecord(number, "broken JSON: its lines end in carriage returns alone")
         return BadRecord(number, f"{kind}: {error}")
     if not isinstance(content, dict):
-        return BadRecord(number, "not a JSON object")
+        are_objects = isinstance(content, list) and content and isinstance(content[0], dict)
+        return BadRecord(number, f"not a JSON object{' but a list of objects' if are_objects else ''}")
     for text_key in text_keys:
         if text_key in content:
             break

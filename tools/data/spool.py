@@ -27,6 +27,7 @@ from megatron_synE.data.tokenizers import Tokenizer, load_tokenizer
 from tools.data.documents import CONFIDENCE_KEY, ID_KEY, own_id
 from tools.data.labels import is_label
 from tools.data.options import PreprocessOptions
+from tools.data.quarantine import check_lines
 from tools.data.readers import BadRecord, InputTask, Record, read_task
 
 RUN_BYTES = 64 << 20
@@ -133,7 +134,7 @@ def tokenise_task(
 ) -> dict[str, Any]:
     """Read, check and tokenise one task into sorted runs; a TaskResult as JSON.
 
-    Errors: DataError for a damaged file, or if none of the first thousand lines is a document.
+    Errors: DataError for a damaged file, or if none of the first thousand lines is a document; as check_lines.
     """
     task = tasks[index]
     options = settings.options
@@ -165,6 +166,8 @@ def tokenise_task(
             writer.bad.append((record.line, reason))
         else:
             writer.add(record)
+    if task.is_whole_file:  # at once: whoever mends it begins anew
+        check_lines(task.path, num_records, writer.bad)
     writer.flush()
     if writer.bad:
         write_atomic(_bad_lines_path(settings.runs, index), json.dumps(sorted(writer.bad)).encode())
