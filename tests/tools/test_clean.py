@@ -20,6 +20,7 @@ from data_mixers.errors import ConfigError, DataError
 from tests import killed
 from tests.rows import contents, read, write
 from tools.data.clean import CleanOptions, clean
+from tools.data.readers import find_inputs
 from tools.data.rules import DEFAULT_RULES, LanguageRule, identify_language, judge_language, load_rules
 from tools.data.stage import only_one
 from tools.data.units import units_of
@@ -178,6 +179,8 @@ def test_killed_and_run_again_gives_the_same_bytes(
 ) -> None:
     out = tmp_path / "out"
     killed.behind_file(moment, "data", "clean", "--input", undisturbed[0], "--out", out, "--max-bad-share", "0.1")
+    with pytest.raises(ConfigError, match="out is unfinished" if moment.startswith("write") else "matches no file"):
+        find_inputs([str(out)])
     clean(CleanOptions(inputs=(undisturbed[0],), out=out, max_bad_share=0.1))
     assert contents(out) == undisturbed[1]
 
