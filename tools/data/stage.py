@@ -24,6 +24,7 @@ from typing import Any
 
 from data_mixers.atomic import sweep, write_atomic
 from data_mixers.errors import ConfigError, DataError
+from megatron_synE.runtime.environment import allow_many_files
 from tools.data.progress import LiveProgress
 from tools.data.slurm_options import SlurmArray
 
@@ -114,6 +115,7 @@ def run_stage(
 
 def run_tasks(stage: Stage, rank: int, world_size: int, *, unit: str = "MB", scale: float = 1e6) -> None:
     """The missing ones of the tasks rank, rank + world_size, ...: one process of a job array."""
+    allow_many_files()  # a node's limit, not that of the call
     stage.work.mkdir(parents=True, exist_ok=True)
     mine = range(rank, len(stage.sizes), world_size)
     missing = missing_tasks(stage, mine)
