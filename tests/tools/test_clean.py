@@ -166,6 +166,12 @@ def test_everything_read_is_kept_dropped_or_quarantined(undisturbed: tuple[str, 
     assert report["examples"]["exact_duplicate"][0]["matched"].count(".jsonl:") == 1
 
 
+@pytest.mark.usefixtures("like_nfs")
+def test_nothing_is_open_in_the_work_that_is_removed(tmp_path: Path, undisturbed: tuple[str, dict[str, bytes]]) -> None:
+    clean(CleanOptions(inputs=(undisturbed[0],), out=tmp_path / "out", max_bad_share=0.1))
+    assert contents(tmp_path / "out") == undisturbed[1]
+
+
 def test_workers_do_not_change_a_byte(tmp_path: Path, undisturbed: tuple[str, dict[str, bytes]]) -> None:
     clean(CleanOptions(inputs=(undisturbed[0],), out=tmp_path / "out", max_bad_share=0.1, workers=2))
     assert contents(tmp_path / "out") == undisturbed[1]
