@@ -19,9 +19,9 @@ def like_nfs(monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder in which this process has a file open, or mapped, cannot be removed."""
     real = shutil.rmtree
 
-    def rmtree(folder: Path, *arguments: Any, **options: Any) -> None:
+    def rmtree(folder: Path | str, *arguments: Any, **options: Any) -> None:
         links = [link.readlink() for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
-        assert not [link for link in links if link.is_relative_to(folder.resolve())]
+        assert not [link for link in links if link.is_relative_to(Path(folder).resolve())]
         real(folder, *arguments, **options)
 
     monkeypatch.setattr(shutil, "rmtree", rmtree)

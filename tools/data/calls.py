@@ -16,7 +16,7 @@ from typing import Any
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
 from tools.data.quarantine import BadLine, check_bad_share, write_quarantine
-from tools.data.readers import CALL, WORK, InputTask, find_inputs, plan_tasks
+from tools.data.readers import CALL, DROPPED, WORK, InputTask, find_inputs, plan_tasks
 from tools.data.slurm_options import SlurmArray
 from tools.data.stage import Report, Stage, refuse_foreign, remove_work, run_stage
 
@@ -115,11 +115,15 @@ class Call:
     def finish(self, result: dict[str, Any], quarantine: Sequence[BadLine], *, writes: bool) -> None:
         """Write quarantine.jsonl and report.json, which gets the keys of `result`, and remove `work`.
 
+        What killed copies of a task have left half written goes too, on whatever machine they ran.
+
         Errors: DataError if an input file has changed since the call began: its verdicts may belong to other documents.
         """
         for file, *was in self.inputs:
             if _state(Path(file)) != was:
                 raise DataError(f"{file} has changed since this call began; remove {self.out} and start again")
+        for left in (*self.out.glob(".*.tmp"), *self.out.glob(f"{DROPPED}/.*.tmp")):
+            left.unlink(missing_ok=True)
         write_quarantine(self.out, quarantine)
         content = {
             "command": self.command,
