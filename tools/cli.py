@@ -1,6 +1,7 @@
 """`syne`: parse, call one function, return its exit code. Nothing heavy is imported before a command runs."""
 
 import errno
+import resource
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ import typer
 
 from data_mixers.errors import DataError, UserError
 from megatron_synE.exit_codes import INTERRUPTED
+from megatron_synE.runtime.environment import allow_many_files
 from tools.cli_options import Config, Overrides, example, log_to_stderr, takes
 from tools.data.commands import data_app
 from tools.evaluation.commands import eval_app
@@ -48,6 +50,7 @@ Processes = Annotated[int | None, typer.Option(min=1, help="Local processes; def
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and give its exit code (docs/exit_codes.md). A user's mistake is one message, no traceback."""
+    allow_many_files()  # the processes that a command starts inherit it
     try:
         code = typer.main.get_command(app)(args=arguments, prog_name="syne", standalone_mode=True)
     except SystemExit as finished:
@@ -71,6 +74,13 @@ def _of_the_disk(error: OSError) -> str | None:
         return (
             f"{error.filename or 'a file could not be written'}: {error.strerror}; make room, then run the same "
             "command again: what was finished is kept"
+        )
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        what = error.filename or "a file could not be opened"
+        return (
+            f"{what}: {error.strerror} (the limit is {soft}, at most {hard}); raise it with ulimit -n, then "
+            "run the same command again: what was finished is kept"
         )
     if error.errno in PATH_IS_REFUSED and error.filename is not None:
         return f"{error.filename}: {error.strerror}; name a path that is there and that you may use, then run it again"

@@ -66,10 +66,10 @@ def independent_ranks() -> Ranks | None:
 
 
 def allow_many_files() -> None:
-    """Let this process, and readers it starts, open as many files as the system lets it.
+    """Let this process, and those it starts, open as many files as the system lets it.
 
     A reader keeps two descriptors for each token file: 100 B tokens lie in some 700, and many systems begin with a
-    limit of 1,024, of which the run's own sockets take their share.
+    limit of 1,024, of which the run's own sockets take their share. `syne data preprocess` maps every run of a topic.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MANY_FILES if hard == resource.RLIM_INFINITY else min(hard, MANY_FILES)

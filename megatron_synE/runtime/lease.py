@@ -40,7 +40,7 @@ EXPIRY_SECONDS = 30.0
 _BEAT_SECONDS = 5.0
 _POLL_SECONDS = 0.1
 _TEMPORARY = re.compile(r"\.tmp-.*|\..*\.tmp(-replaced)?")
-_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,7 +269,7 @@ def _flock(stream: IO[str]) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
-        if error.errno not in _NO_LOCKS:
+        if error.errno not in NO_LOCKS:
             raise
         logger.warning(
             "%s: this file system has no locks (%s); only the lease keeps a second run out", stream.name, error

@@ -20,6 +20,7 @@ from data_mixers.errors import ConfigError, DataError
 from tests import killed
 from tests.rows import contents, read, write
 from tools.data.clean import CleanOptions, clean
+from tools.data.readers import find_inputs
 from tools.data.rules import DEFAULT_RULES, LanguageRule, identify_language, judge_language, load_rules
 from tools.data.stage import only_one
 from tools.data.units import units_of
@@ -165,6 +166,12 @@ def test_everything_read_is_kept_dropped_or_quarantined(undisturbed: tuple[str, 
     assert report["examples"]["exact_duplicate"][0]["matched"].count(".jsonl:") == 1
 
 
+@pytest.mark.usefixtures("like_nfs")
+def test_nothing_is_open_in_the_work_that_is_removed(tmp_path: Path, undisturbed: tuple[str, dict[str, bytes]]) -> None:
+    clean(CleanOptions(inputs=(undisturbed[0],), out=tmp_path / "out", max_bad_share=0.1))
+    assert contents(tmp_path / "out") == undisturbed[1]
+
+
 def test_workers_do_not_change_a_byte(tmp_path: Path, undisturbed: tuple[str, dict[str, bytes]]) -> None:
     clean(CleanOptions(inputs=(undisturbed[0],), out=tmp_path / "out", max_bad_share=0.1, workers=2))
     assert contents(tmp_path / "out") == undisturbed[1]
@@ -178,6 +185,11 @@ def test_killed_and_run_again_gives_the_same_bytes(
 ) -> None:
     out = tmp_path / "out"
     killed.behind_file(moment, "data", "clean", "--input", undisturbed[0], "--out", out, "--max-bad-share", "0.1")
+    with pytest.raises(ConfigError, match="out is unfinished" if moment.startswith("write") else "matches no file"):
+        find_inputs([str(out)])
+    (out / "dropped").mkdir(exist_ok=True)
+    for folder in (out, out / "dropped"):
+        (folder / ".0000000-s0.jsonl.zst.another-node.7.tmp").touch()  # of an array's element that died there
     clean(CleanOptions(inputs=(undisturbed[0],), out=out, max_bad_share=0.1))
     assert contents(out) == undisturbed[1]
 
@@ -186,8 +198,10 @@ def test_killed_and_run_again_gives_the_same_bytes(
 def test_killed_while_it_removes_its_work_and_run_again_gives_the_same_bytes(
     tmp_path: Path, undisturbed: tuple[str, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch, report_only: bool
 ) -> None:
-    def interrupted(folder: Path) -> None:
-        remove(folder / "examined")
+    def interrupted(folder: Path | str, **others: Any) -> None:
+        if not str(folder).endswith(".work.removed"):  # what a task is done with
+            return remove(folder, **others)
+        remove(Path(folder) / "examined")
         raise KeyboardInterrupt
 
     options = CleanOptions(inputs=(undisturbed[0],), out=tmp_path / "out", max_bad_share=0.1)

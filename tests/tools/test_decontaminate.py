@@ -16,10 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_mixers.errors import ConfigError, DataError
+from tests import killed
 from tests.rows import read, write
 from tools.data.benchmark_items import Benchmark, Item, read_benchmark
 from tools.data.contamination import NgramIndex
 from tools.data.decontaminate import DecontaminateOptions, decontaminate
+from tools.data.readers import find_inputs
 from tools.data.units import units_of
 
 QUESTION = (
@@ -154,6 +156,17 @@ def test_a_source_keeps_its_name_through_stages_and_what_was_dropped_stays_away(
     ]  # fmt: skip
     dropped = options | {"inputs": (str(first / "dropped/*.zst"),), "out": first.with_name("named")}
     assert decontaminate(DecontaminateOptions(**dropped))[0].dropped == {"qa": {"contaminated": 2}}
+
+
+def test_what_a_killed_removal_has_written_is_not_taken_for_whole(options: dict[str, Any]) -> None:
+    decontaminate(DecontaminateOptions(**options))  # its report lies in the folder already
+    given = [part for pattern in options["inputs"] for part in ("--input", pattern)]
+    given += ["--benchmarks", options["benchmarks"][0], "--out", options["out"], "--remove"]
+    killed.behind_file("write/0000000.json", "data", "decontaminate", *given)
+    with pytest.raises(ConfigError, match="out is unfinished"):
+        find_inputs([str(options["out"])])
+    decontaminate(DecontaminateOptions(**options, remove=True))
+    assert [path.parent for path in find_inputs([str(options["out"])])] == [options["out"]] * 2
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -255,6 +255,19 @@ def test_reports_and_dropped_documents_are_read_only_if_they_are_named(tmp_path:
     assert find_inputs([str(tmp_path / "quarantine.jsonl")]) == [tmp_path / "quarantine.jsonl"]
 
 
+@pytest.mark.parametrize("pattern", ["", "out", "out/*.jsonl", "out/dropped", "**/*.jsonl", "out/a.jsonl"])
+def test_a_folder_that_a_call_has_not_filled_to_the_end_is_refused(tmp_path: Path, pattern: str) -> None:
+    for name in ("out/a.jsonl", "out/dropped/a.jsonl", "out/.work/call.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(
+        ConfigError, match=rf"^--seeds .*: {tmp_path}/out is unfinished; run the command .* again first"
+    ):
+        find_inputs([str(tmp_path / pattern)], option="--seeds")
+    (tmp_path / "out/.work/call.json").unlink()
+    assert find_inputs([str(tmp_path / pattern)])
+
+
 def test_a_file_is_read_as_what_its_name_says(tmp_path: Path) -> None:
     line = b'{"text": "one"}\n'
     packed = gzip.compress(line)

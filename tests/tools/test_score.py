@@ -73,6 +73,12 @@ def test_scores_stand_in_document_order_and_equal_transformers(data: Path, hf: P
     assert not (data / ".work" / "score-default").exists()
 
 
+@pytest.mark.usefixtures("like_nfs")
+def test_nothing_is_open_in_the_work_that_is_removed(data: Path, hf: Path) -> None:
+    assert score_ppl(options(data, hf)) == (2, 2)
+    assert list((data / ".work").iterdir()) == []
+
+
 def test_a_killed_call_goes_on_and_gives_the_bytes_of_an_undisturbed_one(
     data: Path, hf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

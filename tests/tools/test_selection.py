@@ -1,19 +1,22 @@
 """The books of `clean` and `decontaminate`: a lost document, too many bad lines or a changed input stop the call."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from data_mixers.errors import DataError
+from tests.tiny import ROOT
 from tests.tools import corpus
 from tools.data import calls
 from tools.data import clean as cleaning
 from tools.data import preprocess as preprocessing
 from tools.data.clean import CleanOptions, clean
 from tools.data.decontaminate import DecontaminateOptions, decontaminate
-from tools.data.documents import read_lines
+from tools.data.documents import DocumentWriter, read_lines
 from tools.data.preprocess import PreprocessOptions, preprocess
 from tools.data.quarantine import bad_lines
 from tools.data.readers import BadRecord, InputTask, plan_tasks
@@ -110,3 +113,30 @@ def test_blank_lines_count_in_every_piece_of_a_file(tmp_path: Path) -> None:
     assert [(bad.line, bad.reason.split(":")[0]) for bad in bad_lines(tasks, found)] == [
         (4, "not a JSON object"), (9, "broken JSON"),
     ]  # fmt: skip
+
+
+OLD_COPY = """
+import sys
+from pathlib import Path
+from tools.data.documents import DocumentWriter
+with DocumentWriter(Path(sys.argv[1])) as writer:
+    for number in range(2):
+        writer.write({"text": f"{number}" * 100_000})
+        print(number, flush=True)
+        sys.stdin.readline()
+"""
+
+
+def test_an_old_copy_of_a_task_writes_a_file_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "0000000-web.jsonl"
+    command = [sys.executable, "-c", OLD_COPY, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as old:
+        assert old.stdout is not None and old.stdout.readline() == "0\n"
+        with DocumentWriter(path) as writer:
+            for number in range(2):
+                writer.write({"text": f"{number}" * 100_000})
+        whole = path.read_bytes()
+        old.communicate("\n\n", timeout=240)
+    assert old.returncode == 0
+    assert path.read_bytes() == whole and whole.count(b"\n") == 2
+    assert list(tmp_path.iterdir()) == [path]

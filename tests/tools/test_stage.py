@@ -1,5 +1,7 @@
 """A stage does every task once, keeps what is done, and does not mix results of different options."""
 
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -129,6 +131,18 @@ def test_a_second_call_into_one_folder_is_refused(tmp_path: Path) -> None:
         process.start()
         assert "another call is writing" in answers.get(timeout=240)
         process.join()
+
+
+def test_a_file_system_without_locks_is_told_with_its_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))  # Lustre, mounted without flock
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with (
+        pytest.raises(ConfigError, match=r"has no locks .Function not implemented.*Lustre: option flock"),
+        only_one(tmp_path),
+    ):
+        pass
 
 
 def _onto_a_full_disk(task: int, report: Report) -> None:

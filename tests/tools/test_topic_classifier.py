@@ -19,6 +19,7 @@ from tests.tools.topic_corpus import documents
 from tools.cli import main
 from tools.data import calls, topic_learner
 from tools.data.label_topics import LabelOptions, label_topics
+from tools.data.readers import find_inputs
 from tools.data.topic_metrics import score
 from tools.data.topic_model import (
     Shape,
@@ -249,6 +250,8 @@ def test_workers_and_a_kill_change_nothing(trained: Path, tmp_path: Path, monkey
     killed.behind_file("label-topics/0000001.json", *command, out)
     before = {file.name: file.stat().st_mtime_ns for file in work.glob("*.json")}
     assert len(before) == 2
+    with pytest.raises(ConfigError, match="killed is unfinished"):
+        find_inputs([str(out / "*.zst")])
     with monkeypatch.context() as patch:
         patch.setattr(calls, "remove_work", lambda work: None)  # to see what was done again
         assert syne(*command, out, "--workers", "2") == 0

@@ -16,7 +16,7 @@ from typing import Any
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
 from tools.data.quarantine import BadLine, check_bad_share, write_quarantine
-from tools.data.readers import InputTask, find_inputs, plan_tasks
+from tools.data.readers import CALL, DROPPED, WORK, InputTask, find_inputs, plan_tasks
 from tools.data.slurm_options import SlurmArray
 from tools.data.stage import Report, Stage, refuse_foreign, remove_work, run_stage
 
@@ -63,7 +63,7 @@ class Call:
 
     @property
     def work(self) -> Path:
-        return self.out / ".work"
+        return self.out / WORK
 
     def take(self, *, writes: bool) -> dict[str, Any] | None:
         """Take the folder; the content of report.json if this call has been made to its end already.
@@ -72,20 +72,20 @@ class Call:
         Errors: ConfigError if the folder holds the result, or a part of it, of another call.
         """
         finished = _read(self.out / REPORT_NAME)
-        for found in (finished, _read(self.work / "call.json")):
+        for found in (finished, _read(self.work / CALL)):
             if found is not None and found["fingerprint"] != self.fingerprint:
                 raise ConfigError(
                     f"{self.out} holds what another call (other input, options or rules) has made of it; "
                     "choose another --out, or remove the folder"
                 )
-        refuse_foreign(self.out, is_begun=finished is not None or (self.work / "call.json").is_file())
+        refuse_foreign(self.out, is_begun=finished is not None or (self.work / CALL).is_file())
         if finished is not None and (finished["writes"] or not writes):
             if finished["writes"]:  # else it may be of a call that writes, and goes on from it
                 remove_work(self.work)  # of a call that was killed at its end
             logger.info("%s is finished already", self.out)
             return finished
         self.work.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.work / "call.json", json.dumps({"fingerprint": self.fingerprint}).encode())
+        write_atomic(self.work / CALL, json.dumps({"fingerprint": self.fingerprint}).encode())
         return None
 
     def run(
@@ -115,11 +115,15 @@ class Call:
     def finish(self, result: dict[str, Any], quarantine: Sequence[BadLine], *, writes: bool) -> None:
         """Write quarantine.jsonl and report.json, which gets the keys of `result`, and remove `work`.
 
+        What killed copies of a task have left half written goes too, on whatever machine they ran.
+
         Errors: DataError if an input file has changed since the call began: its verdicts may belong to other documents.
         """
         for file, *was in self.inputs:
             if _state(Path(file)) != was:
                 raise DataError(f"{file} has changed since this call began; remove {self.out} and start again")
+        for left in (*self.out.glob(".*.tmp"), *self.out.glob(f"{DROPPED}/.*.tmp")):
+            left.unlink(missing_ok=True)
         write_quarantine(self.out, quarantine)
         content = {
             "command": self.command,

@@ -63,6 +63,7 @@ def clean(options: CleanOptions) -> SelectionReport:
         write_atomic(work.folder / EXACT, pairs[np.argsort(pairs[:, 0])].tobytes())
         find_near(call, work, rules.near_duplicates if options.near_duplicates else None)
         report = gather(items, call.run("count" if options.report_only else "write", partial(_write, work, items)))
+        forget_maps()  # NFS keeps a folder in which a file is open
         call.finish(report.as_json(), report.quarantine, writes=not options.report_only)
     return report
 

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import orjson
 import zstandard
 
-from data_mixers.atomic import publish
+from data_mixers.atomic import publish, temporary_path
 from tools.data.readers import BadRecord, InputTask, Record, read_task
 
 ID_KEY, TOPIC_KEY, CONFIDENCE_KEY = "id", "topic", "topic_confidence"
@@ -130,10 +130,10 @@ class DocumentWriter:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.num_documents = 0
-        self._partial = path.with_name(f"{path.name}.partial")
+        self._temporary = temporary_path(path)  # an older copy of a requeued array element may still write its own
 
     def __enter__(self) -> "DocumentWriter":
-        self._stream: BinaryIO = self._partial.open("wb")
+        self._stream: BinaryIO = self._temporary.open("wb")
         if self.path.suffix == ".zst":
             self._stream = zstandard.ZstdCompressor(level=COMPRESSION_LEVEL).stream_writer(self._stream)
         return self
@@ -143,14 +143,14 @@ class DocumentWriter:
         self.num_documents += 1
 
     def __exit__(self, kind: object, *_: object) -> None:
-        if kind is not None:
-            with suppress(OSError, zstandard.ZstdError):  # what ended the block is told
-                self._stream.close()
-            self._partial.unlink(missing_ok=True)
-            return
-        self._stream.close()
-        filecmp.clear_cache()  # it goes by times of change, which may be too coarse for two writes on end
-        if self.path.exists() and filecmp.cmp(self._partial, self.path, shallow=False):
-            self._partial.unlink()
-            return
-        publish(self._partial, self.path)
+        try:
+            if kind is not None:
+                with suppress(OSError, zstandard.ZstdError):  # what ended the block is told
+                    self._stream.close()
+                return
+            self._stream.close()
+            filecmp.clear_cache()  # it goes by times of change, which may be too coarse for two writes on end
+            if not (self.path.exists() and filecmp.cmp(self._temporary, self.path, shallow=False)):
+                publish(self._temporary, self.path)
+        finally:
+            self._temporary.unlink(missing_ok=True)

@@ -7,7 +7,9 @@ keep the first in input order.
 
 import resource
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,7 +34,6 @@ def write_signatures(
 
     documents: hashes of each document's units in order; None, or fewer units than a gram has: no signature.
     """
-    step = _signature_step(folder, settings)
     sketches: list[Sketch] = []
 
     def numbered() -> Iterator[SimpleNamespace]:
@@ -41,9 +42,9 @@ def write_signatures(
             yield SimpleNamespace(text=hashes)
             sketches.append(step.sketch)
 
-    step.run(numbered(), rank=task)
-    for band in range(settings.num_bands):
-        sync(folder / f"bucket_{band:03d}" / f"{task:05d}.minhash.sig")
+    with _written_aside(folder) as own:
+        step = _signature_step(own, settings)
+        step.run(numbered(), rank=task)
     return np.array(sketches, dtype=np.uint8).reshape(-1, settings.num_bands * settings.hashes_per_band)
 
 
@@ -52,8 +53,24 @@ def match_band(folder: Path, out: Path, band: int, num_tasks: int, settings: Nea
     from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets
 
     _allow_open_files(num_tasks + 64)
-    step = MinhashDedupBuckets(str(folder), str(out), config=_config(settings), lines_to_buffer=1024)
-    step.run(None, rank=band, world_size=settings.num_bands)
+    with _written_aside(out) as own:
+        step = MinhashDedupBuckets(str(folder), str(own), config=_config(settings), lines_to_buffer=1024)
+        step.run(None, rank=band, world_size=settings.num_bands)
+
+
+@contextmanager
+def _written_aside(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder`, whose files go there at the end.
+
+    datatrove writes in place: an older copy of a requeued array element would cut off what the newer one has finished.
+    """
+    with TemporaryDirectory(prefix=f"{folder.name}-", dir=folder.parent) as own:
+        yield Path(own)
+        for file in (path for path in Path(own).rglob("*") if path.is_file()):
+            target = folder / file.relative_to(own)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            sync(file)
+            file.replace(target)
 
 
 def cluster(folder: Path) -> npt.NDArray[np.int64]:

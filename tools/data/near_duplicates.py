@@ -98,7 +98,7 @@ def place_of(work: NearWork, items: Sequence[SelectionTask], kept: int) -> str:
 
 
 def forget_maps() -> None:
-    """Before a task reads what another call may have replaced."""
+    """Before a task reads what another call may have replaced, and before the folder is removed."""
     _mapped.cache_clear()
 
 

@@ -29,6 +29,8 @@ REPORTS = ("report.json", "quarantine.jsonl", "sources.json", "agreement.json", 
 """What these tools write beside documents."""
 DROPPED = "dropped"
 """The folder in which `clean` and `decontaminate` keep what they leave out."""
+WORK, CALL = ".work", "call.json"
+"""<out>/WORK/CALL lies in a folder of documents for as long as the call that fills it has not come to its end."""
 PARQUET_ROWS = 256  # at once in memory, as Python objects
 
 
@@ -72,7 +74,7 @@ def find_inputs(patterns: Sequence[str], *, option: str = "--input") -> list[Pat
     """The files behind names, globs and folders (all their files of a known suffix), each once, part-2 before part-10.
 
     What the tools write beside documents (REPORTS, and DROPPED next to a report) is read only if it is named itself.
-    Errors: ConfigError for a pattern without a file.
+    Errors: ConfigError for a pattern without a file, or a file of a folder that a call has not filled to the end.
     """
     found: dict[Path, Path] = {}
     for pattern in patterns:
@@ -89,6 +91,7 @@ def find_inputs(patterns: Sequence[str], *, option: str = "--input") -> list[Pat
             files = [path for path in files if path not in set(by_products)]
         if not files:
             raise ConfigError(f"{option} {pattern} matches no file and no folder with {', '.join(KINDS)} files")
+        _check_finished(files, f"{option} {pattern}")
         for path in files:
             found.setdefault(path.resolve(), path)
     return sorted(found.values(), key=_natural)
@@ -124,6 +127,16 @@ def _files_inside(folder: Path, option: str) -> list[Path]:
         counts = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(8))
         logger.info("%s %s: not read, by suffix: %s (%d in all)", option, folder, counts, others.total())
     return files
+
+
+def _check_finished(files: Sequence[Path], where: str) -> None:
+    """Until its end a call holds a part of the documents, and what it drops has no report beside it."""
+    for folder in dict.fromkeys(path.parent for path in files):
+        out = folder.parent if folder.name == DROPPED else folder
+        if (out / WORK / CALL).is_file():
+            raise ConfigError(
+                f"{where}: {out} is unfinished; run the command that fills it again first, or leave it out"
+            )
 
 
 def _named_part(pattern: str) -> Path:

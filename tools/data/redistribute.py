@@ -15,9 +15,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_mixers.atomic import publish
+from data_mixers.atomic import publish, temporary_path
+from data_mixers.errors import DataError
 from megatron_synE.data.indexed import IndexedFile, IndexedWriter, WrittenPair
 from tools.data.scores_file import ScoresOrigin, metadata_of
+from tools.data.sidecar import open_rows
 from tools.data.sort_order import Ints, Order, Shards
 from tools.data.stage import Report
 
@@ -62,6 +64,7 @@ def redistribute(given: Rewriting, shards: Shards, order: Order, targets: Sequen
     """Write bucket b of `order` to targets[b]; documents that are not in `order` are left out.
 
     Memory: one block and one range, 28 bytes per document.
+    Errors: DataError for a sidecar that is cut off or of other documents, or a spool that somebody else has changed.
     """
     ranges, first_of_range = _ranges(order, given.lengths)
     range_of = np.full(len(given.lengths), -1, dtype=np.int32)
@@ -96,7 +99,7 @@ def _distribute(given: Rewriting, shards: Shards, range_of: npt.NDArray[np.int32
         file = IndexedFile(prefix)
         own = given.lengths[document : document + shard.num_documents]
         starts = np.cumsum(own) - own
-        rows = [_Rows(sidecar.path(prefix)) for sidecar in given.sidecars]
+        rows = [_Rows(sidecar.path(prefix), len(own)) for sidecar in given.sidecars]
         first = 0
         while first < len(own):
             stop = max(first + 1, int(np.searchsorted(starts, starts[first] + BLOCK_TOKENS)))
@@ -126,15 +129,19 @@ def _distribute(given: Rewriting, shards: Shards, range_of: npt.NDArray[np.int32
 class _Rows:
     """Rows of a Parquet file from the first on, as many at a time as asked for."""
 
-    def __init__(self, path: Path) -> None:
-        file = pq.ParquetFile(path)
+    def __init__(self, path: Path, num_rows: int) -> None:
+        file = open_rows(path, num_rows)
+        self._path = path
         self._batches = file.iter_batches()
         self._held = file.schema_arrow.empty_table().replace_schema_metadata(None)
 
     def take(self, count: int) -> pa.Table:
-        while len(self._held) < count:
-            batch = pa.Table.from_batches([next(self._batches)]).replace_schema_metadata(None)
-            self._held = pa.concat_tables([self._held, batch])
+        try:
+            while len(self._held) < count:
+                batch = pa.Table.from_batches([next(self._batches)]).replace_schema_metadata(None)
+                self._held = pa.concat_tables([self._held, batch])
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{self._path} is damaged: {error}; make it again") from error
         taken = self._held.slice(0, count)
         self._held = self._held.slice(count).combine_chunks()
         return taken
@@ -157,7 +164,7 @@ def _read_rows(path: Path) -> pa.Table:
 def _write_bucket(target: Path, numbers: range, first_of_range: Ints, order: Order, given: Rewriting) -> Written:
     text_bytes: int | None = None
     lengths, sidecars = given.lengths, given.sidecars
-    temporaries = [target.with_name(f".{target.name}{sidecar.suffix}.tmp") for sidecar in sidecars]
+    temporaries = [temporary_path(sidecar.path(target)) for sidecar in sidecars]
     token_writer = IndexedWriter(target, dtype=given.dtype)
     with ExitStack() as stack:
         writers: list[Any] = [None] * len(sidecars)
@@ -168,13 +175,16 @@ def _write_bucket(target: Path, numbers: range, first_of_range: Ints, order: Ord
                 in_spool = np.sort(documents)
                 path = given.spool / f"{number}.tokens"
                 tokens = np.fromfile(path, dtype=np.dtype(given.dtype))
+                _check_spool(path, len(tokens), int(lengths[in_spool].sum()))
                 starts = np.cumsum(lengths[in_spool]) - lengths[in_spool]
                 sizes = lengths[documents].astype(np.int32)
                 token_writer.add_documents(_gather(tokens, starts[arrived], sizes), sizes)
                 path.unlink()
                 for index, sidecar in enumerate(sidecars):
                     rows_path = given.spool / f"{number}.{index}.rows"
-                    table = _read_rows(rows_path).take(pa.array(arrived))
+                    table = _read_rows(rows_path)
+                    _check_spool(rows_path, len(table), len(documents))
+                    table = table.take(pa.array(arrived))
                     if writers[index] is None:
                         writers[index] = stack.enter_context(
                             pq.ParquetWriter(temporaries[index], table.schema, compression="zstd")
@@ -192,6 +202,14 @@ def _write_bucket(target: Path, numbers: range, first_of_range: Ints, order: Ord
     for temporary, sidecar in zip(temporaries, sidecars, strict=True):
         publish(temporary, sidecar.path(target))
     return token_writer.written, text_bytes
+
+
+def _check_spool(path: Path, found: int, expected: int) -> None:
+    if found != expected:
+        raise DataError(
+            f"{path} holds {found} tokens or rows in place of {expected}: another process has changed it; "
+            "run the same command again"
+        )
 
 
 def _gather(tokens: Tokens, starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int32]) -> Tokens:

@@ -9,7 +9,6 @@ import glob
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from fnmatch import fnmatchcase
@@ -26,7 +25,7 @@ from megatron_synE.runtime.environment import Ranks, independent_ranks
 from tools.data.options import ScoreOptions
 from tools.data.score_chunks import ModelWeights, ScoredFile, Settings, find_weights, score_chunk
 from tools.data.scores_file import SCHEMA, ScoresOrigin, check_name, metadata_of, read_origin, scores_path
-from tools.data.stage import Stage, forget, is_done, only_one, run_stage, run_tasks
+from tools.data.stage import Stage, forget, is_done, only_one, remove_work, run_stage, run_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -57,11 +56,13 @@ def score_ppl(options: ScoreOptions) -> tuple[int, int]:
     if ranks is None:
         with only_one(stage.work):
             _run(stage, files, options, None)
-            if all(file.is_current for file in files):
+            is_complete = all(file.is_current for file in files)
+            if is_complete:
                 for file in files:  # of a call that was killed while it joined
                     for left in file.target.parent.glob(f".{glob.escape(file.target.name)}.*.tmp"):
                         left.unlink(missing_ok=True)
-                shutil.rmtree(stage.work)
+        if is_complete:
+            remove_work(stage.work)  # not before: NFS keeps a folder in which a file is open, here the lock
     else:
         _run(stage, files, options, ranks)
     num_complete = sum(file.is_current for file in files)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_mixers.atomic import publish, temporary_path
+from data_mixers.errors import DataError
 
 SUFFIX = ".documents.parquet"
 SCHEMA = pa.schema(
@@ -58,6 +59,23 @@ class SidecarWriter:
             self._writer.is_open = False  # or it would try to write its footer when it is collected
             self._stream.close()
             self._temporary.unlink(missing_ok=True)
+
+
+def open_rows(path: Path, num_documents: int) -> pq.ParquetFile:
+    """A Parquet file beside a token file of so many documents.
+
+    Errors: DataError naming the file if it is damaged, or has another number of rows.
+    """
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} cannot be read as parquet: {error}; make it again") from error
+    if file.metadata.num_rows != num_documents:
+        raise DataError(
+            f"{path} has {file.metadata.num_rows} rows, its token file has {num_documents} documents: they are not of "
+            "one writing; make it again"
+        )
+    return file
 
 
 def read_rows(prefix: Path) -> Iterator[dict[str, Any]]:

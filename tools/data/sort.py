@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
@@ -80,6 +81,7 @@ def sort(options: SortOptions) -> Path:
         stage = _stage(options, manifest, topics, key)
         _check_replaceable(options, stage)
         results = run_stage(stage, workers=options.workers, unit="M tokens", scale=2e6, array=options.array)
+        _remove_left(options.out, "spool-*", [target for topic in topics for target in _targets(options, topic)])
         written = list(zip(topics, results, strict=True))
         chosen = {prefix for topic in topics for prefix, _ in topic.shards}
         carried = [entry for entry in manifest.sources if chosen.isdisjoint(map(manifest.shard_prefix, entry.shards))]
@@ -193,16 +195,26 @@ def _sort_topic(
         where=topic.name,
     )
     del keys
-    spool = options.out / ".work" / f"spool-{task}"
-    shutil.rmtree(spool, ignore_errors=True)
-    spool.mkdir(parents=True)
-    targets = [options.out / file_stem(f"{topic.name}/{bucket}") for bucket in _bucket_names(options.buckets)]
-    for left in (left for target in targets for left in options.out.glob(f".{glob.escape(target.name)}.*.tmp")):
-        left.unlink()  # of a call that was killed, on whatever machine: this task is done once at a time
+    targets = _targets(options, topic)
+    _remove_left(options.out, f"spool-{task}-*", targets)
+    # Under a name of its own: an older copy of a requeued element may live on, on a node that SLURM believes lost.
+    spool = Path(tempfile.mkdtemp(prefix=f"spool-{task}-", dir=options.out / ".work"))
     given = Rewriting(lengths=lengths, sidecars=_sidecars(topic, key), spool=spool, dtype=dtype, on_tokens=report)
     written = redistribute(given, topic.shards, order, targets)
-    shutil.rmtree(spool)
+    shutil.rmtree(spool, ignore_errors=True)
     return {"shards": _shards(topic, targets, written), "tails": asdict(tails)}
+
+
+def _targets(options: SortOptions, topic: _Topic) -> list[Path]:
+    return [options.out / file_stem(f"{topic.name}/{bucket}") for bucket in _bucket_names(options.buckets)]
+
+
+def _remove_left(out: Path, spools: str, targets: Sequence[Path]) -> None:
+    """What other copies of a task have left, on whatever machine. One that still lives fails on it."""
+    for spool in (out / ".work").glob(spools):
+        shutil.rmtree(spool, ignore_errors=True)
+    for left in (left for target in targets for left in out.glob(f".{glob.escape(target.name)}.*.tmp")):
+        left.unlink(missing_ok=True)
 
 
 def _bucket_names(count: int) -> list[str]:

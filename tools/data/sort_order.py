@@ -13,7 +13,7 @@ from data_mixers.errors import ConfigError, DataError
 from data_mixers.manifest import ShardEntry
 from megatron_synE.data.indexed import IndexedFile
 from tools.data.scores_file import DEFAULT_NAME, check_name, open_scores
-from tools.data.sidecar import sidecar_path
+from tools.data.sidecar import open_rows, sidecar_path
 from tools.data.signals import SIGNALS
 
 DIFFERENCE = "difference:"
@@ -155,7 +155,7 @@ def document_ids(shards: Shards, documents: Ints) -> list[str]:
         if not sidecar_path(prefix).is_file():
             ids += [f"{prefix.name}:{number}" for number in wanted.tolist()]
         elif len(wanted):
-            for place, column in _batches(pq.ParquetFile(sidecar_path(prefix)), ["id"]):
+            for place, column in _batches(open_rows(sidecar_path(prefix), shard.num_documents), ["id"]):
                 inside = wanted[(wanted >= place) & (wanted < place + len(column))] - place
                 ids += map(str, column.column("id").take(pa.array(inside)).to_pylist())
         first += shard.num_documents

@@ -24,6 +24,8 @@ from typing import Any
 
 from data_mixers.atomic import sweep, write_atomic
 from data_mixers.errors import ConfigError, DataError
+from megatron_synE.runtime.environment import allow_many_files
+from megatron_synE.runtime.lease import NO_LOCKS
 from tools.data.progress import LiveProgress
 from tools.data.slurm_options import SlurmArray
 
@@ -114,6 +116,7 @@ def run_stage(
 
 def run_tasks(stage: Stage, rank: int, world_size: int, *, unit: str = "MB", scale: float = 1e6) -> None:
     """The missing ones of the tasks rank, rank + world_size, ...: one process of a job array."""
+    allow_many_files()  # a node's limit, not that of the call
     stage.work.mkdir(parents=True, exist_ok=True)
     mine = range(rank, len(stage.sizes), world_size)
     missing = missing_tasks(stage, mine)
@@ -154,7 +157,10 @@ def results(stage: Stage) -> list[Any]:
 
 @contextmanager
 def only_one(folder: Path) -> Iterator[None]:
-    """Nobody else on this machine may work into `folder` meanwhile. Errors: ConfigError if somebody does."""
+    """Nobody else on this machine may work into `folder` meanwhile.
+
+    Errors: ConfigError if somebody does, or if the file system has no locks to say so.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".in_use").open("a") as stream:
         for attempt in range(_TRIES):
@@ -167,6 +173,13 @@ def only_one(folder: Path) -> Iterator[None]:
                         f"another call is writing into {folder}; wait for it, or choose another --out"
                     ) from error
                 time.sleep(POLL_SECONDS)
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+                raise ConfigError(
+                    f"{folder}: this file system has no locks ({error.strerror}), which keep a second call out; mount "
+                    "it with them (Lustre: option flock, NFS: lockd), or work in another folder"
+                ) from error
         sweep(folder)
         yield
 

@@ -52,7 +52,11 @@ def stats(folder: Path, *, scores_name: str = DEFAULT_NAME) -> list[SourceStats]
     Memory: about 100 bytes a document of one source at a time.
     Errors: DataError for a folder without token files, or companions that do not fit.
     """
-    return [_of_source(source) for source in describe(folder, scores_name=scores_name)[0]]
+    left = list(reversed(describe(folder, scores_name=scores_name)[0]))
+    found = []
+    while left:
+        found.append(_of_source(left.pop()))  # a source keeps what was read of it, and its files open: let it go
+    return found
 
 
 def _of_source(source: DescribedSource) -> SourceStats:

@@ -79,6 +79,7 @@ def check(options: CheckOptions) -> SelectionReport:
         notes = _notes(options)
         extra = {"notes": notes, "examples_by_discipline": examples}
         write_atomic(options.out / REPORT_MD, write_markdown(report, examples, notes).encode())
+        forget_maps()  # NFS keeps a folder in which a file is open
         call.finish(report.as_json() | extra, report.quarantine, writes=True)
     return report
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from data_mixers.atomic import sweep
 from data_mixers.errors import ConfigError, DataError
 from tools.data.documents import Document, read_lines
 from tools.data.readers import DROPPED, BadRecord, InputTask, find_inputs
@@ -18,6 +19,7 @@ def check_out(out: Path) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--out {out}: its folder cannot be made ({error.strerror})") from error
+    sweep(out.parent, out.name)
 
 
 def check_no_input(out: Path, tasks: Sequence[InputTask]) -> None:
