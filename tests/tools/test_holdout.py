@@ -261,9 +261,8 @@ def test_a_holdout_whose_content_hashes_are_gone_is_not_passed_over(options: Pre
     lost = tmp_path / "out" / "und__web__all@holdout_text_document.digests"
     kept = lost.rename(tmp_path / "kept")
     book = replace(options, source="book")
-    with pytest.raises(
-        DataError, match=rf"^{lost} \(1 in all\): not there, .*Put back what is missing, or run the call"
-    ):
+    message = rf"^{lost} is missing \(1 such in all\), .*Put it back, or run the call again that wrote it"
+    with pytest.raises(DataError, match=message):
         preprocess(book)
     preprocess(replace(options, holdout=4))  # the second cure
     assert lost.read_bytes() == kept.read_bytes()

@@ -55,12 +55,12 @@ class DataFolder:
         """
         held_out = [entry for entry in self._manifest().with_role("validation") if entry.name not in replaced]
         prefixes = [self.folder / shard.prefix for entry in held_out for shard in entry.shards]
-        missing = [str(digests_path(prefix)) for prefix in prefixes if not digests_path(prefix).is_file()]
+        missing = [path for path in map(digests_path, prefixes) if not path.is_file()]
         if missing:
             raise DataError(
-                f"{', '.join(missing[:4])} ({len(missing)} in all): not there, so copies of what is held out would be "
-                "trained on. Put back what is missing, or run the calls that held it out again, or preprocess into "
-                "another --out"
+                f"{missing[0]} is missing ({len(missing)} such in all), so copies of what is held out would be trained "
+                "on. Put it back, or run the call again that wrote it, or, where it is of several calls, preprocess "
+                "everything into another --out"
             )
         return set[int]().union(*(read_digests(digests_path(prefix)) for prefix in prefixes)), prefixes
 
