@@ -70,7 +70,7 @@ def test_text_is_counted_in_core_hours_and_bytes(rates: dict[str, Rate]) -> None
     assert (found.kind, found.counted) == ("assumed", "10 MB a core-second (assumed), 100 cores")
 
 
-@pytest.mark.parametrize(("vocab_size", "id_bytes"), [(65_536, 2), (65_537, 4)])
+@pytest.mark.parametrize(("vocab_size", "id_bytes"), [(65_499, 2), (65_500, 4)])
 def test_ids_of_a_small_vocabulary_take_two_bytes(rates: dict[str, Rate], vocab_size: int, id_bytes: int) -> None:
     job = replace(JOB, architecture=replace(JOB.architecture, vocab_size=vocab_size))
     assert works_of(rates, job)["preprocess"].disk_bytes == id_bytes * 10**9

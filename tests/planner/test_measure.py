@@ -146,3 +146,21 @@ def test_six_candidates_on_two_ranks(config: Path, tmp_path: Path) -> None:
     done = bash(script)
     assert done.returncode == 0, done.stdout + done.stderr
     check_outcome(folder, failed="candidate-2")
+
+
+def test_ranks_are_timed_on_the_cores_that_training_gives_them(config: Path, tmp_path: Path) -> None:
+    script = rendered(config, tmp_path / "measure", nproc=2)
+    stubs = tmp_path / "stubs"
+    stubs.mkdir()
+    seen = tmp_path / "seen"
+    (stubs / "scontrol").write_text("#!/bin/sh\necho node-1\n")
+    (stubs / "srun").write_text(f'#!/bin/sh\necho "$SRUN_CPUS_PER_TASK $OMP_NUM_THREADS" >> {seen}\n')
+    for stub in stubs.iterdir():
+        stub.chmod(0o755)
+    slurm = {"JOB_ID": "7", "JOB_NODELIST": "node-1", "CPUS_ON_NODE": "64", "NTASKS_PER_NODE": "2"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    environment |= {f"SLURM_{name}": value for name, value in slurm.items()}
+    environment |= {"PATH": f"{stubs}:{os.environ['PATH']}", "OMP_NUM_THREADS": "3"}
+    subprocess.run(["bash", script], env=environment, capture_output=True, check=False, timeout=240)
+    assert set(seen.read_text().splitlines()) == {"32 32"}
+    assert {"#SBATCH --exclusive", "#SBATCH --mem=0"} <= set(script.read_text().splitlines())

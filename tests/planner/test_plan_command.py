@@ -12,7 +12,8 @@ import pytest
 from data_mixers.errors import ConfigError
 from tests import tiny
 from tools.cli import main
-from tools.planner.command import parse_nodes
+from tools.planner.command import parse_nodes, places
+from tools.planner.options import PlanOptions
 from tools.planner.search import grid
 
 EXAMPLE = str(tiny.ROOT / "examples/llama3_8b/run_recommended.yaml")
@@ -213,3 +214,9 @@ def test_epochs_of_each_source_stand_in_the_plan(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     tree = json.loads(done.stdout)
     assert sum(tree["epochs"].values()) > 0 and len(tree["epochs"]) == 3
+
+
+def test_messages_leave_a_node_at_the_gpus_that_it_has() -> None:
+    for given, expected in (({"gpus_per_node": 4}, 4), ({"nproc": 2}, 2), ({}, 8)):
+        (place,) = places(PlanOptions(card="h100", **given))
+        assert (place.gpus_per_node, place.card.gpus_per_node) == (expected, expected)

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +82,12 @@ def places(options: PlanOptions) -> list[Place]:
             f"--reserve-gib {options.reserve_gib:g}: a {card.name} has {card.memory_bytes / GIB:.0f} GiB; "
             "hold back less"
         )
+    gpus_per_node = options.nproc or options.gpus_per_node or card.gpus_per_node
     return [
         Place(
-            card=card,
+            card=replace(card, gpus_per_node=gpus_per_node),  # messages leave a node there
             nodes=nodes,
-            gpus_per_node=options.nproc or options.gpus_per_node or card.gpus_per_node,
+            gpus_per_node=gpus_per_node,
             reserve_bytes=int(options.reserve_gib * GIB),
         )
         for nodes in ((1,) if options.nproc else parse_nodes(options.nodes))

@@ -5,7 +5,7 @@ Formulas, N weights of the model, peak of the card in FLOP/s:
     generate    one decoding step of B sequences reads all weights and B * T / 2 tokens of keys and values:
                 tokens/s = B * bandwidth * share / (2 * N_generator + B * kv_bytes * T / 2)
     evaluate    evaluations * items * tokens * (training FLOPs per token / 3) / (peak * mfu)
-    disk        tokens * 4 bytes of ids (vocabulary above 65,536; else 2), tokens * bytes of text, kept checkpoints
+    disk        tokens * 4 bytes of ids (2 below 65,500 of them), tokens * bytes of text, kept checkpoints
 """
 
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from data_mixers.errors import ConfigError
 from data_mixers.file_version import check_version
 from megatron_synE.config.load import read_yaml
 from megatron_synE.config.schema import RunConfig
+from megatron_synE.data.indexed import token_dtype
 from megatron_synE.model.flops import training_flops_per_token
 from tools.planner.figures import KINDS, Efficiency, Kind, loosest
 from tools.planner.layout import Job, Layout
@@ -24,8 +25,6 @@ from tools.planner.search import Place
 from tools.planner.speed import expected_speed
 
 RATES_VERSION = 1  # of a file for --rates
-
-LARGEST_UINT16_VOCABULARY = 65_536
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def _number(rates: dict[str, Rate], name: str) -> float:
 
 def _text(job: Job, place: Place, rates: dict[str, Rate], *, name: str, rate: str) -> Work:
     size = job.total_tokens * _number(rates, "text_bytes_per_token")
-    id_bytes = 2 if job.architecture.vocab_size <= LARGEST_UINT16_VOCABULARY else 4
+    id_bytes = 2 if token_dtype(job.architecture.vocab_size) == "uint16" else 4
     disk = size if name != "preprocess" else float(job.total_tokens * id_bytes)
     speed = rates[rate]
     if speed.value is None:

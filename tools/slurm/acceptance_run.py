@@ -7,6 +7,7 @@ The job script runs one srun for each line, so that a layout that crashes takes 
 import argparse
 import importlib.util
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -126,12 +127,19 @@ def _differences(left: Path, right: Path) -> tuple[dict[str, float], bool]:
         shape = readers[1].shape(key)
         a, b = (reader.read(key, (0,) * len(shape), shape).float() for reader in readers)
         apart = (a - b).abs()
-        worst = max(worst, float(apart.max()))
+        worst = _larger(worst, float(apart.max()))
         outside += int((apart > WEIGHT_TOLERANCE).sum())
         number += apart.numel()
-    loss = max(abs(a - b) for a, b in zip(_losses(left), _losses(right), strict=True))
+    loss = 0.0
+    for one, other in zip(_losses(left), _losses(right), strict=True):
+        loss = _larger(loss, abs(one - other))
     agree = worst <= FURTHEST and outside / number <= MOST_OUTSIDE
     return {"loss_difference": loss, "weight_difference": worst}, agree
+
+
+def _larger(worst: float, found: float) -> float:
+    """Infinity for what is no number: Python's max passes over a NaN, and every comparison with one is false."""
+    return max(worst, found) if math.isfinite(found) else math.inf
 
 
 def _speeds(work: Path, names: list[str], world_size: int) -> dict[str, float]:
