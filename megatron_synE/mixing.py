@@ -184,28 +184,6 @@ class Mixture:
             if then > max(now, self.limits[source.name])
         ]
 
-    def check_grown(self, stored: Schedule) -> None:
-        """Errors: ConfigError for sources that `stored` did not read too often, and a plan that has grown since does.
-
-        The plan by itself is looked at elsewhere (build_schedule); under the decisions taken it may read others.
-        """
-        if self.renormalizes:
-            return
-        followed = self.schedule
-        read = dict(zip((s.name for s in stored.sources), Sampler(stored).cursors(stored.num_samples), strict=True))
-        now = zip(followed.sources, Sampler(followed).cursors(followed.num_samples), strict=True)
-        beyond = [
-            f"{source.name} ({count:,} of {limit:,} windows)"
-            for source, count in now
-            if count > max(limit := self.limits[source.name], read.get(source.name, 0))
-        ]
-        if beyond:
-            raise ConfigError(
-                "data.stages: with the decisions taken the plan reads sources more often than data.max_epochs and"
-                f" data.exhaustion allow: {', '.join(beyond)}; shorten the stage, add data, raise data.max_epochs, or"
-                " set data.exhaustion=renormalize"
-            )
-
     def _can_shift(self, start: int) -> bool:
         """Whether at sample `start` the guarded language is read, beside others."""
         languages = {self.entries[name].language for name in self._weights_at(start)}
@@ -386,16 +364,6 @@ def mixture_of(config: RunConfig, manifests: Sequence[Any]) -> Mixture:
     phases = mixture.schedule.phases
     ranges = ((int(start), int(stop)) for start, stop in (text.split(":") for text in config.data.skip_samples))
     return replace(mixture, skips=tuple(part for a, b in ranges for part in ranges_left_out(phases, a, b)))
-
-
-def check_past(stored: Schedule, followed: Schedule, *, consumed_samples: int, where: str) -> None:
-    """What was read must stay what it was. where: of the stored schedule. Errors: ConfigError if it did not."""
-    if stored.past_digest(consumed_samples) != followed.past_digest(consumed_samples):
-        raise ConfigError(
-            f"data, run.seed or training.seq_length changed what the first {consumed_samples} samples of this run are; "
-            f"they were read already ({where}). Restore the old values, or start a new run with init.from=checkpoint "
-            "and another run.dir; data that only a new stage reads belongs into that stage's own manifests"
-        )
 
 
 def _losses_by_topic(

@@ -9,11 +9,12 @@ from typing import Literal
 import torch.distributed as dist
 
 from data_mixers.errors import ConfigError
+from data_mixers.sampling import Sampler
 from data_mixers.schedule import Schedule
 from megatron_synE.checkpoint import layout
 from megatron_synE.config.schema import RunConfig
 from megatron_synE.exit_codes import CheckpointError, DivergedError
-from megatron_synE.mixing import Mixture, check_past
+from megatron_synE.mixing import Mixture
 from megatron_synE.model.llama import LlamaArchitecture, architecture_from_hf, read_hf_config
 from megatron_synE.runtime.control import from_rank_zero
 from megatron_synE.runtime.run_dir import RunDir
@@ -101,9 +102,42 @@ def mixture_to_follow(from_config: Mixture, start: Start) -> Mixture:
         return mixture
     consumed = start.state.consumed_samples
     check_past(stored, followed, consumed_samples=consumed, where=str(start.folder))
-    mixture.check_grown(stored)
+    check_grown(mixture, stored)
     logger.info("the future of the schedule was edited; its past (%d samples) is unchanged", consumed)
     return mixture
+
+
+def check_past(stored: Schedule, followed: Schedule, *, consumed_samples: int, where: str) -> None:
+    """What was read must stay what it was. where: of the stored schedule. Errors: ConfigError if it did not."""
+    if stored.past_digest(consumed_samples) != followed.past_digest(consumed_samples):
+        raise ConfigError(
+            f"data, run.seed or training.seq_length changed what the first {consumed_samples} samples of this run are; "
+            f"they were read already ({where}). Restore the old values, or start a new run with init.from=checkpoint "
+            "and another run.dir; data that only a new stage reads belongs into that stage's own manifests"
+        )
+
+
+def check_grown(mixture: Mixture, stored: Schedule) -> None:
+    """Errors: ConfigError for sources that `stored` did not read too often, and a plan that has grown since does.
+
+    The plan by itself is looked at elsewhere (build_schedule); under the decisions taken it may read others.
+    """
+    if mixture.renormalizes:
+        return
+    followed = mixture.schedule
+    read = dict(zip((s.name for s in stored.sources), Sampler(stored).cursors(stored.num_samples), strict=True))
+    now = zip(followed.sources, Sampler(followed).cursors(followed.num_samples), strict=True)
+    beyond = [
+        f"{source.name} ({count:,} of {limit:,} windows)"
+        for source, count in now
+        if count > max(limit := mixture.limits[source.name], read.get(source.name, 0))
+    ]
+    if beyond:
+        raise ConfigError(
+            "data.stages: with the decisions taken the plan reads sources more often than data.max_epochs and"
+            f" data.exhaustion allow: {', '.join(beyond)}; shorten the stage, add data, raise data.max_epochs, or"
+            " set data.exhaustion=renormalize"
+        )
 
 
 def check_resumable(config: RunConfig, architecture: LlamaArchitecture, start: Start) -> None:

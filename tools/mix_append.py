@@ -11,8 +11,9 @@ from megatron_synE.config.examine import examine
 from megatron_synE.config.fault import require
 from megatron_synE.config.load import load_config, read_yaml
 from megatron_synE.config.schema import RunConfig
-from megatron_synE.mixing import check_past, mixture_of
+from megatron_synE.mixing import mixture_of
 from megatron_synE.optim.lr_schedule import LrSchedule
+from megatron_synE.start import check_grown, check_past
 
 RUN_CONFIG = "run_config.yaml"
 
@@ -56,7 +57,7 @@ def checked_stage(run: Path, stage: Path) -> tuple[str, list[str]]:
         stored = Schedule.from_json(state.schedule["json"])
         mixture = mixture.restored(state.schedule["mixture"])
         check_past(stored, mixture.schedule, consumed_samples=state.consumed_samples, where=str(run))
-        mixture.check_grown(stored)
+        check_grown(mixture, stored)
     return override, diff(stored, mixture.schedule) + _learning_rate(config, stored, mixture.schedule, state)
 
 

@@ -14,6 +14,7 @@ from data_mixers.sampling import Sampler
 from megatron_synE.config.load import load_config
 from megatron_synE.decision_log import rows_of
 from megatron_synE.mixing import Answer, Mixture, mixture_of
+from megatron_synE.start import check_grown
 from megatron_synE.validation import DocumentLosses, ValidationSet
 from tests import tiny
 from tools.mix import replay
@@ -129,11 +130,11 @@ def test_a_plan_that_grows_under_a_decision_may_not_read_a_source_too_often(tmp_
     run, _ = validated(run, {"law": 2.3, "food": 2.0, "music": 2.0}, at=352)
     assert len(run.reweights) == 1
     followed = longer.restored(json.loads(json.dumps(run.to_dict())))
-    run.check_grown(run.schedule)
-    longer.check_grown(run.schedule)  # without the decision it lasts
+    check_grown(run, run.schedule)
+    check_grown(longer, run.schedule)  # without the decision it lasts
     with pytest.raises(ConfigError, match=r"zh/web/law \(12[67] of 125 windows\); shorten the stage"):
-        followed.check_grown(run.schedule)
-    replace(followed, renormalizes=True).check_grown(run.schedule)
+        check_grown(followed, run.schedule)
+    check_grown(replace(followed, renormalizes=True), run.schedule)
 
 
 def test_replay_leaves_out_what_the_run_left_out_once_for_each_time_it_stayed_out(tmp_path: Path) -> None:
