@@ -1,19 +1,24 @@
 """What the trainer asks of the mixture, without a model: decisions that the text at hand can carry."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from data_mixers.controllers import TopicLosses
 from data_mixers.errors import ConfigError
+from data_mixers.guard import GuardObservation, GuardSettings, GuardState
+from data_mixers.guard import decide as decide_guard
 from data_mixers.sampling import Sampler
 from megatron_synE.config.load import load_config
-from megatron_synE.decision_log import rows_of
-from megatron_synE.mixing import Answer, Mixture, mixture_of
+from megatron_synE.decision_log import lines_of, rows_of
+from megatron_synE.mixing import Answer, GuardAnswer, Mixture, mixture_of
 from megatron_synE.start import check_grown
 from megatron_synE.validation import DocumentLosses, ValidationSet
 from tests import tiny
@@ -135,6 +140,22 @@ def test_a_plan_that_grows_under_a_decision_may_not_read_a_source_too_often(tmp_
     with pytest.raises(ConfigError, match=r"zh/web/law \(12[67] of 125 windows\); shorten the stage"):
         check_grown(followed, run.schedule)
     check_grown(replace(followed, renormalizes=True), run.schedule)
+
+
+def test_a_guard_that_has_added_to_a_share_warns_when_its_documents_change() -> None:
+    """From there on it knows nothing of the loss that it was added for, and takes it back step by step."""
+    settings = GuardSettings(language="en", action="raise")
+    before, other = (TopicLosses(nll_sums=(3.0 * n, 4.0 * n), tokens=(n, n)) for n in (10, 20))
+    levels = {}
+    for rise, losses in product((0.0, 0.04), (before, other)):
+        state = GuardState(language="en", rise=rise, losses=before, answers=None)
+        seen = GuardObservation(consumed_tokens=9, losses=losses, answers=None)
+        decision = decide_guard(settings, state, seen)
+        answer = Answer(groups={}, guard=GuardAnswer(observation=seen, decision=decision, shift=None))
+        levels[rise, losses is other] = [level for level, line in lines_of(answer) if "changed" in line]
+    assert levels == {
+        (0.0, False): [], (0.04, False): [], (0.0, True): [logging.INFO], (0.04, True): [logging.WARNING],
+    }  # fmt: skip
 
 
 def test_replay_leaves_out_what_the_run_left_out_once_for_each_time_it_stayed_out(tmp_path: Path) -> None:

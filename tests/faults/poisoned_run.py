@@ -91,6 +91,7 @@ if what in ("nan", "spike"):
     MANIFESTS = [read_manifest(Path(sys.argv[2]).parent / "train")]
     trainers._loss = bad_loss
 if what in ("nan", "spike", "late"):
+    # the real trainer with one fault
     Trainer.collate = lately if what == "late" else with_bad_sample  # type: ignore[method-assign]
 else:
     Trainer._forward_backward = {  # type: ignore[method-assign]

@@ -105,7 +105,7 @@ def test_changed_and_embedded_copies_leave_the_training_data_and_are_counted(
             assert family <= trained
 
 
-def rows_of(folder: Path, stem: str) -> list[dict[str, object]]:
+def rows_of(folder: Path, stem: str) -> list[dict[str, Any]]:
     return list(read_rows(folder / stem))
 
 
@@ -192,7 +192,7 @@ def test_no_text_is_held_out_twice_neither_of_another_topic_nor_of_an_earlier_so
     ):
         whole = (tmp_path / raw).read_bytes()
         held = [
-            json.loads(whole[int(row["place"]) :].split(b"\n", 1)[0])["text"]  # type: ignore[call-overload]
+            json.loads(whole[row["place"] :].split(b"\n", 1)[0])["text"]
             for row in rows_of(tmp_path / "out", f"{stem}@holdout_text_document")
         ]
         assert set(held) == set(ranked[5 * number : 5 * number + 5]), stem
@@ -241,8 +241,8 @@ def texts_of(folder: Path, stem: str) -> set[str]:
     rows = rows_of(folder / "out", stem)
     found = set()
     for row in rows:
-        with Path(str(row["file"])).open("rb") as stream:
-            stream.seek(int(row["place"]))  # type: ignore[call-overload]
+        with Path(row["file"]).open("rb") as stream:
+            stream.seek(row["place"])
             found.add(json.loads(stream.readline())["text"])
     return found
 
@@ -315,7 +315,7 @@ def test_the_command_sizes_the_holdout_by_what_was_measured(options: PreprocessO
     assert done.returncode == 0, done.stderr
     assert "the change of a document's mean NLL varies by 0.004 nats per token" in done.stderr
     (held,) = (entry for entry in read_manifest(options.out).sources if entry.role == "validation")
-    lengths = [int(row["num_tokens"]) for row in rows_of(options.out, "und__web__all@holdout_text_document")]  # type: ignore[call-overload]
+    lengths = [row["num_tokens"] for row in rows_of(options.out, "und__web__all@holdout_text_document")]
     assert held.num_documents == len(lengths) < 20
     assert 0.004 * math.sqrt(sum(n * n for n in lengths)) <= 0.002 * sum(lengths)
     assert 0.004 * math.sqrt(sum(n * n for n in lengths[:-1])) > 0.002 * sum(lengths[:-1])

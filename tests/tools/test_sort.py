@@ -1,73 +1,29 @@
 """`syne data sort` against a plain sort in Python: order, ties, buckets, tails; nothing lost; memory bounded."""
 
-import contextlib
 import json
-import threading
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from data_mixers.errors import ConfigError, DataError
 from data_mixers.manifest import DatasetManifest, ShardEntry, SourceEntry, read_manifest, write_manifest
-from megatron_synE.data.indexed import IndexedFile
 from tests import tiny
 from tests.rows import contents
-from tests.tools.token_files import ORIGIN, documents_of, write_scores
+from tests.tools.token_files import LAW, ORIGIN, documents_of, score, two_files_of_law
 from tools.data import redistribute
-from tools.data import sort as sorting
 from tools.data.scores_file import metadata_of, open_scores, scores_path
 from tools.data.sort import SortOptions, sort
 from tools.data.sort_order import order_of
 
-LAW, NOVEL = ("zh", "web", "law"), ("zh", "book", "novel")
-
-
-def score(prefix: Path, shard: ShardEntry, name: str = "default", *, seed: int = 0, **columns: Any) -> None:
-    """Few different values, so that there are ties."""
-    random = np.random.default_rng(seed)
-    count = shard.num_documents
-    lengths = np.diff(IndexedFile(prefix).document_ranges())
-    means = random.integers(1, 9, size=count) / 4
-    table: dict[str, Any] = {
-        "nll_sum": means * (lengths - 1), "nll_tokens": lengths - 1, "compression_ratio": random.random(count) * 3,
-        "lexical_diversity": random.random(count), "characters_per_token": random.random(count) * 4,
-    } | columns  # fmt: skip
-    write_scores(scores_path(prefix, name), of=shard.bin_sha256, **table)
-
-
-def write_documents(prefix: Path, shard: ShardEntry, *, seed: int = 0) -> None:
-    """Ids in no order, and text_bytes that say which document they belong to."""
-    random = np.random.default_rng(seed)
-    ids = [f"{number:05d}-{prefix.name}" for number in random.permutation(shard.num_documents)]
-    lengths = np.diff(IndexedFile(prefix).document_ranges())
-    pq.write_table(
-        pa.table({"id": ids, "num_tokens": lengths, "text_bytes": lengths * 3}), f"{prefix}.documents.parquet"
-    )
-
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Law in two token files, a novel, and held-out law; scores and lists of documents beside each."""
-    folder = tmp_path / "data"
-    first = tiny.manifest(folder, {LAW: 4000, NOVEL: 2500})
-    second = tiny.manifest(folder / "more", {LAW: 3000}, seed=3)
-    held = tiny.manifest(folder, {LAW: 300}, role="validation", seed=9)
-    (shard,) = second.sources[0].shards
-    law = next(entry for entry in first.sources if entry.topic == "law")
-    moved = replace(shard, prefix=f"more/{shard.prefix}")
-    sources = (replace(law, shards=(*law.shards, moved)), *(e for e in first.sources if e != law), *held.sources)
-    write_manifest(replace(first, sources=sources))
-    manifest = read_manifest(folder)
-    for number, each in enumerate(s for entry in manifest.sources for s in entry.shards):
-        score(manifest.shard_prefix(each), each, seed=number)
-        write_documents(manifest.shard_prefix(each), each, seed=number)
-    return folder
+    return two_files_of_law(tmp_path / "data")
 
 
 def rows_of(manifest: DatasetManifest, entry: SourceEntry, name: str = "default") -> list[dict[str, Any]]:
@@ -301,85 +257,6 @@ def test_what_cannot_be_sorted_is_refused_with_its_cure(data: Path, spoil: Any, 
     with pytest.raises((ConfigError, DataError), match=message):
         sort(SortOptions(data=data, out=data.parent / "sorted", buckets=2))
     assert not (data.parent / "sorted" / "manifest.json").exists()
-
-
-class _Killed(Exception):
-    pass
-
-
-def test_an_old_copy_of_a_requeued_task_changes_no_document(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SLURM starts a task anew, while its first copy goes on for a few blocks on a node that was believed lost."""
-    monkeypatch.setattr(redistribute, "BLOCK_TOKENS", 300)
-    monkeypatch.setattr(redistribute, "RANGE_TOKENS", 1000)
-    straight, out = data.parent / "straight", data.parent / "out"
-    options = SortOptions(data=data, out=straight, buckets=2)
-    sort(options)
-    turns = {"old": threading.Semaphore(0), "new": threading.Semaphore(0)}
-    real, blocks = sorting._sort_topic, iter(range(1, 1000))
-
-    def old_copy(*given: Any) -> None:
-        def report(_: int) -> None:
-            number = next(blocks)
-            turns["new"].release()
-            turns["old"].acquire(timeout=60)
-            if number == 5:
-                raise _Killed
-
-        with contextlib.suppress(_Killed, FileNotFoundError):
-            real(*given, 0, report)
-        for _ in range(1000):
-            turns["new"].release()
-
-    def requeued(*given: Any) -> Any:
-        *decided, task, report = given
-        if task != 0:
-            return real(*given)
-        thread = threading.Thread(target=old_copy, args=decided)
-        thread.start()
-
-        def in_turn(count: int) -> None:
-            turns["old"].release()
-            turns["new"].acquire(timeout=60)
-            report(count)
-
-        turns["new"].acquire(timeout=60)  # the old copy has written its first block
-        result = real(*decided, task, in_turn)
-        thread.join()
-        return result
-
-    monkeypatch.setattr(sorting, "_sort_topic", requeued)
-    sort(replace(options, out=out))
-    assert contents(out, with_work=False) == contents(straight, with_work=False)
-    assert not list(out.glob("**/spool-*")) and not list(out.glob("**/.*.tmp"))
-
-
-def test_a_spool_that_somebody_has_written_to_is_refused(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = redistribute._distribute
-
-    def disturbed(given: redistribute.Rewriting, *rest: Any) -> None:
-        real(given, *rest)
-        path = next(given.spool.glob(spoiled))
-        path.write_bytes(path.read_bytes() * 2)
-
-    monkeypatch.setattr(redistribute, "_distribute", disturbed)
-    for spoiled in ("0.tokens", "0.0.rows"):
-        with pytest.raises(DataError, match=rf"{spoiled} holds \d+ tokens or rows in place of \d+: another process"):
-            sort(SortOptions(data=data, out=data.parent / "sorted", buckets=2))
-
-
-def test_a_sidecar_that_is_cut_off_or_of_another_writing_is_named(data: Path) -> None:
-    manifest = read_manifest(data)
-    shard = next(e for e in manifest.with_role("train") if e.topic == "law").shards[0]
-    path = Path(f"{manifest.shard_prefix(shard)}.documents.parquet")
-    table = pq.read_table(path)
-    pq.write_table(table.slice(1), path)
-    message = rf"{path.name} has {len(table) - 1} rows, .* {len(table)} documents.*make it again"
-    with pytest.raises(DataError, match=message):
-        sort(SortOptions(data=data, out=data.parent / "sorted", by="compression_ratio", buckets=2))
-    pq.write_table(table, path)
-    path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(DataError, match=rf"{path.name} cannot be read as parquet"):
-        sort(SortOptions(data=data, out=data.parent / "sorted", by="compression_ratio", buckets=2))
 
 
 def test_a_folder_with_other_data_and_impossible_buckets_are_refused(data: Path) -> None:

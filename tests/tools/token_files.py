@@ -9,9 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_mixers.manifest import ShardEntry, read_manifest, write_manifest
 from megatron_synE.data.indexed import IndexedFile
-from tools.data.scores_file import SCHEMA, ScoresOrigin, metadata_of
+from tests import tiny
+from tools.data.scores_file import SCHEMA, ScoresOrigin, metadata_of, scores_path
 
+LAW, NOVEL = ("zh", "web", "law"), ("zh", "book", "novel")
 ORIGIN = ScoresOrigin(
     bin_sha256="", weights_sha256="f" * 64, seq_length=128, overlap=8, precision="fp32", tokenizer_digest="0" * 64
 )
@@ -30,3 +33,43 @@ def write_scores(path: Path, *, of: str, **columns: Any) -> Path:
     metadata = metadata_of(replace(ORIGIN, bin_sha256=of))
     pq.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA.with_metadata(metadata)), path)
     return path
+
+
+def score(prefix: Path, shard: ShardEntry, name: str = "default", *, seed: int = 0, **columns: Any) -> None:
+    """Few different values, so that there are ties."""
+    random = np.random.default_rng(seed)
+    count = shard.num_documents
+    lengths = np.diff(IndexedFile(prefix).document_ranges())
+    means = random.integers(1, 9, size=count) / 4
+    table: dict[str, Any] = {
+        "nll_sum": means * (lengths - 1), "nll_tokens": lengths - 1, "compression_ratio": random.random(count) * 3,
+        "lexical_diversity": random.random(count), "characters_per_token": random.random(count) * 4,
+    } | columns  # fmt: skip
+    write_scores(scores_path(prefix, name), of=shard.bin_sha256, **table)
+
+
+def write_documents(prefix: Path, shard: ShardEntry, *, seed: int = 0) -> None:
+    """Ids in no order, and text_bytes that say which document they belong to."""
+    random = np.random.default_rng(seed)
+    ids = [f"{number:05d}-{prefix.name}" for number in random.permutation(shard.num_documents)]
+    lengths = np.diff(IndexedFile(prefix).document_ranges())
+    pq.write_table(
+        pa.table({"id": ids, "num_tokens": lengths, "text_bytes": lengths * 3}), f"{prefix}.documents.parquet"
+    )
+
+
+def two_files_of_law(folder: Path) -> Path:
+    """Law in two token files, a novel, and held-out law; scores and lists of documents beside each."""
+    first = tiny.manifest(folder, {LAW: 4000, NOVEL: 2500})
+    second = tiny.manifest(folder / "more", {LAW: 3000}, seed=3)
+    held = tiny.manifest(folder, {LAW: 300}, role="validation", seed=9)
+    (shard,) = second.sources[0].shards
+    law = next(entry for entry in first.sources if entry.topic == "law")
+    moved = replace(shard, prefix=f"more/{shard.prefix}")
+    sources = (replace(law, shards=(*law.shards, moved)), *(e for e in first.sources if e != law), *held.sources)
+    write_manifest(replace(first, sources=sources))
+    manifest = read_manifest(folder)
+    for number, each in enumerate(s for entry in manifest.sources for s in entry.shards):
+        score(manifest.shard_prefix(each), each, seed=number)
+        write_documents(manifest.shard_prefix(each), each, seed=number)
+    return folder

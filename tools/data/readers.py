@@ -78,9 +78,10 @@ def find_inputs(patterns: Sequence[str], *, option: str = "--input") -> list[Pat
     """
     found: dict[Path, Path] = {}
     for pattern in patterns:
-        literal = glob.glob(glob.escape(pattern))  # noqa: PTH207  # absolute patterns; brackets may be of the name
-        matches = [Path(name) for name in literal or glob.glob(pattern, recursive=True)]  # noqa: PTH207
-        named = Path(pattern) if literal else _named_part(pattern)
+        is_literal = Path(pattern).exists()  # brackets may be of the name
+        names = [pattern] if is_literal else glob.glob(pattern, recursive=True)  # noqa: PTH207  # absolute patterns
+        matches = [Path(name) for name in names]
+        named = Path(pattern) if is_literal else _named_part(pattern)
         files = [path for path in matches if path.is_file()]
         for folder in (path for path in matches if path.is_dir()):
             files += _files_inside(folder, option)
