@@ -64,7 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {fault}\n")
         return DataError.exit_code
     except KeyboardInterrupt:
-        return INTERRUPTED
+        code = INTERRUPTED
+    if code == INTERRUPTED:
+        # Python remembers an interrupt that came while it executed a string (an import that makes a dataclass or a
+        # named tuple), caught or not, and would die of SIGINT at its end, not with this code; another string clears it.
+        exec("")
     return code if isinstance(code, int) else 0
 
 

@@ -1,6 +1,7 @@
 """The command line as a shell sees it: exit codes, messages, help, and what help must not import."""
 
 import json
+import os
 import re
 import resource
 import shlex
@@ -145,6 +146,20 @@ def test_an_interrupt_exits_130(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("tools.doctor.run_doctor", interrupted)
     assert main(["doctor"]) == 130
+
+
+def test_an_interrupt_inside_an_executed_string_exits_130_too(tmp_path: Path) -> None:
+    """As in an import that makes a dataclass: Python itself would end by SIGINT, not with a code."""
+    (tmp_path / "told.py").write_text(
+        "import sys\nimport tools.cli\nimport tools.doctor\n"
+        "tools.doctor.run_doctor = lambda: exec('raise KeyboardInterrupt')\n"
+        "sys.exit(tools.cli.main(['doctor']))\n"
+    )
+    told = subprocess.run(
+        [sys.executable, "-m", "told"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (told.returncode, told.stderr) == (130, "")
 
 
 def test_a_closed_pipe_brings_no_traceback() -> None:
