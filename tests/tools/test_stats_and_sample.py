@@ -21,6 +21,7 @@ from tools.data.options import SampleOptions
 from tools.data.preprocess import PreprocessOptions, preprocess
 from tools.data.sample import samples, shown
 from tools.data.stats import PPL_EDGES, stats
+from tools.data.verify import verify
 
 TEXTS = {
     "law": corpus.documents(60, seed=1, kinds=(corpus.ZH,)),
@@ -155,6 +156,24 @@ def test_text_json_and_figure_come_from_one_command(folder: Path, tokenizer_path
     assert [entry["name"] for entry in entries] == ["en/web/computing", "zh/web/law"]
     assert (entries[0]["ppl"] is None) != scores
     assert figure.read_bytes().startswith(b"\x89PNG") and figure.stat().st_size > 20_000
+
+
+def test_a_byte_that_changed_is_found_by_verify_alone(folder: Path) -> None:
+    command = ["data", "stats", "--data", str(folder)]
+    files = [path for suffix in ("bin", "idx") for path in sorted(folder.rglob(f"*.{suffix}"))]
+    size = sum(path.stat().st_size for path in files)
+    whole = CliRunner().invoke(app, [*command, "--verify"])
+    assert f"verified: {size:,} bytes of token files" in whole.stderr and "en/web/computing" in whole.stdout
+    raw = bytearray(files[0].read_bytes())
+    raw[len(raw) // 2] ^= 1
+    files[0].write_bytes(raw)
+    assert CliRunner().invoke(app, command).exit_code == 0
+    with pytest.raises(DataError, match=rf"^1 of 4 token files are not .*{files[0].name} has another sha256\. Copy"):
+        verify(folder)
+    files[1].write_bytes(files[1].read_bytes()[:-1])
+    files[2].unlink()
+    with pytest.raises(DataError, match=r"^3 of 4 token files .*sha256; .*idx is missing; .* bytes, not [\d,]+\. "):
+        verify(folder)
 
 
 def test_a_percentile_shows_documents_round_it(folder: Path, tokenizer_path: Path) -> None:

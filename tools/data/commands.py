@@ -242,11 +242,20 @@ def stats(
     plot: Annotated[Path | None, typer.Option(help="Draw it into this .png file.")] = None,
     format: Annotated[Literal["text", "json"], typer.Option(help="Of the output.")] = "text",
     scores: ScoresName = "default",
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Before, read every token file and compare its sha256 with the manifest's.")
+    ] = False,
 ) -> None:
     """Tokens, documents, lengths and PPL per source; what is missing for it is said."""
     from tools.data.stats import stats as run_stats
     from tools.data.stats import table
 
+    if verify:
+        from tools.data.verify import verify as run_verify
+
+        log_to_stderr()
+        size = run_verify(data)
+        typer.echo(f"verified: {size:,} bytes of token files are those of the manifest", err=True)
     found = run_stats(data, scores_name=scores)
     if plot is not None:
         from tools.data.stats_figure import draw
