@@ -34,7 +34,7 @@ def dotted(node: ast.expr) -> str:
 
 
 def is_constant(node: ast.expr | None, value: object) -> bool:
-    return isinstance(node, ast.Constant) and node.value is value
+    return isinstance(node, ast.Constant) and type(node.value) is type(value) and node.value == value
 
 
 def faults(tree: ast.AST) -> list[tuple[int, str]]:
@@ -48,7 +48,8 @@ def faults(tree: ast.AST) -> list[tuple[int, str]]:
             continue
         name = dotted(node.func)
         keywords = {keyword.arg: keyword.value for keyword in node.keywords}
-        if name in FORBIDDEN_CALLS:
+        is_nothing = name == "exec" and len(node.args) == 1 and is_constant(node.args[0], "")
+        if name in FORBIDDEN_CALLS and not is_nothing:
             found.append((node.lineno, name))
         if name.endswith("torch.load") and not is_constant(keywords.get("weights_only"), True):
             found.append((node.lineno, "torch.load"))
@@ -73,6 +74,8 @@ def test_nothing_executes_what_it_reads(path: Path) -> None:
     [
         ("AutoModel.from_pretrained(x, trust_remote_code=True)", "trust_remote_code"),
         ("AutoModel.from_pretrained(x, trust_remote_code=config.trust)", "trust_remote_code"),
+        ("exec(x)", "exec"),
+        ('exec("import this")', "exec"),
         ("torch.load(x)", "torch.load"),
         ("torch.load(x, weights_only=False)", "torch.load"),
         ("pickle.loads(x)", "pickle.loads"),
@@ -90,7 +93,14 @@ def test_the_finder_finds(code: str, what: str) -> None:
 
 @pytest.mark.parametrize(
     "code",
-    ["model.eval()", "torch.load(x, weights_only=True)", "subprocess.run([x])", "yaml.safe_load(x)", "re.compile(x)"],
+    [
+        "model.eval()",
+        "torch.load(x, weights_only=True)",
+        "subprocess.run([x])",
+        "yaml.safe_load(x)",
+        "re.compile(x)",
+        'exec("")',
+    ],
 )
 def test_the_finder_lets_the_harmless_pass(code: str) -> None:
     assert faults(ast.parse(code)) == []

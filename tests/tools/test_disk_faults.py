@@ -82,10 +82,10 @@ def test_clean_on_a_full_disk_says_so_and_goes_on(documents: Path, tmp_path: Pat
     assert counts["read"] == 400 == counts["kept"] + counts["dropped"]
 
 
-def _with_few_files(folder: Path, soft: int, hard: int) -> subprocess.CompletedProcess[str]:
+def _with_few_files(soft: int, hard: int, *command: str | Path) -> subprocess.CompletedProcess[str]:
     limit = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
     return subprocess.run(
-        [sys.executable, "-m", "tools", "data", "stats", "--data", folder, "--format", "json"],
+        [sys.executable, "-m", "tools", "data", *command],
         cwd=ROOT, capture_output=True, text=True, check=False, timeout=240, preexec_fn=limit,
     )  # fmt: skip
 
@@ -94,16 +94,36 @@ def test_more_token_files_than_may_be_open_at_once(tmp_path: Path) -> None:
     """Two descriptors each; a limit that may be raised is raised, and one source is let go before the next."""
     topics = {("zh", "web", f"topic_{number}"): 20 for number in range(60)}
     manifest = tiny.manifest(tmp_path, topics)
-    done = _with_few_files(tmp_path, 100, 100)
+    command = ("stats", "--data", tmp_path, "--format", "json")
+    done = _with_few_files(100, 100, *command)
     assert done.returncode == 0, done.stderr
     assert len(json.loads(done.stdout)) == 60
     shards = tuple(shard for entry in manifest.sources for shard in entry.shards)
     write_manifest(replace(manifest, sources=(replace(manifest.sources[0], shards=shards),)))
-    done = _with_few_files(tmp_path, 100, 400)
+    done = _with_few_files(100, 400, *command)
     assert done.returncode == 0, done.stderr
-    done = _with_few_files(tmp_path, 100, 100)
+    done = _with_few_files(100, 100, *command)
     assert done.returncode == 3 and "Traceback" not in done.stderr, done.stderr
     assert "Too many open files (the limit is 100, at most 100); raise it with ulimit -n" in done.stderr
+
+
+def test_more_input_files_than_may_be_open_at_once(tmp_path: Path) -> None:
+    """A page a file: each gives a run of its own, and runs are read side by side."""
+    (tmp_path / "pages").mkdir()
+    for number, text in enumerate(corpus.documents(150, seed=1)):
+        corpus.write_jsonl(tmp_path / "pages" / f"{number}.jsonl", [text])
+    command = [
+        "preprocess",
+        "--input",
+        tmp_path / "pages",
+        "--tokenizer",
+        corpus.hf_folder(tmp_path / "hf"),
+        "--out",
+        tmp_path / "out",
+    ]
+    done = _with_few_files(100, 100, *command)
+    assert done.returncode == 0, done.stderr
+    assert "150 documents" in done.stderr
 
 
 def test_a_figure_into_a_folder_that_is_not_there(documents: Path, tmp_path: Path) -> None:

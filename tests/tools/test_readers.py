@@ -299,9 +299,27 @@ def test_a_document_stands_at_its_byte_its_line_or_its_row(tmp_path: Path) -> No
         found = [record for record in read(tmp_path / name) if isinstance(record, Record)]
         assert [(record.line, record.place) for record in found] == [(2, 2), (4, 4), (5, 5)]
     pyarrow.parquet.write_table(pyarrow.table({"text": list("abcdefgh")}), tmp_path / "a.parquet", row_group_size=3)
-    found = [record for record in read(tmp_path / "a.parquet") if isinstance(record, Record)]
-    assert [record.place for record in found] == [1, 2, 3, 4, 5, 6, 7, 8]
-    assert [record.line for record in found] == [1, 2, 3, 1, 2, 3, 1, 2]
+    metadata = pyarrow.parquet.read_metadata(tmp_path / "a.parquet")
+    two = sum(metadata.row_group(group).total_byte_size for group in (0, 1))
+    for chunk_bytes, numbers in (
+        (1, [1, 2, 3, 1, 2, 3, 1, 2]), (two - 1, [1, 2, 3, 1, 2, 3, 4, 5]), (two, [1, 2, 3, 4, 5, 6, 1, 2]),
+        (None, [1, 2, 3, 4, 5, 6, 7, 8]),
+    ):  # fmt: skip
+        found = [rec for rec in read(tmp_path / "a.parquet", chunk_bytes=chunk_bytes) if isinstance(rec, Record)]
+        assert [record.text for record in found] == list("abcdefgh")
+        assert [record.place for record in found] == [1, 2, 3, 4, 5, 6, 7, 8]
+        assert [record.line for record in found] == numbers
+
+
+def test_ten_thousand_small_row_groups_are_one_task_and_its_progress_their_bytes(tmp_path: Path) -> None:
+    """As Hugging Face's datasets writes them, a thousand rows each: a task for each read the whole footer again."""
+    table = pyarrow.table({"text": [f"{n}" for n in range(10_000)]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=1)
+    (task,) = plan_tasks([tmp_path / "a.parquet"])
+    told: list[int] = []
+    found = list(read_task(task, text_key="text", topic_key=None, on_bytes=told.append))
+    assert len(found) == len(told) == 10_000
+    assert sum(told) == task.size_bytes == (tmp_path / "a.parquet").stat().st_size
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "gz", "zst"])

@@ -69,6 +69,26 @@ def test_one_pool_serves_one_stage_after_the_other_with_the_same_prepared_proces
     assert len(used | prepared) <= 2
 
 
+class _Counted:
+    """Of a stage that is sent to a process it is known how often."""
+
+    sent = 0
+
+    def __call__(self, task: int, report: Report) -> int:
+        return task
+
+    def __reduce__(self) -> tuple[type["_Counted"], tuple[()]]:
+        _Counted.sent += 1
+        return _Counted, ()
+
+
+def test_a_stage_is_sent_once_to_a_worker_however_many_tasks_it_has(tmp_path: Path) -> None:
+    _Counted.sent = 0
+    stage = Stage(name="many", work=tmp_path, fingerprint="a", sizes=(1,) * 50, do=_Counted())
+    assert run_stage(stage, workers=2) == list(range(50))
+    assert _Counted.sent == 2
+
+
 def test_a_pool_goes_on_after_a_task_that_failed(tmp_path: Path) -> None:
     with WorkerPool(2) as pool:
         with pytest.raises(DataError, match="task 3 is broken"):

@@ -45,6 +45,7 @@ def small_pieces(own_cache: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spool, "RUN_BYTES", 300)
     monkeypatch.setattr(spool, "BATCH_BYTES", 100)
     monkeypatch.setattr(merge, "MERGE_TOKENS", 100)
+    monkeypatch.setattr(merge, "READ_BYTES", 200)  # some runs are read, some mapped
 
 
 def text_of(line: bytes) -> str | None:

@@ -104,7 +104,11 @@ class Call:
         """
         given = sizes if sizes is not None else [task.size_bytes for task in self.tasks]
         work = self.work / (folder or name)
-        stage = Stage(name=name, work=work, fingerprint=self.fingerprint, sizes=tuple(given), do=do)
+        cuts = json.dumps(
+            [self.fingerprint, [(task.start, task.stop) for task in self.tasks]]
+        )  # a version may cut else
+        decided = hashlib.sha256(cuts.encode()).hexdigest()
+        stage = Stage(name=name, work=work, fingerprint=decided, sizes=tuple(given), do=do)
         return run_stage(stage, workers=self.workers, unit=unit, scale=scale, array=self.array)
 
     def check_bad_share(self, bad: Sequence[BadLine], num_documents: int, options: Any) -> None:

@@ -26,6 +26,8 @@ MERGE_TOKENS = 4 << 20  # in memory at once while merging: about 50 MB with the 
 SHARD_TOKENS = 1 << 27  # of one token file, about: half a GB of int32, so that writing spreads over workers
 PACKED_SHARD_TOKENS = 1 << 24  # where documents are packed: a file's documents are read from all over its range
 DIGEST_BYTES = 16
+READ_BYTES = 64 << 10  # the most of one run's records that is read at once; of all runs together MOST_READ_BYTES
+MOST_READ_BYTES = 64 << 20
 
 
 class Digests:
@@ -168,6 +170,10 @@ def read_digests(path: Path) -> set[int]:
     return {int.from_bytes(raw[start : start + DIGEST_BYTES], "big") for start in range(0, len(raw), DIGEST_BYTES)}
 
 
+def _cut_off(path: Path) -> DataError:
+    return DataError(f"{path} was cut off; remove it and run the same command again")
+
+
 class RunReader:
     """The documents of one topic in the runs of a call, by ranges of keys."""
 
@@ -180,9 +186,18 @@ class RunReader:
         self._num_tokens = sum(segment.num_tokens for segment in self._segments)
 
     def metas(self) -> Iterator[Meta]:
-        """The records of each segment, mapped."""
+        """The records of each segment: mapped, or read where they are few, as a mapping keeps its file open."""
+        left = MOST_READ_BYTES
         for path, segment in zip(self._paths, self._segments, strict=True):
-            yield np.memmap(path, dtype=META, mode="r", offset=segment.meta_offset, shape=(segment.num_documents,))
+            size = segment.num_documents * META.itemsize
+            if size > min(left, READ_BYTES):
+                yield np.memmap(path, dtype=META, mode="r", offset=segment.meta_offset, shape=(segment.num_documents,))
+                continue
+            left -= size
+            found = np.fromfile(path, dtype=META, count=segment.num_documents, offset=segment.meta_offset)
+            if len(found) < segment.num_documents:
+                raise _cut_off(path)
+            yield found
 
     def ranges(self, shard: int, num_shards: int) -> Iterator[tuple[npt.NDArray[np.int64], Meta]]:
         """(segment of each document, records), both in key order, of consecutive ranges of keys of one shard."""
@@ -218,7 +233,7 @@ class RunReader:
                 stream.seek(low * self._dtype.itemsize)
                 read = stream.readinto(loaded[base : base + size].data.cast("B"))
             if read != size * self._dtype.itemsize:
-                raise DataError(f"{self._paths[segment]} was cut off; remove it and run the same command again")
+                raise _cut_off(self._paths[segment])
         shift = np.zeros(len(self._paths), dtype=np.int64)
         shift[used] = bases - lows
         begins = starts + shift[segment_of]

@@ -49,7 +49,7 @@ from tools.data.stage import Report, Stage, WorkerPool, only_one, remove_work, r
 __all__ = ["PreprocessOptions", "PreprocessReport", "preprocess"]
 logger = logging.getLogger(__name__)
 
-FORMAT = 2  # of what lies in .work: raise it when a stage gives something else for the same options
+FORMAT = 3  # of what lies in .work: raise it when a stage gives something else for the same options
 MOST_WASTE = 0.02  # of packed windows, before a warning
 Files = list[tuple[ShardTask, MergedShard]]
 """Token files, and what was written into them."""

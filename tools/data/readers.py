@@ -164,7 +164,7 @@ def _natural(path: Path) -> tuple[list[tuple[str, int]], str]:
 def plan_tasks(paths: Sequence[Path], *, chunk_bytes: int | None = None) -> list[InputTask]:
     """The tasks of all files in order; they do not depend on the number of workers.
 
-    chunk_bytes: of a plain file per task; None: by the size of all files.
+    chunk_bytes: of a plain file, or of a parquet file's row groups unpacked, per task; None: by the size of all files.
     """
     sizes = [path.stat().st_size for path in paths]
     if chunk_bytes is None:
@@ -177,11 +177,11 @@ def plan_tasks(paths: Sequence[Path], *, chunk_bytes: int | None = None) -> list
         if kind == "jsonl":
             cuts = [(start, min(start + chunk_bytes, size)) for start in range(0, size, chunk_bytes)]
         elif kind == "parquet":
-            cuts = [(group, group + 1) for group in range(_num_row_groups(path))]
+            cuts = _row_groups(path, chunk_bytes)
         else:
             cuts = [(0, size)]
         for start, stop in cuts:
-            part = stop - start if kind != "parquet" else size // len(cuts)
+            part = stop - start if kind != "parquet" else size * (stop - start) // cuts[-1][1]
             task = InputTask(file_index=file_index, path=path, kind=kind, start=start, stop=stop, size_bytes=part)
             tasks.append(task)
     return tasks
@@ -279,7 +279,7 @@ def _read_parquet(
     import pyarrow
     import pyarrow.parquet
 
-    number = 0
+    number, group = 0, task.start
     try:
         with pyarrow.parquet.ParquetFile(task.path) as file:
             names = file.schema_arrow.names
@@ -290,17 +290,19 @@ def _read_parquet(
                     raise DataError(f"{task.path} has no column {column}; it has {', '.join(names)}")
             columns = None if wanted is None else [*needed, *(n for n in wanted if n in names and n not in needed)]
             first_row = sum(file.metadata.row_group(group).num_rows for group in range(task.start))
-            for batch in file.iter_batches(batch_size=PARQUET_ROWS, row_groups=[task.start], columns=columns):
-                for content in _rows(batch):
-                    number += 1
-                    if content is None:
-                        yield BadRecord(number, "invalid UTF-8")
-                    else:
-                        place = first_row + number
-                        yield _check(content, number, place, text_key, topic_key, max_document_bytes)
+            for done, group in enumerate(range(task.start, task.stop)):
+                for batch in file.iter_batches(batch_size=PARQUET_ROWS, row_groups=[group], columns=columns):
+                    for content in _rows(batch):
+                        number += 1
+                        if content is None:
+                            yield BadRecord(number, "invalid UTF-8")
+                        else:
+                            place = first_row + number
+                            yield _check(content, number, place, text_key, topic_key, max_document_bytes)
+                num_groups = task.stop - task.start
+                on_bytes(task.size_bytes * (done + 1) // num_groups - task.size_bytes * done // num_groups)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{task.path} is damaged in row group {task.start}: {error}") from error
-    on_bytes(task.size_bytes)
+        raise DataError(f"{task.path} is damaged in row group {group}: {error}") from error
 
 
 def _rows(batch: Any) -> list[dict[str, Any] | None]:
@@ -317,12 +319,21 @@ def _rows(batch: Any) -> list[dict[str, Any] | None]:
     return rows
 
 
-def _num_row_groups(path: Path) -> int:
+def _row_groups(path: Path, chunk_bytes: int) -> list[tuple[int, int]]:
+    """[start, stop) of row groups that follow each other and hold at most chunk_bytes unpacked, or are one alone."""
     import pyarrow
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            return int(file.num_row_groups)
+            sizes = [file.metadata.row_group(group).total_byte_size for group in range(file.num_row_groups)]
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as parquet: {error}") from error
+    cuts: list[tuple[int, int]] = []
+    start = held = 0
+    for group, size in enumerate(sizes):
+        if group > start and held + size > chunk_bytes:
+            cuts.append((start, group))
+            start, held = group, 0
+        held += size
+    return [*cuts, (start, len(sizes))] if sizes else []
