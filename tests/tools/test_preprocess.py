@@ -207,6 +207,13 @@ def test_too_many_bad_lines_are_refused_and_nothing_is_taken_for_whole(
     assert not list(options.out.glob("*.bin"))
 
 
+def test_why_none_of_a_few_lines_is_a_document_is_told(options: PreprocessOptions, tmp_path: Path) -> None:
+    (tmp_path / "few.jsonl").write_text('{"text": "one"}\n' * 3)
+    said = r"no document in .*few\.jsonl: missing key topic \(3\)\. First: .* line 1: .*--text-key and --topic-key$"
+    with pytest.raises(DataError, match=said):
+        preprocess(replace(options, inputs=(str(tmp_path / "few.jsonl"),)))
+
+
 OBJECTS = [json.dumps({"text": text, "topic": "law"}).encode() for text in corpus.documents(300, seed=3)]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
-from tools.data.quarantine import BadLine, check_bad_share, write_quarantine
+from tools.data.quarantine import BadLine, check_bad_share, no_document, write_quarantine
 from tools.data.readers import CALL, DROPPED, WORK, InputTask, find_inputs, plan_tasks
 from tools.data.slurm_options import SlurmArray
 from tools.data.stage import Report, Stage, refuse_foreign, remove_work, run_stage
@@ -112,7 +112,9 @@ class Call:
         return run_stage(stage, workers=self.workers, unit=unit, scale=scale, array=self.array)
 
     def check_bad_share(self, bad: Sequence[BadLine], num_documents: int, options: Any) -> None:
-        """Errors: DataError, with quarantine.jsonl written, if more lines are no documents than the options allow."""
+        """Errors: DataError if there is no document, or, with quarantine.jsonl written, too many lines are none."""
+        if not num_documents:
+            raise no_document(bad, options)
         write = partial(write_quarantine, self.out, bad)
         check_bad_share(bad, options, num_bad=len(bad), num_records=num_documents + len(bad), write=write)
 

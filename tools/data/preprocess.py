@@ -41,7 +41,7 @@ from tools.data.merge import (
 )
 from tools.data.near_copies import NearCopies
 from tools.data.options import PreprocessOptions, check
-from tools.data.quarantine import bad_lines, check_bad_share
+from tools.data.quarantine import bad_lines, check_bad_share, no_document
 from tools.data.readers import find_inputs, plan_tasks
 from tools.data.spool import TaskResult, TaskSettings, open_tokenizer, prepare_tokenizer, tokenise_task
 from tools.data.stage import Report, Stage, WorkerPool, only_one, remove_work, run_stage
@@ -134,7 +134,7 @@ class _Call:
         )
         self.segments = tuple(segment for result in results for segment in result.segments)
         if not self.segments:
-            raise DataError(f"there is no document in {', '.join(self.options.inputs)}")
+            raise no_document(bad, self.options)
         self.num_tokens: Counter[str] = Counter()
         for segment in self.segments:
             self.num_tokens[segment.topic] += segment.num_tokens

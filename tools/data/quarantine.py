@@ -77,10 +77,24 @@ def check_bad_share(
     max_share = options.max_bad_share
     if num_bad <= options.max_bad_lines or num_bad <= max_share * num_records:
         return
+    raise DataError(
+        f"{num_bad} of {num_records} lines are no documents, more than {max_share:.1%}: {_listed(bad)}. All are in "
+        f"{write()}. Mend the input, name the right {_keys(options)}, or allow more with --max-bad-share"
+    )
+
+
+def no_document(bad: Sequence[BadLine], options: Any) -> DataError:
+    """For a call whose input has none. options: of a command, with inputs."""
+    where = f"there is no document in {', '.join(options.inputs)}"
+    return DataError(f"{where}: {_listed(bad)}. Mend it, or name the right {_keys(options)}" if bad else where)
+
+
+def _listed(bad: Sequence[BadLine]) -> str:
     counts = Counter(item.reason.split(":")[0] for item in bad)
     listed = ", ".join(f"{reason} ({count})" for reason, count in counts.most_common(4))
     first = "; ".join(f"{item.file} line {item.line}: {item.reason}" for item in bad[:NUM_EXAMPLES])
-    raise DataError(
-        f"{num_bad} of {num_records} lines are no documents, more than {max_share:.1%}: {listed}. First: {first}. All "
-        f"are in {write()}. Mend the input, name the right --text-key, or allow more with --max-bad-share"
-    )
+    return f"{listed}. First: {first}"
+
+
+def _keys(options: Any) -> str:
+    return "--text-key" if getattr(options, "topic_key", None) is None else "--text-key and --topic-key"
