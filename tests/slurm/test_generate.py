@@ -60,9 +60,18 @@ def test_a_killed_element_is_completed_and_another_call_shares_one_server(
     shared = cluster.popen(sys.executable, SERVER, "0.0.0.0", "0", log)
     assert shared.stdout is not None
     endpoint = ["--endpoint", f"http://controller:{int(shared.stdout.readline())}/v1", "--samples", "2"]
-    cluster.run(*command, *endpoint, "--slurm-tasks", "2", *ONE_ELEMENT_PER_NODE)
-    shared.kill()
-    shared.communicate()
+    array = ["--slurm-tasks", "2", *ONE_ELEMENT_PER_NODE]
+    cluster.run(*command, *endpoint, *array)
     both = Counter({(f"{number:032x}", sample): 1 for number in range(NUM_SEEDS) for sample in (0, 1)})
     assert answered(out) == both
     assert Counter(log.read_text().splitlines()) == Counter(f"controller {text}" for text in texts)
+
+    log.unlink()
+    part = min((out / "parts").iterdir())
+    first, *others = part.read_text().splitlines()
+    part.write_text("\n".join([json.dumps(json.loads(first) | {"failed": "status 500"}), *others, ""]))
+    cluster.run(*command, *endpoint, *array, "--retry-failed")
+    shared.kill()
+    shared.communicate()
+    assert answered(out) == both
+    assert len(log.read_text().splitlines()) == 1

@@ -116,15 +116,26 @@ def test_a_request_that_is_refused_whatever_it_asks_ends_the_call_and_burns_no_s
         assert generate(options(seeds, tmp_path / "out", url))["pairs"] == 50
 
 
-def test_failed_lines_that_are_taken_out_are_asked_again(tmp_path: Path) -> None:
+def test_what_has_failed_is_asked_again_on_request_alone(tmp_path: Path) -> None:
     seeds = write_seeds(tmp_path / "seeds.jsonl", [*(f"plain {i}" for i in range(5)), "FAULT always 400 1"])
     with served(HERE / "faulty_model_server.py", tmp_path / "log") as url:
         first = generate(options(seeds, tmp_path / "out", url))
         assert (first["pairs"], first["failed"]) == (5, {"status 400": 1})
+        again = generate(options(seeds, tmp_path / "out", url, retry_failed=True))
+        assert (again["pairs"], again["failed"], again["not_asked_for"]) == (5, {"status 400": 1}, 1)
         write_seeds(seeds, [*(f"plain {i}" for i in range(5)), "now it can"])
-        subprocess.run(["sed", "-i", '/"failed":/d', *(tmp_path / "out" / "parts").glob("*.jsonl")], check=True)
-        again = generate(options(seeds, tmp_path / "out", url))
-    assert (again["pairs"], again["failed"], again["last_call"]["requests"]) == (6, {}, 1)
+        assert generate(options(seeds, tmp_path / "out", url))["last_call"]["requests"] == 0
+        again = generate(options(seeds, tmp_path / "out", url, retry_failed=True))
+        assert (again["pairs"], again["failed"], again["last_call"]["requests"]) == (6, {}, 1)
+    assert sorted(row["seed_id"] for row in read(tmp_path / "out/pairs.jsonl.zst")) == [f"page {i}" for i in range(6)]
+    assert read(tmp_path / "out/failed.jsonl.zst") == []
+    lines = [json.loads(line) for path in (tmp_path / "out/parts").iterdir() for line in path.read_text().splitlines()]
+    assert len(lines) == 8
+    assert again["usage"] == {
+        name: sum(line.get("usage", {}).get(name, 0) for line in lines)
+        for name in ("prompt_tokens", "completion_tokens")
+    }
+    assert again["usage"]["completion_tokens"] >= again["accepted_tokens"] > 0
 
 
 def test_an_answer_that_ended_in_thought_is_kept_as_failed_at_once_with_its_usage(tmp_path: Path) -> None:

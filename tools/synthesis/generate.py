@@ -26,7 +26,7 @@ from tools.data.chat import KEY_VARIABLE
 from tools.data.documents import DocumentWriter
 from tools.data.progress import LiveProgress
 from tools.data.readers import BadRecord, find_inputs, plan_tasks
-from tools.data.stage import Report, Stage, only_one, run_stage
+from tools.data.stage import Report, Stage, forget, only_one, run_stage
 from tools.synthesis.answers import Key, Part, key, key_of, parts_of, read_part
 from tools.synthesis.asking import Pace, Question, Requests, ask_all
 from tools.synthesis.options import GenerateOptions
@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_NOTES = 5.0
 NEEDED = ("text", "seed_id", "seed_hash", "discipline", "language")
+USAGE = ("prompt_tokens", "completion_tokens")
 PAIRS, FAILED, REPORT = "pairs.jsonl.zst", "failed.jsonl.zst", "report.json"
 
 
@@ -73,6 +74,9 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
                 sizes=tuple(len(range(rank, total, array.tasks)) for rank in range(array.tasks)),
                 do=partial(_task, options, array.tasks),
             )  # fmt: skip
+            if options.retry_failed:
+                for rank in range(array.tasks):
+                    forget(stage, rank)
             results = run_stage(stage, workers=1, unit="QA", scale=1, array=array)
         return _finish(options, total, results)
 
@@ -145,7 +149,12 @@ def _share(
     options: GenerateOptions, rank: int, size: int, advance: Report, skip: Report, note: Callable[[str], None]
 ) -> dict[str, Any]:
     """Ask what of seeds rank, rank + size, ... is missing; numbers of requests for the report."""
-    done: set[Key] = {key_of(line) for path in parts_of(options.out) for line in read_part(path)}
+    done: set[Key] = {
+        key_of(line)
+        for path in parts_of(options.out)
+        for line in read_part(path)
+        if not (options.retry_failed and "failed" in line)
+    }
     share = _Share(options, done, rank, size, advance, note)
     skip(sum(1 for index, seed in enumerate(_seeds(options)) if index % size == rank
              for sample in range(options.samples) if key(seed["seed_hash"], sample) in done))  # fmt: skip
@@ -275,23 +284,25 @@ def _finish(options: GenerateOptions, total: int, results: list[dict[str, Any]])
     wanted = {key(seed["seed_hash"], sample) for seed in _seeds(options) for sample in range(options.samples)}
     reasons: Counter[str] = Counter()
     accepted: dict[str, Counter[str]] = {}
+    paid: Counter[str] = Counter()
     tokens = num_pairs = others = 0
     with DocumentWriter(options.out / PAIRS) as pairs, DocumentWriter(options.out / FAILED) as failures:
-        for path in parts_of(options.out):
-            for line in read_part(path):
-                found = key_of(line)
-                if found not in wanted:  # of a seed or a sample that this call does not ask for, or there twice
-                    others += 1
-                    continue
-                wanted.remove(found)
-                if "failed" in line:
-                    reasons[_kind(line["failed"])] += 1
-                    failures.write(line)
-                    continue
-                num_pairs += 1
-                tokens += line.get("usage", {}).get("completion_tokens", 0)
-                accepted.setdefault(line["language"], Counter())[line["discipline"]] += 1
-                pairs.write(line)
+        for line in _pairs_first(options):
+            usage = line.get("usage", {})
+            paid.update({name: usage[name] for name in USAGE if isinstance(usage.get(name), int)})
+            found = key_of(line)
+            if found not in wanted:  # of a seed or a sample that this call does not ask for, or there twice
+                others += 1
+                continue
+            wanted.remove(found)
+            if "failed" in line:
+                reasons[_kind(line["failed"])] += 1
+                failures.write(line)
+                continue
+            num_pairs += 1
+            tokens += usage.get("completion_tokens", 0)
+            accepted.setdefault(line["language"], Counter())[line["discipline"]] += 1
+            pairs.write(line)
         if wanted:
             raise DataError(f"{len(wanted)} of {total} answers are missing; run the same command again")
     seconds = sum(result["seconds"] for result in results)
@@ -299,13 +310,20 @@ def _finish(options: GenerateOptions, total: int, results: list[dict[str, Any]])
         "command": "synth generate",
         "inputs": [{"file": str(path)} for path in find_inputs(options.seeds, option="--seeds")],
         "asked": total, "pairs": num_pairs, "failed": dict(reasons.most_common()),
-        "not_asked_for": others, "accepted_tokens": tokens,
+        "not_asked_for": others, "accepted_tokens": tokens, "usage": {name: paid[name] for name in USAGE},
         "pairs_by_discipline": {language: dict(sorted(counts.items())) for language, counts in accepted.items()},
         "last_call": {"requests": sum(r["requests"] for r in results), "retried": sum(r["retried"] for r in results),
                       "seconds": round(seconds, 3)},
     }  # fmt: skip
     write_atomic(options.out / REPORT, json.dumps(report, ensure_ascii=False, indent=1).encode())
     return report
+
+
+def _pairs_first(options: GenerateOptions) -> Iterator[dict[str, Any]]:
+    """All lines of all parts; what failed, and was asked again, does not stand in the way of the pair it became."""
+    for takes_failed in (False, True):
+        for path in parts_of(options.out):
+            yield from (line for line in read_part(path) if ("failed" in line) == takes_failed)
 
 
 def _kind(reason: str) -> str:

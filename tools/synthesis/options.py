@@ -75,6 +75,7 @@ class GenerateOptions:
     timeout_seconds: Annotated[float, Option(min=0.1, help="Of one request.")] = 300.0
     give_up_seconds: Annotated[float, Option(min=0.0, help="So long may every request fail.")] = 600.0
     max_answer_bytes: Annotated[int, Option(min=1000, help="Longer answers are not kept.")] = 65536
+    retry_failed: Annotated[bool, Option("--retry-failed", help="Ask again what has failed in calls before.")] = False
     array: Array = None
 
 
