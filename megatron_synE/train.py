@@ -9,6 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -18,7 +19,7 @@ from megatron_synE.checkpoint import layout
 from megatron_synE.config.examine import examine
 from megatron_synE.config.fault import require
 from megatron_synE.config.load import LoadedConfig, load_config, resolved_tree
-from megatron_synE.exit_codes import HangError, OneRankError
+from megatron_synE.exit_codes import DivergedError, HangError, OneRankError
 from megatron_synE.runtime.environment import ALONE, Ranks, allow_many_files, hide_cuda, ranks_from_environment
 from megatron_synE.runtime.launch import default_nproc, launch
 from megatron_synE.runtime.run_dir import RunDir, versions
@@ -63,7 +64,7 @@ def run_rank(loaded: LoadedConfig, config_path: Path, ranks: Ranks) -> int:
         gc.collect()
         gc.freeze()
         with trainer.watchdog:
-            code = trainer.fit()
+            code = _fit(trainer)
             trainer.metrics.close()
             if code == exit_codes.FINISHED and loaded.resolved.checkpoint.export_hf:
                 with trainer.watchdog.patient():
@@ -80,6 +81,16 @@ def run_rank(loaded: LoadedConfig, config_path: Path, ranks: Ranks) -> int:
         raise
     distributed.shut_down()
     return code
+
+
+def _fit(trainer: "Trainer") -> int:
+    """fit(); where it ends with a fault of weights or data, what was being saved before is a checkpoint first."""
+    try:
+        return trainer.fit()
+    except (DivergedError, OneRankError):
+        with trainer.watchdog.patient(), suppress(UserError):  # to be said is why the run ends, not what came on top
+            trainer.saver.finish()
+        raise
 
 
 def _say_goodbye(trainer: "Trainer", code: int) -> None:
