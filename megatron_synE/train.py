@@ -71,6 +71,8 @@ def run_rank(loaded: LoadedConfig, config_path: Path, ranks: Ranks) -> int:
                     _export(trainer.run_dir)
         _say_goodbye(trainer, code)
     except BaseException as error:
+        if trainer is not None:
+            trainer.events.close()  # the news is often why the run ends; a rank that leaves takes the teller with it
         # An interpreter that leaves with gloo's threads running may abort and lose the exit code. With peers one
         # must not wait for them: such a rank ends in end_as_one_rank.
         if ranks.world_size == 1:
