@@ -117,13 +117,14 @@ def build_trainer(loaded: LoadedConfig, config_path: Path, ranks: Ranks = ALONE)
     from megatron_synE.assemble import assemble
     from megatron_synE.runtime import device as devices
     from megatron_synE.runtime import distributed
+    from megatron_synE.runtime.control import agreed
 
     device = devices.select(config.device, local_rank=ranks.local_rank)
     # Each rank reads its files by itself; packages decide which kernels are taken.
     facts = {"configuration": resolved_tree(config), **versions()}
     groups = distributed.initialize(device, ranks, config.parallel, seed=config.run.seed, facts=facts)
     run_dir = RunDir(config.run.dir)
-    run_dir.create()
+    agreed(groups.control, run_dir.create)
     return assemble(loaded, examination, device, groups, run_dir)
 
 
@@ -182,12 +183,23 @@ def _as_one_rank(config_path: Path, overrides: Sequence[str]) -> int:
             sys.stderr.write(f"[rank {rank}] another rank has gone; its own message says why\n")
             return 1
         if isinstance(error, UserError):
-            # Every rank finds, or has heard of, the same fault: one saying it is enough, unless only this one knows.
-            if rank == "0" or isinstance(error, OneRankError):
-                sys.stderr.write(f"error: {error}\n")
+            if _speaks(rank, error):
+                sys.stderr.write(f"{'' if rank == '0' else f'[rank {rank}] '}error: {error}\n")
             return error.exit_code
         sys.stderr.write(f"[rank {rank}]\n{traceback.format_exc()}")
         return exit_codes.HANG if _TIMED_OUT in str(error) else 1
+
+
+def _speaks(rank: str, error: UserError) -> bool:
+    """Whether this rank says why it ends.
+
+    Ranks that have met hear of each other's faults, and rank 0 says them, but for what only one can know. Before they
+    have met each reads files by itself, and another node may see others than rank 0's: its first rank says so.
+    """
+    distributed = sys.modules.get("torch.distributed")  # not imported for this: it takes longer than the fault
+    have_met = distributed is not None and distributed.is_initialized()
+    is_first_of_node = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
+    return rank == "0" or isinstance(error, OneRankError) or (is_first_of_node and not have_met)
 
 
 if __name__ == "__main__":
