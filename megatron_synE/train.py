@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 from data_mixers.errors import UserError
 from megatron_synE import exit_codes
 from megatron_synE.checkpoint import layout
+from megatron_synE.config.derive import resolve_dtype
 from megatron_synE.config.examine import examine
 from megatron_synE.config.fault import require
 from megatron_synE.config.load import LoadedConfig, load_config, resolved_tree
@@ -120,8 +121,10 @@ def build_trainer(loaded: LoadedConfig, config_path: Path, ranks: Ranks = ALONE)
     from megatron_synE.runtime.control import agreed
 
     device = devices.select(config.device, local_rank=ranks.local_rank)
-    # Each rank reads its files by itself; packages decide which kernels are taken.
+    # Each rank reads its files by itself; packages decide which kernels are taken, and by auto the processor the type.
+    precision = resolve_dtype(config.training.precision, device.kind)
     facts = {"configuration": resolved_tree(config), **versions()}
+    facts["precision (auto goes by the processor: set training.precision)"] = precision
     groups = distributed.initialize(device, ranks, config.parallel, seed=config.run.seed, facts=facts)
     run_dir = RunDir(config.run.dir)
     agreed(groups.control, run_dir.create)

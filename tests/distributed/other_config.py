@@ -1,6 +1,7 @@
 """One rank of a run whose rank 1 has OTHER as a further override, or sees another folder: argv = config, overrides.
 
 COPY=folder:other   rank 1 reads manifest.json of `other` where the configuration names `folder`
+BF16=1              rank 1's processor multiplies bf16 in hardware, the others' do not
 READ_ONLY=1         rank 1 cannot write to the run folder
 """
 
@@ -14,7 +15,7 @@ from megatron_synE.runtime.environment import hide_cuda
 hide_cuda()  # before torch is imported, so what imports it stands below
 
 from data_mixers.errors import ConfigError  # noqa: E402
-from megatron_synE.config import examine  # noqa: E402
+from megatron_synE.config import derive, examine  # noqa: E402
 from megatron_synE.runtime.run_dir import RunDir  # noqa: E402
 from megatron_synE.train import end_as_one_rank  # noqa: E402
 
@@ -31,6 +32,8 @@ def refused(self: RunDir) -> None:
     raise ConfigError(f"run.dir={self.root}: cannot be written (Read-only file system); choose another folder")
 
 
+if "BF16" in os.environ:
+    derive.cpu_has_bf16 = lambda: os.environ["RANK"] == "1"
 if os.environ["RANK"] == "1":
     if "OTHER" in os.environ:
         overrides.append(os.environ["OTHER"])

@@ -70,6 +70,15 @@ def test_held_out_files_that_one_rank_finds_damaged_are_named(root: Path, tmp_pa
     assert "Traceback" not in done.stderr
 
 
+def test_a_processor_that_makes_another_precision_of_auto_is_named(root: Path, tmp_path: Path) -> None:
+    done = tiny.python(
+        "-c", tiny.LAUNCH, 2, OTHER_CONFIG, root / "run.yaml", f"run.dir={tmp_path / 'run'}", "training.precision=auto",
+        BF16="1",
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr[-4000:]
+    assert "error: rank 1 does not have rank 0's precision (auto goes by the processor: set " in done.stderr
+
+
 def test_a_rank_that_cannot_write_to_the_run_folder_is_heard(root: Path, tmp_path: Path) -> None:
     done = tiny.python(
         "-c", tiny.LAUNCH, 2, OTHER_CONFIG, root / "run.yaml", f"run.dir={tmp_path / 'run'}", READ_ONLY="1"
