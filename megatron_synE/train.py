@@ -9,7 +9,6 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -91,8 +90,12 @@ def _fit(trainer: "Trainer") -> int:
     try:
         return trainer.fit()
     except (DivergedError, OneRankError):
-        with trainer.watchdog.patient(), suppress(UserError):  # to be said is why the run ends, not what came on top
-            trainer.saver.finish()
+        with trainer.watchdog.patient():
+            try:
+                trainer.saver.finish()
+            except UserError as on_top:  # what ends the run is said last
+                if trainer.run_dir.lease is not None:
+                    logger.error("%s", on_top)
         raise
 
 

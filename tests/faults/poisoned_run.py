@@ -4,12 +4,15 @@ nan:SAMPLES, spike:SAMPLE   the data of these samples (a,b) of the planned sched
                             too high, wherever in the run it is read
 late-nan:SAMPLES            the same as nan, while what is being saved takes a second longer
 late-data:SAMPLE            the rank that reads this sample finds it damaged, while what is being saved takes as long
+late-full:SAMPLES           as late-nan, and the disk is full by then
 weight:ITERATION            after this iteration a weight of rank 1 becomes NaN, once; under ZeRO stage 3 in its part
 flip:ITERATION              in the step after this iteration rank 1 computes a too high loss, the first time it is asked
 slow                        rank 1 computes every micro-batch twenty times more
 late                        rank 1 gets every micro-batch after five hundred more
 """
 
+import errno
+import os
 import sys
 import time
 from pathlib import Path
@@ -56,6 +59,8 @@ def with_bad_sample(self: Trainer, samples: Any) -> Any:
 
 def slowly_saved(*arguments: Any, **named: Any) -> Any:
     time.sleep(1.0)
+    if what == "late-full":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return save_chunks(*arguments, **named)
 
 
@@ -101,12 +106,12 @@ def lately(self: Trainer, samples: Any) -> Any:
 
 if what.startswith("late-"):
     saves.save_chunks = slowly_saved
-if what in ("nan", "spike", "late-nan", "late-data"):
+if what in ("nan", "spike", "late-nan", "late-data", "late-full"):
     from data_mixers.manifest import read_manifest
 
     MANIFESTS = [read_manifest(Path(sys.argv[2]).parent / "train")]
     trainers._loss = bad_loss
-if what in ("nan", "spike", "late-nan", "late-data", "late"):
+if what in ("nan", "spike", "late-nan", "late-data", "late-full", "late"):
     # the real trainer with one fault
     Trainer.collate = lately if what == "late" else with_bad_sample  # type: ignore[method-assign]
 else:

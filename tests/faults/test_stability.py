@@ -162,6 +162,13 @@ def test_what_is_being_saved_when_a_run_must_end_becomes_a_checkpoint(
     assert [folder.name for folder in layout.complete_checkpoints(tmp_path / "run/checkpoints")] == ["iter_0000005"]
 
 
+def test_a_save_that_fails_when_the_run_must_end_is_said_before_why_it_ends(root: Path, tmp_path: Path) -> None:
+    saving = ["checkpoint.interval_tokens=1280", "checkpoint.async_save=true"]
+    said = run_poisoned(root, tmp_path / "run", "late-full:43", *saving, code=5)
+    assert said.count("No space left on device") == 1 and said.count("error: ") == 1
+    assert said.index("iter_0000005: not written; ") < said.index("error: the loss is nan")
+
+
 def test_a_step_computed_again_tells_hardware_from_data(root: Path, tmp_path: Path) -> None:
     again = ["stability.on_spike=stop", "stability.spike_window=4", "stability.reexecute=true"]
     plain = tmp_path / "plain"
