@@ -57,7 +57,7 @@ def assemble(
     events = Events(operations.on_event, run=config.run.name, folder=run_dir.root)
     start = find_start(config, run_dir, groups.control)
     if start.mode == "resume":
-        check_resumable(config, plan.architecture, start)
+        agreed(groups.control, partial(check_resumable, config, plan.architecture, start))
     mixture = mixture_to_follow(mixture_of(config, examination.manifests), start)
     schedule = mixture.schedule
 
@@ -100,7 +100,7 @@ def assemble(
         control_group=groups.control,
         dataset=ScheduledDataset(schedule, examination.manifests),
         eos_id=tokenizer.eos_id,
-        validator=_validator(config, examination, device),
+        validator=agreed(groups.control, partial(_validator, config, examination, device)),
         lr_schedule=lr_schedule,
         progress=progress,
         saver=Saver(

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, NoReturn
 from data_mixers.errors import UserError
 from megatron_synE import exit_codes
 from megatron_synE.checkpoint import layout
+from megatron_synE.config.derive import resolve_dtype
 from megatron_synE.config.examine import examine
 from megatron_synE.config.fault import require
 from megatron_synE.config.load import LoadedConfig, load_config, resolved_tree
-from megatron_synE.exit_codes import HangError, OneRankError
+from megatron_synE.exit_codes import DivergedError, HangError, OneRankError
 from megatron_synE.runtime.environment import ALONE, Ranks, allow_many_files, hide_cuda, ranks_from_environment
 from megatron_synE.runtime.launch import default_nproc, launch
 from megatron_synE.runtime.run_dir import RunDir, versions
@@ -63,13 +64,15 @@ def run_rank(loaded: LoadedConfig, config_path: Path, ranks: Ranks) -> int:
         gc.collect()
         gc.freeze()
         with trainer.watchdog:
-            code = trainer.fit()
+            code = _fit(trainer)
             trainer.metrics.close()
             if code == exit_codes.FINISHED and loaded.resolved.checkpoint.export_hf:
                 with trainer.watchdog.patient():
                     _export(trainer.run_dir)
         _say_goodbye(trainer, code)
     except BaseException as error:
+        if trainer is not None:
+            trainer.events.close()  # the news is often why the run ends; a rank that leaves takes the teller with it
         # An interpreter that leaves with gloo's threads running may abort and lose the exit code. With peers one
         # must not wait for them: such a rank ends in end_as_one_rank.
         if ranks.world_size == 1:
@@ -80,6 +83,20 @@ def run_rank(loaded: LoadedConfig, config_path: Path, ranks: Ranks) -> int:
         raise
     distributed.shut_down()
     return code
+
+
+def _fit(trainer: "Trainer") -> int:
+    """fit(); where it ends with a fault of weights or data, what was being saved before is a checkpoint first."""
+    try:
+        return trainer.fit()
+    except (DivergedError, OneRankError):
+        with trainer.watchdog.patient():
+            try:
+                trainer.saver.finish()
+            except UserError as on_top:  # what ends the run is said last
+                if trainer.run_dir.lease is not None:
+                    logger.error("%s", on_top)
+        raise
 
 
 def _say_goodbye(trainer: "Trainer", code: int) -> None:
@@ -104,13 +121,16 @@ def build_trainer(loaded: LoadedConfig, config_path: Path, ranks: Ranks = ALONE)
     from megatron_synE.assemble import assemble
     from megatron_synE.runtime import device as devices
     from megatron_synE.runtime import distributed
+    from megatron_synE.runtime.control import agreed
 
     device = devices.select(config.device, local_rank=ranks.local_rank)
-    # Each rank reads its files by itself; packages decide which kernels are taken.
+    # Each rank reads its files by itself; packages decide which kernels are taken, and by auto the processor the type.
+    precision = resolve_dtype(config.training.precision, device.kind)
     facts = {"configuration": resolved_tree(config), **versions()}
+    facts["precision (auto goes by the processor: set training.precision)"] = precision
     groups = distributed.initialize(device, ranks, config.parallel, seed=config.run.seed, facts=facts)
     run_dir = RunDir(config.run.dir)
-    run_dir.create()
+    agreed(groups.control, run_dir.create)
     return assemble(loaded, examination, device, groups, run_dir)
 
 
@@ -169,12 +189,23 @@ def _as_one_rank(config_path: Path, overrides: Sequence[str]) -> int:
             sys.stderr.write(f"[rank {rank}] another rank has gone; its own message says why\n")
             return 1
         if isinstance(error, UserError):
-            # Every rank finds, or has heard of, the same fault: one saying it is enough, unless only this one knows.
-            if rank == "0" or isinstance(error, OneRankError):
-                sys.stderr.write(f"error: {error}\n")
+            if _speaks(rank, error):
+                sys.stderr.write(f"{'' if rank == '0' else f'[rank {rank}] '}error: {error}\n")
             return error.exit_code
         sys.stderr.write(f"[rank {rank}]\n{traceback.format_exc()}")
         return exit_codes.HANG if _TIMED_OUT in str(error) else 1
+
+
+def _speaks(rank: str, error: UserError) -> bool:
+    """Whether this rank says why it ends.
+
+    Ranks that have met hear of each other's faults, and rank 0 says them, but for what only one can know. Before they
+    have met each reads files by itself, and another node may see others than rank 0's: its first rank says so.
+    """
+    distributed = sys.modules.get("torch.distributed")  # not imported for this: it takes longer than the fault
+    have_met = distributed is not None and distributed.is_initialized()
+    is_first_of_node = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
+    return rank == "0" or isinstance(error, OneRankError) or (is_first_of_node and not have_met)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from megatron_synE.build import Model
 from megatron_synE.checkpoint import layout
@@ -24,6 +25,7 @@ from megatron_synE.checkpoint.training_state import (
 from megatron_synE.checkpoint.weights import CheckpointWeights
 from megatron_synE.exit_codes import CheckpointError
 from megatron_synE.model.llama import LlamaArchitecture
+from megatron_synE.runtime.control import agreed
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +64,8 @@ def reader_of(
 def load_training_state(model: Model, optimizer: Any, folder: Path, state: layout.CommonState) -> None:
     """Weights, masters, moments and Adam's step count, from any layout and either precision.
 
-    Collective: every rank. Errors: CheckpointError if the checkpoint holds weights only.
+    Collective: every rank. Errors, on every rank: CheckpointError if the checkpoint holds weights only, or if its
+    weights and masters do not belong together.
     """
     if not state.has_optimizer:
         raise CheckpointError(f"{folder}: holds weights only; use init.mode=init")
@@ -71,5 +74,6 @@ def load_training_state(model: Model, optimizer: Any, folder: Path, state: layou
     load_chunks(folder, weight_chunks_to_load(model, from_masters=stored_bf16 and not runs_bf16))
     load_chunks(folder, optimizer_chunks_to_load(model, optimizer, stored_bf16=stored_bf16))
     set_adam_step(optimizer, state.adam_step)
-    check_masters(model, optimizer)
+    assert dist.group.WORLD is not None
+    agreed(dist.group.WORLD, partial(check_masters, model, optimizer))  # each rank looks at its own ranges
     logger.info("weights and optimizer state from %s", folder)

@@ -1,16 +1,21 @@
 """Floating-point operations per token, with the assumptions said; used for TFLOP/s and MFU."""
 
+import re
+
 from megatron_synE.model.llama import LlamaArchitecture
 
 PEAK_TFLOPS = {
-    # Dense BF16 without sparsity; NVIDIA data sheets.
+    # Dense BF16 without sparsity; NVIDIA data sheets. Words of the driver's name, a form factor's before the card's.
     "H100 80GB HBM3": 989.4,
     "H100 SXM": 989.4,
     "H100 NVL": 835.0,
     "H100 PCIe": 756.0,
+    "H200 NVL": 835.5,
     "H200": 989.4,
+    "GH200": 989.4,
     "A100": 312.0,
     "B200": 2250.0,
+    "GB200": 2500.0,
 }
 
 
@@ -31,6 +36,6 @@ def training_flops_per_token(architecture: LlamaArchitecture, *, seq_length: int
 def peak_tflops(device_name: str) -> float | None:
     """Dense BF16 peak of the card found, or None for one that is not in the table (and for CPUs)."""
     for name, peak in PEAK_TFLOPS.items():
-        if name in device_name:
+        if re.search(rf"\b{name}\b", device_name):
             return peak
     return None

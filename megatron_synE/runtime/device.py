@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 
 from data_mixers.errors import ConfigError
+from megatron_synE.exit_codes import OneRankError
 from megatron_synE.runtime.cpu_features import cpu_has_bf16
 from megatron_synE.runtime.cpu_memory import keep_freed_memory
 
@@ -47,7 +48,10 @@ class Device:
 
 
 def select(kind: Literal["auto", "cpu", "cuda"], *, local_rank: int) -> Device:
-    """The device of this rank. Errors: ConfigError if a GPU is asked for and none is visible to this rank."""
+    """The device of this rank.
+
+    Errors: ConfigError if a GPU is asked for and none is visible; OneRankError if there are fewer than ranks.
+    """
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if kind == "cuda" and available == 0:
         raise ConfigError(
@@ -57,6 +61,8 @@ def select(kind: Literal["auto", "cpu", "cuda"], *, local_rank: int) -> Device:
         keep_freed_memory()
         return Device("cpu", torch.device("cpu"), "gloo", "cpu")
     if local_rank >= available:
-        raise ConfigError(f"local rank {local_rank} has no GPU: {available} visible; start at most that many per node")
+        raise OneRankError(
+            ConfigError(f"local rank {local_rank} has no GPU: {available} visible; start at most that many per node")
+        )
     torch.cuda.set_device(local_rank)
     return Device("cuda", torch.device("cuda", local_rank), "nccl", torch.cuda.get_device_name(local_rank))

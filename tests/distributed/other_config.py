@@ -1,6 +1,8 @@
 """One rank of a run whose rank 1 has OTHER as a further override, or sees another folder: argv = config, overrides.
 
 COPY=folder:other   rank 1 reads manifest.json of `other` where the configuration names `folder`
+BF16=1              rank 1's processor multiplies bf16 in hardware, the others' do not
+READ_ONLY=1         rank 1 cannot write to the run folder
 """
 
 import os
@@ -12,7 +14,9 @@ from megatron_synE.runtime.environment import hide_cuda
 
 hide_cuda()  # before torch is imported, so what imports it stands below
 
-from megatron_synE.config import examine  # noqa: E402
+from data_mixers.errors import ConfigError  # noqa: E402
+from megatron_synE.config import derive, examine  # noqa: E402
+from megatron_synE.runtime.run_dir import RunDir  # noqa: E402
 from megatron_synE.train import end_as_one_rank  # noqa: E402
 
 overrides = sys.argv[2:]
@@ -24,9 +28,17 @@ def of_the_copy(path: Path) -> Any:
     return read_manifest(other if path == folder else path)
 
 
+def refused(self: RunDir) -> None:
+    raise ConfigError(f"run.dir={self.root}: cannot be written (Read-only file system); choose another folder")
+
+
+if "BF16" in os.environ:
+    derive.cpu_has_bf16 = lambda: os.environ["RANK"] == "1"
 if os.environ["RANK"] == "1":
     if "OTHER" in os.environ:
         overrides.append(os.environ["OTHER"])
     if "COPY" in os.environ:
         examine.read_manifest = of_the_copy
+    if "READ_ONLY" in os.environ:
+        RunDir.create = refused  # type: ignore[method-assign]
 end_as_one_rank(Path(sys.argv[1]), overrides)

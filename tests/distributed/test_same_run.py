@@ -1,14 +1,19 @@
 """What must be the same on every rank is compared; what a later start of a run has otherwise is said and kept."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from data_mixers.errors import ConfigError
+from megatron_synE import train
+from megatron_synE.exit_codes import OneRankError
 from megatron_synE.run_files import config_changes
 from megatron_synE.runtime import control
+from megatron_synE.runtime import device as devices
 from tests import tiny
 
 OTHER_CONFIG = Path(__file__).with_name("other_config.py")
@@ -49,6 +54,69 @@ def test_a_rank_with_other_data_is_named(root: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 2, done.stderr[-4000:]
     assert "rank 1 does not have rank 0's data: a file was edited" in done.stderr
+
+
+def test_held_out_files_that_one_rank_finds_damaged_are_named(root: Path, tmp_path: Path) -> None:
+    """Manifest and sizes are rank 0's: what a node's own disk has made of a file shows when it is read."""
+    copy = shutil.copytree(root / "held", tmp_path / "copy")
+    for file in copy.glob("*.bin"):
+        file.write_bytes(b"\xff" * file.stat().st_size)
+    done = tiny.python(
+        "-c", tiny.LAUNCH, 2, OTHER_CONFIG, root / "run.yaml", f"run.dir={tmp_path / 'run'}",
+        COPY=f"{root / 'held'}:{copy}",
+    )  # fmt: skip
+    assert done.returncode == 3, done.stderr[-4000:]
+    assert done.stderr.count("error: ") == 1 and f"error: {copy}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_processor_that_makes_another_precision_of_auto_is_named(root: Path, tmp_path: Path) -> None:
+    done = tiny.python(
+        "-c", tiny.LAUNCH, 2, OTHER_CONFIG, root / "run.yaml", f"run.dir={tmp_path / 'run'}", "training.precision=auto",
+        BF16="1",
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr[-4000:]
+    assert "error: rank 1 does not have rank 0's precision (auto goes by the processor: set " in done.stderr
+
+
+def test_a_rank_that_cannot_write_to_the_run_folder_is_heard(root: Path, tmp_path: Path) -> None:
+    done = tiny.python(
+        "-c", tiny.LAUNCH, 2, OTHER_CONFIG, root / "run.yaml", f"run.dir={tmp_path / 'run'}", READ_ONLY="1"
+    )
+    assert done.returncode == 2, done.stderr[-4000:]
+    assert done.stderr.count("error: ") == 1 and "cannot be written (Read-only file system)" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("rank", "local_rank", "have_met", "speaks"),
+    [("0", "0", False, True), ("1", "1", False, False), ("8", "0", False, True), ("8", "0", True, False)],
+)
+def test_before_ranks_have_met_the_first_of_each_node_says_what_it_found(
+    rank: str,
+    local_rank: str,
+    have_met: bool,
+    speaks: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A node that does not see the folder of the run's files; rank 0 waits for it and cannot know why."""
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("LOCAL_RANK", local_rank)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: have_met)
+    assert train._as_one_rank(tmp_path / "absent.yaml", []) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"{'' if rank == '0' else f'[rank {rank}] '}error: {tmp_path / 'absent.yaml'}") == speaks
+    assert bool(said) == speaks
+
+
+def test_a_rank_without_a_gpu_says_so_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of eight ranks on a node of four cards the last four; rank 0 has one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    with pytest.raises(OneRankError, match="local rank 4 has no GPU: 4 visible") as found:
+        devices.select("auto", local_rank=4)
+    assert found.value.exit_code == 2
 
 
 def test_a_package_that_one_rank_lacks_is_named_on_both(monkeypatch: pytest.MonkeyPatch) -> None:

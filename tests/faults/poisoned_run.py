@@ -2,13 +2,19 @@
 
 nan:SAMPLES, spike:SAMPLE   the data of these samples (a,b) of the planned schedule gives a loss that is NaN, or much
                             too high, wherever in the run it is read
+late-nan:SAMPLES            the same as nan, while what is being saved takes a second longer
+late-data:SAMPLE            the rank that reads this sample finds it damaged, while what is being saved takes as long
+late-full:SAMPLES           as late-nan, and the disk is full by then
 weight:ITERATION            after this iteration a weight of rank 1 becomes NaN, once; under ZeRO stage 3 in its part
 flip:ITERATION              in the step after this iteration rank 1 computes a too high loss, the first time it is asked
 slow                        rank 1 computes every micro-batch twenty times more
 late                        rank 1 gets every micro-batch after five hundred more
 """
 
+import errno
+import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +25,18 @@ from megatron_synE.runtime.environment import hide_cuda
 
 hide_cuda()
 
+import megatron_synE.checkpoint.save as saves  # noqa: E402
 import megatron_synE.trainer as trainers  # noqa: E402
+from data_mixers.errors import DataError  # noqa: E402
 from megatron_synE.data.scheduled_dataset import ScheduledDataset  # noqa: E402
+from megatron_synE.exit_codes import OneRankError  # noqa: E402
 from megatron_synE.train import end_as_one_rank  # noqa: E402
 from megatron_synE.trainer import Trainer  # noqa: E402
 
 what, _, argument = sys.argv[1].partition(":")
 collate, forward_backward = Trainer.collate, Trainer._forward_backward
 loss = trainers._loss
+save_chunks = saves.save_chunks
 marked: Any = None
 marked_batches: list[Any] = []
 sprung = False
@@ -41,13 +51,22 @@ def with_bad_sample(self: Trainer, samples: Any) -> Any:
     batch = collate(self, samples)
     for sample in samples:
         if any((sample.tokens == tokens).all() for tokens in marked):
+            if what == "late-data":
+                raise OneRankError(DataError("a sample is damaged"))
             marked_batches.append(batch)
     return batch
 
 
+def slowly_saved(*arguments: Any, **named: Any) -> Any:
+    time.sleep(1.0)
+    if what == "late-full":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return save_chunks(*arguments, **named)
+
+
 def bad_loss(batch: Any, nll: torch.Tensor) -> Any:
     is_marked = any(batch is found for found in marked_batches)
-    return loss(batch, nll * (float("nan") if what == "nan" else 8.0) if is_marked else nll)
+    return loss(batch, nll * (float("nan") if what != "spike" else 8.0) if is_marked else nll)
 
 
 def with_bad_weight(self: Trainer, batches: Any) -> Any:
@@ -85,12 +104,14 @@ def lately(self: Trainer, samples: Any) -> Any:
     return collate(self, samples)
 
 
-if what in ("nan", "spike"):
+if what.startswith("late-"):
+    saves.save_chunks = slowly_saved
+if what in ("nan", "spike", "late-nan", "late-data", "late-full"):
     from data_mixers.manifest import read_manifest
 
     MANIFESTS = [read_manifest(Path(sys.argv[2]).parent / "train")]
     trainers._loss = bad_loss
-if what in ("nan", "spike", "late"):
+if what in ("nan", "spike", "late-nan", "late-data", "late-full", "late"):
     # the real trainer with one fault
     Trainer.collate = lately if what == "late" else with_bad_sample  # type: ignore[method-assign]
 else:

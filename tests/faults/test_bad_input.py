@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint import FileSystemReader
 
 from data_mixers.manifest import DatasetManifest, read_manifest
 from tests import tiny
@@ -280,6 +281,23 @@ def test_a_damaged_newest_checkpoint_is_passed_over_loudly(root: Path, sliced: P
     assert [row["iteration"] for row in tiny.rows(run, "train")] == [1, 2]
     straight = tiny.rows(sliced, "train")
     assert [row["lm_loss"] for row in tiny.rows(run, "train")] == [row["lm_loss"] for row in straight]
+
+
+def test_a_damaged_master_that_one_rank_finds_is_named(root: Path, tmp_path: Path) -> None:
+    """Hashes are not asked; of the embedding it is rank 1 that reads masters, and rank 0 that speaks."""
+    run, bf16 = tmp_path / "run", "training.precision=bf16"
+    slice_of_one = ("training.stop_after_iterations=1", bf16)
+    tiny.train(root / "run.yaml", f"run.dir={run}", *slice_of_one, nproc=2, code=75)
+    stored = FileSystemReader(checkpoint := run / "checkpoints/iter_0000001").read_metadata().storage_data
+    key = "embedding.word_embeddings.weight"
+    place = next(place for index, place in stored.items() if index.fqn == f"optimizer.master.{key}")
+    assert place.relative_path.startswith("__1_")
+    with (checkpoint / place.relative_path).open("r+b") as stream:
+        stream.seek(place.offset + place.length // 2)
+        stream.write(b"\x3f" * 64)
+    asked = (bf16, "checkpoint.verify_hashes=false")
+    message = run_refused(root, run, CHECKPOINT, f"error: {key}: the optimizer's fp32 master", overrides=asked, nproc=2)
+    assert message.count("error: ") == 1
 
 
 def test_a_checkpoint_of_another_architecture(root: Path, sliced: Path, tmp_path: Path) -> None:

@@ -58,6 +58,14 @@ def test_the_command_hears_what_happens_and_cannot_harm(root: Path, tmp_path: Pa
     assert (absent.returncode, "no-such-program" in absent.stderr) == (2, True)
 
 
+@pytest.mark.parametrize("nproc", [1, 2])
+def test_the_command_hears_of_the_nan_that_ends_the_run(root: Path, tmp_path: Path, nproc: int) -> None:
+    told = tmp_path / "told"
+    run_poisoned(root, tmp_path / "run", "nan:25", telling(told), nproc=nproc, code=5)
+    (nan,) = events(told)
+    assert (nan["event"], nan["iteration"], nan["action"]) == ("nan", 4, "stop")
+
+
 def test_goodput_counts_the_steps_that_are_kept_over_all_starts(root: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     tiny.train(root / "run.yaml", f"run.dir={run}", "training.stop_after_iterations=2", code=75)

@@ -152,6 +152,23 @@ def test_stop_is_the_default_for_nan(root: Path, tmp_path: Path) -> None:
     assert [row["iteration"] for row in tiny.rows(tmp_path / "run", "train")] == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize(("what", "nproc", "code"), [("late-nan", 1, 5), ("late-nan", 2, 5), ("late-data", 2, 3)])
+def test_what_is_being_saved_when_a_run_must_end_becomes_a_checkpoint(
+    root: Path, tmp_path: Path, what: str, nproc: int, code: int
+) -> None:
+    """Iteration 5 is saved in the background, which takes longer than the step that ends the run."""
+    saving = ["checkpoint.interval_tokens=1280", "checkpoint.async_save=true"]
+    run_poisoned(root, tmp_path / "run", f"{what}:43", *saving, nproc=nproc, code=code)
+    assert [folder.name for folder in layout.complete_checkpoints(tmp_path / "run/checkpoints")] == ["iter_0000005"]
+
+
+def test_a_save_that_fails_when_the_run_must_end_is_said_before_why_it_ends(root: Path, tmp_path: Path) -> None:
+    saving = ["checkpoint.interval_tokens=1280", "checkpoint.async_save=true"]
+    said = run_poisoned(root, tmp_path / "run", "late-full:43", *saving, code=5)
+    assert said.count("No space left on device") == 1 and said.count("error: ") == 1
+    assert said.index("iter_0000005: not written; ") < said.index("error: the loss is nan")
+
+
 def test_a_step_computed_again_tells_hardware_from_data(root: Path, tmp_path: Path) -> None:
     again = ["stability.on_spike=stop", "stability.spike_window=4", "stability.reexecute=true"]
     plain = tmp_path / "plain"

@@ -32,3 +32,10 @@ def test_cards_are_found_by_the_name_that_the_driver_gives() -> None:
     assert peak_tflops("NVIDIA H200") == 989.4
     assert peak_tflops("NVIDIA A100-SXM4-80GB") == 312.0
     assert peak_tflops("AMD EPYC") is None
+
+
+def test_a_card_is_not_taken_for_another_whose_name_is_part_of_its_own() -> None:
+    """NVIDIA's data sheets, BF16 with sparsity halved: H200 NVL 1,671; GB200 NVL72 360,000 for 72."""
+    assert peak_tflops("NVIDIA H200 NVL") == 1671 / 2
+    assert peak_tflops("NVIDIA GB200") == 360_000 / 72 / 2
+    assert peak_tflops("NVIDIA RTX A1000") is None
