@@ -48,6 +48,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
         written, understood=RunConfig.schema_version, file=path, cure=OTHER_VERSION, fault=ConfigError, absent=1
     )
     _check_plain(written, (), faults, ())
+    written = _unshared(written)
     assignments = [a for text in overrides if (a := _parse_override(text, faults)) is not None]
     preset = _preset_of(written, assignments)
     _rename(written, faults)
@@ -177,6 +178,13 @@ def _check_plain(node: Any, loc: tuple[str | int, ...], faults: list[str], paren
         )
 
 
+def _unshared(node: Any) -> Any:
+    """A copy in which an anchor and its aliases are apart: an override of one place must not reach the others."""
+    if isinstance(node, dict):
+        return {key: _unshared(value) for key, value in node.items()}
+    return [_unshared(value) for value in node] if isinstance(node, list) else node
+
+
 Assignment = tuple[tuple[str, ...], Any]
 
 
@@ -192,6 +200,7 @@ def _parse_override(text: str, faults: list[str]) -> Assignment | None:
         faults.append(f"{key}: not valid YAML after '=': {_one_line(error)}")
         return None
     _check_plain(value, keys, faults, ())
+    value = _unshared(value)
     if keys in _OTHER_SPELLINGS:
         keys = (*keys[:-1], _OTHER_SPELLINGS[keys])
     return keys, value

@@ -90,6 +90,31 @@ def test_an_override_inside_a_list_of_the_preset_keeps_the_rest_of_the_list(tmp_
     assert load_config(path).resolved.data.stages[0].tokens == 92_500_000_000  # the preset itself is untouched
 
 
+def test_an_override_of_what_an_alias_repeats_changes_that_one_place_alone(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        """
+        run: {name: a, dir: r}
+        training: {seq_length: 64, global_batch_size: 4}
+        data:
+          manifests: [m]
+          stages:
+            - &first {name: one, tokens: 1e6, languages: &shares {zh: 0.5, en: 0.5}}
+            - {name: two, tokens: 1e6, languages: *shares}
+            - {<<: *first, name: three}
+        """,
+    )
+    stages = load_config(path, ["data.stages.1.languages={zh: 0.2}", "data.stages.1.languages.en=0.8"]).resolved
+    assert [stage.languages for stage in stages.data.stages][::2] == [{"zh": 0.5, "en": 0.5}] * 2
+    stages = load_config(path, ["data.stages.1.languages.zh=0.2", "data.stages.1.languages.en=0.8"]).resolved
+    assert [stage.languages for stage in stages.data.stages] == [
+        {"zh": 0.5, "en": 0.5}, {"zh": 0.2, "en": 0.8}, {"zh": 0.5, "en": 0.5},
+    ]  # fmt: skip
+    written = "data.stages=[{name: one, tokens: 1e6, languages: &s {zh: 1}}, {name: two, tokens: 1e6, languages: *s}]"
+    stages = load_config(path, [written, "data.stages.0.languages.zh=0.5"]).resolved
+    assert stages.data.stages[1].languages == {"zh": 1.0}
+
+
 def test_user_holds_what_was_written_and_nothing_else(minimal: Path) -> None:
     user = load_config(minimal, ["optimizer.lr=1e-4"]).user
     assert user["optimizer"] == {"lr": 1e-4}
