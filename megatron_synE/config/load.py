@@ -73,8 +73,12 @@ def resolved_tree(config: RunConfig) -> Tree:
 
 
 def dump_yaml(tree: Tree) -> str:
-    """YAML text that `load_config` reads back to the same tree ."""
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120)
+    """YAML text that `load_config` reads back to the same tree."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Text that YAML 1.1 or _Loader would take for something else stands in quotes: no, but also 3e5 and 0o17."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -108,7 +112,8 @@ _Loader.yaml_implicit_resolvers = {
     for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 for _kind, (_pattern, _first) in _SCALARS.items():
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"^(?:{_pattern})$"), list(_first))
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"^(?:{_pattern})$"), list(_first))
 
 
 def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:

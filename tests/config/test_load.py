@@ -237,6 +237,15 @@ def test_the_resolved_run_written_out_is_the_same_run(minimal: Path, tmp_path: P
     assert load_config(again).resolved == resolved
 
 
+@pytest.mark.parametrize("text", ["3e5", "12E-3", "1.e3", ".5e3", "0o17", "no", "0x1f", "1:30", "1_0", "null", "plain"])
+def test_text_that_looks_like_a_number_is_written_as_text(minimal: Path, tmp_path: Path, text: str) -> None:
+    quoted = json.dumps(text)
+    resolved = load_config(minimal, [f"run.dir={quoted}", f"data.stages.0.languages={{{quoted}: 1.0}}"]).resolved
+    again = tmp_path / "again.yaml"
+    again.write_text(dump_yaml(resolved_tree(resolved)), encoding="utf-8")
+    assert load_config(again).resolved == resolved
+
+
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8)
 trees = st.recursive(
     scalars,
