@@ -68,6 +68,26 @@ def _rope_scaling(raw: dict[str, Any], *, where: str) -> RopeScaling | None:
     return RopeScaling(rope_type=kind, **values)
 
 
+def _rope(config: dict[str, Any], *, where: str) -> tuple[float, RopeScaling | None]:
+    """Base of the angles and how they are stretched.
+
+    transformers 5 writes one dict, rope_parameters; 4 wrote rope_theta and rope_scaling. In a file that has both, 5
+    reads rope_scaling and drops the other with its base, 4 knows the older keys alone: so they have to agree.
+    """
+    dicts = {key: config[key] for key in ("rope_parameters", "rope_scaling") if config.get(key)} or {"": {}}
+    found = {
+        key: (float(rope.get("rope_theta", config.get("rope_theta", 10000.0))), _rope_scaling(rope, where=where))
+        for key, rope in dicts.items()
+    }
+    if len(set(found.values())) > 1:
+        shown = " and ".join(f"{key}={rope}" for key, rope in dicts.items())
+        raise ConfigError(
+            f"{where}: {shown} give different angles (rope_theta={config.get('rope_theta')} outside them), and which of"
+            " them counts hangs on the version of transformers; keep the one that the model was trained with"
+        )
+    return next(iter(found.values()))
+
+
 def architecture_from_hf(config: dict[str, Any], *, where: str) -> LlamaArchitecture:
     """The architecture that an HF config describes.
 
@@ -89,9 +109,7 @@ def architecture_from_hf(config: dict[str, Any], *, where: str) -> LlamaArchitec
     groups = config.get("num_key_value_heads") or heads
     if heads % groups:
         raise ConfigError(f"{where}: num_attention_heads={heads} is not a multiple of num_key_value_heads={groups}")
-    # transformers 5 writes one dict `rope_parameters`; older versions two keys.
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    base = rope.get("rope_theta", config.get("rope_theta", 10000.0))
+    rotary_base, rope_scaling = _rope(config, where=where)
     return LlamaArchitecture(
         num_layers=config["num_hidden_layers"],
         hidden_size=config["hidden_size"],
@@ -101,8 +119,8 @@ def architecture_from_hf(config: dict[str, Any], *, where: str) -> LlamaArchitec
         kv_channels=config.get("head_dim") or config["hidden_size"] // heads,
         vocab_size=config["vocab_size"],
         max_position_embeddings=config.get("max_position_embeddings", 2048),
-        rotary_base=float(base),
-        rope_scaling=_rope_scaling(rope, where=where),
+        rotary_base=rotary_base,
+        rope_scaling=rope_scaling,
         layernorm_epsilon=config.get("rms_norm_eps", 1e-6),
         tied=bool(config.get("tie_word_embeddings", False)),
     )
