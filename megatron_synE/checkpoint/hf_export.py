@@ -58,7 +58,8 @@ def write_hf_folder(
     hf_config: an HF config.json, for a checkpoint that holds none (Megatron-LM). name: the model's, for its card.
     Errors: CheckpointError if `out` holds something else, a value is not finite, or (verify) what was written differs.
     """
-    out = out.absolute()  # "." has no name to put a temporary one beside
+    name = name or out.absolute().name
+    out = out.resolve()  # "." has no name to put a temporary one beside, a link may lead to another disk
     folder = checkpoint if hf_config is not None else layout.resolve_checkpoint(checkpoint)
     config = read_hf_config(hf_config or folder)
     architecture = architecture_from_hf(config, where=str(hf_config or folder / "config.json"))
@@ -67,7 +68,7 @@ def write_hf_folder(
     with layout.temporary_folder(out) as temporary:
         size_bytes = _write_weights(temporary, weights, DTYPE_OF_CHOICE[dtype], progress)
         stored = DTYPE_OF_CHOICE[dtype] or weights.dtype("embedding.word_embeddings.weight")
-        _write_side_files(temporary, folder, config, str(stored).removeprefix("torch."), name or out.name)
+        _write_side_files(temporary, folder, config, str(stored).removeprefix("torch."), name)
         if verify:
             verify_folder(temporary, folder, hf_config=config)
         layout.put_in_place(temporary, out)

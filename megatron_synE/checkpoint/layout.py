@@ -229,7 +229,7 @@ def temporary_folder(final: Path) -> Iterator[Path]:
         yield temporary
         sweep(final.parent, final.name, replaced=True)
     except OSError as error:
-        raise CheckpointError(f"{final}: cannot be written ({error.strerror})") from error
+        raise CheckpointError(f"{final}: cannot be written ({error.strerror or error})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

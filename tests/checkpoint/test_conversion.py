@@ -105,6 +105,25 @@ def test_importing_and_exporting_again_replaces_what_was_there(make_hf, tmp_path
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.parametrize("there", ["an earlier export", "an empty folder", "nothing"])
+def test_an_export_follows_a_link_to_where_it_leads(make_hf, tmp_path, there):
+    hf, _ = make_hf()
+    checkpoint = import_hf(hf, tmp_path / "ckpt").checkpoint
+    disk, link = tmp_path / "disk", tmp_path / "model"
+    disk.mkdir()
+    if there == "an earlier export":
+        write_hf_folder(checkpoint, disk / "exported")
+    elif there == "an empty folder":
+        (disk / "exported").mkdir()
+    link.symlink_to(disk / "exported")
+    write_hf_folder(checkpoint, link)
+    assert link.is_symlink()
+    assert_same_weights(weights_of(hf), weights_of(disk / "exported"))
+    assert "# model\n" in (link / "README.md").read_text()
+    assert [path.name for path in disk.iterdir()] == ["exported"]
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_the_working_folder_can_be_exported_into(make_hf, tmp_path, monkeypatch):
     hf, _ = make_hf()
     checkpoint = import_hf(hf, tmp_path / "ckpt").checkpoint
