@@ -219,6 +219,13 @@ def test_a_run_folder_that_is_a_file_is_refused(run: Path) -> None:
     assert any(fault.startswith("run.dir:") and "is a file" in fault for fault in faults(run))
 
 
+@pytest.mark.parametrize("written", ["~/runs/a", "~somebody/a", "/tmp/$USER/a", "${SCRATCH}/a"])
+def test_a_run_folder_that_a_shell_would_have_to_write_out_is_refused(run: Path, written: str) -> None:
+    expected = f"run.dir: {written}: nothing stands in for ~ and $ in this file; write the path out"
+    assert faults(run, f"run.dir='{written}'") == [expected]
+    assert faults(run, "run.dir=runs/a~") == []
+
+
 def test_without_data_the_manifests_are_not_opened(run: Path) -> None:
     config = load_config(run, ["data.manifests=[nowhere]"]).resolved
     assert examine(config, world_size=4, reads_data=False).faults == ()
