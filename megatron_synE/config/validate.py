@@ -348,6 +348,10 @@ def _manifests(
             yield Fault(key, f"{manifest.folder} holds no source with role {role}", "remove it from this list")
     for key, group in (("data.manifests", manifests), ("validation.manifests", validation_manifests)):
         owners: dict[str, Path] = {}
+        folders = [manifest.folder for manifest in group]
+        for folder in sorted({folder for folder in folders if folders.count(folder) > 1}):
+            of_stages = ", here or in the first stage that reads it" if key == "data.manifests" else ""
+            yield Fault(key, f"{folder} stands twice", f"name it once{of_stages}")
         for manifest in group:
             for entry in manifest.sources:
                 if entry.name in owners and owners[entry.name] != manifest.folder:

@@ -189,6 +189,14 @@ def test_data_of_two_tokenizers_is_refused(run: Path) -> None:
     assert any("different tokenizers (bbbbbbbbbbbb and aaaaaaaaaaaa)" in fault for fault in faults(run))
 
 
+def test_a_manifest_named_twice_is_refused(run: Path) -> None:
+    data, heldout = run.parent / "data", run.parent / "heldout"
+    [twice] = faults(run, f"validation.manifests=[{heldout}, {heldout}/manifest.json]")
+    assert twice == f"validation.manifests: {heldout} stands twice; name it once"
+    [twice] = faults(run, f"data.stages.0.manifests=[{data}]")
+    assert twice == f"data.manifests: {data} stands twice; name it once, here or in the first stage that reads it"
+
+
 def test_a_source_in_two_manifests_is_refused(run: Path) -> None:
     write_dataset(run.parent / "more", {("zh", "web", "law"): 200})
     found = faults(run, f"data.manifests=[{run.parent}/data, {run.parent}/more]")
