@@ -82,6 +82,10 @@ REFUSED = {
     ),
     "overlap without sp": (["parallel.tp_comm_overlap=true"], "parallel.tp_comm_overlap: true needs sequence_parallel"),
     "fp8 in fp32": (["training.fp8=hybrid", "training.precision=fp32"], "training.fp8: hybrid is for bf16 runs"),
+    "fp8 recipe without fp8": (
+        ["training.fp8_recipe=delayed"],
+        "training.fp8_recipe: delayed has no meaning without training.fp8: the run is in bf16; set training.fp8=hybrid",
+    ),
     "fp8 recipe": (
         ["training.fp8=hybrid", "training.fp8_recipe=delayed", "model.attention=native"],
         "training.fp8_recipe: delayed needs Transformer Engine",
