@@ -126,8 +126,9 @@ def _shards(sizes: dict[str, int]) -> list[list[str]]:
 
 
 def _write_side_files(folder: Path, checkpoint: Path, config: dict[str, Any], dtype: str, name: str) -> None:
-    field = "torch_dtype" if "torch_dtype" in config or "dtype" not in config else "dtype"
-    layout.write_json(folder / "config.json", {**config, field: dtype})
+    # transformers 5 writes the first and, where there are both, opens by it; 4 wrote the second.
+    fields = [field for field in ("dtype", "torch_dtype") if field in config] or ["torch_dtype"]
+    layout.write_json(folder / "config.json", {**config, **dict.fromkeys(fields, dtype)})
     carried = checkpoint / "tokenizer"
     for file in sorted(carried.iterdir()) if carried.is_dir() else []:
         if file.is_file() and file.name != CARD:

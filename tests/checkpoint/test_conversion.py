@@ -79,6 +79,17 @@ def test_casts_on_the_way_in_and_out(make_hf, tmp_path):
     assert json.loads((tmp_path / "back" / "config.json").read_text())["dtype"] == "float32"
 
 
+@pytest.mark.parametrize("fields", [("dtype",), ("torch_dtype",), ("dtype", "torch_dtype"), ()])
+def test_an_export_opens_in_the_dtype_that_it_was_written_in(make_hf, tmp_path, fields):
+    hf, _ = make_hf()
+    config = json.loads((hf / "config.json").read_text())
+    del config["dtype"]
+    (hf / "config.json").write_text(json.dumps(config | dict.fromkeys(fields, "bfloat16")))
+    write_hf_folder(import_hf(hf, tmp_path / "ckpt").checkpoint, tmp_path / "back")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "back", dtype="auto").dtype == torch.float32
+    assert_same_weights(weights_of(hf), AutoModelForCausalLM.from_pretrained(tmp_path / "back").state_dict())
+
+
 def test_mixed_dtypes_need_a_choice(make_hf, tmp_path):
     hf, _ = make_hf()
     tensors = load_file(hf / "model.safetensors")
