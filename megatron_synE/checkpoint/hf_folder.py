@@ -12,6 +12,7 @@ import torch
 
 from megatron_synE.checkpoint.hf_mapping import EMBEDDING, HEAD, hf_shapes
 from megatron_synE.checkpoint.safetensors_file import DTYPES, read_header
+from megatron_synE.checkpoint.sampled_hash import sampled_sha256
 from megatron_synE.checkpoint.stored_array import StoredArray, read_into
 from megatron_synE.exit_codes import CheckpointError
 from megatron_synE.model.llama import LlamaArchitecture, architecture_from_hf, read_hf_config
@@ -72,6 +73,13 @@ class HfFolder:
         target = torch.empty((stop - first, *tensor.shape[1:]), dtype=tensor.dtype)
         self.read_into(target, name, first_row=first)
         return target
+
+    def sampled_hashes(self) -> dict[str, str]:
+        """Name -> hash of each file that holds weights, to compare with the copy of another node; not of all its bytes.
+
+        Errors: CheckpointError if one cannot be read.
+        """
+        return {file.name: sampled_sha256(file) for file in sorted({tensor.file for tensor in self.tensors.values()})}
 
     def _open_weights(self) -> dict[str, HfTensor]:
         for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):

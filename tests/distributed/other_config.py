@@ -1,6 +1,7 @@
 """One rank of a run whose rank 1 has OTHER as a further override, or sees another folder: argv = config, overrides.
 
 COPY=folder:other   rank 1 reads manifest.json of `other` where the configuration names `folder`
+HF=folder           rank 1 reads weights and config.json of this model where the configuration names another
 """
 
 import os
@@ -24,9 +25,20 @@ def of_the_copy(path: Path) -> Any:
     return read_manifest(other if path == folder else path)
 
 
+def replace_model(other: Path) -> None:
+    from megatron_synE.checkpoint.hf_folder import HfFolder
+    from megatron_synE.config import derive
+
+    init, read = HfFolder.__init__, derive.read_hf_config
+    HfFolder.__init__ = lambda self, path: init(self, other)  # type: ignore[method-assign]
+    derive.read_hf_config = lambda path: read(other)
+
+
 if os.environ["RANK"] == "1":
     if "OTHER" in os.environ:
         overrides.append(os.environ["OTHER"])
+    if "HF" in os.environ:
+        replace_model(Path(os.environ["HF"]))
     if "COPY" in os.environ:
         examine.read_manifest = of_the_copy
 end_as_one_rank(Path(sys.argv[1]), overrides)
