@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from megatron_synE.checkpoint.hf_mapping import EMBEDDING, HEAD, hf_shapes
-from megatron_synE.checkpoint.safetensors_file import DTYPES, read_header
+from megatron_synE.checkpoint.safetensors_file import DTYPES, read_header, refuse_pointer
 from megatron_synE.checkpoint.sampled_hash import sampled_sha256
 from megatron_synE.checkpoint.stored_array import StoredArray, read_into
 from megatron_synE.exit_codes import CheckpointError
@@ -162,6 +162,7 @@ def side_files(folder: Path) -> list[Path]:
 def _load_bin(file: Path) -> dict[str, torch.Tensor]:
     """The tensors of a .bin file, memory-mapped; nothing in it is executed."""
     if not zipfile.is_zipfile(file):
+        refuse_pointer(file)
         raise CheckpointError(f"{file}: damaged, or older than torch 1.6; convert the folder to safetensors")
     try:
         loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
