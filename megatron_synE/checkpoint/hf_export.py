@@ -130,9 +130,11 @@ def _write_side_files(folder: Path, checkpoint: Path, config: dict[str, Any], dt
     fields = [field for field in ("dtype", "torch_dtype") if field in config] or ["torch_dtype"]
     layout.write_json(folder / "config.json", {**config, **dict.fromkeys(fields, dtype)})
     carried = checkpoint / "tokenizer"
-    for file in sorted(carried.iterdir()) if carried.is_dir() else []:
-        if file.is_file() and file.name != CARD:
-            shutil.copyfile(file, folder / file.name)
+    for file in sorted(carried.rglob("*")):
+        written = folder / file.relative_to(carried)
+        if file.is_file() and written.name != CARD:
+            written.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, written)
     is_ours = (checkpoint / layout.MANIFEST).is_file()
     manifest = layout.read_manifest(checkpoint) if is_ours else {}
     state = layout.read_state(checkpoint) if is_ours else None

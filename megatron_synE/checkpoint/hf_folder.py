@@ -23,6 +23,8 @@ SIDE_FILES = (
     "README.md", "LICENSE", "LICENSE.txt", "NOTICE", "NOTICE.txt", "USE_POLICY.md",
 )  # fmt: skip
 """What travels with the weights: tokenizer, generation defaults, licence; the card is where the licence is named."""
+MORE_TEMPLATES = "additional_chat_templates"
+"""Folder of the chat templates of a tokenizer that has several, but for the default's; transformers' name."""
 
 _OLD_BUFFERS = re.compile(r".*rotary_emb\.inv_freq$")  # written by transformers < 4.32; computed, not weights
 
@@ -154,9 +156,11 @@ class HfFolder:
                 )
 
 
-def side_files(folder: Path) -> list[Path]:
-    """What an HF folder, or a checkpoint's tokenizer/ folder, carries along with the weights."""
-    return [folder / name for name in SIDE_FILES if (folder / name).is_file()]
+def side_files(folder: Path) -> dict[str, Path]:
+    """What an HF folder, or a checkpoint's tokenizer/ folder, carries along with the weights, by its name below it."""
+    found = {name: folder / name for name in SIDE_FILES if (folder / name).is_file()}
+    templates = sorted((folder / MORE_TEMPLATES).glob("*.jinja"))
+    return found | {f"{MORE_TEMPLATES}/{file.name}": file for file in templates}
 
 
 def _load_bin(file: Path) -> dict[str, torch.Tensor]:

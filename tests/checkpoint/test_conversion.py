@@ -223,11 +223,14 @@ def test_side_files_travel_both_ways(make_hf, tmp_path):
     hf, _ = make_hf()
     (hf / "tokenizer.json").write_text('{"model": "大"}', encoding="utf-8")
     (hf / "tokenizer_config.json").write_text("{}")
+    (hf / "additional_chat_templates").mkdir()  # of a tokenizer with several
+    (hf / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
     (hf / "LICENSE").write_text("META LLAMA 3 COMMUNITY LICENSE AGREEMENT\n")
     (hf / "README.md").write_text("---\nlicense: llama3\n---\n# Base\n")
     back = tmp_path / "SynE-8B"
     write_hf_folder(import_hf(hf, tmp_path / "ckpt").checkpoint, back)
-    for name in ("tokenizer.json", "tokenizer_config.json", "LICENSE", "generation_config.json"):
+    template = "additional_chat_templates/tool_use.jinja"
+    for name in ("tokenizer.json", "tokenizer_config.json", template, "LICENSE", "generation_config.json"):
         assert (back / name).read_bytes() == (hf / name).read_bytes()
     card = (back / "README.md").read_text(encoding="utf-8")
     assert "# Llama-3-SynE-8B" in card
