@@ -10,7 +10,8 @@ import torch.distributed as dist
 from data_mixers.schedule import Schedule
 from megatron_synE.attempts import Attempts, begin
 from megatron_synE.build import Model, build_model, build_optimizer
-from megatron_synE.checkpoint.hf_folder import side_files
+from megatron_synE.checkpoint import layout
+from megatron_synE.checkpoint.hf_folder import HfFolder, side_files
 from megatron_synE.checkpoint.load import load_training_state, load_weights
 from megatron_synE.checkpoint.save import Saver
 from megatron_synE.checkpoint.training_state import check_masters
@@ -49,7 +50,13 @@ def assemble(
     assert examination.architecture is not None and examination.hf_config is not None
     assert examination.schedule is not None
     held_out = [[shard.bin_sha256 for s in m.sources for shard in s.shards] for m in examination.validation_manifests]
-    require_same(groups.control, {"data": examination.schedule.digest(), "held-out data": held_out})
+    require_same(
+        groups.control,
+        {
+            "data": examination.schedule.digest(), "held-out data": held_out,
+            "config.json of the model": examination.hf_config,
+        },
+    )  # fmt: skip
     plan = derive(config, examination.architecture, dist.get_world_size(), device=device.kind)
     is_writer, operations = dist.get_rank() == 0, config.operations
     agreed(groups.control, lambda: run_dir.take(takeover=config.run.takeover) if is_writer else None)
@@ -62,6 +69,10 @@ def assemble(
     schedule = mixture.schedule
 
     model = build_model(config, plan, device)
+    if start.mode != "resume":
+        # Nodes may have copies of their own, and ranks would begin with parts of two models.
+        weights = agreed(groups.control, partial(_source_of_weights, config, start.folder))
+        require_same(groups.control, {"weights to begin with": weights})
     if start.mode == "init":
         agreed(groups.control, partial(_load_weights, model, config, plan.architecture, start.folder))
     optimizer = build_optimizer(config, plan, model)
@@ -186,6 +197,14 @@ def _validation_tokens(config: RunConfig, probe: Probe | None) -> int | None:
         return None
     whole = int(config.validation.max_training_share * interval)
     return max(0, whole - (0 if probe is None else probe.num_tokens))
+
+
+def _source_of_weights(config: RunConfig, folder: Path | None) -> dict[str, str] | str | None:
+    """What tells one source from another, as this rank sees it; None for random weights."""
+    if folder is not None:
+        lineage_hash: str = layout.read_manifest(folder)["lineage_hash"]
+        return lineage_hash
+    return HfFolder(config.init.path).sampled_hashes() if config.init.path is not None else None
 
 
 def _load_weights(model: Model, config: RunConfig, architecture: LlamaArchitecture, folder: Path | None) -> None:

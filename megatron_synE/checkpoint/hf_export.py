@@ -58,7 +58,8 @@ def write_hf_folder(
     hf_config: an HF config.json, for a checkpoint that holds none (Megatron-LM). name: the model's, for its card.
     Errors: CheckpointError if `out` holds something else, a value is not finite, or (verify) what was written differs.
     """
-    out = out.absolute()  # "." has no name to put a temporary one beside
+    name = name or out.absolute().name
+    out = out.resolve()  # "." has no name to put a temporary one beside, a link may lead to another disk
     folder = checkpoint if hf_config is not None else layout.resolve_checkpoint(checkpoint)
     config = read_hf_config(hf_config or folder)
     architecture = architecture_from_hf(config, where=str(hf_config or folder / "config.json"))
@@ -67,7 +68,7 @@ def write_hf_folder(
     with layout.temporary_folder(out) as temporary:
         size_bytes = _write_weights(temporary, weights, DTYPE_OF_CHOICE[dtype], progress)
         stored = DTYPE_OF_CHOICE[dtype] or weights.dtype("embedding.word_embeddings.weight")
-        _write_side_files(temporary, folder, config, str(stored).removeprefix("torch."), name or out.name)
+        _write_side_files(temporary, folder, config, str(stored).removeprefix("torch."), name)
         if verify:
             verify_folder(temporary, folder, hf_config=config)
         layout.put_in_place(temporary, out)
@@ -125,12 +126,15 @@ def _shards(sizes: dict[str, int]) -> list[list[str]]:
 
 
 def _write_side_files(folder: Path, checkpoint: Path, config: dict[str, Any], dtype: str, name: str) -> None:
-    field = "torch_dtype" if "torch_dtype" in config or "dtype" not in config else "dtype"
-    layout.write_json(folder / "config.json", {**config, field: dtype})
+    # transformers 5 writes the first and, where there are both, opens by it; 4 wrote the second.
+    fields = [field for field in ("dtype", "torch_dtype") if field in config] or ["torch_dtype"]
+    layout.write_json(folder / "config.json", {**config, **dict.fromkeys(fields, dtype)})
     carried = checkpoint / "tokenizer"
-    for file in sorted(carried.iterdir()) if carried.is_dir() else []:
-        if file.is_file() and file.name != CARD:
-            shutil.copyfile(file, folder / file.name)
+    for file in sorted(carried.rglob("*")):
+        written = folder / file.relative_to(carried)
+        if file.is_file() and written.name != CARD:
+            written.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, written)
     is_ours = (checkpoint / layout.MANIFEST).is_file()
     manifest = layout.read_manifest(checkpoint) if is_ours else {}
     state = layout.read_state(checkpoint) if is_ours else None

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from megatron_synE.checkpoint.hf_mapping import EMBEDDING, HEAD, hf_shapes
-from megatron_synE.checkpoint.safetensors_file import DTYPES, read_header
+from megatron_synE.checkpoint.safetensors_file import DTYPES, read_header, refuse_pointer
+from megatron_synE.checkpoint.sampled_hash import sampled_sha256
 from megatron_synE.checkpoint.stored_array import StoredArray, read_into
 from megatron_synE.exit_codes import CheckpointError
 from megatron_synE.model.llama import LlamaArchitecture, architecture_from_hf, read_hf_config
@@ -22,6 +23,8 @@ SIDE_FILES = (
     "README.md", "LICENSE", "LICENSE.txt", "NOTICE", "NOTICE.txt", "USE_POLICY.md",
 )  # fmt: skip
 """What travels with the weights: tokenizer, generation defaults, licence; the card is where the licence is named."""
+MORE_TEMPLATES = "additional_chat_templates"
+"""Folder of the chat templates of a tokenizer that has several, but for the default's; transformers' name."""
 
 _OLD_BUFFERS = re.compile(r".*rotary_emb\.inv_freq$")  # written by transformers < 4.32; computed, not weights
 
@@ -72,6 +75,13 @@ class HfFolder:
         target = torch.empty((stop - first, *tensor.shape[1:]), dtype=tensor.dtype)
         self.read_into(target, name, first_row=first)
         return target
+
+    def sampled_hashes(self) -> dict[str, str]:
+        """Name -> hash of each file that holds weights, to compare with the copy of another node; not of all its bytes.
+
+        Errors: CheckpointError if one cannot be read.
+        """
+        return {file.name: sampled_sha256(file) for file in sorted({tensor.file for tensor in self.tensors.values()})}
 
     def _open_weights(self) -> dict[str, HfTensor]:
         for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
@@ -146,14 +156,17 @@ class HfFolder:
                 )
 
 
-def side_files(folder: Path) -> list[Path]:
-    """What an HF folder, or a checkpoint's tokenizer/ folder, carries along with the weights."""
-    return [folder / name for name in SIDE_FILES if (folder / name).is_file()]
+def side_files(folder: Path) -> dict[str, Path]:
+    """What an HF folder, or a checkpoint's tokenizer/ folder, carries along with the weights, by its name below it."""
+    found = {name: folder / name for name in SIDE_FILES if (folder / name).is_file()}
+    templates = sorted((folder / MORE_TEMPLATES).glob("*.jinja"))
+    return found | {f"{MORE_TEMPLATES}/{file.name}": file for file in templates}
 
 
 def _load_bin(file: Path) -> dict[str, torch.Tensor]:
     """The tensors of a .bin file, memory-mapped; nothing in it is executed."""
     if not zipfile.is_zipfile(file):
+        refuse_pointer(file)
         raise CheckpointError(f"{file}: damaged, or older than torch 1.6; convert the folder to safetensors")
     try:
         loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)

@@ -229,7 +229,7 @@ def temporary_folder(final: Path) -> Iterator[Path]:
         yield temporary
         sweep(final.parent, final.name, replaced=True)
     except OSError as error:
-        raise CheckpointError(f"{final}: cannot be written ({error.strerror})") from error
+        raise CheckpointError(f"{final}: cannot be written ({error.strerror or error})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -254,7 +254,7 @@ def put_in_place(temporary: Path, final: Path, *, lease: Lease | None = None) ->
         _check(lease)
         final.rename(replaced)
         temporary.rename(final)
-        shutil.rmtree(replaced)
+        _delete(replaced)
     else:
         _check(lease)
         temporary.rename(final)
@@ -281,6 +281,7 @@ def prune(
     is one, the oldest.
     written: the one just written, after which none counts: the run passed over those, because their content is damaged.
     lease: of a run; of the temporary folders only its own go. Those of others went when it was taken.
+    Errors: OSError, after all the others went, for what may not be deleted.
     Call it only when no save is under way in `checkpoints_dir`. An incomplete iter_* folder is left for a person.
     """
     stale = [
@@ -302,8 +303,14 @@ def prune(
         doomed = checkpoints_dir / f".tmp-{folder.name}-{lease.token if lease else 'x'}-pruned"
         folder.rename(doomed)
         stale.append(doomed)
+    refused: OSError | None = None
     for folder in stale:
-        shutil.rmtree(folder)
+        try:
+            _delete(folder)
+        except OSError as error:  # those after it go all the same, or every later save would leave one more
+            refused = refused or error
+    if refused is not None:
+        raise refused
     return old
 
 
@@ -315,7 +322,15 @@ def withdraw_after(checkpoints_dir: Path, iteration: int, lease: Lease) -> None:
             lease.check()
             withdrawn = checkpoints_dir / f".tmp-{folder.name}-{lease.token}-withdrawn"
             folder.rename(withdrawn)
-            shutil.rmtree(withdrawn)
+            _delete(withdrawn)
+
+
+def _delete(folder: Path) -> None:
+    """With all that is in it; of a link the link alone: somebody keeps on another disk what it points to."""
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder)
 
 
 def sha256_of(file: Path) -> str:

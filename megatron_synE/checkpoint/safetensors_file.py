@@ -18,6 +18,7 @@ from megatron_synE.exit_codes import CheckpointError
 DTYPES: dict[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """The only dtypes that weights may have."""
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_POINTER = b"version https://git-lfs"
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
 
@@ -54,6 +55,7 @@ def read_header(file: Path) -> dict[str, HeaderEntry]:
             file_size = os.fstat(stream.fileno()).st_size
             header_size = int.from_bytes(stream.read(8), "little")
             if file_size < 8 or header_size > min(_MAX_HEADER_BYTES, file_size - 8):
+                refuse_pointer(file)
                 raise CheckpointError(f"{file}: not a safetensors file, or cut inside its header ({file_size} bytes)")
             header = json.loads(stream.read(header_size))
     except FileNotFoundError as error:
@@ -77,6 +79,13 @@ def read_header(file: Path) -> dict[str, HeaderEntry]:
         what = f"truncated, {cut} is cut" if cut else "longer than it should be"
         raise CheckpointError(f"{file}: {what}: the header describes {position} bytes, the file has {file_size}")
     return {entry.name: entry for entry in entries}
+
+
+def refuse_pointer(file: Path) -> None:
+    """Errors: CheckpointError for what Git leaves in place of a large file that it has not fetched."""
+    with file.open("rb") as stream:
+        if stream.read(len(_POINTER)) == _POINTER:
+            raise CheckpointError(f"{file}: stands for a file that Git LFS has not fetched; run `git lfs pull` there")
 
 
 class SafetensorsWriter:

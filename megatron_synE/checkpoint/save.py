@@ -5,7 +5,7 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -49,11 +49,11 @@ class Saver:
         *,
         keep_last: int | None,
         reach: int = 0,
-        source_files: Sequence[Path],
+        source_files: Mapping[str, Path],
         lease: Lease | None = None,
     ) -> None:
-        """source_files: tokenizer and generation_config files to carry along. Rank 0 reads them now: those of the
-        checkpoint that a run resumed from are gone when that is pruned.
+        """source_files: tokenizer and generation_config files to carry along, by name. Rank 0 reads them now: those of
+        the checkpoint that a run resumed from are gone when that is pruned.
 
         keep_last, reach: as of layout.prune. lease: of the run, on rank 0; without it nothing becomes visible.
         """
@@ -61,7 +61,7 @@ class Saver:
         self._group = group
         self._keep_last, self._reach = keep_last, reach
         is_writer = dist.get_rank(group) == 0
-        self._source_files = {file.name: file.read_bytes() for file in source_files} if is_writer else {}
+        self._source_files = {name: file.read_bytes() for name, file in source_files.items()} if is_writer else {}
         self._lease = lease
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -184,10 +184,10 @@ class Saver:
     ) -> None:
         layout.write_state(temporary, state)
         (temporary / "config.json").write_text(json.dumps(hf_config, indent=2) + "\n", encoding="utf-8")
-        if self._source_files:
-            (temporary / "tokenizer").mkdir()
-            for name, content in self._source_files.items():
-                (temporary / "tokenizer" / name).write_bytes(content)
+        for name, content in self._source_files.items():
+            carried = temporary / "tokenizer" / name
+            carried.parent.mkdir(parents=True, exist_ok=True)
+            carried.write_bytes(content)
         layout.write_megatron_files(temporary, state)
         layout.write_manifest(temporary, facts, known_sha256=known_sha256)
         layout.publish(temporary, final, lease=self._lease)

@@ -16,6 +16,11 @@ def float8_rules(config: RunConfig, architecture: LlamaArchitecture) -> Iterator
     """Precision, recipe and the widths of every product on one rank."""
     training, asked = config.training, config.model.attention
     if training.fp8 is None:
+        if training.fp8_recipe != "tensorwise":
+            yield Fault(
+                "training.fp8_recipe", f"{training.fp8_recipe} has no meaning without training.fp8: the run is in"
+                f" {training.precision}", "set training.fp8=hybrid, or remove the recipe",
+            )  # fmt: skip
         return
     if training.precision == "fp32":
         yield Fault("training.fp8", f"{training.fp8} is for bf16 runs, but precision=fp32", "set precision=bf16")

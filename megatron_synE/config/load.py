@@ -48,6 +48,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
         written, understood=RunConfig.schema_version, file=path, cure=OTHER_VERSION, fault=ConfigError, absent=1
     )
     _check_plain(written, (), faults, ())
+    written = _unshared(written)
     assignments = [a for text in overrides if (a := _parse_override(text, faults)) is not None]
     preset = _preset_of(written, assignments)
     _rename(written, faults)
@@ -72,8 +73,12 @@ def resolved_tree(config: RunConfig) -> Tree:
 
 
 def dump_yaml(tree: Tree) -> str:
-    """YAML text that `load_config` reads back to the same tree ."""
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120)
+    """YAML text that `load_config` reads back to the same tree."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Text that YAML 1.1 or _Loader would take for something else stands in quotes: no, but also 3e5 and 0o17."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -107,7 +112,8 @@ _Loader.yaml_implicit_resolvers = {
     for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 for _kind, (_pattern, _first) in _SCALARS.items():
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"^(?:{_pattern})$"), list(_first))
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"^(?:{_pattern})$"), list(_first))
 
 
 def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
@@ -177,6 +183,13 @@ def _check_plain(node: Any, loc: tuple[str | int, ...], faults: list[str], paren
         )
 
 
+def _unshared(node: Any) -> Any:
+    """A copy in which an anchor and its aliases are apart: an override of one place must not reach the others."""
+    if isinstance(node, dict):
+        return {key: _unshared(value) for key, value in node.items()}
+    return [_unshared(value) for value in node] if isinstance(node, list) else node
+
+
 Assignment = tuple[tuple[str, ...], Any]
 
 
@@ -192,6 +205,7 @@ def _parse_override(text: str, faults: list[str]) -> Assignment | None:
         faults.append(f"{key}: not valid YAML after '=': {_one_line(error)}")
         return None
     _check_plain(value, keys, faults, ())
+    value = _unshared(value)
     if keys in _OTHER_SPELLINGS:
         keys = (*keys[:-1], _OTHER_SPELLINGS[keys])
     return keys, value

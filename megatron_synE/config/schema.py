@@ -31,8 +31,8 @@ class RunSection:
     """Shown in logs and trackers; part of file names."""
     dir: Path
     """The run folder; everything the run writes lies below it. A complete checkpoint in it is always resumed."""
-    seed: NonNegative = 1234
-    """Data order and random initialisation."""
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 1234
+    """Data order and random initialisation. torch and megatron-core take no larger one."""
     takeover: bool = False
     """This job may take the run from a holder that shows no sign of life for 30 s, although the file system still
     counts its lock as held (its node is gone). A requeued Slurm job needs no leave to take over from its own copy."""

@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -288,6 +289,9 @@ def _stability(config: RunConfig) -> Iterator[Fault]:
 
 
 def _run_folder(folder: Path) -> Iterator[Fault]:
+    if re.search(r"^~|\$\{?[A-Za-z_]", str(folder)):
+        # It would train into a folder of this very name.
+        yield Fault("run.dir", f"{folder}: nothing stands in for ~ and $ in this file", "write the path out")
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not existing.is_dir():
         yield Fault("run.dir", f"{existing} is a file", "name a folder")
@@ -344,6 +348,10 @@ def _manifests(
             yield Fault(key, f"{manifest.folder} holds no source with role {role}", "remove it from this list")
     for key, group in (("data.manifests", manifests), ("validation.manifests", validation_manifests)):
         owners: dict[str, Path] = {}
+        folders = [manifest.folder for manifest in group]
+        for folder in sorted({folder for folder in folders if folders.count(folder) > 1}):
+            of_stages = ", here or in the first stage that reads it" if key == "data.manifests" else ""
+            yield Fault(key, f"{folder} stands twice", f"name it once{of_stages}")
         for manifest in group:
             for entry in manifest.sources:
                 if entry.name in owners and owners[entry.name] != manifest.folder:

@@ -61,11 +61,67 @@ def _rope_scaling(raw: dict[str, Any], *, where: str) -> RopeScaling | None:
         raise ConfigError(f"{where}: rope_scaling type {kind!r} is not supported; use llama3 or linear")
     known = {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
     needed = known if kind == "llama3" else {"factor"}
-    missing = sorted(needed - raw.keys())
+    missing = sorted(name for name in needed if raw.get(name) is None)
     if missing:
         raise ConfigError(f"{where}: rope_scaling lacks {', '.join(missing)}")
     values = {name: raw[name] for name in known & raw.keys() if raw[name] is not None}
+    for name, value in values.items():
+        if not _is_positive(value):
+            raise ConfigError(f"{where}: rope_scaling.{name}={value!r} is not a number above 0")
     return RopeScaling(rope_type=kind, **values)
+
+
+def _rope(config: dict[str, Any], *, where: str) -> tuple[float, RopeScaling | None]:
+    """Base of the angles and how they are stretched.
+
+    transformers 5 writes one dict, rope_parameters; 4 wrote rope_theta and rope_scaling. In a file that has both, 5
+    reads rope_scaling and drops the other with its base, 4 knows the older keys alone: so they have to agree.
+    """
+    dicts = {key: config[key] for key in ("rope_parameters", "rope_scaling") if config.get(key)} or {"": {}}
+    found = {
+        key: (float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0), _rope_scaling(rope, where=where))
+        for key, rope in dicts.items()
+    }
+    if len(set(found.values())) > 1:
+        shown = " and ".join(f"{key}={rope}" for key, rope in dicts.items())
+        raise ConfigError(
+            f"{where}: {shown} give different angles (rope_theta={config.get('rope_theta')} outside them), and which of"
+            " them counts hangs on the version of transformers; keep the one that the model was trained with"
+        )
+    base, scaling = next(iter(found.values()))
+    outside, inside = (
+        config.get("original_max_position_embeddings"),
+        scaling and scaling.original_max_position_embeddings,
+    )
+    if scaling is not None and scaling.rope_type == "llama3" and outside not in (None, inside):
+        raise ConfigError(
+            f"{where}: original_max_position_embeddings is {outside} and, with the rope scaling, {inside}; transformers"
+            " 5 takes the first, 4 the second; keep the one that the model was trained with"
+        )
+    return base, scaling
+
+
+_REQUIRED = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+_OPTIONAL = ("num_key_value_heads", "head_dim", "max_position_embeddings")
+
+
+def _is_positive(value: object) -> bool:
+    return type(value) in (int, float) and value > 0  # type: ignore[operator]  # one of the two
+
+
+def _check_values(config: dict[str, Any], *, where: str) -> None:
+    """Errors: ConfigError for a field of another kind than transformers writes; null and absent are the default."""
+    for names, kind, is_right in (
+        ((*_REQUIRED, *_OPTIONAL), "a whole number above 0", lambda value: type(value) is int and value > 0),
+        (("rms_norm_eps", "rope_theta"), "a number above 0", _is_positive),
+        (("rope_parameters", "rope_scaling"), "a section", lambda value: isinstance(value, dict)),
+        (("tie_word_embeddings",), "true or false", lambda value: isinstance(value, bool)),
+    ):
+        for name in names:
+            if config.get(name) is not None and not is_right(config[name]):
+                raise ConfigError(
+                    f"{where}: {name}={config[name]!r} is not {kind}; take the file from its source again"
+                )
 
 
 def architecture_from_hf(config: dict[str, Any], *, where: str) -> LlamaArchitecture:
@@ -81,17 +137,15 @@ def architecture_from_hf(config: dict[str, Any], *, where: str) -> LlamaArchitec
             raise ConfigError(f"{where}: {flag}=true is not a Llama-3 model; biases are not supported")
     if config.get("hidden_act", "silu") != "silu":
         raise ConfigError(f"{where}: hidden_act={config['hidden_act']!r}; only silu is supported")
-    required = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
-    missing = [name for name in required if name not in config]
+    missing = [name for name in _REQUIRED if config.get(name) is None]
     if missing:
         raise ConfigError(f"{where}: lacks {', '.join(missing)}")
+    _check_values(config, where=where)
     heads = config["num_attention_heads"]
     groups = config.get("num_key_value_heads") or heads
     if heads % groups:
         raise ConfigError(f"{where}: num_attention_heads={heads} is not a multiple of num_key_value_heads={groups}")
-    # transformers 5 writes one dict `rope_parameters`; older versions two keys.
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    base = rope.get("rope_theta", config.get("rope_theta", 10000.0))
+    rotary_base, rope_scaling = _rope(config, where=where)
     return LlamaArchitecture(
         num_layers=config["num_hidden_layers"],
         hidden_size=config["hidden_size"],
@@ -100,10 +154,10 @@ def architecture_from_hf(config: dict[str, Any], *, where: str) -> LlamaArchitec
         num_query_groups=groups,
         kv_channels=config.get("head_dim") or config["hidden_size"] // heads,
         vocab_size=config["vocab_size"],
-        max_position_embeddings=config.get("max_position_embeddings", 2048),
-        rotary_base=float(base),
-        rope_scaling=_rope_scaling(rope, where=where),
-        layernorm_epsilon=config.get("rms_norm_eps", 1e-6),
+        max_position_embeddings=config.get("max_position_embeddings") or 2048,
+        rotary_base=rotary_base,
+        rope_scaling=rope_scaling,
+        layernorm_epsilon=config.get("rms_norm_eps") or 1e-6,
         tied=bool(config.get("tie_word_embeddings", False)),
     )
 

@@ -30,13 +30,26 @@ def ranks_from_environment() -> Ranks | None:
     env = os.environ
     if "RANK" in env and "WORLD_SIZE" in env:
         return Ranks(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", "0")))
-    if "SLURM_STEP_ID" in env and int(env.get("SLURM_NTASKS", "1")) > 1:
+    if (task := _task_of_step()) is not None:
         if "MASTER_ADDR" not in env or "MASTER_PORT" not in env:
             raise ConfigError(
                 "under srun, export MASTER_ADDR (first host of the job) and MASTER_PORT in the sbatch script"
             )
-        return Ranks(int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), int(env["SLURM_LOCALID"]))
+        return task
     return None
+
+
+def _task_of_step() -> Ranks | None:
+    """This process among the tasks that srun has started, if they are more than one.
+
+    The shell that salloc opens is a step of one task, and has the SLURM_NTASKS of the whole job (srun --preserve-env).
+    """
+    env = os.environ
+    if "SLURM_STEP_ID" not in env:
+        return None
+    of_job = int(env.get("SLURM_NTASKS", "1"))
+    size = min(of_job, int(env.get("SLURM_STEP_NUM_TASKS", of_job)))
+    return Ranks(int(env["SLURM_PROCID"]), size, int(env["SLURM_LOCALID"])) if size > 1 else None
 
 
 def independent_ranks() -> Ranks | None:
@@ -48,9 +61,8 @@ def independent_ranks() -> Ranks | None:
     env = os.environ
     if "RANK" in env and "WORLD_SIZE" in env:
         return Ranks(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", "0")))
-    rank, size, local = 0, 1, 0
-    if "SLURM_STEP_ID" in env and int(env.get("SLURM_NTASKS", "1")) > 1:
-        rank, size, local = int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), int(env["SLURM_LOCALID"])
+    task = _task_of_step() or ALONE
+    rank, size, local = task.rank, task.world_size, task.local_rank
     if "SLURM_ARRAY_TASK_ID" in env:
         # Ids may begin anywhere and leave steps out (--array=10-50:10).
         number, first, last = (int(env[f"SLURM_ARRAY_TASK_{key}"]) for key in ("ID", "MIN", "MAX"))

@@ -152,7 +152,7 @@ def saver_of(run: Path) -> save.Saver:
     dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     group = dist.group.WORLD
     assert group is not None
-    return save.Saver(run_dir.checkpoints, group, keep_last=2, source_files=(), lease=run_dir.lease)
+    return save.Saver(run_dir.checkpoints, group, keep_last=2, source_files={}, lease=run_dir.lease)
 
 
 def save_one(saver: save.Saver, iteration: int) -> None:

@@ -79,6 +79,17 @@ def test_casts_on_the_way_in_and_out(make_hf, tmp_path):
     assert json.loads((tmp_path / "back" / "config.json").read_text())["dtype"] == "float32"
 
 
+@pytest.mark.parametrize("fields", [("dtype",), ("torch_dtype",), ("dtype", "torch_dtype"), ()])
+def test_an_export_opens_in_the_dtype_that_it_was_written_in(make_hf, tmp_path, fields):
+    hf, _ = make_hf()
+    config = json.loads((hf / "config.json").read_text())
+    del config["dtype"]
+    (hf / "config.json").write_text(json.dumps(config | dict.fromkeys(fields, "bfloat16")))
+    write_hf_folder(import_hf(hf, tmp_path / "ckpt").checkpoint, tmp_path / "back")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "back", dtype="auto").dtype == torch.float32
+    assert_same_weights(weights_of(hf), AutoModelForCausalLM.from_pretrained(tmp_path / "back").state_dict())
+
+
 def test_mixed_dtypes_need_a_choice(make_hf, tmp_path):
     hf, _ = make_hf()
     tensors = load_file(hf / "model.safetensors")
@@ -102,6 +113,25 @@ def test_importing_and_exporting_again_replaces_what_was_there(make_hf, tmp_path
         write_hf_folder(import_hf(hf, tmp_path / "ckpt").checkpoint, tmp_path / "back")
     assert_same_weights(weights_of(second), weights_of(tmp_path / "back"))
     assert sorted(p.name for p in (tmp_path / "ckpt").iterdir()) == ["iter_0000000", layout.TRACKER]
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("there", ["an earlier export", "an empty folder", "nothing"])
+def test_an_export_follows_a_link_to_where_it_leads(make_hf, tmp_path, there):
+    hf, _ = make_hf()
+    checkpoint = import_hf(hf, tmp_path / "ckpt").checkpoint
+    disk, link = tmp_path / "disk", tmp_path / "model"
+    disk.mkdir()
+    if there == "an earlier export":
+        write_hf_folder(checkpoint, disk / "exported")
+    elif there == "an empty folder":
+        (disk / "exported").mkdir()
+    link.symlink_to(disk / "exported")
+    write_hf_folder(checkpoint, link)
+    assert link.is_symlink()
+    assert_same_weights(weights_of(hf), weights_of(disk / "exported"))
+    assert "# model\n" in (link / "README.md").read_text()
+    assert [path.name for path in disk.iterdir()] == ["exported"]
     assert not list(tmp_path.glob(".*"))
 
 
@@ -193,11 +223,14 @@ def test_side_files_travel_both_ways(make_hf, tmp_path):
     hf, _ = make_hf()
     (hf / "tokenizer.json").write_text('{"model": "大"}', encoding="utf-8")
     (hf / "tokenizer_config.json").write_text("{}")
+    (hf / "additional_chat_templates").mkdir()  # of a tokenizer with several
+    (hf / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
     (hf / "LICENSE").write_text("META LLAMA 3 COMMUNITY LICENSE AGREEMENT\n")
     (hf / "README.md").write_text("---\nlicense: llama3\n---\n# Base\n")
     back = tmp_path / "SynE-8B"
     write_hf_folder(import_hf(hf, tmp_path / "ckpt").checkpoint, back)
-    for name in ("tokenizer.json", "tokenizer_config.json", "LICENSE", "generation_config.json"):
+    template = "additional_chat_templates/tool_use.jinja"
+    for name in ("tokenizer.json", "tokenizer_config.json", template, "LICENSE", "generation_config.json"):
         assert (back / name).read_bytes() == (hf / name).read_bytes()
     card = (back / "README.md").read_text(encoding="utf-8")
     assert "# Llama-3-SynE-8B" in card

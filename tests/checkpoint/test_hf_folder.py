@@ -204,6 +204,16 @@ def test_a_truncated_bin_file_is_refused(make_hf):
         HfFolder(path)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_what_git_left_in_place_of_the_weights_is_refused_with_its_cure(make_hf, name):
+    path, _ = make_hf()
+    (path / "model.safetensors").unlink()
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 16060556376\n"
+    (path / name).write_text(pointer)
+    with pytest.raises(CheckpointError, match="Git LFS has not fetched; run `git lfs pull` there"):
+        HfFolder(path)
+
+
 def test_a_folder_without_config_or_weights_is_refused(make_hf, tmp_path):
     path, _ = make_hf()
     with pytest.raises(CheckpointError, match="no such folder"):

@@ -191,6 +191,41 @@ def test_pruning_keeps_one_to_go_back_to_where_preemptions_lie_between(tmp_path)
     assert {layout.iteration_of(folder) for folder in layout.iteration_folders(tmp_path)} == {150, 250}
 
 
+def test_of_a_checkpoint_that_was_moved_to_another_disk_the_link_goes_and_the_checkpoint_stays(tmp_path):
+    checkpoints, disk = tmp_path / "checkpoints", tmp_path / "disk"
+    for iteration in (1, 2, 3, 9):
+        save(checkpoints, iteration)
+    disk.mkdir()
+    for iteration in (1, 9):
+        name = layout.iteration_name(iteration)
+        (checkpoints / name).rename(disk / name)
+        (checkpoints / name).symlink_to(disk / name)
+    save(checkpoints, 9)  # written again: a folder of its own
+    assert not (checkpoints / "iter_0000009").is_symlink()
+    assert [folder.name for folder in layout.prune(checkpoints, keep_last=2)] == ["iter_0000001", "iter_0000002"]
+    left = {"iter_0000003", "iter_0000009", layout.TRACKER}
+    assert {path.name for path in checkpoints.iterdir()} == left
+    for name in ("iter_0000001", "iter_0000009"):
+        layout.check_complete(disk / name, verify_hashes=True)
+
+
+def test_what_may_not_be_deleted_keeps_nothing_else(tmp_path, monkeypatch):
+    for iteration in (1, 2, 3, 4):
+        save(tmp_path, iteration)
+    delete = layout.shutil.rmtree
+
+    def refusing(folder, **options):
+        if "iter_0000001" in folder.name:
+            raise OSError(16, "Device or resource busy")
+        delete(folder, **options)
+
+    monkeypatch.setattr(layout.shutil, "rmtree", refusing)
+    with pytest.raises(OSError, match="busy"):
+        layout.prune(tmp_path, keep_last=1)
+    assert [path.name for path in layout.iteration_folders(tmp_path)] == ["iter_0000004"]
+    assert [path.name for path in tmp_path.glob(".tmp-*")] == [".tmp-iter_0000001-x-pruned"]
+
+
 def test_a_file_that_another_node_wrote_and_that_is_not_seen_is_not_left_out(tmp_path):
     with pytest.raises(CheckpointError, match=r"__7_0\.distcp was written and is not seen here"):
         layout.write_manifest(tmp_path, {}, known_sha256={"__7_0.distcp": "ab"})

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import tiny
 from tools.checkpoint import meter
 
 
@@ -18,3 +19,20 @@ def test_a_kernel_without_the_peak_gives_that_of_the_process(
     assert cost.peak_memory_bytes > 10_000_000, "Python with numpy has more"
     if status is not None:
         assert cost.memory_before_bytes == 1_024_000
+
+
+STRANGER = """
+import ctypes, os
+from tools.checkpoint.meter import Meter
+ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE: what is in /proc/self is root's
+if os.geteuid() == 0:
+    os.setgid(65534)
+    os.setuid(65534)
+print(Meter().cost(size_bytes=1).peak_memory_bytes)
+"""
+
+
+def test_a_process_that_may_not_forget_its_peak_has_that_since_its_start() -> None:
+    done = tiny.python("-c", STRANGER)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 10_000_000

@@ -43,10 +43,11 @@ def lease(tmp_path: Path) -> Iterator[Lease]:
 
 
 def saver_of(root: Path, group: dist.ProcessGroup, *, lease: Lease | None = None, keep_last: int | None = 2) -> Saver:
-    files = {"tokenizer.json": "{}", "README.md": "# Base"}
+    files = {"tokenizer.json": "{}", "README.md": "# Base", "additional_chat_templates/tool_use.jinja": "T"}
     for name, content in files.items():
+        (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_text(content)
-    source_files = [root / name for name in files]
+    source_files = {name: root / name for name in files}
     return Saver(root / "checkpoints", group, keep_last=keep_last, source_files=source_files, lease=lease)
 
 
@@ -76,7 +77,7 @@ def test_a_checkpoint_holds_tensors_state_config_and_tokenizer(
     layout.check_complete(folder, verify_hashes=True)
     assert sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()) == [
         ".metadata", "__0_0.distcp", "common.pt", "config.json", "manifest.json", "metadata.json", "state.json",
-        "tokenizer/README.md", "tokenizer/tokenizer.json",
+        "tokenizer/README.md", "tokenizer/additional_chat_templates/tool_use.jinja", "tokenizer/tokenizer.json",
     ]  # fmt: skip
     assert layout.read_state(folder) == state_of(7)
     assert torch.equal(ChunkReader(folder).read("weight", (0, 0), (512, 256)), tensor_of(7))
@@ -97,7 +98,7 @@ def test_a_checkpoint_holds_tensors_state_config_and_tokenizer(
 
 
 def test_without_a_tokenizer_and_without_a_lease(tmp_path: Path, group: dist.ProcessGroup) -> None:
-    saver = Saver(tmp_path / "checkpoints", group, keep_last=None, source_files=())
+    saver = Saver(tmp_path / "checkpoints", group, keep_last=None, source_files={})
     for iteration in (1, 2, 3):
         save(saver, iteration)
     assert names(tmp_path) == ["iter_0000001", "iter_0000002", "iter_0000003", layout.TRACKER]

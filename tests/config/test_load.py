@@ -90,6 +90,31 @@ def test_an_override_inside_a_list_of_the_preset_keeps_the_rest_of_the_list(tmp_
     assert load_config(path).resolved.data.stages[0].tokens == 92_500_000_000  # the preset itself is untouched
 
 
+def test_an_override_of_what_an_alias_repeats_changes_that_one_place_alone(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        """
+        run: {name: a, dir: r}
+        training: {seq_length: 64, global_batch_size: 4}
+        data:
+          manifests: [m]
+          stages:
+            - &first {name: one, tokens: 1e6, languages: &shares {zh: 0.5, en: 0.5}}
+            - {name: two, tokens: 1e6, languages: *shares}
+            - {<<: *first, name: three}
+        """,
+    )
+    stages = load_config(path, ["data.stages.1.languages={zh: 0.2}", "data.stages.1.languages.en=0.8"]).resolved
+    assert [stage.languages for stage in stages.data.stages][::2] == [{"zh": 0.5, "en": 0.5}] * 2
+    stages = load_config(path, ["data.stages.1.languages.zh=0.2", "data.stages.1.languages.en=0.8"]).resolved
+    assert [stage.languages for stage in stages.data.stages] == [
+        {"zh": 0.5, "en": 0.5}, {"zh": 0.2, "en": 0.8}, {"zh": 0.5, "en": 0.5},
+    ]  # fmt: skip
+    written = "data.stages=[{name: one, tokens: 1e6, languages: &s {zh: 1}}, {name: two, tokens: 1e6, languages: *s}]"
+    stages = load_config(path, [written, "data.stages.0.languages.zh=0.5"]).resolved
+    assert stages.data.stages[1].languages == {"zh": 1.0}
+
+
 def test_user_holds_what_was_written_and_nothing_else(minimal: Path) -> None:
     user = load_config(minimal, ["optimizer.lr=1e-4"]).user
     assert user["optimizer"] == {"lr": 1e-4}
@@ -147,6 +172,11 @@ def test_an_unknown_key_of_an_optional_section_names_the_keys_there(minimal: Pat
 def test_a_missing_key_is_named(tmp_path: Path) -> None:
     path = write(tmp_path, MINIMAL.replace("seq_length: 128, ", ""))
     assert faults_of(path)[1:] == ["training.seq_length: missing; it has no default"]
+
+
+def test_a_seed_that_torch_would_not_take_is_refused(minimal: Path) -> None:
+    assert load_config(minimal, [f"run.seed={2**63 - 1}"]).resolved.run.seed == 2**63 - 1
+    assert "run.seed: must be less than or equal to 9223372036854775807" in faults_of(minimal, [f"run.seed={2**64}"])[1]
 
 
 def test_strict_types_refuse_text_for_a_number(minimal: Path) -> None:
@@ -208,6 +238,15 @@ def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
 def test_the_resolved_run_written_out_is_the_same_run(minimal: Path, tmp_path: Path) -> None:
     resolved = load_config(minimal, ["optimizer.lr=1e-5", "logging.wandb=off", "preset=syne_paper"]).resolved
     again = tmp_path / "resolved.yaml"
+    again.write_text(dump_yaml(resolved_tree(resolved)), encoding="utf-8")
+    assert load_config(again).resolved == resolved
+
+
+@pytest.mark.parametrize("text", ["3e5", "12E-3", "1.e3", ".5e3", "0o17", "no", "0x1f", "1:30", "1_0", "null", "plain"])
+def test_text_that_looks_like_a_number_is_written_as_text(minimal: Path, tmp_path: Path, text: str) -> None:
+    quoted = json.dumps(text)
+    resolved = load_config(minimal, [f"run.dir={quoted}", f"data.stages.0.languages={{{quoted}: 1.0}}"]).resolved
+    again = tmp_path / "again.yaml"
     again.write_text(dump_yaml(resolved_tree(resolved)), encoding="utf-8")
     assert load_config(again).resolved == resolved
 

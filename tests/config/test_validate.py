@@ -82,6 +82,10 @@ REFUSED = {
     ),
     "overlap without sp": (["parallel.tp_comm_overlap=true"], "parallel.tp_comm_overlap: true needs sequence_parallel"),
     "fp8 in fp32": (["training.fp8=hybrid", "training.precision=fp32"], "training.fp8: hybrid is for bf16 runs"),
+    "fp8 recipe without fp8": (
+        ["training.fp8_recipe=delayed"],
+        "training.fp8_recipe: delayed has no meaning without training.fp8: the run is in bf16; set training.fp8=hybrid",
+    ),
     "fp8 recipe": (
         ["training.fp8=hybrid", "training.fp8_recipe=delayed", "model.attention=native"],
         "training.fp8_recipe: delayed needs Transformer Engine",
@@ -189,6 +193,14 @@ def test_data_of_two_tokenizers_is_refused(run: Path) -> None:
     assert any("different tokenizers (bbbbbbbbbbbb and aaaaaaaaaaaa)" in fault for fault in faults(run))
 
 
+def test_a_manifest_named_twice_is_refused(run: Path) -> None:
+    data, heldout = run.parent / "data", run.parent / "heldout"
+    [twice] = faults(run, f"validation.manifests=[{heldout}, {heldout}/manifest.json]")
+    assert twice == f"validation.manifests: {heldout} stands twice; name it once"
+    [twice] = faults(run, f"data.stages.0.manifests=[{data}]")
+    assert twice == f"data.manifests: {data} stands twice; name it once, here or in the first stage that reads it"
+
+
 def test_a_source_in_two_manifests_is_refused(run: Path) -> None:
     write_dataset(run.parent / "more", {("zh", "web", "law"): 200})
     found = faults(run, f"data.manifests=[{run.parent}/data, {run.parent}/more]")
@@ -217,6 +229,13 @@ def test_held_out_sets_cannot_be_trained_on(run: Path) -> None:
 def test_a_run_folder_that_is_a_file_is_refused(run: Path) -> None:
     (run.parent / "run").write_text("x", encoding="utf-8")
     assert any(fault.startswith("run.dir:") and "is a file" in fault for fault in faults(run))
+
+
+@pytest.mark.parametrize("written", ["~/runs/a", "~somebody/a", "/tmp/$USER/a", "${SCRATCH}/a"])
+def test_a_run_folder_that_a_shell_would_have_to_write_out_is_refused(run: Path, written: str) -> None:
+    expected = f"run.dir: {written}: nothing stands in for ~ and $ in this file; write the path out"
+    assert faults(run, f"run.dir='{written}'") == [expected]
+    assert faults(run, "run.dir=runs/a~") == []
 
 
 def test_without_data_the_manifests_are_not_opened(run: Path) -> None:

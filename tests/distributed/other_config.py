@@ -3,6 +3,7 @@
 COPY=folder:other   rank 1 reads manifest.json of `other` where the configuration names `folder`
 BF16=1              rank 1's processor multiplies bf16 in hardware, the others' do not
 READ_ONLY=1         rank 1 cannot write to the run folder
+HF=folder           rank 1 reads weights and config.json of this model where the configuration names another
 """
 
 import os
@@ -34,9 +35,22 @@ def refused(self: RunDir) -> None:
 
 if "BF16" in os.environ:
     derive.cpu_has_bf16 = lambda: os.environ["RANK"] == "1"
+
+
+def replace_model(other: Path) -> None:
+    from megatron_synE.checkpoint.hf_folder import HfFolder
+    from megatron_synE.config import derive
+
+    init, read = HfFolder.__init__, derive.read_hf_config
+    HfFolder.__init__ = lambda self, path: init(self, other)  # type: ignore[method-assign]
+    derive.read_hf_config = lambda path: read(other)
+
+
 if os.environ["RANK"] == "1":
     if "OTHER" in os.environ:
         overrides.append(os.environ["OTHER"])
+    if "HF" in os.environ:
+        replace_model(Path(os.environ["HF"]))
     if "COPY" in os.environ:
         examine.read_manifest = of_the_copy
     if "READ_ONLY" in os.environ:

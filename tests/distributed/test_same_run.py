@@ -119,6 +119,21 @@ def test_a_rank_without_a_gpu_says_so_itself(monkeypatch: pytest.MonkeyPatch) ->
     assert found.value.exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"), [({"seed": 5}, "weights to begin with"), ({"rms_norm_eps": 1e-6}, "config.json of the model")]
+)
+def test_a_rank_whose_node_has_another_copy_of_the_model_is_named(
+    root: Path, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    done = tiny.python(
+        "-c", tiny.LAUNCH, 2, OTHER_CONFIG, root / "run.yaml", f"run.dir={tmp_path / 'run'}",
+        HF=str(tiny.hf_folder(tmp_path / "copy", **changes)),
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr[-4000:]
+    assert f"rank 1 does not have rank 0's {said}: a file was edited" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_package_that_one_rank_lacks_is_named_on_both(monkeypatch: pytest.MonkeyPatch) -> None:
     """What two ranks hold stands in for what they would send each other."""
     group: Any = None

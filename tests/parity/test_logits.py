@@ -1,5 +1,6 @@
 """Our model and transformers give the same logits, at positions where a wrong rotary rule would show."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from data_mixers.errors import ConfigError
 from megatron_synE.model.llama import LlamaArchitecture, architecture_from_hf, read_hf_config
 from megatron_synE.model.packed_row import packed_row
 from megatron_synE.reference import build_reference, logits
@@ -49,6 +51,45 @@ def test_logits_equal_transformers_up_to_position_4095(tmp_path: Path, name: str
     assert ours.shape == theirs.shape
     assert (ours - theirs).abs().max() <= 1e-4  # fp32 sums in another order; logits are of order 1
     assert theirs.abs().max() > 0.1
+
+
+def test_two_rotary_rules_in_one_config_are_refused_where_they_differ(tmp_path: Path) -> None:
+    folder = tiny.hf_folder(
+        tmp_path, max_position_embeddings=8192, rope_parameters=CONFIGURATIONS["theta 500000"]["rope_parameters"]
+    )
+    file = folder / "config.json"
+    written = read_hf_config(folder)
+    tokens = torch.randint(0, 256, (256,), generator=torch.Generator().manual_seed(3))
+    before = from_transformers(folder, tokens)
+    file.write_text(json.dumps(written | {"rope_scaling": LLAMA3}))  # as somebody adds it for a longer context
+    assert (from_transformers(folder, tokens) - before).abs().max() > 1e-4  # transformers 5 takes the added one
+    with pytest.raises(ConfigError, match=r"rope_parameters=.* and rope_scaling=.* give different angles"):
+        architecture_of(folder)
+    file.write_text(json.dumps(written | {"rope_scaling": None, "rope_theta": 1.0}))
+    assert architecture_of(folder).rotary_base == 500000.0
+    file.write_text(json.dumps(written | {"rope_parameters": LLAMA3, "rope_scaling": LLAMA3}))
+    assert architecture_of(folder).rope_scaling is not None
+    file.write_text(json.dumps(written | {"rope_parameters": LLAMA3, "original_max_position_embeddings": 512}))
+    with pytest.raises(ConfigError, match="original_max_position_embeddings is 512 and, with the rope scaling, 1024"):
+        architecture_of(folder)
+    file.write_text(json.dumps(written | {"rope_parameters": LLAMA3 | {"low_freq_factor": None}}))
+    with pytest.raises(ConfigError, match="rope_scaling lacks low_freq_factor"):
+        architecture_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("num_hidden_layers", 0), ("hidden_size", "64"), ("vocab_size", 256.0), ("num_attention_heads", None),
+        ("head_dim", -1), ("rope_theta", "1e4"), ("rope_scaling", "linear"), ("tie_word_embeddings", "false"),
+        ("rope_parameters", {"rope_type": "linear", "factor": "4"}),
+    ],
+)  # fmt: skip
+def test_a_field_of_another_kind_is_refused_by_name(tmp_path: Path, field: str, value: object) -> None:
+    folder = tiny.hf_folder(tmp_path)
+    (folder / "config.json").write_text(json.dumps(read_hf_config(folder) | {field: value}))
+    with pytest.raises(ConfigError, match="factor='4'" if field == "rope_parameters" else field):
+        architecture_of(folder)
 
 
 def test_packed_documents_equal_separate_ones_for_both_choices_of_max_seqlen(tmp_path: Path) -> None:

@@ -111,6 +111,12 @@ def test_text_shows_parts_units_kinds_and_refusals() -> None:
         assert words in text, words
 
 
+def test_what_the_formulas_do_not_know_of_a_run_is_said() -> None:
+    said = "note: training.fp8=hybrid: memory and rates are counted as of bf16 alone; --measure tells those of FP8"
+    assert said in plan("--card", "h100", "training.fp8=hybrid")
+    assert "fp8" not in plan("--card", "h100")
+
+
 def test_the_grid_holds_every_layout_once_and_none_that_says_nothing() -> None:
     layouts = list(grid(8))
     assert len(set(layouts)) == len(layouts)

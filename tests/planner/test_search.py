@@ -138,6 +138,19 @@ def test_where_nobody_shares_nothing_is_tried_in_parts(monkeypatch: pytest.Monke
     assert [c.layout.zero_stage for c in search(LLAMA, job_of(LLAMA), alone, EFFICIENCY)] == [1]
     two = replace(NODE, gpus_per_node=2)
     assert [c.layout.zero_stage for c in search(LLAMA, job_of(LLAMA), two, EFFICIENCY)] == [1, 2, 3]
+    monkeypatch.setattr(module, "grid", lambda gpus: iter([laid(cp=2)]))  # one replica, whose two ranks share
+    assert [c.layout.zero_stage for c in search(LLAMA, job_of(LLAMA), two, EFFICIENCY)] == [1, 2, 3]
+
+
+def test_a_stage_without_anybody_to_share_with_needs_what_the_trainer_makes_of_it() -> None:
+    config = configured("training.grad_reduce_in_fp32=false")
+    alone = [judged(laid(8, zero_stage=stage), config=config) for stage in (1, 2, 3)]
+    assert alone[0].memory == alone[1].memory == alone[2].memory
+    assert [str(candidate.layout)[-5:] for candidate in alone[1:]] == ["ZeRO2", "ZeRO3"]
+    assert alone[0].memory is not None
+    # 2 bytes for each of an eighth of the weights, with 768 rows of padding in both vocabulary matrices; each of the
+    # eight ranks has all of the 65 norms.
+    assert alone[0].memory.gradients == 2 * (8_030_261_248 + 2 * 768 * 4096 + 7 * 65 * 4096) // 8
 
 
 def test_of_equally_fast_layouts_the_one_with_more_memory_free_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,6 +84,25 @@ def test_a_run_is_evaluated_behind_its_conversion(cluster: Cluster, tmp_path: Pa
     }  # fmt: skip
 
 
+ASKED = """
+from megatron_synE.runtime.environment import independent_ranks, ranks_from_environment
+print(independent_ranks(), ranks_from_environment())
+"""
+
+
+@slurm
+def test_the_shell_of_an_interactive_job_is_no_rank_and_its_steps_are(cluster: Cluster, tmp_path: Path) -> None:
+    python = (sys.executable, "-c", ASKED)
+    allocated = ("salloc", "--nodes=1", "--ntasks-per-node=2", "srun")
+    # What salloc itself starts where LaunchParameters has use_interactive_step.
+    shell = cluster.run(*allocated, "--interactive", "--preserve-env", *python, cwd=tmp_path, env=ENVIRONMENT)
+    assert shell.stdout.splitlines() == ["None None"]
+    there = {"MASTER_ADDR": "node1", "MASTER_PORT": "12345"}
+    step = cluster.run(*allocated, *python, cwd=tmp_path, env=ENVIRONMENT | there)
+    ranks = [f"Ranks(rank={n}, world_size=2, local_rank={n})" for n in (0, 1)]
+    assert sorted(step.stdout.splitlines()) == [f"{rank} {rank}" for rank in ranks]
+
+
 @slurm
 def test_what_slurm_would_not_take_is_not_submitted(cluster: Cluster, root: Path, tmp_path: Path) -> None:
     command = (*SYNE, "submit", "--config", root / "run.yaml", *training.RESOURCES, f"run.dir={tmp_path / 'run'}")

@@ -198,6 +198,25 @@ def a_run_that_gets_nowhere_stops_with_its_own_code(cluster: Cluster, root: Path
     assert "2 attempts in a row got no further than iteration -1: stopped" in job.log
 
 
+def what_was_not_exported_to_the_job_is_not_missed_by_its_steps(cluster: Cluster, root: Path, folder: Path) -> None:
+    job = both_nodes(cluster, root, folder)
+    job.submit("--export=NONE")  # as some sites have it for everybody, by SBATCH_EXPORT
+    job.finished()
+    training.assert_same_run(job.run, root / "straight")
+
+
+def a_job_that_a_restarted_job_has_submitted_is_requeued_too(cluster: Cluster, root: Path, folder: Path) -> None:
+    job = both_nodes(cluster, root, folder)
+    job.submit(env={"SLURM_RESTART_COUNT": "3"})  # sbatch hands on the shell's variables
+    job.hold(12)
+    assert "syne: restart 0 of job" in job.log
+    cluster.kill(*job.ranks()[0])
+    job.release()
+    job.wait_for_restart(1)
+    job.finished()
+    training.assert_same_run(job.run, root / "straight")
+
+
 def both_nodes(cluster: Cluster, root: Path, folder: Path) -> Job:
     """A job of the run, not yet submitted."""
     return training.job(cluster, root / "run.yaml", folder / "run")
@@ -212,6 +231,8 @@ SCENARIOS: tuple[Scenario, ...] = (
     a_run_that_gets_nowhere_stops_with_its_own_code,
     a_preempted_job_saves_in_its_grace_time,
     scancel_leaves_a_complete_checkpoint_and_no_requeue,
+    what_was_not_exported_to_the_job_is_not_missed_by_its_steps,
+    a_job_that_a_restarted_job_has_submitted_is_requeued_too,
 )
 SLOW_SCENARIOS: tuple[Scenario, ...] = (
     a_run_that_loses_a_node_goes_on_with_one_and_later_with_both,

@@ -55,8 +55,8 @@ class Job:
     id: str = ""
     held: float = 0.0
 
-    def submit(self, *options: str) -> "Job":
-        submitted = self.cluster.run("sbatch", "--parsable", *options, self.script, cwd=self.run.parent)
+    def submit(self, *options: str, env: dict[str, str] | None = None) -> "Job":
+        submitted = self.cluster.run("sbatch", "--parsable", *options, self.script, cwd=self.run.parent, env=env)
         self.id = submitted.stdout.strip()
         return self
 

@@ -18,7 +18,7 @@ from data_mixers.errors import ConfigError, DataError
 from data_mixers.manifest import DatasetManifest, read_manifest, write_manifest
 from megatron_synE.data.indexed import IndexedWriter
 from megatron_synE.data.tokenizers import load_tokenizer
-from megatron_synE.runtime.environment import Ranks, independent_ranks
+from megatron_synE.runtime.environment import Ranks, independent_ranks, ranks_from_environment
 from tests import tiny
 from tests.tools import corpus
 from tests.tools.token_files import documents_of
@@ -221,6 +221,19 @@ def test_ranks_of_a_job_array_with_two_tasks_a_job(monkeypatch: pytest.MonkeyPat
     for key, value in (slurm | array).items():
         monkeypatch.setenv(f"SLURM_{key}", str(value))
     assert independent_ranks() == Ranks(rank=5, world_size=10, local_rank=1)  # jobs 10 and 20 have ranks 0 to 3
+
+
+def test_the_shell_that_salloc_opens_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a real one has them (tests/slurm/test_submit.py): the tasks of the job, in a step of one."""
+    shell = {"STEP_ID": 4294967290, "NTASKS": 4, "STEP_NUM_TASKS": 1, "PROCID": 0, "LOCALID": 0}
+    for key, value in shell.items():
+        monkeypatch.setenv(f"SLURM_{key}", str(value))
+    assert independent_ranks() is None
+    assert ranks_from_environment() is None
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    assert independent_ranks() == Ranks(rank=0, world_size=4, local_rank=0)
+    monkeypatch.setenv("SLURM_NTASKS", "1")  # a job of one task that was submitted from such a step
+    assert independent_ranks() is None
 
 
 def test_a_second_call_is_refused_meanwhile(data: Path, hf: Path) -> None:

@@ -101,10 +101,10 @@ def _produce(
 def _write_rest(temporary: Path, folder: HfFolder, dtype: torch.dtype, *, known_sha256: dict[str, str]) -> None:
     architecture = folder.architecture
     shutil.copyfile(folder.path / "config.json", temporary / "config.json")
-    if files := side_files(folder.path):
-        (temporary / "tokenizer").mkdir()
-        for file in files:
-            shutil.copyfile(file, temporary / "tokenizer" / file.name)
+    for name, file in side_files(folder.path).items():
+        carried = temporary / "tokenizer" / name
+        carried.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, carried)
     state = layout.CommonState(
         iteration=0,
         consumed_samples=0,

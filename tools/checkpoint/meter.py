@@ -3,6 +3,7 @@
 import re
 import resource
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,8 +38,10 @@ class Meter:
     """Begins when made; `cost` ends it."""
 
     def __init__(self) -> None:
-        if _CLEAR.exists():
-            _CLEAR.write_text("5")  # Linux: the peak counts from here, not from the start of the process
+        # Linux: the peak counts from here. Where this file is not there, or not this process's to write (a sandbox, an
+        # interpreter with capabilities of its own), from the start of the process.
+        with suppress(OSError):
+            _CLEAR.write_text("5")
         self._memory_before_bytes = _resident("VmRSS")
         self._started = time.perf_counter()
 

@@ -28,6 +28,7 @@ PLANNED_DEVICE: Device = "cuda"
 """What device=auto will mean where the run goes."""
 MOST_ROWS = 8
 AUTO_LAYERS = "model.attention=auto: taken as transformer_engine; memory with native layers: model.attention=native"
+FP8 = "training.fp8={}: memory and rates are counted as of bf16 alone; --measure tells those of FP8"
 FLOPS_FORMULA = "6 * weights of all matrices but the embedding + 6 * layers * heads * kv_channels * seq_length (causal)"
 
 
@@ -141,7 +142,10 @@ def answer(
             "world_size": place.world_size, "memory_bytes": place.card.memory_bytes,
             "reserve_bytes": place.reserve_bytes, "reserve_kind": "assumed",
         },
-        "notes": [AUTO_LAYERS] if config.model.attention == "auto" else [],
+        "notes": [
+            *([AUTO_LAYERS] if config.model.attention == "auto" else []),
+            *([FP8.format(config.training.fp8)] if config.training.fp8 is not None else []),
+        ],
         "num_candidates": len(found),
         "as_configured": report.as_tree(configured, job, place),
         "best": trees(best[:shown]),

@@ -11,7 +11,7 @@ mcore's gradient buckets (under 128 elements a bucket), and what the CUDA contex
 the planner holds back as `reserve`.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Literal
 
@@ -335,7 +335,12 @@ def memory_of_stage(job: Job, layout: Layout, stage: int, *, world_size: int) ->
 
 
 def memory_of(job: Job, layout: Layout, *, world_size: int) -> MemoryParts:
-    """The parts of the GPU that needs most; of the stages the first and the last can be it."""
+    """The parts of the GPU that needs most; of the stages the first and the last can be it.
+
+    Where no rank shares with it, the trainer runs as ZeRO stage 1, and so it is counted.
+    """
+    if job.data_parallel_size(layout, world_size) * layout.context_parallel_size == 1:
+        layout = replace(layout, zero_stage=1)
     stages = {0, layout.pipeline_model_parallel_size - 1}
     parts = [memory_of_stage(job, layout, stage, world_size=world_size) for stage in sorted(stages)]
     return max(parts, key=lambda part: part.total)

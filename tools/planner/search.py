@@ -88,7 +88,8 @@ def search(config: RunConfig, job: Job, place: Place, efficiency: Efficiency) ->
     for plain in grid(place.world_size):
         found.append(judge(config, job, plain, place, efficiency))
         for stage in SHARDED:
-            if found[-1].rule != OUT_OF_MEMORY or job.data_parallel_size(plain, place.world_size) < 2:
+            shares = job.data_parallel_size(plain, place.world_size) * plain.context_parallel_size
+            if found[-1].rule != OUT_OF_MEMORY or shares < 2:
                 break
             found.append(judge(config, job, replace(plain, zero_stage=stage), place, efficiency))
     runs = [candidate for candidate in found if candidate.status == "runs"]

@@ -13,13 +13,12 @@ import torch
 from data_mixers.errors import UserError
 from data_mixers.manifest import DatasetManifest, read_manifest
 from megatron_synE import __version__
+from megatron_synE.checkpoint.hf_folder import HfFolder
+from megatron_synE.checkpoint.sampled_hash import sampled_sha256
 from megatron_synE.config.derive import RunPlan
 from megatron_synE.config.schema import RunConfig
 from megatron_synE.runtime.device import Device
 from megatron_synE.runtime.run_dir import git_state, versions
-
-_SAMPLE_BYTES = 1 << 16
-_SAMPLES_PER_SHARD = 4
 
 
 def software() -> dict[str, str]:
@@ -35,10 +34,10 @@ def software() -> dict[str, str]:
 
 
 def hashes(config: RunConfig, manifests: Iterable[Path]) -> dict[str, str]:
-    """Of what must be the same on every node: manifests, token files, tokenizer and configuration of the model.
+    """Of what must be the same on every node: manifests, token files; tokenizer, configuration, weights of the model.
 
-    Token files are too long to be read whole: their length, and blocks at fixed places, stand for them. What differs
-    in a block nobody looked at stays unseen; `syne data stats` reads everything.
+    Token files and weights are too long to be read whole: their length, and blocks at fixed places, stand for them.
+    What differs in a block nobody looked at stays unseen; `syne data stats` reads all of the token files.
     """
     found: dict[str, str] = {}
     for path in manifests:
@@ -51,6 +50,11 @@ def hashes(config: RunConfig, manifests: Iterable[Path]) -> dict[str, str]:
     if config.init.source == "hf" and config.init.path is not None:
         for file in sorted(config.init.path.glob("*.json")) + sorted(config.init.path.glob("tokenizer*")):
             found[str(file)] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        try:
+            weights = HfFolder(config.init.path).sampled_hashes()
+        except UserError as error:
+            weights = {"weights": str(error)}
+        found |= {str(config.init.path / name): digest for name, digest in weights.items()}
     return found
 
 
@@ -62,19 +66,12 @@ def _token_files(manifest: DatasetManifest) -> dict[str, str]:
                 file = manifest.folder / f"{shard.prefix}.{suffix}"
                 try:
                     actual = file.stat().st_size
-                    found[str(file)] = _sampled(file, actual) if actual == size else f"{actual} bytes, not {size}"
+                    found[str(file)] = sampled_sha256(file) if actual == size else f"{actual} bytes, not {size}"
                 except OSError as error:
                     found[str(file)] = error.strerror or str(error)
+                except UserError as error:
+                    found[str(file)] = str(error)
     return found
-
-
-def _sampled(file: Path, size: int) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        for index in range(_SAMPLES_PER_SHARD):
-            stream.seek(index * max(0, size - _SAMPLE_BYTES) // max(1, _SAMPLES_PER_SHARD - 1))
-            digest.update(stream.read(_SAMPLE_BYTES))
-    return digest.hexdigest()[:16]
 
 
 def matmul_tflops(device: Device) -> float:

@@ -153,6 +153,7 @@ def _filled(
 def settings_of(device: Literal["auto", "cpu", "cuda"], *, tp: bool = False) -> tuple[Setting, ...]:
     """Those for GPUs only where they may be used; tp: there is tensor parallelism."""
     common = (
+        ("SLURM_EXPORT_ENV", "ALL", "a step gets this shell's variables, also where sbatch was told --export=NONE"),
         ("OMP_NUM_THREADS", "${SLURM_CPUS_PER_TASK:-1}", "a rank would start a thread for every core"),
         ("PYTHONFAULTHANDLER", "1", "a rank that crashes in native code prints its Python stack"),
         ("HF_HUB_OFFLINE", "1", "compute nodes have no internet: fail at once, not after a timeout"),
