@@ -25,6 +25,7 @@ from megatron_synE.runtime.environment import Ranks, independent_ranks
 from tools.data.options import ScoreOptions
 from tools.data.score_chunks import ModelWeights, ScoredFile, Settings, find_weights, score_chunk
 from tools.data.scores_file import SCHEMA, ScoresOrigin, check_name, metadata_of, read_origin, scores_path
+from tools.data.shares import enter, take_over
 from tools.data.stage import Stage, forget, is_done, only_one, remove_work, run_stage, run_tasks
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ def score_ppl(options: ScoreOptions) -> tuple[int, int]:
         if is_complete:
             remove_work(stage.work)  # not before: NFS keeps a folder in which a file is open, here the lock
     else:
+        enter(stage, ranks)
         _run(stage, files, options, ranks)
     num_complete = sum(file.is_current for file in files)
     logger.info(
@@ -212,6 +214,8 @@ def _run(stage: Stage, files: Sequence[ScoredFile], options: ScoreOptions, ranks
         run_stage(stage, workers=options.workers, unit="tokens", scale=1.0, array=options.array)
     else:
         run_tasks(stage, ranks.rank, ranks.world_size, unit="tokens", scale=1.0)
+        if not all(file.is_current for file in files):
+            take_over(stage, ranks, unit="tokens", scale=1.0)
     for file in files:
         parts = _parts(stage.work, file)
         # Of this call's chunks: an earlier call may have cut the data otherwise.
