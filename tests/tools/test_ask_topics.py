@@ -116,6 +116,26 @@ def test_what_is_answered_is_not_asked_again(server: Server, pages: Path, tmp_pa
     assert report["pairs"]["plain#0 and plain#1"]["kappa"] == pytest.approx(1.0)
 
 
+def test_an_answer_is_kept_for_the_words_that_were_asked(server: Server, tmp_path: Path) -> None:
+    """Without ids of their own documents are named by file and place: another sample has the same names."""
+    sample, out = tmp_path / "sample.jsonl", tmp_path / "out"
+    topics = []
+    for text in ("law_and_policy a court", "medicine_and_health a cure"):
+        write(sample, [{"text": text}, {"text": "others a picnic"}])
+        ask_topics(options(server, sample, out))
+        topics.append([(row["id"], row["topic"]) for row in read(out / "labelled.jsonl.zst")])
+    assert [of_sample[0] for of_sample in topics] == [
+        ("sample.jsonl:0", "law_and_policy"), ("sample.jsonl:0", "medicine_and_health"),
+    ]  # fmt: skip
+    before = len(server.asked())
+    prompt = {"system": "Be brief.", "user": "{topics}\nThe page:\n{text}", "again": "Once more."}
+    (tmp_path / "prompt.json").write_text(json.dumps({"en": prompt}))
+    ask_topics(options(server, sample, out, prompt=tmp_path / "prompt.json"))
+    assert len(server.asked()) == before + 2  # another prompt is another question
+    ask_topics(options(server, sample, out))
+    assert len(server.asked()) == before + 2
+
+
 def test_what_ask_topics_refuses(pages: Path, server: Server, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--language fr has no topics"):
         ask_topics(options(server, pages, tmp_path / "a", language="fr"))

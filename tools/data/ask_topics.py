@@ -4,9 +4,10 @@ document ─ prompt.json ─ each rater (a model, a pass) ─> answers.jsonl, a 
                                                       └─ majority ─> labelled.jsonl.zst, agreement.json
 """
 
+import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from itertools import combinations
@@ -37,13 +38,21 @@ class _Question:
     model: str
     seed: int
     document: Document
+    messages: tuple[dict[str, str], ...]
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """(document, rater, hash of what is asked): what an answer is kept by."""
+        asked = hashlib.sha256(orjson.dumps(self.messages)).hexdigest()[:16]
+        return self.document.id, self.rater, asked
 
 
 def ask_topics(options: AskOptions) -> dict[str, Any]:
     """The agreement report; documents with the majority's topic go to <out>/labelled.jsonl.zst.
 
     topic_confidence there is the share of raters that gave the topic; at a tie the first rater decides.
-    An answer is kept when it comes, so a call that was killed asks only what is missing.
+    An answer is kept when it comes, so a call that was killed asks only what is missing: what has an answer to the same
+    words, of the prompt and of the document.
     Errors: ConfigError for an unknown language or prompt, DataError if the server refuses or stays away, or if there
     is no document.
     """
@@ -54,15 +63,18 @@ def ask_topics(options: AskOptions) -> dict[str, Any]:
     documents = _documents(options)
     with only_one(options.out):
         answers = _kept(options.out / ANSWERS)
-        raters = [(f"{model}#{number}", model, number) for model in options.models for number in range(options.passes)]
-        missing = [
-            _Question(rater, model, number, document)
-            for document in documents
-            for rater, model, number in raters
-            if (document.id, rater) not in answers
-        ]
-        _ask_all(options, prompt, topics, missing, answers)
-        labels = {name: [answers[(d.id, name)] for d in documents] for name, _, _ in raters}
+        asked = [_messages(prompt, topics[options.language], document) for document in documents]
+        questions = {
+            f"{model}#{number}": [
+                _Question(f"{model}#{number}", model, number, document, messages)
+                for document, messages in zip(documents, asked, strict=True)
+            ]
+            for model in options.models
+            for number in range(options.passes)
+        }
+        by_document = [question for of_document in zip(*questions.values(), strict=True) for question in of_document]
+        _ask_all(options, prompt, topics, [each for each in by_document if each.key not in answers], answers)
+        labels = {rater: [answers[question.key] for question in of_rater] for rater, of_rater in questions.items()}
         report = _agreement(options, documents, labels)
         _write_labelled(options.out / LABELLED, documents, list(labels.values()))
         write_atomic(options.out / AGREEMENT, json.dumps(report, ensure_ascii=False, indent=1).encode())
@@ -95,8 +107,14 @@ def _documents(options: AskOptions) -> list[Document]:
     return found
 
 
-def _kept(path: Path) -> dict[tuple[str, str], str]:
-    """Answers of an earlier call; a last line that was cut off is cut from the file too."""
+def _messages(prompt: dict[str, str], titles: Mapping[str, str], document: Document) -> tuple[dict[str, str], ...]:
+    listed = "\n".join(f'"{topic}": {title}' for topic, title in titles.items())
+    asked = prompt["user"].replace("{topics}", listed).replace("{text}", document.text[:TEXT_CHARACTERS])
+    return {"role": "system", "content": prompt["system"]}, {"role": "user", "content": asked}
+
+
+def _kept(path: Path) -> dict[tuple[str, str, str], str]:
+    """Answers of earlier calls, by _Question.key; a last line that was cut off is cut from the file too."""
     if not path.exists():
         return {}
     content = path.read_bytes()
@@ -104,7 +122,7 @@ def _kept(path: Path) -> dict[tuple[str, str], str]:
     if len(whole) < len(content):
         write_atomic(path, whole)
     rows = [orjson.loads(line) for line in whole.splitlines()]
-    return {(row["id"], row["rater"]): row["topic"] for row in rows}
+    return {(row["id"], row["rater"], row.get("question", "")): row["topic"] for row in rows}
 
 
 def _ask_all(
@@ -112,7 +130,7 @@ def _ask_all(
     prompt: dict[str, str],
     topics: Topics,
     questions: Sequence[_Question],
-    answers: dict[tuple[str, str], str],
+    answers: dict[tuple[str, str, str], str],
 ) -> None:
     titles = topics[options.language]
     with (
@@ -125,10 +143,11 @@ def _ask_all(
         try:
             for future in as_completed(futures):
                 question, topic = futures[future], future.result()
-                row = {"id": question.document.id, "rater": question.rater, "topic": topic}
+                name, rater, asked = question.key
+                row = {"id": name, "rater": rater, "question": asked, "topic": topic}
                 kept.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
                 kept.flush()
-                answers[(question.document.id, question.rater)] = topic
+                answers[question.key] = topic
                 progress.advance(1)
         except httpx.InvalidURL as error:
             raise ConfigError(f"--url {options.url}: {error}") from error
@@ -138,11 +157,7 @@ def _ask_all(
 
 def _ask(client: httpx.Client, prompt: dict[str, str], titles: Any, question: _Question) -> str:
     """The topic one rater gives. Transient faults are waited out; an answer that is no topic is asked again."""
-    listed = "\n".join(f'"{topic}": {title}' for topic, title in titles.items())
-    text = question.document.text[:TEXT_CHARACTERS]
-    asked = prompt["user"].replace("{topics}", listed).replace("{text}", text)
-    messages = [{"role": "system", "content": prompt["system"]}, {"role": "user", "content": asked}]
-    fault = ""
+    messages, fault = list(question.messages), ""
     for attempt in range(ATTEMPTS):
         body = {
             "model": question.model, "messages": messages, "seed": question.seed + attempt, "max_tokens": 100,
