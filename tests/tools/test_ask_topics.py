@@ -136,6 +136,19 @@ def test_an_answer_is_kept_for_the_words_that_were_asked(server: Server, tmp_pat
     assert len(server.asked()) == before + 2
 
 
+def test_lines_that_are_no_documents_are_said_and_counted(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sample = write(tmp_path / "sample.jsonl", [{"text": "others a picnic"}, {"body": "a"}, {"body": "b"}, {"text": 1}])
+    ask_topics(options(server, sample, tmp_path / "out"))
+    report = json.loads((tmp_path / "out/agreement.json").read_text())
+    assert report["num_documents"] == 1
+    assert report["lines_left_out"] == {"missing key text": 2, "text is not text": 1}
+    assert "3 lines are no documents, so nobody is asked: missing key text (2)" in caplog.text
+    with pytest.raises(DataError, match=r"no document in .*sample\.jsonl: missing key words \(4\)"):
+        ask_topics(options(server, sample, tmp_path / "other", text_key="words"))
+
+
 def test_what_ask_topics_refuses(pages: Path, server: Server, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--language fr has no topics"):
         ask_topics(options(server, pages, tmp_path / "a", language="fr"))

@@ -6,6 +6,7 @@ document ─ prompt.json ─ each rater (a model, a pass) ─> answers.jsonl, a 
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -28,6 +29,8 @@ from tools.data.stage import only_one
 from tools.data.topic_labels import Topics, read_topics
 from tools.data.topic_metrics import cohen_kappa, topic_kappa
 
+logger = logging.getLogger(__name__)
+
 ANSWERS, LABELLED, AGREEMENT = "answers.jsonl", "labelled.jsonl.zst", "agreement.json"
 TEXT_CHARACTERS = 4000  # ours: of each document are shown to the model
 
@@ -48,9 +51,10 @@ class _Question:
 
 
 def ask_topics(options: AskOptions) -> dict[str, Any]:
-    """The agreement report; documents with the majority's topic go to <out>/labelled.jsonl.zst.
+    """The agreement report, and in it how many lines were no documents, by reason.
 
-    topic_confidence there is the share of raters that gave the topic; at a tie the first rater decides.
+    Documents with the majority's topic go to <out>/labelled.jsonl.zst; topic_confidence there is the share of raters
+    that gave the topic; at a tie the first rater decides.
     An answer is kept when it comes, so a call that was killed asks only what is missing: what has an answer to the same
     words, of the prompt and of the document.
     Errors: ConfigError for an unknown language or prompt, DataError if the server refuses or stays away, or if there
@@ -60,7 +64,7 @@ def ask_topics(options: AskOptions) -> dict[str, Any]:
     if options.language not in topics:
         raise ConfigError(f"--language {options.language} has no topics; known: {', '.join(topics)}")
     prompt = _read_prompt(options)
-    documents = _documents(options)
+    documents, left_out = _documents(options)
     with only_one(options.out):
         answers = _kept(options.out / ANSWERS)
         asked = [_messages(prompt, topics[options.language], document) for document in documents]
@@ -75,7 +79,7 @@ def ask_topics(options: AskOptions) -> dict[str, Any]:
         by_document = [question for of_document in zip(*questions.values(), strict=True) for question in of_document]
         _ask_all(options, prompt, topics, [each for each in by_document if each.key not in answers], answers)
         labels = {rater: [answers[question.key] for question in of_rater] for rater, of_rater in questions.items()}
-        report = _agreement(options, documents, labels)
+        report = _agreement(options, documents, labels) | {"lines_left_out": dict(left_out)}
         _write_labelled(options.out / LABELLED, documents, list(labels.values()))
         write_atomic(options.out / AGREEMENT, json.dumps(report, ensure_ascii=False, indent=1).encode())
     return report
@@ -93,18 +97,23 @@ def _read_prompt(options: AskOptions) -> dict[str, str]:
     return prompt
 
 
-def _documents(options: AskOptions) -> list[Document]:
-    found = [
-        document
-        for task in plan_tasks(find_inputs(options.inputs))
-        for document in TaskDocuments(task, text_key=options.text_key)
-    ]
+def _documents(options: AskOptions) -> tuple[list[Document], Counter[str]]:
+    """(All documents, lines that are none by reason)."""
+    found: list[Document] = []
+    left_out: Counter[str] = Counter()
+    for task in plan_tasks(find_inputs(options.inputs)):
+        documents = TaskDocuments(task, text_key=options.text_key)
+        found += documents
+        left_out.update(reason for _, reason in documents.bad)
+    shown = ", ".join(f"{reason} ({count})" for reason, count in left_out.most_common(3))
     if not found:
-        raise DataError(f"there is no document in {', '.join(options.inputs)}")
+        raise DataError(f"there is no document in {', '.join(options.inputs)}{f': {shown}' if shown else ''}")
+    if left_out:
+        logger.warning("%d lines are no documents, so nobody is asked: %s", left_out.total(), shown)
     twice = [name for name, count in Counter(document.id for document in found).items() if count > 1]
     if twice:
         raise DataError(f"{len(twice)} ids occur more than once, e.g. {twice[0]!r}; answers are kept by id")
-    return found
+    return found, left_out
 
 
 def _messages(prompt: dict[str, str], titles: Mapping[str, str], document: Document) -> tuple[dict[str, str], ...]:
