@@ -332,6 +332,28 @@ def test_signals_do_not_replace_a_models_scores(tmp_path: Path) -> None:
     assert all(row["nll_sum"] > 0 and row["compression_ratio"] > 0 for row in rows)
 
 
+def test_eos_that_fills_up_windows_is_not_scored(tmp_path: Path) -> None:
+    from tools.data.preprocess import PreprocessOptions, preprocess
+
+    tokenizer = corpus.hf_folder(tmp_path / "tokenizer")
+    source, data = corpus.write_jsonl(tmp_path / "pages.jsonl", corpus.documents(60)), tmp_path / "data"
+    pages = PreprocessOptions(inputs=(str(source),), tokenizer=tokenizer, out=data)
+    preprocess(replace(pages, keep_documents_whole=True, seq_length=512))
+    hf = tiny.hf_folder(tmp_path / "hf", vocab_size=700, num_hidden_layers=1)
+    score_ppl(options(data, hf))
+    manifest = read_manifest(data)
+    (shard,) = manifest.sources[0].shards
+    rows = open_scores(manifest.shard_prefix(shard), shard, "default").read().to_pylist()
+    documents = documents_of(manifest.shard_prefix(shard))
+    fillers = [set(document.tolist()) == {manifest.tokenizer.eos_id} for document in documents]
+    assert max(len(document) for document, is_one in zip(documents, fillers, strict=True) if is_one) > 100
+    for row, document, is_filler in zip(rows, documents, fillers, strict=True):
+        assert row["nll_tokens"] == (0 if is_filler else len(document) - 1)
+        assert (row["nll_sum"] == 0) == is_filler
+    (found,) = stats(data)
+    assert found.num_scored == 60
+
+
 def test_a_call_killed_at_any_moment_leaves_nothing_half_and_goes_on(data: Path, hf: Path) -> None:
     command = [sys.executable, "-c", KILLED, str(data), str(hf)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tiny.ROOT) as process:

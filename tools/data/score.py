@@ -34,7 +34,7 @@ MIN_CHUNK_TOKENS = 1 << 18
 """Lost at most by a kill. Ours: four minutes of a small model on one core, half a second on a GPU."""
 MAX_CHUNKS = 20_000
 """Of a call, about: chunks grow with the data, so that their files stay few enough for a shared file system."""
-NUMERICS = 3
+NUMERICS = 4
 """Raise it when the same model gives other last digits: a call must not join both."""
 LONGEST_CONTEXT = 4096
 """Default of seq_length where a model has more: attention over longer windows costs more than it tells. Ours."""
@@ -166,7 +166,8 @@ def _files(options: ScoreOptions, manifest: DatasetManifest, origin: ScoresOrigi
     chunk_tokens = max(MIN_CHUNK_TOKENS, total // MAX_CHUNKS)
     files: list[ScoredFile] = []
     next_task = 0
-    for shard in (shard for entry in chosen for shard in entry.shards):
+    packed = {entry.name for entry in chosen if entry.packed_seq_length is not None}
+    for name, shard in ((entry.name, shard) for entry in chosen for shard in entry.shards):
         prefix = manifest.shard_prefix(shard)
         num_chunks = max(1, -(-shard.num_tokens // chunk_tokens))
         files.append(
@@ -178,6 +179,7 @@ def _files(options: ScoreOptions, manifest: DatasetManifest, origin: ScoresOrigi
                 first_task=next_task,
                 num_chunks=num_chunks,
                 chunk_tokens=chunk_tokens,
+                filler_id=manifest.tokenizer.eos_id if name in packed else None,
             )
         )
         next_task += num_chunks

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from megatron_synE.scoring import Scorer
 
 
+Tokens = list[npt.NDArray[np.integer]]
+"""Ids of each document."""
 _WEIGHT_FILES = ("config.json", "*.safetensors", "pytorch_model*.bin")
 
 
@@ -91,6 +93,8 @@ class ScoredFile:
     first_task: int
     num_chunks: int
     chunk_tokens: int
+    filler_id: int | None = None
+    """EOS, where documents are packed whole: those of nothing else fill up windows, and no loss counts them."""
 
     @property
     def is_current(self) -> bool:
@@ -107,7 +111,7 @@ def score_chunk(
     documents = _documents(file, task - file.first_task, settings)
     columns: dict[str, Any] = dict.fromkeys(SCHEMA.names)
     if settings.weights is not None:
-        scores = scorer_of(settings).score(documents, report)
+        scores = scorer_of(settings).score(_without_fillers(documents, file.filler_id), report)
         report(sum(map(len, documents)) - int(scores.num_tokens.sum()))  # first tokens, which are not scored
         columns |= {"nll_sum": scores.nll_sums, "nll_tokens": scores.num_tokens}
     if settings.tokenizer is not None:
@@ -125,7 +129,14 @@ def score_chunk(
     return {"num_documents": len(documents)}
 
 
-def _documents(file: ScoredFile, chunk: int, settings: Settings) -> list[npt.NDArray[np.integer]]:
+def _without_fillers(documents: Tokens, filler_id: int | None) -> Tokens:
+    """Fillers shortened to a first token, after which nothing is scored."""
+    if filler_id is None:
+        return documents
+    return [document[:1] if (document == filler_id).all() else document for document in documents]
+
+
+def _documents(file: ScoredFile, chunk: int, settings: Settings) -> Tokens:
     indexed, starts = _open(file.prefix, file.shard.bin_sha256)
     first, stop = np.searchsorted(starts[:-1], [chunk * file.chunk_tokens, (chunk + 1) * file.chunk_tokens]).tolist()
     if chunk == file.num_chunks - 1:

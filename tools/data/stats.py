@@ -129,5 +129,5 @@ def table(found: list[SourceStats]) -> str:
     unscored = {e.name: e.num_documents - e.num_scored for e in found if e.num_scored is not None}
     if any(unscored.values()):
         shown = ", ".join(f"{name} {count:,}" for name, count in unscored.items() if count)
-        lines.append(f"documents of one token, without a PPL: {shown}")
+        lines.append(f"documents of one token, or of EOS that fill up windows, without a PPL: {shown}")
     return "\n".join(lines)
