@@ -233,6 +233,23 @@ def test_dolma_comes_from_its_list_of_urls(tmp_path: Path, start: Callable[..., 
     assert len(server.requests("dolma-v1_6/cc/cc-0.json.gz")) == 1
 
 
+def test_what_is_named_twice_comes_once(tmp_path: Path, start: Callable[..., Server]) -> None:
+    """A slice given twice, a list with a line twice: two connections would write one partial file."""
+    server = start({"part-0.parquet": ["cut"]})
+    paths = fetch(_options(tmp_path / "out", server, slices=("cn_web", "cn_web"), connections=4))
+    assert paths == [tmp_path / "out/data/cn_web" / name for name in CONTENT]
+    _check_fetched(tmp_path / "out")
+    _put(server.folder, "api/datasets/allenai/dolma/revision/main", json.dumps({"sha": COMMIT}).encode())
+    _put(server.folder, "v1/a/x.gz", b"x" * 1000)
+    urls, listing = [f"{server.endpoint}/v1/a/x.gz"] * 2, f"datasets/allenai/dolma/resolve/{COMMIT}/urls/v1.txt"
+    _put(server.folder, listing, "\n".join(urls).encode())
+    options = _options(tmp_path / "dolma", server, name="dolma", slices=("v1",), connections=4)
+    assert fetch(options) == [tmp_path / "dolma/v1/a/x.gz"]
+    _put(server.folder, listing, "\n".join([*urls, "http://127.0.0.2/v1/a/x.gz"]).encode())
+    with pytest.raises(DataError, match=r"x\.gz and http://127\.0\.0\.2/v1/a/x\.gz would both be v1/a/x\.gz"):
+        fetch(options)
+
+
 def test_the_token_is_for_the_hub_alone(
     tmp_path: Path, start: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
