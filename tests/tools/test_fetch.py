@@ -235,7 +235,7 @@ def test_dolma_comes_from_its_list_of_urls(tmp_path: Path, start: Callable[..., 
 
 def test_what_is_named_twice_comes_once(tmp_path: Path, start: Callable[..., Server]) -> None:
     """A slice given twice, a list with a line twice: two connections would write one partial file."""
-    server = start({"part-0.parquet": ["cut"]})
+    server = start({"part-0.parquet": ["cut 100000"]})
     paths = fetch(_options(tmp_path / "out", server, slices=("cn_web", "cn_web"), connections=4))
     assert paths == [tmp_path / "out/data/cn_web" / name for name in CONTENT]
     _check_fetched(tmp_path / "out")

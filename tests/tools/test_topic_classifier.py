@@ -171,6 +171,20 @@ def test_without_a_second_source_every_topic_is_named_untested(tmp_path: Path) -
         read_confusion(tmp_path / "out/report.json", "zh")
 
 
+def test_fasttext_takes_topics_of_two_words(tmp_path: Path) -> None:
+    """To it a blank ends a name: it would learn a topic that nobody has."""
+    topics = tmp_path / "topics.json"
+    topics.write_text('{"en": {"court law": "Law", "health": "Health", "others": "Others"}}', encoding="utf-8")
+    names = {"law_and_policy": "court law", "medicine_and_health": "health", "others": "others"}
+    rows = [row for row in documents(sources=("first", "second"), count=30) if row["language"] == "en"]
+    file = write(tmp_path / "rows.jsonl", [row | {"topic": names[row["topic"]]} for row in rows])
+    training = TrainingOptions(steps=1, batch_documents=4, train_length=24)
+    report = train_classifier(small(file, tmp_path / "out", training=training, baselines=True, topics=topics))
+    found = report.results["fastText"]["en"]
+    assert found.topics == ("court law", "health", "others")
+    assert (found.confusion.diagonal() > 15).all()  # of 30 each; by chance 10
+
+
 def test_a_package_that_is_not_installed_is_named(
     labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,6 +55,9 @@ def test_topics_of_a_users_file(tmp_path: Path) -> None:
     file.write_text('["sport"]', encoding="utf-8")
     with pytest.raises(ConfigError, match="language -> topic -> title"):
         read_topics(file)
+    file.write_text('{"en": {"arts/music": "Music", "others": "Others"}}', encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"topics\.json: language en: 'arts/music' cannot be part of a source name"):
+        read_topics(file)
     file.write_text('{"en": {"sport": "Sport", "others": "Others"}}', encoding="utf-8")
     assert list(read_topics(file)["en"]) == ["sport", "others"]
 

@@ -10,6 +10,7 @@ import orjson
 
 from data_mixers.errors import ConfigError, DataError
 from tools.data.documents import TaskDocuments
+from tools.data.labels import check_label
 from tools.data.readers import find_inputs, plan_tasks
 
 OTHERS = "others"
@@ -57,7 +58,8 @@ class Split:
 def read_topics(path: Path | None) -> Topics:
     """The topics of a file like topics.json, or the project's own.
 
-    Errors: ConfigError naming the file if it is not language -> topic -> title, or has no "others".
+    Errors: ConfigError naming the file if it is not language -> topic -> title, has no "others", or holds a name that
+    preprocess could not make a source of.
     """
     if path is None:
         path = Path(__file__).with_name("topics") / "topics.json"
@@ -74,6 +76,8 @@ def read_topics(path: Path | None) -> Topics:
     for language, titles in topics.items():
         if OTHERS not in titles:
             raise ConfigError(f'--topics {path}: language {language} has no topic "{OTHERS}", the home of the rest')
+        for name in (language, *titles):
+            check_label(name, option=f"--topics {path}: language {language}:")
     return topics
 
 
