@@ -171,6 +171,13 @@ def test_without_a_second_source_every_topic_is_named_untested(tmp_path: Path) -
         read_confusion(tmp_path / "out/report.json", "zh")
 
 
+def test_a_classifier_that_reads_less_than_a_training_window_is_trained(labelled: Path, tmp_path: Path) -> None:
+    """--max-length from 16 on; windows of training have 64 tokens."""
+    training = TrainingOptions(steps=2, batch_documents=16)
+    train_classifier(small(labelled, tmp_path / "out", training=training, max_length=16))
+    assert load_classifier(tmp_path / "out").max_length == 16
+
+
 def test_fasttext_takes_topics_of_two_words(tmp_path: Path) -> None:
     """To it a blank ends a name: it would learn a topic that nobody has."""
     topics = tmp_path / "topics.json"
