@@ -84,6 +84,19 @@ def test_a_text_of_training_is_not_in_the_test() -> None:
     assert "copy" not in {d.id for d in split.test}
 
 
+def test_a_text_of_training_is_not_in_dev() -> None:
+    """Temperature and threshold are chosen there: copies of what was learnt would make them too sure."""
+    copied = [
+        Labelled(f"{t}{i}", f"{t} {i % 20}", "en", t, "a") for t in ("others", "law_and_policy") for i in range(90)
+    ]
+    documents = [*copied, *labelled("a", "others", 200), *labelled("b", "others", 5)]
+    split = split_by_source(documents, test_sources=["b"])
+    texts = {d.text for d in split.train}
+    assert split.dev and not {d.text for d in split.dev} & texts
+    assert len(split.train) + len(split.dev) + split.num_dev_copies == len(documents) - 5
+    assert split.num_dev_copies > 5
+
+
 def test_dev_sources_and_what_is_refused() -> None:
     documents = [
         *labelled("a", "others"), *labelled("a", "law_and_policy"), *labelled("b", "law_and_policy"),
