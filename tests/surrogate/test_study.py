@@ -204,3 +204,18 @@ def test_a_job_is_known_by_what_decides_it(tmp_path: Path) -> None:
     path = written(tmp_path, study_tree(file))
     new_data = folders(path)
     assert not set(new_data.values()) & set(before.values())
+
+
+def test_other_weights_of_the_same_size_are_another_start(tmp_path: Path) -> None:
+    """A study that was cut would go on from the new ones, and compare its arms with those from the old."""
+    weights = tiny.hf_folder(tmp_path / "hf", num_hidden_layers=1)
+    path = written(tmp_path, study_tree(base(tmp_path, init={"from": "hf", "path": str(weights)})))
+    before = folders(path)
+    file = weights / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert not set(folders(path).values()) & set(before.values())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert folders(path) == before

@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
 from data_mixers.errors import ConfigError, UserError
 from megatron_synE.checkpoint.layout import read_manifest as read_checkpoint_manifest
-from megatron_synE.checkpoint.layout import resolve_checkpoint
+from megatron_synE.checkpoint.layout import resolve_checkpoint, sha256_of
 from megatron_synE.config.examine import examine, manifest_paths
 from megatron_synE.config.fault import listed
 from megatron_synE.config.load import Tree, load_config, resolved_tree
@@ -24,6 +25,7 @@ from tools.surrogate.recipe import overrides_of
 from tools.surrogate.study import Level, Study, shown_level
 
 HASH_LETTERS = 10
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,5 +198,13 @@ def _inputs(config: RunConfig) -> list[str]:
     elif config.init.source == "hf" and init is not None and init.is_dir():
         for described in sorted(init.glob("*.json")):
             found.append(hashlib.sha256(described.read_bytes()).hexdigest())
-        found += [f"{file.name} {file.stat().st_size}" for file in sorted(init.glob("*.safetensors"))]
+        for file in sorted(file for pattern in WEIGHTS for file in init.glob(pattern)):
+            status = file.stat()
+            found.append(f"{file.name} {_sha256_at(file, status.st_size, status.st_mtime_ns)}")
     return found
+
+
+@cache
+def _sha256_at(file: Path, size_bytes: int, mtime_ns: int) -> str:
+    """Of a file as it was then: other weights may be of the same size. Once for all jobs; a second or so a GB."""
+    return sha256_of(file)
