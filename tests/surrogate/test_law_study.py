@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from megatron_synE.model.llama import hf_config_of
 from megatron_synE.model.presets import ARCHITECTURES
@@ -31,10 +32,17 @@ def sizes(root: Path, *names: str) -> dict[str, dict[str, Any]]:
     return {name: {"model.preset": None, "model.hf_config": str(root / name)} for name in names}
 
 
-def finished(root: Path, grid: dict[str, Any], *, validations: int = 2, **changes: Any) -> Path:
+def finished(
+    root: Path, grid: dict[str, Any], *, validations: int = 2, languages: dict[str, float] | None = None, **changes: Any
+) -> Path:
     """The folder of a study that seems to have been run: losses of a law, three seeds apart by 0.002 nats."""
     (root / "out").mkdir()
-    path = written(root / "out", study_tree(base(root), seeds=[1, 2, 3], grid=grid, spread=0.001, **changes))
+    run = base(root)
+    if languages is not None:
+        tree = yaml.safe_load(run.read_text())
+        tree["data"]["stages"][0]["languages"] = languages
+        run.write_text(yaml.safe_dump(tree))
+    path = written(root / "out", study_tree(run, seeds=[1, 2, 3], grid=grid, spread=0.001, **changes))
     study = read_study(path)
     arms = {arm.name: arm for arm in arms_of(study, path)}
     for job in jobs_of(study, list(arms.values())):
@@ -110,3 +118,20 @@ def test_what_a_law_cannot_be_fitted_to_is_refused(
     folder = finished(tmp_path, grid | ({"model": levels} if levels else {}))
     assert main(["surrogate", "law", str(folder)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_held_out_set_of_a_language_that_is_not_read_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All arms would be one cell of it, and any share as good as another."""
+    grid = {"synthetic_share": [0.0, 0.2, 0.4]}
+    folder = finished(tmp_path, grid, validations=4, languages={"en": 0.8, "synthetic": 0.2})
+    assert main(["surrogate", "law", str(folder)]) == 2
+    said = capsys.readouterr().err
+    assert "mixing law of zh/web/law@holdout needs a share of zh that differs" in said
+    assert "outcome.groups" in said
+    study = folder / "study.yaml"
+    tree = yaml.safe_load(study.read_text())
+    del tree["outcome"]["groups"]["zh"]
+    study.write_text(yaml.safe_dump(tree))
+    assert law_of(folder, resamples=2).forecasts[0].tokens == 1024

@@ -33,3 +33,19 @@ def test_a_section_that_was_tried_and_killed_leaves_none_of_its_pairs_to_the_fir
         with pytest.raises(KeyboardInterrupt):
             made(replace(section, input=str(tmp_path / "b.jsonl")), tmp_path / "data")
     assert made(section, tmp_path / "data") == first
+
+
+def test_pairs_that_were_mended_are_made_again(tmp_path: Path) -> None:
+    """One digit for another leaves a file's size as it was."""
+    rows = [{"id": str(n), "text": f"{n} apples and {n + 3} pears are {2 * n + 4}."} for n in range(3)]
+    pairs = write(tmp_path / "a.jsonl", rows)
+    section = Corruption(
+        input=str(pairs), tokenizer=corpus.hf_folder(tmp_path / "hf"), source="qa", topic="sums", kinds=("number",)
+    )
+    first, size = made(section, tmp_path / "data"), pairs.stat().st_size
+    assert made(section, tmp_path / "data") == first
+    write(pairs, [row | {"text": f"{n} apples and {n + 3} pears are {2 * n + 3}."} for n, row in enumerate(rows)])
+    assert pairs.stat().st_size == size
+    mended = made(section, tmp_path / "data")
+    (tokens,) = (name for name in first if name.endswith(".bin"))
+    assert mended[tokens] == made(section, tmp_path / "elsewhere")[tokens] != first[tokens]

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from tests.openai_server import served
 from tests.rows import read, write
 from tools.cli import main
 from tools.data.ask_topics import AskOptions, ask_topics, parse_topic
-from tools.data.topic_labels import read_topics
+from tools.data.topic_labels import read_labelled, read_topics
 
 PAGES = {
     "law_and_policy a court": "law_and_policy",
@@ -116,6 +116,50 @@ def test_what_is_answered_is_not_asked_again(server: Server, pages: Path, tmp_pa
     assert report["pairs"]["plain#0 and plain#1"]["kappa"] == pytest.approx(1.0)
 
 
+def test_an_answer_is_kept_for_the_words_that_were_asked(server: Server, tmp_path: Path) -> None:
+    """Without ids of their own documents are named by file and place: another sample has the same names."""
+    sample, out = tmp_path / "sample.jsonl", tmp_path / "out"
+    topics = []
+    for text in ("law_and_policy a court", "medicine_and_health a cure"):
+        write(sample, [{"text": text}, {"text": "others a picnic"}])
+        ask_topics(options(server, sample, out))
+        topics.append([(row["id"], row["topic"]) for row in read(out / "labelled.jsonl.zst")])
+    assert [of_sample[0] for of_sample in topics] == [
+        ("sample.jsonl:0", "law_and_policy"), ("sample.jsonl:0", "medicine_and_health"),
+    ]  # fmt: skip
+    before = len(server.asked())
+    prompt = {"system": "Be brief.", "user": "{topics}\nThe page:\n{text}", "again": "Once more."}
+    (tmp_path / "prompt.json").write_text(json.dumps({"en": prompt}))
+    ask_topics(options(server, sample, out, prompt=tmp_path / "prompt.json"))
+    assert len(server.asked()) == before + 2  # another prompt is another question
+    ask_topics(options(server, sample, out))
+    assert len(server.asked()) == before + 2
+
+
+def test_lines_that_are_no_documents_are_said_and_counted(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sample = write(tmp_path / "sample.jsonl", [{"text": "others a picnic"}, {"body": "a"}, {"body": "b"}, {"text": 1}])
+    ask_topics(options(server, sample, tmp_path / "out"))
+    report = json.loads((tmp_path / "out/agreement.json").read_text())
+    assert report["num_documents"] == 1
+    assert report["lines_left_out"] == {"missing key text": 2, "text is not text": 1}
+    assert "3 lines are no documents, so nobody is asked: missing key text (2)" in caplog.text
+    with pytest.raises(DataError, match=r"no document in .*sample\.jsonl: missing key words \(4\)"):
+        ask_topics(options(server, sample, tmp_path / "other", text_key="words"))
+
+
+def test_what_is_labelled_can_be_learnt_from(server: Server, tmp_path: Path) -> None:
+    rows = [{"text": "others a picnic"}, {"text": "law_and_policy a court", "language": "zh", "source": "courts"}]
+    (tmp_path / "crawl").mkdir()
+    pages = write(tmp_path / "crawl" / "a.jsonl", rows)
+    ask_topics(options(server, pages, tmp_path / "out"))
+    keys = {"text_key": "text", "topic_key": "topic", "source_key": "source", "language_key": "language"}
+    found, _ = read_labelled([str(tmp_path / "out/labelled.jsonl.zst")], topics=read_topics(None), **keys)
+    wanted = [("en", "others", "crawl"), ("zh", "law_and_policy", "courts")]  # what a document says itself stays
+    assert [(d.language, d.topic, d.source) for d in found] == wanted
+
+
 def test_what_ask_topics_refuses(pages: Path, server: Server, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--language fr has no topics"):
         ask_topics(options(server, pages, tmp_path / "a", language="fr"))
@@ -127,6 +171,14 @@ def test_what_ask_topics_refuses(pages: Path, server: Server, tmp_path: Path) ->
         ask_topics(options(server, twice, tmp_path / "c"))
     with pytest.raises(DataError, match="a document has no label there"):
         ask_topics(options(server, pages, tmp_path / "d", gold_key="nothing"))
+    with pytest.raises(ConfigError, match="--model m is given twice; --passes 2"):
+        ask_topics(options(server, pages, tmp_path / "f", models=("m", "n", "m")))
+    titled = write(tmp_path / "titled.jsonl", [{"text": "others a", "given": "Others"}])
+    with pytest.raises(DataError, match=r"--gold-key given: 'Others' \(titled\.jsonl:0\) is no topic; known: math"):
+        ask_topics(options(server, titled, tmp_path / "e", gold_key="given"))
+    with pytest.raises(ConfigError, match="--url 'localhost:8000/v1' is no URL; write http://host:port/v1"):
+        ask_topics(replace(options(server, pages, tmp_path / "g"), url="localhost:8000/v1"))
+    assert not server.asked()  # what is refused costs nothing
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,19 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from email.message import Message
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 import pytest
 
 from data_mixers.atomic import temporary_path
 from data_mixers.errors import ConfigError, DataError
-from tools.data.download import note_of
+from tools.data.download import Web, note_of
 from tools.data.fetch import FetchOptions, fetch, list_files, load_catalogue
 from tools.data.readers import find_inputs
 
@@ -127,6 +131,18 @@ def test_cuts_and_busy_answers_are_overcome_from_where_it_was_cut(tmp_path: Path
     assert ranges == [None, *["bytes=100000-"] * 3, *["bytes=150000-"] * 2]
 
 
+def test_a_busy_server_is_given_the_time_it_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In seconds or, as RFC 9110 allows too, as a date."""
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    for asked in ("30", formatdate(time.time() + 30, usegmt=True), formatdate(0, usegmt=True), "soon"):
+        headers = Message()
+        headers["Retry-After"] = asked
+        busy = HTTPError("http://server/x", 429, "busy", headers, None)
+        Web(pause_seconds=0.0).wait_or_fail("http://server/x", busy, 1)
+    assert pauses == [30.0, pytest.approx(30.0, abs=2.0), 0.0, 0.0]
+
+
 def test_killed_and_run_again_gives_the_same_bytes(tmp_path: Path, start: Callable[..., Server]) -> None:
     server = start({"part-0.parquet": ["stall"]})
     out = tmp_path / "out"
@@ -168,6 +184,27 @@ def test_a_file_that_changed_meanwhile_is_taken_anew(tmp_path: Path, start: Call
     note_of(out / "part-0.parquet").write_text(json.dumps({"url": url, "etag": '"other"'}))
     fetch(_options(tmp_path / "out", server))
     _check_fetched(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "noted", [{"etag": None, "last_modified": "Mon, 01 Jan 2024 00:00:00 GMT"}, {"etag": None, "size_bytes": 999}]
+)
+def test_a_changed_file_of_unknown_size_is_not_joined_to_its_old_beginning(
+    tmp_path: Path, start: Callable[..., Server], noted: dict[str, Any]
+) -> None:
+    """No sha256 in a list of URLs, and a weak ETag: the date, or the size that it had, says that it is another file."""
+    server = start()
+    (server.folder / "weak").touch()
+    _put(server.folder, "api/datasets/allenai/dolma/revision/main", json.dumps({"sha": COMMIT}).encode())
+    _put(server.folder, "v1/x.gz", b"new" * 1000)
+    url = f"{server.endpoint}/v1/x.gz"
+    _put(server.folder, f"datasets/allenai/dolma/resolve/{COMMIT}/urls/v1.txt", url.encode())
+    target = tmp_path / "out/v1/x.gz"
+    target.parent.mkdir(parents=True)
+    target.with_name("x.gz.partial").write_bytes(b"old" * 100)
+    note_of(target).write_text(json.dumps({"url": url, **noted}))
+    fetch(_options(tmp_path / "out", server, name="dolma", slices=("v1",)))
+    assert target.read_bytes() == b"new" * 1000
 
 
 @pytest.mark.parametrize(
@@ -231,6 +268,23 @@ def test_dolma_comes_from_its_list_of_urls(tmp_path: Path, start: Callable[..., 
     fetch(options)
     assert (tmp_path / "out/dolma-v1_6/cc/cc-0.json.gz").read_bytes() == CONTENT["part-0.parquet"]
     assert len(server.requests("dolma-v1_6/cc/cc-0.json.gz")) == 1
+
+
+def test_what_is_named_twice_comes_once(tmp_path: Path, start: Callable[..., Server]) -> None:
+    """A slice given twice, a list with a line twice: two connections would write one partial file."""
+    server = start({"part-0.parquet": ["cut 100000"]})
+    paths = fetch(_options(tmp_path / "out", server, slices=("cn_web", "cn_web"), connections=4))
+    assert paths == [tmp_path / "out/data/cn_web" / name for name in CONTENT]
+    _check_fetched(tmp_path / "out")
+    _put(server.folder, "api/datasets/allenai/dolma/revision/main", json.dumps({"sha": COMMIT}).encode())
+    _put(server.folder, "v1/a/x.gz", b"x" * 1000)
+    urls, listing = [f"{server.endpoint}/v1/a/x.gz"] * 2, f"datasets/allenai/dolma/resolve/{COMMIT}/urls/v1.txt"
+    _put(server.folder, listing, "\n".join(urls).encode())
+    options = _options(tmp_path / "dolma", server, name="dolma", slices=("v1",), connections=4)
+    assert fetch(options) == [tmp_path / "dolma/v1/a/x.gz"]
+    _put(server.folder, listing, "\n".join([*urls, "http://127.0.0.2/v1/a/x.gz"]).encode())
+    with pytest.raises(DataError, match=r"x\.gz and http://127\.0\.0\.2/v1/a/x\.gz would both be v1/a/x\.gz"):
+        fetch(options)
 
 
 def test_the_token_is_for_the_hub_alone(

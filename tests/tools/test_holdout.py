@@ -295,6 +295,9 @@ def test_the_deviation_is_measured_from_two_scores_of_the_same_documents(tmp_pat
     other = scored(tmp_path / "e.parquet", before, tokens, of="b" * 64)
     with pytest.raises(DataError, match="are not of the same documents; score one token file with two checkpoints"):
         measured_sd(files[0], other)
+    unlike = write_scores(tmp_path / "g.parquet", of="a" * 64, seq_length=64, nll_sum=before, nll_tokens=tokens)
+    with pytest.raises(DataError, match=r"precision \(128, 8, 'fp32'\), .*g\.parquet with \(64, 8"):
+        measured_sd(files[0], unlike)
     few = scored(tmp_path / "f.parquet", before[:29], tokens[:29])
     with pytest.raises(DataError, match="scores 29 documents; 30 are needed"):
         measured_sd(few, few)

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from data_mixers.errors import ConfigError, DataError
 from tests.tools import corpus
 from tools.data import lines
+from tools.data.documents import TaskDocuments
 from tools.data.readers import BadRecord, Record, find_inputs, plan_tasks, read_task
 
 
@@ -285,6 +286,24 @@ def test_a_file_is_read_as_what_its_name_says(tmp_path: Path) -> None:
     message = r"^--input .*/h\.txt has an unknown suffix; known: \.jsonl, \.json, \.ndjson, \.gz, \.zst, \.parquet$"
     with pytest.raises(ConfigError, match=message):
         plan_tasks([tmp_path / "h.txt"])
+
+
+def test_an_id_stays_unless_two_documents_could_have_it(tmp_path: Path) -> None:
+    """Floats are what pandas makes of a column of integers with gaps; 2**64 and 2**64 + 1 are one float."""
+    ids = ["7", "7.0", "1.5", '"7"', str(2**64 - 1), str(2**64), str(2**64 + 1), "[7]", "null"]
+    rows = [f'{{"id": {own}, "text": "a page"}}\n' for own in ids]
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(rows))
+    places = [sum(map(len, rows[:number])) for number in range(len(rows))]
+    wanted = ["7", "7.0", "1.5", "7", str(2**64 - 1), *(f"a.jsonl:{place}" for place in places[5:])]
+    (task,) = plan_tasks([file])
+    assert [document.id for document in TaskDocuments(task, text_key="text")] == wanted
+    pyarrow.parquet.write_table(
+        pyarrow.table({"id": [1.0, None, float("nan")], "text": ["a", "b", "c"]}), tmp_path / "a.parquet"
+    )
+    (task,) = plan_tasks([tmp_path / "a.parquet"])
+    found = [document.id for document in TaskDocuments(task, text_key="text")]
+    assert found == ["1.0", "a.parquet:2", "a.parquet:3"]
 
 
 def test_a_document_stands_at_its_byte_its_line_or_its_row(tmp_path: Path) -> None:

@@ -12,12 +12,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from data_mixers.errors import ConfigError, DataError
 from data_mixers.manifest import DatasetManifest, read_manifest, write_manifest
 from megatron_synE.data.indexed import IndexedWriter
 from megatron_synE.data.tokenizers import load_tokenizer
+from megatron_synE.exit_codes import CheckpointError
 from megatron_synE.runtime.environment import Ranks, independent_ranks, ranks_from_environment
 from tests import tiny
 from tests.tools import corpus
@@ -343,6 +345,15 @@ def test_signals_do_not_replace_a_models_scores(tmp_path: Path) -> None:
     (shard,) = manifest.sources[0].shards
     rows = open_scores(manifest.shard_prefix(shard), shard, "default").read().to_pylist()
     assert all(row["nll_sum"] > 0 and row["compression_ratio"] > 0 for row in rows)
+
+
+def test_a_model_that_overflows_is_refused(data: Path, tmp_path: Path) -> None:
+    """Else the scores would be NaN, `sort` put all documents last and `stats` give no PPL, without a word."""
+    folder = tiny.hf_folder(tmp_path / "large", num_hidden_layers=1)
+    file = folder / "model.safetensors"
+    save_file({name: 1e20 * weight for name, weight in load_file(file).items()}, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"no finite NLL for \d+ of \d+ documents of .*overflow in fp32"):
+        score_ppl(options(data, folder))
 
 
 def test_a_call_killed_at_any_moment_leaves_nothing_half_and_goes_on(data: Path, hf: Path) -> None:

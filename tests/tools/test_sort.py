@@ -203,6 +203,18 @@ def test_by_the_difference_of_two_models_and_both_scores_are_carried(data: Path)
     assert Counter(i for _, i in found) == Counter(row["id"] for row in original(data, "law"))
 
 
+def test_scores_of_unlike_windows_are_not_subtracted(data: Path) -> None:
+    """One model in windows of 16 and of 128 tokens gives short documents the same NLL, and long ones another."""
+    manifest = read_manifest(data)
+    for shard in (s for e in manifest.sources for s in e.shards):
+        for seq_length, name in ((64, "small"), (128, "large")):
+            score(manifest.shard_prefix(shard), shard, name, seq_length=seq_length)
+    message = r"difference:small-large: .*unlike windows .*'small': \(64, 8, 'fp32'\), 'large': \(128.*same"
+    with pytest.raises(DataError, match=message):
+        sort(SortOptions(data=data, out=data.parent / "sorted", by="difference:small-large"))
+    sort(SortOptions(data=data, out=data.parent / "sorted", name="small"))
+
+
 def test_documents_with_nothing_to_measure_go_last_and_are_counted(data: Path) -> None:
     manifest = read_manifest(data)
     for shard in (s for e in manifest.sources for s in e.shards):

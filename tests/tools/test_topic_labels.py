@@ -55,6 +55,9 @@ def test_topics_of_a_users_file(tmp_path: Path) -> None:
     file.write_text('["sport"]', encoding="utf-8")
     with pytest.raises(ConfigError, match="language -> topic -> title"):
         read_topics(file)
+    file.write_text('{"en": {"arts/music": "Music", "others": "Others"}}', encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"topics\.json: language en: 'arts/music' cannot be part of a source name"):
+        read_topics(file)
     file.write_text('{"en": {"sport": "Sport", "others": "Others"}}', encoding="utf-8")
     assert list(read_topics(file)["en"]) == ["sport", "others"]
 
@@ -79,6 +82,19 @@ def test_a_text_of_training_is_not_in_the_test() -> None:
     split = split_by_source([*documents, copy], test_sources=["b"])
     assert split.num_duplicates == 1
     assert "copy" not in {d.id for d in split.test}
+
+
+def test_a_text_of_training_is_not_in_dev() -> None:
+    """Temperature and threshold are chosen there: copies of what was learnt would make them too sure."""
+    copied = [
+        Labelled(f"{t}{i}", f"{t} {i % 20}", "en", t, "a") for t in ("others", "law_and_policy") for i in range(90)
+    ]
+    documents = [*copied, *labelled("a", "others", 200), *labelled("b", "others", 5)]
+    split = split_by_source(documents, test_sources=["b"])
+    texts = {d.text for d in split.train}
+    assert split.dev and not {d.text for d in split.dev} & texts
+    assert len(split.train) + len(split.dev) + split.num_dev_copies == len(documents) - 5
+    assert split.num_dev_copies > 5
 
 
 def test_dev_sources_and_what_is_refused() -> None:

@@ -20,7 +20,9 @@ PAIRS = st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from("xyz")), m
 
 
 def labelled(source: str, topic: str, count: int, language: str = "en") -> list[Labelled]:
-    return [Labelled(f"{source}-{topic}-{i}", f"{topic} {i}", language, topic, source) for i in range(count)]
+    return [
+        Labelled(f"{source}-{topic}-{i}", f"{topic} {i} of {source}", language, topic, source) for i in range(count)
+    ]
 
 
 @given(PAIRS, st.integers(2, 4))
@@ -45,6 +47,16 @@ def test_what_labels_a_held_document_has_learnt_from_other_sources(pairs: list[t
     for document in lost:  # no other group has its topic (there are too few to be cut by MOST_HELD)
         (group,) = (group for group in groups if document.source in group)
         assert not any(other.topic == document.topic and other.source not in group for other in documents)
+
+
+def test_a_held_document_has_no_copy_among_what_is_learnt_from() -> None:
+    of_a, of_b = labelled("a", "x", 20), labelled("b", "x", 20)
+    copies = [Labelled(f"copy-{i}", of_a[i].text.upper() + "\n", "en", "x", "b") for i in range(5)]
+    documents = [*of_a, *of_b, *copies]
+    for trial in trials_of_folds(documents, num_folds=2):
+        held = {documents[place].id for place in trial.held}
+        learnt_from_a = documents[trial.train[0]].source == "a"
+        assert held == {d.id for d in (of_b if learnt_from_a else of_a[5:])}
 
 
 def test_two_sources_of_many_topics_label_each_other_and_large_sources_are_cut() -> None:
@@ -113,6 +125,14 @@ def test_confidence_is_fitted_on_held_documents_and_told_by_language() -> None:
     said = "\n".join(confidence_lines(found))
     assert "The temperature does NOT carry over to test en: 0.119 without it, 0.250 with it." in said
     assert "The threshold does NOT carry over to test zh: 0.0% of what keeps a topic is right, not 70%." in said
+    assert (
+        "Below confidence 0.000 a document becomes Others: from there on 70% of the held documents are right." in said
+    )
+    unsure = confidence_of({"held": held}, {"held": np.array([[2.0, 0.0]] * 4)}, ("x", "y"), accuracy=0.9)
+    assert unsure.threshold == 1.0  # three of four are right, whatever is asked of their confidence
+    said = "\n".join(confidence_lines(unsure))
+    assert "At NO confidence are 90% of the held documents right, so every document becomes Others" in said
+    assert "from there on" not in said
 
 
 def test_a_step_is_made_once_and_again_for_another_fingerprint(tmp_path: Path) -> None:

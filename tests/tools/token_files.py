@@ -26,11 +26,11 @@ def documents_of(prefix: Path) -> list[np.ndarray]:
     return [file.tokens(start, stop) for start, stop in pairwise(file.document_ranges().tolist())]
 
 
-def write_scores(path: Path, *, of: str, **columns: Any) -> Path:
+def write_scores(path: Path, *, of: str, seq_length: int = 128, **columns: Any) -> Path:
     """of: hash of the token file. Columns that are not given are null."""
     count = len(columns["nll_sum"])
     arrays = [pa.array(columns.get(each.name, [None] * count), each.type) for each in SCHEMA]
-    metadata = metadata_of(replace(ORIGIN, bin_sha256=of))
+    metadata = metadata_of(replace(ORIGIN, bin_sha256=of, seq_length=seq_length))
     pq.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA.with_metadata(metadata)), path)
     return path
 

@@ -4,11 +4,13 @@ document ─ prompt.json ─ each rater (a model, a pass) ─> answers.jsonl, a 
                                                       └─ majority ─> labelled.jsonl.zst, agreement.json
 """
 
+import hashlib
 import json
+import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -18,14 +20,23 @@ import orjson
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
-from tools.data.chat import ATTEMPTS, open_client, post
-from tools.data.documents import CONFIDENCE_KEY, TOPIC_KEY, Document, DocumentWriter, TaskDocuments
+from tools.data.chat import ATTEMPTS, host_of, open_client, post
+from tools.data.documents import (
+    CONFIDENCE_KEY,
+    TOPIC_KEY,
+    Document,
+    DocumentWriter,
+    TaskDocuments,
+    source_of_file,
+)
 from tools.data.options import AskOptions
 from tools.data.progress import LiveProgress
 from tools.data.readers import find_inputs, plan_tasks
 from tools.data.stage import only_one
 from tools.data.topic_labels import Topics, read_topics
 from tools.data.topic_metrics import cohen_kappa, topic_kappa
+
+logger = logging.getLogger(__name__)
 
 ANSWERS, LABELLED, AGREEMENT = "answers.jsonl", "labelled.jsonl.zst", "agreement.json"
 TEXT_CHARACTERS = 4000  # ours: of each document are shown to the model
@@ -37,33 +48,49 @@ class _Question:
     model: str
     seed: int
     document: Document
+    messages: tuple[dict[str, str], ...]
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """(document, rater, hash of what is asked): what an answer is kept by."""
+        asked = hashlib.sha256(orjson.dumps(self.messages)).hexdigest()[:16]
+        return self.document.id, self.rater, asked
 
 
 def ask_topics(options: AskOptions) -> dict[str, Any]:
-    """The agreement report; documents with the majority's topic go to <out>/labelled.jsonl.zst.
+    """The agreement report, and in it how many lines were no documents, by reason.
 
-    topic_confidence there is the share of raters that gave the topic; at a tie the first rater decides.
-    An answer is kept when it comes, so a call that was killed asks only what is missing.
-    Errors: ConfigError for an unknown language or prompt, DataError if the server refuses or stays away, or if there
-    is no document.
+    Documents with the majority's topic go to <out>/labelled.jsonl.zst; topic_confidence there is the share of raters
+    that gave the topic; at a tie the first rater decides.
+    An answer is kept when it comes, so a call that was killed asks only what is missing: what has an answer to the same
+    words, of the prompt and of the document.
+    Errors: ConfigError for no URL, an unknown language or prompt, or a model given twice; DataError if the server
+    refuses or stays away, if there is no document, or if a label to compare with is missing or no topic.
     """
     topics = read_topics(options.topics)
     if options.language not in topics:
         raise ConfigError(f"--language {options.language} has no topics; known: {', '.join(topics)}")
+    host_of(options.url, option="--url")
+    if twice := [name for name, count in Counter(options.models).items() if count > 1]:
+        raise ConfigError(f"--model {twice[0]} is given twice; --passes 2 asks a model twice")
     prompt = _read_prompt(options)
-    documents = _documents(options)
+    documents, left_out = _documents(options)
+    gold = _gold(options, documents, topics)
     with only_one(options.out):
         answers = _kept(options.out / ANSWERS)
-        raters = [(f"{model}#{number}", model, number) for model in options.models for number in range(options.passes)]
-        missing = [
-            _Question(rater, model, number, document)
-            for document in documents
-            for rater, model, number in raters
-            if (document.id, rater) not in answers
-        ]
-        _ask_all(options, prompt, topics, missing, answers)
-        labels = {name: [answers[(d.id, name)] for d in documents] for name, _, _ in raters}
-        report = _agreement(options, documents, labels)
+        asked = [_messages(prompt, topics[options.language], document) for document in documents]
+        questions = {
+            f"{model}#{number}": [
+                _Question(f"{model}#{number}", model, number, document, messages)
+                for document, messages in zip(documents, asked, strict=True)
+            ]
+            for model in options.models
+            for number in range(options.passes)
+        }
+        by_document = [question for of_document in zip(*questions.values(), strict=True) for question in of_document]
+        _ask_all(options, prompt, topics, [each for each in by_document if each.key not in answers], answers)
+        labels = {rater: [answers[question.key] for question in of_rater] for rater, of_rater in questions.items()}
+        report = _agreement(gold | labels) | {"lines_left_out": dict(left_out)}
         _write_labelled(options.out / LABELLED, documents, list(labels.values()))
         write_atomic(options.out / AGREEMENT, json.dumps(report, ensure_ascii=False, indent=1).encode())
     return report
@@ -81,22 +108,34 @@ def _read_prompt(options: AskOptions) -> dict[str, str]:
     return prompt
 
 
-def _documents(options: AskOptions) -> list[Document]:
-    found = [
-        document
-        for task in plan_tasks(find_inputs(options.inputs))
-        for document in TaskDocuments(task, text_key=options.text_key)
-    ]
+def _documents(options: AskOptions) -> tuple[list[Document], Counter[str]]:
+    """(All documents, with a language and a source as `train-classifier` asks for; lines that are none by reason)."""
+    found: list[Document] = []
+    left_out: Counter[str] = Counter()
+    for task in plan_tasks(find_inputs(options.inputs)):
+        documents = TaskDocuments(task, text_key=options.text_key)
+        known = {"language": options.language, "source": source_of_file(task.path)}
+        found += (replace(document, fields=known | document.fields) for document in documents)
+        left_out.update(reason for _, reason in documents.bad)
+    shown = ", ".join(f"{reason} ({count})" for reason, count in left_out.most_common(3))
     if not found:
-        raise DataError(f"there is no document in {', '.join(options.inputs)}")
+        raise DataError(f"there is no document in {', '.join(options.inputs)}{f': {shown}' if shown else ''}")
+    if left_out:
+        logger.warning("%d lines are no documents, so nobody is asked: %s", left_out.total(), shown)
     twice = [name for name, count in Counter(document.id for document in found).items() if count > 1]
     if twice:
         raise DataError(f"{len(twice)} ids occur more than once, e.g. {twice[0]!r}; answers are kept by id")
-    return found
+    return found, left_out
 
 
-def _kept(path: Path) -> dict[tuple[str, str], str]:
-    """Answers of an earlier call; a last line that was cut off is cut from the file too."""
+def _messages(prompt: dict[str, str], titles: Mapping[str, str], document: Document) -> tuple[dict[str, str], ...]:
+    listed = "\n".join(f'"{topic}": {title}' for topic, title in titles.items())
+    asked = prompt["user"].replace("{topics}", listed).replace("{text}", document.text.strip()[:TEXT_CHARACTERS])
+    return {"role": "system", "content": prompt["system"]}, {"role": "user", "content": asked}
+
+
+def _kept(path: Path) -> dict[tuple[str, str, str], str]:
+    """Answers of earlier calls, by _Question.key; a last line that was cut off is cut from the file too."""
     if not path.exists():
         return {}
     content = path.read_bytes()
@@ -104,7 +143,7 @@ def _kept(path: Path) -> dict[tuple[str, str], str]:
     if len(whole) < len(content):
         write_atomic(path, whole)
     rows = [orjson.loads(line) for line in whole.splitlines()]
-    return {(row["id"], row["rater"]): row["topic"] for row in rows}
+    return {(row["id"], row["rater"], row.get("question", "")): row["topic"] for row in rows}
 
 
 def _ask_all(
@@ -112,7 +151,7 @@ def _ask_all(
     prompt: dict[str, str],
     topics: Topics,
     questions: Sequence[_Question],
-    answers: dict[tuple[str, str], str],
+    answers: dict[tuple[str, str, str], str],
 ) -> None:
     titles = topics[options.language]
     with (
@@ -125,10 +164,11 @@ def _ask_all(
         try:
             for future in as_completed(futures):
                 question, topic = futures[future], future.result()
-                row = {"id": question.document.id, "rater": question.rater, "topic": topic}
+                name, rater, asked = question.key
+                row = {"id": name, "rater": rater, "question": asked, "topic": topic}
                 kept.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
                 kept.flush()
-                answers[(question.document.id, question.rater)] = topic
+                answers[question.key] = topic
                 progress.advance(1)
         except httpx.InvalidURL as error:
             raise ConfigError(f"--url {options.url}: {error}") from error
@@ -138,11 +178,7 @@ def _ask_all(
 
 def _ask(client: httpx.Client, prompt: dict[str, str], titles: Any, question: _Question) -> str:
     """The topic one rater gives. Transient faults are waited out; an answer that is no topic is asked again."""
-    listed = "\n".join(f'"{topic}": {title}' for topic, title in titles.items())
-    text = question.document.text[:TEXT_CHARACTERS]
-    asked = prompt["user"].replace("{topics}", listed).replace("{text}", text)
-    messages = [{"role": "system", "content": prompt["system"]}, {"role": "user", "content": asked}]
-    fault = ""
+    messages, fault = list(question.messages), ""
     for attempt in range(ATTEMPTS):
         body = {
             "model": question.model, "messages": messages, "seed": question.seed + attempt, "max_tokens": 100,
@@ -187,23 +223,34 @@ def parse_topic(reply: str, titles: dict[str, str]) -> str | None:
     return next((topic for topic, title in titles.items() if name in (topic.casefold(), title.casefold())), None)
 
 
-def _agreement(options: AskOptions, documents: list[Document], labels: dict[str, list[str]]) -> dict[str, Any]:
-    rated = dict(labels)
-    if options.gold_key is not None:
-        gold = [document.fields.get(options.gold_key) for document in documents]
-        if any(not isinstance(topic, str) for topic in gold):
-            raise DataError(f"--gold-key {options.gold_key}: a document has no label there")
-        rated = {options.gold_key: [str(topic) for topic in gold]} | rated
+def _gold(options: AskOptions, documents: list[Document], topics: Topics) -> dict[str, list[str]]:
+    """The labels that are there, as a rater's; nothing where none are asked for."""
+    if options.gold_key is None:
+        return {}
+    gold = []
+    for document in documents:
+        topic = document.fields.get(options.gold_key)
+        if not isinstance(topic, str):
+            raise DataError(f"--gold-key {options.gold_key}: a document has no label there ({document.id})")
+        if topic not in topics[options.language]:
+            known = ", ".join(topics[options.language])
+            raise DataError(f"--gold-key {options.gold_key}: {topic!r} ({document.id}) is no topic; known: {known}")
+        gold.append(topic)
+    return {options.gold_key: gold}
+
+
+def _agreement(rated: dict[str, list[str]]) -> dict[str, Any]:
+    num_documents = len(next(iter(rated.values())))
     pairs = {}
     for (first, of_first), (second, of_second) in combinations(rated.items(), 2):
         there = sorted(set(of_first) | set(of_second))
         pairs[f"{first} and {second}"] = {
-            "agreement": sum(a == b for a, b in zip(of_first, of_second, strict=True)) / len(documents),
+            "agreement": sum(a == b for a, b in zip(of_first, of_second, strict=True)) / num_documents,
             "kappa": _or_none(cohen_kappa(of_first, of_second)),
             "kappa_by_topic": {topic: _or_none(topic_kappa(of_first, of_second, topic)) for topic in there},
         }
     counts = {name: dict(sorted(Counter(of_name).items())) for name, of_name in rated.items()}
-    return {"num_documents": len(documents), "topics": counts, "pairs": pairs}
+    return {"num_documents": num_documents, "topics": counts, "pairs": pairs}
 
 
 def _or_none(value: float) -> float | None:

@@ -21,6 +21,7 @@ from tools.data.readers import BadRecord, InputTask, Record, read_task
 
 ID_KEY, TOPIC_KEY, CONFIDENCE_KEY = "id", "topic", "topic_confidence"
 MAX_DEPTH = 200  # orjson reads 1,024 levels and writes 254
+_LARGEST_FLOAT = 2**53
 _NAMES = (int, str)  # a union would be made anew for every document
 _OUTPUT = re.compile(r"\d{7}-(?P<source>.+)\.jsonl\.zst")
 COMPRESSION_LEVEL = 3  # of zstd: one core writes some 300 MB/s of text with it
@@ -50,8 +51,13 @@ def output_name(task: InputTask, index: int) -> str:
 
 
 def own_id(fields: dict[str, Any]) -> str:
-    """Empty for a document without one: it is named "<file name>:<place>", place as in readers.Record."""
+    """Empty for a document without one: it is named "<file name>:<place>", place as in readers.Record.
+
+    A float is an id up to 2**53: from there on several integers are one float, and those beyond 64 bits are read so.
+    """
     own = fields.get(ID_KEY)
+    if isinstance(own, float):
+        return str(own) if abs(own) < _LARGEST_FLOAT else ""
     return str(own) if isinstance(own, _NAMES) else ""
 
 

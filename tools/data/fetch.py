@@ -130,7 +130,7 @@ def _listed(entry: Entry, options: FetchOptions) -> tuple[Web, str, list[RemoteF
             remotes += _of_url_list(web, f"{root}/{entry.url_lists.format(slice=part)}")
         else:
             remotes += _of_tree(web, f"{api}/tree/{commit}", root, (entry.files or "").format(slice=part))
-    found = [remote for remote in remotes if fnmatchcase(remote.path, options.match)]
+    found = _each_once([remote for remote in remotes if fnmatchcase(remote.path, options.match)])
     if not found:
         raise ConfigError(
             f"{options.name} has no file for --slice {', '.join(options.slices)} --match {options.match} at {endpoint}"
@@ -159,6 +159,16 @@ def _of_url_list(web: Web, url: str) -> list[RemoteFile]:
     """The files named in a list; their sizes are not known before they are asked for."""
     lines = web.read(url)[0].decode("utf-8", "replace").split()
     return [RemoteFile(url=line, path=_safe(urllib.parse.urlsplit(line).path.lstrip("/"), url)) for line in lines]
+
+
+def _each_once(remotes: list[RemoteFile]) -> list[RemoteFile]:
+    """Without what is named twice: two threads would write one file. Errors: DataError for two URLs with one place."""
+    found: dict[str, RemoteFile] = {}
+    for remote in remotes:
+        other = found.setdefault(remote.path, remote)
+        if other.url != remote.url:
+            raise DataError(f"{other.url} and {remote.url} would both be {remote.path}; fetch them apart with --slice")
+    return list(found.values())
 
 
 def _safe(path: str, url: str) -> str:

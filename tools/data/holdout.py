@@ -70,19 +70,26 @@ def measured_sd(before: Path, after: Path) -> float:
     """How much the change of one document's mean NLL varies between two scores files of the same documents.
 
     In the weights that `standard_error` gives it: documents count by the square of their tokens.
-    Errors: DataError if a file holds no NLL, the two are not of one token file, or have too few documents.
+    Errors: DataError if a file holds no NLL, the two are not of one token file, were scored in unlike ways, or have too
+    few documents.
     """
-    found = []
+    found, ways = [], []
     for path in (before, after):
         origin = read_origin(path)
         rows = pq.read_table(path, columns=["nll_sum", "nll_tokens"])
         if rows["nll_sum"].null_count:
             raise DataError(f"{path} holds documents without NLL; run `syne data score-ppl` with a model")
+        ways.append((origin.seq_length, origin.overlap, origin.precision))
         found.append((origin.bin_sha256, rows["nll_sum"].to_numpy(), rows["nll_tokens"].to_numpy()))
     (first, nll_before, tokens), (second, nll_after, tokens_after) = found
     if first != second or not np.array_equal(tokens, tokens_after):
         raise DataError(
             f"{before} and {after} are not of the same documents; score one token file with two checkpoints"
+        )
+    if ways[0] != ways[1]:
+        raise DataError(
+            f"{before} was scored with seq_length, overlap, precision {ways[0]}, {after} with {ways[1]}, which would "
+            "be taken for a change; score both alike"
         )
     is_scored = tokens > 0
     weights = tokens[is_scored].astype(np.float64)

@@ -25,6 +25,7 @@ from megatron_synE.runtime.environment import Ranks, independent_ranks
 from tools.data.options import ScoreOptions
 from tools.data.score_chunks import ModelWeights, ScoredFile, Settings, find_weights, score_chunk
 from tools.data.scores_file import SCHEMA, ScoresOrigin, check_name, metadata_of, read_origin, scores_path
+from tools.data.shares import enter, take_over
 from tools.data.stage import Stage, forget, is_done, only_one, remove_work, run_stage, run_tasks
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ MIN_CHUNK_TOKENS = 1 << 18
 """Lost at most by a kill. Ours: four minutes of a small model on one core, half a second on a GPU."""
 MAX_CHUNKS = 20_000
 """Of a call, about: chunks grow with the data, so that their files stay few enough for a shared file system."""
-NUMERICS = 3
+NUMERICS = 4
 """Raise it when the same model gives other last digits: a call must not join both."""
 LONGEST_CONTEXT = 4096
 """Default of seq_length where a model has more: attention over longer windows costs more than it tells. Ours."""
@@ -64,6 +65,7 @@ def score_ppl(options: ScoreOptions) -> tuple[int, int]:
         if is_complete:
             remove_work(stage.work)  # not before: NFS keeps a folder in which a file is open, here the lock
     else:
+        enter(stage, ranks)
         _run(stage, files, options, ranks)
     num_complete = sum(file.is_current for file in files)
     logger.info(
@@ -164,7 +166,8 @@ def _files(options: ScoreOptions, manifest: DatasetManifest, origin: ScoresOrigi
     chunk_tokens = max(MIN_CHUNK_TOKENS, total // MAX_CHUNKS)
     files: list[ScoredFile] = []
     next_task = 0
-    for shard in (shard for entry in chosen for shard in entry.shards):
+    packed = {entry.name for entry in chosen if entry.packed_seq_length is not None}
+    for name, shard in ((entry.name, shard) for entry in chosen for shard in entry.shards):
         prefix = manifest.shard_prefix(shard)
         num_chunks = max(1, -(-shard.num_tokens // chunk_tokens))
         files.append(
@@ -176,6 +179,7 @@ def _files(options: ScoreOptions, manifest: DatasetManifest, origin: ScoresOrigi
                 first_task=next_task,
                 num_chunks=num_chunks,
                 chunk_tokens=chunk_tokens,
+                filler_id=manifest.tokenizer.eos_id if name in packed else None,
             )
         )
         next_task += num_chunks
@@ -212,6 +216,8 @@ def _run(stage: Stage, files: Sequence[ScoredFile], options: ScoreOptions, ranks
         run_stage(stage, workers=options.workers, unit="tokens", scale=1.0, array=options.array)
     else:
         run_tasks(stage, ranks.rank, ranks.world_size, unit="tokens", scale=1.0)
+        if not all(file.is_current for file in files):
+            take_over(stage, ranks, unit="tokens", scale=1.0)
     for file in files:
         parts = _parts(stage.work, file)
         # Of this call's chunks: an earlier call may have cut the data otherwise.

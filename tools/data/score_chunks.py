@@ -19,6 +19,7 @@ from data_mixers.errors import ConfigError, DataError
 from data_mixers.manifest import ShardEntry
 from megatron_synE.checkpoint import layout
 from megatron_synE.data.indexed import IndexedFile
+from megatron_synE.exit_codes import CheckpointError
 from megatron_synE.model.llama import LlamaArchitecture, architecture_from_hf, read_hf_config
 from megatron_synE.runtime.environment import independent_ranks
 from tools.data.scores_file import SCHEMA, ScoresOrigin, metadata_of, read_origin
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from megatron_synE.scoring import Scorer
 
 
+Tokens = list[npt.NDArray[np.integer]]
+"""Ids of each document."""
 _WEIGHT_FILES = ("config.json", "*.safetensors", "pytorch_model*.bin")
 
 
@@ -91,6 +94,8 @@ class ScoredFile:
     first_task: int
     num_chunks: int
     chunk_tokens: int
+    filler_id: int | None = None
+    """EOS, where documents are packed whole: those of nothing else fill up windows, and no loss counts them."""
 
     @property
     def is_current(self) -> bool:
@@ -100,14 +105,22 @@ class ScoredFile:
 def score_chunk(
     work: Path, settings: Settings, files: tuple[ScoredFile, ...], task: int, report: Report
 ) -> dict[str, Any]:
-    """One task: the scores of some documents, in order, as a part file."""
+    """One task: the scores of some documents, in order, as a part file.
+
+    Errors: CheckpointError if the model gives NaN, DataError for token ids outside the vocabulary.
+    """
     file = next(f for f in reversed(files) if f.first_task <= task)
     if file.is_current:
         return {"already": True}
     documents = _documents(file, task - file.first_task, settings)
     columns: dict[str, Any] = dict.fromkeys(SCHEMA.names)
     if settings.weights is not None:
-        scores = scorer_of(settings).score(documents, report)
+        scores = scorer_of(settings).score(_without_fillers(documents, file.filler_id), report)
+        if num_bad := int(np.count_nonzero(~np.isfinite(scores.nll_sums))):
+            raise CheckpointError(
+                f"{settings.weights.folder}: the model has no finite NLL for {num_bad} of {len(documents)} documents "
+                f"of {file.prefix.name}: its weights overflow in {settings.precision}, or its run had diverged"
+            )
         report(sum(map(len, documents)) - int(scores.num_tokens.sum()))  # first tokens, which are not scored
         columns |= {"nll_sum": scores.nll_sums, "nll_tokens": scores.num_tokens}
     if settings.tokenizer is not None:
@@ -125,7 +138,14 @@ def score_chunk(
     return {"num_documents": len(documents)}
 
 
-def _documents(file: ScoredFile, chunk: int, settings: Settings) -> list[npt.NDArray[np.integer]]:
+def _without_fillers(documents: Tokens, filler_id: int | None) -> Tokens:
+    """Fillers shortened to a first token, after which nothing is scored."""
+    if filler_id is None:
+        return documents
+    return [document[:1] if (document == filler_id).all() else document for document in documents]
+
+
+def _documents(file: ScoredFile, chunk: int, settings: Settings) -> Tokens:
     indexed, starts = _open(file.prefix, file.shard.bin_sha256)
     first, stop = np.searchsorted(starts[:-1], [chunk * file.chunk_tokens, (chunk + 1) * file.chunk_tokens]).tolist()
     if chunk == file.num_chunks - 1:

@@ -154,6 +154,13 @@ def _check_one_model(topics: Sequence[_Topic], key: SortKey) -> None:
                 f"the scores named {name} come from different models, windows or precisions, so they cannot be "
                 "compared; run `syne data score-ppl` over all sources in one call"
             )
+    read = {name: next(iter(_origins(topics, name))) for name in key.names}
+    ways = {name: (origin.seq_length, origin.overlap, origin.precision) for name, origin in read.items()}
+    if len(set(ways.values())) > 1:
+        raise DataError(
+            f"--by {key.by}: the two sets were scored in unlike windows or precisions (seq_length, overlap, precision: "
+            f"{ways}), by which long documents differ too; score both with the same --seq-length, --overlap and so on"
+        )
 
 
 def _stage(options: SortOptions, manifest: DatasetManifest, topics: Sequence[_Topic], key: SortKey) -> Stage:

@@ -125,13 +125,20 @@ def run_tasks(stage: Stage, rank: int, world_size: int, *, unit: str = "MB", sca
     allow_many_files()  # a node's limit, not that of the call
     stage.work.mkdir(parents=True, exist_ok=True)
     mine = range(rank, len(stage.sizes), world_size)
-    missing = missing_tasks(stage, mine)
-    total = sum(stage.sizes[task] for task in mine)
-    title = f"{stage.name} {rank + 1}/{world_size}"
+    do_tasks(stage, mine, title=f"{stage.name} {rank + 1}/{world_size}", unit=unit, scale=scale)
+
+
+def do_tasks(stage: Stage, tasks: Sequence[int], *, title: str, unit: str, scale: float) -> None:
+    """The missing ones of these tasks, in their order; what another process has done meanwhile is passed over."""
+    missing = missing_tasks(stage, tasks)
+    total = sum(stage.sizes[task] for task in tasks)
     with LiveProgress(title, total=total, unit=unit, scale=scale) as progress:
         progress.skip(total - sum(stage.sizes[task] for task in missing))
         for task in missing:
-            _do(stage, task, progress.advance)
+            if is_done(stage, task):
+                progress.skip(stage.sizes[task])
+            else:
+                _do(stage, task, progress.advance)
 
 
 def is_done(stage: Stage, task: int) -> bool:

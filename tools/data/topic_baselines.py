@@ -48,7 +48,7 @@ def frozen_encoder() -> Encode | str:
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         for start in range(0, len(order), 64):
             chosen = order[start : start + 64]
-            vectors[chosen] = encoder.encode([texts[index][:ENCODER_CHARACTERS] for index in chosen])
+            vectors[chosen] = encoder.encode([texts[index].lstrip()[:ENCODER_CHARACTERS] for index in chosen])
         return vectors
 
     return encode
@@ -88,6 +88,7 @@ def fasttext(
     """By fastText (its own code, as floret packages it), or why it is not there.
 
     Words and pairs of words, 25 epochs, one thread (so that the result is fixed); the rate is chosen in the trials.
+    Topics go to it by number: to fastText a blank ends a name.
     """
     try:
         import floret
@@ -99,13 +100,13 @@ def fasttext(
         def made() -> Tensors:
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "train.txt"
-                rows = [f"__label__{documents[place].topic} {lines[place]}\n" for place in places]
+                rows = [f"__label__{labels.index(documents[place].topic)} {lines[place]}\n" for place in places]
                 file.write_text("".join(rows), encoding="utf-8")
                 model = floret.train_supervised(
                     str(file), lr=rate, epoch=25, wordNgrams=2, minCount=2, dim=100, bucket=200_000, thread=1, verbose=0
                 )
             given = [found[0].removeprefix("__label__") for found in model.predict(list(asked))[0]]
-            return {"labels": torch.tensor([labels.index(label) for label in given], dtype=torch.long)}
+            return {"labels": torch.tensor([int(label) for label in given], dtype=torch.long)}
 
         return [labels[index] for index in kept.tensors(f"fasttext-{step}", made)["labels"].tolist()]
 

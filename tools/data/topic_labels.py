@@ -10,6 +10,7 @@ import orjson
 
 from data_mixers.errors import ConfigError, DataError
 from tools.data.documents import TaskDocuments
+from tools.data.labels import check_label
 from tools.data.readers import find_inputs, plan_tasks
 
 OTHERS = "others"
@@ -52,12 +53,15 @@ class Split:
     """"language/topic" -> why there is no figure for it."""
     num_duplicates: int
     """Documents left out because the same text is in training, or came before in the test."""
+    num_dev_copies: int
+    """Documents of dev left out because the same text is in training: what is chosen on them would be chosen on it."""
 
 
 def read_topics(path: Path | None) -> Topics:
     """The topics of a file like topics.json, or the project's own.
 
-    Errors: ConfigError naming the file if it is not language -> topic -> title, or has no "others".
+    Errors: ConfigError naming the file if it is not language -> topic -> title, has no "others", or holds a name that
+    preprocess could not make a source of.
     """
     if path is None:
         path = Path(__file__).with_name("topics") / "topics.json"
@@ -74,6 +78,8 @@ def read_topics(path: Path | None) -> Topics:
     for language, titles in topics.items():
         if OTHERS not in titles:
             raise ConfigError(f'--topics {path}: language {language} has no topic "{OTHERS}", the home of the rest')
+        for name in (language, *titles):
+            check_label(name, option=f"--topics {path}: language {language}:")
     return topics
 
 
@@ -146,13 +152,17 @@ def split_by_source(
             train.append(document)
     learned = {d.kind for d in train}
     dev = [d for d in dev if d.kind in learned]
-    seen = {_key(d) for d in (*train, *dev)}
+    texts = {settled_text(d) for d in train}
+    num_dev_copies = len(dev)
+    dev = [d for d in dev if settled_text(d) not in texts]
+    num_dev_copies -= len(dev)
+    seen = {settled_text(d) for d in (*train, *dev)}
     test, num_duplicates = [], 0
     for document in candidates:
-        if _key(document) in seen:
+        if settled_text(document) in seen:
             num_duplicates += 1
         elif document.kind in learned:
-            seen.add(_key(document))
+            seen.add(settled_text(document))
             test.append(document)
     untested = _untested(documents, kinds, {d.kind for d in test}, learned)
     if not train or not (dev or dev_share == 0) or len({d.topic for d in train}) < 2:
@@ -160,7 +170,7 @@ def split_by_source(
             f"{len(train)} documents of {len({d.topic for d in train})} topics are left to train on and {len(dev)} to "
             "develop on; name fewer --test-source and --dev-source, or label more"
         )
-    return Split(train, dev, test, tuple(sorted(chosen)), untested, num_duplicates)
+    return Split(train, dev, test, tuple(sorted(chosen)), untested, num_duplicates, num_dev_copies)
 
 
 def _choose_test_sources(documents: Sequence[Labelled], kept: set[str]) -> set[str]:
@@ -201,5 +211,6 @@ def _unit(name: str, seed: int) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _key(document: Labelled) -> str:
+def settled_text(document: Labelled) -> str:
+    """In lower case, with single blanks: documents that share it are copies."""
     return " ".join(document.text.lower().split())

@@ -32,11 +32,12 @@ def train(
     random = np.random.default_rng(options.seed)
     place = {label: index for index, label in enumerate(labels)}
     truth = torch.tensor([place[document.topic] for document in documents])
+    longest = min(options.train_length, model.encoder.config.max_position_embeddings)
     mask_id, of_document = tokenizer.get_vocab()[MASK], chances(documents)
 
     def loss_of_step(words_only: bool) -> Tensor:
         chosen = random.choice(len(documents), options.batch_documents, p=of_document)
-        ids, mask = padded([_window(rows[index], options, random, mask_id) for index in chosen])
+        ids, mask = padded([_window(rows[index], longest, options, random, mask_id) for index in chosen])
         on_device = None if mask is None else mask.to(device)
         features = model.features(ids.to(device), on_device, words_only=words_only)  # [b, h]
         return nn.functional.cross_entropy(
@@ -85,9 +86,11 @@ def _rate(steps: int, warmup_share: float, step: int) -> float:
     return max(0.0, (steps - step) / max(1, steps - warmup))
 
 
-def _window(row: list[int], options: TrainingOptions, random: np.random.Generator, mask_id: int) -> list[int]:
+def _window(
+    row: list[int], longest: int, options: TrainingOptions, random: np.random.Generator, mask_id: int
+) -> list[int]:
     inner = row[1:-1]
-    room = options.train_length - 2
+    room = longest - 2
     if len(inner) > room:
         start = int(random.integers(0, len(inner) - room + 1))
         inner = inner[start : start + room]

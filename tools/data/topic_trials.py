@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from data_mixers.errors import ConfigError
-from tools.data.topic_labels import Kind, Labelled
+from tools.data.topic_labels import Kind, Labelled, settled_text
 from tools.data.topic_metrics import Scores, score
 
 Choice = TypeVar("Choice")
@@ -49,13 +49,19 @@ def fold_sources(documents: Sequence[Labelled], *, num_folds: int) -> list[tuple
 
 
 def trials_of_folds(documents: Sequence[Labelled], *, num_folds: int) -> list[Trial]:
-    """A trial a group of sources. Held documents have a topic that is learnt, maybe in another language."""
+    """A trial a group of sources.
+
+    Held documents have a topic that is learnt, maybe in another language, and no copy among what is learnt from.
+    """
     trials = []
     for group in fold_sources(documents, num_folds=num_folds):
         train = [place for place, document in enumerate(documents) if document.source not in group]
         learnt = {documents[place].topic for place in train}
+        texts = {settled_text(documents[place]) for place in train}
         candidates = [
-            place for place, document in enumerate(documents) if document.source in group and document.topic in learnt
+            place
+            for place, document in enumerate(documents)
+            if document.source in group and document.topic in learnt and settled_text(document) not in texts
         ]
         trials.append(Trial(train, _some(documents, candidates)))
     return trials

@@ -6,6 +6,7 @@ labelled ─ split_by_source ─┬ documents ─ search: trials on held sources
 
 import hashlib
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -38,11 +39,12 @@ from tools.data.topic_learner import GIVEN, Learner, new_learner
 from tools.data.topic_metrics import Scores, score
 from tools.data.topic_model import Trained, save_classifier, tokenise
 from tools.data.topic_options import ClassifierOptions, check
-from tools.data.topic_report import OURS, Report, Way, confidence_of, write_report
+from tools.data.topic_report import OURS, Report, Way, confidence_of, threshold_sentence, write_report
 from tools.data.topic_search import Plan, Searched, held_documents, search
 from tools.data.topic_trials import Trial, fold_sources, macro_f1_by_language, scores_by, trials_of_folds
 
 Result = TypeVar("Result")
+logger = logging.getLogger(__name__)
 
 
 def train_classifier(options: ClassifierOptions) -> Report:
@@ -120,6 +122,8 @@ def _train(options: ClassifierOptions, topics: Topics, left_out: Mapping[str, in
         confidence=confidence,
         seconds=seconds,
     )
+    if confidence.threshold >= 1:
+        logger.warning("%s", threshold_sentence(confidence))
     _write(options.out, trained, report, _test_labels(split.test, given))
     return report
 
@@ -160,6 +164,11 @@ def _plan(learner: Learner, split: Split) -> Plan:
     options = learner.options
     if options.folds:
         trials = trials_of_folds(learner.documents, num_folds=options.folds)
+        if not any(trial.held for trial in trials):
+            raise ConfigError(
+                f"--folds {options.folds}: no topic has training sources in two groups, so nothing can be chosen on "
+                "sources that are new; label a second source of some topics, or leave --folds out"
+            )
         train = list(range(len(learner.documents)))
     else:
         train = list(range(len(split.train)))
@@ -172,9 +181,13 @@ def _described(options: ClassifierOptions, split: Split) -> dict[str, Any]:
     documents = [*split.train, *split.dev]
     by_folds = fold_sources(documents, num_folds=options.folds) if options.folds else []
     trials = [(f"sources held in trial {number}", ", ".join(group)) for number, group in enumerate(by_folds, start=1)]
+    dev = {
+        "dev documents": len(split.dev),
+        "dev documents left out, their text is in training": split.num_dev_copies,
+    }
     return {
         "training documents": len(split.train),
-        **({} if options.folds else {"dev documents": len(split.dev)}),
+        **({} if options.folds else dev),
         "training sources": ", ".join(sorted({d.source for d in split.train})),
         **dict(trials),
         "test sources": ", ".join(split.test_sources),

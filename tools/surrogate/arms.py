@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
 from data_mixers.errors import ConfigError, UserError
 from megatron_synE.checkpoint.layout import read_manifest as read_checkpoint_manifest
-from megatron_synE.checkpoint.layout import resolve_checkpoint
+from megatron_synE.checkpoint.layout import resolve_checkpoint, sha256_of
 from megatron_synE.config.examine import examine, manifest_paths
 from megatron_synE.config.fault import listed
 from megatron_synE.config.load import Tree, load_config, resolved_tree
@@ -24,6 +25,7 @@ from tools.surrogate.recipe import overrides_of
 from tools.surrogate.study import Level, Study, shown_level
 
 HASH_LETTERS = 10
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,8 @@ class Arm:
     """Of the base, in order."""
     tokens: int
     """Of a run of it."""
+    variant: Path | None = None
+    """Token folder of its level of `corruption`, which lies in the study's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +76,8 @@ def arms_of(study: Study, path: Path, *, variants: Mapping[Level, Path] | None =
             faults.append(f"grid ({name}): {error}")
             continue
         tokens = sum(stage.tokens for stage in config.data.stages)
-        arms.append(Arm(name=name, levels=levels, overrides=tuple(overrides), tokens=tokens))
+        variant = (variants or {}).get(levels["corruption"]) if "corruption" in levels else None
+        arms.append(Arm(name=name, levels=levels, overrides=tuple(overrides), tokens=tokens, variant=variant))
     if not faults:
         names = [arm.name for arm in arms]
         faults = [
@@ -174,6 +179,9 @@ def _job(study: Study, arm: Arm, seed: int) -> Job:
     tree = resolved_tree(config)
     del tree["run"]["dir"]
     settings = {key: value for key, value in tree.items() if key != "schema_version"}
+    if arm.variant is not None:  # known by its content, wherever the study's folder lies, and however it is written
+        manifests = ["corruption" if path == str(arm.variant) else path for path in settings["data"]["manifests"]]
+        settings["data"] = settings["data"] | {"manifests": manifests}
     decided = json.dumps([settings, _inputs(config)], sort_keys=True)
     digest = hashlib.sha256(decided.encode()).hexdigest()[:HASH_LETTERS]
     slug = re.sub(r"[^A-Za-z0-9._=-]+", "_", arm.name)
@@ -196,5 +204,13 @@ def _inputs(config: RunConfig) -> list[str]:
     elif config.init.source == "hf" and init is not None and init.is_dir():
         for described in sorted(init.glob("*.json")):
             found.append(hashlib.sha256(described.read_bytes()).hexdigest())
-        found += [f"{file.name} {file.stat().st_size}" for file in sorted(init.glob("*.safetensors"))]
+        for file in sorted(file for pattern in WEIGHTS for file in init.glob(pattern)):
+            status = file.stat()
+            found.append(f"{file.name} {_sha256_at(file, status.st_size, status.st_mtime_ns)}")
     return found
+
+
+@cache
+def _sha256_at(file: Path, size_bytes: int, mtime_ns: int) -> str:
+    """Of a file as it was then: other weights may be of the same size. Once for all jobs; a second or so a GB."""
+    return sha256_of(file)

@@ -8,6 +8,7 @@ The largest scale is the largest model, where the study has several, else the la
 import json
 import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,6 +81,7 @@ def law_of(folder: Path, *, tokens: float | None = None, resamples: int = RESAMP
     sizes = {arm.name: size_of(finished.study, arm) for arm in finished.arms}
     _check_factors(folder, finished, sizes)
     sets = list(dict.fromkeys(s for g in finished.study.outcome.groups for s in _members(finished, g)))
+    _check_shares(folder, finished, sets, sizes)
     cells = {name: cells_of(finished, name, sizes) for name in sets}
     first = cells[sets[0]]
     several = len(np.unique(first.size)) > 1
@@ -121,6 +123,19 @@ def _check_factors(folder: Path, finished: Finished, sizes: dict[str, float]) ->
             f"{folder}: its arms read {', '.join(f'{count:,}' for count in tokens)} tokens; the mixing law is fitted "
             "to arms of one length, whose validations give the smaller counts"
         )
+
+
+def _check_shares(folder: Path, finished: Finished, sets: Sequence[str], sizes: dict[str, float]) -> None:
+    """Errors: ConfigError for a set whose language has one share in several arms: their losses would be one cell's."""
+    for name in sets:
+        language = name.split("/")[0]
+        places = {(sizes[arm.name], share_of(finished.study, arm, language)) for arm in finished.arms}
+        if len(places) < len(finished.arms):
+            raise ConfigError(
+                f"{folder}: the mixing law of {name} needs a share of {language} that differs between the arms, and "
+                "theirs does not: synthetic text takes nothing from what is not read. Take the set out of "
+                f"outcome.groups in {folder / 'study.yaml'}, which leaves the study's runs as they are"
+            )
 
 
 def cells_of(finished: Finished, name: str, sizes: dict[str, float]) -> Cells:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from data_mixers.atomic import write_atomic
+from tools.data.download import sha256_of
 from tools.data.preprocess import PreprocessOptions, preprocess
 from tools.data.readers import find_inputs
 from tools.surrogate.study import Corruption, Level, Study
@@ -40,7 +41,7 @@ def _place(folder: Path, share: float) -> Path:
 
 def _variant(section: Corruption, share: float, folder: Path) -> Path:
     out = _place(folder, share)
-    inputs = [(str(path), path.stat().st_size) for path in find_inputs((section.input,))]
+    inputs = [(str(path), sha256_of(path)) for path in find_inputs((section.input,))]
     made_from = hashlib.sha256(json.dumps([asdict(section), share, inputs], default=str).encode()).hexdigest()
     if (out / DONE).is_file() and json.loads((out / DONE).read_text())["hash"] == made_from:
         return out
