@@ -88,6 +88,7 @@ _PLAIN = {
     "NonNegativeFloat": "number >= 0",
     "Positive": "integer > 0",
     "NonNegative": "integer >= 0",
+    "Seed": "integer >= 0, < 2^62",
     "Tokens": "integer > 0",
     "Share": "number 0..1",
     "Path": "path",

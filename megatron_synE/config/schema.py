@@ -19,6 +19,8 @@ NonNegative = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=1 << 62)]
+"""torch takes 64 bits with a sign, and megatron-core adds to it for each rank."""
 Tokens = Annotated[int, Field(gt=0)]
 """A number of tokens; load.py turns 92.5e9 and 92_500_000_000 into this int."""
 
@@ -31,8 +33,8 @@ class RunSection:
     """Shown in logs and trackers; part of file names."""
     dir: Path
     """The run folder; everything the run writes lies below it. A complete checkpoint in it is always resumed."""
-    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 1234
-    """Data order and random initialisation. torch and megatron-core take no larger one."""
+    seed: Seed = 1234
+    """Data order and random initialisation."""
     takeover: bool = False
     """This job may take the run from a holder that shows no sign of life for 30 s, although the file system still
     counts its lock as held (its node is gone). A requeued Slurm job needs no leave to take over from its own copy."""
