@@ -12,6 +12,7 @@ import pytest
 
 from tests import tiny
 from tests.slurm.cluster import Cluster
+from tools.slurm import scheduler
 from tools.slurm.job import seconds_of
 from tools.slurm.lead_time import lead_time
 from tools.slurm.options import Container, Environment, Evaluation, Resources
@@ -138,6 +139,42 @@ def test_with_fewer_nodes_allowed_the_script_knows_which_numbers_fit() -> None:
         (("--nodes", 2, "--min-nodes", 1, "parallel.pipeline_model_parallel_size=4"), "leave --min-nodes out"),
     ):
         assert cure in rendered("--config", config, *arguments, code=2)
+
+
+@pytest.mark.parametrize(
+    ("asked", "cores"), [((), "16"), (("--cpus-per-task", 3), "3"), (("--cpus-per-task", 3, "--min-nodes", 1), "16")]
+)
+def test_cores_of_the_job_that_submitted_this_one_are_not_its_own(
+    tmp_path: Path, asked: tuple[object, ...], cores: str
+) -> None:
+    """Slurm sets SLURM_CPUS_PER_TASK where a job asks for it; else it is what the submitting shell had: 3."""
+    for name in ("srun", "scontrol", "python"):
+        (tmp_path / name).write_text(
+            f'#!/bin/bash\necho "{name} $SRUN_CPUS_PER_TASK $OMP_NUM_THREADS" >> {tmp_path}/calls\n'
+        )
+        (tmp_path / name).chmod(0o755)
+    script, config = tmp_path / "job.sbatch", ROOT / "examples/llama3_8b/run_recommended.yaml"
+    rendered("--config", config, "--nodes", 2, *asked, "--out", script, f"run.dir={tmp_path}/run")
+    given = {"JOB_ID": "1", "JOB_NODELIST": "a", "NTASKS_PER_NODE": "8", "CPUS_ON_NODE": "128", "CPUS_PER_TASK": "3"}
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"} | {f"SLURM_{key}": value for key, value in given.items()}
+    subprocess.run(["bash", script], cwd=tmp_path, env=environment, check=True)
+    assert f"srun {cores} {cores}" in (tmp_path / "calls").read_text().splitlines()
+
+
+def test_sbatch_does_not_see_the_job_that_calls_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sbatch").write_text(f"#!/bin/bash\nenv > {tmp_path}/seen\necho 12\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    outer = {"JOB_ID": "7", "RESTART_COUNT": "3", "GPUS_PER_TASK": "1", "CPUS_PER_TASK": "1", "STEP_ID": "0"}
+    for key, value in (outer | {"CONF": "/etc/slurm.conf"}).items():
+        monkeypatch.setenv(f"SLURM_{key}", value)
+    monkeypatch.setenv("SBATCH_ACCOUNT", "lab")
+    assert scheduler.submit(tmp_path / "job.sbatch") == "12"
+    seen = dict(line.split("=", 1) for line in (tmp_path / "seen").read_text().splitlines() if "=" in line)
+    assert {name: value for name, value in seen.items() if name.startswith("SLURM_")} == {
+        "SLURM_CONF": "/etc/slurm.conf"
+    }
+    assert seen["SBATCH_ACCOUNT"] == "lab"
 
 
 @pytest.mark.parametrize("container", ["none", "pyxis", "apptainer"])

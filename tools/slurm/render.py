@@ -146,6 +146,7 @@ def _filled(
         made="\\n".join(shlex.join(command).splitlines()),
         directives="\n".join(f"#SBATCH --{option}" for option in options),
         settings="\n".join(exports),
+        cores_of_rank=_cores_of_rank(resources),
         **{**_commands(environment), **values},
     )
 
@@ -205,6 +206,13 @@ def _cores(resources: Resources) -> list[str]:
     if resources.min_nodes is not None:  # a job without tasks
         return [f"mincpus={resources.cpus_per_task * resources.gpus_per_node}"]
     return [f"cpus-per-task={resources.cpus_per_task}"]
+
+
+def _cores_of_rank(resources: Resources) -> str:
+    """As the job finds out. Where sbatch is not asked for them, the variable is of the job that submitted this one."""
+    shared_out = "$((SLURM_CPUS_ON_NODE / SLURM_NTASKS_PER_NODE))"
+    is_asked = any(option.startswith("cpus-per-task=") for option in _cores(resources))
+    return f"${{SLURM_CPUS_PER_TASK:-{shared_out}}}" if is_asked else shared_out
 
 
 def _commands(environment: Environment) -> dict[str, str]:

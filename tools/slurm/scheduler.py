@@ -1,5 +1,6 @@
 """Calls of Slurm's own commands, with its message where it refuses."""
 
+import os
 import re
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -7,11 +8,23 @@ from pathlib import Path
 
 from data_mixers.errors import ConfigError
 
+OF_THE_CLUSTER = ("SLURM_CONF", "SLURM_CLUSTERS")
+
 
 def call(command: Sequence[str | Path]) -> str:
-    """What the command prints. Errors: ConfigError with Slurm's reason, or where there is no Slurm."""
+    """What the command prints. Errors: ConfigError with Slurm's reason, or where there is no Slurm.
+
+    Inside a job it does not see that job's own variables: sbatch would hand them on, and srun in the new job would take
+    the cores, GPUs and tasks of another for its own.
+    """
+    is_inside = "SLURM_JOB_ID" in os.environ
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if not (is_inside and name.startswith("SLURM_") and name not in OF_THE_CLUSTER)
+    }
     try:
-        done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+        done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, env=env)
     except FileNotFoundError as error:
         raise ConfigError(f"no {command[0]} on this machine; call from a login node of the cluster") from error
     if done.returncode != 0:
