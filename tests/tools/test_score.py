@@ -12,12 +12,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from data_mixers.errors import ConfigError, DataError
 from data_mixers.manifest import DatasetManifest, read_manifest, write_manifest
 from megatron_synE.data.indexed import IndexedWriter
 from megatron_synE.data.tokenizers import load_tokenizer
+from megatron_synE.exit_codes import CheckpointError
 from megatron_synE.runtime.environment import Ranks, independent_ranks
 from tests import tiny
 from tests.tools import corpus
@@ -332,26 +334,13 @@ def test_signals_do_not_replace_a_models_scores(tmp_path: Path) -> None:
     assert all(row["nll_sum"] > 0 and row["compression_ratio"] > 0 for row in rows)
 
 
-def test_eos_that_fills_up_windows_is_not_scored(tmp_path: Path) -> None:
-    from tools.data.preprocess import PreprocessOptions, preprocess
-
-    tokenizer = corpus.hf_folder(tmp_path / "tokenizer")
-    source, data = corpus.write_jsonl(tmp_path / "pages.jsonl", corpus.documents(60)), tmp_path / "data"
-    pages = PreprocessOptions(inputs=(str(source),), tokenizer=tokenizer, out=data)
-    preprocess(replace(pages, keep_documents_whole=True, seq_length=512))
-    hf = tiny.hf_folder(tmp_path / "hf", vocab_size=700, num_hidden_layers=1)
-    score_ppl(options(data, hf))
-    manifest = read_manifest(data)
-    (shard,) = manifest.sources[0].shards
-    rows = open_scores(manifest.shard_prefix(shard), shard, "default").read().to_pylist()
-    documents = documents_of(manifest.shard_prefix(shard))
-    fillers = [set(document.tolist()) == {manifest.tokenizer.eos_id} for document in documents]
-    assert max(len(document) for document, is_one in zip(documents, fillers, strict=True) if is_one) > 100
-    for row, document, is_filler in zip(rows, documents, fillers, strict=True):
-        assert row["nll_tokens"] == (0 if is_filler else len(document) - 1)
-        assert (row["nll_sum"] == 0) == is_filler
-    (found,) = stats(data)
-    assert found.num_scored == 60
+def test_a_model_that_overflows_is_refused(data: Path, tmp_path: Path) -> None:
+    """Else the scores would be NaN, `sort` put all documents last and `stats` give no PPL, without a word."""
+    folder = tiny.hf_folder(tmp_path / "large", num_hidden_layers=1)
+    file = folder / "model.safetensors"
+    save_file({name: 1e20 * weight for name, weight in load_file(file).items()}, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"no finite NLL for \d+ of \d+ documents of .*overflow in fp32"):
+        score_ppl(options(data, folder))
 
 
 def test_a_call_killed_at_any_moment_leaves_nothing_half_and_goes_on(data: Path, hf: Path) -> None:

@@ -14,10 +14,16 @@ from data_mixers.ratios import WEIGHT_UNIT
 from data_mixers.schedule import Phase, Schedule, scheduled_source
 from megatron_synE.data.scheduled_dataset import ScheduledDataset
 from megatron_synE.data.tokenizers import load_tokenizer
+from tests import tiny
 from tests.tools import corpus
+from tests.tools.token_files import documents_of
 from tools.data import merge
+from tools.data.options import ScoreOptions
 from tools.data.preprocess import PreprocessOptions, preprocess
+from tools.data.score import score_ppl
+from tools.data.scores_file import open_scores
 from tools.data.sidecar import read_rows
+from tools.data.stats import stats
 from tools.data.whole_documents import best_fit, fill_windows
 
 WINDOW = 64
@@ -185,3 +191,23 @@ def test_options_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         preprocess(replace(options, **change))  # type: ignore[arg-type]
+
+
+def test_eos_that_fills_up_windows_is_not_scored(tmp_path: Path) -> None:
+    tokenizer = corpus.hf_folder(tmp_path / "tokenizer")
+    source, data = corpus.write_jsonl(tmp_path / "pages.jsonl", corpus.documents(60)), tmp_path / "data"
+    pages = PreprocessOptions(inputs=(str(source),), tokenizer=tokenizer, out=data)
+    preprocess(replace(pages, keep_documents_whole=True, seq_length=512))
+    hf = tiny.hf_folder(tmp_path / "hf", vocab_size=700, num_hidden_layers=1)
+    score_ppl(ScoreOptions(data=data, hf=hf, precision="fp32", device="cpu", seq_length=128))
+    manifest = read_manifest(data)
+    (shard,) = manifest.sources[0].shards
+    rows = open_scores(manifest.shard_prefix(shard), shard, "default").read().to_pylist()
+    documents = documents_of(manifest.shard_prefix(shard))
+    fillers = [set(document.tolist()) == {manifest.tokenizer.eos_id} for document in documents]
+    assert max(len(document) for document, is_one in zip(documents, fillers, strict=True) if is_one) > 100
+    for row, document, is_filler in zip(rows, documents, fillers, strict=True):
+        assert row["nll_tokens"] == (0 if is_filler else len(document) - 1)
+        assert (row["nll_sum"] == 0) == is_filler
+    (found,) = stats(data)
+    assert found.num_scored == 60

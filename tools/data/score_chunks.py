@@ -19,6 +19,7 @@ from data_mixers.errors import ConfigError, DataError
 from data_mixers.manifest import ShardEntry
 from megatron_synE.checkpoint import layout
 from megatron_synE.data.indexed import IndexedFile
+from megatron_synE.exit_codes import CheckpointError
 from megatron_synE.model.llama import LlamaArchitecture, architecture_from_hf, read_hf_config
 from megatron_synE.runtime.environment import independent_ranks
 from tools.data.scores_file import SCHEMA, ScoresOrigin, metadata_of, read_origin
@@ -104,7 +105,10 @@ class ScoredFile:
 def score_chunk(
     work: Path, settings: Settings, files: tuple[ScoredFile, ...], task: int, report: Report
 ) -> dict[str, Any]:
-    """One task: the scores of some documents, in order, as a part file."""
+    """One task: the scores of some documents, in order, as a part file.
+
+    Errors: CheckpointError if the model gives NaN, DataError for token ids outside the vocabulary.
+    """
     file = next(f for f in reversed(files) if f.first_task <= task)
     if file.is_current:
         return {"already": True}
@@ -112,6 +116,11 @@ def score_chunk(
     columns: dict[str, Any] = dict.fromkeys(SCHEMA.names)
     if settings.weights is not None:
         scores = scorer_of(settings).score(_without_fillers(documents, file.filler_id), report)
+        if num_bad := int(np.count_nonzero(~np.isfinite(scores.nll_sums))):
+            raise CheckpointError(
+                f"{settings.weights.folder}: the model has no finite NLL for {num_bad} of {len(documents)} documents "
+                f"of {file.prefix.name}: its weights overflow in {settings.precision}, or its run had diverged"
+            )
         report(sum(map(len, documents)) - int(scores.num_tokens.sum()))  # first tokens, which are not scored
         columns |= {"nll_sum": scores.nll_sums, "nll_tokens": scores.num_tokens}
     if settings.tokenizer is not None:
