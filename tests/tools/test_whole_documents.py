@@ -18,8 +18,9 @@ from tests import tiny
 from tests.tools import corpus
 from tests.tools.token_files import documents_of
 from tools.data import merge
-from tools.data.options import ScoreOptions
+from tools.data.options import SampleOptions, ScoreOptions
 from tools.data.preprocess import PreprocessOptions, preprocess
+from tools.data.sample import samples
 from tools.data.score import score_ppl
 from tools.data.scores_file import open_scores
 from tools.data.sidecar import read_rows
@@ -210,4 +211,8 @@ def test_eos_that_fills_up_windows_is_not_scored(tmp_path: Path) -> None:
         assert row["nll_tokens"] == (0 if is_filler else len(document) - 1)
         assert (row["nll_sum"] == 0) == is_filler
     (found,) = stats(data)
-    assert found.num_scored == 60
+    assert found.num_scored == found.num_documents == 60
+    assert found.num_tokens == sum(map(len, documents))
+    assert found.longest == max(len(d) for d, is_one in zip(documents, fillers, strict=True) if not is_one)
+    shown = samples(SampleOptions(data=data, tokenizer=tokenizer, num=1000))
+    assert sorted(entry.text for entry in shown) == sorted(corpus.documents(60))

@@ -78,6 +78,11 @@ class DescribedShard:
             return None
         return np.asarray(self._columns(self.documents_path, ("text_bytes",))["text_bytes"], dtype=np.float64)
 
+    @cached_property
+    def is_text(self) -> npt.NDArray[np.bool_]:
+        """Per document; no for EOS that fills up a window of whole documents, as far as the documents' file says so."""
+        return np.ones(self.num_documents, dtype=bool) if self.text_bytes is None else self.text_bytes != 0
+
     def document(self, number: int) -> dict[str, Any]:
         """What is known of a document: the columns of its row; empty without the documents' file."""
         return {name: values[number] for name, values in self._documents.items()}

@@ -70,8 +70,9 @@ def _of_source(source: DescribedSource, tokenizer: Tokenizer, options: SampleOpt
     counts = [shard.num_documents for shard in source.shards]
     found = [shard.ppl for shard in source.shards]
     ppl = np.full(sum(counts), math.nan) if missing else np.concatenate([each for each in found if each is not None])
-    num_scored = int(np.count_nonzero(~np.isnan(ppl)))
-    order = np.argsort(ppl, kind="stable")  # those without a PPL are last, in the order of the file
+    texts = np.flatnonzero(np.concatenate([shard.is_text for shard in source.shards]))
+    num_scored = int(np.count_nonzero(~np.isnan(ppl[texts])))
+    order = texts[np.argsort(ppl[texts], kind="stable")]  # those without a PPL are last, in the order of the file
     count = len(order) if options.percentile is None else num_scored
     for rank in _ranks(count, options, random.Random(f"{options.seed}:{source.name}")):
         number = int(order[rank])

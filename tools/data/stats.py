@@ -21,6 +21,7 @@ class SourceStats:
     topic: str | None
     role: str
     num_documents: int
+    """Without EOS that fills up windows of whole documents, which is among the tokens alone."""
     num_tokens: int
     text_bytes: int | None
     """None without documents.parquet."""
@@ -60,24 +61,29 @@ def stats(folder: Path, *, scores_name: str = DEFAULT_NAME) -> list[SourceStats]
 
 
 def _of_source(source: DescribedSource) -> SourceStats:
-    lengths = np.concatenate([np.diff(shard.starts) for shard in source.shards])
+    lengths = np.concatenate([np.diff(shard.starts)[shard.is_text] for shard in source.shards])
     kinds = zip(*((shard.documents_path, shard.scores_path) for shard in source.shards), strict=True)
     missing = [names[0] for paths in kinds if (names := [path.name for path in paths if not path.is_file()])]
     sizes = [shard.text_bytes for shard in source.shards]
     known = [size for size in sizes if size is not None]
     text_bytes = int(np.concatenate(known).sum()) if len(known) == len(sizes) else None
+    are_text = [shard.is_text for shard in source.shards]
     ppls, nlls = [shard.ppl for shard in source.shards], [shard.nll for shard in source.shards]
-    scored = [ppl[~np.isnan(ppl)] for ppl in ppls if ppl is not None]
+    texts = [ppl[is_text] for ppl, is_text in zip(ppls, are_text, strict=True) if ppl is not None]
+    scored = [ppl[~np.isnan(ppl)] for ppl in texts]
     has_scores = len(scored) == len(source.shards)
     ppl = np.concatenate(scored) if has_scores else np.zeros(0)
-    nll_sum, nll_tokens = (sum(float(np.sum(nll[column])) for nll in nlls if nll is not None) for column in (0, 1))
+    nll_sum, nll_tokens = (
+        sum(float(np.sum(nll[column][is_text])) for nll, is_text in zip(nlls, are_text, strict=True) if nll is not None)
+        for column in (0, 1)
+    )
     counts, _ = np.histogram(np.clip(ppl, PPL_EDGES[0], PPL_EDGES[-1]), bins=np.array(PPL_EDGES))
     return SourceStats(
         name=source.name,
         topic=source.topic,
         role=source.role,
         num_documents=len(lengths),
-        num_tokens=int(lengths.sum()),
+        num_tokens=sum(int(shard.starts[-1]) for shard in source.shards),
         text_bytes=text_bytes,
         length_quantiles=_quantiles(lengths.astype(np.float64)),
         longest=int(lengths.max(initial=0)),
@@ -129,5 +135,5 @@ def table(found: list[SourceStats]) -> str:
     unscored = {e.name: e.num_documents - e.num_scored for e in found if e.num_scored is not None}
     if any(unscored.values()):
         shown = ", ".join(f"{name} {count:,}" for name, count in unscored.items() if count)
-        lines.append(f"documents of one token, or of EOS that fill up windows, without a PPL: {shown}")
+        lines.append(f"documents of one token, without a PPL: {shown}")
     return "\n".join(lines)
