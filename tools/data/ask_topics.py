@@ -118,7 +118,7 @@ def _documents(options: AskOptions) -> tuple[list[Document], Counter[str]]:
 
 def _messages(prompt: dict[str, str], titles: Mapping[str, str], document: Document) -> tuple[dict[str, str], ...]:
     listed = "\n".join(f'"{topic}": {title}' for topic, title in titles.items())
-    asked = prompt["user"].replace("{topics}", listed).replace("{text}", document.text[:TEXT_CHARACTERS])
+    asked = prompt["user"].replace("{topics}", listed).replace("{text}", document.text.strip()[:TEXT_CHARACTERS])
     return {"role": "system", "content": prompt["system"]}, {"role": "user", "content": asked}
 
 

@@ -48,7 +48,7 @@ def frozen_encoder() -> Encode | str:
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         for start in range(0, len(order), 64):
             chosen = order[start : start + 64]
-            vectors[chosen] = encoder.encode([texts[index][:ENCODER_CHARACTERS] for index in chosen])
+            vectors[chosen] = encoder.encode([texts[index].lstrip()[:ENCODER_CHARACTERS] for index in chosen])
         return vectors
 
     return encode

@@ -146,9 +146,9 @@ def with_ends(tokenizer: Tokenizer, *, max_length: int) -> Tokenizer:
 
 
 def tokenise(tokenizer: Tokenizer, texts: Sequence[str], *, max_length: int) -> list[list[int]]:
-    """The ids of each text, [CLS] and [SEP] included, in the order of the texts."""
+    """The ids of each text, [CLS] and [SEP] included, in the order of the texts. Blanks before it do not count."""
     cut = max_length * CHARACTERS_PER_TOKEN
-    return [encoding.ids for encoding in tokenizer.encode_batch_fast([text[:cut] for text in texts])]
+    return [encoding.ids for encoding in tokenizer.encode_batch_fast([text.lstrip()[:cut] for text in texts])]
 
 
 def padded(rows: Sequence[list[int]], *, pad_id: int = 0) -> tuple[Tensor, Tensor | None]:
