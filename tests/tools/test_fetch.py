@@ -171,6 +171,27 @@ def test_a_file_that_changed_meanwhile_is_taken_anew(tmp_path: Path, start: Call
 
 
 @pytest.mark.parametrize(
+    "noted", [{"etag": None, "last_modified": "Mon, 01 Jan 2024 00:00:00 GMT"}, {"etag": None, "size_bytes": 999}]
+)
+def test_a_changed_file_of_unknown_size_is_not_joined_to_its_old_beginning(
+    tmp_path: Path, start: Callable[..., Server], noted: dict[str, Any]
+) -> None:
+    """No sha256 in a list of URLs, and a weak ETag: the date, or the size that it had, says that it is another file."""
+    server = start()
+    (server.folder / "weak").touch()
+    _put(server.folder, "api/datasets/allenai/dolma/revision/main", json.dumps({"sha": COMMIT}).encode())
+    _put(server.folder, "v1/x.gz", b"new" * 1000)
+    url = f"{server.endpoint}/v1/x.gz"
+    _put(server.folder, f"datasets/allenai/dolma/resolve/{COMMIT}/urls/v1.txt", url.encode())
+    target = tmp_path / "out/v1/x.gz"
+    target.parent.mkdir(parents=True)
+    target.with_name("x.gz.partial").write_bytes(b"old" * 100)
+    note_of(target).write_text(json.dumps({"url": url, **noted}))
+    fetch(_options(tmp_path / "out", server, name="dolma", slices=("v1",)))
+    assert target.read_bytes() == b"new" * 1000
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"lfs": {"oid": "0" * 64, "size": 1}}, "has sha256"),

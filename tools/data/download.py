@@ -148,7 +148,7 @@ def sha256_of(path: Path) -> str:
 
 
 def _noted(note: Path, url: str) -> dict[str, Any] | None:
-    """The URL and the ETag that are noted beside a partial file; None if it is of another URL."""
+    """The URL, and what tells its versions apart, noted beside a partial file; None if it is of another URL."""
     try:
         noted = json.loads(note.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -162,8 +162,9 @@ def _receive(remote: RemoteFile, partial: Path, note: Path, web: Web, on_bytes: 
     if start and start == remote.size_bytes:
         return True
     headers = {"Range": f"bytes={start}-"} if start else {}
-    if start and (etag := (_noted(note, remote.url) or {}).get("etag")) is not None:
-        headers["If-Range"] = etag
+    noted = _noted(note, remote.url) or {}
+    if start and (version := noted.get("etag") or noted.get("last_modified")) is not None:
+        headers["If-Range"] = version
     try:
         response = web.open(remote.url, headers)
     except urllib.error.HTTPError as error:
@@ -179,10 +180,18 @@ def _receive(remote: RemoteFile, partial: Path, note: Path, web: Web, on_bytes: 
             on_bytes(-start)
             start = 0
         total = _total(response, start, remote)
+        if start and noted.get("size_bytes") not in (None, total):  # a server that knows no If-Range
+            partial.unlink()
+            on_bytes(-start)
+            return False
         etag = response.headers.get("ETag")
-        write_atomic(
-            note, json.dumps({"url": remote.url, "etag": None if (etag or "W/").startswith("W/") else etag}).encode()
-        )
+        kept = {
+            "url": remote.url,
+            "etag": None if (etag or "W/").startswith("W/") else etag,  # a weak one says nothing of bytes
+            "last_modified": response.headers.get("Last-Modified"),
+            "size_bytes": total,
+        }
+        write_atomic(note, json.dumps(kept).encode())
         with partial.open("r+b" if start else "wb") as stream:
             stream.seek(start)
             while chunk := response.read(CHUNK_BYTES):
