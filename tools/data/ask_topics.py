@@ -57,14 +57,15 @@ def ask_topics(options: AskOptions) -> dict[str, Any]:
     that gave the topic; at a tie the first rater decides.
     An answer is kept when it comes, so a call that was killed asks only what is missing: what has an answer to the same
     words, of the prompt and of the document.
-    Errors: ConfigError for an unknown language or prompt, DataError if the server refuses or stays away, or if there
-    is no document.
+    Errors: ConfigError for an unknown language or prompt, DataError if the server refuses or stays away, if there is no
+    document, or if a label to compare with is missing or no topic.
     """
     topics = read_topics(options.topics)
     if options.language not in topics:
         raise ConfigError(f"--language {options.language} has no topics; known: {', '.join(topics)}")
     prompt = _read_prompt(options)
     documents, left_out = _documents(options)
+    gold = _gold(options, documents, topics)
     with only_one(options.out):
         answers = _kept(options.out / ANSWERS)
         asked = [_messages(prompt, topics[options.language], document) for document in documents]
@@ -79,7 +80,7 @@ def ask_topics(options: AskOptions) -> dict[str, Any]:
         by_document = [question for of_document in zip(*questions.values(), strict=True) for question in of_document]
         _ask_all(options, prompt, topics, [each for each in by_document if each.key not in answers], answers)
         labels = {rater: [answers[question.key] for question in of_rater] for rater, of_rater in questions.items()}
-        report = _agreement(options, documents, labels) | {"lines_left_out": dict(left_out)}
+        report = _agreement(gold | labels) | {"lines_left_out": dict(left_out)}
         _write_labelled(options.out / LABELLED, documents, list(labels.values()))
         write_atomic(options.out / AGREEMENT, json.dumps(report, ensure_ascii=False, indent=1).encode())
     return report
@@ -211,23 +212,34 @@ def parse_topic(reply: str, titles: dict[str, str]) -> str | None:
     return next((topic for topic, title in titles.items() if name in (topic.casefold(), title.casefold())), None)
 
 
-def _agreement(options: AskOptions, documents: list[Document], labels: dict[str, list[str]]) -> dict[str, Any]:
-    rated = dict(labels)
-    if options.gold_key is not None:
-        gold = [document.fields.get(options.gold_key) for document in documents]
-        if any(not isinstance(topic, str) for topic in gold):
-            raise DataError(f"--gold-key {options.gold_key}: a document has no label there")
-        rated = {options.gold_key: [str(topic) for topic in gold]} | rated
+def _gold(options: AskOptions, documents: list[Document], topics: Topics) -> dict[str, list[str]]:
+    """The labels that are there, as a rater's; nothing where none are asked for."""
+    if options.gold_key is None:
+        return {}
+    gold = []
+    for document in documents:
+        topic = document.fields.get(options.gold_key)
+        if not isinstance(topic, str):
+            raise DataError(f"--gold-key {options.gold_key}: a document has no label there ({document.id})")
+        if topic not in topics[options.language]:
+            known = ", ".join(topics[options.language])
+            raise DataError(f"--gold-key {options.gold_key}: {topic!r} ({document.id}) is no topic; known: {known}")
+        gold.append(topic)
+    return {options.gold_key: gold}
+
+
+def _agreement(rated: dict[str, list[str]]) -> dict[str, Any]:
+    num_documents = len(next(iter(rated.values())))
     pairs = {}
     for (first, of_first), (second, of_second) in combinations(rated.items(), 2):
         there = sorted(set(of_first) | set(of_second))
         pairs[f"{first} and {second}"] = {
-            "agreement": sum(a == b for a, b in zip(of_first, of_second, strict=True)) / len(documents),
+            "agreement": sum(a == b for a, b in zip(of_first, of_second, strict=True)) / num_documents,
             "kappa": _or_none(cohen_kappa(of_first, of_second)),
             "kappa_by_topic": {topic: _or_none(topic_kappa(of_first, of_second, topic)) for topic in there},
         }
     counts = {name: dict(sorted(Counter(of_name).items())) for name, of_name in rated.items()}
-    return {"num_documents": len(documents), "topics": counts, "pairs": pairs}
+    return {"num_documents": num_documents, "topics": counts, "pairs": pairs}
 
 
 def _or_none(value: float) -> float | None:
