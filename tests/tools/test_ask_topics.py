@@ -160,6 +160,8 @@ def test_what_ask_topics_refuses(pages: Path, server: Server, tmp_path: Path) ->
         ask_topics(options(server, twice, tmp_path / "c"))
     with pytest.raises(DataError, match="a document has no label there"):
         ask_topics(options(server, pages, tmp_path / "d", gold_key="nothing"))
+    with pytest.raises(ConfigError, match="--model m is given twice; --passes 2"):
+        ask_topics(options(server, pages, tmp_path / "f", models=("m", "n", "m")))
     titled = write(tmp_path / "titled.jsonl", [{"text": "others a", "given": "Others"}])
     with pytest.raises(DataError, match=r"--gold-key given: 'Others' \(titled\.jsonl:0\) is no topic; known: math"):
         ask_topics(options(server, titled, tmp_path / "e", gold_key="given"))

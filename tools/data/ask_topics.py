@@ -57,12 +57,14 @@ def ask_topics(options: AskOptions) -> dict[str, Any]:
     that gave the topic; at a tie the first rater decides.
     An answer is kept when it comes, so a call that was killed asks only what is missing: what has an answer to the same
     words, of the prompt and of the document.
-    Errors: ConfigError for an unknown language or prompt, DataError if the server refuses or stays away, if there is no
-    document, or if a label to compare with is missing or no topic.
+    Errors: ConfigError for an unknown language or prompt, or a model given twice; DataError if the server refuses or
+    stays away, if there is no document, or if a label to compare with is missing or no topic.
     """
     topics = read_topics(options.topics)
     if options.language not in topics:
         raise ConfigError(f"--language {options.language} has no topics; known: {', '.join(topics)}")
+    if twice := [name for name, count in Counter(options.models).items() if count > 1]:
+        raise ConfigError(f"--model {twice[0]} is given twice; --passes 2 asks a model twice")
     prompt = _read_prompt(options)
     documents, left_out = _documents(options)
     gold = _gold(options, documents, topics)
