@@ -11,6 +11,7 @@ from megatron_synE.config.load import load_config
 from tests import tiny
 from tools.cli import main
 from tools.surrogate.arms import arms_of, jobs_of
+from tools.surrogate.prepare import planned_variants
 from tools.surrogate.study import read_study
 
 SOURCES = {
@@ -219,3 +220,24 @@ def test_other_weights_of_the_same_size_are_another_start(tmp_path: Path) -> Non
     content[-1] ^= 1
     file.write_bytes(content)
     assert folders(path) == before
+
+
+def test_wrong_pairs_are_known_by_content_wherever_the_study_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that was moved, or named from another one, would be trained again from its first run on."""
+    monkeypatch.chdir(tmp_path)
+    section = {"input": "pairs.jsonl", "tokenizer": "models/small", "source": "qa", "topic": "algebra"}
+    grid = {"corruption": [0.0, 0.3]}
+    path = written(tmp_path, study_tree(base(tmp_path), grid=grid, corruption=section))
+    study = read_study(path)
+
+    def made(out: Path, seed: int) -> list[str]:
+        variants = planned_variants(study, out)
+        for level, folder in variants.items():
+            tiny.manifest(folder, {("synthetic", "qa", "algebra"): 500}, seed=seed + (level == 0.3))
+        return [job.folder for job in jobs_of(study, arms_of(study, path, variants=variants))]
+
+    before = made(Path("out/data"), 1)
+    assert made(tmp_path / "out/data", 1) == made(Path("moved/data"), 1) == before
+    assert not set(made(Path("out/data"), 7)) & set(before)

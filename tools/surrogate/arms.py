@@ -39,6 +39,8 @@ class Arm:
     """Of the base, in order."""
     tokens: int
     """Of a run of it."""
+    variant: Path | None = None
+    """Token folder of its level of `corruption`, which lies in the study's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +76,8 @@ def arms_of(study: Study, path: Path, *, variants: Mapping[Level, Path] | None =
             faults.append(f"grid ({name}): {error}")
             continue
         tokens = sum(stage.tokens for stage in config.data.stages)
-        arms.append(Arm(name=name, levels=levels, overrides=tuple(overrides), tokens=tokens))
+        variant = (variants or {}).get(levels["corruption"]) if "corruption" in levels else None
+        arms.append(Arm(name=name, levels=levels, overrides=tuple(overrides), tokens=tokens, variant=variant))
     if not faults:
         names = [arm.name for arm in arms]
         faults = [
@@ -176,6 +179,9 @@ def _job(study: Study, arm: Arm, seed: int) -> Job:
     tree = resolved_tree(config)
     del tree["run"]["dir"]
     settings = {key: value for key, value in tree.items() if key != "schema_version"}
+    if arm.variant is not None:  # known by its content, wherever the study's folder lies, and however it is written
+        manifests = ["corruption" if path == str(arm.variant) else path for path in settings["data"]["manifests"]]
+        settings["data"] = settings["data"] | {"manifests": manifests}
     decided = json.dumps([settings, _inputs(config)], sort_keys=True)
     digest = hashlib.sha256(decided.encode()).hexdigest()[:HASH_LETTERS]
     slug = re.sub(r"[^A-Za-z0-9._=-]+", "_", arm.name)
