@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +165,8 @@ def test_what_ask_topics_refuses(pages: Path, server: Server, tmp_path: Path) ->
     titled = write(tmp_path / "titled.jsonl", [{"text": "others a", "given": "Others"}])
     with pytest.raises(DataError, match=r"--gold-key given: 'Others' \(titled\.jsonl:0\) is no topic; known: math"):
         ask_topics(options(server, titled, tmp_path / "e", gold_key="given"))
+    with pytest.raises(ConfigError, match="--url 'localhost:8000/v1' is no URL; write http://host:port/v1"):
+        ask_topics(replace(options(server, pages, tmp_path / "g"), url="localhost:8000/v1"))
     assert not server.asked()  # what is refused costs nothing
 
 

@@ -20,7 +20,7 @@ import orjson
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
-from tools.data.chat import ATTEMPTS, open_client, post
+from tools.data.chat import ATTEMPTS, host_of, open_client, post
 from tools.data.documents import CONFIDENCE_KEY, TOPIC_KEY, Document, DocumentWriter, TaskDocuments
 from tools.data.options import AskOptions
 from tools.data.progress import LiveProgress
@@ -57,12 +57,13 @@ def ask_topics(options: AskOptions) -> dict[str, Any]:
     that gave the topic; at a tie the first rater decides.
     An answer is kept when it comes, so a call that was killed asks only what is missing: what has an answer to the same
     words, of the prompt and of the document.
-    Errors: ConfigError for an unknown language or prompt, or a model given twice; DataError if the server refuses or
-    stays away, if there is no document, or if a label to compare with is missing or no topic.
+    Errors: ConfigError for no URL, an unknown language or prompt, or a model given twice; DataError if the server
+    refuses or stays away, if there is no document, or if a label to compare with is missing or no topic.
     """
     topics = read_topics(options.topics)
     if options.language not in topics:
         raise ConfigError(f"--language {options.language} has no topics; known: {', '.join(topics)}")
+    host_of(options.url, option="--url")
     if twice := [name for name, count in Counter(options.models).items() if count > 1]:
         raise ConfigError(f"--model {twice[0]} is given twice; --passes 2 asks a model twice")
     prompt = _read_prompt(options)

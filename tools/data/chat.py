@@ -6,10 +6,11 @@ import re
 import time
 from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
-from data_mixers.errors import DataError
+from data_mixers.errors import ConfigError, DataError
 
 ATTEMPTS = 6
 FIRST_WAIT_SECONDS = 0.5  # doubled at every attempt, with a random part, at most LONGEST_WAIT_SECONDS
@@ -28,6 +29,18 @@ MISTAKEN = {
     405: _PLACE,
 }
 """Statuses that say nothing of the one request, and the cure: every other would be refused too."""
+
+
+def host_of(url: str, *, option: str) -> str:
+    """The name of a server's machine. Errors: ConfigError for a URL that is none."""
+    try:
+        parts = urlsplit(url)
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets that are not closed, a port that is none
+        is_url = False
+    if not is_url or parts.hostname is None:
+        raise ConfigError(f"{option} {url!r} is no URL; write http://host:port/v1")
+    return parts.hostname
 
 
 def open_client(url: str, *, timeout_seconds: float) -> httpx.Client:

@@ -23,7 +23,7 @@ from pydantic.dataclasses import dataclass as checked
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
 from data_mixers.permutation import keyed_hash
-from tools.data.chat import ATTEMPTS, open_client, post
+from tools.data.chat import ATTEMPTS, host_of, open_client, post
 from tools.data.download import sha256_of
 from tools.data.progress import LiveProgress
 from tools.data.readers import find_inputs, plan_tasks
@@ -35,7 +35,6 @@ from tools.synthesis.options import JUDGE_PROMPT, AuditOptions
 from tools.synthesis.output import kept_inputs
 from tools.synthesis.record import QaRecord, filled, read_records
 from tools.synthesis.sheet import SHEET, Verdict, read_sheet, write_sheet
-from tools.synthesis.text_generator import host_of
 from tools.synthesis.wrong_rate import LEAST_INFORMATION, Calibration, Count, wrong_rates
 
 SCHEMA_VERSION = 1  # of audit.json

@@ -12,7 +12,7 @@ import aiohttp
 import orjson
 
 from data_mixers.errors import ConfigError
-from tools.data.chat import LOOPBACK, MISTAKEN, asked_wait_seconds
+from tools.data.chat import LOOPBACK, MISTAKEN, asked_wait_seconds, host_of
 from tools.synthesis.prompts import Messages
 from tools.synthesis.record import CUT_OFF
 
@@ -132,18 +132,6 @@ class HttpGenerator:
 
     async def close(self) -> None:
         await self._client.close()
-
-
-def host_of(url: str, *, option: str) -> str:
-    """The name of a server's machine. Errors: ConfigError for a URL that is none."""
-    try:
-        parts = urlsplit(url)
-        is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # brackets that are not closed, a port that is none
-        is_url = False
-    if not is_url or parts.hostname is None:
-        raise ConfigError(f"{option} {url!r} is no URL; write http://host:port/v1")
-    return parts.hostname
 
 
 def _endpoint(url: str) -> _Endpoint:
