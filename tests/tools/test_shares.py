@@ -99,3 +99,5 @@ def test_elements_that_compute_unlike_things_are_refused(
     element(monkeypatch, 2, programs=tmp_path / "bin", queue=queue)
     with pytest.raises(ConfigError, match=r"process 1 of this launch does not compute what this one, 2, does.*precis"):
         score_ppl(options)
+    element(monkeypatch, 3, programs=tmp_path / "bin", queue=r"0|RUNNING\n3|RUNNING\n")  # 1 and 2 have gone
+    assert score_ppl(replace(options, precision="bf16")) == (2, 2)

@@ -36,10 +36,12 @@ def enter(stage: Stage, ranks: Ranks) -> None:
     stage.work.mkdir(parents=True, exist_ok=True)
     write_atomic(_note(stage, launch, ranks.rank), stage.fingerprint.encode())
     for rank in sorted(_there(stage, launch, ranks)):
-        if _note(stage, launch, rank).read_text(encoding="utf-8") != stage.fingerprint:
+        if _read(_note(stage, launch, rank)) not in (None, stage.fingerprint):
+            _note(stage, launch, ranks.rank).unlink(missing_ok=True)  # it does not take part
             raise ConfigError(
                 f"{stage.work}: process {rank} of this launch does not compute what this one, {ranks.rank}, does: "
-                "other options or data, or --precision auto on unlike nodes; give all of them the same, --precision too"
+                "other options or data, or --precision auto on unlike nodes. Give all of them the same, --precision "
+                "too: each takes its share by itself"
             )
 
 
@@ -116,6 +118,14 @@ def _there(stage: Stage, launch: str, ranks: Ranks) -> set[int]:
     """Ranks that have noted themselves."""
     names = {entry.name for entry in os.scandir(stage.work)}  # also makes NFS look again
     return {rank for rank in range(ranks.world_size) if _note(stage, launch, rank).name in names}
+
+
+def _read(note: Path) -> str | None:
+    """None if its process has been refused meanwhile."""
+    try:
+        return note.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
 
 
 def _note(stage: Stage, launch: str, rank: int) -> Path:
