@@ -85,6 +85,35 @@ def test_preprocess_with_a_process_killed_in_the_middle(cluster: Cluster, tmp_pa
     assert content(out) == content(local)
 
 
+def test_score_ppl_in_an_array_of_ones_own_whose_elements_have_folders_of_their_own(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """Each would else do the half of its folder and leave the other half to nobody, with exit code 0."""
+    hf = tiny.hf_folder(tmp_path / "hf", num_hidden_layers=1)
+    for number in range(2):
+        tiny.manifest(tmp_path / f"data{number}", {("zh", "web", "law"): 900, ("en", "web", "law"): 700}, seed=number)
+    command = ["data", "score-ppl", "--hf", str(hf), "--seq-length", "128", "--precision", "fp32", "--device", "cpu"]
+    (tmp_path / "element.py").write_text(
+        "import os, sys, time\n"
+        "from pathlib import Path\n"
+        "from tools.cli import main\n"
+        "from tools.data import score, shares\n"
+        f"while not all(Path({str(tmp_path)!r}, f'{{n}}.log').exists() for n in range(2)):\n"
+        "    time.sleep(0.1)  # until both have begun\n"
+        "score.MIN_CHUNK_TOKENS, shares.WAIT_SECONDS = 250, 3.0\n"
+        f"sys.exit(main([*{command!r}, '--data', {str(tmp_path / 'data')!r} + os.environ['SLURM_ARRAY_TASK_ID']]))\n"
+    )
+    script = tmp_path / "array.sbatch"
+    script.write_text(
+        f"#!/bin/bash\n#SBATCH --array=0-1 --output={tmp_path}/%a.log\n{sys.executable} {tmp_path}/element.py\n"
+    )
+    cluster.run("sbatch", "--wait", script)
+    for number in range(2):
+        said = (tmp_path / f"{number}.log").read_text()
+        assert "2 of 2 token files are scored" in said, said
+        assert f"of 2 processes {1 - number} did not come to" in said
+
+
 def test_score_ppl_with_an_element_cancelled(cluster: Cluster, tmp_path: Path) -> None:
     hf, local, out = tiny.hf_folder(tmp_path / "hf", num_hidden_layers=2), tmp_path / "local", tmp_path / "out"
     tiny.manifest(local, {("zh", "web", "law"): 3000, ("zh", "web", "art"): 2000, ("en", "web", "law"): 3000})

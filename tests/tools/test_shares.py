@@ -77,8 +77,8 @@ def test_the_share_of_a_process_that_is_there_is_left_to_it(
     work = options.data / ".work/score-default"
     (work / "0000004.json").unlink()  # element 0 is still at it
     element(monkeypatch, 2, programs=tmp_path / "bin", queue=r"0|RUNNING\n1|RUNNING\n2|RUNNING\n3|PENDING\n")
-    assert score_ppl(options) == (2, 0)
-    assert sorted(path.stem for path in work.glob("*.json")) == [f"{task:07d}" for task in (0, 1, 2, 5, 6)]
+    assert score_ppl(options) == (2, 1)  # 1 works elsewhere, so 3 will too: only the rest of 0 is left
+    assert sorted(path.stem for path in work.glob("*.json")) == [f"{task:07d}" for task in (0, 1, 2, 3, 5, 6)]
 
 
 def test_a_command_in_a_shell_that_srun_gave_several_tasks_does_it_all(

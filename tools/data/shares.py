@@ -81,7 +81,11 @@ def _launch() -> str | None:
 
 
 def _left_alone(stage: Stage, launch: str, ranks: Ranks) -> list[int]:
-    """Missing tasks of processes that are neither there nor queued."""
+    """Missing tasks of processes that are not there, unless they may be queued.
+
+    An element that has begun and is not here tells that this array does not share out this folder: then the queued
+    ones will not come either.
+    """
     missing = missing_tasks(stage, range(len(stage.sizes)))
     there = _there(stage, launch, ranks)
     missing = [task for task in missing if task % ranks.world_size not in there]
@@ -90,7 +94,8 @@ def _left_alone(stage: Stage, launch: str, ranks: Ranks) -> list[int]:
         if queued is None:
             logger.warning("squeue does not answer, so it is not known whether the other elements will come")
             return []
-        missing = [task for task in missing if task % ranks.world_size not in queued]
+        if not set(range(ranks.world_size)) - there - queued:
+            return []  # every element that has begun is here: so will the others be
     return missing
 
 
