@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,19 @@ def test_what_does_not_fit_is_told(folder: Path, tokenizer_path: Path, tmp_path:
         samples(SampleOptions(data=folder, tokenizer=other))
     result = CliRunner().invoke(app, ["data", "sample", "--data", str(folder)])
     assert result.exit_code != 0
+
+
+def test_a_topic_is_looked_up_where_no_manifest_says_it(folder: Path, tokenizer_path: Path) -> None:
+    _describe(folder, tokenizer_path, scores=False)
+    (folder / MANIFEST_NAME).unlink()
+    options = SampleOptions(data=folder, tokenizer=tokenizer_path, topic="law", num=100)
+    assert sorted(entry.text for entry in samples(options)) == sorted(TEXTS["law"])
+    with pytest.raises(ConfigError, match="no document fits"):
+        samples(replace(options, topic="art"))
+    for path in folder.glob("*.documents.parquet"):
+        path.unlink()
+    with pytest.raises(DataError, match=r"documents\.parquet is missing, so a document's topic cannot be told"):
+        samples(options)
 
 
 def test_raw_files_are_sampled_too(tmp_path: Path) -> None:

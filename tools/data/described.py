@@ -83,6 +83,14 @@ class DescribedShard:
         """Per document; no for EOS that fills up a window of whole documents, as far as the documents' file says so."""
         return np.ones(self.num_documents, dtype=bool) if self.text_bytes is None else self.text_bytes != 0
 
+    def has_topic(self, topic: str) -> npt.NDArray[np.bool_]:
+        """Per document, by the documents' file. Errors: DataError without it."""
+        if not self._documents:
+            raise DataError(
+                f"{self.documents_path} is missing, so a document's topic cannot be told; leave --topic out"
+            )
+        return np.array([found == topic for found in self._documents["topic"]], dtype=bool)
+
     def document(self, number: int) -> dict[str, Any]:
         """What is known of a document: the columns of its row; empty without the documents' file."""
         return {name: values[number] for name, values in self._documents.items()}

@@ -58,7 +58,10 @@ def samples(options: SampleOptions) -> list[Sample]:
         known = ", ".join(entry.name for entry in sources)
         asked = f"{options.source}{f' --topic {options.topic}' if options.topic else ''}"
         raise ConfigError(f"no source fits --source {asked}; there are {known}")
-    return [taken for entry in chosen for taken in _of_source(entry, tokenizer, options)]
+    found = [taken for entry in chosen for taken in _of_source(entry, tokenizer, options)]
+    if not found:
+        raise ConfigError(f"no document fits --source {options.source} and the other options in {options.data}")
+    return found
 
 
 def _of_source(source: DescribedSource, tokenizer: Tokenizer, options: SampleOptions) -> Iterator[Sample]:
@@ -70,7 +73,10 @@ def _of_source(source: DescribedSource, tokenizer: Tokenizer, options: SampleOpt
     counts = [shard.num_documents for shard in source.shards]
     found = [shard.ppl for shard in source.shards]
     ppl = np.full(sum(counts), math.nan) if missing else np.concatenate([each for each in found if each is not None])
-    texts = np.flatnonzero(np.concatenate([shard.is_text for shard in source.shards]))
+    is_wanted = np.concatenate([shard.is_text for shard in source.shards])
+    if options.topic is not None and source.topic is None:  # no manifest says it
+        is_wanted &= np.concatenate([shard.has_topic(options.topic) for shard in source.shards])
+    texts = np.flatnonzero(is_wanted)
     num_scored = int(np.count_nonzero(~np.isnan(ppl[texts])))
     order = texts[np.argsort(ppl[texts], kind="stable")]  # those without a PPL are last, in the order of the file
     count = len(order) if options.percentile is None else num_scored
