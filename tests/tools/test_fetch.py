@@ -8,15 +8,19 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from email.message import Message
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 import pytest
 
 from data_mixers.atomic import temporary_path
 from data_mixers.errors import ConfigError, DataError
-from tools.data.download import note_of
+from tools.data.download import Web, note_of
 from tools.data.fetch import FetchOptions, fetch, list_files, load_catalogue
 from tools.data.readers import find_inputs
 
@@ -125,6 +129,18 @@ def test_cuts_and_busy_answers_are_overcome_from_where_it_was_cut(tmp_path: Path
     _check_fetched(tmp_path / "out")
     ranges = [asked["range"] for asked in server.requests(f"{RESOLVE}/data/cn_web/part-0.parquet")]
     assert ranges == [None, *["bytes=100000-"] * 3, *["bytes=150000-"] * 2]
+
+
+def test_a_busy_server_is_given_the_time_it_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In seconds or, as RFC 9110 allows too, as a date."""
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    for asked in ("30", formatdate(time.time() + 30, usegmt=True), formatdate(0, usegmt=True), "soon"):
+        headers = Message()
+        headers["Retry-After"] = asked
+        busy = HTTPError("http://server/x", 429, "busy", headers, None)
+        Web(pause_seconds=0.0).wait_or_fail("http://server/x", busy, 1)
+    assert pauses == [30.0, pytest.approx(30.0, abs=2.0), 0.0, 0.0]
 
 
 def test_killed_and_run_again_gives_the_same_bytes(tmp_path: Path, start: Callable[..., Server]) -> None:

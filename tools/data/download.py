@@ -223,6 +223,9 @@ def _total(response: Any, start: int, remote: RemoteFile) -> int | None:
 
 
 def _asked_pause(error: Exception) -> float:
-    """Retry-After in seconds, where the server gives one."""
-    value = error.headers.get("Retry-After", "") if isinstance(error, urllib.error.HTTPError) else ""
-    return min(LONGEST_PAUSE_SECONDS, float(value)) if value.isdigit() else 0.0
+    """Retry-After, seconds or a date, where the server gives one. Unit: seconds."""
+    if not isinstance(error, urllib.error.HTTPError):
+        return 0.0
+    from tools.data.chat import asked_wait_seconds  # httpx takes a tenth of a second to import
+
+    return min(LONGEST_PAUSE_SECONDS, asked_wait_seconds(error.headers.get("Retry-After", "")))
