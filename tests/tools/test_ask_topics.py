@@ -14,7 +14,7 @@ from tests.openai_server import served
 from tests.rows import read, write
 from tools.cli import main
 from tools.data.ask_topics import AskOptions, ask_topics, parse_topic
-from tools.data.topic_labels import read_topics
+from tools.data.topic_labels import read_labelled, read_topics
 
 PAGES = {
     "law_and_policy a court": "law_and_policy",
@@ -147,6 +147,17 @@ def test_lines_that_are_no_documents_are_said_and_counted(
     assert "3 lines are no documents, so nobody is asked: missing key text (2)" in caplog.text
     with pytest.raises(DataError, match=r"no document in .*sample\.jsonl: missing key words \(4\)"):
         ask_topics(options(server, sample, tmp_path / "other", text_key="words"))
+
+
+def test_what_is_labelled_can_be_learnt_from(server: Server, tmp_path: Path) -> None:
+    rows = [{"text": "others a picnic"}, {"text": "law_and_policy a court", "language": "zh", "source": "courts"}]
+    (tmp_path / "crawl").mkdir()
+    pages = write(tmp_path / "crawl" / "a.jsonl", rows)
+    ask_topics(options(server, pages, tmp_path / "out"))
+    keys = {"text_key": "text", "topic_key": "topic", "source_key": "source", "language_key": "language"}
+    found, _ = read_labelled([str(tmp_path / "out/labelled.jsonl.zst")], topics=read_topics(None), **keys)
+    wanted = [("en", "others", "crawl"), ("zh", "law_and_policy", "courts")]  # what a document says itself stays
+    assert [(d.language, d.topic, d.source) for d in found] == wanted
 
 
 def test_what_ask_topics_refuses(pages: Path, server: Server, tmp_path: Path) -> None:

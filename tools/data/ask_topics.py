@@ -10,7 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,14 @@ import orjson
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
 from tools.data.chat import ATTEMPTS, host_of, open_client, post
-from tools.data.documents import CONFIDENCE_KEY, TOPIC_KEY, Document, DocumentWriter, TaskDocuments
+from tools.data.documents import (
+    CONFIDENCE_KEY,
+    TOPIC_KEY,
+    Document,
+    DocumentWriter,
+    TaskDocuments,
+    source_of_file,
+)
 from tools.data.options import AskOptions
 from tools.data.progress import LiveProgress
 from tools.data.readers import find_inputs, plan_tasks
@@ -102,12 +109,13 @@ def _read_prompt(options: AskOptions) -> dict[str, str]:
 
 
 def _documents(options: AskOptions) -> tuple[list[Document], Counter[str]]:
-    """(All documents, lines that are none by reason)."""
+    """(All documents, with a language and a source as `train-classifier` asks for; lines that are none by reason)."""
     found: list[Document] = []
     left_out: Counter[str] = Counter()
     for task in plan_tasks(find_inputs(options.inputs)):
         documents = TaskDocuments(task, text_key=options.text_key)
-        found += documents
+        known = {"language": options.language, "source": source_of_file(task.path)}
+        found += (replace(document, fields=known | document.fields) for document in documents)
         left_out.update(reason for _, reason in documents.bad)
     shown = ", ".join(f"{reason} ({count})" for reason, count in left_out.most_common(3))
     if not found:
