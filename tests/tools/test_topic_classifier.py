@@ -171,6 +171,16 @@ def test_without_a_second_source_every_topic_is_named_untested(tmp_path: Path) -
         read_confusion(tmp_path / "out/report.json", "zh")
 
 
+def test_folds_of_which_none_can_label_another_are_refused(tmp_path: Path) -> None:
+    """Without a held document no confidence is enough: every page would become Others."""
+    rows = documents(sources=("courts", "clinics", "both"), count=10)
+    topics = {"courts": ("law_and_policy",), "clinics": ("medicine_and_health",)}
+    topics["both"] = topics["courts"] + topics["clinics"]
+    file = write(tmp_path / "rows.jsonl", [row for row in rows if row["topic"] in topics[row["source"]]])
+    with pytest.raises(ConfigError, match="--folds 2: no topic has training sources in two groups"):
+        train_classifier(small(file, tmp_path / "out", folds=2, test_sources=("both",)))
+
+
 def test_a_classifier_that_reads_less_than_a_training_window_is_trained(labelled: Path, tmp_path: Path) -> None:
     """--max-length from 16 on; windows of training have 64 tokens."""
     training = TrainingOptions(steps=2, batch_documents=16)

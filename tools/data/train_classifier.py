@@ -160,6 +160,11 @@ def _plan(learner: Learner, split: Split) -> Plan:
     options = learner.options
     if options.folds:
         trials = trials_of_folds(learner.documents, num_folds=options.folds)
+        if not any(trial.held for trial in trials):
+            raise ConfigError(
+                f"--folds {options.folds}: no topic has training sources in two groups, so nothing can be chosen on "
+                "sources that are new; label a second source of some topics, or leave --folds out"
+            )
         train = list(range(len(learner.documents)))
     else:
         train = list(range(len(split.train)))
