@@ -125,6 +125,14 @@ def test_confidence_is_fitted_on_held_documents_and_told_by_language() -> None:
     said = "\n".join(confidence_lines(found))
     assert "The temperature does NOT carry over to test en: 0.119 without it, 0.250 with it." in said
     assert "The threshold does NOT carry over to test zh: 0.0% of what keeps a topic is right, not 70%." in said
+    assert (
+        "Below confidence 0.000 a document becomes Others: from there on 70% of the held documents are right." in said
+    )
+    unsure = confidence_of({"held": held}, {"held": np.array([[2.0, 0.0]] * 4)}, ("x", "y"), accuracy=0.9)
+    assert unsure.threshold == 1.0  # three of four are right, whatever is asked of their confidence
+    said = "\n".join(confidence_lines(unsure))
+    assert "At NO confidence are 90% of the held documents right, so every document becomes Others" in said
+    assert "from there on" not in said
 
 
 def test_a_step_is_made_once_and_again_for_another_fingerprint(tmp_path: Path) -> None:

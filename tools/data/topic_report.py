@@ -231,8 +231,7 @@ def confidence_lines(confidence: Confidence) -> list[str]:
         lines.append(f"| {part} | {raw:.3f} | {scaled:.3f} | {share:.1%} | {right:.1%} |")
     lines += [
         "",
-        f"Temperature {confidence.temperature:.3f}. Below confidence {confidence.threshold:.3f} a document becomes "
-        f"Others: from there on {confidence.accuracy:.0%} of the held documents are right.",
+        f"Temperature {confidence.temperature:.3f}. {threshold_sentence(confidence)}",
     ]
     for part, (raw, scaled) in confidence.errors.items():
         share, right = confidence.kept[part]
@@ -242,6 +241,19 @@ def confidence_lines(confidence: Confidence) -> list[str]:
             missed = f"{right:.1%} of what keeps a topic is right, not {confidence.accuracy:.0%}"
             lines += ["", f"The threshold does NOT carry over to {part}: {missed}."]
     return lines
+
+
+def threshold_sentence(confidence: Confidence) -> str:
+    """What the threshold does, or that there is none."""
+    if confidence.threshold >= 1:
+        return (
+            f"At NO confidence are {confidence.accuracy:.0%} of the held documents right, so every document becomes "
+            "Others; lower --accuracy, give `syne data label-topics` a --threshold, or label more."
+        )
+    return (
+        f"Below confidence {confidence.threshold:.3f} a document becomes Others: from there on "
+        f"{confidence.accuracy:.0%} of the held documents are right."
+    )
 
 
 def _as_csv(languages: Mapping[str, Scores]) -> str:

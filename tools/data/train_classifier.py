@@ -6,6 +6,7 @@ labelled ─ split_by_source ─┬ documents ─ search: trials on held sources
 
 import hashlib
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -38,11 +39,12 @@ from tools.data.topic_learner import GIVEN, Learner, new_learner
 from tools.data.topic_metrics import Scores, score
 from tools.data.topic_model import Trained, save_classifier, tokenise
 from tools.data.topic_options import ClassifierOptions, check
-from tools.data.topic_report import OURS, Report, Way, confidence_of, write_report
+from tools.data.topic_report import OURS, Report, Way, confidence_of, threshold_sentence, write_report
 from tools.data.topic_search import Plan, Searched, held_documents, search
 from tools.data.topic_trials import Trial, fold_sources, macro_f1_by_language, scores_by, trials_of_folds
 
 Result = TypeVar("Result")
+logger = logging.getLogger(__name__)
 
 
 def train_classifier(options: ClassifierOptions) -> Report:
@@ -120,6 +122,8 @@ def _train(options: ClassifierOptions, topics: Topics, left_out: Mapping[str, in
         confidence=confidence,
         seconds=seconds,
     )
+    if confidence.threshold >= 1:
+        logger.warning("%s", threshold_sentence(confidence))
     _write(options.out, trained, report, _test_labels(split.test, given))
     return report
 
