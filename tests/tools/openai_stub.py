@@ -1,7 +1,8 @@
 """A small server with OpenAI's interface that errs on purpose: python openai_stub.py <log>.
 
 The label of a page is its first word; the answer comes in one of the shapes that models use. Faults come by the page:
-"429", "500", "hang", "chatter" in its text make the first answer to it such a fault; "refuse" is always answered 400.
+"429", "500", "hang", "chatter" in its text make the first answer to it such a fault; "refuse" is always answered 400,
+"babble" never with a topic.
 """
 
 import json
@@ -41,7 +42,7 @@ class Stub(Handler):
             self.reply({}, 500)
         elif number == 1 and "hang" in text:
             self.stop.wait(60)  # the client's patience is shorter
-        elif number == 1 and "chatter" in text:
+        elif (number == 1 and "chatter" in text) or "babble" in text:
             self.say("I think this could be many things.")
         else:
             label = text.split()[0]

@@ -149,6 +149,27 @@ def test_lines_that_are_no_documents_are_said_and_counted(
         ask_topics(options(server, sample, tmp_path / "other", text_key="words"))
 
 
+def test_a_document_that_no_topic_is_named_for_is_left_out_and_listed(server: Server, tmp_path: Path) -> None:
+    """With a fixed seed the next call would meet the same answers, and no call would ever end."""
+    rows = [
+        {"id": str(n), "text": f"others {'babble' if n == 1 else 'a picnic'} {n}", "given": "others"} for n in range(4)
+    ]
+    pages = write(tmp_path / "pages.jsonl", rows)
+    report = ask_topics(options(server, pages, tmp_path / "out", models=("plain", "contrary"), gold_key="given"))
+    assert (report["num_documents"], report["without_answer"]) == (3, ["1"])
+    assert report["pairs"]["given and plain#0"]["agreement"] == 1.0
+    assert [row["id"] for row in read(tmp_path / "out/labelled.jsonl.zst")] == ["0", "2", "3"]
+    before = len(server.asked())
+    ask_topics(options(server, pages, tmp_path / "out"))
+    assert {row["text"] for row in server.asked()[before:]} == {"others babble 1"}  # it may be the server's bad day
+    write(pages, rows[1:2])
+    with pytest.raises(DataError, match="no document got a topic from every rater"):
+        ask_topics(options(server, pages, tmp_path / "one"))
+    write(pages, [{"text": f"others babble {n}"} for n in range(40)])
+    with pytest.raises(DataError, match=r"5 of 5 questions got no topic in 6 attempts.*look at the --prompt"):
+        ask_topics(options(server, pages, tmp_path / "none", parallel=1))
+
+
 def test_what_is_labelled_can_be_learnt_from(server: Server, tmp_path: Path) -> None:
     rows = [{"text": "others a picnic"}, {"text": "law_and_policy a court", "language": "zh", "source": "courts"}]
     (tmp_path / "crawl").mkdir()

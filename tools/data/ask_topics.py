@@ -7,11 +7,12 @@ document ─ prompt.json ─ each rater (a model, a pass) ─> answers.jsonl, a 
 import hashlib
 import json
 import logging
+import operator
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, compress
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ from tools.data.topic_metrics import cohen_kappa, topic_kappa
 logger = logging.getLogger(__name__)
 
 ANSWERS, LABELLED, AGREEMENT = "answers.jsonl", "labelled.jsonl.zst", "agreement.json"
+FEWEST_UNANSWERED, MOST_UNANSWERED = 5, 0.1
+"""So many questions, and this share of all, may end without a topic before it is taken for the prompt's fault. Ours."""
 TEXT_CHARACTERS = 4000  # ours: of each document are shown to the model
 
 
@@ -63,9 +66,10 @@ def ask_topics(options: AskOptions) -> dict[str, Any]:
     Documents with the majority's topic go to <out>/labelled.jsonl.zst; topic_confidence there is the share of raters
     that gave the topic; at a tie the first rater decides.
     An answer is kept when it comes, so a call that was killed asks only what is missing: what has an answer to the same
-    words, of the prompt and of the document.
+    words, of the prompt and of the document. Documents for which a rater names no topic are left out, and listed.
     Errors: ConfigError for no URL, an unknown language or prompt, or a model given twice; DataError if the server
-    refuses or stays away, if there is no document, or if a label to compare with is missing or no topic.
+    refuses, stays away or mostly names no topic, if there is no document, or if a label to compare with is missing or
+    no topic.
     """
     topics = read_topics(options.topics)
     if options.language not in topics:
@@ -89,9 +93,17 @@ def ask_topics(options: AskOptions) -> dict[str, Any]:
         }
         by_document = [question for of_document in zip(*questions.values(), strict=True) for question in of_document]
         _ask_all(options, prompt, topics, [each for each in by_document if each.key not in answers], answers)
-        labels = {rater: [answers[question.key] for question in of_rater] for rater, of_rater in questions.items()}
-        report = _agreement(gold | labels) | {"lines_left_out": dict(left_out)}
-        _write_labelled(options.out / LABELLED, documents, list(labels.values()))
+        of_documents = zip(*questions.values(), strict=True)
+        has_all = [all(each.key in answers for each in of_document) for of_document in of_documents]
+        if not any(has_all):
+            raise DataError("no document got a topic from every rater; look at the --prompt and the models")
+        labels = {
+            rater: [answers[each.key] for each in compress(of_rater, has_all)] for rater, of_rater in questions.items()
+        }
+        gold = {key: list(compress(of_key, has_all)) for key, of_key in gold.items()}
+        unanswered = [document.id for document in compress(documents, map(operator.not_, has_all))]
+        report = _agreement(gold | labels) | {"lines_left_out": dict(left_out), "without_answer": unanswered}
+        _write_labelled(options.out / LABELLED, list(compress(documents, has_all)), list(labels.values()))
         write_atomic(options.out / AGREEMENT, json.dumps(report, ensure_ascii=False, indent=1).encode())
     return report
 
@@ -160,24 +172,38 @@ def _ask_all(
         (options.out / ANSWERS).open("ab") as kept,
         ThreadPoolExecutor(options.parallel) as pool,
     ):
+        num_asked = num_unanswered = 0
         futures = {pool.submit(_ask, client, prompt, titles, question): question for question in questions}
         try:
             for future in as_completed(futures):
                 question, topic = futures[future], future.result()
                 name, rater, asked = question.key
+                progress.advance(1)
+                num_asked += 1
+                if topic is None:
+                    num_unanswered += 1
+                    logger.warning("%s names no topic for document %s, which is left out", rater, name)
+                    if num_unanswered >= FEWEST_UNANSWERED and num_unanswered > MOST_UNANSWERED * num_asked:
+                        raise DataError(
+                            f"{num_unanswered} of {num_asked} questions got no topic in {ATTEMPTS} attempts, the last "
+                            f"from {rater} for document {name}; look at the --prompt and the model; answers are kept"
+                        )
+                    continue
                 row = {"id": name, "rater": rater, "question": asked, "topic": topic}
                 kept.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
                 kept.flush()
                 answers[question.key] = topic
-                progress.advance(1)
         except httpx.InvalidURL as error:
             raise ConfigError(f"--url {options.url}: {error}") from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _ask(client: httpx.Client, prompt: dict[str, str], titles: Any, question: _Question) -> str:
-    """The topic one rater gives. Transient faults are waited out; an answer that is no topic is asked again."""
+def _ask(client: httpx.Client, prompt: dict[str, str], titles: Any, question: _Question) -> str | None:
+    """The topic one rater gives; None if it answers, and names none however often it is asked.
+
+    Transient faults are waited out. Errors: DataError if the server stays away.
+    """
     messages, fault = list(question.messages), ""
     for attempt in range(ATTEMPTS):
         body = {
@@ -190,9 +216,10 @@ def _ask(client: httpx.Client, prompt: dict[str, str], titles: Any, question: _Q
         topic = parse_topic(reply, titles)
         if topic is not None:
             return topic
-        fault = f"no topic in the answer {reply[:200]!r}"
         again = [{"role": "assistant", "content": reply}, {"role": "user", "content": prompt["again"]}]
         messages = [*messages[:2], *again]
+    if not fault:  # the last attempt had an answer
+        return None
     raise DataError(
         f"{question.rater}, document {question.document.id}: gave up after {ATTEMPTS} attempts ({fault}); "
         "what was answered so far is kept, run the same command again"
