@@ -329,6 +329,9 @@ def test_signals_do_not_replace_a_models_scores(tmp_path: Path) -> None:
     score_ppl(options(data, None, tokenizer=tokenizer, name="signals"))
     assert scores_of(manifest) == before
     score_ppl(options(data, hf, tokenizer=tokenizer))  # both at once replace the first
+    both = scores_of(manifest)
+    score_ppl(options(data, hf))  # the same model again, and no signals asked for: it is scored already
+    assert scores_of(manifest) == both
     (shard,) = manifest.sources[0].shards
     rows = open_scores(manifest.shard_prefix(shard), shard, "default").read().to_pylist()
     assert all(row["nll_sum"] > 0 and row["compression_ratio"] > 0 for row in rows)

@@ -215,6 +215,18 @@ def test_scores_of_unlike_windows_are_not_subtracted(data: Path) -> None:
     sort(SortOptions(data=data, out=data.parent / "sorted", name="small"))
 
 
+def test_signals_beside_some_of_the_scores_are_no_other_model(data: Path) -> None:
+    manifest = read_manifest(data)
+    shard = manifest.sources[0].shards[0]
+    file = scores_path(manifest.shard_prefix(shard), "default")
+    without = replace(ORIGIN, bin_sha256=shard.bin_sha256, tokenizer_digest=None)
+    table = pq.read_table(file)
+    pq.write_table(table.replace_schema_metadata(metadata_of(without)), file)
+    sort(SortOptions(data=data, out=data.parent / "sorted", buckets=2))
+    with pytest.raises(DataError, match="cannot be compared"):
+        sort(SortOptions(data=data, out=data.parent / "other", by="lexical_diversity"))
+
+
 def test_documents_with_nothing_to_measure_go_last_and_are_counted(data: Path) -> None:
     manifest = read_manifest(data)
     for shard in (s for e in manifest.sources for s in e.shards):

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from io import BytesIO
 from multiprocessing import current_process
@@ -99,7 +99,11 @@ class ScoredFile:
 
     @property
     def is_current(self) -> bool:
-        return self.target.is_file() and read_origin(self.target) == self.origin
+        """The scores are there; signals beside them that this call does not ask for change nothing."""
+        if not self.target.is_file():
+            return False
+        found = read_origin(self.target)
+        return (found if self.origin.tokenizer_digest else replace(found, tokenizer_digest=None)) == self.origin
 
 
 def score_chunk(

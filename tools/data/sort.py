@@ -34,6 +34,7 @@ from tools.data.options import SortOptions
 from tools.data.redistribute import Rewriting, Sidecar, Written, redistribute
 from tools.data.scores_file import ScoresOrigin, names_of, open_scores, read_origin, scores_path, scores_suffix
 from tools.data.sidecar import SUFFIX, sidecar_path
+from tools.data.signals import SIGNALS
 from tools.data.sort_order import SortKey, keys_of, lengths_of, order_of, sort_key
 from tools.data.stage import Report, Stage, is_done, only_one, refuse_foreign, run_stage
 
@@ -141,15 +142,19 @@ def _topics(options: SortOptions, manifest: DatasetManifest) -> list[_Topic]:
     return topics
 
 
-def _origins(topics: Sequence[_Topic], name: str) -> set[ScoresOrigin]:
-    """What the scores of this name come from, but for their token files."""
+def _origins(topics: Sequence[_Topic], name: str, *, has_signals: bool = True) -> set[ScoresOrigin]:
+    """What the scores of this name come from, but for their token files.
+
+    has_signals: no: whether some of them have signals beside the NLL is left away too.
+    """
     paths = [scores_path(prefix, name) for topic in topics for prefix, _ in topic.shards]
-    return {replace(read_origin(path), bin_sha256="") for path in paths}
+    found = {replace(read_origin(path), bin_sha256="") for path in paths}
+    return found if has_signals else {replace(origin, tokenizer_digest=None) for origin in found}
 
 
 def _check_one_model(topics: Sequence[_Topic], key: SortKey) -> None:
     for name in key.names:
-        if len(_origins(topics, name)) > 1:
+        if len(_origins(topics, name, has_signals=key.by in SIGNALS)) > 1:
             raise DataError(
                 f"the scores named {name} come from different models, windows or precisions, so they cannot be "
                 "compared; run `syne data score-ppl` over all sources in one call"
@@ -241,6 +246,8 @@ def _sidecars(topic: _Topic, key: SortKey) -> list[Sidecar]:
             read_origin(scores_path(prefix, name)).bin_sha256 == shard.bin_sha256 for prefix, shard in topic.shards
         )
         origins = _origins([topic], name)
+        if len(origins) > 1:
+            origins = _origins([topic], name, has_signals=False)
         if is_current and len(origins) == 1:
             sidecars.append(Sidecar(suffix=scores_suffix(name), origin=origins.pop()))
         else:
