@@ -351,7 +351,7 @@ def test_signals_do_not_replace_a_models_scores(tmp_path: Path) -> None:
 
 
 def test_a_model_that_overflows_is_refused(data: Path, tmp_path: Path) -> None:
-    """Else the scores would be NaN, `sort` put all documents last and `stats` give no PPL, without a word."""
+    """Else the scores would be NaN, `stats` give no PPL without a word, and `sort` ask for scores by a model."""
     folder = tiny.hf_folder(tmp_path / "large", num_hidden_layers=1)
     file = folder / "model.safetensors"
     save_file({name: 1e20 * weight for name, weight in load_file(file).items()}, file, metadata={"format": "pt"})
