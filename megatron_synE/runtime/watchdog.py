@@ -29,6 +29,8 @@ BACKSTOP_SECONDS = 60.0
 
 Ours. A main thread that hangs inside native code without giving up the interpreter's lock stops every thread here.
 """
+MOST_SECONDS = 1e9
+"""Thirty years; the system's clock ends at ten times that, and whoever wants no limit writes a large number."""
 _REMEMBERED_STEPS = 50
 
 
@@ -108,7 +110,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._over.wait(min(1.0, self.limit_seconds / 10)):
-            faulthandler.dump_traceback_later(self.limit_seconds + BACKSTOP_SECONDS, exit=True)
+            faulthandler.dump_traceback_later(min(self.limit_seconds + BACKSTOP_SECONDS, MOST_SECONDS), exit=True)
             if time.monotonic() - self._last > self.limit_seconds or self._declared.is_set():
                 self._end()
         faulthandler.cancel_dump_traceback_later()  # set once more while the main thread left

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -68,6 +69,19 @@ def test_the_launcher_ends_with_code_6_too(root: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     tiny.launched(2, SCRIPT, 1, root / "run.yaml", f"run.dir={run}", "operations.watchdog_seconds=1", code=6)
     assert len(list(run.glob("stacks-*/rank_00000.txt"))) == 1
+
+
+def test_whoever_writes_a_huge_limit_is_still_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that would end with the clock's OverflowError is the one that hears of other ranks' hangs."""
+    ended: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", ended.append)
+    watched = watchdog.Watchdog(tmp_path / "stacks", rank=0, world_size=1, timeout_seconds=1e30)
+    looks = iter([False, True])
+    monkeypatch.setattr(watched._over, "wait", lambda seconds: next(looks))
+    thread = threading.Thread(target=watched._watch)
+    thread.start()
+    thread.join()
+    assert not ended
 
 
 def test_the_limit_follows_the_measured_steps(tmp_path: Path) -> None:
