@@ -193,7 +193,7 @@ class DataSection:
     skip_samples: tuple[Annotated[str, Field(pattern=r"^\d+:\d+$")], ...] = ()
     """Ranges "start:stop" of samples to leave out, e.g. after a loss spike; `syne mix append RUN --skip start:stop`
     checks one. From `start` on the run reads what came from `stop` on."""
-    num_workers: NonNegative = 1
+    num_workers: Annotated[int, Field(ge=0, le=256)] = 1
     """Reader processes per rank. The order of the data does not depend on it."""
 
 

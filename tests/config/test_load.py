@@ -196,6 +196,7 @@ def test_a_key_written_twice_is_refused(tmp_path: Path) -> None:
         ("optimizer.lr=[1", "not valid YAML after '='"),
         ("preset=syne", "must be one of 'syne_paper' or 'syne_recommended'"),
         ("optimizer.lr=.nan", "optimizer.lr: must be a finite number"),
+        ("data.num_workers=100000", "data.num_workers: must be less than or equal to 256"),
         ("run.seed=99999999999999999999", "run.seed: must be less than 4611686018427387904"),  # torch's end at 2^63
         ("data.stages.0.languages={zh: .nan, en: 1.0}", "data.stages.0.languages.zh: must be a finite number"),
         ("data.stages.0.languages={zh: -0.2, en: 1.2}", "data.stages.0.languages.zh: "),
