@@ -40,7 +40,8 @@ def launch(arguments: Sequence[str], nproc: int) -> int:
     and turns every code into 1.
     """
     port = _free_port()
-    threads = str(max(1, (os.cpu_count() or 1) // nproc))
+    # Of the cores that this process may use: a job has a few of its node's.
+    threads = str(max(1, len(os.sched_getaffinity(0)) // nproc))
     # The ranks must find the same packages as this process, wherever it was started.
     path = os.pathsep.join(p for p in (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")) if p)
     processes = []

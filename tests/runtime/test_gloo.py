@@ -31,3 +31,18 @@ def test_every_rank_has_its_part_of_the_sum_and_all_parts(ranks: int) -> None:
 def test_a_trainer_on_a_cpu_sums_and_gathers_by_them(tmp_path: Path) -> None:
     done = tiny.python("-c", BUILT, tiny.prepared(tmp_path))
     assert done.returncode == 0, done.stderr
+
+
+ON_ONE_CORE = """
+import os, sys
+from megatron_synE.runtime.launch import launch
+os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+os.cpu_count = lambda: 64  # of the node; the job has one of them
+os.environ.pop("OMP_NUM_THREADS")
+sys.exit(launch(["-c", "import os; print(os.environ['OMP_NUM_THREADS'])"], 2))
+"""
+
+
+def test_local_ranks_share_the_cores_that_this_process_may_use() -> None:
+    done = tiny.python("-c", ON_ONE_CORE)
+    assert (done.returncode, done.stdout.split()) == (0, ["1", "1"]), done.stderr
