@@ -171,13 +171,17 @@ def test_a_document_that_no_topic_is_named_for_is_left_out_and_listed(server: Se
 
 
 def test_what_is_labelled_can_be_learnt_from(server: Server, tmp_path: Path) -> None:
-    rows = [{"text": "others a picnic"}, {"text": "law_and_policy a court", "language": "zh", "source": "courts"}]
+    rows = [
+        {"text": "others a picnic"}, {"text": "law_and_policy a court", "language": "zh", "source": "courts"},
+        {"text": "others a walk", "language": None, "source": ""},
+    ]  # fmt: skip
     (tmp_path / "crawl").mkdir()
     pages = write(tmp_path / "crawl" / "a.jsonl", rows)
     ask_topics(options(server, pages, tmp_path / "out"))
     keys = {"text_key": "text", "topic_key": "topic", "source_key": "source", "language_key": "language"}
     found, _ = read_labelled([str(tmp_path / "out/labelled.jsonl.zst")], topics=read_topics(None), **keys)
-    wanted = [("en", "others", "crawl"), ("zh", "law_and_policy", "courts")]  # what a document says itself stays
+    added = ("en", "others", "crawl")
+    wanted = [added, ("zh", "law_and_policy", "courts"), added]  # what a document says itself stays
     assert [(d.language, d.topic, d.source) for d in found] == wanted
 
 

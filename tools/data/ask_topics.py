@@ -127,7 +127,9 @@ def _documents(options: AskOptions) -> tuple[list[Document], Counter[str]]:
     for task in plan_tasks(find_inputs(options.inputs)):
         documents = TaskDocuments(task, text_key=options.text_key)
         known = {"language": options.language, "source": source_of_file(task.path)}
-        found += (replace(document, fields=known | document.fields) for document in documents)
+        for document in documents:
+            added = {key: value for key, value in known.items() if document.fields.get(key) in (None, "")}
+            found.append(replace(document, fields=document.fields | added))
         left_out.update(reason for _, reason in documents.bad)
     shown = ", ".join(f"{reason} ({count})" for reason, count in left_out.most_common(3))
     if not found:
