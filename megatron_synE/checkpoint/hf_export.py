@@ -10,6 +10,7 @@ import torch
 
 from megatron_synE.checkpoint import layout
 from megatron_synE.checkpoint.hf import check_finite
+from megatron_synE.checkpoint.hf_folder import MORE_TEMPLATES
 from megatron_synE.checkpoint.hf_mapping import hf_shapes, hf_tensor_from_global
 from megatron_synE.checkpoint.hf_verify import verify_folder
 from megatron_synE.checkpoint.model_card import CARD, model_card
@@ -130,7 +131,7 @@ def _write_side_files(folder: Path, checkpoint: Path, config: dict[str, Any], dt
     fields = [field for field in ("dtype", "torch_dtype") if field in config] or ["torch_dtype"]
     layout.write_json(folder / "config.json", {**config, **dict.fromkeys(fields, dtype)})
     carried = checkpoint / "tokenizer"
-    for file in sorted(carried.rglob("*")):
+    for file in sorted((*carried.glob("*"), *carried.glob(f"{MORE_TEMPLATES}/*"))):
         written = folder / file.relative_to(carried)
         if file.is_file() and written.name != CARD:
             written.parent.mkdir(exist_ok=True)

@@ -297,20 +297,24 @@ def prune(
         far = [folder for folder in counted if iteration_of(folder) <= iteration_of(counted[-1]) + 1 - reach]
         kept = far[-1] if far else counted[0]
         old = [folder for folder in old if folder != kept]
+    refused: list[OSError] = []
     for folder in old:
         _check(lease)
         # Under a temporary name first: a deletion that is interrupted must not leave half a checkpoint.
         doomed = checkpoints_dir / f".tmp-{folder.name}-{lease.token if lease else 'x'}-pruned"
-        folder.rename(doomed)
-        stale.append(doomed)
-    refused: OSError | None = None
+        try:
+            folder.rename(doomed)
+        except OSError as error:  # those after it go all the same, or every later save would leave one more
+            refused.append(error)
+        else:
+            stale.append(doomed)
     for folder in stale:
         try:
             _delete(folder)
-        except OSError as error:  # those after it go all the same, or every later save would leave one more
-            refused = refused or error
-    if refused is not None:
-        raise refused
+        except OSError as error:
+            refused.append(error)
+    if refused:
+        raise refused[0]
     return old
 
 

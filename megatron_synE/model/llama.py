@@ -1,6 +1,7 @@
 """The Llama architecture as read from an HF config.json: the only model family here. No torch."""
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -103,25 +104,26 @@ def _rope(config: dict[str, Any], *, where: str) -> tuple[float, RopeScaling | N
 
 _REQUIRED = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
 _OPTIONAL = ("num_key_value_heads", "head_dim", "max_position_embeddings")
+_BASES = ("rope_theta", "rope_parameters.rope_theta", "rope_scaling.rope_theta")
 
 
 def _is_positive(value: object) -> bool:
-    return type(value) in (int, float) and value > 0  # type: ignore[operator]  # one of the two
+    return type(value) in (int, float) and 0 < value < math.inf  # type: ignore[operator]  # one of the two
 
 
 def _check_values(config: dict[str, Any], *, where: str) -> None:
     """Errors: ConfigError for a field of another kind than transformers writes; null and absent are the default."""
     for names, kind, is_right in (
         ((*_REQUIRED, *_OPTIONAL), "a whole number above 0", lambda value: type(value) is int and value > 0),
-        (("rms_norm_eps", "rope_theta"), "a number above 0", _is_positive),
         (("rope_parameters", "rope_scaling"), "a section", lambda value: isinstance(value, dict)),
+        (("rms_norm_eps", *_BASES), "a number above 0", _is_positive),
         (("tie_word_embeddings",), "true or false", lambda value: isinstance(value, bool)),
     ):
         for name in names:
-            if config.get(name) is not None and not is_right(config[name]):
-                raise ConfigError(
-                    f"{where}: {name}={config[name]!r} is not {kind}; take the file from its source again"
-                )
+            section, _, key = name.rpartition(".")
+            value = ((config.get(section) or {}) if section else config).get(key)
+            if value is not None and not is_right(value):
+                raise ConfigError(f"{where}: {name}={value!r} is not {kind}; take the file from its source again")
 
 
 def architecture_from_hf(config: dict[str, Any], *, where: str) -> LlamaArchitecture:

@@ -219,7 +219,7 @@ def _sweep(root: Path) -> None:
             if not _TEMPORARY.fullmatch(path.name) and not path.name.startswith((".alive-", ".writable-")):
                 continue
             try:
-                if not path.is_dir():
+                if path.is_symlink() or not path.is_dir():  # of a checkpoint on another disk the link goes
                     path.unlink(missing_ok=True)
                     continue
                 # One atomic step before the long one: half a deleted folder must not be renamed either.

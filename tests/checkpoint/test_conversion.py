@@ -241,6 +241,19 @@ def test_side_files_travel_both_ways(make_hf, tmp_path):
     assert json.loads((back / MARKER).read_text())["lineage_hash"] == lineage
 
 
+def test_a_tokenizer_brought_beside_a_checkpoint_is_exported_without_what_the_download_left(make_hf, tmp_path):
+    """As `hf download --local-dir iter_0000000/tokenizer` does for a checkpoint that had none."""
+    hf, _ = make_hf()
+    checkpoint = import_hf(hf, tmp_path / "ckpt").checkpoint
+    cache = checkpoint / "tokenizer/.cache/huggingface/download"
+    cache.mkdir(parents=True)
+    (cache / "tokenizer.model.metadata").write_text("0")
+    (checkpoint / "tokenizer/tokenizer.model").write_text("128 0")
+    write_hf_folder(checkpoint, tmp_path / "back")
+    assert (tmp_path / "back/tokenizer.model").read_text() == "128 0"
+    assert not (tmp_path / "back/.cache").exists()
+
+
 def test_export_takes_the_newest_complete_checkpoint_of_a_run(make_hf, tmp_path):
     first, _ = make_hf(seed=1)
     second, _ = make_hf(seed=2)

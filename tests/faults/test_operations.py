@@ -23,8 +23,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def telling(file: Path) -> str:
-    return f"operations.on_event={json.dumps([sys.executable, '-c', TELL, str(file)])}"
+def telling(file: Path, *, command: str = TELL) -> str:
+    return f"operations.on_event={json.dumps([sys.executable, '-c', command, str(file)])}"
 
 
 def events(file: Path) -> list[dict[str, object]]:
@@ -60,8 +60,8 @@ def test_the_command_hears_what_happens_and_cannot_harm(root: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("nproc", [1, 2])
 def test_the_command_hears_of_the_nan_that_ends_the_run(root: Path, tmp_path: Path, nproc: int) -> None:
-    told = tmp_path / "told"
-    run_poisoned(root, tmp_path / "run", "nan:25", telling(told), nproc=nproc, code=5)
+    told, slowly = tmp_path / "told", f"import time; time.sleep(1); {TELL}"  # else it may come before the run's end
+    run_poisoned(root, tmp_path / "run", "nan:25", telling(told, command=slowly), nproc=nproc, code=5)
     (nan,) = events(told)
     assert (nan["event"], nan["iteration"], nan["action"]) == ("nan", 4, "stop")
 

@@ -1,6 +1,7 @@
 """Our model and transformers give the same logits, at positions where a wrong rotary rule would show."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,14 @@ def test_a_field_of_another_kind_is_refused_by_name(tmp_path: Path, field: str, 
     (folder / "config.json").write_text(json.dumps(read_hf_config(folder) | {field: value}))
     with pytest.raises(ConfigError, match="factor='4'" if field == "rope_parameters" else field):
         architecture_of(folder)
+
+
+@pytest.mark.parametrize("value", ["1e4", "high", -1.0, True, [10000.0], math.inf])
+def test_a_base_of_angles_that_is_none_is_refused_where_transformers_5_has_it(tmp_path: Path, value: object) -> None:
+    config = read_hf_config(tiny.hf_folder(tmp_path))
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": value}
+    with pytest.raises(ConfigError, match=r"rope_parameters\.rope_theta=.* is not a number above 0"):
+        architecture_from_hf(config, where="config.json")
 
 
 def test_packed_documents_equal_separate_ones_for_both_choices_of_max_seqlen(tmp_path: Path) -> None:

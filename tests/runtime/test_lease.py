@@ -153,6 +153,16 @@ def test_a_dead_holder_of_this_host_leaves_no_wait(tmp_path: Path, other: Other)
     lease.take(tmp_path, expiry_seconds=1e9).check()
 
 
+def test_of_a_checkpoint_on_another_disk_that_was_being_deleted_the_link_goes(tmp_path: Path) -> None:
+    """Its holder was killed between the two: the link had its temporary name already."""
+    (disk := tmp_path / "disk").mkdir()
+    (run := tmp_path / "run/checkpoints").mkdir(parents=True)
+    (run / ".tmp-iter_0000001-old-pruned").symlink_to(disk)
+    lease.take(run.parent)
+    assert not list(run.iterdir())
+    assert disk.is_dir()
+
+
 def test_a_rename_that_was_checked_before_the_takeover_finds_nothing_after_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -166,14 +166,13 @@ def test_sbatch_does_not_see_the_job_that_calls_it(tmp_path: Path, monkeypatch: 
     (tmp_path / "sbatch").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     outer = {"JOB_ID": "7", "RESTART_COUNT": "3", "GPUS_PER_TASK": "1", "CPUS_PER_TASK": "1", "STEP_ID": "0"}
-    for key, value in (outer | {"CONF": "/etc/slurm.conf"}).items():
+    own = {"CONF": "/etc/slurm.conf", "JWT": "token"}  # of the user, wherever they are
+    for key, value in (outer | own).items():
         monkeypatch.setenv(f"SLURM_{key}", value)
     monkeypatch.setenv("SBATCH_ACCOUNT", "lab")
     assert scheduler.submit(tmp_path / "job.sbatch") == "12"
     seen = dict(line.split("=", 1) for line in (tmp_path / "seen").read_text().splitlines() if "=" in line)
-    assert {name: value for name, value in seen.items() if name.startswith("SLURM_")} == {
-        "SLURM_CONF": "/etc/slurm.conf"
-    }
+    assert {name.removeprefix("SLURM_"): seen[name] for name in seen if name.startswith("SLURM_")} == own
     assert seen["SBATCH_ACCOUNT"] == "lab"
 
 

@@ -5,10 +5,14 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from data_mixers.errors import ConfigError
 from tests.rows import read, write
+from tools.data import readers
+from tools.synthesis import seeds
 from tools.synthesis.options import SeedOptions
 from tools.synthesis.seed_rules import read_seed_rules
 from tools.synthesis.seeds import write_seeds
@@ -75,6 +79,26 @@ def test_killed_while_it_removes_its_work_and_run_again_gives_the_same_seeds(
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         [pages.name, options.out.name, f"{options.out.name}.report.json"]
     )
+
+
+def test_what_a_version_that_cut_the_pages_otherwise_has_begun_is_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its snippets bear the numbers of other tasks, and would be read beside the new ones."""
+    pages = tmp_path / "pages.parquet"
+    rows = {"id": [f"p{number}" for number in range(6)], "text": EN}
+    pyarrow.parquet.write_table(pyarrow.table(rows), pages, row_group_size=1)
+    options = SeedOptions(inputs=(str(pages),), out=tmp_path / "seeds.jsonl.zst", near_duplicates=False)
+
+    def interrupted(options: SeedOptions, deduped: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as former:
+        former.setattr(readers, "_row_groups", lambda path, chunk_bytes: [(group, group + 1) for group in range(6)])
+        former.setattr(seeds, "_choose", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write_seeds(options)
+    assert write_seeds(options)["snippets"]["seeds"] == 6
 
 
 def test_a_quota_is_filled_by_the_seed_and_a_smaller_one_is_part_of_a_larger(pages: Path, tmp_path: Path) -> None:

@@ -170,14 +170,27 @@ def test_a_document_that_no_topic_is_named_for_is_left_out_and_listed(server: Se
         ask_topics(options(server, pages, tmp_path / "none", parallel=1))
 
 
+def test_a_call_that_has_ended_with_documents_left_out_ends_again(server: Server, tmp_path: Path) -> None:
+    """It asks nothing but what had no answer; these are few of all, whatever they are of what is asked now."""
+    rows = [{"text": f"others {'a picnic' if n < 50 else 'babble'} {n}"} for n in range(55)]
+    pages = write(tmp_path / "pages.jsonl", rows)
+    report = ask_topics(options(server, pages, tmp_path / "out", parallel=1))
+    assert (report["num_documents"], len(report["without_answer"])) == (50, 5)
+    assert ask_topics(options(server, pages, tmp_path / "out", parallel=1)) == report
+
+
 def test_what_is_labelled_can_be_learnt_from(server: Server, tmp_path: Path) -> None:
-    rows = [{"text": "others a picnic"}, {"text": "law_and_policy a court", "language": "zh", "source": "courts"}]
+    rows = [
+        {"text": "others a picnic"}, {"text": "law_and_policy a court", "language": "zh", "source": "courts"},
+        {"text": "others a walk", "language": None, "source": ""},
+    ]  # fmt: skip
     (tmp_path / "crawl").mkdir()
     pages = write(tmp_path / "crawl" / "a.jsonl", rows)
     ask_topics(options(server, pages, tmp_path / "out"))
     keys = {"text_key": "text", "topic_key": "topic", "source_key": "source", "language_key": "language"}
     found, _ = read_labelled([str(tmp_path / "out/labelled.jsonl.zst")], topics=read_topics(None), **keys)
-    wanted = [("en", "others", "crawl"), ("zh", "law_and_policy", "courts")]  # what a document says itself stays
+    added = ("en", "others", "crawl")
+    wanted = [added, ("zh", "law_and_policy", "courts"), added]  # what a document says itself stays
     assert [(d.language, d.topic, d.source) for d in found] == wanted
 
 

@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 from data_mixers.errors import ConfigError, DataError
 from tests import killed
 from tests.rows import contents, read, write
+from tools.data import readers
+from tools.data.calls import Call
 from tools.data.clean import CleanOptions, clean
 from tools.data.readers import find_inputs
 from tools.data.rules import DEFAULT_RULES, LanguageRule, identify_language, judge_language, load_rules
@@ -225,6 +227,28 @@ def test_a_finished_call_is_not_done_again_and_another_one_is_refused(tmp_path: 
         clean(CleanOptions(inputs=options.inputs, out=options.out, max_bad_share=0.1, near_duplicates=False))
     with only_one(tmp_path / "new"), pytest.raises(ConfigError, match="another call is writing"):
         clean(CleanOptions(inputs=options.inputs, out=tmp_path / "new"))
+
+
+def test_a_call_begun_with_other_pieces_of_the_input_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a version that cut parquet into single row groups: its files bear the numbers of other tasks, and stay."""
+    pq.write_table(pa.table({"text": [_english(n) for n in range(4)]}), tmp_path / "a.parquet", row_group_size=1)
+    options = CleanOptions(inputs=(str(tmp_path / "a.parquet"),), out=tmp_path / "out")
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as former:
+        former.setattr(readers, "_row_groups", lambda path, chunk_bytes: [(group, group + 1) for group in range(4)])
+        former.setattr(Call, "finish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            clean(options)
+    with pytest.raises(ConfigError, match="another version, has made of it; choose another --out, or remove"):
+        clean(options)
+    shutil.rmtree(options.out)
+    clean(options)
+    assert len(read(options.out)) == 4
 
 
 def test_report_only_counts_the_same_and_writes_no_document(

@@ -225,6 +225,9 @@ def test_signals_beside_some_of_the_scores_are_no_other_model(data: Path) -> Non
     sort(SortOptions(data=data, out=data.parent / "sorted", buckets=2))
     with pytest.raises(DataError, match="cannot be compared"):
         sort(SortOptions(data=data, out=data.parent / "other", by="lexical_diversity"))
+    mixed = f"{manifest.sources[0].name}/*"
+    with pytest.raises(DataError, match=r"have no lexical_diversity; run .* again with --tokenizer"):
+        sort(SortOptions(data=data.parent / "sorted", out=data.parent / "b", by="lexical_diversity", sources=mixed))
 
 
 def test_documents_with_nothing_to_measure_go_last_and_are_counted(data: Path) -> None:

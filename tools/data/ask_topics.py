@@ -41,7 +41,8 @@ logger = logging.getLogger(__name__)
 
 ANSWERS, LABELLED, AGREEMENT = "answers.jsonl", "labelled.jsonl.zst", "agreement.json"
 FEWEST_UNANSWERED, MOST_UNANSWERED = 5, 0.1
-"""So many questions, and this share of all, may end without a topic before it is taken for the prompt's fault. Ours."""
+"""So many questions, and this share of those asked by then, in calls before too, may end without a topic before it is
+taken for the prompt's fault. Ours."""
 TEXT_CHARACTERS = 4000  # ours: of each document are shown to the model
 
 
@@ -92,7 +93,8 @@ def ask_topics(options: AskOptions) -> dict[str, Any]:
             for number in range(options.passes)
         }
         by_document = [question for of_document in zip(*questions.values(), strict=True) for question in of_document]
-        _ask_all(options, prompt, topics, [each for each in by_document if each.key not in answers], answers)
+        missing = [each for each in by_document if each.key not in answers]
+        _ask_all(options, prompt, topics, missing, answers, num_kept=len(by_document) - len(missing))
         of_documents = zip(*questions.values(), strict=True)
         has_all = [all(each.key in answers for each in of_document) for of_document in of_documents]
         if not any(has_all):
@@ -127,7 +129,9 @@ def _documents(options: AskOptions) -> tuple[list[Document], Counter[str]]:
     for task in plan_tasks(find_inputs(options.inputs)):
         documents = TaskDocuments(task, text_key=options.text_key)
         known = {"language": options.language, "source": source_of_file(task.path)}
-        found += (replace(document, fields=known | document.fields) for document in documents)
+        for document in documents:
+            added = {key: value for key, value in known.items() if document.fields.get(key) in (None, "")}
+            found.append(replace(document, fields=document.fields | added))
         left_out.update(reason for _, reason in documents.bad)
     shown = ", ".join(f"{reason} ({count})" for reason, count in left_out.most_common(3))
     if not found:
@@ -164,7 +168,10 @@ def _ask_all(
     topics: Topics,
     questions: Sequence[_Question],
     answers: dict[tuple[str, str, str], str],
+    *,
+    num_kept: int,
 ) -> None:
+    """num_kept: questions of this call that have an answer already; a call made again asks those without one alone."""
     titles = topics[options.language]
     with (
         LiveProgress("asking", total=len(questions), unit="answers", scale=1.0) as progress,
@@ -172,7 +179,7 @@ def _ask_all(
         (options.out / ANSWERS).open("ab") as kept,
         ThreadPoolExecutor(options.parallel) as pool,
     ):
-        num_asked = num_unanswered = 0
+        num_asked, num_unanswered = num_kept, 0
         futures = {pool.submit(_ask, client, prompt, titles, question): question for question in questions}
         try:
             for future in as_completed(futures):

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from data_mixers.errors import ConfigError, DataError
 from data_mixers.manifest import ShardEntry
 from megatron_synE.data.indexed import IndexedFile
-from tools.data.scores_file import DEFAULT_NAME, check_name, open_scores
+from tools.data.scores_file import DEFAULT_NAME, check_name, open_scores, read_origin, scores_path
 from tools.data.sidecar import open_rows, sidecar_path
 from tools.data.signals import SIGNALS
 
@@ -174,7 +174,9 @@ def _keys_of_file(prefix: Path, shard: ShardEntry, key: SortKey) -> Floats:
     if key.by in SIGNALS:
         file = open_scores(prefix, shard, key.names[0])
         values = np.concatenate([np.zeros(0), *(_floats(rows, key.by) for _, rows in _batches(file, [key.by]))])
-        if len(values) and np.isnan(values).all():
+        # Without a digest some documents may have signals: sorting joins files with and without.
+        has_signals = read_origin(scores_path(prefix, key.names[0])).tokenizer_digest is not None
+        if len(values) and (not has_signals or np.isnan(values).all()):
             raise DataError(
                 f"the scores of {prefix.name} have no {key.by}; run `syne data score-ppl --data {prefix.parent}` "
                 "again with --tokenizer"

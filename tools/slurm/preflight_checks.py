@@ -37,7 +37,7 @@ def hashes(config: RunConfig, manifests: Iterable[Path]) -> dict[str, str]:
     """Of what must be the same on every node: manifests, token files; tokenizer, configuration, weights of the model.
 
     Token files and weights are too long to be read whole: their length, and blocks at fixed places, stand for them.
-    What differs in a block nobody looked at stays unseen; `syne data stats` reads all of the token files.
+    What differs in a block nobody looked at stays unseen; of token files `syne data stats --verify` sees it.
     """
     found: dict[str, str] = {}
     for path in manifests:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from data_mixers.errors import ConfigError
 
-OF_THE_CLUSTER = ("SLURM_CONF", "SLURM_CLUSTERS")
+OF_THE_USER = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
+"""How to reach the cluster: by which file, which of several, with which token (scontrol token)."""
 
 
 def call(command: Sequence[str | Path]) -> str:
@@ -21,7 +22,7 @@ def call(command: Sequence[str | Path]) -> str:
     env = {
         name: value
         for name, value in os.environ.items()
-        if not (is_inside and name.startswith("SLURM_") and name not in OF_THE_CLUSTER)
+        if not (is_inside and name.startswith("SLURM_") and name not in OF_THE_USER)
     }
     try:
         done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, env=env)
