@@ -17,7 +17,7 @@ from megatron_synE.build import Model, sync_parameters
 from megatron_synE.checkpoint.layout import CommonState
 from megatron_synE.checkpoint.load import load_training_state
 from megatron_synE.checkpoint.save import Saver
-from megatron_synE.checkpoint.training_state import adam_step, chunks_to_save
+from megatron_synE.checkpoint.training_state import adam_step, check_masters, chunks_to_save
 from megatron_synE.config.derive import RunPlan
 from megatron_synE.config.schema import RunConfig
 from megatron_synE.data.batch import MicroBatch, collate
@@ -30,7 +30,7 @@ from megatron_synE.metrics import Metrics
 from megatron_synE.mixing import Mixture
 from megatron_synE.optim.lr_schedule import LrSchedule
 from megatron_synE.progress import Progress, state_to_save
-from megatron_synE.runtime.control import Agreement, Decision, StopRequest, from_rank_zero, ranks_where
+from megatron_synE.runtime.control import Agreement, Decision, StopRequest, agreed, from_rank_zero, ranks_where
 from megatron_synE.runtime.device import Device
 from megatron_synE.runtime.distributed import context_part, sum_of_last_stages
 from megatron_synE.runtime.mcore import parallel_state
@@ -223,6 +223,7 @@ class Trainer:
             self.saver.finish()
             folder, state = checkpoint_before(iteration, self.config, self.run_dir, self.control_group, anomaly)
             load_training_state(self.model, self.optimizer, folder, state)
+            agreed(self.control_group, partial(check_masters, self.model, self.optimizer))
         assert state.schedule is not None
         # The checkpoint may be older than what was left out since: that stays out.
         bad_ranges = self.mixture.bad_ranges

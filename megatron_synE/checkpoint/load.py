@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from megatron_synE.build import Model
 from megatron_synE.checkpoint import layout
@@ -17,7 +16,6 @@ from megatron_synE.checkpoint.dcp import load_chunks
 from megatron_synE.checkpoint.hf import read_rectangle
 from megatron_synE.checkpoint.hf_folder import HfFolder
 from megatron_synE.checkpoint.training_state import (
-    check_masters,
     optimizer_chunks_to_load,
     set_adam_step,
     weight_chunks_to_load,
@@ -25,7 +23,6 @@ from megatron_synE.checkpoint.training_state import (
 from megatron_synE.checkpoint.weights import CheckpointWeights
 from megatron_synE.exit_codes import CheckpointError
 from megatron_synE.model.llama import LlamaArchitecture
-from megatron_synE.runtime.control import agreed
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +61,8 @@ def reader_of(
 def load_training_state(model: Model, optimizer: Any, folder: Path, state: layout.CommonState) -> None:
     """Weights, masters, moments and Adam's step count, from any layout and either precision.
 
-    Collective: every rank. Errors, on every rank: CheckpointError if the checkpoint holds weights only, or if its
-    weights and masters do not belong together.
+    Collective: every rank; then each asks check_masters whether what it read belongs together.
+    Errors: CheckpointError, on every rank, if the checkpoint holds weights only.
     """
     if not state.has_optimizer:
         raise CheckpointError(f"{folder}: holds weights only; use init.mode=init")
@@ -74,6 +71,4 @@ def load_training_state(model: Model, optimizer: Any, folder: Path, state: layou
     load_chunks(folder, weight_chunks_to_load(model, from_masters=stored_bf16 and not runs_bf16))
     load_chunks(folder, optimizer_chunks_to_load(model, optimizer, stored_bf16=stored_bf16))
     set_adam_step(optimizer, state.adam_step)
-    assert dist.group.WORLD is not None
-    agreed(dist.group.WORLD, partial(check_masters, model, optimizer))  # each rank looks at its own ranges
     logger.info("weights and optimizer state from %s", folder)
