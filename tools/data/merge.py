@@ -184,6 +184,7 @@ class RunReader:
         self._paths = [runs / segment.file for segment in self._segments]
         self._dtype = np.dtype(TOKEN_DTYPES[dtype])
         self._num_tokens = sum(segment.num_tokens for segment in self._segments)
+        self.num_documents = sum(segment.num_documents for segment in self._segments)
 
     def metas(self) -> Iterator[Meta]:
         """The records of each segment: mapped, or read where they are few, as a mapping keeps its file open."""
