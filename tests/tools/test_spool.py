@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from tools.data import spool
 from tools.data.merge import RunReader
 from tools.data.options import PreprocessOptions
 from tools.data.readers import plan_tasks
-from tools.data.spool import TaskResult, TaskSettings, tokenise_task
+from tools.data.spool import META, RunSegment, TaskResult, TaskSettings, tokenise_task
 
 TOPICS = ["law", "law", "art", "art", "art", "law", "art"]
 TEXTS = [f"{number} {'water boils at 100 degrees ' * (number + 1)}" for number in range(len(TOPICS))]
@@ -42,6 +43,36 @@ def tokenised(folder: Path, settings: TaskSettings, rows: list[object]) -> TaskR
 
 
 ROWS: list[object] = [{"text": text, "topic": topic} for text, topic in zip(TEXTS, TOPICS, strict=True)]
+
+
+class Counted(np.ndarray[Any, Any]):
+    """Counts the items that comparisons with it read."""
+
+    read = 0
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **keywords: Any) -> Any:
+        Counted.read += self.size
+        plain = [np.asarray(each) if isinstance(each, Counted) else each for each in inputs]
+        return getattr(ufunc, method)(*plain, **keywords)
+
+
+def test_ids_of_many_runs_are_found_without_going_through_all_documents_for_each(tmp_path: Path) -> None:
+    segments, owners, metas, names = [], [], [], []
+    for run in range(60):
+        meta = np.zeros(20, dtype=META)
+        ids = [f"page-{run}-{row}".encode() if (run + row) % 3 else b"" for row in range(len(meta))]
+        meta["id_bytes"] = [len(name) for name in ids]
+        meta["id_start"] = np.cumsum(meta["id_bytes"]) - meta["id_bytes"]
+        (tmp_path / str(run)).write_bytes(meta.tobytes() + b"".join(ids))
+        place = {"meta_offset": 0, "id_offset": meta.nbytes, "num_documents": len(meta), "num_tokens": 0}
+        segments.append(RunSegment(file=str(run), topic="law", **place))
+        owners, metas, names = [*owners, *[run] * len(meta)], [*metas, meta], [*names, *ids]
+    order = np.random.default_rng(0).permutation(len(names))
+    reader = RunReader(tmp_path, segments, "uint16", topic="law")
+    segment_of = np.array(owners)[order].view(Counted)
+    assert reader.ids(segment_of, np.concatenate(metas)[order]) == [names[row].decode() for row in order]
+    assert Counted.read < 5 * len(names)
+    assert reader.ids(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=META)) == []
 
 
 @pytest.mark.parametrize("batch_bytes", [1, 1 << 20], ids=["a run a document", "one run"])

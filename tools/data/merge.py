@@ -7,6 +7,7 @@ one, word for word or nearly, are left out and counted.
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -245,14 +246,18 @@ class RunReader:
     def ids(self, segment_of: npt.NDArray[np.int64], meta: Meta) -> list[str]:
         """The documents' own ids; empty for one that has none."""
         names = [""] * len(meta)
-        for segment in np.unique(segment_of[meta["id_bytes"] > 0]).tolist():
-            rows = np.flatnonzero((segment_of == segment) & (meta["id_bytes"] > 0))
-            starts, sizes = meta["id_start"][rows], meta["id_bytes"][rows]
+        rows = np.flatnonzero(meta["id_bytes"] > 0)
+        rows = rows[np.argsort(segment_of[rows], kind="stable")]
+        borders = np.flatnonzero(np.diff(segment_of[rows], prepend=-1, append=-1))  # none for no rows at all
+        for first, last in pairwise(borders.tolist()):
+            of_one = rows[first:last]
+            segment = int(segment_of[of_one[0]])
+            starts, sizes = meta["id_start"][of_one], meta["id_bytes"][of_one]
             low, high = int(starts.min()), int((starts + sizes).max())
             with self._paths[segment].open("rb") as stream:
                 stream.seek(self._segments[segment].id_offset + low)
                 raw = stream.read(high - low)
-            for row, start, size in zip(rows.tolist(), (starts - low).tolist(), sizes.tolist(), strict=True):
+            for row, start, size in zip(of_one.tolist(), (starts - low).tolist(), sizes.tolist(), strict=True):
                 names[row] = raw[start : start + size].decode()
         return names
 
