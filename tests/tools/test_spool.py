@@ -11,7 +11,7 @@ import pytest
 from data_mixers.errors import DataError
 from megatron_synE.data.tokenizers import load_tokenizer
 from tests.tools import corpus
-from tools.data import spool
+from tools.data import merge, spool
 from tools.data.merge import RunReader
 from tools.data.options import PreprocessOptions
 from tools.data.readers import plan_tasks
@@ -73,6 +73,21 @@ def test_ids_of_many_runs_are_found_without_going_through_all_documents_for_each
     assert reader.ids(segment_of, np.concatenate(metas)[order]) == [names[row].decode() for row in order]
     assert Counted.read < 5 * len(names)
     assert reader.ids(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=META)) == []
+
+
+def test_many_short_documents_are_few_in_memory(
+    tmp_path: Path, settings: TaskSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool, "BATCH_DOCUMENTS", 50)
+    monkeypatch.setattr(spool, "RUN_DOCUMENTS", 100)
+    monkeypatch.setattr(merge, "MERGE_DOCUMENTS", 30)
+    result = tokenised(tmp_path, settings, [{"text": f"{number} w", "topic": "law"} for number in range(320)])
+    assert [segment.num_documents for segment in result.segments] == [100, 100, 100, 20]
+    reader = RunReader(settings.runs, result.segments, "uint16", topic="law")
+    ranges = [meta for _, meta in reader.ranges(0, 1)]
+    assert max(map(len, ranges)) < 60
+    keys = np.concatenate(ranges)["key"]
+    assert (len(keys), keys.tolist()) == (320, sorted(keys.tolist()))
 
 
 @pytest.mark.parametrize("batch_bytes", [1, 1 << 20], ids=["a run a document", "one run"])

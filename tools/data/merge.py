@@ -24,6 +24,7 @@ from tools.data.stage import Report
 from tools.data.whole_documents import fill_windows
 
 MERGE_TOKENS = 4 << 20  # in memory at once while merging: about 50 MB with the copies
+MERGE_DOCUMENTS = 1 << 18  # likewise: each is some 800 bytes of Python beside its tokens
 SHARD_TOKENS = 1 << 27  # of one token file, about: half a GB of int32, so that writing spreads over workers
 PACKED_SHARD_TOKENS = 1 << 24  # where documents are packed: a file's documents are read from all over its range
 DIGEST_BYTES = 16
@@ -150,7 +151,8 @@ def _write_windows(
         segments.append(segment_of[kept])
         metas.append(meta[kept])
     segment_of, meta = np.concatenate(segments), np.concatenate(metas)
-    for documents, last in fill_windows(meta["length"], window=window, windows_at_once=max(1, MERGE_TOKENS // window)):
+    at_once = max(1, reader.tokens_at_once // window)
+    for documents, last in fill_windows(meta["length"], window=window, windows_at_once=at_once):
         owners, chosen = segment_of[documents], meta[documents]
         output.write_windows(chosen, reader.tokens(owners, chosen), reader.ids(owners, chosen), last, window)
         on_tokens(len(last) * window)
@@ -186,6 +188,8 @@ class RunReader:
         self._dtype = np.dtype(TOKEN_DTYPES[dtype])
         self._num_tokens = sum(segment.num_tokens for segment in self._segments)
         self.num_documents = sum(segment.num_documents for segment in self._segments)
+        of_documents = MERGE_DOCUMENTS * self._num_tokens // max(1, self.num_documents)  # at their mean length
+        self.tokens_at_once = max(1, min(MERGE_TOKENS, of_documents))
 
     def metas(self) -> Iterator[Meta]:
         """The records of each segment: mapped, or read where they are few, as a mapping keeps its file open."""
@@ -203,7 +207,7 @@ class RunReader:
 
     def ranges(self, shard: int, num_shards: int) -> Iterator[tuple[npt.NDArray[np.int64], Meta]]:
         """(segment of each document, records), both in key order, of consecutive ranges of keys of one shard."""
-        num_ranges = max(1, -(-self._num_tokens // num_shards // MERGE_TOKENS))
+        num_ranges = max(1, -(-self._num_tokens // num_shards // self.tokens_at_once))
         metas = list(self.metas())
         keys = [np.asarray(meta["key"]) for meta in metas]  # views: a search touches a few pages
         limits = [(1 << 64) * (shard * num_ranges + n) // (num_shards * num_ranges) for n in range(num_ranges + 1)]
