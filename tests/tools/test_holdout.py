@@ -173,12 +173,20 @@ def test_workers_map_the_table_of_held_out_documents(tmp_path: Path) -> None:
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     on_disk = sum(path.stat().st_size for path in tmp_path.glob("*.npy"))
-    assert peak_bytes < (1 << near_copies._FILTER_BITS) + on_disk
+    assert peak_bytes < (1 << near_copies._LEAST_BITS) + on_disk
     assert table.are_near(writer_tokens(tmp_path / "held"), lengths).all()
 
 
 def writer_tokens(prefix: Path) -> Any:
     return np.concatenate(documents_of(prefix))
+
+
+@pytest.mark.parametrize("count", [0, 1, 1000, 1 << 23])
+def test_few_strangers_pass_the_filter_however_much_is_held_out(count: int) -> None:
+    hashes = np.unique(np.random.default_rng(0).integers(0, 1 << 64, count, dtype=np.uint64))
+    table = NearCopies(hashes, np.arange(len(hashes) + 1), np.zeros(len(hashes), np.int64), np.ones(1, np.int64))
+    assert table._filter.mean() <= 1 / 8
+    assert table._filter[near_copies._slots(hashes, table._filter)].all()
 
 
 class Asked(set[int]):
