@@ -12,7 +12,7 @@ import pytest
 from data_mixers.errors import DataError
 from megatron_synE.data.tokenizers import load_tokenizer
 from tests.tools import corpus
-from tests.tools.token_files import documents_of
+from tests.tools.token_files import Counted, documents_of
 from tools.data import merge, spool
 from tools.data.merge import MergeSettings, RunReader, ShardTask
 from tools.data.options import PreprocessOptions
@@ -47,17 +47,6 @@ def tokenised(folder: Path, settings: TaskSettings, rows: list[object]) -> TaskR
 ROWS: list[object] = [{"text": text, "topic": topic} for text, topic in zip(TEXTS, TOPICS, strict=True)]
 
 
-class Counted(np.ndarray[Any, Any]):
-    """Counts the items that comparisons with it read."""
-
-    read = 0
-
-    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **keywords: Any) -> Any:
-        Counted.read += self.size
-        plain = [np.asarray(each) if isinstance(each, Counted) else each for each in inputs]
-        return getattr(ufunc, method)(*plain, **keywords)
-
-
 def test_ids_of_many_runs_are_found_without_going_through_all_documents_for_each(tmp_path: Path) -> None:
     segments, owners, metas, names = [], [], [], []
     for run in range(60):
@@ -72,6 +61,7 @@ def test_ids_of_many_runs_are_found_without_going_through_all_documents_for_each
     order = np.random.default_rng(0).permutation(len(names))
     reader = RunReader(tmp_path, segments, "uint16", topic="law")
     segment_of = np.array(owners)[order].view(Counted)
+    Counted.read = 0
     assert reader.ids(segment_of, np.concatenate(metas)[order]) == [names[row].decode() for row in order]
     assert Counted.read < 5 * len(names)
     assert reader.ids(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=META)) == []
