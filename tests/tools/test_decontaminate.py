@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -19,7 +20,7 @@ from data_mixers.errors import ConfigError, DataError
 from tests import killed
 from tests.rows import read, write
 from tools.data.benchmark_items import Benchmark, Item, read_benchmark
-from tools.data.contamination import NgramIndex
+from tools.data.contamination import NgramIndex, _Table
 from tools.data.decontaminate import DecontaminateOptions, decontaminate
 from tools.data.readers import find_inputs
 from tools.data.units import units_of
@@ -269,3 +270,13 @@ def test_real_benchmarks_are_found_in_text_that_quotes_them_and_not_in_encyclopa
     assert by_name["HumanEval.jsonl.gz"].num_items == 164
     # Thirteen words in a row of an exam question in 3,270 encyclopaedia passages are rare accidents.
     assert sum(report.dropped.get("wiki", {}).values()) <= 5
+
+
+@pytest.mark.parametrize("count", [1, 1000, 2_000_000])
+def test_few_strangers_pass_the_filter_however_many_n_grams_benchmarks_have(count: int) -> None:
+    hashes = np.random.default_rng(0).integers(0, 1 << 64, count, dtype=np.uint64)
+    table = _Table([(hashes[: count // 2], 0), (hashes[count // 2 :], 1)])
+    assert table._filter.mean() <= 1 / 8
+    places, owners = table.find(hashes)
+    assert np.array_equal(places, np.arange(count))
+    assert np.array_equal(owners, np.arange(count) >= count // 2)

@@ -129,7 +129,8 @@ def topic_of(hashes: list[int], lengths: list[int]) -> Any:
     meta = np.zeros(len(hashes), dtype=META)
     meta["high"], meta["low"] = [digest >> 64 for digest in hashes], [digest & (1 << 64) - 1 for digest in hashes]
     meta["length"] = lengths
-    return SimpleNamespace(metas=lambda: iter((meta[: len(meta) // 2], meta[len(meta) // 2 :])))
+    halves = meta[: len(meta) // 2], meta[len(meta) // 2 :]
+    return SimpleNamespace(metas=lambda: iter(halves), num_documents=len(meta))
 
 
 def test_no_more_is_held_out_than_the_error_or_the_number_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,6 +160,32 @@ def test_what_is_held_out_already_is_passed_over_and_copies_count_once() -> None
     # Nothing new is left: an error that nothing makes smaller.
     found = choose({"a": topic_of(hashes, [10] * 5)}, "auto", sd=0.05, without=hashes)
     assert (found["a"].digests, found["a"].num_tokens, found["a"].standard_error) == ((), 0, math.inf)
+
+
+class Asked(set[int]):
+    """Counts what it is asked for."""
+
+    count = 0
+
+    def __contains__(self, value: object) -> bool:
+        self.count += 1
+        return super().__contains__(value)
+
+
+@pytest.mark.parametrize("compared", [1, 700, 1 << 16])
+def test_of_many_runs_only_documents_that_may_be_chosen_are_looked_at_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, compared: int
+) -> None:
+    monkeypatch.setattr(holdout, "COMPARED", compared)
+    rng = np.random.default_rng(0)
+    meta = np.zeros(70_000, dtype=META)
+    meta["high"], meta["low"] = rng.integers(0, 1 << 15, len(meta)), rng.integers(0, 4, len(meta))  # with copies
+    meta["length"] = 1 + meta["high"] % 100
+    hashes = sorted({high << 64 | low for high, low in zip(meta["high"].tolist(), meta["low"].tolist(), strict=True)})
+    without = Asked(hashes[:3])
+    found = holdout._smallest((meta[first : first + 100] for first in range(0, len(meta), 100)), 50, without=without)
+    assert found == [(digest, 1 + (digest >> 64) % 100) for digest in hashes[3:53]]
+    assert without.count < 5000
 
 
 @pytest.mark.parametrize(("num_held", "is_counted"), [(10, True), (11, False)])

@@ -8,7 +8,7 @@ import random
 import tempfile
 import tracemalloc
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import pyarrow
@@ -254,6 +254,28 @@ def test_reports_and_dropped_documents_are_read_only_if_they_are_named(tmp_path:
     for pattern in ("dropped", "dropped/*", "dropped/a.jsonl"):
         assert find_inputs([str(tmp_path / pattern)]) == [tmp_path / "dropped/a.jsonl"]
     assert find_inputs([str(tmp_path / "quarantine.jsonl")]) == [tmp_path / "quarantine.jsonl"]
+
+
+def test_each_file_of_a_large_folder_is_compared_with_what_is_passed_over_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dropped").mkdir()
+    (tmp_path / "report.json").write_text("{}")
+    for number in range(150):
+        for folder in (tmp_path, tmp_path / "dropped"):
+            (folder / f"{number:03d}.jsonl").write_text("{}")
+    hashed = 0
+    own = PurePath.__hash__
+
+    def counted(path: PurePath) -> int:
+        nonlocal hashed
+        hashed += 1
+        return own(path)
+
+    monkeypatch.setattr(PurePath, "__hash__", counted)
+    found = find_inputs([str(tmp_path)])
+    assert [path.name for path in found] == [f"{number:03d}.jsonl" for number in range(150)]
+    assert hashed < 10 * 300
 
 
 @pytest.mark.parametrize("pattern", ["", "out", "out/*.jsonl", "out/dropped", "**/*.jsonl", "out/a.jsonl"])

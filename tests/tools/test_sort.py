@@ -14,11 +14,11 @@ from data_mixers.errors import ConfigError, DataError
 from data_mixers.manifest import DatasetManifest, ShardEntry, SourceEntry, read_manifest, write_manifest
 from tests import tiny
 from tests.rows import contents
-from tests.tools.token_files import LAW, ORIGIN, documents_of, score, two_files_of_law
+from tests.tools.token_files import LAW, ORIGIN, Counted, documents_of, score, two_files_of_law
 from tools.data import redistribute
 from tools.data.scores_file import metadata_of, open_scores, scores_path
 from tools.data.sort import SortOptions, sort
-from tools.data.sort_order import order_of
+from tools.data.sort_order import document_ids, order_of
 
 
 @pytest.fixture
@@ -310,3 +310,15 @@ def test_the_command_sorts_and_says_what_is_wrong_without_a_traceback(data: Path
     assert done.stdout == f"{data.parent / 'sorted' / 'manifest.json'}\n"
     assert "zh/web/law: nll at shares of the tokens 0 %: " in done.stderr
     assert read_manifest(data.parent / "sorted").with_role("train")[0].bucket == "00"
+
+
+def test_ids_of_a_topic_of_many_files_are_found_without_going_through_all_documents_for_each(tmp_path: Path) -> None:
+    entry = {"num_tokens": 0, "text_bytes": 0, "bin_size_bytes": 0, "idx_size_bytes": 0}
+    shards = [
+        (tmp_path / f"file-{n}", ShardEntry(prefix="", num_documents=20, bin_sha256="", idx_sha256="", **entry))
+        for n in range(100)
+    ]
+    documents = np.arange(0, 2000, 3).view(Counted)
+    Counted.read = 0
+    assert document_ids(shards, documents) == [f"file-{n // 20}:{n % 20}" for n in range(0, 2000, 3)]
+    assert Counted.read <= 2 * len(documents)

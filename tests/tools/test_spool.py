@@ -1,8 +1,10 @@
 """Runs as one task writes them: every document once, by topic and key, with its tokens, its id and its place."""
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,11 +12,12 @@ import pytest
 from data_mixers.errors import DataError
 from megatron_synE.data.tokenizers import load_tokenizer
 from tests.tools import corpus
-from tools.data import spool
-from tools.data.merge import RunReader
+from tests.tools.token_files import Counted, documents_of
+from tools.data import merge, spool
+from tools.data.merge import MergeSettings, RunReader, ShardTask
 from tools.data.options import PreprocessOptions
 from tools.data.readers import plan_tasks
-from tools.data.spool import TaskResult, TaskSettings, tokenise_task
+from tools.data.spool import META, RunSegment, TaskResult, TaskSettings, tokenise_task
 
 TOPICS = ["law", "law", "art", "art", "art", "law", "art"]
 TEXTS = [f"{number} {'water boils at 100 degrees ' * (number + 1)}" for number in range(len(TOPICS))]
@@ -42,6 +45,84 @@ def tokenised(folder: Path, settings: TaskSettings, rows: list[object]) -> TaskR
 
 
 ROWS: list[object] = [{"text": text, "topic": topic} for text, topic in zip(TEXTS, TOPICS, strict=True)]
+
+
+def test_ids_of_many_runs_are_found_without_going_through_all_documents_for_each(tmp_path: Path) -> None:
+    segments, owners, metas, names = [], [], [], []
+    for run in range(60):
+        meta = np.zeros(20, dtype=META)
+        ids = [f"page-{run}-{row}".encode() if (run + row) % 3 else b"" for row in range(len(meta))]
+        meta["id_bytes"] = [len(name) for name in ids]
+        meta["id_start"] = np.cumsum(meta["id_bytes"]) - meta["id_bytes"]
+        (tmp_path / str(run)).write_bytes(meta.tobytes() + b"".join(ids))
+        place = {"meta_offset": 0, "id_offset": meta.nbytes, "num_documents": len(meta), "num_tokens": 0}
+        segments.append(RunSegment(file=str(run), topic="law", **place))
+        owners, metas, names = [*owners, *[run] * len(meta)], [*metas, meta], [*names, *ids]
+    order = np.random.default_rng(0).permutation(len(names))
+    reader = RunReader(tmp_path, segments, "uint16", topic="law")
+    segment_of = np.array(owners)[order].view(Counted)
+    Counted.read = 0
+    assert reader.ids(segment_of, np.concatenate(metas)[order]) == [names[row].decode() for row in order]
+    assert Counted.read < 5 * len(names)
+    assert reader.ids(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=META)) == []
+
+
+def test_many_short_documents_are_few_in_memory(
+    tmp_path: Path, settings: TaskSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool, "BATCH_DOCUMENTS", 50)
+    monkeypatch.setattr(spool, "RUN_DOCUMENTS", 100)
+    monkeypatch.setattr(merge, "MERGE_DOCUMENTS", 30)
+    result = tokenised(tmp_path, settings, [{"text": f"{number} w", "topic": "law"} for number in range(320)])
+    assert [segment.num_documents for segment in result.segments] == [100, 100, 100, 20]
+    reader = RunReader(settings.runs, result.segments, "uint16", topic="law")
+    ranges = [meta for _, meta in reader.ranges(0, 1)]
+    assert max(map(len, ranges)) < 60
+    keys = np.concatenate(ranges)["key"]
+    assert (len(keys), keys.tolist()) == (320, sorted(keys.tolist()))
+
+
+def test_what_is_held_out_is_found_in_one_pass_over_the_runs(
+    tmp_path: Path, settings: TaskSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool, "BATCH_DOCUMENTS", 1)
+    monkeypatch.setattr(spool, "RUN_DOCUMENTS", 4)
+    monkeypatch.setattr(merge, "MERGE_TOKENS", 16)
+    texts = [f"{number % 50} water boils" for number in range(60)]
+    result = tokenised(tmp_path, settings, [{"text": text, "topic": "law"} for text in texts])
+    reader = RunReader(settings.runs, result.segments, "uint16", topic="law")
+    sorted_metas = np.concatenate([meta for _, meta in reader.ranges(0, 1)])
+    digests = [int(high) << 64 | int(low) for high, low in zip(sorted_metas["high"], sorted_metas["low"], strict=True)]
+    chosen = sorted(set(digests))[:20]
+    expected = [digest for digest in dict.fromkeys(digests) if digest in chosen]
+
+    searches = 0
+    own = merge.bisect_left
+
+    def counted(keys: Any, limit: int) -> int:
+        nonlocal searches
+        searches += 1
+        return own(keys, limit)
+
+    monkeypatch.setattr(merge, "bisect_left", counted)
+    task = ShardTask(topic="law", prefix=tmp_path / "held", shard=0, num_shards=1, num_tokens=0)
+    told: list[int] = []
+    merge.write_held_out([task], merge_settings(settings, result), [chosen], 0, told.append)
+    raw = (tmp_path / "held.digests").read_bytes()
+    found = [int.from_bytes(raw[start : start + 16], "big") for start in range(0, len(raw), 16)]
+    assert found == expected
+    assert (sum(told), searches) == (int(sorted_metas["length"].sum()), 0)
+    tokenizer = load_tokenizer(settings.options.tokenizer, engine="reference")
+    texts_held = {tokenizer.decode(document[:-1]) for document in documents_of(tmp_path / "held")}
+    by_digest = {int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big"): text for text in texts}
+    assert texts_held == {by_digest[digest] for digest in chosen}
+
+
+def merge_settings(settings: TaskSettings, result: TaskResult) -> MergeSettings:
+    return MergeSettings(
+        runs=settings.runs, segments=result.segments, inputs=("a.jsonl",), dtype="uint16", eos_id=0, held_out=None,
+        keep_digests=True, window=None,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("batch_bytes", [1, 1 << 20], ids=["a run a document", "one run"])

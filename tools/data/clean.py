@@ -39,7 +39,7 @@ def clean(options: CleanOptions) -> SelectionReport:
     Errors: ConfigError for rules that do not fit, or a folder in use or with another call's result; DataError for
     damaged input or too many bad lines.
     Memory: of a worker, its piece of input (32 MB of plain text, or one whole .gz/.zst: 1 kB a document); of the whole,
-    100 bytes a pair of near-duplicates. Disk meanwhile: 0.7 kB a document.
+    200 bytes a near-duplicate. Disk meanwhile: 0.7 kB a document.
     """
     rules = load_rules(options.rules or DEFAULT_RULES)
     call = Call.of("clean", options, deciding(options, "report_only", rules=asdict(rules)))

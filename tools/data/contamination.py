@@ -17,7 +17,7 @@ from tools.data.benchmark_items import Benchmark, read_benchmark
 from tools.data.units import Hashes, hashes_of, ngram_hashes, units_of
 
 SHORTEST_ITEM = 8  # units: the shortest n-gram of the contamination studies of GPT-3 (arXiv 2005.14165, appendix C)
-FILTER_BITS = 20
+LEAST_FILTER_BITS, MOST_FILTER_BITS = 20, 26  # a byte for each number of so many bits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class NgramIndex:
 
     An item of 8 to n - 1 units is sought as a whole; a shorter one cannot be found and is counted.
     questions: an item's question is an item too, if it is so short that the n-grams of the whole do not hold it.
-    Memory: 12 bytes an n-gram of the benchmarks and 1 MB a length.
+    Memory: 28 bytes an n-gram of the benchmarks at most, and 1 MB a length.
     """
 
     def __init__(self, benchmarks: Sequence[Benchmark], n: int, *, questions: bool = False) -> None:
@@ -106,7 +106,9 @@ class _Table:
         owners = np.repeat(np.array([owner for _, owner in grams], dtype=np.int32), [len(found) for found, _ in grams])
         self._hashes, first = np.unique(hashes, return_index=True)
         self._owners = owners[first]
-        self._filter = np.zeros(1 << FILTER_BITS, dtype=bool)
+        # An eighth of strangers may pass: benchmarks have millions of n-grams, and what passes is looked up in all.
+        self._bits = min(max((8 * len(self._hashes)).bit_length(), LEAST_FILTER_BITS), MOST_FILTER_BITS)
+        self._filter = np.zeros(1 << self._bits, dtype=bool)
         self._filter[self._leading(self._hashes)] = True
 
     def find(self, hashes: Hashes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
@@ -118,7 +120,7 @@ class _Table:
         return candidates[hits], self._owners[slots[hits]]
 
     def _leading(self, hashes: Hashes) -> npt.NDArray[np.int64]:
-        return (hashes >> np.uint64(64 - FILTER_BITS)).astype(np.int64)
+        return (hashes >> np.uint64(64 - self._bits)).astype(np.int64)
 
 
 def _shown(units: Sequence[str]) -> str:

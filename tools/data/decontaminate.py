@@ -33,7 +33,7 @@ def decontaminate(options: DecontaminateOptions) -> tuple[SelectionReport, tuple
     """Report which documents are contaminated and, with `remove`, write them apart from the others.
 
     Deterministic and resumable as `clean`. Errors: ConfigError for a benchmark without known keys, or a folder in use;
-    DataError for damaged input. Memory: 12 bytes an n-gram of the benchmarks, per worker.
+    DataError for damaged input. Memory: at most 28 bytes an n-gram of the benchmarks, per worker.
     """
     find_inputs(options.inputs)  # what is mistyped is told before benchmarks are read
     paths = tuple(find_inputs(options.benchmarks, option="--benchmarks"))

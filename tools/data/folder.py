@@ -6,7 +6,9 @@ import os
 import re
 import shutil
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +25,7 @@ from data_mixers.manifest import (
 )
 from tools.data.labels import file_stem
 from tools.data.merge import digests_path, read_digests
-from tools.data.quarantine import QUARANTINE_NAME, BadLine
+from tools.data.quarantine import QUARANTINE_NAME, BadLine, write_records
 from tools.data.sidecar import SUFFIX
 
 _FILE = re.compile(
@@ -120,11 +122,10 @@ class DataFolder:
     def write_quarantine(self, quarantine: Sequence[BadLine], *, call: str) -> Path:
         """Replace this call's part of quarantine.jsonl. call: language/source/topic, or topic key."""
         path = self.folder / QUARANTINE_NAME
-        before = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        lines = [line for line in before if json.loads(line)["call"] != call]
-        lines += [json.dumps({"call": call, **asdict(item)}, ensure_ascii=False) for item in quarantine]
-        write_atomic(path, "".join(f"{line}\n" for line in lines).encode())
-        return path
+        with path.open(encoding="utf-8") if path.is_file() else nullcontext(()) as before:
+            others = (line.rstrip("\n") for line in before if json.loads(line)["call"] != call)
+            own = (json.dumps({"call": call, **asdict(item)}, ensure_ascii=False) for item in quarantine)
+            return write_records(path, chain(others, own))
 
     def _hashes_held_out(self, sources: Sequence[SourceEntry]) -> list[str]:
         """sha256 of the content hashes of every held-out token file, sorted."""

@@ -26,6 +26,7 @@ scored on the same documents. `measured_sd` gives it for one's own model and dat
 FEWEST_MEASURED = 30  # documents: the standard deviation of fewer is off by more than an eighth
 MOST_SHARE = 0.1  # ours: of a topic's documents; more would cost more training data than the figure is worth
 MOST_DOCUMENTS = 20_000  # at once in memory; with the assumption above some 600 of equal length are enough
+COMPARED = 1 << 16  # documents at a time: a look at each run by itself costs as much as one at so many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ def choose(
     taken = set(without)
     chosen = {}
     for topic in sorted(readers):
-        total = sum(len(meta) for meta in readers[topic].metas())
+        total = readers[topic].num_documents
         most = min(max(1, int(MOST_SHARE * total)), MOST_DOCUMENTS) if wanted == "auto" else int(wanted)
         ranked = _smallest(readers[topic].metas(), most, without=taken)
         if total <= len(ranked):
@@ -121,16 +122,26 @@ def enough(lengths: Sequence[int], sd: float) -> int:
 def _smallest(metas: Iterable[Meta], count: int, *, without: set[int]) -> list[tuple[int, int]]:
     """(content hash, tokens) of the `count` smallest different hashes that are not in `without`, ascending."""
     chosen: list[tuple[int, int]] = []
+    waiting: list[Meta] = []
+    num_waiting = 0
     for meta in metas:
-        order = np.lexsort((meta["low"], meta["high"]))
-        # copies of one text lie together: look at enough of the order to find `count` different ones
-        found: list[tuple[int, int]] = []
-        columns = (meta[name][order].tolist() for name in ("high", "low", "length"))
-        for high, low, length in zip(*columns, strict=True):
-            digest = high << 64 | low
-            if digest not in without and (not found or found[-1][0] != digest):
-                found.append((digest, length))
-                if len(found) == count:
-                    break
-        chosen = sorted({*chosen, *found})[:count]
-    return chosen
+        if len(chosen) == count:  # nearly all others are larger: a run gives a few, which wait until they are many
+            meta = meta[meta["high"] <= chosen[-1][0] >> 64]
+        waiting.append(np.array(meta))  # of a map, which keeps its file open
+        num_waiting += len(meta)
+        if num_waiting >= COMPARED:
+            chosen, waiting, num_waiting = _merged(chosen, waiting, count, without), [], 0
+    return _merged(chosen, waiting, count, without) if waiting else chosen
+
+
+def _merged(
+    chosen: Sequence[tuple[int, int]], waiting: Sequence[Meta], count: int, without: set[int]
+) -> list[tuple[int, int]]:
+    """As `_smallest`, of what was chosen before and more documents."""
+    rows = np.concatenate(waiting)
+    rows = rows[np.lexsort((rows["low"], rows["high"]))]
+    is_other = np.ones(len(rows), dtype=bool)  # than the one before: copies of one text lie together
+    is_other[1:] = (rows["high"][1:] != rows["high"][:-1]) | (rows["low"][1:] != rows["low"][:-1])
+    columns = (rows[name][is_other][: count + len(without)].tolist() for name in ("high", "low", "length"))
+    found = ((high << 64 | low, length) for high, low, length in zip(*columns, strict=True))
+    return sorted({*chosen, *(each for each in found if each[0] not in without)})[:count]

@@ -7,6 +7,7 @@ one, word for word or nearly, are left out and counted.
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from tools.data.stage import Report
 from tools.data.whole_documents import fill_windows
 
 MERGE_TOKENS = 4 << 20  # in memory at once while merging: about 50 MB with the copies
+MERGE_DOCUMENTS = 1 << 18  # likewise: each is some 800 bytes of Python beside its tokens
 SHARD_TOKENS = 1 << 27  # of one token file, about: half a GB of int32, so that writing spreads over workers
 PACKED_SHARD_TOKENS = 1 << 24  # where documents are packed: a file's documents are read from all over its range
 DIGEST_BYTES = 16
@@ -35,10 +37,13 @@ class Digests:
 
     def __init__(self, digests: Iterable[int]) -> None:
         self._pairs = {divmod(digest, 1 << 64) for digest in digests}
-        self._high = np.array([high for high, _ in self._pairs], dtype=np.uint64)
+        self._high = np.array(sorted({high for high, _ in self._pairs}), dtype=np.uint64)
 
     def contain(self, meta: Meta) -> npt.NDArray[np.bool_]:
-        found = np.isin(meta["high"], self._high)
+        if not len(self._high):
+            return np.zeros(len(meta), dtype=bool)
+        at = np.searchsorted(self._high, meta["high"])  # np.isin would sort both, for every run
+        found: npt.NDArray[np.bool_] = self._high[np.minimum(at, len(self._high) - 1)] == meta["high"]
         for row in np.flatnonzero(found).tolist():
             found[row] = (int(meta["high"][row]), int(meta["low"][row])) in self._pairs
         return found
@@ -122,20 +127,23 @@ def write_held_out(
     task = tasks[index]
     reader = RunReader(settings.runs, settings.segments, settings.dtype, topic=task.topic)
     chosen = Digests(digests[index])
-    emitted: set[tuple[int, int]] = set()
+    owners, found = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=META)]
+    for segment, records in enumerate(reader.metas()):  # not by ranges of keys: each would go through all runs
+        rows = np.flatnonzero(chosen.contain(records))
+        owners.append(np.full(len(rows), segment))
+        found.append(records[rows])
+        on_tokens(int(records["length"].sum(dtype=np.int64)))
+    segment_of, meta = np.concatenate(owners), np.concatenate(found)
+    order = np.lexsort((meta["place"], meta["file"], meta["key"]))
+    _, firsts = np.unique(meta[["high", "low"]][order], return_index=True)
+    order = order[np.sort(firsts)]
+    segment_of, meta = segment_of[order], meta[order]
+    pieces = np.cumsum(meta["length"], dtype=np.int64) // reader.tokens_at_once
     with IndexedWriter(task.prefix, dtype=settings.dtype) as pair, SidecarWriter(task.prefix) as sidecar:
         output = _Output(task.topic, settings, pair, sidecar)
-        for segment_of, meta in reader.ranges(0, 1):
-            rows = []
-            for row in np.flatnonzero(chosen.contain(meta)).tolist():
-                digest = int(meta["high"][row]), int(meta["low"][row])
-                if digest not in emitted:
-                    rows.append(row)
-                emitted.add(digest)
-            if rows:
-                owners, found = segment_of[rows], meta[rows]
-                output.write(found, reader.tokens(owners, found), reader.ids(owners, found))
-            on_tokens(int(meta["length"].sum(dtype=np.int64)))
+        for rows in np.split(np.arange(len(meta)), np.flatnonzero(np.diff(pieces)) + 1):
+            of_rows, some = segment_of[rows], meta[rows]
+            output.write(some, reader.tokens(of_rows, some), reader.ids(of_rows, some))
     write_atomic(digests_path(task.prefix), b"".join(output.digests))
     return asdict(output.result())
 
@@ -149,7 +157,8 @@ def _write_windows(
         segments.append(segment_of[kept])
         metas.append(meta[kept])
     segment_of, meta = np.concatenate(segments), np.concatenate(metas)
-    for documents, last in fill_windows(meta["length"], window=window, windows_at_once=max(1, MERGE_TOKENS // window)):
+    at_once = max(1, reader.tokens_at_once // window)
+    for documents, last in fill_windows(meta["length"], window=window, windows_at_once=at_once):
         owners, chosen = segment_of[documents], meta[documents]
         output.write_windows(chosen, reader.tokens(owners, chosen), reader.ids(owners, chosen), last, window)
         on_tokens(len(last) * window)
@@ -184,6 +193,9 @@ class RunReader:
         self._paths = [runs / segment.file for segment in self._segments]
         self._dtype = np.dtype(TOKEN_DTYPES[dtype])
         self._num_tokens = sum(segment.num_tokens for segment in self._segments)
+        self.num_documents = sum(segment.num_documents for segment in self._segments)
+        of_documents = MERGE_DOCUMENTS * self._num_tokens // max(1, self.num_documents)  # at their mean length
+        self.tokens_at_once = max(1, min(MERGE_TOKENS, of_documents))
 
     def metas(self) -> Iterator[Meta]:
         """The records of each segment: mapped, or read where they are few, as a mapping keeps its file open."""
@@ -201,7 +213,7 @@ class RunReader:
 
     def ranges(self, shard: int, num_shards: int) -> Iterator[tuple[npt.NDArray[np.int64], Meta]]:
         """(segment of each document, records), both in key order, of consecutive ranges of keys of one shard."""
-        num_ranges = max(1, -(-self._num_tokens // num_shards // MERGE_TOKENS))
+        num_ranges = max(1, -(-self._num_tokens // num_shards // self.tokens_at_once))
         metas = list(self.metas())
         keys = [np.asarray(meta["key"]) for meta in metas]  # views: a search touches a few pages
         limits = [(1 << 64) * (shard * num_ranges + n) // (num_shards * num_ranges) for n in range(num_ranges + 1)]
@@ -244,14 +256,18 @@ class RunReader:
     def ids(self, segment_of: npt.NDArray[np.int64], meta: Meta) -> list[str]:
         """The documents' own ids; empty for one that has none."""
         names = [""] * len(meta)
-        for segment in np.unique(segment_of[meta["id_bytes"] > 0]).tolist():
-            rows = np.flatnonzero((segment_of == segment) & (meta["id_bytes"] > 0))
-            starts, sizes = meta["id_start"][rows], meta["id_bytes"][rows]
+        rows = np.flatnonzero(meta["id_bytes"] > 0)
+        rows = rows[np.argsort(segment_of[rows], kind="stable")]
+        borders = np.flatnonzero(np.diff(segment_of[rows], prepend=-1, append=-1))  # none for no rows at all
+        for first, last in pairwise(borders.tolist()):
+            of_one = rows[first:last]
+            segment = int(segment_of[of_one[0]])
+            starts, sizes = meta["id_start"][of_one], meta["id_bytes"][of_one]
             low, high = int(starts.min()), int((starts + sizes).max())
             with self._paths[segment].open("rb") as stream:
                 stream.seek(self._segments[segment].id_offset + low)
                 raw = stream.read(high - low)
-            for row, start, size in zip(rows.tolist(), (starts - low).tolist(), sizes.tolist(), strict=True):
+            for row, start, size in zip(of_one.tolist(), (starts - low).tolist(), sizes.tolist(), strict=True):
                 names[row] = raw[start : start + size].decode()
         return names
 

@@ -22,6 +22,7 @@ from tools.data.rules import NearDuplicates
 from tools.data.units import Hashes, ngram_hashes
 
 BLOCK = 8192  # grams hashed at once: 15 MB of numbers, however long the text is
+PAIRS_AT_ONCE = 1 << 22  # read: 64 MB
 
 Sketch = npt.NDArray[np.uint8]
 """One byte of every hash of a document's signature, [num_bands * hashes_per_band]."""
@@ -76,16 +77,36 @@ def _written_aside(folder: Path) -> Iterator[Path]:
 def cluster(folder: Path) -> npt.NDArray[np.int64]:
     """(document, first document of its cluster) of all but the first ones, [n, 2], sorted; node numbers as `node`.
 
-    Memory: about 100 bytes a pair of near-duplicates.
+    Memory: about 200 bytes a document that goes, in however many bands it agrees.
     """
+    found = np.zeros((0, 2), dtype=np.int64)
+    for path in sorted(folder.glob("*.dups")):
+        new = [found]  # most pairs agree in several bands: of later ones only what joins two clusters is held
+        with path.open("rb") as stream:
+            while len(rows := np.fromfile(stream, dtype="<u4", count=4 * PAIRS_AT_ONCE).reshape(-1, 4)):
+                ends = [_first(found, node(rows[:, at].astype(np.int64), rows[:, at + 1])) for at in (0, 2)]
+                links = np.stack(ends, axis=1)
+                new.append(links[links[:, 0] != links[:, 1]])
+        if any(map(len, new[1:])):
+            found = _joined(np.concatenate(new))
+    return found
+
+
+def _first(found: npt.NDArray[np.int64], nodes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The first document of each one's cluster; itself, if it is in none so far."""
+    if not len(found):
+        return nodes
+    at = np.minimum(np.searchsorted(found[:, 0], nodes), len(found) - 1)
+    return np.where(found[at, 0] == nodes, found[at, 1], nodes)
+
+
+def _joined(ends: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """As `cluster`, of pairs of nodes."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    pairs = [np.fromfile(path, dtype="<u4").reshape(-1, 4) for path in sorted(folder.glob("*.dups"))]
-    rows = np.unique(np.concatenate(pairs), axis=0).astype(np.int64) if pairs else np.zeros((0, 4), dtype=np.int64)
-    ends = np.stack([node(rows[:, 0], rows[:, 1]), node(rows[:, 2], rows[:, 3])], axis=1)
-    nodes, places = np.unique(ends, return_inverse=True)
-    one, other = places.reshape(-1, 2).T
+    nodes = np.unique(ends)
+    one, other = (np.searchsorted(nodes, ends[:, at]).astype(np.int32) for at in (0, 1))
     links = coo_array((np.ones(len(one), dtype=bool), (one, other)), shape=(len(nodes), len(nodes)))
     _, component = connected_components(links, directed=False)
     _, smallest = np.unique(component, return_index=True)

@@ -23,7 +23,7 @@ token of twenty some 3/4 are common."""
 LEAST_NGRAMS = 10  # so many must be common, or all of a shorter document's: no document goes for a turn of phrase
 COMMON = 10  # 5-grams that more held-out documents share are boilerplate, and not counted
 BLOCK_TOKENS = 1 << 17  # hashed at once
-_FILTER_BITS = 24
+_LEAST_BITS, _MOST_BITS = 24, 26  # of the filter: a byte for each number of so many bits
 
 Numbers = npt.NDArray[np.int64]
 
@@ -37,14 +37,16 @@ class NearCopies:
         needed: how many of each held-out document's 5-grams make a near copy.
         """
         self._hashes, self._starts, self._owners, self._needed = hashes, starts, owners, needed
-        self._filter = np.zeros(1 << _FILTER_BITS, dtype=bool)
-        self._filter[_slots(hashes)] = True
+        # Of strangers an eighth may pass: to look one up among millions takes ten times as long as this.
+        bits = min(max((8 * len(hashes)).bit_length(), _LEAST_BITS), _MOST_BITS)
+        self._filter = np.zeros(1 << bits, dtype=bool)
+        self._filter[_slots(hashes, self._filter)] = True
 
     @classmethod
     def open(cls, folder: Path) -> "NearCopies":
-        """What `build` wrote."""
-        loaded = [np.load(folder / f"{name}.npy") for name in ("hashes", "starts", "owners", "needed")]
-        return cls(*loaded)
+        """What `build` wrote: 24 bytes a held-out token, once in memory for all workers of a machine."""
+        paths = (folder / f"{name}.npy" for name in ("hashes", "starts", "owners", "needed"))
+        return cls(*(np.asarray(np.load(path, mmap_mode="r")) for path in paths))
 
     @staticmethod
     def build(folder: Path, held_out: Sequence[Path]) -> None:
@@ -111,7 +113,7 @@ def _ngrams(
     """(document, hash) of every 5-gram of ordinary tokens inside a document; `wanted` leaves out most strangers."""
     hashes = ngram_hashes(tokens.astype(np.uint64), NGRAM)
     ends = np.cumsum(lengths, dtype=np.int64)
-    inside = wanted[_slots(hashes)] if wanted is not None else np.ones(len(hashes), dtype=bool)
+    inside = wanted[_slots(hashes, wanted)] if wanted is not None else np.ones(len(hashes), dtype=bool)
     for offset in range(1, NGRAM + 1):  # what reaches the EOS of a document, its last token
         places = ends - offset
         inside[places[(places >= 0) & (places < len(inside))]] = False
@@ -119,8 +121,9 @@ def _ngrams(
     return np.searchsorted(ends, places, side="right").astype(np.int64), hashes[places]
 
 
-def _slots(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    return hashes >> np.uint64(64 - _FILTER_BITS)
+def _slots(hashes: npt.NDArray[np.uint64], table: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint64]:
+    """Where a filter of a power of two of places has these hashes."""
+    return hashes >> np.uint64(65 - len(table).bit_length())
 
 
 def _different(documents: Numbers, values: Any) -> tuple[Numbers, Any]:

@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from data_mixers.atomic import write_atomic
+from data_mixers.atomic import publish, temporary_path
 from data_mixers.errors import DataError
 from tools.data.readers import InputTask
 
@@ -18,7 +18,7 @@ _NOT_LINES = ("broken JSON", "not a JSON object", "invalid UTF-8 at", "the line 
 """Of a line that may be any number of documents in another format; a line without its key is one."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)  # of many documents millions are longer than a window
 class BadLine:
     file: str
     line: int
@@ -61,9 +61,19 @@ def check_lines(path: Path, num_lines: int, bad: Sequence[tuple[int, str]]) -> N
 
 def write_quarantine(folder: Path, bad: Sequence[BadLine]) -> Path:
     """The bad lines of the call whose folder it is."""
-    lines = "".join(json.dumps(asdict(line), ensure_ascii=False) + "\n" for line in bad)
-    write_atomic(folder / QUARANTINE_NAME, lines.encode())
-    return folder / QUARANTINE_NAME
+    return write_records(folder / QUARANTINE_NAME, (json.dumps(asdict(line), ensure_ascii=False) for line in bad))
+
+
+def write_records(path: Path, records: Iterable[str]) -> Path:
+    """Replace a file by these records, each on a line of its own and one at a time in memory."""
+    temporary = temporary_path(path)
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as stream:
+            stream.writelines(f"{record}\n" for record in records)
+        publish(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
 
 
 def check_bad_share(

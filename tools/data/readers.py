@@ -85,11 +85,11 @@ def find_inputs(patterns: Sequence[str], *, option: str = "--input") -> list[Pat
         files = [path for path in matches if path.is_file()]
         for folder in (path for path in matches if path.is_dir()):
             files += _files_inside(folder, option)
-        by_products = [path for path in files if _is_by_product(path, named)]
+        by_products = dict.fromkeys(path for path in files if _is_by_product(path, named))
         if by_products:
-            first, count = ", ".join(map(str, by_products[:4])), len(by_products)
+            first, count = ", ".join(map(str, list(by_products)[:4])), len(by_products)
             logger.info("%s %s: not read, since no documents to keep: %s (%d in all)", option, pattern, first, count)
-            files = [path for path in files if path not in set(by_products)]
+            files = [path for path in files if path not in by_products]
         if not files:
             raise ConfigError(f"{option} {pattern} matches no file and no folder with {', '.join(KINDS)} files")
         _check_finished(files, f"{option} {pattern}")

@@ -151,12 +151,14 @@ def document_ids(shards: Shards, documents: Ints) -> list[str]:
     ids: list[str] = []
     first = 0
     for prefix, shard in shards:
-        wanted = documents[(documents >= first) & (documents < first + shard.num_documents)] - first
+        begin, end = np.searchsorted(documents, (first, first + shard.num_documents))  # a mask would read all for each
+        wanted = documents[begin:end] - first
         if not sidecar_path(prefix).is_file():
             ids += [f"{prefix.name}:{number}" for number in wanted.tolist()]
         elif len(wanted):
             for place, column in _batches(open_rows(sidecar_path(prefix), shard.num_documents), ["id"]):
-                inside = wanted[(wanted >= place) & (wanted < place + len(column))] - place
+                begin, end = np.searchsorted(wanted, (place, place + len(column)))
+                inside = wanted[begin:end] - place
                 ids += map(str, column.column("id").take(pa.array(inside)).to_pylist())
         first += shard.num_documents
     return ids

@@ -1,7 +1,8 @@
 """An external shuffle, first half: every task writes its tokenised documents as runs sorted by (topic, key).
 
 The key is a 64-bit hash of (seed, text, place in the input), so one order comes out of any number of workers and any
-cut into tasks. A run holds some 64 MB of text at most; `merge` takes one range of keys after the other from all runs.
+cut into tasks. A run holds some 64 MB of text, or 262,144 documents, at most; `merge` takes one range of keys after the
+other from all runs.
 """
 
 import gc
@@ -31,7 +32,9 @@ from tools.data.quarantine import check_lines
 from tools.data.readers import BadRecord, InputTask, Record, read_task
 
 RUN_BYTES = 64 << 20
+RUN_DOCUMENTS = 1 << 18  # at most: each is some 300 bytes of Python in memory beside its text
 BATCH_BYTES = 4 << 20  # a call of the tokenizer costs about a millisecond beside its text
+BATCH_DOCUMENTS = 1 << 14
 GATHERED = 1 << 12  # documents put together at once: a few megabytes
 _NUMBERS = (int, float)  # a union would be made anew for every document
 HOPELESS = 1000  # lines without one document: the input is not what it was taken for
@@ -206,9 +209,9 @@ class _RunWriter:
         raw = record.text.encode()
         self._batch.append((record, len(raw), sha256(raw).digest()))
         self._batch_bytes += len(raw)
-        if self._batch_bytes >= BATCH_BYTES:
+        if self._batch_bytes >= BATCH_BYTES or len(self._batch) >= BATCH_DOCUMENTS:
             self._tokenise()
-            if self._run_bytes >= RUN_BYTES:
+            if self._run_bytes >= RUN_BYTES or len(self._tokens) >= RUN_DOCUMENTS:
                 self.flush()
 
     def flush(self) -> None:
