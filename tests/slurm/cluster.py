@@ -31,7 +31,7 @@ hostname "$1" && mount --bind "$2" /etc/hosts && mount -t tmpfs -o mode=1777 tmp
 ip link set lo up || exit 98
 : > "$3"
 trap 'exit 0' TERM INT
-while :; do sleep 86400 & wait $!; done
+while :; do setpriv --pdeathsig KILL sleep 86400 & wait $!; done
 """
 
 
