@@ -108,7 +108,7 @@ _BASES = ("rope_theta", "rope_parameters.rope_theta", "rope_scaling.rope_theta")
 
 
 def _is_positive(value: object) -> bool:
-    return type(value) in (int, float) and 0 < value < math.inf  # type: ignore[operator]  # one of the two
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _check_values(config: dict[str, Any], *, where: str) -> None:

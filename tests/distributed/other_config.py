@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from data_mixers.errors import ConfigError
 from megatron_synE.runtime.environment import hide_cuda
 
 hide_cuda()  # before torch is imported, so what imports it stands below
 
-from data_mixers.errors import ConfigError  # noqa: E402
 from megatron_synE.config import derive, examine  # noqa: E402
 from megatron_synE.runtime.run_dir import RunDir  # noqa: E402
 from megatron_synE.train import end_as_one_rank  # noqa: E402

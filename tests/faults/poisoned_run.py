@@ -21,15 +21,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from data_mixers.errors import DataError
+from megatron_synE.exit_codes import OneRankError
 from megatron_synE.runtime.environment import hide_cuda
 
 hide_cuda()
 
 import megatron_synE.checkpoint.save as saves  # noqa: E402
 import megatron_synE.trainer as trainers  # noqa: E402
-from data_mixers.errors import DataError  # noqa: E402
 from megatron_synE.data.scheduled_dataset import ScheduledDataset  # noqa: E402
-from megatron_synE.exit_codes import OneRankError  # noqa: E402
 from megatron_synE.train import end_as_one_rank  # noqa: E402
 from megatron_synE.trainer import Trainer  # noqa: E402
 
