@@ -14,7 +14,7 @@ from megatron_synE.config.derive import iterations_of, ranks_of_replica
 from megatron_synE.config.fault import Fault
 from megatron_synE.config.float8_rules import float8_rules
 from megatron_synE.config.mixture_rules import controller_rules, guard_rules, share_rules
-from megatron_synE.config.schema import RunConfig, StageSection
+from megatron_synE.config.schema import CurriculumSection, LrScheduleSection, RunConfig, StageSection
 from megatron_synE.config.topic_rules import topic_rules
 from megatron_synE.data.probe import Probe
 from megatron_synE.model.llama import LlamaArchitecture
@@ -223,6 +223,13 @@ def _lr_schedule(config: RunConfig) -> Iterator[Fault]:
             f"{schedule.decay_tokens} the rate stays at its peak",
             "set lr_schedule.decay_tokens with style=wsd, or remove min_lr",
         )
+    if not decay and schedule.decay_style != LrScheduleSection.decay_style:
+        yield Fault(
+            "lr_schedule.decay_style",
+            f"{schedule.decay_style} is of wsd's decay, but style={schedule.style} and decay_tokens="
+            f"{schedule.decay_tokens}: there is none",
+            "set lr_schedule.decay_tokens with style=wsd, or remove decay_style",
+        )
     for name, value in (("start_lr", schedule.start_lr), ("min_lr", schedule.min_lr)):
         if value > optimizer.lr:
             yield Fault(
@@ -328,6 +335,13 @@ def _stages(config: RunConfig) -> Iterator[Fault]:
         yield Fault("data.stages", "is empty", "write at least one stage with name, tokens and languages")
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield Fault("data.stages", f"two stages are called {name!r}", "give each its own name")
+    for index, stage in enumerate(config.data.stages):
+        paced = stage.curriculum
+        if paced and paced.pacing != "warmup_then_random" and paced.warmup_share != CurriculumSection.warmup_share:
+            yield Fault(
+                f"data.stages.{index}.curriculum.warmup_share", f"{paced.warmup_share:g} has no meaning with pacing="
+                f"{paced.pacing}", "remove it, or set pacing=warmup_then_random",
+            )  # fmt: skip
     if not config.data.manifests:
         yield Fault("data.manifests", "is empty", "name the manifest.json of `syne data preprocess`")
     if config.validation.interval_tokens is not None and not config.validation.manifests:

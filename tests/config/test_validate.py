@@ -125,6 +125,14 @@ REFUSED = {
         ["lr_schedule.decay_tokens=0", "lr_schedule.min_lr=1e-6"],
         "lr_schedule.min_lr: 1e-06 is never reached",
     ),
+    "style of no decay": (
+        ["lr_schedule.style=cosine", "lr_schedule.decay_tokens=0", "lr_schedule.decay_style=linear"],
+        "lr_schedule.decay_style: linear is of wsd's decay, but style=cosine and decay_tokens=0: there is none",
+    ),
+    "warm-up of another pacing": (
+        ["data.stages.0.curriculum={pacing: low_to_high, warmup_share: 0.3}"],
+        "data.stages.0.curriculum.warmup_share: 0.3 has no meaning with pacing=low_to_high",
+    ),
     "min lr": (["lr_schedule.min_lr=1e-3"], "lr_schedule.min_lr: 0.001 is above the peak"),
     "beta": (["optimizer.adam_beta2=1.0"], "optimizer.adam_beta2: 1.0 would never forget"),
     "random with path": (["init.path=x"], "init.path: x is not read with init.from=random"),
