@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from data_mixers.schedule import Schedule
 from megatron_synE.attempts import Attempts, begin
-from megatron_synE.build import Model, build_model, build_optimizer
+from megatron_synE.build import Model, build_model, build_optimizer, layers_of
 from megatron_synE.checkpoint import layout
 from megatron_synE.checkpoint.hf_folder import HfFolder, side_files
 from megatron_synE.checkpoint.load import load_training_state, load_weights
@@ -68,6 +68,7 @@ def assemble(
     mixture = mixture_to_follow(mixture_of(config, examination.manifests), start)
     schedule = mixture.schedule
 
+    agreed(groups.control, partial(layers_of, config, device))  # cards need not be alike
     model = build_model(config, plan, device)
     if start.mode != "resume":
         # Nodes may have copies of their own, and ranks would begin with parts of two models.

@@ -108,15 +108,21 @@ def transformer_config(config: RunConfig, plan: RunPlan, device: Device) -> Tran
     )
 
 
+def layers_of(config: RunConfig, device: Device) -> Implementation:
+    """Layers and kernels for this rank's card. Errors: ConfigError if it cannot do what is asked for."""
+    training = config.training
+    return choose(
+        config.model.attention, device,
+        kernels=config.model.kernels, fp8=training.fp8, fp8_recipe=training.fp8_recipe,
+    )  # fmt: skip
+
+
 def build_model(config: RunConfig, plan: RunPlan, device: Device) -> Model:
     """The chunks of this rank, wrapped for data parallelism; weights random or not yet loaded.
 
     Collective: every rank. Weights loaded later go in place, before build_optimizer makes the fp32 masters from them.
     """
-    implementation = choose(
-        config.model.attention, device,
-        kernels=config.model.kernels, fp8=config.training.fp8, fp8_recipe=config.training.fp8_recipe,
-    )  # fmt: skip
+    implementation = layers_of(config, device)
     logger.info("layers: %s", implementation)
     if plan.zero_stage != config.parallel.zero_stage:
         logger.warning(

@@ -2,6 +2,7 @@
 
 COPY=folder:other   rank 1 reads manifest.json of `other` where the configuration names `folder`
 BF16=1              rank 1's processor multiplies bf16 in hardware, the others' do not
+NO_FP8=1            rank 1's card has no FP8
 READ_ONLY=1         rank 1 cannot write to the run folder
 HF=folder           rank 1 reads weights and config.json of this model where the configuration names another
 """
@@ -37,6 +38,12 @@ if "BF16" in os.environ:
     derive.cpu_has_bf16 = lambda: os.environ["RANK"] == "1"
 
 
+def card_without_fp8() -> None:
+    from megatron_synE.runtime.device import Device
+
+    Device.has_fp8 = property(lambda self: False)  # type: ignore[assignment,method-assign]
+
+
 def replace_model(other: Path) -> None:
     from megatron_synE.checkpoint.hf_folder import HfFolder
     from megatron_synE.config import derive
@@ -51,6 +58,8 @@ if os.environ["RANK"] == "1":
         overrides.append(os.environ["OTHER"])
     if "HF" in os.environ:
         replace_model(Path(os.environ["HF"]))
+    if "NO_FP8" in os.environ:
+        card_without_fp8()
     if "COPY" in os.environ:
         examine.read_manifest = of_the_copy
     if "READ_ONLY" in os.environ:

@@ -70,6 +70,15 @@ def test_held_out_files_that_one_rank_finds_damaged_are_named(root: Path, tmp_pa
     assert "Traceback" not in done.stderr
 
 
+def test_a_card_without_fp8_on_one_node_is_named(root: Path, tmp_path: Path) -> None:
+    done = tiny.python(
+        "-c", tiny.LAUNCH, 2, OTHER_CONFIG, root / "run.yaml", f"run.dir={tmp_path / 'run'}", "training.precision=bf16",
+        "training.fp8=hybrid", NO_FP8="1",
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr[-4000:]
+    assert done.stderr.count("error: training.fp8=hybrid needs an H100 or newer") == 1
+
+
 def test_a_processor_that_makes_another_precision_of_auto_is_named(root: Path, tmp_path: Path) -> None:
     done = tiny.python(
         "-c", tiny.LAUNCH, 2, OTHER_CONFIG, root / "run.yaml", f"run.dir={tmp_path / 'run'}", "training.precision=auto",
