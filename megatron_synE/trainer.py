@@ -214,6 +214,7 @@ class Trainer:
         batch = self.config.training.global_batch_size
         samples = self.mixture.leavable((remedy.first - 1) * batch, remedy.last * batch)
         self._follow(self.mixture.skipping(samples.start, samples.stop))
+        self._saved_iteration = None  # the checkpoint of this iteration does not know what is left out
         self.step_log.recovery(anomaly, remedy, samples, now_at=self.progress.iteration)
 
     def _go_back_before(self, iteration: int, anomaly: Anomaly) -> None:
@@ -231,7 +232,6 @@ class Trainer:
         self.progress = Progress.after(state, "resume")
         self.metrics.go_back_to(self.progress.iteration, validated=self.progress.last_validated_iteration)
         self.step_log.go_back()
-        self._saved_iteration = self.progress.iteration
 
     def _follow(self, mixture: Mixture) -> None:
         """Read what `mixture` says from here on."""

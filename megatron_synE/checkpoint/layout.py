@@ -281,7 +281,7 @@ def prune(
     is one, the oldest.
     written: the one just written, after which none counts: the run passed over those, because their content is damaged.
     lease: of a run; of the temporary folders only its own go. Those of others went when it was taken.
-    Errors: OSError, after all the others went, for what may not be deleted.
+    What may not be deleted is named in a warning, and stays: network file systems refuse where files are in use.
     Call it only when no save is under way in `checkpoints_dir`. An incomplete iter_* folder is left for a person.
     """
     stale = [
@@ -297,7 +297,6 @@ def prune(
         far = [folder for folder in counted if iteration_of(folder) <= iteration_of(counted[-1]) + 1 - reach]
         kept = far[-1] if far else counted[0]
         old = [folder for folder in old if folder != kept]
-    refused: list[OSError] = []
     for folder in old:
         _check(lease)
         # Under a temporary name first: a deletion that is interrupted must not leave half a checkpoint.
@@ -305,36 +304,43 @@ def prune(
         try:
             folder.rename(doomed)
         except OSError as error:  # those after it go all the same, or every later save would leave one more
-            refused.append(error)
+            logger.warning("%s could not be deleted: %s", folder, error)
         else:
             stale.append(doomed)
     for folder in stale:
-        try:
-            _delete(folder)
-        except OSError as error:
-            refused.append(error)
-    if refused:
-        raise refused[0]
+        _delete(folder)
     return old
 
 
 def withdraw_after(checkpoints_dir: Path, iteration: int, lease: Lease) -> None:
-    """Delete the checkpoints after `iteration`: the run went back there, and nothing may resume what it left."""
+    """Delete the checkpoints after `iteration`: the run went back there, and nothing may resume what it left.
+
+    Errors: CheckpointError for one that may not be withdrawn.
+    """
     write_atomic(checkpoints_dir / TRACKER, f"{iteration}\n".encode())
     for folder in reversed(iteration_folders(checkpoints_dir)):
         if iteration_of(folder) > iteration:
             lease.check()
             withdrawn = checkpoints_dir / f".tmp-{folder.name}-{lease.token}-withdrawn"
-            folder.rename(withdrawn)
+            try:
+                folder.rename(withdrawn)
+            except OSError as error:
+                raise CheckpointError(
+                    f"{folder}: the run goes back to iteration {iteration} and this one must go, but may not be renamed"
+                    f" ({error}); remove it, and start again"
+                ) from error
             _delete(withdrawn)
 
 
 def _delete(folder: Path) -> None:
     """With all that is in it; of a link the link alone: somebody keeps on another disk what it points to."""
-    if folder.is_symlink():
-        folder.unlink()
-    else:
-        shutil.rmtree(folder)
+    try:
+        if folder.is_symlink():
+            folder.unlink()
+        else:
+            shutil.rmtree(folder)
+    except OSError as error:
+        logger.warning("%s could not be deleted: %s", folder, error)
 
 
 def sha256_of(file: Path) -> str:

@@ -192,12 +192,7 @@ class Saver:
         layout.write_manifest(temporary, facts, known_sha256=known_sha256)
         layout.publish(temporary, final, lease=self._lease)
         logger.info("saved %s", final)
-        try:
-            layout.prune(
-                self._checkpoints, keep_last=self._keep_last, reach=self._reach, written=final, lease=self._lease
-            )
-        except OSError as error:  # the checkpoint is whole; network file systems refuse to delete files still in use
-            logger.warning("an older checkpoint in %s could not be deleted: %s", self._checkpoints, error)
+        layout.prune(self._checkpoints, keep_last=self._keep_last, reach=self._reach, written=final, lease=self._lease)
 
 
 def _make_empty(folder: Path) -> None:

@@ -62,7 +62,10 @@ def select(kind: Literal["auto", "cpu", "cuda"], *, local_rank: int) -> Device:
         return Device("cpu", torch.device("cpu"), "gloo", "cpu")
     if local_rank >= available:
         raise OneRankError(
-            ConfigError(f"local rank {local_rank} has no GPU: {available} visible; start at most that many per node")
+            ConfigError(
+                f"local rank {local_rank} has no GPU: {available} visible; start at most that many per node, and let "
+                "each task see all of its node's (under Slurm --gpus-per-node, no --gpus-per-task, no --gpu-bind)"
+            )
         )
     torch.cuda.set_device(local_rank)
     return Device("cuda", torch.device("cuda", local_rank), "nccl", torch.cuda.get_device_name(local_rank))

@@ -235,6 +235,46 @@ def test_what_lies_after_the_checkpoint_that_a_run_went_back_to_is_withdrawn(tmp
     lease.release()
 
 
+def test_what_may_not_be_withdrawn_is_named_and_what_may_not_be_deleted_is_left(tmp_path, monkeypatch, caplog):
+    checkpoints = tmp_path / "checkpoints"
+    for iteration in (1, 2, 3):
+        save(checkpoints, iteration)
+    lease = held_lease(tmp_path)
+    busy = OSError(16, "Device or resource busy")
+    with monkeypatch.context() as patch:
+        patch.setattr(layout.shutil, "rmtree", raising(busy))
+        layout.withdraw_after(checkpoints, 2, lease)
+    assert [folder.name for folder in layout.iteration_folders(checkpoints)] == ["iter_0000001", "iter_0000002"]
+    assert "-withdrawn could not be deleted: [Errno 16]" in caplog.text
+    monkeypatch.setattr(layout.Path, "rename", raising(busy))
+    with pytest.raises(CheckpointError, match="iter_0000002: the run goes back to iteration 1 and this one must go"):
+        layout.withdraw_after(checkpoints, 1, lease)
+    lease.release()
+
+
+def raising(error):
+    def refuse(*_, **__):
+        raise error
+
+    return refuse
+
+
+def test_a_folder_written_again_is_whole_though_the_one_it_replaces_stays(tmp_path, monkeypatch, caplog):
+    final = save(tmp_path, 1)
+    temporary = tmp_path / layout.temporary_name(1, "x")
+    fill(temporary, 1)
+    rmtree = layout.shutil.rmtree
+
+    def refusing(folder, **options):
+        if not options:
+            raise OSError(16, "Device or resource busy")
+        rmtree(folder, **options)
+
+    monkeypatch.setattr(layout.shutil, "rmtree", refusing)
+    layout.publish(temporary, final)
+    assert "could not be deleted: [Errno 16]" in caplog.text and layout.newest_complete(tmp_path) == final
+
+
 def test_a_manifest_without_a_list_of_files_and_files_that_are_no_json_object_are_refused(tmp_path):
     final = save(tmp_path, 3)
     manifest = json.loads((final / "manifest.json").read_text())

@@ -50,19 +50,19 @@ def test_of_a_checkpoint_that_was_moved_to_another_disk_the_link_goes_and_the_ch
         layout.check_complete(disk / name, verify_hashes=True)
 
 
-def test_what_may_not_be_renamed_keeps_nothing_else(tmp_path):
+def test_what_may_not_be_renamed_keeps_nothing_else(tmp_path, caplog):
     """As a mount point, or a folder that somebody has made immutable; here the name is another's."""
     for iteration in (1, 2, 3, 4):
         save(tmp_path, iteration)
     (tmp_path / ".tmp-iter_0000001-x-pruned" / "something").mkdir(parents=True)
-    with pytest.raises(OSError, match="not empty"):
-        layout.prune(tmp_path, keep_last=1)
+    layout.prune(tmp_path, keep_last=1)
+    assert "iter_0000001 could not be deleted: " in caplog.text and "not empty" in caplog.text
     assert [path.name for path in layout.iteration_folders(tmp_path)] == ["iter_0000001", "iter_0000004"]
     layout.prune(tmp_path, keep_last=1)
     assert [path.name for path in tmp_path.glob("*iter_*")] == ["iter_0000004"]
 
 
-def test_what_may_not_be_deleted_keeps_nothing_else(tmp_path, monkeypatch):
+def test_what_may_not_be_deleted_keeps_nothing_else(tmp_path, monkeypatch, caplog):
     for iteration in (1, 2, 3, 4):
         save(tmp_path, iteration)
     delete = layout.shutil.rmtree
@@ -73,8 +73,8 @@ def test_what_may_not_be_deleted_keeps_nothing_else(tmp_path, monkeypatch):
         delete(folder, **options)
 
     monkeypatch.setattr(layout.shutil, "rmtree", refusing)
-    with pytest.raises(OSError, match="busy"):
-        layout.prune(tmp_path, keep_last=1)
+    layout.prune(tmp_path, keep_last=1)
+    assert "iter_0000001-x-pruned could not be deleted: [Errno 16] Device or resource busy" in caplog.text
     assert [path.name for path in layout.iteration_folders(tmp_path)] == ["iter_0000004"]
     assert [path.name for path in tmp_path.glob(".tmp-*")] == [".tmp-iter_0000001-x-pruned"]
 

@@ -2,6 +2,7 @@
 
 nan:SAMPLES, spike:SAMPLE   the data of these samples (a,b) of the planned schedule gives a loss that is NaN, or much
                             too high, wherever in the run it is read
+stopped-nan:SAMPLES         the same as nan, and in the step that meets the first of them the run is asked to stop
 late-nan:SAMPLES            the same as nan, while what is being saved takes a second longer
 late-data:SAMPLE            the rank that reads this sample finds it damaged, while what is being saved takes as long
 late-full:SAMPLES           as late-nan, and the disk is full by then
@@ -34,7 +35,7 @@ from megatron_synE.train import end_as_one_rank  # noqa: E402
 from megatron_synE.trainer import Trainer  # noqa: E402
 
 what, _, argument = sys.argv[1].partition(":")
-collate, forward_backward = Trainer.collate, Trainer._forward_backward
+collate, forward_backward, begin_agreement = Trainer.collate, Trainer._forward_backward, Trainer._begin_agreement
 loss = trainers._loss
 save_chunks = saves.save_chunks
 marked: Any = None
@@ -104,14 +105,23 @@ def lately(self: Trainer, samples: Any) -> Any:
     return collate(self, samples)
 
 
+def asked_to_stop(self: Trainer) -> None:
+    bad = int(argument.split(",")[0]) // self.config.training.global_batch_size
+    if self.progress.iteration == bad:
+        self.stop_request.received = "SIGTERM"
+    begin_agreement(self)
+
+
+if what == "stopped-nan":
+    Trainer._begin_agreement = asked_to_stop  # type: ignore[method-assign]
 if what.startswith("late-"):
     saves.save_chunks = slowly_saved
-if what in ("nan", "spike", "late-nan", "late-data", "late-full"):
+if what in ("nan", "spike", "stopped-nan", "late-nan", "late-data", "late-full"):
     from data_mixers.manifest import read_manifest
 
     MANIFESTS = [read_manifest(Path(sys.argv[2]).parent / "train")]
     trainers._loss = bad_loss
-if what in ("nan", "spike", "late-nan", "late-data", "late-full", "late"):
+if what in ("nan", "spike", "stopped-nan", "late-nan", "late-data", "late-full", "late"):
     # the real trainer with one fault
     Trainer.collate = lately if what == "late" else with_bad_sample  # type: ignore[method-assign]
 else:

@@ -84,6 +84,18 @@ def test_a_stop_after_the_recovery_resumes_to_the_same_run(root: Path, tmp_path:
     assert_same_run_and_data(run, without)
 
 
+@pytest.mark.parametrize("action", ["skip", "rollback"])
+def test_a_stop_in_the_step_that_is_left_out_does_not_bring_it_back(root: Path, tmp_path: Path, action: str) -> None:
+    """The iteration it leaves with is saved already, without what was left out."""
+    run, without = tmp_path / "run", tmp_path / "without"
+    mend = [*SAVING, f"stability.on_nan={action}", "stability.rollback_steps=1"]
+    said = run_poisoned(root, run, "stopped-nan:43", *mend, code=75)
+    assert said.count("the loss is nan") == 1
+    tiny.train(root / "run.yaml", f"run.dir={run}", *mend, nproc=2)
+    left_out_from_the_start(root, without, ["40:48"])
+    assert_same_run_and_data(run, without)
+
+
 def test_a_spike_goes_back_to_a_checkpoint_and_leaves_out_what_came_before_it(root: Path, tmp_path: Path) -> None:
     run, without = tmp_path / "run", tmp_path / "without"
     spike = ["stability.on_spike=rollback", "stability.spike_window=4", "stability.spike_sigma=6",
