@@ -260,7 +260,9 @@ def test_equal_names_are_told_apart_by_their_folders(tmp_path: Path) -> None:
 
 def test_a_real_run_is_shown_whole(tmp_path: Path) -> None:
     """Its rows, files and checkpoint are those of this version: nothing is missing, and the lineage is its own."""
-    tiny.train(tiny.prepared(tmp_path))
+    file = tiny.prepared(tmp_path, checkpoint={"interval_tokens": 512})
+    tiny.train(file, "training.stop_after_iterations=4", code=75)
+    tiny.train(file)
     options = ReportOptions(runs=(tmp_path / "run",), out=tmp_path / "report.html")
     report = make_report(options)
     assert [block for section in report.sections for block in section.blocks if isinstance(block, Missing)] == []
@@ -276,6 +278,7 @@ def test_a_real_run_is_shown_whole(tmp_path: Path) -> None:
     assert rows["training loss, first → mean of last 5 %"][1] == f"{losses[0]:.4f} → {losses[-1]:.4f}"
     assert rows["iteration"][1] == "5 of 5"
     assert rows["state"][1] == "finished"
+    assert rows["begun from"][1] == str(tmp_path / "hf")  # not the checkpoint of its last start
     manifest = json.loads((tmp_path / "run/checkpoints/iter_0000005/manifest.json").read_text())
     assert rows["iter_0000005"][1:4] == [manifest["lineage_hash"][:16], manifest["schedule_hash"][:16], "whole"]
     assert rows[str(tmp_path / "hf")][2] == "Hugging Face weights"

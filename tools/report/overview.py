@@ -35,7 +35,7 @@ def facts_of(run: RunRecord) -> dict[str, str]:
         "iteration": f"{run.iteration:,} of {planned:,}" if planned is not None else f"{run.iteration:,}",
         "tokens read": short(metrics.last("consumed_tokens") or 0.0),
         "stage": current_stage(run) or "–",
-        "begun from": begun if isinstance(begun := run.manifest.get("started_from"), str) else "–",
+        "begun from": str(config.init.path or "random weights") if config is not None else "–",
         "training loss, first → mean of last 5 %": loss,
         "held-out PPL, first → last": last_validation_ppl(run),
         "learning rate": fixed_rate(metrics.last("learning_rate")),
