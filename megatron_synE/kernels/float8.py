@@ -69,6 +69,19 @@ def product(
     )  # fmt: skip
 
 
+@cache
+def cpu_scales_rows() -> bool:
+    """Whether this torch multiplies FP8 with a scale a row on a CPU (2.13 does, 2.11 does not): asked by doing it."""
+    try:
+        product(
+            torch.ones(16, 16).to(E4M3), torch.ones(16, 1), torch.ones(16, 16).to(E4M3), torch.ones(16, 1),
+            out_dtype=torch.bfloat16, fast_accumulation=True,
+        )  # fmt: skip
+    except RuntimeError:
+        return False
+    return True
+
+
 class _Linear(torch.autograd.Function):
     """Accumulation is fast forward and exact backward, as Transformer Engine's: a forward error is one of many."""
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from data_mixers.errors import ConfigError
 from megatron_synE.config.float8_rules import NATIVE_RECIPES
 from megatron_synE.kernels.choice import PLAIN, Asked, Kernels, choose_kernels
-from megatron_synE.kernels.float8 import Format
+from megatron_synE.kernels.float8 import Format, cpu_scales_rows
 from megatron_synE.model.float8_layers import Float8ColumnParallelLinear, Float8RowParallelLinear
 from megatron_synE.model.native_layers import NativeAttention, RMSNorm, RotaryCoreAttention, SwiGLU
 from megatron_synE.runtime.device import Device
@@ -67,6 +67,8 @@ def choose(
         raise ConfigError(
             f"training.fp8_recipe={fp8_recipe} needs Transformer Engine ({reason}); use {' or '.join(NATIVE_RECIPES)}"
         )
+    if fp8 is not None and fp8_recipe == "rowwise" and not device.is_cuda and not cpu_scales_rows():
+        raise ConfigError("training.fp8_recipe=rowwise: on a CPU this torch cannot; use tensorwise, or torch 2.13")
     return Implementation(name, reason, choose_kernels(kernels, is_cuda=device.is_cuda), fp8, fp8_recipe)
 
 

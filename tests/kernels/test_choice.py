@@ -9,6 +9,7 @@ from data_mixers.errors import ConfigError
 from megatron_synE.kernels import cpu_layers
 from megatron_synE.kernels.choice import CPU as BY_ROWS
 from megatron_synE.kernels.choice import PLAIN, choose_kernels
+from megatron_synE.kernels.float8 import cpu_scales_rows
 from megatron_synE.model.layer_spec import choose
 from megatron_synE.runtime.device import Device
 
@@ -63,6 +64,20 @@ def test_a_cpu_has_kernels_of_its_own_and_plain_torch_where_asked_for() -> None:
 def test_fp8_is_refused_with_its_cure(device: Device, fp8: str, recipe: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         choose("auto", device, fp8=fp8, fp8_recipe=recipe)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("bare")
+def test_a_torch_that_has_no_scales_a_row_on_a_cpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("Now _scaled_mm only supports per-tensor scaling for CPU backend.")  # torch 2.11's words
+
+    monkeypatch.setattr("torch._scaled_mm", refuse)
+    cpu_scales_rows.cache_clear()
+    try:
+        with pytest.raises(ConfigError, match=r"rowwise: on a CPU this torch cannot; use tensorwise, or torch 2\.13"):
+            choose("auto", CPU, fp8="e4m3", fp8_recipe="rowwise")
+    finally:
+        cpu_scales_rows.cache_clear()
 
 
 @pytest.mark.usefixtures("bare")
