@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -9,6 +10,10 @@ from hypothesis import settings
 # Before torch is imported. The tests' tensors are so small that a second thread only waits for the first, which on a
 # busy machine takes ten times as long as the work itself. Every process that a test starts inherits it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Before Triton is imported, by megatron-core where it is installed: without a GPU kernels run in its interpreter.
+if not Path("/proc/driver/nvidia").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # A slow machine is no fault of the code: an example may take as long as it takes.
 settings.register_profile("unhurried", deadline=None)
