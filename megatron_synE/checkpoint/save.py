@@ -192,7 +192,12 @@ class Saver:
         layout.write_manifest(temporary, facts, known_sha256=known_sha256)
         layout.publish(temporary, final, lease=self._lease)
         logger.info("saved %s", final)
-        layout.prune(self._checkpoints, keep_last=self._keep_last, reach=self._reach, written=final, lease=self._lease)
+        try:
+            layout.prune(
+                self._checkpoints, keep_last=self._keep_last, reach=self._reach, written=final, lease=self._lease
+            )
+        except OSError as error:  # the checkpoint is whole
+            logger.warning("no older checkpoint in %s could be deleted: %s", self._checkpoints, error)
 
 
 def _make_empty(folder: Path) -> None:
