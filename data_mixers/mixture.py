@@ -138,6 +138,27 @@ def _appended(
         gone, kind = gone | sources, "exhaustion"
 
 
+def ratios_at(
+    planned: Sequence[PlannedPhase],
+    reweights: Sequence[Reweight],
+    entries: Mapping[str, SourceEntry],
+    group: str,
+    sample: int,
+) -> dict[str, float]:
+    """Topic -> share inside the group as planned and decided for a sample, whether or not its text has ended by then.
+
+    Empty if the plan does not read the group there, or ends before. Errors: as compose.
+    """
+    begin, starts = 0, dict[str, int]()
+    for phase in planned:
+        first = starts.setdefault(phase.stage, begin)
+        begin += phase.num_samples
+        if sample < begin:
+            weights = _reweighted(phase.weights, _active(phase, reweights, sample, first), entries)
+            return topic_ratios(weights, group, entries)
+    return {}
+
+
 def topic_ratios(
     weights: Mapping[str, Fraction | int], group: str, entries: Mapping[str, SourceEntry]
 ) -> dict[str, float]:
