@@ -5,6 +5,7 @@ Rank 0 decides, the others receive; what was decided is part of every checkpoint
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +98,7 @@ class Mixture:
     bad_ranges: tuple[tuple[int, int], ...] = ()
     """Ranges of samples that the run itself leaves out, after a loss spike or NaN; like `skips`."""
 
-    @property
+    @cached_property
     def schedule(self) -> Schedule:
         """The plan under the decisions so far.
 

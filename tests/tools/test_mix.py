@@ -113,12 +113,8 @@ def test_a_third_language_with_topics_of_its_own_needs_no_code(tmp_path: Path) -
     first = decide(mixture.settings, ratios, None, seen(dict.fromkeys(topics, 2.0)))
     worse = decide(mixture.settings, ratios, first.state, seen({"cuisine": 2.0, "droit": 2.0, "océan": 2.5}))
     assert worse.ratios["océan"] > ratios["océan"]
-    steered = Mixture(
-        **(
-            vars(mixture)
-            | {"reweights": (Reweight(start_sample=100, group="fr/web", ratios=tuple(worse.ratios.items())),)}
-        )
-    )
+    decision = Reweight(start_sample=100, group="fr/web", ratios=tuple(worse.ratios.items()))
+    steered = replace(mixture, reweights=(decision,))
     for name, share in (("zh/web/law", 0.2), ("en/web/law", 0.3), ("fr/book/roman", 0.1)):
         assert abs(read_share(steered, name) * 200 - 200 * share) <= 2
     assert read_share(steered, "fr/web/océan") > read_share(mixture, "fr/web/océan")
