@@ -220,3 +220,6 @@ def test_a_run_that_was_renamed_is_asked_for_its_own_checkpoints(
     layout.write_manifest(checkpoint, {"parent_lineage_hash": None})
     assert main(["mix", "append", str(run), "--skip", "32:44"]) == 2
     assert "skip 32:44 must be a range of samples that are not read yet, inside 40:" in capsys.readouterr().err
+    for text in ("32-44", "²:44"):
+        assert main(["mix", "append", str(run), "--skip", text]) == 2
+        assert f"--skip {text} is not a range of samples; write start:stop" in capsys.readouterr().err
