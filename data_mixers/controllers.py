@@ -58,7 +58,7 @@ class Observation:
     losses: Mapping[str, TopicLosses]
     """Topics with missing data are absent."""
     tokens_by_topic: Mapping[str, int]
-    """Training tokens read so far of each topic; absent is 0."""
+    """Training tokens read so far of each topic of the group, also of those that do not trade here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,13 +112,19 @@ class Decision:
 
 
 def decide(
-    settings: ControllerSettings, ratios: Mapping[str, float], state: ControllerState | None, observation: Observation
+    settings: ControllerSettings,
+    ratios: Mapping[str, float],
+    state: ControllerState | None,
+    observation: Observation,
+    *,
+    ended: Collection[str] = (),
 ) -> Decision:
     """New shares of the topics of one group, which trade among themselves.
 
     ratios: in force now, as decided last. Where they differ from the last decision a new plan was set from outside: it
-    becomes the plan that floor and ceiling refer to; but for a topic that has ended (data.exhaustion) or is read again,
-    while the others share as decided. state: None at the first validation, which moves nothing.
+    becomes the plan that floor and ceiling refer to. state: None at the first validation, which moves nothing.
+    ended: topics that have a share and are not read for now (data.exhaustion): the others trade, at most max_shift of
+    what these have, and nothing is remembered of them.
     A topic moves only if its PPL is there now and was before; any other keeps its share to the bit. So does a topic
     with share 0, which the plan does not read. Where no change leaves its noise nothing moves, under any controller.
     Errors: ConfigError if the ratios are negative or do not sum to 1.
@@ -130,21 +136,21 @@ def decide(
         notes.append("first validation: nothing moves")
         state = _start(shares)
     elif not _same(dict(state.ratios), shares):
-        if (among := _among_those_read(state, shares)) is not None:
-            notes.append("a topic has ended or is read again: the plan of the others stays")
-            state = among
-        else:
-            notes.append("the ratios differ from the last decision: they are the plan now")
-            state = replace(_start(shares), num_decisions=state.num_decisions, topics=state.topics)
+        notes.append("the ratios differ from the last decision: they are the plan now")
+        state = replace(_start(shares), num_decisions=state.num_decisions, topics=state.topics)
     state = replace(state, ratios=_sorted(shares))
     before = dict(state.topics)
-    after = _remembered(active, shares, before, observation, notes)
+    notes += [f"{topic}: its text has ended for now, not moved" for topic in sorted(ended)]
+    after = _remembered(active, [topic for topic in shares if topic not in ended], before, observation, notes)
     movable = [topic for topic in after if _comparable(before.get(topic), after[topic]) and shares[topic] > 0]
     quiet = {topic for topic in movable if _is_quiet(active, topic, after[topic], observation.consumed_tokens)}
     notes += [f"{topic}: change of PPL inside its noise" for topic in sorted(quiet)]
     decided, average = shares, dict(state.average)
     if len(movable) > 1 and len(quiet) < len(movable):
-        decided, average = _moved(active, state, {topic: after[topic] for topic in movable}, quiet, notes)
+        max_shift = active.max_shift * (1 - math.fsum(shares[topic] for topic in ended))
+        decided, average = _moved(
+            active, state, {topic: after[topic] for topic in movable}, quiet, notes, max_shift=max_shift
+        )
     counted = {
         topic: memory if topic in quiet else replace(memory, counted_nll_sums=memory.nll_sums)
         for topic, memory in after.items()
@@ -202,39 +208,21 @@ def _start(shares: Mapping[str, float]) -> ControllerState:
     return ControllerState(num_decisions=0, ratios=same, planned=same, recent=same, average=same, topics=())
 
 
-def _among_those_read(state: ControllerState, shares: Mapping[str, float]) -> ControllerState | None:
-    """The state of other topics than before, where those that stay share as decided among themselves; else None."""
-    before = dict(state.ratios)
-    stay = [topic for topic, share in shares.items() if share > 0 and before.get(topic, 0.0) > 0]
-    if not stay or before.keys() == shares.keys():
-        return None
-    mass, was = (math.fsum(values[topic] for topic in stay) for values in (shares, before))
-    if not _same({t: before[t] / was for t in stay}, {t: shares[t] / mass for t in stay}):
-        return None
-
-    def among(values: Shares) -> Shares:
-        old = dict(values)
-        total = math.fsum(old[topic] for topic in stay)
-        return _sorted({t: old[t] / total * mass if t in stay else share for t, share in shares.items()})
-
-    return replace(state, planned=among(state.planned), recent=among(state.recent), average=among(state.average))
-
-
 def _same(decided: Mapping[str, float], shares: Mapping[str, float]) -> bool:
     return decided.keys() == shares.keys() and all(abs(decided[t] - shares[t]) <= SAME_SHARE for t in shares)
 
 
 def _remembered(
     settings: ControllerSettings,
-    shares: Mapping[str, float],
+    topics: Collection[str],
     before: Mapping[str, TopicMemory],
     observation: Observation,
     notes: list[str],
 ) -> dict[str, TopicMemory]:
-    """The memories, sorted by topic, of the topics whose PPL is there and finite; `notes` says which are not."""
-    training_tokens = sum(observation.tokens_by_topic.get(topic, 0) for topic in shares)
+    """The memories, in this order, of the topics whose PPL is there and finite; `notes` says which are not."""
+    training_tokens = sum(observation.tokens_by_topic.values())
     after = {}
-    for topic in shares:
+    for topic in topics:
         losses = observation.losses.get(topic)
         if losses is None or not math.isfinite(losses.ppl):
             notes.append(f"{topic}: PPL {'missing' if losses is None else 'not a number'}, not moved")
@@ -289,6 +277,8 @@ def _moved(
     memories: Mapping[str, TopicMemory],
     quiet: Collection[str],
     notes: list[str],
+    *,
+    max_shift: float,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """(shares, ado's averages) of all topics; only those in `memories` move, and only their own mass."""
     topics = tuple(memories)
@@ -317,18 +307,19 @@ def _moved(
     if proposal.average_shares is not None:
         averages |= zip(topics, (proposal.average_shares * average.sum()).tolist(), strict=True)
     if proposal.wanted is not None:
-        decided |= zip(topics, _inside_limits(settings, proposal.wanted, shares, planned, notes).tolist(), strict=True)
+        reached = _inside_limits(settings, proposal.wanted, shares, planned, notes, max_shift=max_shift)
+        decided |= zip(topics, reached.tolist(), strict=True)
     return decided, averages
 
 
 def _inside_limits(
-    settings: ControllerSettings, wanted: Array, shares: Array, planned: Array, notes: list[str]
+    settings: ControllerSettings, wanted: Array, shares: Array, planned: Array, notes: list[str], *, max_shift: float
 ) -> Array:
     # rounding may have left a share a last bit outside; the bounds must contain it (control_guards.limited)
     low = np.minimum(settings.floor * planned, shares)
     high = np.maximum(np.minimum(settings.ceiling * planned, shares.sum()), shares)
-    reached = limited(wanted, shares, low=low, high=high, max_shift=settings.max_shift)
-    if np.abs(reached - shares).sum() / 2 >= settings.max_shift * (1 - 1e-9):
+    reached = limited(wanted, shares, low=low, high=high, max_shift=max_shift)
+    if np.abs(reached - shares).sum() / 2 >= max_shift * (1 - 1e-9):
         notes.append(f"the move is cut to controller.max_shift={settings.max_shift:g}")
     return reached
 

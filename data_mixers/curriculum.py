@@ -70,16 +70,18 @@ def buckets_of(curriculum: Curriculum, entries: Sequence[SourceEntry], *, where:
     """How many buckets the paced languages have, the same in all their topics.
 
     Sources of those languages without buckets (books, code) are read as they are.
-    Errors: ConfigError naming `syne data sort` if no source has buckets, or topics differ in theirs.
+    Errors: ConfigError naming `syne data sort` if no source of a language has buckets, or topics differ in theirs.
     """
     topics: dict[tuple[str, str, str], list[str]] = {}
     for entry in entries:
         if entry.role == "train" and entry.language in curriculum.languages and entry.bucket is not None:
             topics.setdefault((entry.language, entry.source, entry.topic), []).append(entry.bucket)
-    if not topics:
+    sorted_languages = {language for language, _, _ in topics}
+    if not topics or sorted_languages < set(curriculum.languages):
+        unsorted = [language for language in curriculum.languages if language not in sorted_languages]
         raise ConfigError(
-            f"{where}.languages={list(curriculum.languages)}: none of their sources is sorted by difficulty; "
-            "run `syne data sort` on them, or leave the curriculum out"
+            f"{where}.languages={list(curriculum.languages)}: no source of {', '.join(unsorted) or 'them'} is sorted by"
+            " difficulty; run `syne data sort` on one, or leave the language or the curriculum out"
         )
     first, wanted = next((topic, sorted(buckets)) for topic, buckets in topics.items())
     for topic, buckets in topics.items():

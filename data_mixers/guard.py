@@ -111,13 +111,15 @@ def decide(
     """The language's rise after one validation: towards max_rise while it is worse, towards 0 while it is not.
 
     The first validation is the reference of all later ones, and moves nothing. Other documents, or items of another
-    probe, are not compared: they take the reference's place.
+    probe, are not compared: they take the reference's place. Another language begins at its planned share, and the one
+    before goes back to its own, at once.
     can_move: whether the schedule lets the share move at all where this decision would hold.
     """
     notes: list[str] = []
     if state is None or state.language != settings.language:
-        rise = 0.0 if state is None else state.rise
-        state = GuardState(language=settings.language, rise=rise, losses=None, answers=None)
+        if state is not None and state.rise > 0:
+            notes.append(f"guard: guard.language was {state.language}, whose share goes back to the planned one")
+        state = GuardState(language=settings.language, rise=0.0, losses=None, answers=None)
         notes.append(f"guard: this validation is what {settings.language} is compared with from now on")
     elif not _comparable(state, seen):
         notes.append(f"guard: the held-out documents or the probe of {settings.language} changed: compared from now on")

@@ -6,17 +6,17 @@ Composing is a pure function, so a resumed run loads its decisions and never rec
 edited while the decisions taken stay.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cache
 
 from data_mixers.errors import ConfigError
 from data_mixers.exhaustion import first_exhausted, without
 from data_mixers.manifest import SourceEntry
 from data_mixers.ratios import quantise
-from data_mixers.schedule import PhaseKind, Schedule, scheduled_source
+from data_mixers.schedule import Phase, PhaseKind, Schedule, scheduled_source
 
-Weights = dict[str, Fraction]
 Decided = Mapping[str, Mapping[str, float]]
 """Group -> topic -> share."""
 
@@ -81,61 +81,104 @@ def compose(
     Errors: ConfigError if a decision names a group or topic that the plan does not read there, or a rise leaves the
     other languages nothing.
     """
-    schedule = Schedule(seed=seed, seq_length=seq_length, sources=())
-    gone: frozenset[str] = frozenset()
+    schedule, gone = Schedule(seed=seed, seq_length=seq_length, sources=()), frozenset[str]()
+    stretches = list(_stretches(planned, reweights, shifts, entries))
+    while True:
+        whole = _followed_by(schedule, stretches, gone, entries)
+        ended = None if limits is None else first_exhausted(whole, limits)
+        if ended is None:
+            return whole
+        sample, sources = ended
+        schedule, gone = whole.until(sample), gone | sources
+        while sample >= stretches[0].end_sample:
+            del stretches[0]
+        stretches[0] = replace(stretches[0], kind="exhaustion")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stretch:
+    """Samples up to `end_sample` between which no decision begins."""
+
+    name: str
+    kind: PhaseKind
+    end_sample: int
+    reads: frozenset[str]
+    weights_without: Callable[[frozenset[str]], Mapping[str, int]]
+    """Weights over 2**32 when these of `reads` have ended."""
+
+
+def _stretches(
+    planned: Sequence[PlannedPhase],
+    reweights: Sequence[Reweight],
+    shifts: Sequence[GuardShift],
+    entries: Mapping[str, SourceEntry],
+) -> Iterator[_Stretch]:
+    decided = {r.start_sample for r in reweights} | {s.start_sample for s in shifts}
     starts: dict[str, int] = {}
     begin = 0
     for phase in planned:
         first, end = starts.setdefault(phase.stage, begin), begin + phase.num_samples
-        decided = {r.start_sample for r in reweights} | {s.start_sample for s in shifts}
         cuts = sorted({begin, end, *(sample for sample in decided if begin < sample < end)})
         for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
             active = _active(phase, reweights, start, first)
             shift = max((s for s in shifts if s.start_sample <= start), key=lambda s: s.start_sample, default=None)
 
+            @cache
             def weights_without(
-                sources: frozenset[str],
+                gone: frozenset[str],
                 active: Decided = active,
                 phase: PlannedPhase = phase,
                 shift: GuardShift | None = shift,
-            ) -> Weights:
-                weights = _reweighted(without(phase.weights, sources, entries), active, entries)
-                return weights if shift is None else _raised(weights, shift, entries, phase.name)
+            ) -> Mapping[str, int]:
+                weights = _reweighted(without(phase.weights, gone, entries), active, entries)
+                return quantise(weights if shift is None else _raised(weights, shift, entries, phase.name))
 
             kind: PhaseKind = "stage"
             if start > first and start in decided:  # a step of a curriculum may begin there too
                 kind = "guard" if shift is not None and shift.start_sample == start else "reweight"
-            schedule, gone = _appended(schedule, phase.name, kind, stop - start, weights_without, gone, entries, limits)
+            reads = frozenset(name for name, weight in phase.weights.items() if weight)
+            yield _Stretch(name=phase.name, kind=kind, end_sample=stop, reads=reads, weights_without=weights_without)
         begin = end
-    return schedule
 
 
-def _appended(
-    schedule: Schedule,
-    name: str,
-    kind: PhaseKind,
-    num_samples: int,
-    weights_without: Callable[[frozenset[str]], Weights],
-    gone: frozenset[str],
+def _followed_by(
+    schedule: Schedule, stretches: Sequence[_Stretch], gone: frozenset[str], entries: Mapping[str, SourceEntry]
+) -> Schedule:
+    """The schedule with these stretches, without the sources that have ended. At once: each append checks all of it."""
+    sources, phases = {source.name: source for source in schedule.sources}, list(schedule.phases)
+    start = schedule.num_samples
+    for stretch in stretches:
+        weights = stretch.weights_without(gone & stretch.reads)
+        for name in sorted(name for name, weight in weights.items() if weight and name not in sources):
+            sources[name] = scheduled_source(entries[name])
+        ordered = tuple((name, weights[name]) for name in sources if weights.get(name))
+        num_samples = stretch.end_sample - start
+        phases.append(
+            Phase(name=stretch.name, start_sample=start, num_samples=num_samples, weights=ordered, kind=stretch.kind)
+        )
+        start = stretch.end_sample
+    return replace(schedule, sources=tuple(sources.values()), phases=tuple(phases))
+
+
+def ratios_at(
+    planned: Sequence[PlannedPhase],
+    reweights: Sequence[Reweight],
     entries: Mapping[str, SourceEntry],
-    limits: Mapping[str, int] | None,
-) -> tuple[Schedule, frozenset[str]]:
-    """The schedule with this stretch, cut where a source ends, and all sources that have ended by then."""
-    while True:
-        weights = {n: w for n, w in quantise(weights_without(gone)).items() if w}
-        known = {source.name for source in schedule.sources}
-        new = tuple(scheduled_source(entries[n]) for n in sorted(weights.keys() - known))
-        longer = schedule.append_weights(name, num_samples=num_samples, weights=weights, new_sources=new, kind=kind)
-        ended = None if limits is None else first_exhausted(longer, limits)
-        if ended is None:
-            return longer, gone
-        sample, sources = ended
-        if sample > schedule.num_samples:
-            num_samples -= sample - schedule.num_samples
-            schedule = schedule.append_weights(
-                name, num_samples=sample - schedule.num_samples, weights=weights, new_sources=new, kind=kind
-            )
-        gone, kind = gone | sources, "exhaustion"
+    group: str,
+    sample: int,
+) -> dict[str, float]:
+    """Topic -> share inside the group as planned and decided for a sample, whether or not its text has ended by then.
+
+    Empty if the plan does not read the group there, or ends before. Errors: as compose.
+    """
+    begin, starts = 0, dict[str, int]()
+    for phase in planned:
+        first = starts.setdefault(phase.stage, begin)
+        begin += phase.num_samples
+        if sample < begin:
+            weights = _reweighted(phase.weights, _active(phase, reweights, sample, first), entries)
+            return topic_ratios(weights, group, entries)
+    return {}
 
 
 def topic_ratios(

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Literal
 
 from data_mixers.errors import ConfigError, DataError
+from data_mixers.file_version import KEY as VERSION
 from data_mixers.file_version import check_version
 from data_mixers.manifest import SourceEntry
 from data_mixers.ratios import WEIGHT_UNIT
 from data_mixers.strict_json import parse
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 OLD_SCHEDULE = "go on with the version of the program that began the run, or begin another from its checkpoint"
 SCHEDULE_NAME = "schedule.json"
-Order = Literal["permuted", "as_written", "reversed", "prefix_permuted"]
 PhaseKind = Literal["stage", "reweight", "guard", "exhaustion"]
 
 
@@ -38,27 +38,10 @@ class ScheduledSource:
 
     name: str
     shards: tuple[ScheduledShard, ...]
-    order: Order = "permuted"
-    """Order of windows inside an epoch: a keyed permutation, as they lie in the files, that backwards, or the first
-    `prefix` of them as they lie and the rest permuted (warm-up, then random)."""
-    prefix: float = 0.0
-    """Share of an epoch's windows, in (0, 1), for prefix_permuted alone."""
-    windows_planned: int | None = None
-    """Windows an epoch is expected to read, at most all: those are spread evenly over the files, so that a source in
-    order of difficulty reaches its hard end; the others follow in the same epoch if it goes on. None: all."""
     packed_seq_length: int | None = None
     """Its windows hold whole documents: they begin at multiples of this in every epoch."""
 
     def __post_init__(self) -> None:
-        where = f"source {self.name}"
-        if self.order == "prefix_permuted" and not 0 < self.prefix < 1:
-            raise ConfigError(f"{where}: prefix={self.prefix} must lie between 0 and 1 with order=prefix_permuted")
-        if self.order != "prefix_permuted" and self.prefix != 0:
-            raise ConfigError(f"{where}: prefix={self.prefix} has no meaning with order={self.order}; leave it out")
-        if self.windows_planned is not None and self.windows_planned < 1:
-            raise ConfigError(
-                f"{where}: windows_planned={self.windows_planned} must be at least 1; leave it out for all"
-            )
         if "@" in self.name:
             raise ConfigError(f"source {self.name} is held out for validation and can never enter a schedule")
 
@@ -205,7 +188,7 @@ class Schedule:
     def from_json(cls, text: str) -> "Schedule":
         """Errors: ConfigError naming the key for anything but what `to_json` writes."""
         try:
-            content = json.loads(text)
+            content = json.loads(text, object_hook=_since_version_3)
         except json.JSONDecodeError as error:
             raise ConfigError(f"the schedule is not JSON: {error}") from error
         check_version(content, understood=SCHEMA_VERSION, file="the schedule", cure=OLD_SCHEDULE, fault=ConfigError)
@@ -274,7 +257,7 @@ def read_schedule(path: Path) -> Schedule:
         raise DataError(f"{file}: {error}") from error
 
 
-def scheduled_source(entry: SourceEntry, *, order: Order = "permuted") -> ScheduledSource:
+def scheduled_source(entry: SourceEntry) -> ScheduledSource:
     """A manifest's source as the schedule holds it.
 
     Errors: ConfigError if it is held out for validation.
@@ -282,7 +265,14 @@ def scheduled_source(entry: SourceEntry, *, order: Order = "permuted") -> Schedu
     if entry.role != "train":
         raise ConfigError(f"source {entry.name} has role {entry.role}: it is held out and can never enter a schedule")
     shards = tuple(ScheduledShard(num_tokens=shard.num_tokens, sha256=shard.bin_sha256) for shard in entry.shards)
-    return ScheduledSource(name=entry.name, shards=shards, order=order, packed_seq_length=entry.packed_seq_length)
+    return ScheduledSource(name=entry.name, shards=shards, packed_seq_length=entry.packed_seq_length)
+
+
+def _since_version_3(found: dict[str, object]) -> dict[str, object]:
+    """Version 3 said of each source in which order it is read; no run ever wrote another than this one."""
+    only = {"order": "permuted", "prefix": 0.0, "windows_planned": None}
+    kept = {key: value for key, value in found.items() if key not in only or value != only[key]}
+    return kept | {VERSION: SCHEMA_VERSION} if kept.get(VERSION) == 3 else kept
 
 
 def _check_phase(phase: Phase, rank_of: Mapping[str, int], *, start: int, where: str) -> None:

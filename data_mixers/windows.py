@@ -5,14 +5,11 @@ token, so every token after the first of an epoch is a target once. Each epoch i
 fewer than two windows at head and tail together are not read in it. A packed source (`preprocess
 --keep-documents-whole`) is never shifted: its windows hold whole documents.
 
-An epoch of W windows of which n are planned reads windows floor(k * W / n) first and the W - n others after them; each
-of the two parts is in the source's order. Every epoch is a bijection of its windows, and nothing is a table.
+Every epoch is another keyed permutation of the windows, and nothing is a table.
 """
 
-import math
 from bisect import bisect_right
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import lru_cache
 from itertools import accumulate
 
@@ -48,8 +45,6 @@ class SourceWindows:
 
     def __init__(self, source: ScheduledSource, *, seed: int, seq_length: int) -> None:
         self.name = source.name
-        self._order = source.order
-        self._prefix = Fraction(source.prefix)
         self._seed = seed
         self._seq_length = seq_length
         self._tokens = [shard.num_tokens for shard in source.shards]
@@ -65,12 +60,6 @@ class SourceWindows:
                 f"a window needs seq_length + 1 = {seq_length + 1}; give it more text, merge it into another topic, "
                 "or lower training.seq_length"
             )
-        self._planned = self.windows_per_epoch if source.windows_planned is None else source.windows_planned
-        if self._planned > self.windows_per_epoch:
-            raise ConfigError(
-                f"source {source.name}: windows_planned={self._planned} is more than the {self.windows_per_epoch} "
-                "windows of an epoch; leave it out to read all of them"
-            )
         self._permutation = lru_cache(maxsize=4)(self._make_permutation)
         self._shift_base = lru_cache(maxsize=2)(self._make_shift_base)
 
@@ -80,7 +69,7 @@ class SourceWindows:
     def address(self, draw: int) -> WindowAddress:
         """Where the draw'th window of this source lies."""
         epoch, position = divmod(draw, self.windows_per_epoch)
-        window = self._window_at(epoch, position)
+        window = self._permutation(epoch)[position]
         shard_index = bisect_right(self._ends, window)
         inside = window - (self._ends[shard_index] - self._windows[shard_index])
         offset = inside * self._seq_length + self.shift(epoch, shard_index)
@@ -95,7 +84,7 @@ class SourceWindows:
         ends, counts = np.array(self._ends, dtype=np.int64), np.array(self._windows, dtype=np.int64)
         for epoch in np.unique(epochs).tolist():
             chosen = np.flatnonzero(epochs == epoch)
-            numbers = self._windows_at(epoch, windows[chosen])
+            numbers = self._permutation(epoch).map(windows[chosen])
             shard = np.searchsorted(ends, numbers, side="right")
             shifts = np.array([self.shift(epoch, index) for index in range(len(ends))], dtype=np.int64)
             shards[chosen] = shard
@@ -109,52 +98,8 @@ class SourceWindows:
         spare = self._tokens[shard_index] - 1 - self._windows[shard_index] * self._seq_length
         return self._shift_base(epoch) % (min(self._seq_length - 1, spare) + 1)
 
-    def _window_at(self, epoch: int, position: int) -> int:
-        """The window that an epoch reads at a position."""
-        planned, total = self._planned, self.windows_per_epoch
-        is_rest = position >= planned
-        position, size = (position - planned, total - planned) if is_rest else (position, planned)
-        if self._order == "reversed":
-            position = size - 1 - position
-        elif position >= (straight := self._straight(size)):
-            position = straight + self._permutation(epoch, size - straight, is_rest)[position - straight]
-        if is_rest:  # the smallest w with floor((w + 1) * size / total) > position: that many up to w are not planned
-            return -(-(position + 1) * total // size) - 1
-        return position * total // size
-
-    def _windows_at(self, epoch: int, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """`_window_at` of many positions."""
-        planned, total = self._planned, self.windows_per_epoch
-        windows = np.zeros_like(positions)
-        for is_rest in (False, True):
-            rows = np.flatnonzero((positions >= planned) == is_rest)
-            if not rows.size:
-                continue
-            size = total - planned if is_rest else planned
-            inside = positions[rows] - planned * is_rest
-            if self._order == "reversed":
-                inside = size - 1 - inside
-            elif (straight := self._straight(size)) < size:
-                late = inside >= straight
-                permutation = self._permutation(epoch, size - straight, is_rest)
-                inside[late] = straight + permutation.map(inside[late] - straight)
-            if size * total >= 1 << 63:  # from three billion windows on int64 would wrap round: Python's integers
-                inside = inside.astype(object)
-            windows[rows] = -(-(inside + 1) * total // size) - 1 if is_rest else inside * total // size
-        return windows
-
-    def _straight(self, size: int) -> int:
-        """How many of `size` windows come as written before the permuted ones."""
-        match self._order:
-            case "permuted":
-                return 0
-            case "prefix_permuted":
-                return math.floor(self._prefix * size)
-            case _:
-                return size
-
-    def _make_permutation(self, epoch: int, size: int, is_rest: bool) -> Permutation:
-        return Permutation(size, self._seed, self.name, epoch, *(("rest",) if is_rest else ()))
+    def _make_permutation(self, epoch: int) -> Permutation:
+        return Permutation(self.windows_per_epoch, self._seed, self.name, epoch)
 
     def _make_shift_base(self, epoch: int) -> int:
         return keyed_hash("shift", self._seed, self.name, epoch)

@@ -5,6 +5,7 @@ Rank 0 decides, the others receive; what was decided is part of every checkpoint
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from data_mixers.exhaustion import window_limits
 from data_mixers.guard import GuardDecision, GuardObservation, GuardSettings, GuardState, ProbeAnswers
 from data_mixers.guard import decide as decide_guard
 from data_mixers.manifest import SourceEntry
-from data_mixers.mixture import GuardShift, PlannedPhase, Reweight, compose, group_of, topic_ratios
+from data_mixers.mixture import GuardShift, PlannedPhase, Reweight, compose, group_of, ratios_at, topic_ratios
 from data_mixers.sampling import Sampler
 from data_mixers.schedule import Schedule, Skip, ranges_left_out
 from data_mixers.strict_json import parse
@@ -97,7 +98,7 @@ class Mixture:
     bad_ranges: tuple[tuple[int, int], ...] = ()
     """Ranges of samples that the run itself leaves out, after a loss spike or NaN; like `skips`."""
 
-    @property
+    @cached_property
     def schedule(self) -> Schedule:
         """The plan under the decisions so far.
 
@@ -132,9 +133,9 @@ class Mixture:
                     raise ConfigError(f"data.skip_samples: {error}") from error
 
     def ratios_next(self, group: str, *, consumed_samples: int) -> dict[str, float]:
-        """The shares of a group's topics that the next decision will replace; empty if nothing is left or read."""
+        """The shares of a group's topics that the next decision will replace; empty if nothing is left or planned."""
         start = consumed_samples + LEAD_ITERATIONS * self.samples_per_iteration
-        return topic_ratios(self._weights_at(start), group, self.entries)
+        return ratios_at(self.planned, self.reweights, self.entries, group, start)
 
     def answer(
         self,
@@ -209,23 +210,20 @@ class Mixture:
         if start >= schedule.num_samples or not self._trades_at(start):
             return {}
         read = Sampler(schedule).read(consumed_samples)
-        tokens = {source.name: count * self.seq_length for source, count in zip(schedule.sources, read, strict=True)}
         decisions = {}
         for group in self.groups:
             ratios = self.ratios_next(group, consumed_samples=consumed_samples)
             if len(ratios) < 2:
                 continue  # the stage does not read it
+            tokens_by_topic = dict.fromkeys(ratios, 0)
+            for source, count in zip(schedule.sources, read, strict=True):
+                entry = self.entries[source.name]
+                if group_of(entry) == group:
+                    tokens_by_topic[entry.topic] = tokens_by_topic.get(entry.topic, 0) + count * self.seq_length
             observation = Observation(
                 consumed_tokens=consumed_samples * self.seq_length,
                 losses=_losses_by_topic(group, ratios, sets, losses),
-                tokens_by_topic={
-                    topic: sum(
-                        count
-                        for name, count in tokens.items()
-                        if group_of(self.entries[name]) == group and self.entries[name].topic == topic
-                    )
-                    for topic in ratios
-                },
+                tokens_by_topic=tokens_by_topic,
             )
             decisions[group] = mixture.decided(group, observation)
             mixture = mixture.after(Answer(groups={group: decisions[group]}, guard=None))
@@ -237,7 +235,8 @@ class Mixture:
         start = consumed_samples + LEAD_ITERATIONS * self.samples_per_iteration
         before, state = self.ratios_next(group, consumed_samples=consumed_samples), self.states.get(group)
         settings = self.settings.of_language(group.partition("/")[0])
-        decision = self._lasting(group, before, decide(settings, before, state, seen), start=start)
+        ended = before.keys() - topic_ratios(self._weights_at(start), group, self.entries).keys()
+        decision = self._lasting(group, before, decide(settings, before, state, seen, ended=ended), start=start)
         reweight = None
         if state is not None and decision.ratios != before:
             reweight = Reweight(start_sample=start, group=group, ratios=tuple(decision.ratios.items()))

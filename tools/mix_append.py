@@ -27,7 +27,7 @@ def checked_skip(run: Path, text: str) -> tuple[str, list[str]]:
     schedule = read_schedule(run)
     state = _newest_state(run)
     start, _, stop = text.partition(":")
-    if not (start.isdigit() and stop.isdigit()):
+    if not (start.isdecimal() and stop.isdecimal()):
         raise ConfigError(f"--skip {text} is not a range of samples; write start:stop, e.g. 1200:1264")
     consumed = 0 if state is None else state.consumed_samples
     changed = schedule.skip(int(start), int(stop), consumed_samples=consumed)

@@ -61,7 +61,7 @@ def _joining(config: RunConfig, stages: Sequence[Groups]) -> Iterator[Fault]:
                 continue  # the stage says how they share: earlier decisions end here
             for earlier in reversed(range(index)):
                 before = stages[earlier].get(group, frozenset())
-                if len(before) > 1 and topics - before:
+                if _decides_in(config, earlier) and len(before) > 1 and topics - before:
                     yield Fault(
                         f"data.stages.{index}.topics",
                         f"{', '.join(sorted(topics - before))} of {group} is not read in stage"
@@ -71,6 +71,10 @@ def _joining(config: RunConfig, stages: Sequence[Groups]) -> Iterator[Fault]:
                     break
                 if source in config.data.stages[earlier].topics.get(language, {}):
                     break
+
+
+def _decides_in(config: RunConfig, index: int) -> bool:
+    return config.mixture.stages is None or config.data.stages[index].name in config.mixture.stages
 
 
 def groups_of(config: RunConfig, index: int, manifests: Sequence[DatasetManifest]) -> Groups:
@@ -114,13 +118,15 @@ def cautions(
     trading = {
         group: topics
         for index in range(len(config.data.stages))
+        if _decides_in(config, index)
         for group, topics in groups_of(config, index, manifests).items()
         if len(topics) > 1
     }
     if not trading:
         yield (
             f"mixture.controller={mixture.controller} will move nothing: no source of mixture.sources="
-            f"{list(mixture.sources)} has two topics; label them (`syne data preprocess --topic-key`)"
+            f"{list(mixture.sources)} has two topics in a stage of mixture.stages; label them (`syne data preprocess"
+            " --topic-key`)"
         )
     held = {
         (entry.language, entry.topic)

@@ -103,9 +103,19 @@ def test_a_topic_that_joins_a_group_with_decisions_needs_its_share_written(folde
     assert examined(stages(zh | {"topics": written}, zh, manifests=["joins"])).faults == ()
     assert examined(later, "mixture.controller=static").faults == ()
     assert examined(later, "mixture.sources=[book]").faults == ()
+    # Where the controller does not decide in the stage before, there is nothing that knows its topics alone.
+    assert examined(later, "mixture.stages=[s0]").faults == ()
+    assert [fault.key for fault in examined(later, "mixture.stages=[one]").faults] == ["data.stages.1.topics"]
     # With one topic before, nothing has been decided.
     one = {"zh": {"web": {"law": 1.0}}}
     assert examined(stages(zh | {"manifests": ["joins"]}, topics=one)).faults == ()
+
+
+def test_a_loop_whose_stages_have_nothing_that_trades_is_said(folder: Path) -> None:
+    second = {"tokens": 500, "languages": {"en": 1.0}}
+    assert examined(stages(second), "mixture.stages=[one]").cautions == ()
+    (caution,) = examined(stages(second), "mixture.stages=[s0]").cautions
+    assert "will move nothing" in caution and "mixture.stages" in caution
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A guard whose language has no more text than the plan reads: training goes on as planned."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -54,3 +55,12 @@ def test_a_rise_that_the_text_does_not_last_for_is_not_taken(renormalizes: bool)
     assert short.decision.worse == ("loss",)
     assert (short.shift, short.decision.state.rise) == (None, 0.0)
     assert "data.max_epochs" in short.decision.notes[-1]
+
+
+def test_when_another_language_is_guarded_the_shares_are_the_planned_ones_again() -> None:
+    run = mixture(200, renormalizes=False)
+    run = run.after(Answer(groups={}, guard=second_answer(run)))
+    other = replace(run, guard_settings=replace(run.guard_settings, language="zh"))
+    answer = other.guarded(GuardObservation(consumed_tokens=64 * 40, losses=LOSSES, answers=None))
+    weights = [dict(phase.weights) for phase in other.after(Answer(groups={}, guard=answer)).schedule.phases]
+    assert [found["en/web/news"] / 2**32 for found in weights] == pytest.approx([0.24, 0.26, 0.24])

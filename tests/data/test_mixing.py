@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ from typing import Any
 import pytest
 import torch
 
+from data_mixers.control_settings import ControllerSettings
 from data_mixers.controllers import TopicLosses
 from data_mixers.errors import ConfigError
+from data_mixers.exhaustion import window_limits
 from data_mixers.guard import GuardObservation, GuardSettings, GuardState
 from data_mixers.guard import decide as decide_guard
+from data_mixers.mixture import PlannedPhase
 from data_mixers.sampling import Sampler
 from megatron_synE.config.load import load_config
 from megatron_synE.decision_log import lines_of, rows_of
@@ -22,6 +26,7 @@ from megatron_synE.mixing import Answer, GuardAnswer, Mixture, mixture_of
 from megatron_synE.start import check_grown
 from megatron_synE.validation import DocumentLosses, ValidationSet
 from tests import tiny
+from tests.data_mixers.test_curriculum import entry
 from tools.mix import replay
 
 SEQ_LENGTH = 32
@@ -254,3 +259,43 @@ def test_what_was_held_is_remembered_as_decided(tmp_path: Path) -> None:
         assert not any("they are the plan now" in note for note in answer.groups["zh/web"].notes)
     planned = dict(run.states["zh/web"].planned)
     assert planned == pytest.approx(dict.fromkeys(TOPICS, 1 / 3), abs=1e-6)
+
+
+def test_a_topic_whose_buckets_end_before_their_steps_do_stops_no_decision_and_keeps_its_share_and_plan() -> None:
+    """Two steps of 400 samples; each bucket of law has text for 100, and 133 are planned: it ends at sample 300."""
+    sources = [
+        entry(topic, bucket, tokens=windows * SEQ_LENGTH + 1)
+        for topic, windows in (("law", 101), ("food", 9000), ("music", 9000))
+        for bucket in (0, 1)
+    ]
+    entries = {source.name: source for source in sources}
+    buckets = [source.bucket for source in sources[:2]]
+    steps = [
+        {name: Fraction(int(source.bucket == bucket), 3) for name, source in entries.items()} for bucket in buckets
+    ]
+    run = Mixture(
+        planned=tuple(PlannedPhase(name=f"{n}", stage="s", num_samples=400, weights=w) for n, w in enumerate(steps)),
+        entries=entries,
+        seed=1,
+        seq_length=SEQ_LENGTH,
+        samples_per_iteration=8,
+        skips=(),
+        limits=window_limits(entries, seq_length=SEQ_LENGTH, max_epochs=1.0),
+        renormalizes=True,
+        settings=ControllerSettings(name="syne", floor=0.0, ema=1.0, noise_level=0.0, max_shift=0.06),
+        groups=("zh/web",),
+        stages=None,
+        guard_settings=GuardSettings(),
+    )
+    run, _ = validated(run, dict.fromkeys(TOPICS, 2.0), at=0)
+    assert not run._weights_at(320).keys() & set(list(entries)[:2])
+    run, ended = validated(run, {"law": 2.0, "food": 2.1, "music": 1.9}, at=320)
+    food = dict(run.reweights[0].ratios)["food"]
+    assert food == pytest.approx(1 / 3 + 0.04)  # 0.06 of the two thirds that are read
+    assert run._weights_at(350)[f"zh/web/food/{buckets[0]}"] / 2**32 == pytest.approx(0.5 + 0.06, abs=1e-9)
+    assert run._weights_at(400)[f"zh/web/law/{buckets[1]}"] / 2**32 == pytest.approx(1 / 3, abs=1e-9)
+    assert sum(ended.groups["zh/web"].observation.tokens_by_topic.values()) == 320 * SEQ_LENGTH
+    run, _ = validated(run, {"law": 2.0, "food": 2.1, "music": 1.9}, at=400)
+    state = run.states["zh/web"]
+    assert dict(state.planned) == pytest.approx(dict.fromkeys(TOPICS, 1 / 3))
+    assert [tokens for tokens, _ in dict(state.topics)["food"].history] == [320 * SEQ_LENGTH, 400 * SEQ_LENGTH]

@@ -75,8 +75,8 @@ def test_ado_remembers_shares_read_and_tokens_of_all_topics() -> None:
     controller = free("ado")
     plan = {"law": 0.25, "math": 0.75}
 
-    def seen(consumed: int) -> Observation:
-        tokens = {"law": consumed // 4, "math": consumed - consumed // 4}
+    def seen(consumed: int) -> Observation:  # a fifth was read of a topic that an earlier stage had
+        tokens = {"law": consumed // 5, "math": consumed - 2 * (consumed // 5), "art": consumed // 5}
         return Observation(
             consumed_tokens=consumed, losses={"law": losses(9.0), "math": losses(8.0)}, tokens_by_topic=tokens
         )
@@ -84,7 +84,7 @@ def test_ado_remembers_shares_read_and_tokens_of_all_topics() -> None:
     state = decide(controller, plan, None, seen(0)).state
     state = decide(controller, plan, state, seen(1000)).state
     for _, memory in state.topics:
-        assert [tokens for tokens, _ in memory.history] == [1000]  # of both topics; none before training began
+        assert [tokens for tokens, _ in memory.history] == [1000]  # of all topics; none before training began
     moved = decide(controller, {"law": 0.25, "math": 0.75}, state, seen(2000)).state
     assert dict(moved.recent)["law"] == pytest.approx(0.25)
     # a moving average of what was in force: 0.9 of the old, 0.1 of the new

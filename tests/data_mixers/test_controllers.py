@@ -136,21 +136,19 @@ def test_ratios_set_from_outside_become_the_plan() -> None:
     assert "the ratios differ from the last decision: they are the plan now" in stage_2.notes
 
 
-def test_a_topic_that_ends_and_comes_back_leaves_the_plan_of_the_others() -> None:
-    """math and art are planned 0.3 and 0.2; among the two that is 0.6 and 0.4, whatever they have come to."""
-    controller = free("syne", ceiling=1.1, alpha=0.9)
+def test_the_others_trade_while_a_topic_has_ended_and_it_comes_back_with_its_share_and_its_plan() -> None:
+    """law has half, so the others may move half of max_shift: 0.02 of all, which is 0.04 of what is read."""
+    controller = free("syne", ceiling=1.1, alpha=0.9, max_shift=0.04)
     plan = {"law": 0.5, "math": 0.3, "art": 0.2}
-    decision = run(controller, plan, dict.fromkeys(plan, 10), {"law": 10, "math": 14, "art": 10})
-    math_share, art = decision.ratios["math"], decision.ratios["art"]
-    assert math_share == pytest.approx(0.33) and art < 0.2
-    left = {"math": math_share / (math_share + art), "art": art / (math_share + art)}
-    ended = decide(controller, left, decision.state, observation({"math": 20, "art": 10}))
-    assert ended.ratios["math"] == pytest.approx(0.66)
-    assert "a topic has ended or is read again: the plan of the others stays" in ended.notes
-    again = {"law": 0.5, "math": 0.33, "art": 0.17}
-    back = decide(controller, again, ended.state, observation({"law": 10, "math": 30, "art": 10}))
-    assert back.ratios["math"] == pytest.approx(0.33)  # 1.1 times 0.6 of the half that both have
-    assert dict(back.state.planned) == pytest.approx(plan)
+    start = decide(controller, plan, None, observation(dict.fromkeys(plan, 10)))
+    seen = observation({"law": 99, "math": 14, "art": 10}, 1000)
+    ended = decide(controller, start.ratios, start.state, seen, ended={"law"})
+    assert ended.ratios == pytest.approx({"law": 0.5, "math": 0.32, "art": 0.18})
+    assert "law: its text has ended for now, not moved" in ended.notes
+    assert dict(ended.state.topics)["law"] == dict(start.state.topics)["law"]
+    back = decide(controller, ended.ratios, ended.state, observation({"law": 10, "math": 30, "art": 10}, 2000))
+    assert back.ratios["math"] == pytest.approx(0.33)  # 1.1 times its plan, as if law had not been away
+    assert dict(back.state.planned) == plan
 
 
 def test_ppl_is_rounded_before_use() -> None:

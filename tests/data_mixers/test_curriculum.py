@@ -131,3 +131,11 @@ def test_what_is_not_sorted_is_refused_with_the_command_that_sorts() -> None:
     uneven = [entry("food", 0), entry("food", 1), entry("law", 0)]
     with pytest.raises(ConfigError, match=r"zh/web/law has buckets \['00'\]"):
         buckets_of(Curriculum(), uneven, where="data.stages[0].curriculum")
+
+
+def test_a_language_that_is_to_be_paced_and_has_nothing_sorted_is_named() -> None:
+    there = [entry("law", 0), entry("law", 1), entry("general", None, language="en")]
+    for languages in (("zh", "en"), ("zh", "cn")):
+        with pytest.raises(ConfigError, match=rf"no source of {languages[1]} is sorted .*syne data sort"):
+            buckets_of(Curriculum(languages=languages), there, where="data.stages[0].curriculum")
+    assert buckets_of(Curriculum(languages=("zh",)), there, where="data.stages[0].curriculum") == 2

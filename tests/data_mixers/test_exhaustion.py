@@ -6,10 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_mixers import exhaustion
 from data_mixers.errors import ConfigError
 from data_mixers.exhaustion import window_limits, without
 from data_mixers.mixture import PlannedPhase, Reweight, compose
 from data_mixers.sampling import Sampler
+from data_mixers.schedule import Schedule
 from tests.data_mixers.test_curriculum import entry
 
 LONG = 64 * 5000 + 1
@@ -72,3 +74,22 @@ def test_a_decision_changes_what_ends_when_but_never_the_past(start: int, law: f
         for name, count in zip(names, Sampler(schedule).cursors(1500), strict=True):
             assert count <= limits[name]
         assert schedule.num_samples == 1500
+
+
+def test_a_hundred_decisions_cost_no_more_samplers_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for each source that ends, and one that sees that no more does; one for each decision was the square."""
+    built: list[int] = []
+
+    def counted(schedule: Schedule) -> Sampler:
+        built.append(len(schedule.phases))
+        return Sampler(schedule)
+
+    monkeypatch.setattr(exhaustion, "Sampler", counted)
+    limits = window_limits(ENTRIES, seq_length=64, max_epochs=1.0)
+    planned = [PlannedPhase(name="s", stage="s", num_samples=1500, weights=WEIGHTS)]
+    ratios = (("law", 0.4), ("food", 0.4), ("sea", 0.2))
+    decisions = [Reweight(start_sample=15 * number, group="zh/web", ratios=ratios) for number in range(1, 100)]
+    schedule = compose(planned, decisions, ENTRIES, seed=5, seq_length=64, limits=limits)
+    assert [phase.kind for phase in schedule.phases].count("exhaustion") == 2
+    assert len(schedule.phases) == 102
+    assert len(built) == 3

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -109,6 +110,15 @@ def test_other_documents_are_a_new_reference_and_move_nothing() -> None:
     decision = decide(RAISE, state, other)
     assert (decision.change, decision.state.rise, decision.state.losses) == (None, 0.0, other.losses)
     assert any("changed" in note for note in decision.notes)
+
+
+def test_another_language_does_not_inherit_the_rise_of_the_one_before() -> None:
+    state = decide(RAISE, decide(RAISE, None, seen(0.0, consumed=0)).state, seen(0.1, consumed=1)).state
+    assert state.rise == 0.02
+    for consumed, options in ((2, replace(RAISE, language="zh")), (3, GuardSettings(language="zh"))):
+        decision = decide(options, state, seen(0.0, consumed=consumed))
+        assert (decision.state.language, decision.state.rise, decision.worse) == ("zh", 0.0, ())
+        assert any("was en" in note for note in decision.notes)
 
 
 @settings(max_examples=30, deadline=None)

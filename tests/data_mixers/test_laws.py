@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from data_mixers.manifest import DatasetManifest, ShardEntry, SourceEntry, TokenizerIdentity
 from data_mixers.ratios import quantise
 from data_mixers.sampling import SampleAddress, Sampler
-from data_mixers.schedule import Order, Schedule, ScheduledShard, ScheduledSource
+from data_mixers.schedule import Schedule, ScheduledShard, ScheduledSource
 from megatron_synE.config.schema import StageSection
 from megatron_synE.data.batch import sample_indices
 from megatron_synE.data.build_schedule import build_schedule
@@ -30,7 +30,6 @@ class Drawn:
 @st.composite
 def schedules(draw: st.DrawFn, *, max_phases: int = 50) -> Drawn:
     """1 to 6 sources of one or two shards, small enough for several epochs; sources may join in later phases."""
-    orders: st.SearchStrategy[Order] = st.sampled_from(["permuted", "as_written", "reversed"])
     sources = tuple(
         ScheduledSource(
             name=f"zh/web/t{index}",
@@ -38,7 +37,6 @@ def schedules(draw: st.DrawFn, *, max_phases: int = 50) -> Drawn:
                 ScheduledShard(num_tokens=tokens, sha256="0")
                 for tokens in draw(st.lists(st.integers(SEQ_LENGTH + 1, 700), min_size=1, max_size=2))
             ),
-            order=draw(orders),
         )
         for index in range(draw(st.integers(1, 6)))
     )

@@ -27,11 +27,10 @@ def make_schedule(
     shard_tokens: tuple[int, ...] = (40_000_000, 9_000_000),
     seq_length: int = 512,
     seed: int = 7,
-    order: str = "permuted",
 ) -> Schedule:
     shards = tuple(ScheduledShard(num_tokens=tokens, sha256="0") for tokens in shard_tokens)
     names = [f"zh/web/t{index}" for index in range(len(phases[0][1]))]
-    sources = tuple(ScheduledSource(name=name, shards=shards, order=order) for name in names)  # type: ignore[arg-type]
+    sources = tuple(ScheduledSource(name=name, shards=shards) for name in names)
     schedule = Schedule(seed=seed, seq_length=seq_length, sources=sources)
     for number, (num_samples, shares) in enumerate(phases):
         exact = {name: Fraction(share) for name, share in zip(names, shares, strict=True)}
@@ -203,12 +202,11 @@ def test_a_range_equals_the_samples_asked_for_one_by_one_far_into_a_long_schedul
 def test_rows_beyond_two_to_the_32nd_are_the_ones_counted_by_hand() -> None:
     """Two sources of one half take turns, so both have been drawn sample // 2 times: beyond 2**31 here.
 
-    Packed windows are never shifted: draw k is window k % 1000 of epoch k // 1000.
+    Packed windows are never shifted: draw k is the k % 1000th window in the order of epoch k // 1000.
     """
     shards = (ScheduledShard(num_tokens=8 * 1000 + 1, sha256="0"),)
     sources = tuple(
-        ScheduledSource(name=f"zh/web/{topic}", shards=shards, order="as_written", packed_seq_length=8)
-        for topic in ("law", "novel")
+        ScheduledSource(name=f"zh/web/{topic}", shards=shards, packed_seq_length=8) for topic in ("law", "novel")
     )
     half = {source.name: UNIT // 2 for source in sources}
     schedule = Schedule(seed=7, seq_length=8, sources=sources).append_weights("one", num_samples=1 << 34, weights=half)
@@ -217,24 +215,13 @@ def test_rows_beyond_two_to_the_32nd_are_the_ones_counted_by_hand() -> None:
     draws = np.arange(start, start + 600) // 2
     assert draws[0] > 1 << 31
     assert block.epoch.tolist() == (draws // 1000).tolist()
-    assert block.token_offset.tolist() == (8 * (draws % 1000)).tolist()
+    names = [sources[index].name for index in block.source_index.tolist()]
+    windows = [
+        Permutation(1000, 7, name, draw // 1000)[draw % 1000] for name, draw in zip(names, draws.tolist(), strict=True)
+    ]
+    assert block.token_offset.tolist() == [8 * window for window in windows]
     assert (block.source_index[::2] + block.source_index[1::2]).tolist() == [1] * 300
     assert list(block) == list(map(Sampler(schedule).address, range(start, start + 600)))
-
-
-@pytest.mark.parametrize("planned", [None, 8_000_000_000])
-def test_a_source_of_more_windows_than_64_bits_can_square_is_read_as_counted_by_hand(planned: int | None) -> None:
-    """Packed, backwards, nine billion windows: of eight planned ones the k-th is window floor(9k / 8)."""
-    total = 9_000_000_000
-    shards = (ScheduledShard(num_tokens=8 * total + 1, sha256="0"),)
-    source = ScheduledSource(
-        name="zh/web/law", shards=shards, order="reversed", windows_planned=planned, packed_seq_length=8
-    )
-    first = 3_600_000_000
-    offsets = SourceWindows(source, seed=7, seq_length=8).addresses(np.arange(first, first + 5))[2].tolist()
-    last = total - 1 if planned is None else 7_999_999_999
-    windows = [last - draw if planned is None else (last - draw) * 9 // 8 for draw in range(first, first + 5)]
-    assert offsets == [8 * window for window in windows]
 
 
 def test_seeking_at_100_billion_tokens_takes_less_than_a_millisecond_and_no_index() -> None:
@@ -249,11 +236,8 @@ def test_seeking_at_100_billion_tokens_takes_less_than_a_millisecond_and_no_inde
     assert time.process_time() - started < 1.0
 
 
-@pytest.mark.parametrize("order", ["permuted", "as_written"])
-def test_every_window_is_read_exactly_once_in_each_epoch(order: str) -> None:
-    schedule = make_schedule(
-        [(400, [0.7, 0.3])], shard_tokens=(20 * 64 + 5, 64 + 1, 10, 7 * 64), seq_length=64, order=order
-    )
+def test_every_window_is_read_exactly_once_in_each_epoch() -> None:
+    schedule = make_schedule([(400, [0.7, 0.3])], shard_tokens=(20 * 64 + 5, 64 + 1, 10, 7 * 64), seq_length=64)
     block = Sampler(schedule).addresses(0, 400)
     windows = (20 * 64 + 5 - 64) // 64 + 1 + 0 + 6
     for source in (0, 1):
@@ -272,14 +256,6 @@ def test_every_window_is_read_exactly_once_in_each_epoch(order: str) -> None:
                 assert offsets[-1] + 64 + 1 <= tokens
                 assert all(after - before == 64 for before, after in pairwise(offsets))
             assert 2 not in {shard for shard, _ in places}  # ten tokens hold no window
-
-
-def test_as_written_reads_the_first_epoch_from_the_first_token_in_file_order() -> None:
-    block = Sampler(
-        make_schedule([(20, [1.0])], shard_tokens=(1000, 500), seq_length=50, order="as_written")
-    ).addresses(0, 20)
-    assert block.token_offset.tolist() == [50 * n for n in range(19)] + [0]
-    assert block.shard_index.tolist() == [0] * 19 + [1]
 
 
 def test_epochs_are_shifted_differently_and_ordered_differently() -> None:

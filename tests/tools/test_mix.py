@@ -113,12 +113,8 @@ def test_a_third_language_with_topics_of_its_own_needs_no_code(tmp_path: Path) -
     first = decide(mixture.settings, ratios, None, seen(dict.fromkeys(topics, 2.0)))
     worse = decide(mixture.settings, ratios, first.state, seen({"cuisine": 2.0, "droit": 2.0, "océan": 2.5}))
     assert worse.ratios["océan"] > ratios["océan"]
-    steered = Mixture(
-        **(
-            vars(mixture)
-            | {"reweights": (Reweight(start_sample=100, group="fr/web", ratios=tuple(worse.ratios.items())),)}
-        )
-    )
+    decision = Reweight(start_sample=100, group="fr/web", ratios=tuple(worse.ratios.items()))
+    steered = replace(mixture, reweights=(decision,))
     for name, share in (("zh/web/law", 0.2), ("en/web/law", 0.3), ("fr/book/roman", 0.1)):
         assert abs(read_share(steered, name) * 200 - 200 * share) <= 2
     assert read_share(steered, "fr/web/océan") > read_share(mixture, "fr/web/océan")
@@ -224,3 +220,6 @@ def test_a_run_that_was_renamed_is_asked_for_its_own_checkpoints(
     layout.write_manifest(checkpoint, {"parent_lineage_hash": None})
     assert main(["mix", "append", str(run), "--skip", "32:44"]) == 2
     assert "skip 32:44 must be a range of samples that are not read yet, inside 40:" in capsys.readouterr().err
+    for text in ("32-44", "²:44"):
+        assert main(["mix", "append", str(run), "--skip", text]) == 2
+        assert f"--skip {text} is not a range of samples; write start:stop" in capsys.readouterr().err
