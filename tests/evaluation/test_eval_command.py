@@ -147,9 +147,18 @@ def test_what_a_call_leaves_out_stays_as_an_earlier_one_measured_it(hf: Path, da
     assert second.sums[0].status == "done"  # of both, item by item
     assert second.sums[0].score == pytest.approx(((lines["ARC"].score or 0) + (lines["SciQ"].score or 0)) / 2)
     (other,) = evaluate(
-        options(hf, data, tmp_path, only=("ASDiv",), limit=1)
+        options(hf, data, tmp_path, only=("ASDiv",), batch_size=1)
     )  # of other settings nothing is taken over
     assert [line.status for line in other.benchmarks] == ["open", "open", "done", "open"]
+
+
+def test_a_trial_with_a_limit_does_not_replace_results_over_more_items(hf: Path, data: Path, tmp_path: Path) -> None:
+    for limit in (1, 2, None):  # more items replace fewer
+        (results,) = evaluate(options(hf, data, tmp_path, only=("SciQ",), limit=limit))
+    with pytest.raises(ConfigError, match=r"--limit 2: .*/tiny holds .* results over all items .* another --out"):
+        evaluate(options(hf, data, tmp_path, only=("SciQ",), limit=2))
+    assert read_results(results.folder) == results
+    assert len(read_task(results.folder, "sciq").items) == 6  # type: ignore[union-attr]
 
 
 def test_a_model_of_the_same_name_does_not_replace_anothers_results(hf: Path, data: Path, tmp_path: Path) -> None:

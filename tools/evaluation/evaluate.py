@@ -251,7 +251,8 @@ def _programs(options: EvalOptions) -> dict[str, Any]:
 def _earlier(folder: Path, subject: Subject, suite_hash: str, mark: str, options: EvalOptions) -> Results | None:
     """What a call before this one left in the folder, if it measured the same weights by the same suite alike.
 
-    Errors: ConfigError if the folder holds another model's results: of one name, and given one --out.
+    Errors: ConfigError if the folder holds another model's results (of one name, and given one --out), or this one's
+    over more items than --limit.
     """
     if not (folder / RESULTS).is_file():
         return None
@@ -266,6 +267,12 @@ def _earlier(folder: Path, subject: Subject, suite_hash: str, mark: str, options
         raise ConfigError(
             f"--out: {folder} holds the results of {found.model.get('path')}, and {told['path']} has the same name; "
             "choose another --out, or remove them"
+        )
+    most, is_begun = found.settings.get("limit"), any(line.tasks for line in found.benchmarks)
+    if is_same and is_begun and options.limit is not None and (most is None or most > options.limit):
+        raise ConfigError(
+            f"--limit {options.limit}: {folder} holds this model's results over {most or 'all'} items of each task, "
+            "which fewer would replace; choose another --out, or remove them"
         )
     alike = {"lm_eval": version("lm_eval"), "backend": options.backend, "batch_size": options.batch_size}
     if options.dtype != "auto":
