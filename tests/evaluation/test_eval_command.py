@@ -322,6 +322,20 @@ def test_the_first_blank_of_an_answer_is_kept_where_the_tokenizers_decoder_strip
     assert tokenizer.decode([3, 0]) == "   return"  # what the harness would have taken
 
 
+def test_a_model_that_answers_nan_has_no_score(hf: Path, data: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "broken"
+    shutil.copytree(hf, broken)
+    (file,) = broken.glob("*.safetensors")
+    weights = load_file(file)
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"sciq: .* NaN as log-likelihood of 6 of 6 items, the first is item 0"):
+        evaluate(options(broken, data, tmp_path, only=("SciQ",)))
+    assert not (tmp_path / "out/small/broken/tasks/sciq.json").exists()
+
+
 def test_a_set_that_the_hub_does_not_give_is_left_out_on_request(hf: Path, data: Path, tmp_path: Path) -> None:
     """No hub answers at a closed port."""
     own = shutil.copytree(data, tmp_path / "data")

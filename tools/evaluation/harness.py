@@ -1,6 +1,7 @@
 """All contact with lm-evaluation-harness: its task files, its models, one task evaluated item by item."""
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -233,7 +234,8 @@ def run_task(
 ) -> TaskResult:
     """Every item of the task, answered and scored; progress hears of each answer.
 
-    Errors: ConfigError if the benchmark's metric is none of the task's, or the device's memory does not suffice.
+    Errors: ConfigError if the benchmark's metric is none of the task's, or the device's memory does not suffice;
+    CheckpointError if a log-likelihood is NaN: the harness takes the first choice then, and scores what chance does.
     """
     from lm_eval.evaluator import evaluate
     from torch import OutOfMemoryError
@@ -260,12 +262,18 @@ def run_task(
             f"benchmark {benchmark.name}: {planned.name} has no metric {benchmark.metric} behind the filter "
             f"{benchmark.filter}; it has {'; '.join(given)}"
         )
+    items = tuple(_item(sample, benchmark) for sample in sorted(samples, key=lambda sample: sample["doc_id"]))
+    if lost := [item.id for item in items if any(map(math.isnan, item.likelihoods or ()))]:
+        raise CheckpointError(
+            f"{planned.name}: the model gives NaN as log-likelihood of {len(lost)} of {len(items)} items, the first is "
+            f"item {lost[0]}: its weights hold NaN, or they overflow in float16 (then --dtype bfloat16)"
+        )
     return TaskResult(
         task=planned.name,
         metric=benchmark.metric,
         num_fewshot=benchmark.shots,
         seconds=time.monotonic() - started,
-        items=tuple(_item(sample, benchmark) for sample in sorted(samples, key=lambda sample: sample["doc_id"])),
+        items=items,
         num_truncated=sum(_is_truncated(model, sample["arguments"]) for sample in samples),
     )
 
