@@ -74,6 +74,7 @@ def check_outcome(folder: Path, *, failed: str) -> None:
     best = max(finished, key=lambda row: row["result"]["tokens_per_second_per_gpu"])
     check_layout(folder / "run.yaml", best["overrides"])
     table = read_efficiency(folder / "efficiency.yaml")
+    assert {m.global_batch_size for m in table.measured} == {8}  # tiny.run_tree's
     assert [m.layout for m in table.measured] == [row["layout"] for row in finished]
 
 

@@ -127,6 +127,16 @@ def test_a_measured_layout_is_taken_as_measured_and_the_others_are_scaled(tmp_pa
     assert rate(pp2, 16, table=table)[0] == pytest.approx(ratio * rate(pp2, 16)[0])  # another number of GPUs
 
 
+def test_a_rate_measured_with_another_global_batch_is_not_taken_as_measured(tmp_path: Path) -> None:
+    """PP 2 on 8 GPUs: 512 sequences are 128 micro-batches a replica and 16 are 4, with bubbles of 1/129 and 1/5."""
+    pp2 = Layout(pipeline_model_parallel_size=2)
+    table = read_efficiency(measured_table(tmp_path, global_batch_size=512))
+    assert expected_speed(JOB, pp2, H100, table, world_size=8).kind == "measured"
+    small = expected_speed(replace(JOB, global_batch_size=16), pp2, H100, table, world_size=8)
+    assert small.kind != "measured"
+    assert small.tokens_per_second_per_gpu == pytest.approx(5000.0 * (4 / 5) / (128 / 129))
+
+
 def test_messages_of_parts_cost_what_their_passes_do_not_hide(tmp_path: Path) -> None:
     """At 1,000 tokens/s a pass takes 8.192 s; 64 of them a step; links of 0.8 GB/s hide little."""
     slow = replace(H100, nvlink_bytes_per_second=1e9)

@@ -54,6 +54,8 @@ class Measured:
     layout: str
     """As the planner prints it."""
     tokens_per_second_per_gpu: float
+    global_batch_size: int | None = None
+    """None, in a file of before it was written: the plan's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
