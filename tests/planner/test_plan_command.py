@@ -111,6 +111,14 @@ def test_text_shows_parts_units_kinds_and_refusals() -> None:
         assert words in text, words
 
 
+def test_where_none_runs_the_cure_is_one_that_helps() -> None:
+    """512 sequences are no multiple of 24 GPUs, however much memory they have; 70B does not fit on one node."""
+    divided = "none runs, and not for want of memory: another number of GPUs, or a training.global_batch_size"
+    assert divided in plan("--card", "h200", "--nodes", "3")
+    assert divided not in plan("--card", "h200", "--nodes", "3", "training.global_batch_size=504")
+    assert "none fits: more nodes, or a card with more memory" in plan("--card", "h100", model="llama3_70b")
+
+
 def test_what_the_formulas_do_not_know_of_a_run_is_said() -> None:
     said = "note: training.fp8=hybrid: memory and rates are counted as of bf16 alone; --measure tells those of FP8"
     assert said in plan("--card", "h100", "training.fp8=hybrid")
