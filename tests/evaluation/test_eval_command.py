@@ -135,6 +135,18 @@ def test_a_second_call_computes_nothing_and_a_lost_task_alone_is_done_again(
     assert [line.score for line in again.benchmarks] == [line.score for line in measured.benchmarks]
 
 
+def test_results_stay_where_the_package_moves_to_another_folder(
+    hf: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate(options(hf, data, tmp_path, only=("ASDiv",)))
+    moved = tmp_path / "site-packages/tasks"
+    shutil.copytree(harness.OWN_TASKS, moved)
+    monkeypatch.setattr(harness, "OWN_TASKS", moved)
+    monkeypatch.setattr(harness, "run_task", None)  # nothing is left to compute
+    (again,) = evaluate(options(hf, data, tmp_path, only=("ASDiv",)))
+    assert [line.status for line in again.benchmarks if line.name == "ASDiv"] == ["done"]
+
+
 def test_what_a_call_leaves_out_stays_as_an_earlier_one_measured_it(hf: Path, data: Path, tmp_path: Path) -> None:
     (first,) = evaluate(options(hf, data, tmp_path, only=("ARC",)))
     assert not first.complete

@@ -218,7 +218,9 @@ def _task_mark(model: str, planned: PlannedTask, found: Found | None, options: E
         planned.benchmark.filter, _limit(planned, options), found.identity() if found else None, options.backend,
         options.dtype, options.batch_size, str(options.device), version("lm_eval"), harness.SEED,
     ]  # fmt: skip
-    return hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()
+    # The harness names a function with its task file's folder, which lies elsewhere in another installation.
+    folder = json.dumps(str(harness.task_folder(planned.benchmark)))[1:-1]
+    return hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).replace(folder, "").encode()).hexdigest()
 
 
 def _begin(subject: Subject, folder: Path, suite: Suite, suite_hash: str, mark: str, options: EvalOptions) -> Results:

@@ -81,7 +81,7 @@ def plan_tasks(benchmark: Benchmark) -> list[PlannedTask]:
     """
     from lm_eval.tasks._index import Kind
 
-    index = _manager(_folder(benchmark)).task_index
+    index = _manager(task_folder(benchmark)).task_index
     planned = []
     for pattern in benchmark.tasks:
         names = sorted(name for name, entry in index.items() if entry.kind is Kind.TASK and fnmatchcase(name, pattern))
@@ -112,7 +112,7 @@ def load_task(planned: PlannedTask, found: Found | None) -> Any:
         overrides["validation_split"] = None
     if found is not None and found.files:
         overrides["custom_dataset"] = lambda **settings: load(found)
-    manager = _manager(_folder(planned.benchmark))
+    manager = _manager(task_folder(planned.benchmark))
     with _quiet():
         try:
             loaded = manager.load([{"group": "syne", "task": [overrides]}])
@@ -342,7 +342,8 @@ def _manager(folder: Path) -> Any:
     return TaskManager(include_path=str(folder), include_defaults=False)
 
 
-def _folder(benchmark: Benchmark) -> Path:
+def task_folder(benchmark: Benchmark) -> Path:
+    """Where its task files lie."""
     return OWN_TASKS if benchmark.harness is None else harness_folder(benchmark.harness)
 
 
