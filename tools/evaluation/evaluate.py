@@ -82,11 +82,19 @@ def evaluate(options: EvalOptions) -> list[Results]:
 def plan(suite: Suite, options: EvalOptions) -> list[Line]:
     """A line for every benchmark, with its data found or the reason why not.
 
-    Errors: ConfigError for a benchmark that the suite does not have, a --data that is a file, or want of a sandbox.
+    Errors: ConfigError for a benchmark that the suite does not have, a task of two of them, a --data that is a file, or
+    want of a sandbox.
     """
     known = [benchmark.name for benchmark in suite.benchmarks]
     if unknown := [name for name in options.only if name not in known]:
         raise ConfigError(f"--only {unknown[0]}: {suite.name} has {', '.join(known)}")
+    owners: dict[str, str] = {}
+    for name, task in ((entry.name, task.name) for entry in suite.benchmarks for task in harness.plan_tasks(entry)):
+        if (other := owners.setdefault(task, name)) != name:
+            raise ConfigError(
+                f"{suite.name}: {task} is a task of {other} and of {name}, and its results are kept once; give one of "
+                "them a suite of its own, or an average of benchmarks under sums"
+            )
     if (folder := options.data) is not None and folder.exists() and not folder.is_dir():
         raise ConfigError(f"--data {folder}: is no folder")
     chosen = {benchmark.name for benchmark in suite.benchmarks if not options.only or benchmark.name in options.only}

@@ -82,7 +82,7 @@ def plan_tasks(benchmark: Benchmark) -> list[PlannedTask]:
     from lm_eval.tasks._index import Kind
 
     index = _manager(task_folder(benchmark)).task_index
-    planned = []
+    planned: list[str] = []
     for pattern in benchmark.tasks:
         names = sorted(name for name, entry in index.items() if entry.kind is Kind.TASK and fnmatchcase(name, pattern))
         if not names:
@@ -92,8 +92,8 @@ def plan_tasks(benchmark: Benchmark) -> list[PlannedTask]:
                 f"benchmark {benchmark.name}: {unsafe[0]} of the harness fetches code, and runs what the model writes "
                 "in this process; syne_humaneval and syne_mbpp run it in the sandbox"
             )
-        planned += [PlannedTask(name, benchmark, dict(index[name].cfg or {})) for name in names]
-    return planned
+        planned += [name for name in names if name not in planned]  # globs may overlap
+    return [PlannedTask(name, benchmark, dict(index[name].cfg or {})) for name in planned]
 
 
 def load_task(planned: PlannedTask, found: Found | None) -> Any:
