@@ -203,14 +203,18 @@ def test_a_faulty_suite_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such suite; there are paper, probe, retention"):
         suite_path("papr")
     file = tmp_path / "own.yaml"
+    one = (
+        "name: own\nwhat: x\nbenchmarks: [{name: A, group: g, language: en, tasks: [t], shots: 0, metric: acc, "
+        "chance: 0.0}]\n"
+    )
     for text, said in (
         ("name: own\nwhat: x\nbenchmarks: []\n", "is empty"),
         ("name: own\nwhat: x\nbenchmarks: [{name: A}]\n", r"benchmarks\.0\.group"),
-        (
-            "name: own\nwhat: x\nbenchmarks: [{name: A, group: g, language: en, tasks: [t], shots: 0, metric: acc, "
-            "chance: 0.0}]\nsums: [{name: S, of: [B], average: micro}]\n",
-            "S is of B",
-        ),
+        (f"{one}sums: [{{name: S, of: [B], average: micro}}]\n", "S is of B"),
+        (f"{one}sums: [{{name: A, of: [A], average: micro}}]\n", "A stands there twice"),
+        (f"{one}sums: [{{name: S, of: [A, A], average: micro}}]\n", "A stands there twice"),
+        (f"{one}sums: [{{name: S, of: [A], average: micro}}, {{name: S, of: [A], average: macro}}]\n", "S stands"),
+        (f"{one}sums: [{{name: S, of: [], average: micro}}]\n", r"sums\.0\.of"),
     ):
         file.write_text(text)
         with pytest.raises(ConfigError, match=said):

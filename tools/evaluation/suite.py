@@ -49,7 +49,7 @@ class Sum:
     """A line that stands for several benchmarks."""
 
     name: str
-    of: list[str]
+    of: Annotated[list[str], Field(min_length=1)]
     average: Literal["micro", "macro"]
     published: str | None = None
 
@@ -80,8 +80,9 @@ def read_suite(path: Path) -> Suite:
     """Errors: ConfigError with a line for every fault."""
     suite = read_yaml(path, Suite)
     names = [benchmark.name for benchmark in suite.benchmarks]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise ConfigError(f"{path}: benchmark {min(twice)} stands there twice")
+    for listed in ([*names, *(total.name for total in suite.sums)], *(total.of for total in suite.sums)):
+        if twice := {name for name in listed if listed.count(name) > 1}:
+            raise ConfigError(f"{path}: {min(twice)} stands there twice")
     if not names:
         raise ConfigError(f"{path}: benchmarks is empty")
     for total in suite.sums:
