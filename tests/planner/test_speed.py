@@ -25,6 +25,10 @@ JOB = Job(architecture=ARCHITECTURES["llama3_8b"], seq_length=8192, global_batch
 H100 = card_of("h100")
 
 
+ONE = "factor: 1, kind: measured, source: x"
+RUN = "card: h100, num_parameters: 1, seq_length: 8192, gpus: 8, layout: x"
+
+
 def rate(layout: Layout, gpus: int = 8, table: Path | None = None) -> tuple[float, str]:
     speed = expected_speed(JOB, layout, H100, read_efficiency(table), world_size=gpus)
     return speed.tokens_per_second_per_gpu, speed.kind
@@ -186,6 +190,15 @@ def test_another_card_or_model_changes_nothing(tmp_path: Path) -> None:
         ("measured: [{card: h100}]", "not an efficiency table"),
         ("scale: [{gpus: 8}]", "not an efficiency table"),
         ("card: {h100: {factor: 1, kind: guessed, source: x}}", "guessed"),
+        ("card: {h100: {factor: 0, kind: measured, source: x}}", "0 is no number above 0"),
+        ("card: {h100: {factor: .nan, kind: measured, source: x}}", "nan is no number above 0"),
+        ("tensor_parallel: {0: {factor: 1, kind: measured, source: x}}", "0 is no number above 0"),
+        (f"scale: [{{gpus: 0, {ONE}}}, {{gpus: 8, {ONE}}}]", "0 is no number above 0"),
+        (f"scale: [{{gpus: '8', {ONE}}}, {{gpus: 9, {ONE}}}]", "'8' is no number above 0"),
+        ("reference: {tokens_per_second_per_gpu: fast}", "'fast' is no number above 0"),
+        ("reference: {card: b200}", r"reference\.card 'b200' is none of h100, h200, a100"),
+        (f"measured: [{{{RUN}, tokens_per_second_per_gpu: '9,000'}}]", "'9,000' is no number above 0"),
+        (f"measured: [{{{RUN}, tokens_per_second_per_gpu: 0}}]", "0 is no number above 0"),
     ],
 )
 def test_a_table_that_is_none_is_refused(tmp_path: Path, text: str, message: str) -> None:
