@@ -173,6 +173,18 @@ def test_a_layout_that_was_measured_in_parts_is_not_charged_for_its_messages_aga
     assert with_sharding(scaled, JOB, other, H100, world_size=8).mfu < scaled.mfu
 
 
+def test_a_layout_measured_in_parts_at_the_plans_own_rate_changes_no_other(tmp_path: Path) -> None:
+    slow, parts = replace(H100, nvlink_bytes_per_second=1e9), Layout(zero_stage=3)
+    table = read_efficiency()
+    plain = expected_speed(JOB, parts, slow, table, world_size=8)
+    planned = with_sharding(plain, JOB, parts, slow, world_size=8).tokens_per_second_per_gpu
+    assert planned < 0.5 * plain.tokens_per_second_per_gpu
+    known = read_efficiency(measured_table(tmp_path, layout=str(parts), tokens_per_second_per_gpu=planned))
+    for other in (Layout(micro_batch_size=2), Layout(zero_stage=3, micro_batch_size=2)):
+        before, after = (expected_speed(JOB, other, slow, each, world_size=8) for each in (table, known))
+        assert after.tokens_per_second_per_gpu == pytest.approx(before.tokens_per_second_per_gpu)
+
+
 def test_measured_layouts_that_say_nothing_are_passed_over(tmp_path: Path) -> None:
     for change in ({"layout": "as it was"}, {"gpus": 1}, {"layout": "TP1, PP1, MBS128, recompute none"}):
         assert rate(Layout(), table=measured_table(tmp_path, **change))[0] == pytest.approx(10_153)

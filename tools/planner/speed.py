@@ -97,12 +97,15 @@ def expected_speed(job: Job, layout: Layout, card: Card, efficiency: Efficiency,
 
 
 def _ratio(measured: Measured, job: Job, card: Card, efficiency: Efficiency) -> float | None:
-    """Measured over the table's figure for that layout; None for a layout that cannot be read."""
+    """Measured over what the plan says of that layout, messages in parts included; None for one that cannot be read."""
+    from tools.planner.simulate import with_sharding  # which stands on this file
+
     layout = parse_layout(measured.layout)
     job = replace(job, global_batch_size=measured.global_batch_size or job.global_batch_size)
     if layout is None or measured.gpus < layout.model_ranks or not job.num_microbatches(layout, measured.gpus):
         return None
     table = _from_table(job, layout, card, efficiency, world_size=measured.gpus)
+    table = with_sharding(table, job, layout, card, world_size=measured.gpus)
     return measured.tokens_per_second_per_gpu / table.tokens_per_second_per_gpu
 
 
