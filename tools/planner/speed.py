@@ -32,7 +32,9 @@ def pipeline_factor(layout: Layout, *, num_microbatches: int) -> Factor:
     """m / (m + (PP - 1) / VPP): the share of time in which a stage has work. Source: arXiv 2104.04473, section 2.2."""
     chunks = layout.virtual_pipeline_model_parallel_size or 1
     idle = (layout.pipeline_model_parallel_size - 1) / chunks
-    return Factor(num_microbatches / (num_microbatches + idle), "computed", "m / (m + (PP - 1) / VPP)")
+    # Without stages nothing waits, also where a replica has no micro-batch: scoring on more GPUs than a step has rows.
+    share = num_microbatches / (num_microbatches + idle) if idle else 1.0
+    return Factor(share, "computed", "m / (m + (PP - 1) / VPP)")
 
 
 def balance_factor(job: Job, layout: Layout) -> Factor:
