@@ -113,7 +113,7 @@ def test_text_shows_parts_units_kinds_and_refusals() -> None:
 
 def test_where_none_runs_the_cure_is_one_that_helps() -> None:
     """512 sequences are no multiple of 24 GPUs, however much memory they have; 70B does not fit on one node."""
-    divided = "none runs, and not for want of memory: another number of GPUs, or a training.global_batch_size"
+    divided = "none runs, and not for want of memory: the refusals below say what to change"
     assert divided in plan("--card", "h200", "--nodes", "3")
     assert divided not in plan("--card", "h200", "--nodes", "3", "training.global_batch_size=504")
     assert "none fits: more nodes, or a card with more memory" in plan("--card", "h100", model="llama3_70b")

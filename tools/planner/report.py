@@ -148,7 +148,7 @@ def as_text(tree: dict[str, Any], place_text: str, *, shows_all: bool) -> str:
 def _none(refused: Sequence[dict[str, Any]]) -> str:
     if any(group["rule"] == OUT_OF_MEMORY for group in refused):
         return "none fits: more nodes, or a card with more memory"
-    return "none runs, and not for want of memory: another number of GPUs, or a training.global_batch_size they divide"
+    return "none runs, and not for want of memory: the refusals below say what to change"
 
 
 def _one(tree: dict[str, Any]) -> list[str]:
