@@ -96,6 +96,7 @@ def test_each_item_is_kept_with_the_likelihood_of_every_choice(hf: Path, measure
 
     task = read_task(measured.folder, "syne_arc_easy")
     assert task is not None
+    assert task.version == 1.0  # of _arc.yaml
     assert [item.id for item in task.items] == [0, 1, 2]
     model, tokenizer = AutoModelForCausalLM.from_pretrained(hf), AutoTokenizer.from_pretrained(hf)
     for item, letters in zip(task.items, ("ABC", "123", "ABC"), strict=True):

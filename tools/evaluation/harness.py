@@ -274,6 +274,7 @@ def run_task(
         num_fewshot=benchmark.shots,
         seconds=time.monotonic() - started,
         items=items,
+        version=planned.config.get("metadata", {}).get("version"),
         num_truncated=sum(_is_truncated(model, sample["arguments"]) for sample in samples),
     )
 
