@@ -6,9 +6,12 @@ from collections.abc import Iterator
 import pytest
 
 
-@pytest.fixture(autouse=True)
-def _environment_as_before() -> Iterator[None]:
+def _restored() -> Iterator[None]:
     before = dict(os.environ)
     yield
     os.environ.clear()
     os.environ.update(before)
+
+
+_of_a_test = pytest.fixture(autouse=True)(_restored)
+_of_a_module = pytest.fixture(autouse=True, scope="module")(_restored)  # what its own fixtures prepare

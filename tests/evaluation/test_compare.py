@@ -191,6 +191,19 @@ def test_other_questions_are_not_compared_as_pairs(base: Path, tmp_path: Path) -
         compare_results([base, other])
 
 
+def test_answers_scored_in_two_ways_are_not_compared(base: Path, tmp_path: Path) -> None:
+    other = written(tmp_path / "other", {"MATH": [[1.0, 0.0] * 20]})
+    files = [folder / "tasks/MATH_0.json" for folder in (base, other)]
+    for versions, is_refused in (((1.0, 2.0), True), ((2.0, 2.0), False), ((None, 2.0), False)):
+        for file, number in zip(files, versions, strict=True):
+            file.write_text(json.dumps({**json.loads(file.read_text()), "version": number}))
+        if is_refused:
+            with pytest.raises(ConfigError, match=r"MATH_0: .*base was measured with version 1\.0 of the task"):
+                compare_results([base, other])
+        else:
+            assert compare_results([base, other]).rows[0].name == "MATH"
+
+
 def test_faulty_inputs_end_in_one_message(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "results.json").write_text('{"kind": "other"}')
     damaged = written(tmp_path / "damaged", {"MATH": [[1.0, 0.0] * 20]})

@@ -96,6 +96,7 @@ def test_each_item_is_kept_with_the_likelihood_of_every_choice(hf: Path, measure
 
     task = read_task(measured.folder, "syne_arc_easy")
     assert task is not None
+    assert task.version == 1.0  # of _arc.yaml
     assert [item.id for item in task.items] == [0, 1, 2]
     model, tokenizer = AutoModelForCausalLM.from_pretrained(hf), AutoTokenizer.from_pretrained(hf)
     for item, letters in zip(task.items, ("ABC", "123", "ABC"), strict=True):
@@ -135,6 +136,18 @@ def test_a_second_call_computes_nothing_and_a_lost_task_alone_is_done_again(
     assert [line.score for line in again.benchmarks] == [line.score for line in measured.benchmarks]
 
 
+def test_results_stay_where_the_package_moves_to_another_folder(
+    hf: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate(options(hf, data, tmp_path, only=("ASDiv",)))
+    moved = tmp_path / "site-packages/tasks"
+    shutil.copytree(harness.OWN_TASKS, moved)
+    monkeypatch.setattr(harness, "OWN_TASKS", moved)
+    monkeypatch.setattr(harness, "run_task", None)  # nothing is left to compute
+    (again,) = evaluate(options(hf, data, tmp_path, only=("ASDiv",)))
+    assert [line.status for line in again.benchmarks if line.name == "ASDiv"] == ["done"]
+
+
 def test_what_a_call_leaves_out_stays_as_an_earlier_one_measured_it(hf: Path, data: Path, tmp_path: Path) -> None:
     (first,) = evaluate(options(hf, data, tmp_path, only=("ARC",)))
     assert not first.complete
@@ -147,9 +160,18 @@ def test_what_a_call_leaves_out_stays_as_an_earlier_one_measured_it(hf: Path, da
     assert second.sums[0].status == "done"  # of both, item by item
     assert second.sums[0].score == pytest.approx(((lines["ARC"].score or 0) + (lines["SciQ"].score or 0)) / 2)
     (other,) = evaluate(
-        options(hf, data, tmp_path, only=("ASDiv",), limit=1)
+        options(hf, data, tmp_path, only=("ASDiv",), batch_size=1)
     )  # of other settings nothing is taken over
     assert [line.status for line in other.benchmarks] == ["open", "open", "done", "open"]
+
+
+def test_a_trial_with_a_limit_does_not_replace_results_over_more_items(hf: Path, data: Path, tmp_path: Path) -> None:
+    for limit in (1, 2, None):  # more items replace fewer
+        (results,) = evaluate(options(hf, data, tmp_path, only=("SciQ",), limit=limit))
+    with pytest.raises(ConfigError, match=r"--limit 2: .*/tiny holds .* results over all items .* another --out"):
+        evaluate(options(hf, data, tmp_path, only=("SciQ",), limit=2))
+    assert read_results(results.folder) == results
+    assert len(read_task(results.folder, "sciq").items) == 6  # type: ignore[union-attr]
 
 
 def test_a_model_of_the_same_name_does_not_replace_anothers_results(hf: Path, data: Path, tmp_path: Path) -> None:
@@ -311,6 +333,20 @@ def test_the_first_blank_of_an_answer_is_kept_where_the_tokenizers_decoder_strip
     assert loaded.generate_until([request]) == [" return return return"]
     assert loaded.tok_decode([3, 0, 2]) == "    return"  # a whole indentation; the control token is none of it
     assert tokenizer.decode([3, 0]) == "   return"  # what the harness would have taken
+
+
+def test_a_model_that_answers_nan_has_no_score(hf: Path, data: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "broken"
+    shutil.copytree(hf, broken)
+    (file,) = broken.glob("*.safetensors")
+    weights = load_file(file)
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"sciq: .* NaN as log-likelihood of 6 of 6 items, the first is item 0"):
+        evaluate(options(broken, data, tmp_path, only=("SciQ",)))
+    assert not (tmp_path / "out/small/broken/tasks/sciq.json").exists()
 
 
 def test_a_set_that_the_hub_does_not_give_is_left_out_on_request(hf: Path, data: Path, tmp_path: Path) -> None:

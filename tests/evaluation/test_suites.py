@@ -1,6 +1,8 @@
 """The suites: each paper benchmark is found, loaded and worded from files in its set's own format."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -130,7 +132,8 @@ def test_what_ifeval_needs_is_said_before_anything_is_fetched(tmp_path: Path, mo
     import nltk
 
     monkeypatch.setattr(nltk.data, "path", [])
-    monkeypatch.setattr(harness, "find_spec", lambda name: None)
+    found = harness.find_spec
+    monkeypatch.setattr(harness, "find_spec", lambda name: found(name) if name == "lm_eval" else None)
     line = line_of("retention", "IFEval")
     assert (line.status, line.reason) == (
         "skipped", "needs pip install langdetect immutabledict, python -m nltk.downloader punkt_tab"
@@ -173,18 +176,45 @@ def test_the_harness_own_way_of_running_code_is_refused() -> None:
             harness.plan_tasks(benchmark)
 
 
+def own_suite(file: Path, *benchmarks: dict[str, Any]) -> Path:
+    entry = {"group": "g", "language": "en", "shots": 0, "metric": "acc", "chance": 0.25, "tasks": ["syne_arc_easy"]}
+    lines = [entry | {"name": f"B{number}"} | changes for number, changes in enumerate(benchmarks)]
+    file.write_text(json.dumps({"name": "own", "what": "x", "benchmarks": lines}))  # JSON is YAML
+    return file
+
+
+@pytest.mark.parametrize("changes", [{"shots": -1}, {"chance": 25.0}, {"limit": 0}, {"limit": -2}, {"tasks": []}])
+def test_a_number_that_no_benchmark_has_is_refused_by_its_key(tmp_path: Path, changes: dict[str, Any]) -> None:
+    (key,) = changes
+    with pytest.raises(ConfigError, match=rf"benchmarks\.0\.{key}"):
+        read_suite(own_suite(tmp_path / "own.yaml", changes))
+
+
+def test_a_task_counts_once_in_a_benchmark_and_belongs_to_one(tmp_path: Path) -> None:
+    both = read_suite(own_suite(tmp_path / "own.yaml", {"tasks": ["syne_arc_easy", "syne_arc_*"]}))
+    assert [task.name for task in harness.plan_tasks(both.benchmarks[0])] == ["syne_arc_easy", "syne_arc_challenge"]
+    shots = read_suite(own_suite(tmp_path / "own.yaml", {"shots": 0}, {"shots": 5}))
+    for only in ((), ("B1",)):  # the other's results would be taken over from an earlier call
+        with pytest.raises(ConfigError, match="own: syne_arc_easy is a task of B0 and of B1"):
+            plan(shots, EvalOptions(only=only, offline=True))
+
+
 def test_a_faulty_suite_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such suite; there are paper, probe, retention"):
         suite_path("papr")
     file = tmp_path / "own.yaml"
+    one = (
+        "name: own\nwhat: x\nbenchmarks: [{name: A, group: g, language: en, tasks: [t], shots: 0, metric: acc, "
+        "chance: 0.0}]\n"
+    )
     for text, said in (
         ("name: own\nwhat: x\nbenchmarks: []\n", "is empty"),
         ("name: own\nwhat: x\nbenchmarks: [{name: A}]\n", r"benchmarks\.0\.group"),
-        (
-            "name: own\nwhat: x\nbenchmarks: [{name: A, group: g, language: en, tasks: [t], shots: 0, metric: acc, "
-            "chance: 0.0}]\nsums: [{name: S, of: [B], average: micro}]\n",
-            "S is of B",
-        ),
+        (f"{one}sums: [{{name: S, of: [B], average: micro}}]\n", "S is of B"),
+        (f"{one}sums: [{{name: A, of: [A], average: micro}}]\n", "A stands there twice"),
+        (f"{one}sums: [{{name: S, of: [A, A], average: micro}}]\n", "A stands there twice"),
+        (f"{one}sums: [{{name: S, of: [A], average: micro}}, {{name: S, of: [A], average: macro}}]\n", "S stands"),
+        (f"{one}sums: [{{name: S, of: [], average: micro}}]\n", r"sums\.0\.of"),
     ):
         file.write_text(text)
         with pytest.raises(ConfigError, match=said):

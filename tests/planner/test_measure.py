@@ -74,6 +74,7 @@ def check_outcome(folder: Path, *, failed: str) -> None:
     best = max(finished, key=lambda row: row["result"]["tokens_per_second_per_gpu"])
     check_layout(folder / "run.yaml", best["overrides"])
     table = read_efficiency(folder / "efficiency.yaml")
+    assert {m.global_batch_size for m in table.measured} == {8}  # tiny.run_tree's
     assert [m.layout for m in table.measured] == [row["layout"] for row in finished]
 
 
@@ -127,6 +128,15 @@ def test_running_again_repeats_nothing_and_says_the_same(config: Path, tmp_path:
     assert results(folder)[1]["layout"] in done.stdout.split("fastest: ")[1]
     again = tiny.syne("plan", "--config", config, "--card", "h100", "--nproc", 1, "--measure", folder)
     assert again.returncode == 2 and "name another folder" in again.stderr
+
+
+def test_a_run_of_fewer_steps_than_are_timed_is_refused_with_how_many_it_takes(config: Path, tmp_path: Path) -> None:
+    command = ("plan", "--config", config, "--card", "h100", "--nproc", 1, "--measure", tmp_path / "measure")
+    done = tiny.syne(*command, f"data.stages.0.tokens={19 * 8 * 32}")
+    assert done.returncode == 2 and "times 20 steps, and the run ends after 19" in done.stderr
+    cure = done.stderr.rpartition(" as ")[2].strip()
+    assert cure == f"data.stages.0.tokens={20 * 8 * 32}"
+    assert tiny.syne(*command, cure).returncode == 0
 
 
 def test_when_no_candidate_finishes_the_script_fails(config: Path, tmp_path: Path) -> None:

@@ -111,6 +111,24 @@ def test_text_shows_parts_units_kinds_and_refusals() -> None:
         assert words in text, words
 
 
+def test_where_none_runs_the_cure_is_one_that_helps() -> None:
+    """512 sequences are no multiple of 24 GPUs, however much memory they have; 70B does not fit on one node."""
+    divided = "none runs, and not for want of memory: the refusals below say what to change"
+    assert divided in plan("--card", "h200", "--nodes", "3")
+    assert divided not in plan("--card", "h200", "--nodes", "3", "training.global_batch_size=504")
+    assert "none fits: more nodes, or a card with more memory" in plan("--card", "h100", model="llama3_70b")
+
+
+def test_what_surrounds_training_is_counted_on_more_gpus_than_a_step_has_sequences() -> None:
+    """512 sequences; scoring takes the same GPU-hours on 512 GPUs and on 1,024 but for the table's scale."""
+    hours = []
+    for nodes in ("64", "128"):
+        score = next(work for work in answer("--nodes", nodes, "--pipeline")["pipeline"] if work["name"] == "score PPL")
+        hours.append(score["gpu_hours"])
+    per_doubling = 0.01448 / 4
+    assert hours[1] / hours[0] == pytest.approx((1 - 6 * per_doubling) / (1 - 7 * per_doubling), rel=1e-6)
+
+
 def test_what_the_formulas_do_not_know_of_a_run_is_said() -> None:
     said = "note: training.fp8=hybrid: memory and rates are counted as of bf16 alone; --measure tells those of FP8"
     assert said in plan("--card", "h100", "training.fp8=hybrid")

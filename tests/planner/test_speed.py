@@ -25,6 +25,10 @@ JOB = Job(architecture=ARCHITECTURES["llama3_8b"], seq_length=8192, global_batch
 H100 = card_of("h100")
 
 
+ONE = "factor: 1, kind: measured, source: x"
+RUN = "card: h100, num_parameters: 1, seq_length: 8192, gpus: 8, layout: x"
+
+
 def rate(layout: Layout, gpus: int = 8, table: Path | None = None) -> tuple[float, str]:
     speed = expected_speed(JOB, layout, H100, read_efficiency(table), world_size=gpus)
     return speed.tokens_per_second_per_gpu, speed.kind
@@ -127,6 +131,16 @@ def test_a_measured_layout_is_taken_as_measured_and_the_others_are_scaled(tmp_pa
     assert rate(pp2, 16, table=table)[0] == pytest.approx(ratio * rate(pp2, 16)[0])  # another number of GPUs
 
 
+def test_a_rate_measured_with_another_global_batch_is_not_taken_as_measured(tmp_path: Path) -> None:
+    """PP 2 on 8 GPUs: 512 sequences are 128 micro-batches a replica and 16 are 4, with bubbles of 1/129 and 1/5."""
+    pp2 = Layout(pipeline_model_parallel_size=2)
+    table = read_efficiency(measured_table(tmp_path, global_batch_size=512))
+    assert expected_speed(JOB, pp2, H100, table, world_size=8).kind == "measured"
+    small = expected_speed(replace(JOB, global_batch_size=16), pp2, H100, table, world_size=8)
+    assert small.kind != "measured"
+    assert small.tokens_per_second_per_gpu == pytest.approx(5000.0 * (4 / 5) / (128 / 129))
+
+
 def test_messages_of_parts_cost_what_their_passes_do_not_hide(tmp_path: Path) -> None:
     """At 1,000 tokens/s a pass takes 8.192 s; 64 of them a step; links of 0.8 GB/s hide little."""
     slow = replace(H100, nvlink_bytes_per_second=1e9)
@@ -159,6 +173,18 @@ def test_a_layout_that_was_measured_in_parts_is_not_charged_for_its_messages_aga
     assert with_sharding(scaled, JOB, other, H100, world_size=8).mfu < scaled.mfu
 
 
+def test_a_layout_measured_in_parts_at_the_plans_own_rate_changes_no_other(tmp_path: Path) -> None:
+    slow, parts = replace(H100, nvlink_bytes_per_second=1e9), Layout(zero_stage=3)
+    table = read_efficiency()
+    plain = expected_speed(JOB, parts, slow, table, world_size=8)
+    planned = with_sharding(plain, JOB, parts, slow, world_size=8).tokens_per_second_per_gpu
+    assert planned < 0.5 * plain.tokens_per_second_per_gpu
+    known = read_efficiency(measured_table(tmp_path, layout=str(parts), tokens_per_second_per_gpu=planned))
+    for other in (Layout(micro_batch_size=2), Layout(zero_stage=3, micro_batch_size=2)):
+        before, after = (expected_speed(JOB, other, slow, each, world_size=8) for each in (table, known))
+        assert after.tokens_per_second_per_gpu == pytest.approx(before.tokens_per_second_per_gpu)
+
+
 def test_measured_layouts_that_say_nothing_are_passed_over(tmp_path: Path) -> None:
     for change in ({"layout": "as it was"}, {"gpus": 1}, {"layout": "TP1, PP1, MBS128, recompute none"}):
         assert rate(Layout(), table=measured_table(tmp_path, **change))[0] == pytest.approx(10_153)
@@ -176,6 +202,15 @@ def test_another_card_or_model_changes_nothing(tmp_path: Path) -> None:
         ("measured: [{card: h100}]", "not an efficiency table"),
         ("scale: [{gpus: 8}]", "not an efficiency table"),
         ("card: {h100: {factor: 1, kind: guessed, source: x}}", "guessed"),
+        ("card: {h100: {factor: 0, kind: measured, source: x}}", "0 is no number above 0"),
+        ("card: {h100: {factor: .nan, kind: measured, source: x}}", "nan is no number above 0"),
+        ("tensor_parallel: {0: {factor: 1, kind: measured, source: x}}", "0 is no number above 0"),
+        (f"scale: [{{gpus: 0, {ONE}}}, {{gpus: 8, {ONE}}}]", "0 is no number above 0"),
+        (f"scale: [{{gpus: '8', {ONE}}}, {{gpus: 9, {ONE}}}]", "'8' is no number above 0"),
+        ("reference: {tokens_per_second_per_gpu: fast}", "'fast' is no number above 0"),
+        ("reference: {card: b200}", r"reference\.card 'b200' is none of h100, h200, a100"),
+        (f"measured: [{{{RUN}, tokens_per_second_per_gpu: '9,000'}}]", "'9,000' is no number above 0"),
+        (f"measured: [{{{RUN}, tokens_per_second_per_gpu: 0}}]", "0 is no number above 0"),
     ],
 )
 def test_a_table_that_is_none_is_refused(tmp_path: Path, text: str, message: str) -> None:

@@ -221,6 +221,15 @@ def test_results_with_one_label_are_told_apart_by_their_folders(tmp_path: Path) 
     assert table.header[2:5] == [f"{name}, %" for name in named]
 
 
+def test_results_of_a_run_that_are_also_named_by_themselves_stay_the_runs(tmp_path: Path) -> None:
+    run = run_folders.write(tmp_path / "run", 4)
+    for iteration, score in ((2, 0.2), (4, 0.4)):
+        write_evaluation(run / "eval", f"iter_000000{iteration}", tokens=256 * iteration, score=score)
+    expected = [table.header for table in tables(evaluation([read_run(run)], []))]
+    for named in (run / "eval", tmp_path / "run" / ".." / "run" / "eval/probe/iter_0000004/results.json"):
+        assert [table.header for table in tables(evaluation([read_run(run)], [named]))] == expected
+
+
 def test_the_base_in_a_runs_folder_stands_beside_its_newest_checkpoint(tmp_path: Path) -> None:
     run = run_folders.write(tmp_path / "run", 40)
     write_evaluation(run / "eval", "hf_base", score=0.1)

@@ -7,7 +7,8 @@ import pytest
 
 from tools.cli import main
 from tools.mix_simulate import Curves, read_curves, simulate
-from tools.surrogate.curves import Runs, fit_topic, write_curves
+from tools.surrogate.curves import Runs, fit_topic, gathered, write_curves
+from tools.surrogate.outcome import Measured, Point
 
 WORTH = np.array([[1.0, 0.3, 0.0], [0.1, 1.0, 0.05], [0.0, 0.5, 1.0]])
 FLOOR, REDUCIBLE = np.array([2.0, 2.2, 1.8]), np.array([1.0, 0.8, 1.2])
@@ -43,6 +44,24 @@ def test_worth_and_curve_come_back_from_exact_and_from_noisy_runs() -> None:
         halfway = np.array([7e4, 2e4, 1e4])
         predicted = fit.floor + fit.reducible * (1 + halfway @ fit.worth / fit.scale) ** -fit.exponent
         assert predicted == pytest.approx(true_loss(halfway)[topic], abs=0.006)
+
+
+def test_a_topic_that_is_held_out_and_never_read_is_none_of_the_curves() -> None:
+    measured = []
+    for arm in range(4):
+        share = 0.2 * (arm + 1)
+        points = [
+            Point(
+                consumed_tokens=step,
+                read={"en/web/a": int(share * step), "en/web/b": step - int(share * step), "en/web/never": 0},
+                nll={f"en/web/{topic}@holdout": 3.0 - step / 1e4 for topic in ("a", "b", "never")},
+            )
+            for step in (0, 1000, 2000)
+        ]
+        measured.append(Measured(arm=str(arm), seed=1, curve=tuple(points), seconds=1.0))
+    runs = gathered(measured, "en/web/")
+    assert runs.topics == ("en/web/a", "en/web/b")
+    assert np.isfinite(fit_topic(runs, 0, np.ones(len(runs.run))).scale)
 
 
 def test_the_simulation_follows_the_fitted_curves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

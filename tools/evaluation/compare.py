@@ -260,12 +260,17 @@ def _with_holm(rows: Sequence[Row], num_models: int) -> list[Row]:
 
 
 def _check_same_items(mine: Iterable[TaskResult], theirs: Iterable[TaskResult], base: Results, other: Results) -> None:
-    """Errors: ConfigError if an item or its prompt is not the same in both."""
+    """Errors: ConfigError if an item or its prompt is not the same in both, or they were scored in two ways."""
     for a, b in zip_longest(mine, theirs):
         same = a is not None and b is not None and a.task == b.task and len(a.items) == len(b.items)
         pairs = zip(a.items, b.items, strict=True) if same else ()
         asked = a or b
         assert asked is not None
+        if a and b and None not in (a.version, b.version) and a.version != b.version:
+            raise ConfigError(
+                f"{asked.task}: {base.folder} was measured with version {a.version} of the task and {other.folder} "
+                f"with {b.version}, which may score otherwise; evaluate both again with one version of this package"
+            )
         if not same or any((x.id, x.doc_hash, x.prompt_hash) != (y.id, y.doc_hash, y.prompt_hash) for x, y in pairs):
             raise ConfigError(
                 f"{asked.task}: {base.folder} and {other.folder} did not ask the same questions in the same words; "

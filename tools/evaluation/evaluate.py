@@ -82,11 +82,19 @@ def evaluate(options: EvalOptions) -> list[Results]:
 def plan(suite: Suite, options: EvalOptions) -> list[Line]:
     """A line for every benchmark, with its data found or the reason why not.
 
-    Errors: ConfigError for a benchmark that the suite does not have, a --data that is a file, or want of a sandbox.
+    Errors: ConfigError for a benchmark that the suite does not have, a task of two of them, a --data that is a file, or
+    want of a sandbox.
     """
     known = [benchmark.name for benchmark in suite.benchmarks]
     if unknown := [name for name in options.only if name not in known]:
         raise ConfigError(f"--only {unknown[0]}: {suite.name} has {', '.join(known)}")
+    owners: dict[str, str] = {}
+    for name, task in ((entry.name, task.name) for entry in suite.benchmarks for task in harness.plan_tasks(entry)):
+        if (other := owners.setdefault(task, name)) != name:
+            raise ConfigError(
+                f"{suite.name}: {task} is a task of {other} and of {name}, and its results are kept once; give one of "
+                "them a suite of its own, or an average of benchmarks under sums"
+            )
     if (folder := options.data) is not None and folder.exists() and not folder.is_dir():
         raise ConfigError(f"--data {folder}: is no folder")
     chosen = {benchmark.name for benchmark in suite.benchmarks if not options.only or benchmark.name in options.only}
@@ -218,7 +226,9 @@ def _task_mark(model: str, planned: PlannedTask, found: Found | None, options: E
         planned.benchmark.filter, _limit(planned, options), found.identity() if found else None, options.backend,
         options.dtype, options.batch_size, str(options.device), version("lm_eval"), harness.SEED,
     ]  # fmt: skip
-    return hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()
+    # The harness names a function with its task file's folder, which lies elsewhere in another installation.
+    folder = json.dumps(str(harness.task_folder(planned.benchmark)))[1:-1]
+    return hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).replace(folder, "").encode()).hexdigest()
 
 
 def _begin(subject: Subject, folder: Path, suite: Suite, suite_hash: str, mark: str, options: EvalOptions) -> Results:
@@ -251,7 +261,8 @@ def _programs(options: EvalOptions) -> dict[str, Any]:
 def _earlier(folder: Path, subject: Subject, suite_hash: str, mark: str, options: EvalOptions) -> Results | None:
     """What a call before this one left in the folder, if it measured the same weights by the same suite alike.
 
-    Errors: ConfigError if the folder holds another model's results: of one name, and given one --out.
+    Errors: ConfigError if the folder holds another model's results (of one name, and given one --out), or this one's
+    over more items than --limit.
     """
     if not (folder / RESULTS).is_file():
         return None
@@ -266,6 +277,12 @@ def _earlier(folder: Path, subject: Subject, suite_hash: str, mark: str, options
         raise ConfigError(
             f"--out: {folder} holds the results of {found.model.get('path')}, and {told['path']} has the same name; "
             "choose another --out, or remove them"
+        )
+    most, is_begun = found.settings.get("limit"), any(line.tasks for line in found.benchmarks)
+    if is_same and is_begun and options.limit is not None and (most is None or most > options.limit):
+        raise ConfigError(
+            f"--limit {options.limit}: {folder} holds this model's results over {most or 'all'} items of each task, "
+            "which fewer would replace; choose another --out, or remove them"
         )
     alike = {"lm_eval": version("lm_eval"), "backend": options.backend, "batch_size": options.batch_size}
     if options.dtype != "auto":

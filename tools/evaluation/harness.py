@@ -1,6 +1,7 @@
 """All contact with lm-evaluation-harness: its task files, its models, one task evaluated item by item."""
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -80,8 +81,8 @@ def plan_tasks(benchmark: Benchmark) -> list[PlannedTask]:
     """
     from lm_eval.tasks._index import Kind
 
-    index = _manager(_folder(benchmark)).task_index
-    planned = []
+    index = _manager(task_folder(benchmark)).task_index
+    planned: list[str] = []
     for pattern in benchmark.tasks:
         names = sorted(name for name, entry in index.items() if entry.kind is Kind.TASK and fnmatchcase(name, pattern))
         if not names:
@@ -91,8 +92,8 @@ def plan_tasks(benchmark: Benchmark) -> list[PlannedTask]:
                 f"benchmark {benchmark.name}: {unsafe[0]} of the harness fetches code, and runs what the model writes "
                 "in this process; syne_humaneval and syne_mbpp run it in the sandbox"
             )
-        planned += [PlannedTask(name, benchmark, dict(index[name].cfg or {})) for name in names]
-    return planned
+        planned += [name for name in names if name not in planned]  # globs may overlap
+    return [PlannedTask(name, benchmark, dict(index[name].cfg or {})) for name in planned]
 
 
 def load_task(planned: PlannedTask, found: Found | None) -> Any:
@@ -111,7 +112,7 @@ def load_task(planned: PlannedTask, found: Found | None) -> Any:
         overrides["validation_split"] = None
     if found is not None and found.files:
         overrides["custom_dataset"] = lambda **settings: load(found)
-    manager = _manager(_folder(planned.benchmark))
+    manager = _manager(task_folder(planned.benchmark))
     with _quiet():
         try:
             loaded = manager.load([{"group": "syne", "task": [overrides]}])
@@ -233,7 +234,8 @@ def run_task(
 ) -> TaskResult:
     """Every item of the task, answered and scored; progress hears of each answer.
 
-    Errors: ConfigError if the benchmark's metric is none of the task's, or the device's memory does not suffice.
+    Errors: ConfigError if the benchmark's metric is none of the task's, or the device's memory does not suffice;
+    CheckpointError if a log-likelihood is NaN: the harness takes the first choice then, and scores what chance does.
     """
     from lm_eval.evaluator import evaluate
     from torch import OutOfMemoryError
@@ -260,12 +262,19 @@ def run_task(
             f"benchmark {benchmark.name}: {planned.name} has no metric {benchmark.metric} behind the filter "
             f"{benchmark.filter}; it has {'; '.join(given)}"
         )
+    items = tuple(_item(sample, benchmark) for sample in sorted(samples, key=lambda sample: sample["doc_id"]))
+    if lost := [item.id for item in items if any(map(math.isnan, item.likelihoods or ()))]:
+        raise CheckpointError(
+            f"{planned.name}: the model gives NaN as log-likelihood of {len(lost)} of {len(items)} items, the first is "
+            f"item {lost[0]}: its weights hold NaN, or they overflow in float16 (then --dtype bfloat16)"
+        )
     return TaskResult(
         task=planned.name,
         metric=benchmark.metric,
         num_fewshot=benchmark.shots,
         seconds=time.monotonic() - started,
-        items=tuple(_item(sample, benchmark) for sample in sorted(samples, key=lambda sample: sample["doc_id"])),
+        items=items,
+        version=planned.config.get("metadata", {}).get("version"),
         num_truncated=sum(_is_truncated(model, sample["arguments"]) for sample in samples),
     )
 
@@ -334,7 +343,8 @@ def _manager(folder: Path) -> Any:
     return TaskManager(include_path=str(folder), include_defaults=False)
 
 
-def _folder(benchmark: Benchmark) -> Path:
+def task_folder(benchmark: Benchmark) -> Path:
+    """Where its task files lie."""
     return OWN_TASKS if benchmark.harness is None else harness_folder(benchmark.harness)
 
 

@@ -45,6 +45,8 @@ class TaskResult:
     """What it was measured with: a later call, which loads no model, tells it of the task as it was."""
     num_truncated: int | None = None
     """Items whose prompt was cut at its beginning, to fit the model's context; None: measured before it was counted."""
+    version: float | str | None = None
+    """Of the task file, which another wording or another way to score changes; None: measured before it was kept."""
 
     @property
     def score(self) -> float:

@@ -2,8 +2,9 @@
 
 from dataclasses import field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
 from pydantic.dataclasses import dataclass as checked
 
 from data_mixers.errors import ConfigError
@@ -20,20 +21,20 @@ class Benchmark:
     group: str
     """Heading in tables: english, chinese, mathematics, code, science, ..."""
     language: Literal["en", "zh", "code"]
-    tasks: list[str]
+    tasks: Annotated[list[str], Field(min_length=1)]
     """Names or globs of task files."""
     harness: str | None = None
     """Folder below the harness's own tasks that holds them; None: they are ours."""
-    shots: int
+    shots: Annotated[int, Field(ge=0)]
     metric: str
     """The metric of an item that is its score."""
     filter: str = "none"
     """The harness's answer filter whose result counts."""
     average: Literal["micro", "macro"] = "micro"
     """micro: over all items; macro: over the tasks' scores."""
-    chance: float
+    chance: Annotated[float, Field(ge=0.0, le=1.0)]
     """Score of guessing. Unit: share."""
-    limit: int | None = None
+    limit: Annotated[int, Field(ge=1)] | None = None
     """Take only the first items of each task: for suites that must end in minutes."""
     runs_code: bool = False
     """Executes what the model writes."""
@@ -48,7 +49,7 @@ class Sum:
     """A line that stands for several benchmarks."""
 
     name: str
-    of: list[str]
+    of: Annotated[list[str], Field(min_length=1)]
     average: Literal["micro", "macro"]
     published: str | None = None
 
@@ -79,8 +80,9 @@ def read_suite(path: Path) -> Suite:
     """Errors: ConfigError with a line for every fault."""
     suite = read_yaml(path, Suite)
     names = [benchmark.name for benchmark in suite.benchmarks]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise ConfigError(f"{path}: benchmark {min(twice)} stands there twice")
+    for listed in ([*names, *(total.name for total in suite.sums)], *(total.of for total in suite.sums)):
+        if twice := {name for name in listed if listed.count(name) > 1}:
+            raise ConfigError(f"{path}: {min(twice)} stands there twice")
     if not names:
         raise ConfigError(f"{path}: benchmarks is empty")
     for total in suite.sums:

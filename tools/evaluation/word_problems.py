@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 _NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?|-?\.\d+")
 _STATED = re.compile(r"answer is[:\s]*", re.IGNORECASE)
+_RATIO_OR_TIME = re.compile(r"\s*\d+(?::\d+)+")
 TOLERANCE = Fraction(1, 1000)
 """Two decimals of a quotient in the sets' own answers are rounded; ours."""
 
@@ -52,28 +53,39 @@ def mawps(docs: "Dataset") -> "Dataset":
 def score(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
     """1 if what the model ends with is the gold answer: the number after its last "answer is", else its last number.
 
-    A gold answer without a number (a name, yes or no) must stand in the sentence of the answer.
+    As many numbers as the gold answer has (150 of ASDiv's 2,305 have several): of a ratio or a time in its order, 3:4
+    or 3/4, of a list (`5 years old; 15 years old`) in any. A gold answer without a number (a name, yes or no) must
+    stand in the sentence of the answer.
     """
-    said = results[0]
+    said, gold = results[0], doc["answer"]
     stated = _STATED.split(said)
-    gold = number_in(doc["answer"])
-    if gold is None:
-        wanted = re.escape(doc["answer"].split(" (")[0].strip().casefold())
+    if _NUMBER.search(gold) is None:
+        wanted = re.escape(gold.split(" (")[0].strip().casefold())
         return {"exact_match": float(re.search(rf"(?<!\w){wanted}(?!\w)", stated[-1].casefold()) is not None)}
-    found = number_in(stated[-1]) if len(stated) > 1 else number_in(said, last=True)
-    right = found is not None and abs(found - gold) <= TOLERANCE * max(Fraction(1), abs(gold))
+    if in_order := _RATIO_OR_TIME.match(gold):
+        golds = numbers_in(in_order[0])
+        stated = [text.replace("/", ":") for text in stated]
+    else:
+        golds = [number for part in gold.split(";") for number in numbers_in(part)[:1]]
+    found = numbers_in(stated[-1])[: len(golds)] if len(stated) > 1 else numbers_in(stated[-1])[-len(golds) :]
+    if not in_order:
+        golds, found = sorted(golds), sorted(found)
+    right = len(found) == len(golds) and all(map(_is_close, found, golds))
     return {"exact_match": float(right)}
 
 
-def number_in(text: str, *, last: bool = False) -> Fraction | None:
-    """The first (or last) number of a text: 1,000; -2.5; 3/4; 12.50."""
-    found = _NUMBER.findall(text)
-    for number in reversed(found) if last else found:
+def numbers_in(text: str) -> list[Fraction]:
+    """In their order: 1,000; -2.5; 3/4; 12.50."""
+    found = []
+    for number in _NUMBER.findall(text):
         numerator, _, denominator = number.replace(",", "").partition("/")
-        if denominator != "" and int(denominator) == 0:
-            continue
-        return Fraction(numerator) / Fraction(denominator or 1)
-    return None
+        if denominator == "" or int(denominator) != 0:
+            found.append(Fraction(numerator) / Fraction(denominator or 1))
+    return found
+
+
+def _is_close(found: Fraction, gold: Fraction) -> bool:
+    return abs(found - gold) <= TOLERANCE * max(Fraction(1), abs(gold))
 
 
 def _plain(number: str) -> str:

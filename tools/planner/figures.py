@@ -10,6 +10,7 @@ from typing import Any, Literal
 from data_mixers.errors import ConfigError
 from data_mixers.file_version import check_version
 from megatron_synE.config.load import read_yaml
+from megatron_synE.model.presets import ARCHITECTURES
 
 Kind = Literal["measured", "published", "computed", "interpolated", "extrapolated", "assumed"]
 KINDS: tuple[Kind, ...] = ("measured", "published", "computed", "interpolated", "extrapolated", "assumed")
@@ -54,6 +55,8 @@ class Measured:
     layout: str
     """As the planner prints it."""
     tokens_per_second_per_gpu: float
+    global_batch_size: int | None = None
+    """None, in a file of before it was written: the plan's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,12 +132,12 @@ def read_efficiency(user_file: Path | None = None) -> Efficiency:
     where = user_file or _FOLDER / "efficiency.yaml"
     try:
         return Efficiency(
-            reference=tree["reference"],
+            reference=_reference(tree["reference"]),
             scale=_points(tree["scale"]),
-            tensor_parallel={int(size): _factor(entry) for size, entry in tree["tensor_parallel"].items()},
+            tensor_parallel={int(_above_0(n)): _factor(entry) for n, entry in tree["tensor_parallel"].items()},
             card={name: _factor(entry) for name, entry in tree["card"].items()},
             model={name: _factor(entry) for name, entry in tree["model"].items()},
-            measured=tuple(Measured(**entry) for entry in tree["measured"]),
+            measured=tuple(_measured(entry) for entry in tree["measured"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(f"{where}: not an efficiency table ({error}); see tools/planner/efficiency.yaml") from error
@@ -145,16 +148,39 @@ def loosest(kinds: list[Kind]) -> Kind:
     return max(kinds, key=KINDS.index)
 
 
+def _above_0(value: Any) -> float:
+    if not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{value!r} is no number above 0")
+    return value
+
+
+def _reference(entry: dict[str, Any]) -> dict[str, Any]:
+    for name in ("seq_length", "gpus", "tokens_per_second_per_gpu"):
+        _above_0(entry[name])
+    for name, known in (("card", cards()), ("model", ARCHITECTURES)):
+        if entry[name] not in known:
+            raise ValueError(f"reference.{name} {entry[name]!r} is none of {', '.join(known)}")
+    return entry
+
+
+def _measured(entry: dict[str, Any]) -> Measured:
+    found = Measured(**entry)
+    batch = 1 if found.global_batch_size is None else found.global_batch_size
+    for value in (found.num_parameters, found.seq_length, batch, found.gpus, found.tokens_per_second_per_gpu):
+        _above_0(value)
+    return found
+
+
 def _points(entries: list[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
     """By rising number of GPUs."""
-    if len({int(entry["gpus"]) for entry in entries}) < 2:
+    if len({_above_0(entry["gpus"]) for entry in entries}) < 2:
         raise ValueError("scale needs points for two numbers of GPUs")
     for entry in entries:
         _factor(entry)
-    return tuple(sorted(entries, key=lambda point: int(point["gpus"])))
+    return tuple(sorted(entries, key=lambda point: float(point["gpus"])))
 
 
 def _factor(entry: dict[str, Any]) -> Factor:
     if entry["kind"] not in KINDS:
         raise ValueError(f"kind {entry['kind']!r} is none of {', '.join(KINDS)}")
-    return Factor(float(entry["factor"]), entry["kind"], str(entry["source"]))
+    return Factor(_above_0(entry["factor"]), entry["kind"], str(entry["source"]))

@@ -39,7 +39,8 @@ _TEMPLATE = Path(__file__).with_name("measure.sbatch.in")
 def write_measurement(path: Path, overrides: Sequence[str], options: PlanOptions, folder: Path) -> str:
     """Write run files of the best candidates, candidates.json and the script into `folder`; says what to do next.
 
-    Errors: ConfigError where no layout fits, several numbers of nodes are asked for, or the folder holds results.
+    Errors: ConfigError where no layout fits, several numbers of nodes are asked for, the run has fewer steps than are
+    timed, or the folder holds results.
     """
     all_places = places(options)
     if len(all_places) != 1:
@@ -54,6 +55,11 @@ def write_measurement(path: Path, overrides: Sequence[str], options: PlanOptions
     place = all_places[0]
     config = load_config(path, overrides).resolved
     job = job_of(config)
+    if (steps := job.total_tokens // (job.global_batch_size * job.seq_length)) < STEPS:
+        raise ConfigError(
+            f"--measure times {STEPS} steps, and the run ends after {steps}; give it more, as data.stages.0.tokens="
+            f"{STEPS * job.global_batch_size * job.seq_length}"
+        )
     found = search(config, job, place, read_efficiency(options.efficiency))
     candidates = _worth_trying([candidate for candidate in found if candidate.status == "runs"])
     if not candidates:

@@ -89,6 +89,7 @@ def _entry(plan: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
         "card": plan["card"] if result["device"] == "cuda" else "cpu",
         "num_parameters": plan["num_parameters"],
         "seq_length": plan["seq_length"],
+        "global_batch_size": plan["run"]["training"]["global_batch_size"],
         "gpus": result["world_size"],
         "layout": row["layout"],
         "tokens_per_second_per_gpu": round(result["tokens_per_second_per_gpu"], 2),

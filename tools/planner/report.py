@@ -8,7 +8,7 @@ from tools.columns import aligned
 from tools.planner.figures import Card
 from tools.planner.layout import Job
 from tools.planner.memory import checkpoint_bytes
-from tools.planner.search import Candidate, Place
+from tools.planner.search import OUT_OF_MEMORY, Candidate, Place
 
 GB = 1e9
 SHOWN_BEST = 5
@@ -122,7 +122,7 @@ def as_text(tree: dict[str, Any], place_text: str, *, shows_all: bool) -> str:
     ]
     lines += ["", "## as configured", *_one(tree["as_configured"])]
     lines += ["", f"## best of the {tree['num_candidates']} layouts tried"]
-    lines += candidate_lines(tree["best"]) if tree["best"] else ["none fits: more nodes, or a card with more memory"]
+    lines += candidate_lines(tree["best"]) if tree["best"] else [_none(tree["refused"])]
     lines += ["", "## refused"]
     if shows_all:
         lines += columns(
@@ -143,6 +143,12 @@ def as_text(tree: dict[str, Any], place_text: str, *, shows_all: bool) -> str:
         lines += ["", "## how often each source is read, in epochs (computed from the manifests)"]
         lines += [f"{name}: {value:.4g}" for name, value in tree["epochs"].items()]
     return "\n".join(lines) + "\n"
+
+
+def _none(refused: Sequence[dict[str, Any]]) -> str:
+    if any(group["rule"] == OUT_OF_MEMORY for group in refused):
+        return "none fits: more nodes, or a card with more memory"
+    return "none runs, and not for want of memory: the refusals below say what to change"
 
 
 def _one(tree: dict[str, Any]) -> list[str]:

@@ -1,7 +1,7 @@
 """Tokens per second of a layout: arithmetic per token, the card's peak, and the factors of the efficiency table."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from megatron_synE.model.flops import training_flops_per_token
@@ -32,7 +32,9 @@ def pipeline_factor(layout: Layout, *, num_microbatches: int) -> Factor:
     """m / (m + (PP - 1) / VPP): the share of time in which a stage has work. Source: arXiv 2104.04473, section 2.2."""
     chunks = layout.virtual_pipeline_model_parallel_size or 1
     idle = (layout.pipeline_model_parallel_size - 1) / chunks
-    return Factor(num_microbatches / (num_microbatches + idle), "computed", "m / (m + (PP - 1) / VPP)")
+    # Without stages nothing waits, also where a replica has no micro-batch: scoring on more GPUs than a step has rows.
+    share = num_microbatches / (num_microbatches + idle) if idle else 1.0
+    return Factor(share, "computed", "m / (m + (PP - 1) / VPP)")
 
 
 def balance_factor(job: Job, layout: Layout) -> Factor:
@@ -75,13 +77,17 @@ def model_name(architecture: LlamaArchitecture) -> str:
 def expected_speed(job: Job, layout: Layout, card: Card, efficiency: Efficiency, *, world_size: int) -> Speed:
     """Tokens/s/GPU = peak * reference MFU * factors / FLOPs per token.
 
-    A run of this very layout, measured, wins over the product; other measured runs of this card and model scale it by
-    the median of measured over expected.
+    A run of this very layout and global batch, measured, wins over the product; other measured runs of this card and
+    model scale it by the median of measured over expected.
     """
     speed = _from_table(job, layout, card, efficiency, world_size=world_size)
     what = (card.key, job.architecture.num_parameters, job.seq_length)
     alike = [m for m in efficiency.measured if (m.card, m.num_parameters, m.seq_length) == what]
-    exact = [m.tokens_per_second_per_gpu for m in alike if m.layout == str(layout) and m.gpus == world_size]
+    this = (str(layout), world_size, job.global_batch_size)  # with its bubble and its messages a step
+    exact = [
+        m.tokens_per_second_per_gpu for m in alike
+        if (m.layout, m.gpus, m.global_batch_size or job.global_batch_size) == this
+    ]  # fmt: skip
     if exact:
         measured = Factor(exact[-1] / speed.tokens_per_second_per_gpu, "measured", THIS_LAYOUT)
         return scaled(speed, "measured", measured, kind="measured")
@@ -93,11 +99,15 @@ def expected_speed(job: Job, layout: Layout, card: Card, efficiency: Efficiency,
 
 
 def _ratio(measured: Measured, job: Job, card: Card, efficiency: Efficiency) -> float | None:
-    """Measured over the table's figure for that layout; None for a layout that cannot be read."""
+    """Measured over what the plan says of that layout, messages in parts included; None for one that cannot be read."""
+    from tools.planner.simulate import with_sharding  # which stands on this file
+
     layout = parse_layout(measured.layout)
+    job = replace(job, global_batch_size=measured.global_batch_size or job.global_batch_size)
     if layout is None or measured.gpus < layout.model_ranks or not job.num_microbatches(layout, measured.gpus):
         return None
     table = _from_table(job, layout, card, efficiency, world_size=measured.gpus)
+    table = with_sharding(table, job, layout, card, world_size=measured.gpus)
     return measured.tokens_per_second_per_gpu / table.tokens_per_second_per_gpu
 
 

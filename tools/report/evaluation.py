@@ -94,14 +94,17 @@ def read_result(file: Path, owner: str) -> Result:
 
 
 def _found(runs: Sequence[RunRecord], files: Sequence[Path]) -> tuple[list[Result], list[str]]:
-    places = [(file, run.name) for run in runs for file in sorted(run.folder.glob(f"eval/*/*/{RESULTS}"))]
+    places = {
+        file.resolve(): (file, run.name) for run in runs for file in sorted(run.folder.glob(f"eval/*/*/{RESULTS}"))
+    }
     faults = []
     for path in files:
         below = sorted(path.rglob(RESULTS)) if path.is_dir() else [path]
         faults += [] if below else [f"{path} holds no {RESULTS}"]
-        places += [(file, "") for file in below]
+        for file in below:
+            places.setdefault(file.resolve(), (file, ""))  # one that lies in a run is that run's
     results = []
-    for file, owner in dict(places).items():
+    for file, owner in places.values():
         try:
             results.append(read_result(file, owner))
         except DataError as error:

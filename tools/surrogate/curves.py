@@ -52,7 +52,7 @@ def curves_of(folders: Sequence[Path], *, language: str, source: str, worlds: in
 
     Errors: ConfigError if the studies begin with different losses, or hold too few runs to tell topics apart.
     """
-    runs = _gathered([m for folder in folders for m in open_study(folder).measured], f"{language}/{source}/")
+    runs = gathered([m for folder in folders for m in open_study(folder).measured], f"{language}/{source}/")
     count = int(runs.run.max()) + 1
     if count < LEAST_RUNS_A_TOPIC * len(runs.topics):
         raise ConfigError(
@@ -167,7 +167,11 @@ def _stacked(runs: Runs, drawn: Sequence[Sequence[TopicFit]], name: str) -> Arra
     return np.array([[getattr(world[index], name) for index in range(len(runs.topics))] for world in drawn])
 
 
-def _gathered(measured: Sequence[Measured], prefix: str) -> Runs:
+def gathered(measured: Sequence[Measured], prefix: str) -> Runs:
+    """The validations behind the first step, of the topics below `prefix` that some run has read of.
+
+    Errors: ConfigError if the runs did not validate the same sets, began at different losses, or read one topic alone.
+    """
     if not measured:
         raise ConfigError("no study was given")
     sets = {topic_of(name): name for name in measured[0].final if name.startswith(prefix)}
@@ -178,7 +182,7 @@ def _gathered(measured: Sequence[Measured], prefix: str) -> Runs:
             )
         if len(m.curve) < 2:
             raise ConfigError(f"{m.arm}, seed {m.seed}: one validation is no curve; lower validation.interval_tokens")
-    topics = [topic for topic in sorted(sets) if any(topic in point.read for m in measured for point in m.curve)]
+    topics = [topic for topic in sorted(sets) if any(point.read.get(topic) for m in measured for point in m.curve)]
     if len(topics) < 2:
         raise ConfigError(
             f"{prefix}: the studies hold {len(topics)} topics that are read and validated; two are needed"
