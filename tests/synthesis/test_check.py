@@ -202,6 +202,15 @@ def test_a_dropped_pair_does_not_stand_for_its_near_duplicates(tmp_path: Path) -
         ("It pays 14 × 9 = $126 in all", ["14 × 9 = 126"]),
         ("1011_2 = 8 + 3, 11 = 1011_2", []),
         ("a 2 × 3 = 6", []),
+        ("The change is $20 - $3 × 4 = $8.", []),
+        (r"\$20 - \$3 \times 4 = \$8", []),
+        ("so - $3 × 4 = 12$", ["3 × 4 = 12"]),
+        ("20除以4+1=6，5乘以3 + 2 = 17", []),
+        ("所以4+1=5", ["4+1 = 5"]),
+        ("质量比是20：(20+80)=1：5。", []),
+        ("17 ÷ 5 = 3 with a remainder of 2", []),
+        ("25 ÷ 4 = 6 groups with 1 left over", []),
+        ("3 × 5\n+ 2 × 4\n= 23", []),
     ],
 )
 def test_only_what_is_surely_arithmetic_is_recomputed(text: str, found: list[str]) -> None:
@@ -214,6 +223,9 @@ def test_only_what_is_surely_arithmetic_is_recomputed(text: str, found: list[str
         ("10 / 3 = 3.33", False), ("10 / 3 = 3.34", False), ("10 / 3 = 3.36", True), ("10 / 3 = 3", True),
         ("3.33 × 3 = 10", False), ("3.3 × 3 = 12", True), ("22 / 7 ≈ 3.14", False), ("22 / 7 ≈ 3.5", True),
         (r"$\sqrt{2} \approx 1.414$", False), ("0.25 = 1/4 = 25%", False), ("2^0.5 = 1.4", False),
+        ("(30/40) × 100 = 75%", False), ("(30/40) × 100 = 80%", True), ("100% × 0.5 = 50%", False), ("25/100 = 25%", False),
+        ("1011 + 1 = 1100", False), ("1 + 1 = 1", False), ("1 + 1 = 3", True), ("1 × 1 = 0", True),
+        ("1100 - 1 = 1011", False), (r"$1\frac{1}{2} + 1 = 2\frac{1}{2}$", False),
         ("2 × 10^400 = 2 × 10^400", False), ("2 × 10^400 = 3 × 10^400", True), ("2^0.5 × 10^400 = 7", False),
     ],
 )  # fmt: skip
