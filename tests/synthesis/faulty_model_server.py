@@ -34,7 +34,9 @@ def answer(text: str | None, reason: str = "stop") -> bytes:
     ).encode()
 
 
-GOOD = answer("[Problem]\nWhat is 1 + 1?\n[Solution]\n1 + 1 = 2\n2")
+TEXT = "[Problem]\nWhat is 1 + 1?\n[Solution]\n1 + 1 = 2\n2"
+GOOD = answer(TEXT)
+THOUGHT = "<think>\nFirst the [Problem], then its [Solution]."
 
 
 async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -83,6 +85,12 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
                     await send(writer, 200, GOOD[:-30])
                 elif fault == "empty":
                     await send(writer, 200, answer(""))
+                elif fault == "thought":
+                    await send(writer, 200, answer(f"{THOUGHT}\n</think>\n\n{TEXT}"))
+                elif fault == "endless_thought":
+                    await send(writer, 200, answer(THOUGHT, "length"))
+                elif fault == "uncounted":
+                    await send(writer, 200, GOOD.replace(b": 7", b": null"))
                 elif fault in ("length", "content_filter"):
                     await send(writer, 200, answer(None, fault))
                 elif fault == "long_endless":

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
@@ -17,6 +18,7 @@ from tests.openai_server import served
 from tests.rows import read, write
 from tests.tools import corpus
 from tools.cli import main
+from tools.data.chat import post
 from tools.data.preprocess import PreprocessOptions, preprocess
 from tools.synthesis.audit import _calibration, _Case, audit, parse_verdict
 from tools.synthesis.format import format_pairs
@@ -230,6 +232,15 @@ def test_a_verdict_is_read_out_of_what_models_write() -> None:
     assert found is not None and found[0] == "right"
     assert parse_verdict(r'\frac{1}{2} {"verdict":"right"} or {"verdict": "wrong"}') is None
     assert parse_verdict("right") is None
+
+
+def test_a_verdict_that_a_judge_weighs_in_thought_is_none() -> None:
+    for thought in ('<think>\nIs it {"verdict": "wrong"}? No.</think>\n', 'Perhaps {"verdict": "wrong"}.\n</think>\n'):
+        said = {"choices": [{"message": {"content": f'{thought}{{"reason": "ok", "verdict": "right"}}'}}]}
+        transport = httpx.MockTransport(lambda request, said=said: httpx.Response(200, json=said))
+        with httpx.Client(transport=transport, base_url="http://judge/v1") as client:
+            reply, fault = post(client, {}, 0)
+        assert (parse_verdict(str(reply)), fault) == (("right", "ok"), "")
 
 
 @pytest.fixture

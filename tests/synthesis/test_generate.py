@@ -16,7 +16,7 @@ from tests.openai_server import ROOT, served
 from tests.rows import read, write
 from tools.synthesis.check import check
 from tools.synthesis.generate import generate
-from tools.synthesis.options import CheckOptions, GenerateOptions
+from tools.synthesis.options import PROMPTS, CheckOptions, GenerateOptions
 from tools.synthesis.prompts import read_prompts
 
 HERE = Path(__file__).parent
@@ -148,6 +148,21 @@ def test_an_answer_that_ended_in_thought_is_kept_as_failed_at_once_with_its_usag
     failed = {row["finish_reason"]: row for row in read(tmp_path / "out" / "failed.jsonl.zst")}
     assert failed["length"]["failed"].endswith("raise --max-tokens")
     assert all(row["usage"]["completion_tokens"] == 7 for row in failed.values())
+
+
+@pytest.mark.parametrize("has_markers", [True, False])
+def test_what_a_model_thinks_is_no_part_of_its_answer(tmp_path: Path, has_markers: bool) -> None:
+    seeds = write_seeds(tmp_path / "seeds.jsonl", ["FAULT always thought 1", "FAULT always endless_thought 1"])
+    folder = tmp_path / "prompts"
+    folder.mkdir()
+    content = json.loads((PROMPTS / "en.json").read_text())
+    (folder / "en.json").write_text(json.dumps(content if has_markers else content | {"markers": None}))
+    with served(HERE / "faulty_model_server.py", tmp_path / "log") as url:
+        report = generate(options(seeds, tmp_path / "out", url, prompts=folder))
+    assert (report["pairs"], report["failed"]) == (1, {"no text, finish_reason length": 1})
+    (pair,) = read(tmp_path / "out" / "pairs.jsonl.zst")
+    said = "1 + 1 = 2\n2"
+    assert pair["answer"] == (said if has_markers else f"[Problem]\nWhat is 1 + 1?\n[Solution]\n{said}")
 
 
 def test_the_key_of_the_environment_is_sent_and_kept_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

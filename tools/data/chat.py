@@ -89,7 +89,16 @@ def _reply(response: httpx.Response) -> str:
         content = response.json()["choices"][0]["message"]["content"]
     except (ValueError, KeyError, IndexError, TypeError):
         return ""
-    return content if isinstance(content, str) else ""
+    return without_thought(content) if isinstance(content, str) else ""
+
+
+def without_thought(text: str) -> str:
+    """What a reasoning model says behind its thought, where the server leaves that in the text: the model's template may
+    have written <think> itself. Empty if the thought has no end."""
+    thought, mark, said = text.partition("</think>")
+    if not mark:
+        return "" if text.lstrip().startswith("<think>") else text
+    return said.lstrip() if thought.lstrip().startswith("<think>") or "<think>" not in thought else text
 
 
 def _wait(attempt: int, asked_seconds: float = 0.0) -> None:

@@ -12,7 +12,7 @@ import aiohttp
 import orjson
 
 from data_mixers.errors import ConfigError
-from tools.data.chat import LOOPBACK, MISTAKEN, asked_wait_seconds, host_of
+from tools.data.chat import LOOPBACK, MISTAKEN, asked_wait_seconds, host_of, without_thought
 from tools.synthesis.prompts import Messages
 from tools.synthesis.record import CUT_OFF
 
@@ -154,7 +154,7 @@ def _completion(content: bytes) -> Completion:
         reason = str(choice.get("finish_reason") or "")
     except (orjson.JSONDecodeError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise FaultyError("the answer is not what OpenAI's interface says") from error
-    return _with_text(Completion(text if isinstance(text, str) else "", reason, counts))
+    return _with_text(Completion(without_thought(text) if isinstance(text, str) else "", reason, counts))
 
 
 def _with_text(completion: Completion) -> Completion:
@@ -210,7 +210,7 @@ class LocalGenerator:
             )  # fmt: skip
         num_prompt = asked["input_ids"].shape[1]
         new = tokens[0, num_prompt:]
-        text = self._tokenizer.decode(new, skip_special_tokens=True)
+        text = without_thought(self._tokenizer.decode(new, skip_special_tokens=True))
         reason = "length" if len(new) >= int(sampling["max_tokens"]) else "stop"
         return _with_text(Completion(text, reason, {"prompt_tokens": num_prompt, "completion_tokens": len(new)}))
 
