@@ -93,8 +93,10 @@ def _reply(response: httpx.Response) -> str:
 
 
 def without_thought(text: str) -> str:
-    """What a reasoning model says behind its thought, where the server leaves that in the text: the model's template may
-    have written <think> itself. Empty if the thought has no end."""
+    """What a reasoning model says behind its thought, where the server leaves that in the text.
+
+    Its template may have written <think> itself. Empty if the thought has no end.
+    """
     thought, mark, said = text.partition("</think>")
     if not mark:
         return "" if text.lstrip().startswith("<think>") else text

@@ -150,7 +150,7 @@ def _completion(content: bytes) -> Completion:
         found = orjson.loads(content)
         choice, usage = found["choices"][0], found.get("usage") or {}
         text = choice["message"]["content"]
-        counts = {key: int(usage[key]) for key in ("prompt_tokens", "completion_tokens") if key in usage}
+        counts = {key: int(usage[key]) for key in ("prompt_tokens", "completion_tokens") if usage.get(key) is not None}
         reason = str(choice.get("finish_reason") or "")
     except (orjson.JSONDecodeError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise FaultyError("the answer is not what OpenAI's interface says") from error
