@@ -36,7 +36,8 @@ def host_of(url: str, *, option: str) -> str:
     try:
         parts = urlsplit(url)
         is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # brackets that are not closed, a port that is none
+        (parts.hostname or "").encode("idna")
+    except ValueError:  # brackets that are not closed, a port that is none, a name with two dots in a row
         is_url = False
     if not is_url or parts.hostname is None:
         raise ConfigError(f"{option} {url!r} is no URL; write http://host:port/v1")
