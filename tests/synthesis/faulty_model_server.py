@@ -71,8 +71,8 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             if fault and (seen[key] <= 2 or (found and found.group(1))):
                 if fault == "429":
                     await send(writer, 429, b"{}", "Retry-After: 0\r\n")
-                elif fault == "wait":
-                    await send(writer, 429, b"{}", "Retry-After: 2\r\n")
+                elif fault in ("wait", "busy"):
+                    await send(writer, 429, b"{}", f"Retry-After: {2 if fault == 'wait' else 300}\r\n")
                 elif fault.isdigit():
                     await send(writer, int(fault), b"{}")
                 elif fault == "slow":

@@ -2,6 +2,10 @@
 
 import csv
 import json
+import signal
+import sys
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +20,8 @@ from data_mixers.errors import ConfigError, DataError
 from tests import killed
 from tests.openai_server import served
 from tests.rows import read, write
+from tests.synthesis.test_generate import HERE
+from tests.synthesis.test_pace import interruptible
 from tests.tools import corpus
 from tools.cli import main
 from tools.data.chat import post
@@ -140,6 +146,34 @@ def test_a_killed_audit_asks_only_for_what_is_missing(folder: Path) -> None:
     assert report["calibration"]["found_wrong"] == {"hits": 30, "total": 30}
 
 
+def test_ctrl_c_does_not_wait_for_a_busy_judge(tmp_path: Path) -> None:
+    rows = [*pairs(1, 4, share_wrong=0, marked=False), *pairs(9, 4, share_wrong=0.5, marked=True)]
+    path = write(tmp_path / "pairs.jsonl", [row | {"question": "FAULT always busy 1"} for row in rows])
+    log = tmp_path / "log"
+    with served(HERE / "faulty_model_server.py", log) as url:
+        command = [sys.executable, "-m", "tools", "synth", "audit", "--url", url, "--model", "judge"]
+        running = interruptible([*command, "--input", path, "--calibration", path, "--out", tmp_path / "audit"])
+        while not log.exists() or len(log.read_text().splitlines()) < 8:  # all of --parallel wait
+            assert running.poll() is None, running.communicate()
+            time.sleep(0.01)
+        running.send_signal(signal.SIGINT)
+        _, said = running.communicate(timeout=120)  # the judge asks for 300 s
+    assert running.returncode == 130 and "Traceback" not in said, said
+
+
+def test_a_verdict_that_comes_while_the_call_ends_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(client: Any, given: Any, prompt: Any, case: Any, ended: threading.Event) -> tuple[str, str]:
+        if case.key.startswith("sample"):
+            raise DataError("the judge is gone")
+        assert ended.wait(60)
+        return "right", "late"
+
+    monkeypatch.setattr("tools.synthesis.audit._ask", asked)
+    with pytest.raises(DataError, match="the judge is gone"):
+        audit(options(folder, "http://127.0.0.1:1/v1", sample=1, calibration_sample=2, parallel=16))
+    assert [row["reason"] for row in read(folder / "audit/verdicts.jsonl")] == ["late"] * 4
+
+
 def test_known_pairs_without_a_verdict_are_not_found_right() -> None:
     pair = QaRecord(id="1", discipline="physics", language="en", question="?", answer="!", generator="test")
     known = [_Case(f"{kind} {n}", pair) for kind in ("wrong", "right") for n in range(4)]
@@ -239,7 +273,7 @@ def test_a_verdict_that_a_judge_weighs_in_thought_is_none() -> None:
         said = {"choices": [{"message": {"content": f'{thought}{{"reason": "ok", "verdict": "right"}}'}}]}
         transport = httpx.MockTransport(lambda request, said=said: httpx.Response(200, json=said))
         with httpx.Client(transport=transport, base_url="http://judge/v1") as client:
-            reply, fault = post(client, {}, 0)
+            reply, fault = post(client, {}, 0, threading.Event())
         assert (parse_verdict(str(reply)), fault) == (("right", "ok"), "")
 
 

@@ -8,7 +8,7 @@ import sys
 import time
 import tracemalloc
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ def requests(log: Path) -> list[tuple[str, float, int]]:
     return [tuple(json.loads(line)) for line in log.read_text().splitlines()]
 
 
-def interruptible(command: list[str]) -> "subprocess.Popen[str]":
+def interruptible(command: Sequence[str | Path]) -> "subprocess.Popen[str]":
     """As a shell starts it; what runs in a shell's background, even these tests, ignores SIGINT and hands that on."""
     return subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

@@ -3,6 +3,7 @@
 import os
 import random
 import re
+import threading
 import time
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -52,18 +53,21 @@ def open_client(url: str, *, timeout_seconds: float) -> httpx.Client:
     return httpx.Client(base_url=url.rstrip("/"), headers=headers, timeout=timeout_seconds, mounts=direct)
 
 
-def post(client: httpx.Client, body: dict[str, Any], attempt: int) -> tuple[str | None, str]:
+def post(client: httpx.Client, body: dict[str, Any], attempt: int, ended: threading.Event) -> tuple[str | None, str]:
     """(the reply's text, "") of attempt 0 to ATTEMPTS - 1, or (None, the fault) after a wait if another may do better.
 
-    Errors: DataError if the server refuses the request.
+    ended: set when the call is over, so that no thread of it waits on, or asks, for a Ctrl-C to come through.
+    Errors: DataError if the server refuses the request, or the call is over.
     """
+    if ended.is_set():
+        raise DataError("the call is over")
     try:
         response = client.post("/chat/completions", json=body)
     except httpx.TransportError as error:
-        _wait(attempt)
+        _wait(attempt, ended)
         return None, f"{type(error).__name__}: {error}"
     if response.status_code in TRANSIENT:
-        _wait(attempt, asked_wait_seconds(response.headers.get("Retry-After", "")))
+        _wait(attempt, ended, asked_wait_seconds(response.headers.get("Retry-After", "")))
         return None, f"status {response.status_code}"
     if response.status_code != 200:
         cure = MISTAKEN.get(response.status_code)
@@ -104,7 +108,7 @@ def without_thought(text: str) -> str:
     return said.lstrip() if thought.lstrip().startswith("<think>") or "<think>" not in thought else text
 
 
-def _wait(attempt: int, asked_seconds: float = 0.0) -> None:
+def _wait(attempt: int, ended: threading.Event, asked_seconds: float = 0.0) -> None:
     if attempt + 1 < ATTEMPTS:
         wait = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2**attempt * random.uniform(0.5, 1.0))
-        time.sleep(max(wait, asked_seconds))
+        ended.wait(max(wait, asked_seconds))

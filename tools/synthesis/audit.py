@@ -9,6 +9,7 @@ import hashlib
 import heapq
 import json
 import re
+import threading
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -166,14 +167,22 @@ def _ask_all(options: AuditOptions, prompt: dict[str, JudgePrompt], cases: list[
         ThreadPoolExecutor(options.parallel) as pool,
     ):
         progress.skip(len(cases) - len(missing))
-        futures = {pool.submit(_ask, client, options, prompt, case): case for case in missing}
-        try:
-            for future in as_completed(futures):
-                case, (verdict, reason) = futures[future], future.result()
+        ended, one = threading.Event(), threading.Lock()
+
+        def settle(case: _Case) -> None:
+            """In a thread, so that what is answered after a Ctrl-C is kept too."""
+            verdict, reason = _ask(client, options, prompt, case, ended)
+            with one:
                 kept.append({"key": case.key, "verdict": verdict, "reason": reason})
                 verdicts[case.key] = (verdict, reason)
                 progress.advance(1)
+
+        futures = [pool.submit(settle, case) for case in missing]
+        try:
+            for future in as_completed(futures):
+                future.result()
         finally:
+            ended.set()
             pool.shutdown(cancel_futures=True)
     return verdicts
 
@@ -189,7 +198,9 @@ def _kept(path: Path) -> dict[str, Verdict]:
         raise DataError(f"{path} holds a line that is no verdict ({error!r}); remove the line and run again") from error
 
 
-def _ask(client: httpx.Client, options: AuditOptions, prompt: dict[str, JudgePrompt], case: _Case) -> Verdict:
+def _ask(
+    client: httpx.Client, options: AuditOptions, prompt: dict[str, JudgePrompt], case: _Case, ended: threading.Event
+) -> Verdict:
     texts = prompt.get(case.pair.language, prompt["en"])
     asked = filled(texts.user, question=case.pair.question, answer=case.pair.answer)
     messages = [{"role": "system", "content": texts.system}, {"role": "user", "content": asked}]
@@ -199,7 +210,7 @@ def _ask(client: httpx.Client, options: AuditOptions, prompt: dict[str, JudgePro
             "model": options.model, "messages": messages, "seed": attempt, "max_tokens": MAX_TOKENS,
             "temperature": 0.0 if attempt == 0 else 0.7,
         }  # fmt: skip
-        reply, fault = post(client, body, attempt)
+        reply, fault = post(client, body, attempt, ended)
         if reply is None:
             continue
         reached = True
