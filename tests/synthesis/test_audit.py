@@ -174,6 +174,25 @@ def test_a_verdict_that_comes_while_the_call_ends_is_kept(folder: Path, monkeypa
     assert [row["reason"] for row in read(folder / "audit/verdicts.jsonl")] == ["late"] * 4
 
 
+@pytest.mark.parametrize("num_refused", [1, 5])
+def test_a_pair_that_the_judge_refuses_is_unclear_and_many_end_the_call(folder: Path, num_refused: int) -> None:
+    rows = [*pairs(1000, 40, share_wrong=0.0, marked=False)]
+    for row in rows[:num_refused]:
+        row["question"] += " TOO LONG"
+    write(folder / "pairs.jsonl", rows)
+    with judge(folder, sensitivity=1.0, specificity=1.0) as url:
+        given = options(folder, url, sample=40, calibration_sample=4, parallel=16)
+        if num_refused == 5:  # more than a tenth of 48
+            with pytest.raises(DataError, match=r"refuses 5 pairs .* 400: .*maximum context"):
+                audit(given)
+            assert not any(row["verdict"] == "unclear" for row in read(folder / "audit/verdicts.jsonl"))
+            return
+        assert audit(given)["disciplines"]["physics"]["called_wrong"] == 1
+        assert audit(given)["disciplines"]["physics"]["examples"][0]["verdict"] == "unclear"
+    asked = (folder / "asked.log").read_text().count(json.dumps(rows[0]["answer"]))
+    assert asked == 1  # not again by the second call
+
+
 def test_known_pairs_without_a_verdict_are_not_found_right() -> None:
     pair = QaRecord(id="1", discipline="physics", language="en", question="?", answer="!", generator="test")
     known = [_Case(f"{kind} {n}", pair) for kind in ("wrong", "right") for n in range(4)]

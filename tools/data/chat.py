@@ -32,6 +32,10 @@ MISTAKEN = {
 """Statuses that say nothing of the one request, and the cure: every other would be refused too."""
 
 
+class RefusedError(DataError):
+    """The server refuses this request, by a status that may be for what it holds (too long, a filter)."""
+
+
 def host_of(url: str, *, option: str) -> str:
     """The name of a server's machine. Errors: ConfigError for a URL that is none."""
     try:
@@ -57,7 +61,7 @@ def post(client: httpx.Client, body: dict[str, Any], attempt: int, ended: thread
     """(the reply's text, "") of attempt 0 to ATTEMPTS - 1, or (None, the fault) after a wait if another may do better.
 
     ended: set when the call is over, so that no thread of it waits on, or asks, for a Ctrl-C to come through.
-    Errors: DataError if the server refuses the request, or the call is over.
+    Errors: RefusedError; DataError if the server refuses every request, or the call is over.
     """
     if ended.is_set():
         raise DataError("the call is over")
@@ -71,7 +75,8 @@ def post(client: httpx.Client, body: dict[str, Any], attempt: int, ended: thread
         return None, f"status {response.status_code}"
     if response.status_code != 200:
         cure = MISTAKEN.get(response.status_code)
-        raise DataError(
+        may_be_its_own = cure is None and 400 <= response.status_code < 500
+        raise (RefusedError if may_be_its_own else DataError)(
             f"{response.url} answers {response.status_code}{f' ({cure})' if cure else ''}: {response.text[:300]}"
         )
     return _reply(response), ""

@@ -24,7 +24,7 @@ from pydantic.dataclasses import dataclass as checked
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
 from data_mixers.permutation import keyed_hash
-from tools.data.chat import ATTEMPTS, host_of, open_client, post
+from tools.data.chat import ATTEMPTS, RefusedError, host_of, open_client, post
 from tools.data.download import sha256_of
 from tools.data.progress import LiveProgress
 from tools.data.readers import find_inputs, plan_tasks
@@ -41,6 +41,7 @@ from tools.synthesis.wrong_rate import LEAST_INFORMATION, Calibration, Count, wr
 SCHEMA_VERSION = 1  # of audit.json
 VERDICTS, AUDIT, AUDIT_MD, CALL = "verdicts.jsonl", "audit.json", "audit.md", "call.json"
 MAX_TOKENS = 1500
+MOST_REFUSED = 0.1  # of all pairs, ours: more are refused for what they have in common
 EXAMPLES = 3  # of pairs called wrong, a discipline
 _VERDICT = re.compile(r'"verdict"\s*:\s*"(right|wrong)"', re.IGNORECASE)
 
@@ -168,10 +169,15 @@ def _ask_all(options: AuditOptions, prompt: dict[str, JudgePrompt], cases: list[
     ):
         progress.skip(len(cases) - len(missing))
         ended, one = threading.Event(), threading.Lock()
+        refused: dict[str, str] = {}
 
         def settle(case: _Case) -> None:
             """In a thread, so that what is answered after a Ctrl-C is kept too."""
-            verdict, reason = _ask(client, options, prompt, case, ended)
+            try:
+                verdict, reason = _ask(client, options, prompt, case, ended)
+            except RefusedError as error:
+                refused[case.key] = str(error)
+                return
             with one:
                 kept.append({"key": case.key, "verdict": verdict, "reason": reason})
                 verdicts[case.key] = (verdict, reason)
@@ -181,6 +187,14 @@ def _ask_all(options: AuditOptions, prompt: dict[str, JudgePrompt], cases: list[
         try:
             for future in as_completed(futures):
                 future.result()
+                if len(refused) > MOST_REFUSED * len(cases):
+                    raise DataError(
+                        f"the judge refuses {len(refused)} pairs (the last: {[*refused.values()][-1]}); they have no "
+                        "verdict: take a judge, or a server, that reads them, then run the same again"
+                    )
+            for name, reason in refused.items():
+                kept.append({"key": name, "verdict": "unclear", "reason": reason})
+                verdicts[name] = ("unclear", reason)
         finally:
             ended.set()
             pool.shutdown(cancel_futures=True)
