@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,29 @@ def test_a_pair_that_the_judge_refuses_is_unclear_and_many_end_the_call(folder: 
         assert audit(given)["disciplines"]["physics"]["examples"][0]["verdict"] == "unclear"
     asked = (folder / "asked.log").read_text().count(json.dumps(rows[0]["answer"]))
     assert asked == 1  # not again by the second call
+
+
+def test_a_judge_that_ends_in_thought_needs_more_tokens(folder: Path) -> None:
+    with judge(folder, sensitivity=1.0, specificity=1.0) as url:
+        given = options(folder, url, sample=2, calibration_sample=2, parallel=16, max_tokens=99)
+        with pytest.raises(DataError, match="8 answers hold no verdict: raise --max-tokens, with another --out"):
+            audit(given)
+        with pytest.raises(ConfigError, match="verdicts of another audit"):
+            audit(replace(given, max_tokens=100))
+        audit(replace(given, max_tokens=100, out=folder / "other"))
+
+
+def test_a_larger_sample_and_a_moved_folder_ask_for_nothing_twice(folder: Path) -> None:
+    with judge(folder, sensitivity=1.0, specificity=1.0) as url:
+        audit(options(folder, url, sample=10, calibration_sample=10, parallel=16))
+        before = {row["key"] for row in read(folder / "audit/verdicts.jsonl")}
+        (folder / "asked.log").unlink()
+        moved = folder / "moved.jsonl"
+        (folder / "pairs.jsonl").rename(moved)
+        report = audit(options(folder, url, sample=20, calibration_sample=20, inputs=(str(moved),), parallel=16))
+    asked = {json.loads(line) for line in (folder / "asked.log").read_text().splitlines()}
+    assert len(before) == 40 and len(asked) == 40
+    assert report["disciplines"]["physics"]["sample"] == 20
 
 
 def test_known_pairs_without_a_verdict_are_not_found_right() -> None:

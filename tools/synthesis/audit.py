@@ -27,7 +27,7 @@ from data_mixers.permutation import keyed_hash
 from tools.data.chat import ATTEMPTS, RefusedError, host_of, open_client, post
 from tools.data.download import sha256_of
 from tools.data.progress import LiveProgress
-from tools.data.readers import find_inputs, plan_tasks
+from tools.data.readers import plan_tasks
 from tools.data.stage import only_one
 from tools.data.yaml_file import STRICT, read_json
 from tools.synthesis.answers import Part
@@ -40,7 +40,6 @@ from tools.synthesis.wrong_rate import LEAST_INFORMATION, Calibration, Count, wr
 
 SCHEMA_VERSION = 1  # of audit.json
 VERDICTS, AUDIT, AUDIT_MD, CALL = "verdicts.jsonl", "audit.json", "audit.md", "call.json"
-MAX_TOKENS = 1500
 MOST_REFUSED = 0.1  # of all pairs, ours: more are refused for what they have in common
 EXAMPLES = 3  # of pairs called wrong, a discipline
 _VERDICT = re.compile(r'"verdict"\s*:\s*"(right|wrong)"', re.IGNORECASE)
@@ -106,10 +105,10 @@ def _check_options(options: AuditOptions) -> None:
 
 def _take(options: AuditOptions, prompt: dict[str, JudgePrompt]) -> None:
     """Errors: ConfigError if the folder holds the verdicts of another audit."""
-    files = {str(path): sha256_of(path) for path in kept_inputs(options.inputs)}
+    files, known = (sorted(map(sha256_of, kept_inputs(found))) if found else [] for found in
+                    (options.inputs, options.calibration))  # fmt: skip
     texts = {language: asdict(found) for language, found in prompt.items()}
-    deciding: list[Any] = [options.sample, options.seed, options.model, options.calibration_sample, texts, files]
-    deciding.append([*map(sha256_of, find_inputs(options.calibration))] if options.calibration else [])
+    deciding = [options.model, options.max_tokens, texts, files, known]  # a larger sample holds the smaller one
     mark = hashlib.sha256(json.dumps(deciding).encode()).hexdigest()
     path = options.out / CALL
     if path.exists() and path.read_text() != mark and (options.out / VERDICTS).exists():
@@ -221,7 +220,7 @@ def _ask(
     reply, fault, reached = None, "", False
     for attempt in range(ATTEMPTS):
         body = {
-            "model": options.model, "messages": messages, "seed": attempt, "max_tokens": MAX_TOKENS,
+            "model": options.model, "messages": messages, "seed": attempt, "max_tokens": options.max_tokens,
             "temperature": 0.0 if attempt == 0 else 0.7,
         }  # fmt: skip
         reply, fault = post(client, body, attempt, ended)
@@ -268,9 +267,11 @@ def _report(
     calibration: Calibration | None,
 ) -> dict[str, Any]:
     if calibration is not None and calibration.information < LEAST_INFORMATION:
+        unclear = sum(verdict == "unclear" for verdict, _ in verdicts.values())
+        why = f" ({unclear} answers hold no verdict: raise --max-tokens, with another --out)" if unclear else ""
         raise DataError(
             f"the judge {options.model} calls {calibration.found_wrong.share:.0%} of the wrong pairs wrong and "
-            f"{calibration.found_right.share:.0%} of the right ones right: it cannot tell them apart; take another"
+            f"{calibration.found_right.share:.0%} of the right ones right: it cannot tell them apart{why}; take another"
         )
     wrong = [case for case in sample if verdicts[case.key][0] != "right"]
     called = {name: [case for case in wrong if case.pair.discipline == name] for name in sizes}
