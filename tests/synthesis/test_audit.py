@@ -217,6 +217,14 @@ def test_a_larger_sample_and_a_moved_folder_ask_for_nothing_twice(folder: Path) 
     assert report["disciplines"]["physics"]["sample"] == 20
 
 
+def test_a_known_pair_that_comes_twice_is_refused(folder: Path) -> None:
+    """As of two files that `corrupt` made of the same pairs: one verdict would count for both."""
+    write(folder / "more.jsonl", pairs(9000, 400, share_wrong=0.25, marked=True))
+    known = tuple(str(folder / f"{name}.jsonl") for name in ("known", "more"))
+    with pytest.raises(DataError, match=r"'right physics 9\d+' occurs more than once"):
+        audit(options(folder, "http://127.0.0.1:1/v1", calibration=known, calibration_sample=400))
+
+
 def test_known_pairs_without_a_verdict_are_not_found_right() -> None:
     pair = QaRecord(id="1", discipline="physics", language="en", question="?", answer="!", generator="test")
     known = [_Case(f"{kind} {n}", pair) for kind in ("wrong", "right") for n in range(4)]

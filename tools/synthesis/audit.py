@@ -138,10 +138,15 @@ def _sample(options: AuditOptions) -> tuple[dict[str, int], list[_Case]]:
     cases = [_Case(f"sample {pair.id}", pair) for _, lowest in found.values() for pair in lowest]
     if not cases:
         raise DataError(f"there is no pair in {', '.join(options.inputs)}")
+    return {name: size for name, (size, _) in found.items()}, _once(cases)
+
+
+def _once(cases: list[_Case]) -> list[_Case]:
+    """The same. Errors: DataError if two have one key."""
     twice = [key for key, count in Counter(case.key for case in cases).items() if count > 1]
     if twice:
         raise DataError(f"the id of {twice[0]!r} occurs more than once; verdicts are kept by id")
-    return {name: size for name, (size, _) in found.items()}, cases
+    return cases
 
 
 def _known(options: AuditOptions) -> list[_Case]:
@@ -153,7 +158,7 @@ def _known(options: AuditOptions) -> list[_Case]:
             raise DataError(
                 f"--calibration has no pair known to be {kind} (key {RECORD_KEY}: wrong, without it: right)"
             )
-    return [_Case(f"{kind} {pair.id}", pair) for kind, (_, lowest) in found.items() for pair in lowest]
+    return _once([_Case(f"{kind} {pair.id}", pair) for kind, (_, lowest) in found.items() for pair in lowest])
 
 
 def _ask_all(options: AuditOptions, prompt: dict[str, JudgePrompt], cases: list[_Case]) -> dict[str, Verdict]:
