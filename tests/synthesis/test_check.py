@@ -252,6 +252,14 @@ RECOMPUTER = Recomputer()
         ("0.33", "1/3", True), ("0.34", "1/3", False), ("5 cm", "5 m", False), ("5", "5 m", True),
         ("$x^2 + 1$", "x^2+1", True), ("-3", "−3", True), ("三", "3", False), ("2 H2 + O2", "2 H2", False),
         ("1e3", "1000", True), (r"90^\circ", "90°", True), ("3 + 4", "3", False),
+        ("3 1/2", "3.5", True), (r"-3\frac{1}{2}", "-7/2", True), ("3½", "7/2", True), ("½", "0.5", True),
+        ("3 1/2", "31/2", False), ("3½", "31/2", False), ("3 4/2", "3", False), ("12 34", "1234", False),
+        ("5 cm²", r"5\ \text{cm}^{2}", True), ("5 cm²", "5 cm", False), ("x²", "x^{2}", True), ("x²", "x2", False),
+        ("10²", "102", False), ("10^3", "10", False), ("2^3", "2", False), ("10 000", "10,000", True),
+        (r"1.2 \times 10^{3} \text{ J}", "1200 J", True), ("6.02×10²³", "6.02e23", True), ("3·10⁻²", "0.03", True),
+        ("1.2 × 10^3", "1.2 × 10^4", False), ("6.02e23", "6.022e23", True), ("6.02e23", "6.04e23", False),
+        ("25.0 m/s", "25 m/s", True), ("25 m/s", "25 km/h", False), ("25 %", r"25\%", True), ("25%", "25", False),
+        (r"\frac{\pi}{2}", r"\pi/2", True), (r"2\frac{1}{3}x", r"\frac{21}{3}x", False), ("x ≈ 3.14", "约3.14", True),
     ],
 )  # fmt: skip
 def test_final_answers_are_compared_by_what_they_say(one: str, other: str, is_same: bool) -> None:
