@@ -26,15 +26,17 @@ from tests.synthesis.labelled import (
 )
 from tools.cli import main
 from tools.data.documents import Document
+from tools.data.exact_duplicates import content_hash
 from tools.data.readers import BadRecord
 from tools.data.selection import SelectionReport
-from tools.synthesis import sandbox
+from tools.synthesis import final_answers, sandbox
 from tools.synthesis.check import check
 from tools.synthesis.equations import equations, false_equation
 from tools.synthesis.final_answers import agree, majority, normalised
 from tools.synthesis.latex import latex_fault
 from tools.synthesis.options import PAIR_RULES, CheckOptions
 from tools.synthesis.pair_rules import load_pair_rules, prepare
+from tools.synthesis.question_groups import settle, write_questions
 from tools.synthesis.recompute import Recomputer
 from tools.synthesis.sections import Sections, split_sections, stated_result
 
@@ -278,6 +280,37 @@ def test_a_number_agrees_with_itself_written_otherwise(value: Fraction, decimals
 def test_the_majority_is_the_largest_group() -> None:
     best, agrees = majority([normalised(text) for text in ("7", "12", "12.0", "7", r"$12$")])
     assert (best, agrees) == (1, [False, True, True, False, True])
+
+
+def test_a_question_that_thousands_ask_is_settled_without_comparing_each_with_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers = [normalised(text) for text in ("7", "12", "12.0", "x")] * 500
+    compared = []
+    monkeypatch.setattr(final_answers, "agree", lambda one, other: compared.append(1) or agree(one, other))
+    best, agrees = majority(answers)
+    assert (best, agrees) == (1, [False, True, True, False] * 500)
+    assert len(compared) <= 16 + 2000
+
+
+def test_every_files_answers_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [tmp_path / f"{task}.questions" for task in range(100)]
+    for task, path in enumerate(paths):  # five questions, each in every file
+        write_questions(
+            [(n, content_hash(str(n))) for n in range(5)], {n: str(n + (task == 7)) for n in range(5)}, path
+        )
+    reads: Counter[str] = Counter()
+    read_bytes = Path.read_bytes
+
+    def counted(path: Path) -> bytes:
+        reads[path.suffix] += 1
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", counted)
+    found = settle(paths, 0, 1, min_agreement=0.5)
+    assert reads[".answers"] == 100
+    assert len(found) == 5 * 99 and set(found["votes"]) == {99} and set(found["samples"]) == {100}
+    assert sorted(found["pair"][found["disagrees"] == 1].tolist()) == [(7 << 32) + n for n in range(5)]
 
 
 @pytest.mark.parametrize(

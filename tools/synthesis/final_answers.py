@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -102,6 +103,7 @@ def agree(one: FinalAnswer, other: FinalAnswer) -> bool:
 
 def majority(answers: Sequence[FinalAnswer]) -> tuple[int, list[bool]]:
     """(the answer most others agree with, the first of equals; who agrees with it)."""
-    votes = [[agree(one, other) for other in answers] for one in answers]
-    best = max(range(len(answers)), key=lambda place: (sum(votes[place]), -place))
-    return best, votes[best]
+    counts = Counter(answers)  # thousands of pairs may share a question: what is equal is compared once
+    votes = {one: sum(count for other, count in counts.items() if agree(one, other)) for one in counts}
+    best = max(range(len(answers)), key=lambda place: (votes[answers[place]], -place))
+    return best, [agree(answers[best], other) for other in answers]
