@@ -1,11 +1,13 @@
 """`syne synth check`: labelled pairs, real pairs, nothing lost, the same result however it is run."""
 
 import json
+import tracemalloc
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,13 +32,13 @@ from tools.data.exact_duplicates import content_hash
 from tools.data.readers import BadRecord
 from tools.data.selection import SelectionReport
 from tools.synthesis import final_answers, sandbox
-from tools.synthesis.check import check
+from tools.synthesis.check import _findings, _Work, check
 from tools.synthesis.equations import equations, false_equation
 from tools.synthesis.final_answers import agree, majority, normalised
 from tools.synthesis.latex import latex_fault
 from tools.synthesis.options import PAIR_RULES, CheckOptions
 from tools.synthesis.pair_rules import load_pair_rules, prepare
-from tools.synthesis.question_groups import settle, write_questions
+from tools.synthesis.question_groups import FINDING, settle, write_questions
 from tools.synthesis.recompute import Recomputer
 from tools.synthesis.sections import Sections, split_sections, stated_result
 
@@ -291,6 +293,23 @@ def test_a_question_that_thousands_ask_is_settled_without_comparing_each_with_ea
     best, agrees = majority(answers)
     assert (best, agrees) == (1, [False, True, True, False] * 500)
     assert len(compared) <= 16 + 2000
+
+
+def test_a_task_reads_its_own_findings_alone(tmp_path: Path) -> None:
+    findings = np.zeros(1_000_000, dtype=FINDING)
+    findings["pair"] = np.arange(1_000_000) // 2 << 32  # two of each task
+    findings["votes"] = np.arange(1_000_000)
+    work = _Work(tmp_path, (), load_pair_rules(PAIR_RULES), (), CheckOptions(inputs=(), out=tmp_path), None)
+    findings.tofile(work.findings)
+    del findings
+    tracemalloc.start()
+    found = _findings(work, 1234)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found["votes"].tolist() == [2468, 2469]
+    assert peak < 1_000_000  # of 24 MB
+    work.findings.write_bytes(b"")
+    assert len(_findings(work, 0)) == 0
 
 
 def test_every_files_answers_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
