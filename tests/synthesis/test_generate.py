@@ -138,6 +138,21 @@ def test_what_has_failed_is_asked_again_on_request_alone(tmp_path: Path) -> None
     assert again["usage"]["completion_tokens"] >= again["accepted_tokens"] > 0
 
 
+@pytest.mark.parametrize("was_array", [False, True])
+def test_what_fails_again_is_kept_with_its_last_reason(tmp_path: Path, was_array: bool) -> None:
+    seeds, out = tmp_path / "seeds.jsonl", tmp_path / "out"
+    with served(HERE / "faulty_model_server.py", tmp_path / "log") as url:
+        write_seeds(seeds, ["plain", "FAULT always 400 1"])
+        generate(options(seeds, out, url))
+        if was_array:
+            (part,) = (out / "parts").iterdir()
+            part.rename(out / "parts" / "00003-of-00004.other.jsonl")  # a name that sorts behind
+        write_seeds(seeds, ["plain", "FAULT always length 1"])
+        report = generate(options(seeds, out, url, retry_failed=True))
+    assert report["failed"] == {"no text, finish_reason length": 1}
+    assert [row["finish_reason"] for row in read(out / "failed.jsonl.zst")] == ["length"]
+
+
 def test_an_answer_that_ended_in_thought_is_kept_as_failed_at_once_with_its_usage(tmp_path: Path) -> None:
     texts = [f"FAULT always {fault} 1" for fault in ("length", "content_filter")]
     seeds = write_seeds(tmp_path / "seeds.jsonl", texts)
