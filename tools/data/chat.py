@@ -49,12 +49,16 @@ def host_of(url: str, *, option: str) -> str:
     return parts.hostname
 
 
+def key_header() -> dict[str, str]:
+    """With the key of the environment, if there is one."""
+    key = os.environ.get(KEY_VARIABLE)
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
 def open_client(url: str, *, timeout_seconds: float) -> httpx.Client:
     """With the key of the environment; this machine itself is reached without the proxy that the environment names."""
-    key = os.environ.get(KEY_VARIABLE)
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
     direct = {f"all://[{host}]" if ":" in host else f"all://{host}": None for host in LOOPBACK}
-    return httpx.Client(base_url=url.rstrip("/"), headers=headers, timeout=timeout_seconds, mounts=direct)
+    return httpx.Client(base_url=url.rstrip("/"), headers=key_header(), timeout=timeout_seconds, mounts=direct)
 
 
 def post(client: httpx.Client, body: dict[str, Any], attempt: int, ended: threading.Event) -> tuple[str | None, str]:

@@ -9,7 +9,6 @@ import asyncio
 import hashlib
 import json
 import logging
-import os
 import re
 import signal
 import socket
@@ -23,7 +22,6 @@ from typing import Any
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
-from tools.data.chat import KEY_VARIABLE
 from tools.data.documents import DocumentWriter
 from tools.data.progress import LiveProgress
 from tools.data.readers import BadRecord, find_inputs, plan_tasks
@@ -187,9 +185,8 @@ async def _run(options: GenerateOptions, share: "_Share", urls: tuple[str, ...])
         generator = LocalGenerator(options.local)
     else:
         generator = HttpGenerator(
-            urls, options.model, key=os.environ.get(KEY_VARIABLE), timeout_seconds=options.timeout_seconds,
-            max_bytes=options.max_answer_bytes,
-        )  # fmt: skip
+            urls, options.model, timeout_seconds=options.timeout_seconds, max_bytes=options.max_answer_bytes
+        )
     pace = Pace(concurrency=options.concurrency, per_second=options.per_second, give_up_seconds=options.give_up_seconds)
     try:
         return await ask_all(share.questions(), generator, pace, share.on_answer)

@@ -12,7 +12,7 @@ import aiohttp
 import orjson
 
 from data_mixers.errors import ConfigError
-from tools.data.chat import LOOPBACK, MISTAKEN, asked_wait_seconds, host_of, without_thought
+from tools.data.chat import LOOPBACK, MISTAKEN, asked_wait_seconds, host_of, key_header, without_thought
 from tools.synthesis.prompts import Messages
 from tools.synthesis.record import CUT_OFF
 
@@ -71,19 +71,16 @@ class _Endpoint:
 class HttpGenerator:
     """The endpoint with the fewest open requests is asked; one that cannot be reached rests for a while.
 
-    To be made inside an event loop. Errors: ConfigError for a URL that is none.
+    To be made inside an event loop; sends the environment's key. Errors: ConfigError for a URL that is none.
     aiohttp rather than httpx: httpcore looks through all its connections several times a request, which at 64 cost
     most of 4 to 8 ms of CPU a request, so that the client could not keep a server of 200 requests a second busy.
     """
 
-    def __init__(
-        self, urls: tuple[str, ...], model: str, *, key: str | None, timeout_seconds: float, max_bytes: int
-    ) -> None:
+    def __init__(self, urls: tuple[str, ...], model: str, *, timeout_seconds: float, max_bytes: int) -> None:
         self._endpoints = [_endpoint(url) for url in urls]
         self._model, self._timeout, self._max_bytes = model, timeout_seconds, max_bytes
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         self._client = aiohttp.ClientSession(
-            headers=headers,
+            headers={"Content-Type": "application/json"} | key_header(),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=min(timeout_seconds, CONNECT_SECONDS)),
             connector=aiohttp.TCPConnector(limit=0),  # as many as there are workers
             cookie_jar=aiohttp.DummyCookieJar(),
