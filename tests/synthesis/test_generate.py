@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -286,6 +287,16 @@ def test_a_server_of_its_own_is_started_and_ended(tmp_path: Path, tiny_chat_mode
     assert generate(local)["asked"] == 1
     text = [read(tmp_path / name / "failed.jsonl.zst")[0]["text"] for name in ("out", "local")]
     assert text[0] == text[1]  # the same weights and seed, with a server between or not
+
+
+def test_a_chat_template_without_a_system_message_is_said(tmp_path: Path, tiny_chat_model: Path) -> None:
+    folder = shutil.copytree(tiny_chat_model, tmp_path / "model")
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('System role not supported') }}")
+    seeds = write_seeds(tmp_path / "seeds.jsonl", ["A stone falls."])
+    given = GenerateOptions(seeds=(str(seeds),), out=tmp_path / "out", model="m", local=folder, max_tokens=8)
+    with pytest.raises(ConfigError, match=r"refuses every question.*System role not supported"):
+        generate(given)
+    assert num_lines(tmp_path / "out") == 0
 
 
 @pytest.fixture(scope="module")

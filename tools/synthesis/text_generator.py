@@ -192,11 +192,19 @@ class LocalGenerator:
             return await asyncio.to_thread(self.answer, messages, sampling)
 
     def answer(self, messages: Messages, sampling: dict[str, int | float]) -> Completion:
-        """The same at once, for callers without an event loop. Errors: FaultyError for an empty answer."""
+        """The same at once, for callers without an event loop.
+
+        Errors: FaultyError for an empty answer, RefusedError if the chat template takes no such conversation.
+        """
+        from jinja2 import TemplateError
+
         torch = self._torch
-        asked = self._tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        ).to(self._model.device)
+        try:
+            asked = self._tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            ).to(self._model.device)
+        except TemplateError as error:  # Gemma's: no system message
+            raise RefusedError(f"its chat template says: {error}", blames_request=True) from error
         torch.manual_seed(int(sampling["seed"]))
         warm = float(sampling["temperature"]) > 0
         chances = {"temperature": sampling["temperature"], "top_p": sampling["top_p"], "top_k": 0} if warm else {}
