@@ -34,7 +34,9 @@ def answer(text: str | None, reason: str = "stop") -> bytes:
     ).encode()
 
 
-GOOD = answer("[Problem]\nWhat is 1 + 1?\n[Solution]\n1 + 1 = 2\n2")
+TEXT = "[Problem]\nWhat is 1 + 1?\n[Solution]\n1 + 1 = 2\n2"
+GOOD = answer(TEXT)
+THOUGHT = "<think>\nFirst the [Problem], then its [Solution]."
 
 
 async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -69,8 +71,8 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             if fault and (seen[key] <= 2 or (found and found.group(1))):
                 if fault == "429":
                     await send(writer, 429, b"{}", "Retry-After: 0\r\n")
-                elif fault == "wait":
-                    await send(writer, 429, b"{}", "Retry-After: 2\r\n")
+                elif fault in ("wait", "busy"):
+                    await send(writer, 429, b"{}", f"Retry-After: {2 if fault == 'wait' else 300}\r\n")
                 elif fault.isdigit():
                     await send(writer, int(fault), b"{}")
                 elif fault == "slow":
@@ -83,6 +85,12 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
                     await send(writer, 200, GOOD[:-30])
                 elif fault == "empty":
                     await send(writer, 200, answer(""))
+                elif fault == "thought":
+                    await send(writer, 200, answer(f"{THOUGHT}\n</think>\n\n{TEXT}"))
+                elif fault == "endless_thought":
+                    await send(writer, 200, answer(THOUGHT, "length"))
+                elif fault == "uncounted":
+                    await send(writer, 200, GOOD.replace(b": 7", b": null"))
                 elif fault in ("length", "content_filter"):
                     await send(writer, 200, answer(None, fault))
                 elif fault == "long_endless":

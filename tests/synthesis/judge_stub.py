@@ -1,6 +1,6 @@
 """A judge that errs at known rates: judge_stub.py <truth.json> <sensitivity> <specificity> <log>.
 
-It answers 401 without the key `of the judge`.
+It answers 401 without the key `of the judge`, 400 to a question with TOO LONG, and nothing within less than 100 tokens.
 
 truth.json: answer -> whether it is wrong. Which verdicts are false is decided by a hash of the answer. The first
 request for an answer is sometimes met with 429, 500, a cut connection, or an answer that is no JSON.
@@ -36,7 +36,11 @@ class Judge(Handler):
             is_first = self.seen[answer] == 1
             with Path(sys.argv[4]).open("a") as log:
                 log.write(json.dumps(answer) + "\n")
-        if is_first and draw % 20 < 3:
+        if "TOO LONG" in asked:
+            self.reply({"error": "maximum context length is 64 tokens"}, 400)
+        elif body["max_tokens"] < 100:  # it reasons first
+            self.say("", finish_reason="length")
+        elif is_first and draw % 20 < 3:
             self.reply({}, (429, 500, 503)[draw % 3], {"Retry-After": "0"})
         elif is_first and draw % 20 == 3:
             self.close_connection = True

@@ -2,12 +2,18 @@
 
 import csv
 import json
+import signal
+import sys
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
@@ -15,8 +21,11 @@ from data_mixers.errors import ConfigError, DataError
 from tests import killed
 from tests.openai_server import served
 from tests.rows import read, write
+from tests.synthesis.test_generate import HERE
+from tests.synthesis.test_pace import interruptible
 from tests.tools import corpus
 from tools.cli import main
+from tools.data.chat import post
 from tools.data.preprocess import PreprocessOptions, preprocess
 from tools.synthesis.audit import _calibration, _Case, audit, parse_verdict
 from tools.synthesis.format import format_pairs
@@ -138,6 +147,84 @@ def test_a_killed_audit_asks_only_for_what_is_missing(folder: Path) -> None:
     assert report["calibration"]["found_wrong"] == {"hits": 30, "total": 30}
 
 
+def test_ctrl_c_does_not_wait_for_a_busy_judge(tmp_path: Path) -> None:
+    rows = [*pairs(1, 4, share_wrong=0, marked=False), *pairs(9, 4, share_wrong=0.5, marked=True)]
+    path = write(tmp_path / "pairs.jsonl", [row | {"question": "FAULT always busy 1"} for row in rows])
+    log = tmp_path / "log"
+    with served(HERE / "faulty_model_server.py", log) as url:
+        command = [sys.executable, "-m", "tools", "synth", "audit", "--url", url, "--model", "judge"]
+        running = interruptible([*command, "--input", path, "--calibration", path, "--out", tmp_path / "audit"])
+        while not log.exists() or len(log.read_text().splitlines()) < 8:  # all of --parallel wait
+            assert running.poll() is None, running.communicate()
+            time.sleep(0.01)
+        running.send_signal(signal.SIGINT)
+        _, said = running.communicate(timeout=120)  # the judge asks for 300 s
+    assert running.returncode == 130 and "Traceback" not in said, said
+
+
+def test_a_verdict_that_comes_while_the_call_ends_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(client: Any, given: Any, prompt: Any, case: Any, ended: threading.Event) -> tuple[str, str]:
+        if case.key.startswith("sample"):
+            raise DataError("the judge is gone")
+        assert ended.wait(60)
+        return "right", "late"
+
+    monkeypatch.setattr("tools.synthesis.audit._ask", asked)
+    with pytest.raises(DataError, match="the judge is gone"):
+        audit(options(folder, "http://127.0.0.1:1/v1", sample=1, calibration_sample=2, parallel=16))
+    assert [row["reason"] for row in read(folder / "audit/verdicts.jsonl")] == ["late"] * 4
+
+
+@pytest.mark.parametrize("num_refused", [1, 5])
+def test_a_pair_that_the_judge_refuses_is_unclear_and_many_end_the_call(folder: Path, num_refused: int) -> None:
+    rows = [*pairs(1000, 40, share_wrong=0.0, marked=False)]
+    for row in rows[:num_refused]:
+        row["question"] += " TOO LONG"
+    write(folder / "pairs.jsonl", rows)
+    with judge(folder, sensitivity=1.0, specificity=1.0) as url:
+        given = options(folder, url, sample=40, calibration_sample=4, parallel=16)
+        if num_refused == 5:  # more than a tenth of 48
+            with pytest.raises(DataError, match=r"refuses 5 pairs .* 400: .*maximum context"):
+                audit(given)
+            assert not any(row["verdict"] == "unclear" for row in read(folder / "audit/verdicts.jsonl"))
+            return
+        assert audit(given)["disciplines"]["physics"]["called_wrong"] == 1
+        assert audit(given)["disciplines"]["physics"]["examples"][0]["verdict"] == "unclear"
+    asked = (folder / "asked.log").read_text().count(json.dumps(rows[0]["answer"]))
+    assert asked == 1  # not again by the second call
+
+
+def test_a_judge_that_ends_in_thought_needs_more_tokens(folder: Path) -> None:
+    with judge(folder, sensitivity=1.0, specificity=1.0) as url:
+        given = options(folder, url, sample=2, calibration_sample=2, parallel=16, max_tokens=99)
+        with pytest.raises(DataError, match="8 answers hold no verdict: raise --max-tokens, with another --out"):
+            audit(given)
+        with pytest.raises(ConfigError, match="verdicts of another audit"):
+            audit(replace(given, max_tokens=100))
+        audit(replace(given, max_tokens=100, out=folder / "other"))
+
+
+def test_a_larger_sample_and_a_moved_folder_ask_for_nothing_twice(folder: Path) -> None:
+    with judge(folder, sensitivity=1.0, specificity=1.0) as url:
+        audit(options(folder, url, sample=10, calibration_sample=10, parallel=16))
+        before = {row["key"] for row in read(folder / "audit/verdicts.jsonl")}
+        (folder / "asked.log").unlink()
+        moved = folder / "moved.jsonl"
+        (folder / "pairs.jsonl").rename(moved)
+        report = audit(options(folder, url, sample=20, calibration_sample=20, inputs=(str(moved),), parallel=16))
+    asked = {json.loads(line) for line in (folder / "asked.log").read_text().splitlines()}
+    assert len(before) == 40 and len(asked) == 40
+    assert report["disciplines"]["physics"]["sample"] == 20
+
+
+def test_a_known_pair_that_comes_twice_is_refused(folder: Path) -> None:
+    """As of two files that `corrupt` made of the same pairs: one verdict would count for both."""
+    write(folder / "more.jsonl", pairs(9000, 400, share_wrong=0.25, marked=True))
+    known = tuple(str(folder / f"{name}.jsonl") for name in ("known", "more"))
+    with pytest.raises(DataError, match=r"'right physics 9\d+' occurs more than once"):
+        audit(options(folder, "http://127.0.0.1:1/v1", calibration=known, calibration_sample=400))
+
+
 def test_known_pairs_without_a_verdict_are_not_found_right() -> None:
     pair = QaRecord(id="1", discipline="physics", language="en", question="?", answer="!", generator="test")
     known = [_Case(f"{kind} {n}", pair) for kind in ("wrong", "right") for n in range(4)]
@@ -230,6 +317,15 @@ def test_a_verdict_is_read_out_of_what_models_write() -> None:
     assert found is not None and found[0] == "right"
     assert parse_verdict(r'\frac{1}{2} {"verdict":"right"} or {"verdict": "wrong"}') is None
     assert parse_verdict("right") is None
+
+
+def test_a_verdict_that_a_judge_weighs_in_thought_is_none() -> None:
+    for thought in ('<think>\nIs it {"verdict": "wrong"}? No.</think>\n', 'Perhaps {"verdict": "wrong"}.\n</think>\n'):
+        said = {"choices": [{"message": {"content": f'{thought}{{"reason": "ok", "verdict": "right"}}'}}]}
+        transport = httpx.MockTransport(lambda request, said=said: httpx.Response(200, json=said))
+        with httpx.Client(transport=transport, base_url="http://judge/v1") as client:
+            reply, fault = post(client, {}, 0, threading.Event())
+        assert (parse_verdict(str(reply)), fault) == (("right", "ok"), "")
 
 
 @pytest.fixture

@@ -1,11 +1,13 @@
 """`syne synth check`: labelled pairs, real pairs, nothing lost, the same result however it is run."""
 
 import json
+import tracemalloc
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,15 +28,17 @@ from tests.synthesis.labelled import (
 )
 from tools.cli import main
 from tools.data.documents import Document
+from tools.data.exact_duplicates import content_hash
 from tools.data.readers import BadRecord
 from tools.data.selection import SelectionReport
-from tools.synthesis import sandbox
-from tools.synthesis.check import check
+from tools.synthesis import final_answers, sandbox
+from tools.synthesis.check import _findings, _Work, check
 from tools.synthesis.equations import equations, false_equation
 from tools.synthesis.final_answers import agree, majority, normalised
 from tools.synthesis.latex import latex_fault
 from tools.synthesis.options import PAIR_RULES, CheckOptions
 from tools.synthesis.pair_rules import load_pair_rules, prepare
+from tools.synthesis.question_groups import FINDING, settle, write_questions
 from tools.synthesis.recompute import Recomputer
 from tools.synthesis.sections import Sections, split_sections, stated_result
 
@@ -202,6 +206,15 @@ def test_a_dropped_pair_does_not_stand_for_its_near_duplicates(tmp_path: Path) -
         ("It pays 14 × 9 = $126 in all", ["14 × 9 = 126"]),
         ("1011_2 = 8 + 3, 11 = 1011_2", []),
         ("a 2 × 3 = 6", []),
+        ("The change is $20 - $3 × 4 = $8.", []),
+        (r"\$20 - \$3 \times 4 = \$8", []),
+        ("so - $3 × 4 = 12$", ["3 × 4 = 12"]),
+        ("20除以4+1=6，5乘以3 + 2 = 17", []),
+        ("所以4+1=5", ["4+1 = 5"]),
+        ("质量比是20：(20+80)=1：5。", []),
+        ("17 ÷ 5 = 3 with a remainder of 2", []),
+        ("25 ÷ 4 = 6 groups with 1 left over", []),
+        ("3 × 5\n+ 2 × 4\n= 23", []),
     ],
 )
 def test_only_what_is_surely_arithmetic_is_recomputed(text: str, found: list[str]) -> None:
@@ -214,6 +227,9 @@ def test_only_what_is_surely_arithmetic_is_recomputed(text: str, found: list[str
         ("10 / 3 = 3.33", False), ("10 / 3 = 3.34", False), ("10 / 3 = 3.36", True), ("10 / 3 = 3", True),
         ("3.33 × 3 = 10", False), ("3.3 × 3 = 12", True), ("22 / 7 ≈ 3.14", False), ("22 / 7 ≈ 3.5", True),
         (r"$\sqrt{2} \approx 1.414$", False), ("0.25 = 1/4 = 25%", False), ("2^0.5 = 1.4", False),
+        ("(30/40) × 100 = 75%", False), ("(30/40) × 100 = 80%", True), ("100% × 0.5 = 50%", False),
+        ("25/100 = 25%", False), ("1011 + 1 = 1100", False), ("1 + 1 = 1", False), ("1 + 1 = 3", True),
+        ("1 × 1 = 0", True), ("1100 - 1 = 1011", False), (r"$1\frac{1}{2} + 1 = 2\frac{1}{2}$", False),
         ("2 × 10^400 = 2 × 10^400", False), ("2 × 10^400 = 3 × 10^400", True), ("2^0.5 × 10^400 = 7", False),
     ],
 )  # fmt: skip
@@ -240,6 +256,14 @@ RECOMPUTER = Recomputer()
         ("0.33", "1/3", True), ("0.34", "1/3", False), ("5 cm", "5 m", False), ("5", "5 m", True),
         ("$x^2 + 1$", "x^2+1", True), ("-3", "−3", True), ("三", "3", False), ("2 H2 + O2", "2 H2", False),
         ("1e3", "1000", True), (r"90^\circ", "90°", True), ("3 + 4", "3", False),
+        ("3 1/2", "3.5", True), (r"-3\frac{1}{2}", "-7/2", True), ("3½", "7/2", True), ("½", "0.5", True),
+        ("3 1/2", "31/2", False), ("3½", "31/2", False), ("3 4/2", "3", False), ("12 34", "1234", False),
+        ("5 cm²", r"5\ \text{cm}^{2}", True), ("5 cm²", "5 cm", False), ("x²", "x^{2}", True), ("x²", "x2", False),
+        ("10²", "102", False), ("10^3", "10", False), ("2^3", "2", False), ("10 000", "10,000", True),
+        (r"1.2 \times 10^{3} \text{ J}", "1200 J", True), ("6.02×10²³", "6.02e23", True), ("3·10⁻²", "0.03", True),
+        ("1.2 × 10^3", "1.2 × 10^4", False), ("6.02e23", "6.022e23", True), ("6.02e23", "6.04e23", False),
+        ("25.0 m/s", "25 m/s", True), ("25 m/s", "25 km/h", False), ("25 %", r"25\%", True), ("25%", "25", False),
+        (r"\frac{\pi}{2}", r"\pi/2", True), (r"2\frac{1}{3}x", r"\frac{21}{3}x", False), ("x ≈ 3.14", "约3.14", True),
     ],
 )  # fmt: skip
 def test_final_answers_are_compared_by_what_they_say(one: str, other: str, is_same: bool) -> None:
@@ -258,6 +282,54 @@ def test_a_number_agrees_with_itself_written_otherwise(value: Fraction, decimals
 def test_the_majority_is_the_largest_group() -> None:
     best, agrees = majority([normalised(text) for text in ("7", "12", "12.0", "7", r"$12$")])
     assert (best, agrees) == (1, [False, True, True, False, True])
+
+
+def test_a_question_that_thousands_ask_is_settled_without_comparing_each_with_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers = [normalised(text) for text in ("7", "12", "12.0", "x")] * 500
+    compared = []
+    monkeypatch.setattr(final_answers, "agree", lambda one, other: compared.append(1) or agree(one, other))
+    best, agrees = majority(answers)
+    assert (best, agrees) == (1, [False, True, True, False] * 500)
+    assert len(compared) <= 16 + 2000
+
+
+def test_a_task_reads_its_own_findings_alone(tmp_path: Path) -> None:
+    findings = np.zeros(1_000_000, dtype=FINDING)
+    findings["pair"] = np.arange(1_000_000) // 2 << 32  # two of each task
+    findings["votes"] = np.arange(1_000_000)
+    work = _Work(tmp_path, (), load_pair_rules(PAIR_RULES), (), CheckOptions(inputs=(), out=tmp_path), None)
+    findings.tofile(work.findings)
+    del findings
+    tracemalloc.start()
+    found = _findings(work, 1234)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found["votes"].tolist() == [2468, 2469]
+    assert peak < 1_000_000  # of 24 MB
+    work.findings.write_bytes(b"")
+    assert len(_findings(work, 0)) == 0
+
+
+def test_every_files_answers_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [tmp_path / f"{task}.questions" for task in range(100)]
+    for task, path in enumerate(paths):  # five questions, each in every file
+        write_questions(
+            [(n, content_hash(str(n))) for n in range(5)], {n: str(n + (task == 7)) for n in range(5)}, path
+        )
+    reads: Counter[str] = Counter()
+    read_bytes = Path.read_bytes
+
+    def counted(path: Path) -> bytes:
+        reads[path.suffix] += 1
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", counted)
+    found = settle(paths, 0, 1, min_agreement=0.5)
+    assert reads[".answers"] == 100
+    assert len(found) == 5 * 99 and set(found["votes"]) == {99} and set(found["samples"]) == {100}
+    assert sorted(found["pair"][found["disagrees"] == 1].tolist()) == [(7 << 32) + n for n in range(5)]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from tests.openai_server import served
 from tests.rows import read, write
 from tests.synthesis.test_generate import HERE, options
 from tools.cli import main
-from tools.synthesis.code_examples import code_examples
+from tools.synthesis.code_examples import code_examples, code_of
 from tools.synthesis.generate import generate
 from tools.synthesis.prompts import read_prompts
 from tools.synthesis.sandbox import Example, Sandbox
@@ -127,6 +127,15 @@ def test_only_assertions_that_use_the_program_are_examples() -> None:
     for no_python in ("f(1) is 2", "```python\nassert f(1) ==\n```", "", "assert 1 == 1", "assert f\0(1)"):
         assert code_examples(no_python, solution) == []
     assert code_examples("assert f(1) == 2", "def f(x:") == []
+
+
+@pytest.mark.parametrize(
+    "before", ["```text\n3 -> 4\n```\nSo:", "```bash\npython f.py\n```", "```\n3\n```\nis printed by"]
+)
+def test_blocks_of_other_languages_beside_the_program_are_no_part_of_it(before: str) -> None:
+    program = "def f(x):\n    return x + 1\n"
+    assert code_of(f"{before}\n```python\n{program}```\nIt prints\n```\n4\n```") == program
+    assert code_of(f"1. {before}\n   ```py\n   def f(x):\n       return x + 1\n   ```").strip() == program.strip()
 
 
 def test_the_third_section_may_begin_with_a_comment() -> None:

@@ -83,7 +83,15 @@ def test_a_pair_that_is_none_is_put_aside_with_its_reason(
 
 @pytest.mark.parametrize(
     "url",
-    ["127.0.0.1:8000/v1", "http://[::1/v1", "http://h:99999/v1", "http://h:x/v1", "ftp://h/v1", "http:///v1"],
+    [
+        "127.0.0.1:8000/v1",
+        "http://[::1/v1",
+        "http://h:99999/v1",
+        "http://h:x/v1",
+        "ftp://h/v1",
+        "http:///v1",
+        "http://a..b/v1",
+    ],
 )
 def test_a_url_that_is_none_is_said_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str], url: str) -> None:
     seeds = write_seeds(tmp_path / "seeds.jsonl", ["A stone falls."])

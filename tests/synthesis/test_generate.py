@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -16,7 +17,7 @@ from tests.openai_server import ROOT, served
 from tests.rows import read, write
 from tools.synthesis.check import check
 from tools.synthesis.generate import generate
-from tools.synthesis.options import CheckOptions, GenerateOptions
+from tools.synthesis.options import PROMPTS, CheckOptions, GenerateOptions
 from tools.synthesis.prompts import read_prompts
 
 HERE = Path(__file__).parent
@@ -138,6 +139,21 @@ def test_what_has_failed_is_asked_again_on_request_alone(tmp_path: Path) -> None
     assert again["usage"]["completion_tokens"] >= again["accepted_tokens"] > 0
 
 
+@pytest.mark.parametrize("was_array", [False, True])
+def test_what_fails_again_is_kept_with_its_last_reason(tmp_path: Path, was_array: bool) -> None:
+    seeds, out = tmp_path / "seeds.jsonl", tmp_path / "out"
+    with served(HERE / "faulty_model_server.py", tmp_path / "log") as url:
+        write_seeds(seeds, ["plain", "FAULT always 400 1"])
+        generate(options(seeds, out, url))
+        if was_array:
+            (part,) = (out / "parts").iterdir()
+            part.rename(out / "parts" / "00003-of-00004.other.jsonl")  # a name that sorts behind
+        write_seeds(seeds, ["plain", "FAULT always length 1"])
+        report = generate(options(seeds, out, url, retry_failed=True))
+    assert report["failed"] == {"no text, finish_reason length": 1}
+    assert [row["finish_reason"] for row in read(out / "failed.jsonl.zst")] == ["length"]
+
+
 def test_an_answer_that_ended_in_thought_is_kept_as_failed_at_once_with_its_usage(tmp_path: Path) -> None:
     texts = [f"FAULT always {fault} 1" for fault in ("length", "content_filter")]
     seeds = write_seeds(tmp_path / "seeds.jsonl", texts)
@@ -148,6 +164,29 @@ def test_an_answer_that_ended_in_thought_is_kept_as_failed_at_once_with_its_usag
     failed = {row["finish_reason"]: row for row in read(tmp_path / "out" / "failed.jsonl.zst")}
     assert failed["length"]["failed"].endswith("raise --max-tokens")
     assert all(row["usage"]["completion_tokens"] == 7 for row in failed.values())
+
+
+def test_an_answer_without_a_count_of_its_tokens_is_an_answer(tmp_path: Path) -> None:
+    seeds = write_seeds(tmp_path / "seeds.jsonl", ["FAULT always uncounted 1"])
+    with served(HERE / "faulty_model_server.py", tmp_path / "log") as url:
+        report = generate(options(seeds, tmp_path / "out", url, give_up_seconds=1.0))
+    assert (report["pairs"], report["last_call"]["requests"]) == (1, 1)
+    assert report["usage"] == {"prompt_tokens": 10, "completion_tokens": 0}
+
+
+@pytest.mark.parametrize("has_markers", [True, False])
+def test_what_a_model_thinks_is_no_part_of_its_answer(tmp_path: Path, has_markers: bool) -> None:
+    seeds = write_seeds(tmp_path / "seeds.jsonl", ["FAULT always thought 1", "FAULT always endless_thought 1"])
+    folder = tmp_path / "prompts"
+    folder.mkdir()
+    content = json.loads((PROMPTS / "en.json").read_text())
+    (folder / "en.json").write_text(json.dumps(content if has_markers else content | {"markers": None}))
+    with served(HERE / "faulty_model_server.py", tmp_path / "log") as url:
+        report = generate(options(seeds, tmp_path / "out", url, prompts=folder))
+    assert (report["pairs"], report["failed"]) == (1, {"no text, finish_reason length": 1})
+    (pair,) = read(tmp_path / "out" / "pairs.jsonl.zst")
+    said = "1 + 1 = 2\n2"
+    assert pair["answer"] == (said if has_markers else f"[Problem]\nWhat is 1 + 1?\n[Solution]\n{said}")
 
 
 def test_the_key_of_the_environment_is_sent_and_kept_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,6 +287,16 @@ def test_a_server_of_its_own_is_started_and_ended(tmp_path: Path, tiny_chat_mode
     assert generate(local)["asked"] == 1
     text = [read(tmp_path / name / "failed.jsonl.zst")[0]["text"] for name in ("out", "local")]
     assert text[0] == text[1]  # the same weights and seed, with a server between or not
+
+
+def test_a_chat_template_without_a_system_message_is_said(tmp_path: Path, tiny_chat_model: Path) -> None:
+    folder = shutil.copytree(tiny_chat_model, tmp_path / "model")
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('System role not supported') }}")
+    seeds = write_seeds(tmp_path / "seeds.jsonl", ["A stone falls."])
+    given = GenerateOptions(seeds=(str(seeds),), out=tmp_path / "out", model="m", local=folder, max_tokens=8)
+    with pytest.raises(ConfigError, match=r"refuses every question.*System role not supported"):
+        generate(given)
+    assert num_lines(tmp_path / "out") == 0
 
 
 @pytest.fixture(scope="module")

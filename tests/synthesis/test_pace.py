@@ -8,14 +8,14 @@ import sys
 import time
 import tracemalloc
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from data_mixers.errors import DataError
+from data_mixers.errors import ConfigError, DataError
 from tests.openai_server import ROOT, served
 from tests.rows import read
 from tests.synthesis.test_generate import HERE, num_lines, options, write_seeds
@@ -24,6 +24,7 @@ from tools.synthesis import generate as module
 from tools.synthesis.answers import key
 from tools.synthesis.asking import Pace, Question, ask_all
 from tools.synthesis.generate import generate
+from tools.synthesis.own_server import own_server
 from tools.synthesis.prompts import read_prompts
 from tools.synthesis.text_generator import Completion, HttpGenerator
 
@@ -35,7 +36,7 @@ def requests(log: Path) -> list[tuple[str, float, int]]:
     return [tuple(json.loads(line)) for line in log.read_text().splitlines()]
 
 
-def interruptible(command: list[str]) -> "subprocess.Popen[str]":
+def interruptible(command: Sequence[str | Path]) -> "subprocess.Popen[str]":
     """As a shell starts it; what runs in a shell's background, even these tests, ignores SIGINT and hands that on."""
     return subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -61,7 +62,7 @@ def test_questions_are_drawn_no_faster_than_they_are_answered(tmp_path: Path) ->
         answered += 1
 
     async def ask(url: str) -> None:
-        generator = HttpGenerator((url,), "m", key=None, timeout_seconds=60, max_bytes=10_000)
+        generator = HttpGenerator((url,), "m", timeout_seconds=60, max_bytes=10_000)
         await ask_all(questions(), generator, Pace(concurrency=8), on_answer)
         await generator.close()
 
@@ -213,6 +214,25 @@ def test_a_server_of_its_own_ends_with_a_call_that_is_killed(tmp_path: Path) -> 
     running.communicate()
     while Path(f"/proc/{pid}").exists() and "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text():
         time.sleep(0.01)  # it is told by the kernel, and ends at its own pace
+
+
+def test_a_server_of_its_own_that_wants_a_key_is_shown_the_environments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "server.py"
+    script.write_text(
+        "import sys\nfrom tests.openai_server import Handler, serve\n\n"
+        "class Keyed(Handler):\n    def do_GET(self):\n"
+        "        self.reply({}, 200 if self.headers.get('Authorization') == 'Bearer k' else 401)\n\n"
+        "serve(Keyed, port=int(sys.argv[1]))\n"
+    )
+    command = f"env PYTHONPATH={ROOT} {sys.executable} {script} {{port}}"
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    with own_server(command, wait_seconds=60.0) as url:
+        assert url.endswith("/v1")
+    monkeypatch.setenv("OPENAI_API_KEY", "another")
+    with pytest.raises(ConfigError, match=r"answers 401: set OPENAI_API_KEY"), own_server(command, wait_seconds=60.0):
+        pass
 
 
 def test_ctrl_c_while_its_server_is_not_ready_ends_both_with_one_line(tmp_path: Path) -> None:

@@ -112,6 +112,12 @@ def test_a_question_about_what_is_not_there_does_not_stand_alone(question: str) 
     assert asked(question) == "not_self_contained"
 
 
+@pytest.mark.parametrize(("language", "expected"), [("de", ""), ("en", "arithmetic")])
+def test_a_comma_between_digits_may_be_a_decimal_one_elsewhere(language: str, expected: str) -> None:
+    assert reason(language=language, answer="w1 w2 w3: 3,5 + 1 = 4,5 und 1.000 + 500 = 1.500.") == expected
+    assert reason(language=language, answer="w1 w2 w3 w4: 3 + 1 = 5.") == "arithmetic"
+
+
 @pytest.mark.parametrize(("repeated", "expected"), [(7, ""), (8, "repetition")])
 def test_repeated_lines(repeated: int, expected: str) -> None:
     lines = [f"w{number} w{number + 1}." for number in range(0, 40, 2)]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import pytest
 from data_mixers.errors import ConfigError
 from tests.rows import read, write
 from tools.data import readers
+from tools.data.documents import DocumentWriter
 from tools.synthesis import seeds
+from tools.synthesis import snippets as snippet_runs
 from tools.synthesis.options import SeedOptions
 from tools.synthesis.seed_rules import read_seed_rules
 from tools.synthesis.seeds import write_seeds
@@ -129,6 +132,32 @@ def test_headings_end_a_run_and_semicolons_do_not_end_a_sentence(tmp_path: Path)
     text = "目录\n行星绕恒星运行；轨道是椭圆。\n第二节\n彗星有长长的尾巴。该尾巴很亮。"
     found = list(snippets(text, "zh", rules, load_punkt(tmp_path / "punkt", ())))
     assert found == ["行星绕恒星运行；轨道是椭圆。", "彗星有长长的尾巴。该尾巴很亮。"]
+
+
+def test_a_line_without_the_end_of_a_sentence_is_not_searched_for_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That costs the square of its length: a table of 48,000 characters in one line took a minute."""
+    searched = []
+    find = snippet_runs._sentences
+    monkeypatch.setattr(snippet_runs, "_sentences", lambda text, *rest: searched.append(len(text)) or find(text, *rest))
+    table = "中文、" * 100_000
+    assert list(snippets(f"{table}\n{ZH[0]}\n{table}", "zh", read_seed_rules("zh"), None)) != []
+    assert searched == [len(ZH[0])]
+
+
+def test_keys_of_snippets_take_eight_bytes_each(tmp_path: Path) -> None:
+    rows = [{"text": "x", "seed_hash": f"{n:032x}", "language": "en", "discipline": "physics"} for n in range(100_000)]
+    (tmp_path / "in").mkdir()
+    with DocumentWriter(tmp_path / "in" / "a.jsonl.zst") as file:
+        for row in rows:
+            file.write(row)
+    options = SeedOptions(inputs=("x",), out=tmp_path / "out.jsonl", quota=10)
+    del rows
+    tracemalloc.start()
+    chosen, over_quota = seeds._choose(options, tmp_path / "in")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (chosen.total(), over_quota) == (10, 99_990)
+    assert peak < 4_000_000  # 0.8 MB, and as much while it grows or is sorted; integers of Python take 4
 
 
 def test_a_domain_and_a_clear_topic_win_and_a_double_topic_is_settled_by_keywords() -> None:

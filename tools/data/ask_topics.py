@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import operator
+import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -180,7 +181,8 @@ def _ask_all(
         ThreadPoolExecutor(options.parallel) as pool,
     ):
         num_asked, num_unanswered = num_kept, 0
-        futures = {pool.submit(_ask, client, prompt, titles, question): question for question in questions}
+        ended = threading.Event()
+        futures = {pool.submit(_ask, client, prompt, titles, question, ended): question for question in questions}
         try:
             for future in as_completed(futures):
                 question, topic = futures[future], future.result()
@@ -203,10 +205,13 @@ def _ask_all(
         except httpx.InvalidURL as error:
             raise ConfigError(f"--url {options.url}: {error}") from error
         finally:
+            ended.set()
             pool.shutdown(cancel_futures=True)
 
 
-def _ask(client: httpx.Client, prompt: dict[str, str], titles: Any, question: _Question) -> str | None:
+def _ask(
+    client: httpx.Client, prompt: dict[str, str], titles: Any, question: _Question, ended: threading.Event
+) -> str | None:
     """The topic one rater gives; None if it answers, and names none however often it is asked.
 
     Transient faults are waited out. Errors: DataError if the server stays away.
@@ -217,7 +222,7 @@ def _ask(client: httpx.Client, prompt: dict[str, str], titles: Any, question: _Q
             "model": question.model, "messages": messages, "seed": question.seed + attempt, "max_tokens": 100,
             "temperature": 0.0 if question.seed == attempt == 0 else 0.7, "response_format": _schema(list(titles)),
         }  # fmt: skip
-        reply, fault = post(client, body, attempt)
+        reply, fault = post(client, body, attempt, ended)
         if reply is None:
             continue
         topic = parse_topic(reply, titles)

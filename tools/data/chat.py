@@ -3,6 +3,7 @@
 import os
 import random
 import re
+import threading
 import time
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -31,42 +32,55 @@ MISTAKEN = {
 """Statuses that say nothing of the one request, and the cure: every other would be refused too."""
 
 
+class RefusedError(DataError):
+    """The server refuses this request, by a status that may be for what it holds (too long, a filter)."""
+
+
 def host_of(url: str, *, option: str) -> str:
     """The name of a server's machine. Errors: ConfigError for a URL that is none."""
     try:
         parts = urlsplit(url)
         is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # brackets that are not closed, a port that is none
+        (parts.hostname or "").encode("idna")
+    except ValueError:  # brackets that are not closed, a port that is none, a name with two dots in a row
         is_url = False
     if not is_url or parts.hostname is None:
         raise ConfigError(f"{option} {url!r} is no URL; write http://host:port/v1")
     return parts.hostname
 
 
+def key_header() -> dict[str, str]:
+    """With the key of the environment, if there is one."""
+    key = os.environ.get(KEY_VARIABLE)
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
 def open_client(url: str, *, timeout_seconds: float) -> httpx.Client:
     """With the key of the environment; this machine itself is reached without the proxy that the environment names."""
-    key = os.environ.get(KEY_VARIABLE)
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
     direct = {f"all://[{host}]" if ":" in host else f"all://{host}": None for host in LOOPBACK}
-    return httpx.Client(base_url=url.rstrip("/"), headers=headers, timeout=timeout_seconds, mounts=direct)
+    return httpx.Client(base_url=url.rstrip("/"), headers=key_header(), timeout=timeout_seconds, mounts=direct)
 
 
-def post(client: httpx.Client, body: dict[str, Any], attempt: int) -> tuple[str | None, str]:
+def post(client: httpx.Client, body: dict[str, Any], attempt: int, ended: threading.Event) -> tuple[str | None, str]:
     """(the reply's text, "") of attempt 0 to ATTEMPTS - 1, or (None, the fault) after a wait if another may do better.
 
-    Errors: DataError if the server refuses the request.
+    ended: set when the call is over, so that no thread of it waits on, or asks, for a Ctrl-C to come through.
+    Errors: RefusedError; DataError if the server refuses every request, or the call is over.
     """
+    if ended.is_set():
+        raise DataError("the call is over")
     try:
         response = client.post("/chat/completions", json=body)
     except httpx.TransportError as error:
-        _wait(attempt)
+        _wait(attempt, ended)
         return None, f"{type(error).__name__}: {error}"
     if response.status_code in TRANSIENT:
-        _wait(attempt, asked_wait_seconds(response.headers.get("Retry-After", "")))
+        _wait(attempt, ended, asked_wait_seconds(response.headers.get("Retry-After", "")))
         return None, f"status {response.status_code}"
     if response.status_code != 200:
         cure = MISTAKEN.get(response.status_code)
-        raise DataError(
+        may_be_its_own = cure is None and 400 <= response.status_code < 500
+        raise (RefusedError if may_be_its_own else DataError)(
             f"{response.url} answers {response.status_code}{f' ({cure})' if cure else ''}: {response.text[:300]}"
         )
     return _reply(response), ""
@@ -89,10 +103,21 @@ def _reply(response: httpx.Response) -> str:
         content = response.json()["choices"][0]["message"]["content"]
     except (ValueError, KeyError, IndexError, TypeError):
         return ""
-    return content if isinstance(content, str) else ""
+    return without_thought(content) if isinstance(content, str) else ""
 
 
-def _wait(attempt: int, asked_seconds: float = 0.0) -> None:
+def without_thought(text: str) -> str:
+    """What a reasoning model says behind its thought, where the server leaves that in the text.
+
+    Its template may have written <think> itself. Empty if the thought has no end.
+    """
+    thought, mark, said = text.partition("</think>")
+    if not mark:
+        return "" if text.lstrip().startswith("<think>") else text
+    return said.lstrip() if thought.lstrip().startswith("<think>") or "<think>" not in thought else text
+
+
+def _wait(attempt: int, ended: threading.Event, asked_seconds: float = 0.0) -> None:
     if attempt + 1 < ATTEMPTS:
         wait = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2**attempt * random.uniform(0.5, 1.0))
-        time.sleep(max(wait, asked_seconds))
+        ended.wait(max(wait, asked_seconds))

@@ -9,6 +9,7 @@ import hashlib
 import heapq
 import json
 import re
+import threading
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -23,10 +24,10 @@ from pydantic.dataclasses import dataclass as checked
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
 from data_mixers.permutation import keyed_hash
-from tools.data.chat import ATTEMPTS, host_of, open_client, post
+from tools.data.chat import ATTEMPTS, RefusedError, host_of, open_client, post
 from tools.data.download import sha256_of
 from tools.data.progress import LiveProgress
-from tools.data.readers import find_inputs, plan_tasks
+from tools.data.readers import plan_tasks
 from tools.data.stage import only_one
 from tools.data.yaml_file import STRICT, read_json
 from tools.synthesis.answers import Part
@@ -39,7 +40,7 @@ from tools.synthesis.wrong_rate import LEAST_INFORMATION, Calibration, Count, wr
 
 SCHEMA_VERSION = 1  # of audit.json
 VERDICTS, AUDIT, AUDIT_MD, CALL = "verdicts.jsonl", "audit.json", "audit.md", "call.json"
-MAX_TOKENS = 1500
+MOST_REFUSED = 0.1  # of all pairs, ours: more are refused for what they have in common
 EXAMPLES = 3  # of pairs called wrong, a discipline
 _VERDICT = re.compile(r'"verdict"\s*:\s*"(right|wrong)"', re.IGNORECASE)
 
@@ -104,10 +105,10 @@ def _check_options(options: AuditOptions) -> None:
 
 def _take(options: AuditOptions, prompt: dict[str, JudgePrompt]) -> None:
     """Errors: ConfigError if the folder holds the verdicts of another audit."""
-    files = {str(path): sha256_of(path) for path in kept_inputs(options.inputs)}
+    files, known = (sorted(map(sha256_of, kept_inputs(found))) if found else [] for found in
+                    (options.inputs, options.calibration))  # fmt: skip
     texts = {language: asdict(found) for language, found in prompt.items()}
-    deciding: list[Any] = [options.sample, options.seed, options.model, options.calibration_sample, texts, files]
-    deciding.append([*map(sha256_of, find_inputs(options.calibration))] if options.calibration else [])
+    deciding = [options.model, options.max_tokens, texts, files, known]  # a larger sample holds the smaller one
     mark = hashlib.sha256(json.dumps(deciding).encode()).hexdigest()
     path = options.out / CALL
     if path.exists() and path.read_text() != mark and (options.out / VERDICTS).exists():
@@ -137,10 +138,15 @@ def _sample(options: AuditOptions) -> tuple[dict[str, int], list[_Case]]:
     cases = [_Case(f"sample {pair.id}", pair) for _, lowest in found.values() for pair in lowest]
     if not cases:
         raise DataError(f"there is no pair in {', '.join(options.inputs)}")
+    return {name: size for name, (size, _) in found.items()}, _once(cases)
+
+
+def _once(cases: list[_Case]) -> list[_Case]:
+    """The same. Errors: DataError if two have one key."""
     twice = [key for key, count in Counter(case.key for case in cases).items() if count > 1]
     if twice:
         raise DataError(f"the id of {twice[0]!r} occurs more than once; verdicts are kept by id")
-    return {name: size for name, (size, _) in found.items()}, cases
+    return cases
 
 
 def _known(options: AuditOptions) -> list[_Case]:
@@ -152,7 +158,7 @@ def _known(options: AuditOptions) -> list[_Case]:
             raise DataError(
                 f"--calibration has no pair known to be {kind} (key {RECORD_KEY}: wrong, without it: right)"
             )
-    return [_Case(f"{kind} {pair.id}", pair) for kind, (_, lowest) in found.items() for pair in lowest]
+    return _once([_Case(f"{kind} {pair.id}", pair) for kind, (_, lowest) in found.items() for pair in lowest])
 
 
 def _ask_all(options: AuditOptions, prompt: dict[str, JudgePrompt], cases: list[_Case]) -> dict[str, Verdict]:
@@ -166,14 +172,35 @@ def _ask_all(options: AuditOptions, prompt: dict[str, JudgePrompt], cases: list[
         ThreadPoolExecutor(options.parallel) as pool,
     ):
         progress.skip(len(cases) - len(missing))
-        futures = {pool.submit(_ask, client, options, prompt, case): case for case in missing}
-        try:
-            for future in as_completed(futures):
-                case, (verdict, reason) = futures[future], future.result()
+        ended, one = threading.Event(), threading.Lock()
+        refused: dict[str, str] = {}
+
+        def settle(case: _Case) -> None:
+            """In a thread, so that what is answered after a Ctrl-C is kept too."""
+            try:
+                verdict, reason = _ask(client, options, prompt, case, ended)
+            except RefusedError as error:
+                refused[case.key] = str(error)
+                return
+            with one:
                 kept.append({"key": case.key, "verdict": verdict, "reason": reason})
                 verdicts[case.key] = (verdict, reason)
                 progress.advance(1)
+
+        futures = [pool.submit(settle, case) for case in missing]
+        try:
+            for future in as_completed(futures):
+                future.result()
+                if len(refused) > MOST_REFUSED * len(cases):
+                    raise DataError(
+                        f"the judge refuses {len(refused)} pairs (the last: {[*refused.values()][-1]}); they have no "
+                        "verdict: take a judge, or a server, that reads them, then run the same again"
+                    )
+            for name, reason in refused.items():
+                kept.append({"key": name, "verdict": "unclear", "reason": reason})
+                verdicts[name] = ("unclear", reason)
         finally:
+            ended.set()
             pool.shutdown(cancel_futures=True)
     return verdicts
 
@@ -189,17 +216,19 @@ def _kept(path: Path) -> dict[str, Verdict]:
         raise DataError(f"{path} holds a line that is no verdict ({error!r}); remove the line and run again") from error
 
 
-def _ask(client: httpx.Client, options: AuditOptions, prompt: dict[str, JudgePrompt], case: _Case) -> Verdict:
+def _ask(
+    client: httpx.Client, options: AuditOptions, prompt: dict[str, JudgePrompt], case: _Case, ended: threading.Event
+) -> Verdict:
     texts = prompt.get(case.pair.language, prompt["en"])
     asked = filled(texts.user, question=case.pair.question, answer=case.pair.answer)
     messages = [{"role": "system", "content": texts.system}, {"role": "user", "content": asked}]
     reply, fault, reached = None, "", False
     for attempt in range(ATTEMPTS):
         body = {
-            "model": options.model, "messages": messages, "seed": attempt, "max_tokens": MAX_TOKENS,
+            "model": options.model, "messages": messages, "seed": attempt, "max_tokens": options.max_tokens,
             "temperature": 0.0 if attempt == 0 else 0.7,
         }  # fmt: skip
-        reply, fault = post(client, body, attempt)
+        reply, fault = post(client, body, attempt, ended)
         if reply is None:
             continue
         reached = True
@@ -243,9 +272,11 @@ def _report(
     calibration: Calibration | None,
 ) -> dict[str, Any]:
     if calibration is not None and calibration.information < LEAST_INFORMATION:
+        unclear = sum(verdict == "unclear" for verdict, _ in verdicts.values())
+        why = f" ({unclear} answers hold no verdict: raise --max-tokens, with another --out)" if unclear else ""
         raise DataError(
             f"the judge {options.model} calls {calibration.found_wrong.share:.0%} of the wrong pairs wrong and "
-            f"{calibration.found_right.share:.0%} of the right ones right: it cannot tell them apart; take another"
+            f"{calibration.found_right.share:.0%} of the right ones right: it cannot tell them apart{why}; take another"
         )
     wrong = [case for case in sample if verdicts[case.key][0] != "right"]
     called = {name: [case for case in wrong if case.pair.discipline == name] for name in sizes}

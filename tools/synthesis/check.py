@@ -8,10 +8,12 @@ write (a task a piece of input) ─> kept · dropped · quarantine.jsonl · repo
 
 import hashlib
 import json
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -189,9 +191,12 @@ def _settle(work: _Work, folder: Path, count: int, index: int, report: Report) -
 
 
 def _findings(work: _Work, task: int) -> Findings:
-    found = np.fromfile(work.findings, dtype=FINDING)
-    start, stop = np.searchsorted(found["pair"], [node(task, 0), node(task + 1, 0)])
-    return found[start:stop]
+    if not work.findings.stat().st_size:
+        return np.zeros(0, dtype=FINDING)
+    found = np.memmap(work.findings, dtype=FINDING, mode="r")
+    # Not searchsorted: it copies the column, and every task would read what all have found.
+    start, stop = (bisect_left(found, node(end, 0), key=itemgetter("pair")) for end in (task, task + 1))
+    return np.array(found[start:stop])
 
 
 def _sign(work: _Work, index: int, report: Report) -> None:

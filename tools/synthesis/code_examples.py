@@ -2,13 +2,17 @@
 
 import ast
 import re
+import textwrap
 
-_BLOCK = re.compile(r"```(?:python3?|py)?[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
+_BLOCK = re.compile(r"```[ \t]*([^`\n]*)\n(.*?)```", re.DOTALL)  # of any language, so that no end is taken for a start
+_PYTHON = ("python", "python3", "py")
 
 
 def code_of(text: str) -> str:
-    """The Python of a text: its code blocks one after the other, or all of it where there is none."""
-    return "\n".join(_BLOCK.findall(text)) or text
+    """The Python of a text: its blocks that say so one after the other, else those that name no language, else all."""
+    blocks = [(named.split(" ")[0].strip().casefold(), textwrap.dedent(code)) for named, code in _BLOCK.findall(text)]
+    python, unnamed = ([code for named, code in blocks if named in names] for names in (_PYTHON, ("",)))
+    return "\n".join(python or unnamed) or text
 
 
 def code_examples(tests: str, solution: str) -> list[dict[str, str]]:

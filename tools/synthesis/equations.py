@@ -40,13 +40,17 @@ _TOKEN = re.compile(
 )
 _CONTINUED = re.compile(r"[ \t]*(?:\\\\[ \t]*\n?|\n)[ \t]*(?=[=≈])")  # a line that begins with = goes on
 _MONEY = re.compile(r"([=≈]\s*)(?:\\?\$|[¥€£])(?=\d)")
-_BULLET = re.compile(r"^\s*(?:[-*+•]|\d{1,2}[.)、]|\(\d{1,2}\))\s+")
+_BULLET = re.compile(r"^\s*(?:[-*•]|\d{1,2}[.)、]|\(\d{1,2}\))\s+")  # a line that begins with + is a sum's next
 _NUMBERED = re.compile(r"^\s*\(\d{1,2}\)\s+")
 _BARE = re.compile(r"[-−]?\s*(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.(\d+))?")
+_PER_CENT = re.compile(rf"{_BARE.pattern}\s*\\?[%％]")
 # Signs between whole expressions.
 _BETWEEN = r"(?:[≡⇒→⟹<>≤≥≠]|\\(?:equiv|Rightarrow|implies|to|rightarrow|quad|qquad|leq?|geq?|neq?|lt|gt)(?![a-zA-Z]))"
 _FRACTION = re.compile(r"(?<![\d/.^])(\d+/\d+)(?![\d/.^])")  # beside ÷ a slash writes a fraction: 4 ÷ 1/3 is 12
 _OPERATION = re.compile(r"[-+*/^×·÷∗⋅−√]|\\(?:times|cdot|div|ast|[dt]?frac|sqrt)|sqrt")
+# What stands before belongs to the expression: an amount behind a sign, 20 - $3 × 4, or a number, 除以4+1.
+_GOES_ON = re.compile(rf"[\d)]\s*(?:{_OPERATION.pattern})\s*\\?\$$|[乘除]以$")
+_REMAINDER = re.compile(r"[^.。;；]{0,40}?\b(?:remainder|left over)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -107,10 +111,10 @@ def _sides(run: list[tuple[str, str]], before: str, after: str) -> list[str]:
 
 def _opens(before: str, side: str) -> bool:
     """Whether an expression can begin here: what stands before it is no part of it."""
+    if re.match(r"\s*[+*/^×÷·)}%]", side) or _GOES_ON.search(before):
+        return False
     if not before:
         return True
-    if re.match(r"\s*[+*/^×÷·)}%]", side):
-        return False
     last = before[-1]
     if last in f"$,;，。；：、！？{_OPENING_HAN}" or re.search(rf"(?:{_BETWEEN}|\\[(\[])$", before):
         return True
@@ -126,6 +130,8 @@ def _closes(after: str, side: str) -> bool:
     is_bare = _BARE.fullmatch(side.strip()) is not None
     if not after or re.match(_BETWEEN, after):
         return True
+    if _REMAINDER.match(after) or re.match(r"：\s*[\d(]", after):  # 17 ÷ 5 = 3 with remainder 2; a ratio, 1：5
+        return False
     if after[0] in "$,;，。；：、！？)." or after.startswith(("\\)", "\\]", "\\\\")):
         return not re.match(r"\.{2,}", after)
     if _MORE_HAN.match(after):
@@ -137,11 +143,15 @@ def _closes(after: str, side: str) -> bool:
 
 
 def _is_false(equation: Equation, recomputer: Recomputer) -> bool:
+    if re.fullmatch(r"[01 +-]+", equation.left + equation.right):
+        return False  # 1011 + 1 = 1100 and 1 + 1 = 1 are right in base 2 and in logic
     left, right = (recomputer.value(side) for side in (equation.left, equation.right))
     if left is None or right is None:
         return False
     # Fractions throughout: a whole number of 400 digits is no float.
     left, right = Fraction(left), Fraction(right)
+    if "100" in equation.left and _PER_CENT.fullmatch(equation.right) and abs(left - 100 * right) < abs(left - right):
+        right *= 100  # 0.75 × 100 = 75%, as people write it
     difference, size = abs(left - right), max(abs(left), abs(right))
     tolerance = size * Fraction(1e-9)
     for side in (equation.left, equation.right):

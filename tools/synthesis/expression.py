@@ -5,6 +5,7 @@
     factor   := ("+" | "-") factor | power
     power    := atom "%"? ("^" factor)?
     atom     := number | "(" sum ")" | "sqrt" atom | "\\frac" atom atom | "\\sqrt" atom
+A mixed number is not told from a product: a whole number right before \\frac is refused.
 Accepted too: × · ÷ ∗ − ** \\times \\cdot \\div \\left \\right \\% { } [ ] and commas in thousands.
 """
 
@@ -69,6 +70,7 @@ def _tokens(text: str) -> list[str]:
 class _Reader:
     def __init__(self, tokens: list[str]) -> None:
         self._tokens = tokens[::-1]
+        self._last = ""
 
     @property
     def next(self) -> str | None:
@@ -77,7 +79,8 @@ class _Reader:
     def take(self) -> str:
         if not self._tokens:
             raise NotAnExpressionError("ends too early")
-        return self._tokens.pop()
+        self._last = self._tokens.pop()
+        return self._last
 
     def sum(self, depth: int) -> Node:
         if depth > MAX_DEPTH:
@@ -92,6 +95,8 @@ class _Reader:
     def product(self, depth: int) -> Node:
         node = self.factor(depth)
         while self.next in ("*", "/", "(", "sqrt", "frac"):
+            if self.next == "frac" and self._last.isdigit():
+                raise NotAnExpressionError("a mixed number or a product")
             sign = self.take() if self.next in ("*", "/") else "*"
             node = Node(sign, (node, self.factor(depth)))
         return node

@@ -2,26 +2,36 @@
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 _LATEX = (
     (re.compile(r"\\(?:boxed|fbox|text|mathrm|mathbf|textbf|mbox|mathit)\s*\{([^{}]*)\}"), r"\1"),
-    (re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), r"(\1)/(\2)"),
-    (re.compile(r"\\[dt]?frac\s*(\d)\s*(\d)"), r"\1/\2"),
+    # With a blank before them, which tells a mixed number from a longer numerator.
+    (re.compile(r"\\[dt]?frac\s*\{\s*(\\pi|\w+)\s*\}\s*\{\s*(\d+|\w)\s*\}"), r" \1/\2"),
+    (re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), r" (\1)/(\2)"),
+    (re.compile(r"\\[dt]?frac\s*(\d)\s*(\d)"), r" \1/\2"),
     (re.compile(r"\\sqrt\s*\{([^{}]*)\}"), r"sqrt(\1)"),
     (re.compile(r"\\(?:left|right|displaystyle|quad|qquad|[,;!: ])"), ""),
     (re.compile(r"\\(?:times|cdot)"), "*"),
+    (re.compile(r"\\approx"), "≈"),
     (re.compile(r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ|\\degree"), "°"),
+    (re.compile(r"\^\s*\{\s*([-+]?\w+)\s*\}"), r"^\1"),
+    (re.compile(r"\\%"), "%"),
     (re.compile(r"\\[()\[\]]|\$"), ""),
 )
+_RAISED = re.compile("[⁺⁻]?[⁰¹²³⁴-⁹]+")
+_ONE_SIGN_FRACTION = re.compile("[¼-¾⅐-⅞]")
+_POWER_OF_TEN = re.compile(r"(?<=\d)\s*[*·]\s*10\s*\^\s*([-+]?\d{1,3})(?!\d)")
+_UNIT_SIGN = re.compile(r"(?<=[^\W\d_])(?:\^-?\d|[/*·](?=[^\W\d_]))")
 _CHOICE = re.compile(
     r"(?:option|choice|选项?|故选|应选)?\s*[(（\[]?\s*([a-h])\s*[)）\]]?(?:[.、:：].*)?", re.IGNORECASE
 )
-_NUMBER = re.compile(r"([-+]?)(\d{1,3}(?:,\d{3})+|\d*)(\.\d+)?(?:e([-+]?\d{1,3}))?(%?)")
-_FRACTION = re.compile(r"([-+]?)\(?\s*([-+]?\d+)\s*\)?\s*/\s*\(?\s*([-+]?\d+)\s*\)?")
-_EQUATION = re.compile(r"^[a-zα-ω](?:\([a-z]\))?\s*=\s*", re.IGNORECASE)
+_NUMBER = re.compile(r"([-+]?)(\d{1,3}(?:[, ]\d{3})+|\d*)(\.\d+)?(?:e([-+]?\d{1,3}))?(?:\s*(%))?")
+_FRACTION = re.compile(r"([-+]?)\s*(?:(\d+)\s+)?\(?\s*([-+]?\d+)\s*\)?\s*/\s*\(?\s*([-+]?\d+)\s*\)?")
+_EQUATION = re.compile(r"^[a-zα-ω](?:\([a-z]\))?\s*[=≈]\s*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -44,17 +54,19 @@ def normalised(text: str) -> FinalAnswer:
     choice = _CHOICE.fullmatch(plain)
     if choice is not None:
         return FinalAnswer(choice[1].casefold(), None, None)
-    value = _EQUATION.sub("", plain).lstrip("$¥€£").strip()
+    value = _EQUATION.sub("", plain).lstrip("$¥€£≈约").strip()
     fraction = _FRACTION.fullmatch(value)
-    if fraction is not None and int(fraction[3]) != 0:
-        number = Fraction(int(fraction[2]), int(fraction[3])) * (-1 if fraction[1] == "-" else 1)
-        return FinalAnswer(str(number), number, None)
+    if fraction is not None and int(fraction[4]) != 0:
+        number, whole = Fraction(int(fraction[3]), int(fraction[4])), int(fraction[2] or 0)
+        if fraction[2] is None or 0 < number < 1:
+            number = (whole + number) * (-1 if fraction[1] == "-" else 1)
+            return FinalAnswer(str(number), number, None)
     found = _NUMBER.match(value)
     if found is not None and (found[2] or found[3]):
         unit = value[found.end() :].strip()
-        if not re.search(r"[-+*/^=(\d]", unit.replace("^2", "²").replace("^3", "³")):
+        if not re.search(r"[-+*/^=(\d]", _UNIT_SIGN.sub("", unit)):
             return _numeric(found, unit)
-    return FinalAnswer(re.sub(r"\s+", "", plain).casefold(), None, None)
+    return FinalAnswer(re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", plain).casefold(), None, None)
 
 
 def _plain(text: str) -> str:
@@ -63,13 +75,15 @@ def _plain(text: str) -> str:
         previous = text
         for pattern, instead in _LATEX:
             text = pattern.sub(instead, text)
-    text = unicodedata.normalize("NFKC", text.replace("−", "-").replace("×", "*")).replace("**", "")
+    text = _ONE_SIGN_FRACTION.sub(r" \g<0>", _RAISED.sub(r"^\g<0>", text))  # else x² would be x2, and 3½ 31/2
+    text = unicodedata.normalize("NFKC", text.replace("×", "*")).replace("−", "-").replace("⁄", "/")
+    text = _POWER_OF_TEN.sub(r"e\1", text.replace("**", ""))
     return text.strip().rstrip(".。;,，").strip()
 
 
 def _numeric(found: re.Match[str], unit: str) -> FinalAnswer:
     sign, whole, part, exponent, percent = found.groups()
-    number = Fraction(f"{sign}{whole.replace(',', '') or '0'}{part or ''}e{exponent or 0}")
+    number = Fraction(f"{sign}{re.sub('[, ]', '', whole) or '0'}{part or ''}e{exponent or 0}")
     decimals = None if part is None else len(part) - 1 - int(exponent or 0)
     if percent:
         number, decimals = number / 100, None if decimals is None else decimals + 2
@@ -83,12 +97,13 @@ def agree(one: FinalAnswer, other: FinalAnswer) -> bool:
     if one.unit != other.unit and one.unit and other.unit:
         return False
     rounded = [found.decimals for found in (one, other) if found.decimals is not None]
-    tolerance = Fraction(1, 2) / 10 ** min(rounded) if rounded and min(rounded) >= 0 else Fraction(0)
+    tolerance = Fraction(1, 2) / Fraction(10) ** min(rounded) if rounded else Fraction(0)
     return abs(one.number - other.number) <= tolerance
 
 
 def majority(answers: Sequence[FinalAnswer]) -> tuple[int, list[bool]]:
     """(the answer most others agree with, the first of equals; who agrees with it)."""
-    votes = [[agree(one, other) for other in answers] for one in answers]
-    best = max(range(len(answers)), key=lambda place: (sum(votes[place]), -place))
-    return best, votes[best]
+    counts = Counter(answers)  # thousands of pairs may share a question: what is equal is compared once
+    votes = {one: sum(count for other, count in counts.items() if agree(one, other)) for one in counts}
+    best = max(range(len(answers)), key=lambda place: (votes[answers[place]], -place))
+    return best, [agree(answers[best], other) for other in answers]

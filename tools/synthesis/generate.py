@@ -9,7 +9,6 @@ import asyncio
 import hashlib
 import json
 import logging
-import os
 import re
 import signal
 import socket
@@ -18,11 +17,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
-from tools.data.chat import KEY_VARIABLE
 from tools.data.documents import DocumentWriter
 from tools.data.progress import LiveProgress
 from tools.data.readers import BadRecord, find_inputs, plan_tasks
@@ -186,9 +185,8 @@ async def _run(options: GenerateOptions, share: "_Share", urls: tuple[str, ...])
         generator = LocalGenerator(options.local)
     else:
         generator = HttpGenerator(
-            urls, options.model, key=os.environ.get(KEY_VARIABLE), timeout_seconds=options.timeout_seconds,
-            max_bytes=options.max_answer_bytes,
-        )  # fmt: skip
+            urls, options.model, timeout_seconds=options.timeout_seconds, max_bytes=options.max_answer_bytes
+        )
     pace = Pace(concurrency=options.concurrency, per_second=options.per_second, give_up_seconds=options.give_up_seconds)
     try:
         return await ask_all(share.questions(), generator, pace, share.on_answer)
@@ -287,11 +285,11 @@ def _finish(options: GenerateOptions, total: int, results: list[dict[str, Any]])
     paid: Counter[str] = Counter()
     tokens = num_pairs = others = 0
     with DocumentWriter(options.out / PAIRS) as pairs, DocumentWriter(options.out / FAILED) as failures:
-        for line in _pairs_first(options):
+        for line, is_last in _pairs_first(options):
             usage = line.get("usage", {})
             paid.update({name: usage[name] for name in USAGE if isinstance(usage.get(name), int)})
             found = key_of(line)
-            if found not in wanted:  # of a seed or a sample that this call does not ask for, or there twice
+            if not is_last or found not in wanted:  # of a seed or a sample that this call does not ask for, or twice
                 others += 1
                 continue
             wanted.remove(found)
@@ -319,11 +317,20 @@ def _finish(options: GenerateOptions, total: int, results: list[dict[str, Any]])
     return report
 
 
-def _pairs_first(options: GenerateOptions) -> Iterator[dict[str, Any]]:
-    """All lines of all parts; what failed, and was asked again, does not stand in the way of the pair it became."""
-    for takes_failed in (False, True):
-        for path in parts_of(options.out):
-            yield from (line for line in read_part(path) if ("failed" in line) == takes_failed)
+def _pairs_first(options: GenerateOptions) -> Iterator[tuple[dict[str, Any], bool]]:
+    """All lines of all parts, with whether it is the last of its question: a failure that was asked again is not, and
+    does not stand in the way of the pair it became either."""
+    failures: Counter[Key] = Counter()
+    for line in chain.from_iterable(map(read_part, parts_of(options.out))):
+        if "failed" in line:
+            failures[key_of(line)] += 1
+        else:
+            yield line, True
+    parts = sorted(parts_of(options.out), key=lambda path: path.stat().st_mtime_ns)  # an array may have another size
+    for line in chain.from_iterable(map(read_part, parts)):
+        if "failed" in line:
+            failures[key_of(line)] -= 1
+            yield line, not failures[key_of(line)]
 
 
 def _kind(reason: str) -> str:

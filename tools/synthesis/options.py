@@ -129,6 +129,7 @@ class AuditOptions:
     model: Annotated[str | None, Option(help="The judge.")] = None
     calibration: Annotated[Texts, Option(help="Pairs known: wrong with the key corruption, right without.")] = ()
     calibration_sample: Annotated[int, Option(min=1, help="Of the wrong and of the right ones.")] = 200
+    max_tokens: Annotated[int, Option(min=1, help="Of a verdict; a judge that reasons first needs more.")] = 1500
     filled: Annotated[Path | None, Option(help="sheet.csv with a person's verdicts, in place of a judge.")] = None
     judged_by: Annotated[str, Option(help="Who filled the sheet in, for the report.")] = "a person"
     parallel: Annotated[int, Option(min=1, help="Requests at a time.")] = 8

@@ -15,6 +15,7 @@ import httpx
 
 from data_mixers.errors import ConfigError, DataError
 from megatron_synE.runtime.launch import die_with_parent
+from tools.data.chat import MISTAKEN, key_header
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +26,9 @@ HOST = "127.0.0.1"  # what serves one job is nobody else's
 def own_server(command: str, *, wait_seconds: float) -> Iterator[str]:
     """The URL, up to /v1, of a server that `command` starts; {port} becomes a free port, {host} its address.
 
-    It is ready when GET /v1/models answers 200. Errors: ConfigError for a command without {port} or that cannot be
-    started, DataError if it ends, or is not ready after wait_seconds.
+    It is ready when GET /v1/models answers 200, asked with the environment's key. Errors: ConfigError for a command
+    without {port} or that cannot be started, or a key that is refused; DataError if it ends, or is not ready after
+    wait_seconds.
     """
     if "{port}" not in command:
         raise ConfigError(f"--server-command {command!r} must hold {{port}}")
@@ -53,12 +55,16 @@ def own_server(command: str, *, wait_seconds: float) -> Iterator[str]:
 def _wait_until_ready(process: subprocess.Popen[bytes], url: str, wait_seconds: float) -> None:
     logger.info("waiting for %s", url)
     until = time.monotonic() + wait_seconds
+    headers = key_header()
     while time.monotonic() < until:
         if process.poll() is not None:
             raise DataError(f"the server ended with code {process.returncode} before it was ready; see its output")
         try:
-            if httpx.get(f"{url}/models", timeout=5.0, trust_env=False).status_code == 200:
+            status = httpx.get(f"{url}/models", headers=headers, timeout=5.0, trust_env=False).status_code
+            if status == 200:
                 return
+            if status in (401, 403):
+                raise ConfigError(f"the server of --server-command answers {status}: {MISTAKEN[status]}")
         except httpx.TransportError:
             pass
         time.sleep(0.2)

@@ -244,7 +244,10 @@ def _latex(pair: QaRecord) -> Verdict | None:
 def _arithmetic(pair: QaRecord, recomputer: Recomputer) -> Verdict | None:
     if pair.discipline == "code":
         return None
-    found = false_equation(pair.answer, recomputer)
+    text = pair.answer
+    if pair.language not in ("zh", "en", "ja", "ko"):  # 3,5 + 1 = 4,5 elsewhere, and 1.000 may be a thousand
+        text = re.sub(r"(?<=\d)[.,](?=\d)", "¤", text)  # no sign of arithmetic: such a number is passed over
+    found = false_equation(text, recomputer)
     return None if found is None else Verdict(reason="arithmetic", value=str(found), limit=None)
 
 

@@ -5,7 +5,7 @@ A range of the questions' hashes at a time, so memory is bounded; what is found 
 
 import json
 from collections.abc import Sequence
-from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -39,10 +39,11 @@ def settle(paths: Sequence[Path], index: int, count: int, *, min_agreement: floa
     groups: dict[int, list[int]] = {}
     for later, first in duplicates_in_range(paths, index, count).tolist():
         groups.setdefault(first, [first]).append(later)
+    answers = _answers(paths, sorted(pair for members in groups.values() for pair in members))
     found = []
     for first, members in groups.items():
         members.sort()
-        stated = [(pair, answer) for pair in members if (answer := _answer(paths, pair)) is not None]
+        stated = [(pair, answers[pair]) for pair in members if pair in answers]
         if len(stated) < 2:
             kept = stated[0][0] if stated else first
             found += [(pair, kept, 0, len(stated), 0) for pair in members if pair != kept]
@@ -52,16 +53,14 @@ def settle(paths: Sequence[Path], index: int, count: int, *, min_agreement: floa
         kept = stated[best][0] if votes > min_agreement * len(stated) else -1
         others = {pair for (pair, _), agreed in zip(stated, agrees, strict=True) if not agreed}
         found += [(pair, kept, votes, len(stated), int(kept < 0 or pair in others)) for pair in members if pair != kept]
-    _answers.cache_clear()
     return np.array(sorted(found), dtype=FINDING)
 
 
-def _answer(paths: Sequence[Path], pair: int) -> str | None:
-    task, number = divmod(pair, 1 << 32)
-    return _answers(paths[task]).get(str(number))
-
-
-@lru_cache(maxsize=64)
-def _answers(path: Path) -> dict[str, str]:
-    answers: dict[str, str] = json.loads(path.with_suffix(".answers").read_bytes())
-    return answers
+def _answers(paths: Sequence[Path], pairs: Sequence[int]) -> dict[int, str]:
+    """What those of the pairs state that state a result. pairs: sorted, so that each task's file is read once."""
+    found = {}
+    for task, of_task in groupby(pairs, key=lambda pair: pair >> 32):
+        answers: dict[str, str] = json.loads(paths[task].with_suffix(".answers").read_bytes())
+        numbers = ((pair, str(pair & 0xFFFFFFFF)) for pair in of_task)
+        found.update({pair: answers[number] for pair, number in numbers if number in answers})
+    return found

@@ -9,6 +9,7 @@ Every page and every snippet is counted in exactly one place of the report.
 import hashlib
 import json
 import shutil
+from array import array
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -196,12 +197,15 @@ def _choose(options: SeedOptions, deduped: Path) -> tuple[Counter[tuple[str, str
 
     highest: dict[tuple[str, str], int] = {}
     if options.quota is not None:
-        keys: dict[tuple[str, str], list[int]] = {}
+        keys: dict[tuple[str, str], array[int]] = {}
         for seed in seeds():
-            keys.setdefault((seed["language"], seed["discipline"]), []).append(_key(options.seed, seed["seed_hash"]))
+            of_its_kind = keys.setdefault((seed["language"], seed["discipline"]), array("Q"))
+            of_its_kind.append(_key(options.seed, seed["seed_hash"]))
         for group, of_group in keys.items():
             if len(of_group) > options.quota:
-                highest[group] = int(np.partition(np.array(of_group, dtype=np.uint64), options.quota)[options.quota])
+                highest[group] = int(
+                    np.partition(np.frombuffer(of_group, dtype=np.uint64), options.quota)[options.quota]
+                )
     chosen: Counter[tuple[str, str]] = Counter()
     over_quota = 0
     with DocumentWriter(options.out) as writer:

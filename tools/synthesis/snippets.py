@@ -68,12 +68,12 @@ def _runs(text: str, language: str, punkt: Any) -> Iterator[list[str]]:
         paragraph = glue.join(line.strip() for line in block.split("\n")).strip()
         if not paragraph:
             continue
-        sentences = _sentences(paragraph, language, punkt)
-        if not sentences or not (_ZH_END if language == "zh" else _EN_END).search(paragraph):
+        # First of all: a search for sentences costs the square of a text that has no end of one.
+        if not (_ZH_END if language == "zh" else _EN_END).search(paragraph):
             yield run
             run = []
             continue
-        run += sentences
+        run += _sentences(paragraph, language, punkt)
     yield run
 
 

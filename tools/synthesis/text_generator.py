@@ -12,7 +12,7 @@ import aiohttp
 import orjson
 
 from data_mixers.errors import ConfigError
-from tools.data.chat import LOOPBACK, MISTAKEN, asked_wait_seconds, host_of
+from tools.data.chat import LOOPBACK, MISTAKEN, asked_wait_seconds, host_of, key_header, without_thought
 from tools.synthesis.prompts import Messages
 from tools.synthesis.record import CUT_OFF
 
@@ -71,19 +71,16 @@ class _Endpoint:
 class HttpGenerator:
     """The endpoint with the fewest open requests is asked; one that cannot be reached rests for a while.
 
-    To be made inside an event loop. Errors: ConfigError for a URL that is none.
+    To be made inside an event loop; sends the environment's key. Errors: ConfigError for a URL that is none.
     aiohttp rather than httpx: httpcore looks through all its connections several times a request, which at 64 cost
     most of 4 to 8 ms of CPU a request, so that the client could not keep a server of 200 requests a second busy.
     """
 
-    def __init__(
-        self, urls: tuple[str, ...], model: str, *, key: str | None, timeout_seconds: float, max_bytes: int
-    ) -> None:
+    def __init__(self, urls: tuple[str, ...], model: str, *, timeout_seconds: float, max_bytes: int) -> None:
         self._endpoints = [_endpoint(url) for url in urls]
         self._model, self._timeout, self._max_bytes = model, timeout_seconds, max_bytes
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         self._client = aiohttp.ClientSession(
-            headers=headers,
+            headers={"Content-Type": "application/json"} | key_header(),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=min(timeout_seconds, CONNECT_SECONDS)),
             connector=aiohttp.TCPConnector(limit=0),  # as many as there are workers
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -150,11 +147,11 @@ def _completion(content: bytes) -> Completion:
         found = orjson.loads(content)
         choice, usage = found["choices"][0], found.get("usage") or {}
         text = choice["message"]["content"]
-        counts = {key: int(usage[key]) for key in ("prompt_tokens", "completion_tokens") if key in usage}
+        counts = {key: int(usage[key]) for key in ("prompt_tokens", "completion_tokens") if usage.get(key) is not None}
         reason = str(choice.get("finish_reason") or "")
     except (orjson.JSONDecodeError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise FaultyError("the answer is not what OpenAI's interface says") from error
-    return _with_text(Completion(text if isinstance(text, str) else "", reason, counts))
+    return _with_text(Completion(without_thought(text) if isinstance(text, str) else "", reason, counts))
 
 
 def _with_text(completion: Completion) -> Completion:
@@ -195,11 +192,19 @@ class LocalGenerator:
             return await asyncio.to_thread(self.answer, messages, sampling)
 
     def answer(self, messages: Messages, sampling: dict[str, int | float]) -> Completion:
-        """The same at once, for callers without an event loop. Errors: FaultyError for an empty answer."""
+        """The same at once, for callers without an event loop.
+
+        Errors: FaultyError for an empty answer, RefusedError if the chat template takes no such conversation.
+        """
+        from jinja2 import TemplateError
+
         torch = self._torch
-        asked = self._tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        ).to(self._model.device)
+        try:
+            asked = self._tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            ).to(self._model.device)
+        except TemplateError as error:  # Gemma's: no system message
+            raise RefusedError(f"its chat template says: {error}", blames_request=True) from error
         torch.manual_seed(int(sampling["seed"]))
         warm = float(sampling["temperature"]) > 0
         chances = {"temperature": sampling["temperature"], "top_p": sampling["top_p"], "top_k": 0} if warm else {}
@@ -210,7 +215,7 @@ class LocalGenerator:
             )  # fmt: skip
         num_prompt = asked["input_ids"].shape[1]
         new = tokens[0, num_prompt:]
-        text = self._tokenizer.decode(new, skip_special_tokens=True)
+        text = without_thought(self._tokenizer.decode(new, skip_special_tokens=True))
         reason = "length" if len(new) >= int(sampling["max_tokens"]) else "stop"
         return _with_text(Completion(text, reason, {"prompt_tokens": num_prompt, "completion_tokens": len(new)}))
 
