@@ -63,6 +63,11 @@ class Buffer:
         return self.data_parallel_group.size()
 
     @property
+    def num_optimizer_shards(self) -> int:
+        """Asked for from megatron-core 0.19 on."""
+        return self.data_parallel_world_size
+
+    @property
     def params(self) -> list[torch.nn.Parameter]:
         return [parameter for bucket in self.buckets for parameter in bucket.params_list]
 

@@ -40,6 +40,11 @@ class ShardedOptimizer(mcore_distrib_optimizer.DistributedOptimizer):
         for module in self.model_chunks:
             module.go_stale()
 
+    def start_param_sync_for_bucket_group_subset(self) -> None:
+        """What megatron-core 0.19 calls after the step, for its own bucket groups; 0.16 calls each chunk itself."""
+        for module in self.model_chunks:
+            module.start_param_sync()
+
 
 def on_parts(
     build: Callable[[OptimizerConfig, Sequence[ShardedDataParallel]], Any],
@@ -51,7 +56,7 @@ def on_parts(
         for module in modules:
             stack.enter_context(module.whole_weights())  # its masters are copies, in fp32 views, of whole weights
         optimizer = build(config, modules)
-    # megatron-core names the class that it builds; the two methods replaced here keep nothing of their own.
+    # megatron-core names the class that it builds; the methods replaced here keep nothing of their own.
     optimizer.__class__ = ShardedOptimizer
     assert isinstance(optimizer, ShardedOptimizer)
     for parameter, (group, order) in optimizer.model_param_group_index_map.items():
