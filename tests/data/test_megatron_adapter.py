@@ -45,10 +45,15 @@ class RunTokenizer(NullTokenizer):  # type: ignore[misc]
     """megatron-core's null tokenizer with the ids of a real one, and a pad id that no control token has."""
 
     def __init__(self, identity: TokenizerIdentity, *, pad: int) -> None:
-        super().__init__(identity.vocab_size - 1)
-        self._eod_id = identity.eos_id
+        super().__init__(identity.vocab_size)
+        self._num_ids, self._eod_id = identity.vocab_size, identity.eos_id
         self.pad = pad
         self.special_tokens_dict = {"eod_token": identity.eos_id, "pad_token": pad}
+
+    @property
+    def vocab_size(self) -> int:
+        """megatron-core 0.16 counts one more than it is given, 0.19 does not."""
+        return self._num_ids
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -198,7 +203,7 @@ def test_validation_stays_megatrons_own(root: Path) -> None:
         (49, {}, r"asks for 49 samples, the schedule in .*mix has 48; lower --train-samples"),
         (48, {"sequence_length": 32}, r"--seq-length 32 is not the schedule's 64"),
         (48, {"blend": (["a", "b"], [1.0, 2.0])}, r"must name one schedule.*syne mix import-data-path"),
-        (48, {"tokenizer": NullTokenizer(599)}, r"600 ids and EOD 599, that of .*mix \d+ and \d+; name the tokenizer"),
+        (48, {"tokenizer": NullTokenizer(599)}, r"(600 ids and EOD 599|599 ids and EOD 598), that of .*mix \d+ "),
         (48, {"add_extra_token_to_sequence": False}, r"one token more"),
     ],
 )
