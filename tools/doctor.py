@@ -15,8 +15,8 @@ from typing import Literal
 from data_mixers.errors import ConfigError
 from megatron_synE.exit_codes import FINISHED, USER_ERROR
 
-SUPPORTED_PAIRS = {"3.11": "0.16.1", "3.12": "0.19.2"}
-"""Python -> the megatron-core version that was tried on it."""
+SUPPORTED_PAIRS = (("3.11", "0.16.1"), ("3.12", "0.19.2"), ("3.12", "0.16.1"))
+"""(Python, megatron-core) that were tried together: docs/supported_pairs.md."""
 PACKAGES = (
     "torch", "megatron-core", "transformers", "safetensors", "numpy", "fastokens", "tokenizers",
     "transformer-engine", "apex", "flash-attn", "triton",
@@ -96,8 +96,8 @@ def _packages() -> list[Finding]:
 
 def pair_finding(python: str, mcore: str | None) -> Finding:
     """Whether this Python and megatron-core were tried together."""
-    pairs = ", ".join(f"megatron-core {m} on Python {p}" for p, m in SUPPORTED_PAIRS.items())
-    if mcore is not None and SUPPORTED_PAIRS.get(python) == mcore:
+    pairs = ", ".join(f"megatron-core {m} on Python {p}" for p, m in SUPPORTED_PAIRS)
+    if (python, mcore) in SUPPORTED_PAIRS:
         return Finding("supported pair", "ok", f"megatron-core {mcore} on Python {python}")
     return Finding("supported pair", "note", f"megatron-core {mcore} on Python {python} was not tried; tried: {pairs}")
 

@@ -24,7 +24,8 @@ def test_a_collective_that_fails_says_why(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("python", "mcore", "state"), [("3.11", "0.16.1", "ok"), ("3.12", "0.19.2", "ok"), ("3.12", "0.16.1", "note")]
+    ("python", "mcore", "state"),
+    [("3.11", "0.16.1", "ok"), ("3.12", "0.19.2", "ok"), ("3.12", "0.16.1", "ok"), ("3.13", "0.16.1", "note")],
 )
 def test_supported_pairs(python: str, mcore: str, state: str) -> None:
     assert pair_finding(python, mcore).state == state
