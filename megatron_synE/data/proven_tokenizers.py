@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_mixers.atomic import write_atomic
+from data_mixers.errors import ConfigError
 from megatron_synE.data.tokenizer_engines import CONFIG_NAMES, Encode, LoadedEngine, open_fast
 
 logger = logging.getLogger(__name__)
@@ -29,8 +30,11 @@ _FACTS = ("control", "vocab_size", "eos_token", "bos_token", "is_byte_level", "e
 
 
 def record_path(path: Path, num_check_strings: int) -> Path:
-    """Where the outcome for a tokenizer file is kept."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    """Where the outcome for a tokenizer file is kept. Errors: ConfigError if there is no home folder."""
+    try:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:  # a container under a user's number without a name
+        raise ConfigError("no home folder to cache tokenizers in; export HOME or XDG_CACHE_HOME") from error
     digest = hashlib.sha256(f"{FORMAT} {num_check_strings}".encode())
     for file in (path, *(path.parent / name for name in CONFIG_NAMES)):
         content = file.read_bytes() if file.is_file() else b""

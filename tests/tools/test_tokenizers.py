@@ -254,6 +254,15 @@ def test_the_check_is_made_once_per_tokenizer(tmp_path: Path, monkeypatch: pytes
     assert load_tokenizer(folder).engine_name == "reference"
 
 
+def test_a_user_without_a_home_folder_is_told_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs under a number nobody has."""
+    for name in ("XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(os, "getuid", lambda: 54321)
+    with pytest.raises(ConfigError, match="no home folder to cache tokenizers in; export HOME or XDG_CACHE_HOME"):
+        load_tokenizer(corpus.hf_folder(tmp_path / "hf"))
+
+
 def test_a_proven_tokenizer_opens_without_its_file_being_read_as_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
