@@ -117,13 +117,14 @@ def _stretches(
     entries: Mapping[str, SourceEntry],
 ) -> Iterator[_Stretch]:
     decided = {r.start_sample for r in reweights} | {s.start_sample for s in shifts}
-    starts: dict[str, int] = {}
+    starts, written = dict[str, int](), dict[str, int]()
     begin = 0
     for phase in planned:
         first, end = starts.setdefault(phase.stage, begin), begin + phase.num_samples
+        written |= dict.fromkeys(phase.written_groups, first)
         cuts = sorted({begin, end, *(sample for sample in decided if begin < sample < end)})
         for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
-            active = _active(phase, reweights, start, first)
+            active = _active(reweights, start, written)
             shift = max((s for s in shifts if s.start_sample <= start), key=lambda s: s.start_sample, default=None)
 
             @cache
@@ -188,12 +189,12 @@ def ratios_at(
 
     Empty if the plan does not read the group there, or ends before. Errors: as compose.
     """
-    begin, starts = 0, dict[str, int]()
+    begin, starts, written = 0, dict[str, int](), dict[str, int]()
     for phase in planned:
-        first = starts.setdefault(phase.stage, begin)
+        written |= dict.fromkeys(phase.written_groups, starts.setdefault(phase.stage, begin))
         begin += phase.num_samples
         if sample < begin:
-            decided = _active(phase, reweights, sample, first).get(group)
+            decided = _active(reweights, sample, written).get(group)
             of_group = {name: weight for name, weight in phase.weights.items() if group_of(entries[name]) == group}
             if decided is None:
                 return topic_ratios(of_group, group, entries)
@@ -215,16 +216,13 @@ def topic_ratios(
     return {topic: float(weight / total) for topic, weight in topics.items()}
 
 
-def _active(
-    phase: PlannedPhase, reweights: Sequence[Reweight], start: int, first: int
-) -> dict[str, Mapping[str, float]]:
-    """The last decision of each group that holds at sample `start` of a stage that begins at `first`."""
-    active: dict[str, Mapping[str, float]] = {}
-    for reweight in sorted(reweights, key=lambda r: r.start_sample):
-        is_of_earlier_stage = reweight.start_sample < first
-        if reweight.start_sample <= start and not (is_of_earlier_stage and reweight.group in phase.written_groups):
-            active[reweight.group] = dict(reweight.ratios)
-    return active
+def _active(reweights: Sequence[Reweight], sample: int, written: Mapping[str, int]) -> dict[str, Mapping[str, float]]:
+    """The last decision of each group that holds at a sample. written: where the last stage that names it begins."""
+    return {
+        reweight.group: dict(reweight.ratios)
+        for reweight in sorted(reweights, key=lambda r: r.start_sample)
+        if written.get(reweight.group, 0) <= reweight.start_sample <= sample
+    }
 
 
 def _reweighted(
