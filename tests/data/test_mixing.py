@@ -35,6 +35,12 @@ DOCUMENTS = 20
 TOPICS = ("law", "food", "music")
 
 
+def test_a_mixture_puts_its_schedule_together_once(tmp_path: Path) -> None:
+    """It is asked for some ten times in each answer to a validation, which all ranks wait for."""
+    run = mixture(tmp_path, dict.fromkeys(TOPICS, 20000))
+    assert run.schedule is run.schedule
+
+
 def test_the_controller_decides_only_for_samples_of_its_stages(tmp_path: Path) -> None:
     """Stage one ends at sample 200; a decision at sample 176 begins at 192, one at 184 would begin at 200."""
     halves = [
