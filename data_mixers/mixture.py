@@ -84,12 +84,15 @@ def compose(
     schedule, gone = Schedule(seed=seed, seq_length=seq_length, sources=()), frozenset[str]()
     stretches = list(_stretches(planned, reweights, shifts, entries))
     while True:
-        whole = _followed_by(schedule, stretches, gone, entries)
-        ended = None if limits is None else first_exhausted(whole, limits)
+        whole, fault = _followed_by(schedule, stretches, gone, entries)
+        goes_on = whole.num_samples > schedule.num_samples
+        ended = first_exhausted(whole, limits) if limits is not None and goes_on else None
         if ended is None:
+            if fault is not None:
+                raise fault
             return whole
         sample, sources = ended
-        schedule, gone = whole.until(sample), gone | sources
+        schedule, gone = _read_until(whole, sample), gone | sources
         while sample >= stretches[0].end_sample:
             del stretches[0]
         stretches[0] = replace(stretches[0], kind="exhaustion")
@@ -114,13 +117,14 @@ def _stretches(
     entries: Mapping[str, SourceEntry],
 ) -> Iterator[_Stretch]:
     decided = {r.start_sample for r in reweights} | {s.start_sample for s in shifts}
-    starts: dict[str, int] = {}
+    starts, written = dict[str, int](), dict[str, int]()
     begin = 0
     for phase in planned:
         first, end = starts.setdefault(phase.stage, begin), begin + phase.num_samples
+        written |= dict.fromkeys(phase.written_groups, first)
         cuts = sorted({begin, end, *(sample for sample in decided if begin < sample < end)})
         for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
-            active = _active(phase, reweights, start, first)
+            active = _active(reweights, start, written)
             shift = max((s for s in shifts if s.start_sample <= start), key=lambda s: s.start_sample, default=None)
 
             @cache
@@ -143,12 +147,19 @@ def _stretches(
 
 def _followed_by(
     schedule: Schedule, stretches: Sequence[_Stretch], gone: frozenset[str], entries: Mapping[str, SourceEntry]
-) -> Schedule:
-    """The schedule with these stretches, without the sources that have ended. At once: each append checks all of it."""
+) -> tuple[Schedule, ConfigError | None]:
+    """The schedule with these stretches, without the sources that have ended. At once: each append checks all of it.
+
+    With an error it ends before the stretch at fault, which may be none once a source has ended before it.
+    """
     sources, phases = {source.name: source for source in schedule.sources}, list(schedule.phases)
-    start = schedule.num_samples
+    start, fault = schedule.num_samples, None
     for stretch in stretches:
-        weights = stretch.weights_without(gone & stretch.reads)
+        try:
+            weights = stretch.weights_without(gone & stretch.reads)
+        except ConfigError as error:
+            fault = error
+            break
         for name in sorted(name for name, weight in weights.items() if weight and name not in sources):
             sources[name] = scheduled_source(entries[name])
         ordered = tuple((name, weights[name]) for name in sources if weights.get(name))
@@ -157,7 +168,14 @@ def _followed_by(
             Phase(name=stretch.name, start_sample=start, num_samples=num_samples, weights=ordered, kind=stretch.kind)
         )
         start = stretch.end_sample
-    return replace(schedule, sources=tuple(sources.values()), phases=tuple(phases))
+    return replace(schedule, sources=tuple(sources.values()), phases=tuple(phases)), fault
+
+
+def _read_until(whole: Schedule, sample: int) -> Schedule:
+    """The first samples, and the sources that they read alone: ranks follow from the past."""
+    kept = whole.until(sample)
+    read = {name for phase in kept.phases for name, _ in phase.weights}
+    return replace(kept, sources=tuple(source for source in kept.sources if source.name in read))
 
 
 def ratios_at(
@@ -171,13 +189,18 @@ def ratios_at(
 
     Empty if the plan does not read the group there, or ends before. Errors: as compose.
     """
-    begin, starts = 0, dict[str, int]()
+    begin, starts, written = 0, dict[str, int](), dict[str, int]()
     for phase in planned:
-        first = starts.setdefault(phase.stage, begin)
+        written |= dict.fromkeys(phase.written_groups, starts.setdefault(phase.stage, begin))
         begin += phase.num_samples
         if sample < begin:
-            weights = _reweighted(phase.weights, _active(phase, reweights, sample, first), entries)
-            return topic_ratios(weights, group, entries)
+            decided = _active(reweights, sample, written).get(group)
+            of_group = {name: weight for name, weight in phase.weights.items() if group_of(entries[name]) == group}
+            if decided is None:
+                return topic_ratios(of_group, group, entries)
+            # Runs once decided among the topics whose text lasted: one that had ended by then has no share to trade.
+            known = {name: weight for name, weight in of_group.items() if entries[name].topic in decided}
+            return topic_ratios(_reweighted(known, {group: decided}, entries), group, entries)
     return {}
 
 
@@ -193,16 +216,13 @@ def topic_ratios(
     return {topic: float(weight / total) for topic, weight in topics.items()}
 
 
-def _active(
-    phase: PlannedPhase, reweights: Sequence[Reweight], start: int, first: int
-) -> dict[str, Mapping[str, float]]:
-    """The last decision of each group that holds at sample `start` of a stage that begins at `first`."""
-    active: dict[str, Mapping[str, float]] = {}
-    for reweight in sorted(reweights, key=lambda r: r.start_sample):
-        is_of_earlier_stage = reweight.start_sample < first
-        if reweight.start_sample <= start and not (is_of_earlier_stage and reweight.group in phase.written_groups):
-            active[reweight.group] = dict(reweight.ratios)
-    return active
+def _active(reweights: Sequence[Reweight], sample: int, written: Mapping[str, int]) -> dict[str, Mapping[str, float]]:
+    """The last decision of each group that holds at a sample. written: where the last stage that names it begins."""
+    return {
+        reweight.group: dict(reweight.ratios)
+        for reweight in sorted(reweights, key=lambda r: r.start_sample)
+        if written.get(reweight.group, 0) <= reweight.start_sample <= sample
+    }
 
 
 def _reweighted(

@@ -171,7 +171,8 @@ class Mixture:
             if beyond := self._beyond(replace(self, shifts=(*self.shifts, shift)).schedule):
                 raise ConfigError(f"{beyond[0]} would be read more often than data.max_epochs or exhaustion allow")
         except ConfigError as error:  # the language has been read as often as it may: training goes on as it is
-            kept = replace(decision, state=replace(decision.state, rise=before))
+            assert self.guard is not None  # at the first nothing moves
+            kept = replace(decision, state=replace(decision.state, rise=before, language=self.guard.language))
             kept = replace(kept, notes=(*kept.notes, f"guard: the share cannot be moved: {error}"))
             return GuardAnswer(observation=seen, decision=kept, shift=None)
         return GuardAnswer(observation=seen, decision=decision, shift=shift)

@@ -249,8 +249,7 @@ def put_in_place(temporary: Path, final: Path, *, lease: Lease | None = None) ->
     for path in (*temporary.rglob("*"), temporary):
         sync(path)
     if final.exists():
-        replaced = final.parent / f"{temporary.name}-replaced"
-        shutil.rmtree(replaced, ignore_errors=True)  # of a killed process that had this one's number
+        replaced = _aside(final.parent / f"{temporary.name}-replaced")  # may be there: a killed process had this number
         _check(lease)
         final.rename(replaced)
         temporary.rename(final)
@@ -321,7 +320,7 @@ def withdraw_after(checkpoints_dir: Path, iteration: int, lease: Lease) -> None:
     for folder in reversed(iteration_folders(checkpoints_dir)):
         if iteration_of(folder) > iteration:
             lease.check()
-            withdrawn = checkpoints_dir / f".tmp-{folder.name}-{lease.token}-withdrawn"
+            withdrawn = _aside(checkpoints_dir / f".tmp-{folder.name}-{lease.token}-withdrawn")
             try:
                 folder.rename(withdrawn)
             except OSError as error:
@@ -330,6 +329,14 @@ def withdraw_after(checkpoints_dir: Path, iteration: int, lease: Lease) -> None:
                     f" ({error}); remove it, and start again"
                 ) from error
             _delete(withdrawn)
+
+
+def _aside(name: Path) -> Path:
+    """This name; with a number where one that may not be deleted has it."""
+    if name.exists():
+        shutil.rmtree(name, ignore_errors=True)
+    names = (name, *(name.with_name(f"{name.name}-{number}") for number in range(2, 100)))
+    return next((free for free in names if not os.path.lexists(free)), name)
 
 
 def _delete(folder: Path) -> None:

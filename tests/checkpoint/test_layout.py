@@ -275,6 +275,24 @@ def test_a_folder_written_again_is_whole_though_the_one_it_replaces_stays(tmp_pa
     assert "could not be deleted: [Errno 16]" in caplog.text and layout.newest_complete(tmp_path) == final
 
 
+def test_what_may_never_be_deleted_is_put_aside_as_often_as_it_is_in_the_way(tmp_path, monkeypatch):
+    """As where a run goes back to the same checkpoint twice, while an evaluation reads those behind it."""
+    checkpoints = tmp_path / "checkpoints"
+    save(checkpoints, 1)
+    lease = held_lease(tmp_path)
+    monkeypatch.setattr(layout, "_delete", lambda folder: None)
+    monkeypatch.setattr(layout.shutil, "rmtree", lambda folder, ignore_errors: None)
+    for _ in range(3):
+        save(checkpoints, 2)
+        temporary = checkpoints / layout.temporary_name(1, lease.token)
+        fill(temporary, 1)
+        layout.publish(temporary, checkpoints / "iter_0000001", lease=lease)
+        layout.withdraw_after(checkpoints, 1, lease)
+        assert layout.complete_checkpoints(checkpoints) == [checkpoints / "iter_0000001"]
+    assert len(list(checkpoints.glob(".tmp-iter_*"))) == 6
+    lease.release()
+
+
 def test_a_manifest_without_a_list_of_files_and_files_that_are_no_json_object_are_refused(tmp_path):
     final = save(tmp_path, 3)
     manifest = json.loads((final / "manifest.json").read_text())

@@ -10,6 +10,7 @@ from data_mixers.controllers import TopicLosses
 from data_mixers.exhaustion import window_limits
 from data_mixers.guard import GuardObservation, GuardSettings
 from data_mixers.mixture import PlannedPhase
+from data_mixers.sampling import Sampler
 from megatron_synE.mixing import Answer, GuardAnswer, Mixture
 from tests.data_mixers.test_curriculum import entry
 
@@ -64,3 +65,19 @@ def test_when_another_language_is_guarded_the_shares_are_the_planned_ones_again(
     answer = other.guarded(GuardObservation(consumed_tokens=64 * 40, losses=LOSSES, answers=None))
     weights = [dict(phase.weights) for phase in other.after(Answer(groups={}, guard=answer)).schedule.phases]
     assert [found["en/web/news"] / 2**32 for found in weights] == pytest.approx([0.24, 0.26, 0.24])
+
+
+def test_where_the_language_guarded_before_cannot_go_back_the_other_takes_nothing_over() -> None:
+    """Law has no more text than is read beside the raised share."""
+    run = mixture(200, renormalizes=False)
+    run = run.after(Answer(groups={}, guard=second_answer(run)))
+    law, _ = run.entries
+    schedule = run.schedule
+    read = Sampler(schedule).cursors(400)[schedule.source_index(law)]
+    short = replace(run, limits={**run.limits, law: int(read)})
+    other = replace(short, guard_settings=replace(run.guard_settings, language="zh"))
+    answer = other.guarded(GuardObservation(consumed_tokens=64 * 40, losses=LOSSES, answers=None))
+    assert answer.shift is None and "data.max_epochs" in answer.decision.notes[-1]
+    later = replace(other.after(Answer(groups={}, guard=answer)), limits=run.limits)
+    again = later.guarded(GuardObservation(consumed_tokens=64 * 48, losses=WORSE, answers=None))
+    assert again.shift is not None and (again.shift.language, again.shift.rise) == ("zh", 0.0)

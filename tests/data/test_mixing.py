@@ -35,6 +35,12 @@ DOCUMENTS = 20
 TOPICS = ("law", "food", "music")
 
 
+def test_a_mixture_puts_its_schedule_together_once(tmp_path: Path) -> None:
+    """It is asked for some ten times in each answer to a validation, which all ranks wait for."""
+    run = mixture(tmp_path, dict.fromkeys(TOPICS, 20000))
+    assert run.schedule is run.schedule
+
+
 def test_the_controller_decides_only_for_samples_of_its_stages(tmp_path: Path) -> None:
     """Stage one ends at sample 200; a decision at sample 176 begins at 192, one at 184 would begin at 200."""
     halves = [
@@ -299,3 +305,22 @@ def test_a_topic_whose_buckets_end_before_their_steps_do_stops_no_decision_and_k
     state = run.states["zh/web"]
     assert dict(state.planned) == pytest.approx(dict.fromkeys(TOPICS, 1 / 3))
     assert [tokens for tokens, _ in dict(state.topics)["food"].history] == [320 * SEQ_LENGTH, 400 * SEQ_LENGTH]
+
+
+def test_decisions_among_the_topics_whose_text_lasted_are_followed_and_go_on(tmp_path: Path) -> None:
+    """As runs took them until a topic that has ended kept its share: law lasts for 60 samples, here until 200."""
+    tokens = dict.fromkeys(TOPICS, 20000) | {"law": 60 * SEQ_LENGTH + 1}
+    plan = mixture(tmp_path, tokens, exhaustion="renormalize", max_epochs=1.0)
+    started, _ = validated(plan, dict.fromkeys(TOPICS, 2.0), at=0)
+    half, ratios = (("food", 0.5), ("music", 0.5)), (("food", 0.53), ("music", 0.47))
+    state = replace(started.states["zh/web"], ratios=ratios, planned=half, recent=half, average=half, num_decisions=2)
+    decision = {"start_sample": 240, "group": "zh/web", "ratios": ratios}
+    content = started.to_dict() | {"reweights": [decision], "states": {"zh/web": state.to_dict()}}
+    run = plan.restored(json.loads(json.dumps(content)))
+    assert run._weights_at(240)["zh/web/food"] / 2**32 == pytest.approx(0.9 * 0.53)
+    run, answer = validated(run, {"law": 2.0, "food": 2.3, "music": 1.9}, at=264)
+    group = answer.groups["zh/web"]
+    assert group.before == pytest.approx({"food": 0.53, "music": 0.47})
+    assert not any("they are the plan now" in note for note in group.notes)
+    assert dict(group.state.planned) == dict(half)
+    assert run._weights_at(280)["zh/web/food"] / 2**32 == pytest.approx(0.9 * 0.56)  # max_shift on

@@ -1,5 +1,6 @@
 """A source that has been read as often as it may gives its share to its nearest kin."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -46,6 +47,31 @@ def test_nothing_is_read_beyond_its_limit_and_everything_up_to_it() -> None:
     assert (read[LAW], read[SEA]) == (100, 40)
     assert abs(read[ENGLISH] - 750) <= 2
     assert schedule.num_samples == 1500
+
+
+def test_a_source_that_may_never_be_read_ranks_nowhere() -> None:
+    """Otherwise it would move the others' ranks in the merge, and with them what a run reads that was begun earlier."""
+    limits = window_limits(ENTRIES, seq_length=64, max_epochs=1.0) | {FOOD: 0}
+    planned = PlannedPhase(name="s", stage="s", num_samples=200, weights=WEIGHTS)
+    schedule = compose([planned], (), ENTRIES, seed=5, seq_length=64, limits=limits)
+    by_hand = {LAW: Fraction(1, 3), SEA: Fraction(1, 6), ENGLISH: Fraction(1, 2)}
+    expected = compose([replace(planned, weights=by_hand)], (), ENTRIES, seed=5, seq_length=64, limits=limits)
+    assert [source.name for source in schedule.sources] == sorted([LAW, SEA, ENGLISH])
+    assert schedule.past_digest(200) == expected.past_digest(200)
+
+
+def test_what_knows_nothing_of_a_topic_is_at_fault_only_where_its_text_lasts() -> None:
+    limits = window_limits(ENTRIES, seq_length=64, max_epochs=1.0)
+    planned = [PlannedPhase(name="s", stage="s", num_samples=1500, weights=WEIGHTS)]
+    others = (("law", 0.4), ("food", 0.6))  # sea ends at about 400
+    for start, fits in ((600, True), (200, False)):
+        decision = Reweight(start_sample=start, group="zh/web", ratios=others)
+        if not fits:
+            with pytest.raises(ConfigError, match="zh/web know nothing of sea"):
+                compose(planned, [decision], ENTRIES, seed=5, seq_length=64, limits=limits)
+            continue
+        schedule = compose(planned, [decision], ENTRIES, seed=5, seq_length=64, limits=limits)
+        assert [phase.kind for phase in schedule.phases] == ["stage", "exhaustion", "exhaustion", "reweight"]
 
 
 def test_what_a_skip_leaves_out_is_made_up_for_out_of_the_next_epoch() -> None:

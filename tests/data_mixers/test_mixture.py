@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_mixers.errors import ConfigError
-from data_mixers.mixture import PlannedPhase, Reweight, compose, topic_ratios
+from data_mixers.mixture import PlannedPhase, Reweight, compose, ratios_at, topic_ratios
 from data_mixers.sampling import Sampler
 from data_mixers.schedule import Schedule
 from tests.data_mixers.test_curriculum import entry
@@ -62,6 +62,19 @@ def test_a_stage_that_names_its_topics_ends_earlier_decisions_but_takes_its_own(
     schedule = composed(early, late, plan=written)
     assert weights_at(schedule, 399)[FOOD] == pytest.approx(0.1, abs=1e-9)
     assert weights_at(schedule, 400)[FOOD] == pytest.approx(0.3, abs=1e-9)
+
+
+@pytest.mark.parametrize("food", [Fraction(1, 10), Fraction(0)], ids=["read before", "joins"])
+def test_decisions_that_a_stage_has_ended_do_not_come_back_in_the_next(food: Fraction) -> None:
+    first = WEIGHTS | {FOOD: food, ENGLISH: Fraction(7, 10) - food}
+    plan = [replace(PLAN[0], weights=first), replace(PLAN[1], written_groups=frozenset({"zh/web"})),
+            replace(PLAN[1], name="three", stage="three")]  # fmt: skip
+    ratios = (("law", 0.5), ("food", 0.5)) if food else (("law", 1.0),)
+    decision = Reweight(start_sample=120, group="zh/web", ratios=ratios)
+    schedule = composed(decision, plan=plan)
+    for sample in (300, 500):
+        assert weights_at(schedule, sample) == pytest.approx({k: float(v) for k, v in WEIGHTS.items()}, abs=1e-9)
+    assert ratios_at(plan, (decision,), ENTRIES, "zh/web", 500) == pytest.approx({"law": 0.75, "food": 0.25})
 
 
 @settings(max_examples=30, deadline=None)
