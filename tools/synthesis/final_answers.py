@@ -18,7 +18,7 @@ _LATEX = (
     (re.compile(r"\\(?:times|cdot)"), "*"),
     (re.compile(r"\\approx"), "≈"),
     (re.compile(r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ|\\degree"), "°"),
-    (re.compile(r"\^\s*\{\s*([-+]?\w+)\s*\}"), r"^\1"),
+    (re.compile(r"\^\s*\{\s*([-+]?(?:\d+|\w))\s*\}(?!\d)"), r"^\1"),
     (re.compile(r"\\%"), "%"),
     (re.compile(r"\\[()\[\]]|\$"), ""),
 )
