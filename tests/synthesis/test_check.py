@@ -1,6 +1,7 @@
 """`syne synth check`: labelled pairs, real pairs, nothing lost, the same result however it is run."""
 
 import json
+import time
 import tracemalloc
 from collections import Counter
 from fractions import Fraction
@@ -299,6 +300,15 @@ def test_what_stands_far_before_an_equation_is_not_searched(monkeypatch: pytest.
     monkeypatch.setattr(equation_rules, "_GOES_ON", recorder)
     assert len(list(equations("1 + 1 = 2, " * 200))) == len(searched) == 200
     assert max(map(len, searched)) <= 100
+
+
+def test_blank_lines_cost_no_square() -> None:
+    started = time.process_time()
+    found = split_sections(
+        "[Problem]\nQ\n[Solution]\nA" + "\n" * 30_000 + "B\n---\n\n[/END]", ["Problem"], ["Solution"]
+    )
+    assert isinstance(found, Sections) and found.answer == "A" + "\n" * 30_000 + "B"
+    assert time.process_time() - started < 10  # milliseconds; it took a minute and more
 
 
 def test_the_majority_is_the_largest_group() -> None:
