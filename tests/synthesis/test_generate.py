@@ -15,6 +15,7 @@ from data_mixers.errors import ConfigError, DataError
 from tests import killed
 from tests.openai_server import ROOT, served
 from tests.rows import read, write
+from tools.data.readers import find_inputs
 from tools.synthesis.check import check
 from tools.synthesis.generate import generate
 from tools.synthesis.options import PROMPTS, CheckOptions, GenerateOptions
@@ -152,6 +153,21 @@ def test_what_fails_again_is_kept_with_its_last_reason(tmp_path: Path, was_array
         report = generate(options(seeds, out, url, retry_failed=True))
     assert report["failed"] == {"no text, finish_reason length": 1}
     assert [row["finish_reason"] for row in read(out / "failed.jsonl.zst")] == ["length"]
+
+
+def test_the_folder_as_an_input_is_its_pairs_alone(tmp_path: Path) -> None:
+    """failed.jsonl.zst holds none, and parts/ the same pairs again: each would vote twice on its own question."""
+    out = tmp_path / "out"
+    seeds = write_seeds(tmp_path / "seeds.jsonl", ["plain", "FAULT always 400 1"])
+    with served(HERE / "faulty_model_server.py", tmp_path / "log") as url:
+        generate(options(seeds, out, url))
+    for pattern in (out, tmp_path / "o*", out / "*.zst"):
+        assert find_inputs((str(pattern),)) == [out / "pairs.jsonl.zst"]
+    (part,) = (out / "parts").iterdir()
+    assert find_inputs((str(out / "parts"),)) == [part]  # named itself
+    (tmp_path / "corpus" / "parts").mkdir(parents=True)
+    documents = write(tmp_path / "corpus" / "parts" / "1.jsonl", [{"text": "a"}])
+    assert find_inputs((str(tmp_path / "corpus"),)) == [Path(documents)]
 
 
 def test_an_answer_that_ended_in_thought_is_kept_as_failed_at_once_with_its_usage(tmp_path: Path) -> None:
