@@ -190,6 +190,14 @@ def test_an_answer_without_a_count_of_its_tokens_is_an_answer(tmp_path: Path) ->
     assert report["usage"] == {"prompt_tokens": 10, "completion_tokens": 0}
 
 
+def test_an_answer_in_parts_is_its_text(tmp_path: Path) -> None:
+    seeds = write_seeds(tmp_path / "seeds.jsonl", ["FAULT always in_parts 1"])
+    with served(HERE / "faulty_model_server.py", tmp_path / "log") as url:
+        report = generate(options(seeds, tmp_path / "out", url, give_up_seconds=1.0))
+    assert (report["pairs"], report["last_call"]["requests"]) == (1, 1)
+    assert [row["answer"] for row in read(tmp_path / "out" / "pairs.jsonl.zst")] == ["1 + 1 = 2\n2"]
+
+
 @pytest.mark.parametrize("has_markers", [True, False])
 def test_what_a_model_thinks_is_no_part_of_its_answer(tmp_path: Path, has_markers: bool) -> None:
     seeds = write_seeds(tmp_path / "seeds.jsonl", ["FAULT always thought 1", "FAULT always endless_thought 1"])
