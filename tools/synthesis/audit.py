@@ -112,7 +112,10 @@ def _take(options: AuditOptions, prompt: dict[str, JudgePrompt]) -> None:
     mark = hashlib.sha256(json.dumps(deciding).encode()).hexdigest()
     path = options.out / CALL
     if path.exists() and path.read_text() != mark and (options.out / VERDICTS).exists():
-        raise ConfigError(f"{options.out} holds verdicts of another audit (other pairs, judge or prompt); name another")
+        raise ConfigError(
+            f"{options.out} holds verdicts of another audit (other pairs, judge, prompt or --max-tokens), or of "
+            "another version; name another"
+        )
     write_atomic(path, mark.encode())
 
 
