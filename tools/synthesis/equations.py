@@ -39,10 +39,10 @@ _TOKEN = re.compile(
     re.DOTALL,
 )
 _CONTINUED = re.compile(r"[ \t]*(?:\\\\[ \t]*\n?|\n)[ \t]*(?=[=≈])")  # a line that begins with = goes on
-# So does one that ends with an operation (no * or /, which end emphasis and shares); and a line that begins with -
-# and has its = in the next is no bullet, but a sum's next.
+# One that ends with an operation may be a sum that goes on, or a dash: the next is passed over (not behind * or /,
+# which end emphasis and shares). One that begins with - and has its = in the next is no bullet, but a sum's next.
 _UNFINISHED = re.compile(r"([\d)}][ \t]*(?:[+×÷−-]|\\(?:times|cdot|div))[ \t]*)(?:\\\\[ \t]*)?\n")
-_SUBTRACTED = re.compile(r"^[ \t]*-[ \t]+(?=[^\n=≈]*\n[ \t]*[=≈])", re.MULTILINE)
+_SUBTRACTED = re.compile(r"^[ \t]*-[ \t](?=[^\n=≈]*\n[ \t]*[=≈])", re.MULTILINE)
 _MONEY = re.compile(r"([=≈]\s*)(?:\\?\$|[¥€£])(?=\d)")
 _BULLET = re.compile(r"^\s*(?:[-*•]|\d{1,2}[.)、]|\(\d{1,2}\))\s+")  # a line that begins with + is a sum's next
 _NUMBERED = re.compile(r"^\s*\(\d{1,2}\)\s+")
@@ -75,7 +75,7 @@ def false_equation(text: str, recomputer: Recomputer) -> Equation | None:
 def equations(text: str) -> Iterator[Equation]:
     """The equations between arithmetic in the text, neighbours in a chain `a = b = c` one by one."""
     text = _MONEY.sub(r"\1", _UNIT.sub("§", text).replace("&", ""))
-    for line in _UNFINISHED.sub(r"\1 ", _CONTINUED.sub(" ", _SUBTRACTED.sub("+ ", text))).splitlines():
+    for line in _UNFINISHED.sub(r"\1¤", _CONTINUED.sub(" ", _SUBTRACTED.sub("+ ", text))).splitlines():
         for chain in _chains(_BULLET.sub("", line)):
             for number in range(0, len(chain) - 2, 2):
                 left, relation, right = chain[number : number + 3]
