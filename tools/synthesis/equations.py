@@ -38,7 +38,7 @@ _TOKEN = re.compile(
     r"|(?P<other>\\[a-zA-Z]+|\\.|[A-Za-z]+|.)",
     re.DOTALL,
 )
-_CONTINUED = re.compile(r"[ \t]*(?:\\\\[ \t]*\n?|\n)[ \t]*(?=[=≈])")  # a line that begins with = goes on
+_CONTINUED = re.compile(r"(?<![ \t])[ \t]*(?:\\\\[ \t]*\n?|\n)[ \t]*(?=[=≈])")  # a line that begins with = goes on
 # One that ends with an operation may be a sum that goes on, or a dash: the next is passed over (not behind * or /,
 # which end emphasis and shares). One that begins with - and has its = in the next is no bullet, but a sum's next.
 _UNFINISHED = re.compile(r"([\d)}][ \t]*(?:[+×÷−-]|\\(?:times|cdot|div))[ \t]*)(?:\\\\[ \t]*)?\n")
