@@ -236,8 +236,12 @@ def test_known_pairs_without_a_verdict_are_not_found_right() -> None:
 
 
 def test_a_judge_that_guesses_is_refused(folder: Path) -> None:
-    with judge(folder, sensitivity=0.5, specificity=0.5) as url, pytest.raises(DataError, match="cannot tell them"):
+    rows = [*pairs(1000, 5, share_wrong=0.0, marked=False)]
+    rows[0]["question"] += " TOO LONG"
+    write(folder / "pairs.jsonl", rows)
+    with judge(folder, sensitivity=0.5, specificity=0.5) as url, pytest.raises(DataError, match="apart; take another"):
         audit(options(folder, url, sample=5, parallel=16))
+    assert "unclear" in (folder / "audit/verdicts.jsonl").read_text()  # which more --max-tokens would not cure
 
 
 def test_a_person_judges_by_the_sheet(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
