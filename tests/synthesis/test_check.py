@@ -182,6 +182,13 @@ def test_the_agreement_that_is_asked_for_decides(tmp_path: Path) -> None:
     assert set(checked(tmp_path / "high", *rows, min_agreement=0.6).values()) == {"disagreement"}
 
 
+def test_a_result_of_thousands_of_digits_is_a_text(tmp_path: Path) -> None:
+    """As a model that repeats itself states; Python refuses to read 4,300 digits as a number."""
+    found = [r"It is \boxed{" + digit * 5000 + "} now." for digit in ("1", "1", "2")]
+    rows = [pair(id=str(n), answer=f"Think about it once or twice.\n{text}") for n, text in enumerate(found)]
+    assert checked(tmp_path, *rows) == {"0": "good", "1": "same_question", "2": "disagreement"}
+
+
 def test_a_dropped_pair_does_not_stand_for_its_near_duplicates(tmp_path: Path) -> None:
     long = " ".join(f"word{number}" for number in range(60))
     first = pair(id="a", question=f"Explain {long}", answer=f"It is so because of {long} and 2 + 2 = 5.")
