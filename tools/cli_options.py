@@ -109,3 +109,4 @@ def page_command(page: Path, render: Callable[[], str], description: str | None)
 def log_to_stderr() -> None:
     """Log lines as they are, without a prefix: for commands that a person watches."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # at INFO a line a request

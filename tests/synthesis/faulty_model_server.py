@@ -25,7 +25,7 @@ seen: Counter[str] = Counter()
 num_open = most_open = 0
 
 
-def answer(text: str | None, reason: str = "stop") -> bytes:
+def answer(text: str | list[dict[str, str]] | None, reason: str = "stop") -> bytes:
     return json.dumps(
         {
             "choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": reason}],
@@ -87,6 +87,9 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
                     await send(writer, 200, answer(""))
                 elif fault == "thought":
                     await send(writer, 200, answer(f"{THOUGHT}\n</think>\n\n{TEXT}"))
+                elif fault == "in_parts":
+                    halves = [{"type": "text", "text": half} for half in (TEXT[:30], TEXT[30:])]
+                    await send(writer, 200, answer([{"type": "reasoning", "text": "Hm."}, *halves]))
                 elif fault == "endless_thought":
                     await send(writer, 200, answer(THOUGHT, "length"))
                 elif fault == "uncounted":

@@ -160,6 +160,7 @@ def test_ctrl_c_does_not_wait_for_a_busy_judge(tmp_path: Path) -> None:
         running.send_signal(signal.SIGINT)
         _, said = running.communicate(timeout=120)  # the judge asks for 300 s
     assert running.returncode == 130 and "Traceback" not in said, said
+    assert "HTTP Request" not in said  # a line for each
 
 
 def test_a_verdict_that_comes_while_the_call_ends_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +200,7 @@ def test_a_judge_that_ends_in_thought_needs_more_tokens(folder: Path) -> None:
         given = options(folder, url, sample=2, calibration_sample=2, parallel=16, max_tokens=99)
         with pytest.raises(DataError, match="8 answers hold no verdict: raise --max-tokens, with another --out"):
             audit(given)
-        with pytest.raises(ConfigError, match="verdicts of another audit"):
+        with pytest.raises(ConfigError, match=r"another audit \(other pairs, judge, prompt or --max-tokens\)"):
             audit(replace(given, max_tokens=100))
         audit(replace(given, max_tokens=100, out=folder / "other"))
 
@@ -235,8 +236,12 @@ def test_known_pairs_without_a_verdict_are_not_found_right() -> None:
 
 
 def test_a_judge_that_guesses_is_refused(folder: Path) -> None:
-    with judge(folder, sensitivity=0.5, specificity=0.5) as url, pytest.raises(DataError, match="cannot tell them"):
+    rows = [*pairs(1000, 5, share_wrong=0.0, marked=False)]
+    rows[0]["question"] += " TOO LONG"
+    write(folder / "pairs.jsonl", rows)
+    with judge(folder, sensitivity=0.5, specificity=0.5) as url, pytest.raises(DataError, match="apart; take another"):
         audit(options(folder, url, sample=5, parallel=16))
+    assert "unclear" in (folder / "audit/verdicts.jsonl").read_text()  # which more --max-tokens would not cure
 
 
 def test_a_person_judges_by_the_sheet(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -321,7 +326,9 @@ def test_a_verdict_is_read_out_of_what_models_write() -> None:
 
 def test_a_verdict_that_a_judge_weighs_in_thought_is_none() -> None:
     for thought in ('<think>\nIs it {"verdict": "wrong"}? No.</think>\n', 'Perhaps {"verdict": "wrong"}.\n</think>\n'):
-        said = {"choices": [{"message": {"content": f'{thought}{{"reason": "ok", "verdict": "right"}}'}}]}
+        text = f'{thought}{{"reason": "ok", "verdict": "right"}}'
+        content: Any = text if "Perhaps" in text else [{"type": "text", "text": text}]
+        said = {"choices": [{"message": {"content": content}}]}
         transport = httpx.MockTransport(lambda request, said=said: httpx.Response(200, json=said))
         with httpx.Client(transport=transport, base_url="http://judge/v1") as client:
             reply, fault = post(client, {}, 0, threading.Event())

@@ -1,10 +1,12 @@
 """`syne synth check`: labelled pairs, real pairs, nothing lost, the same result however it is run."""
 
 import json
+import time
 import tracemalloc
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,7 @@ from tools.data.documents import Document
 from tools.data.exact_duplicates import content_hash
 from tools.data.readers import BadRecord
 from tools.data.selection import SelectionReport
+from tools.synthesis import equations as equation_rules
 from tools.synthesis import final_answers, sandbox
 from tools.synthesis.check import _findings, _Work, check
 from tools.synthesis.equations import equations, false_equation
@@ -179,6 +182,13 @@ def test_the_agreement_that_is_asked_for_decides(tmp_path: Path) -> None:
     assert set(checked(tmp_path / "high", *rows, min_agreement=0.6).values()) == {"disagreement"}
 
 
+def test_a_result_of_thousands_of_digits_is_a_text(tmp_path: Path) -> None:
+    """As a model that repeats itself states; Python refuses to read 4,300 digits as a number."""
+    found = [r"It is \boxed{" + digit * 5000 + "} now." for digit in ("1", "1", "2")]
+    rows = [pair(id=str(n), answer=f"Think about it once or twice.\n{text}") for n, text in enumerate(found)]
+    assert checked(tmp_path, *rows) == {"0": "good", "1": "same_question", "2": "disagreement"}
+
+
 def test_a_dropped_pair_does_not_stand_for_its_near_duplicates(tmp_path: Path) -> None:
     long = " ".join(f"word{number}" for number in range(60))
     first = pair(id="a", question=f"Explain {long}", answer=f"It is so because of {long} and 2 + 2 = 5.")
@@ -215,6 +225,15 @@ def test_a_dropped_pair_does_not_stand_for_its_near_duplicates(tmp_path: Path) -
         ("17 ÷ 5 = 3 with a remainder of 2", []),
         ("25 ÷ 4 = 6 groups with 1 left over", []),
         ("3 × 5\n+ 2 × 4\n= 23", []),
+        ("3 × 5\n- 2 × 4\n= 7", []),
+        ("- 2 × 4 = 8\n- 3 × 4 = 12", ["2 × 4 = 8", "3 × 4 = 12"]),
+        ("3 × 5 +\n2 × 4 = 23, so 2 × 4 = 8", ["2 × 4 = 8"]),
+        ("(1) -\n3 × 4 = 12", []),
+        ("5 × 4 = 20 -\n3 = 17", []),
+        ("*x = 5*\n3 × 4 = 12", ["3 × 4 = 12"]),
+        ("7 ÷ 3 1/2 = 2", ["7 ÷ 3 1/2 = 2"]),
+        ("17 ÷ 5 = 3, with 2 left", []),
+        ("17÷5=3，余2", []),
     ],
 )
 def test_only_what_is_surely_arithmetic_is_recomputed(text: str, found: list[str]) -> None:
@@ -228,6 +247,8 @@ def test_only_what_is_surely_arithmetic_is_recomputed(text: str, found: list[str
         ("3.33 × 3 = 10", False), ("3.3 × 3 = 12", True), ("22 / 7 ≈ 3.14", False), ("22 / 7 ≈ 3.5", True),
         (r"$\sqrt{2} \approx 1.414$", False), ("0.25 = 1/4 = 25%", False), ("2^0.5 = 1.4", False),
         ("(30/40) × 100 = 75%", False), ("(30/40) × 100 = 80%", True), ("100% × 0.5 = 50%", False),
+        ("7 ÷ 3 1/2 = 2", False), ("2/70 = 2.9%", False), ("2/70 = 2.7%", True), ("5/1300 × 100 = 0.4%", False),
+        ("5/1300 × 100 = 0.5%", True),
         ("25/100 = 25%", False), ("1011 + 1 = 1100", False), ("1 + 1 = 1", False), ("1 + 1 = 3", True),
         ("1 × 1 = 0", True), ("1100 - 1 = 1011", False), (r"$1\frac{1}{2} + 1 = 2\frac{1}{2}$", False),
         ("2 × 10^400 = 2 × 10^400", False), ("2 × 10^400 = 3 × 10^400", True), ("2^0.5 × 10^400 = 7", False),
@@ -259,6 +280,7 @@ RECOMPUTER = Recomputer()
         ("3 1/2", "3.5", True), (r"-3\frac{1}{2}", "-7/2", True), ("3½", "7/2", True), ("½", "0.5", True),
         ("3 1/2", "31/2", False), ("3½", "31/2", False), ("3 4/2", "3", False), ("12 34", "1234", False),
         ("5 cm²", r"5\ \text{cm}^{2}", True), ("5 cm²", "5 cm", False), ("x²", "x^{2}", True), ("x²", "x2", False),
+        ("e^{2x}", "e^2 x", False), ("a^{bc}", "a^b c", False), ("2^{1}0", "2^{10}", False), ("e^{x}", "e^x", True),
         ("10²", "102", False), ("10^3", "10", False), ("2^3", "2", False), ("10 000", "10,000", True),
         (r"1.2 \times 10^{3} \text{ J}", "1200 J", True), ("6.02×10²³", "6.02e23", True), ("3·10⁻²", "0.03", True),
         ("1.2 × 10^3", "1.2 × 10^4", False), ("6.02e23", "6.022e23", True), ("6.02e23", "6.04e23", False),
@@ -279,9 +301,32 @@ def test_a_number_agrees_with_itself_written_otherwise(value: Fraction, decimals
     assert not agree(exact, normalised(str(value + 1)))
 
 
+def test_what_stands_far_before_an_equation_is_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For each equation of a line all before it: the square of the line, 1,000 took 20 times as long."""
+    searched: list[str] = []
+    pattern = equation_rules._GOES_ON
+    recorder = SimpleNamespace(search=lambda text: searched.append(text) or pattern.search(text))
+    monkeypatch.setattr(equation_rules, "_GOES_ON", recorder)
+    assert len(list(equations("1 + 1 = 2, " * 200))) == len(searched) == 200
+    assert max(map(len, searched)) <= 100
+
+
+def test_blanks_and_blank_lines_cost_no_square() -> None:
+    started = time.process_time()
+    found = split_sections(
+        "[Problem]\nQ\n[Solution]\nA" + "\n" * 30_000 + "B\n---\n\n[/END]", ["Problem"], ["Solution"]
+    )
+    assert isinstance(found, Sections) and found.answer == "A" + "\n" * 30_000 + "B"
+    assert list(equations("5 + " + " " * 200_000 + "x")) == []
+    assert time.process_time() - started < 10  # milliseconds; each took a minute and more
+
+
 def test_the_majority_is_the_largest_group() -> None:
     best, agrees = majority([normalised(text) for text in ("7", "12", "12.0", "7", r"$12$")])
     assert (best, agrees) == (1, [False, True, True, False, True])
+    # By how many say it, not in how many ways.
+    best, agrees = majority([normalised(text) for text in ("12", "12.0", "7", "7", "7")])
+    assert (best, agrees) == (2, [False, False, True, True, True])
 
 
 def test_a_question_that_thousands_ask_is_settled_without_comparing_each_with_each(

@@ -130,12 +130,18 @@ def test_only_assertions_that_use_the_program_are_examples() -> None:
 
 
 @pytest.mark.parametrize(
-    "before", ["```text\n3 -> 4\n```\nSo:", "```bash\npython f.py\n```", "```\n3\n```\nis printed by"]
+    "before",
+    ["```text\n3 -> 4\n```\nSo:", "```bash\npython f.py\n```", "```\n3\n```\nis printed by", "Call ```f(3)``` of"],
 )
 def test_blocks_of_other_languages_beside_the_program_are_no_part_of_it(before: str) -> None:
     program = "def f(x):\n    return x + 1\n"
     assert code_of(f"{before}\n```python\n{program}```\nIt prints\n```\n4\n```") == program
     assert code_of(f"1. {before}\n   ```py\n   def f(x):\n       return x + 1\n   ```").strip() == program.strip()
+
+
+def test_a_line_of_blanks_in_a_text_of_the_program_stays() -> None:
+    program = 'def f():\n    return """*\n   \n*"""\n'
+    assert code_of(f"```python\n{program}```") == program
 
 
 def test_the_third_section_may_begin_with_a_comment() -> None:

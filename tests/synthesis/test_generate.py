@@ -15,6 +15,7 @@ from data_mixers.errors import ConfigError, DataError
 from tests import killed
 from tests.openai_server import ROOT, served
 from tests.rows import read, write
+from tools.data.readers import find_inputs
 from tools.synthesis.check import check
 from tools.synthesis.generate import generate
 from tools.synthesis.options import PROMPTS, CheckOptions, GenerateOptions
@@ -154,6 +155,21 @@ def test_what_fails_again_is_kept_with_its_last_reason(tmp_path: Path, was_array
     assert [row["finish_reason"] for row in read(out / "failed.jsonl.zst")] == ["length"]
 
 
+def test_the_folder_as_an_input_is_its_pairs_alone(tmp_path: Path) -> None:
+    """failed.jsonl.zst holds none, and parts/ the same pairs again: each would vote twice on its own question."""
+    out = tmp_path / "out"
+    seeds = write_seeds(tmp_path / "seeds.jsonl", ["plain", "FAULT always 400 1"])
+    with served(HERE / "faulty_model_server.py", tmp_path / "log") as url:
+        generate(options(seeds, out, url))
+    for pattern in (out, tmp_path / "o*", out / "*.zst"):
+        assert find_inputs((str(pattern),)) == [out / "pairs.jsonl.zst"]
+    (part,) = (out / "parts").iterdir()
+    assert find_inputs((str(out / "parts"),)) == [part]  # named itself
+    (tmp_path / "corpus" / "parts").mkdir(parents=True)
+    documents = write(tmp_path / "corpus" / "parts" / "1.jsonl", [{"text": "a"}])
+    assert find_inputs((str(tmp_path / "corpus"),)) == [Path(documents)]
+
+
 def test_an_answer_that_ended_in_thought_is_kept_as_failed_at_once_with_its_usage(tmp_path: Path) -> None:
     texts = [f"FAULT always {fault} 1" for fault in ("length", "content_filter")]
     seeds = write_seeds(tmp_path / "seeds.jsonl", texts)
@@ -172,6 +188,14 @@ def test_an_answer_without_a_count_of_its_tokens_is_an_answer(tmp_path: Path) ->
         report = generate(options(seeds, tmp_path / "out", url, give_up_seconds=1.0))
     assert (report["pairs"], report["last_call"]["requests"]) == (1, 1)
     assert report["usage"] == {"prompt_tokens": 10, "completion_tokens": 0}
+
+
+def test_an_answer_in_parts_is_its_text(tmp_path: Path) -> None:
+    seeds = write_seeds(tmp_path / "seeds.jsonl", ["FAULT always in_parts 1"])
+    with served(HERE / "faulty_model_server.py", tmp_path / "log") as url:
+        report = generate(options(seeds, tmp_path / "out", url, give_up_seconds=1.0))
+    assert (report["pairs"], report["last_call"]["requests"]) == (1, 1)
+    assert [row["answer"] for row in read(tmp_path / "out" / "pairs.jsonl.zst")] == ["1 + 1 = 2\n2"]
 
 
 @pytest.mark.parametrize("has_markers", [True, False])

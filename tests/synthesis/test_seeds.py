@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -142,6 +143,12 @@ def test_a_line_without_the_end_of_a_sentence_is_not_searched_for_sentences(monk
     table = "中文、" * 100_000
     assert list(snippets(f"{table}\n{ZH[0]}\n{table}", "zh", read_seed_rules("zh"), None)) != []
     assert searched == [len(ZH[0])]
+
+
+def test_clauses_of_one_sentence_cost_no_square() -> None:
+    started = time.process_time()
+    assert list(snippets("中文；" * 20_000 + "好。", "zh", read_seed_rules("zh"), None)) == []  # longer than a window
+    assert time.process_time() - started < 5  # milliseconds; it took half a minute
 
 
 def test_keys_of_snippets_take_eight_bytes_each(tmp_path: Path) -> None:

@@ -100,9 +100,16 @@ def asked_wait_seconds(retry_after: str) -> float:
 
 def _reply(response: httpx.Response) -> str:
     try:
-        content = response.json()["choices"][0]["message"]["content"]
+        return said(response.json()["choices"][0]["message"]["content"])
     except (ValueError, KeyError, IndexError, TypeError):
         return ""
+
+
+def said(content: Any) -> str:
+    """The text of a message's content, which may be a list of parts, without the thought of a reasoning model."""
+    if isinstance(content, list):
+        parts = [part for part in content if isinstance(part, dict) and part.get("type") == "text"]
+        content = "".join(part["text"] for part in parts if isinstance(part.get("text"), str))
     return without_thought(content) if isinstance(content, str) else ""
 
 
@@ -111,10 +118,10 @@ def without_thought(text: str) -> str:
 
     Its template may have written <think> itself. Empty if the thought has no end.
     """
-    thought, mark, said = text.partition("</think>")
+    thought, mark, answer = text.partition("</think>")
     if not mark:
         return "" if text.lstrip().startswith("<think>") else text
-    return said.lstrip() if thought.lstrip().startswith("<think>") or "<think>" not in thought else text
+    return answer.lstrip() if thought.lstrip().startswith("<think>") or "<think>" not in thought else text
 
 
 def _wait(attempt: int, ended: threading.Event, asked_seconds: float = 0.0) -> None:

@@ -29,6 +29,8 @@ REPORTS = ("report.json", "quarantine.jsonl", "sources.json", "agreement.json", 
 """What these tools write beside documents."""
 DROPPED = "dropped"
 """The folder in which `clean` and `decontaminate` keep what they leave out."""
+PAIRS, FAILED, PARTS = "pairs.jsonl.zst", "failed.jsonl.zst", "parts"
+"""Of `synth generate`: what PARTS hold, answers as they come, is in the two files in the end; FAILED holds no pairs."""
 WORK, CALL = ".work", "call.json"
 """<out>/WORK/CALL lies in a folder of documents for as long as the call that fills it has not come to its end."""
 PARQUET_ROWS = 256  # at once in memory, as Python objects
@@ -73,7 +75,8 @@ class BadRecord(NamedTuple):
 def find_inputs(patterns: Sequence[str], *, option: str = "--input") -> list[Path]:
     """The files behind names, globs and folders (all their files of a known suffix), each once, part-2 before part-10.
 
-    What the tools write beside documents (REPORTS, and DROPPED next to a report) is read only if it is named itself.
+    What the tools write beside documents (REPORTS, DROPPED next to a report, FAILED, PARTS) is read only if it is
+    named itself.
     Errors: ConfigError for a pattern without a file, or a file of a folder that a call has not filled to the end.
     """
     found: dict[Path, Path] = {}
@@ -152,7 +155,9 @@ def _is_by_product(path: Path, named: Path) -> bool:
         return False
     parents = [parent for parent in path.parents if parent != named and parent.is_relative_to(named)]
     is_dropped = any(parent.name == DROPPED and (parent.parent / REPORTS[0]).is_file() for parent in parents)
-    return path.name in REPORTS or is_dropped
+    is_part = any(parent.name == PARTS and (parent.parent / FAILED).is_file() for parent in parents)
+    is_beside_pairs = path.name in (FAILED, CALL) and path.with_name(PAIRS).is_file()
+    return path.name in REPORTS or is_dropped or is_part or is_beside_pairs
 
 
 def _natural(path: Path) -> tuple[list[tuple[str, int]], str]:

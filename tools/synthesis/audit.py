@@ -41,6 +41,7 @@ from tools.synthesis.wrong_rate import LEAST_INFORMATION, Calibration, Count, wr
 SCHEMA_VERSION = 1  # of audit.json
 VERDICTS, AUDIT, AUDIT_MD, CALL = "verdicts.jsonl", "audit.json", "audit.md", "call.json"
 MOST_REFUSED = 0.1  # of all pairs, ours: more are refused for what they have in common
+NO_VERDICT = "no verdict in"
 EXAMPLES = 3  # of pairs called wrong, a discipline
 _VERDICT = re.compile(r'"verdict"\s*:\s*"(right|wrong)"', re.IGNORECASE)
 
@@ -112,7 +113,10 @@ def _take(options: AuditOptions, prompt: dict[str, JudgePrompt]) -> None:
     mark = hashlib.sha256(json.dumps(deciding).encode()).hexdigest()
     path = options.out / CALL
     if path.exists() and path.read_text() != mark and (options.out / VERDICTS).exists():
-        raise ConfigError(f"{options.out} holds verdicts of another audit (other pairs, judge or prompt); name another")
+        raise ConfigError(
+            f"{options.out} holds verdicts of another audit (other pairs, judge, prompt or --max-tokens), or of "
+            "another version; name another"
+        )
     write_atomic(path, mark.encode())
 
 
@@ -241,7 +245,7 @@ def _ask(
         raise DataError(
             f"{case.key}: gave up after {ATTEMPTS} attempts ({fault}); verdicts so far are kept, run the same again"
         )
-    return "unclear", f"no verdict in {reply!r:.200}"
+    return "unclear", f"{NO_VERDICT} {reply!r:.200}"
 
 
 def parse_verdict(reply: str) -> Verdict | None:
@@ -272,7 +276,7 @@ def _report(
     calibration: Calibration | None,
 ) -> dict[str, Any]:
     if calibration is not None and calibration.information < LEAST_INFORMATION:
-        unclear = sum(verdict == "unclear" for verdict, _ in verdicts.values())
+        unclear = sum(reason.startswith(NO_VERDICT) for _, reason in verdicts.values())  # not those that are refused
         why = f" ({unclear} answers hold no verdict: raise --max-tokens, with another --out)" if unclear else ""
         raise DataError(
             f"the judge {options.model} calls {calibration.found_wrong.share:.0%} of the wrong pairs wrong and "

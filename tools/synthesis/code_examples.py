@@ -4,15 +4,21 @@ import ast
 import re
 import textwrap
 
-_BLOCK = re.compile(r"```[ \t]*([^`\n]*)\n(.*?)```", re.DOTALL)  # of any language, so that no end is taken for a start
+# Of any language, so that no end is taken for a start; what opens and closes in one line has no content.
+_BLOCK = re.compile(r"```[^`\n]+```|```[ \t]*([^`\n]*)\n(.*?)```", re.DOTALL)
 _PYTHON = ("python", "python3", "py")
 
 
 def code_of(text: str) -> str:
     """The Python of a text: its blocks that say so one after the other, else those that name no language, else all."""
-    blocks = [(named.split(" ")[0].strip().casefold(), textwrap.dedent(code)) for named, code in _BLOCK.findall(text)]
+    blocks = [(named.split(" ")[0].strip().casefold(), _dedented(code)) for named, code in _BLOCK.findall(text)]
     python, unnamed = ([code for named, code in blocks if named in names] for names in (_PYTHON, ("",)))
     return "\n".join(python or unnamed) or text
+
+
+def _dedented(code: str) -> str:
+    """Without its list's indentation, if it has one: dedent empties lines of blanks, in texts of the program too."""
+    return textwrap.dedent(code) if code[:1].isspace() else code
 
 
 def code_examples(tests: str, solution: str) -> list[dict[str, str]]:

@@ -49,12 +49,9 @@ def seeds(options: SeedOptions) -> None:
 @takes(GenerateOptions)
 def generate(options: GenerateOptions) -> None:
     """A model's question and worked answer for every seed and sample, exactly one of each."""
-    import logging
-
     from tools.synthesis.generate import generate as run
 
     log_to_stderr()
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line a request
     typer.echo(json.dumps(run(options), ensure_ascii=False, indent=1))
 
 

@@ -38,7 +38,11 @@ _TOKEN = re.compile(
     r"|(?P<other>\\[a-zA-Z]+|\\.|[A-Za-z]+|.)",
     re.DOTALL,
 )
-_CONTINUED = re.compile(r"[ \t]*(?:\\\\[ \t]*\n?|\n)[ \t]*(?=[=≈])")  # a line that begins with = goes on
+_CONTINUED = re.compile(r"(?<![ \t])[ \t]*(?:\\\\[ \t]*\n?|\n)[ \t]*(?=[=≈])")  # a line that begins with = goes on
+# One that ends with an operation may be a sum that goes on, or a dash: the next is passed over (not behind * or /,
+# which end emphasis and shares). One that begins with - and has its = in the next is no bullet, but a sum's next.
+_UNFINISHED = re.compile(r"([\d)}][ \t]*(?:[+×÷−-]|\\(?:times|cdot|div))[ \t]*)(?:\\\\[ \t]*)?\n")
+_SUBTRACTED = re.compile(r"^[ \t]*-[ \t](?=[^\n=≈]*\n[ \t]*[=≈])", re.MULTILINE)
 _MONEY = re.compile(r"([=≈]\s*)(?:\\?\$|[¥€£])(?=\d)")
 _BULLET = re.compile(r"^\s*(?:[-*•]|\d{1,2}[.)、]|\(\d{1,2}\))\s+")  # a line that begins with + is a sum's next
 _NUMBERED = re.compile(r"^\s*\(\d{1,2}\)\s+")
@@ -46,11 +50,11 @@ _BARE = re.compile(r"[-−]?\s*(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.(\d+))?")
 _PER_CENT = re.compile(rf"{_BARE.pattern}\s*\\?[%％]")
 # Signs between whole expressions.
 _BETWEEN = r"(?:[≡⇒→⟹<>≤≥≠]|\\(?:equiv|Rightarrow|implies|to|rightarrow|quad|qquad|leq?|geq?|neq?|lt|gt)(?![a-zA-Z]))"
-_FRACTION = re.compile(r"(?<![\d/.^])(\d+/\d+)(?![\d/.^])")  # beside ÷ a slash writes a fraction: 4 ÷ 1/3 is 12
+_FRACTION = re.compile(r"(?<![\d/.^])(?<!\d )(\d+/\d+)(?![\d/.^])")  # beside ÷ a slash writes a fraction: 4 ÷ 1/3 is 12
 _OPERATION = re.compile(r"[-+*/^×·÷∗⋅−√]|\\(?:times|cdot|div|ast|[dt]?frac|sqrt)|sqrt")
 # What stands before belongs to the expression: an amount behind a sign, 20 - $3 × 4, or a number, 除以4+1.
 _GOES_ON = re.compile(rf"[\d)]\s*(?:{_OPERATION.pattern})\s*\\?\$$|[乘除]以$")
-_REMAINDER = re.compile(r"[^.。;；]{0,40}?\b(?:remainder|left over)\b", re.IGNORECASE)
+_REMAINDER = re.compile(r"[^.。;；]{0,40}?\b(?:remainder|left over|with \d+ left)\b|，\s*余", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,8 @@ def false_equation(text: str, recomputer: Recomputer) -> Equation | None:
 
 def equations(text: str) -> Iterator[Equation]:
     """The equations between arithmetic in the text, neighbours in a chain `a = b = c` one by one."""
-    for line in _CONTINUED.sub(" ", _MONEY.sub(r"\1", _UNIT.sub("§", text).replace("&", ""))).splitlines():
+    text = _MONEY.sub(r"\1", _UNIT.sub("§", text).replace("&", ""))
+    for line in _UNFINISHED.sub(r"\1¤", _CONTINUED.sub(" ", _SUBTRACTED.sub("+ ", text))).splitlines():
         for chain in _chains(_BULLET.sub("", line)):
             for number in range(0, len(chain) - 2, 2):
                 left, relation, right = chain[number : number + 3]
@@ -111,7 +116,7 @@ def _sides(run: list[tuple[str, str]], before: str, after: str) -> list[str]:
 
 def _opens(before: str, side: str) -> bool:
     """Whether an expression can begin here: what stands before it is no part of it."""
-    if re.match(r"\s*[+*/^×÷·)}%]", side) or _GOES_ON.search(before):
+    if re.match(r"\s*[+*/^×÷·)}%]", side) or _GOES_ON.search(before[-40:]):
         return False
     if not before:
         return True
@@ -150,14 +155,16 @@ def _is_false(equation: Equation, recomputer: Recomputer) -> bool:
         return False
     # Fractions throughout: a whole number of 400 digits is no float.
     left, right = Fraction(left), Fraction(right)
+    of_per_cent = Fraction(1, 100)
     if "100" in equation.left and _PER_CENT.fullmatch(equation.right) and abs(left - 100 * right) < abs(left - right):
-        right *= 100  # 0.75 × 100 = 75%, as people write it
+        right, of_per_cent = right * 100, Fraction(1)  # 0.75 × 100 = 75%, as people write it
     difference, size = abs(left - right), max(abs(left), abs(right))
     tolerance = size * Fraction(1e-9)
     for side in (equation.left, equation.right):
-        bare = _BARE.fullmatch(side)
-        if bare is not None and bare[1] is not None:
-            tolerance = max(tolerance, Fraction(1.01) / 10 ** len(bare[1]))  # rounded or cut off at the last digit
+        bare = _BARE.fullmatch(side) or _PER_CENT.fullmatch(side)
+        if bare is not None and bare[1] is not None:  # rounded or cut off at the last digit
+            of = of_per_cent if _BARE.fullmatch(side) is None else 1
+            tolerance = max(tolerance, of * Fraction(1.01) / 10 ** len(bare[1]))
     if any("." in side and _BARE.fullmatch(side) is None for side in (equation.left, equation.right)):
         tolerance = max(tolerance, Fraction(CARRIED) * size)
     if equation.is_approximate:

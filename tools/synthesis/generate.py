@@ -24,7 +24,7 @@ from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
 from tools.data.documents import DocumentWriter
 from tools.data.progress import LiveProgress
-from tools.data.readers import BadRecord, find_inputs, plan_tasks
+from tools.data.readers import FAILED, PAIRS, BadRecord, find_inputs, plan_tasks
 from tools.data.stage import Report, Stage, forget, only_one, run_stage
 from tools.synthesis.answers import Key, Part, key, key_of, parts_of, read_part
 from tools.synthesis.asking import Pace, Question, Requests, ask_all
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_NOTES = 5.0
 NEEDED = ("text", "seed_id", "seed_hash", "discipline", "language")
 USAGE = ("prompt_tokens", "completion_tokens")
-PAIRS, FAILED, REPORT = "pairs.jsonl.zst", "failed.jsonl.zst", "report.json"
+REPORT = "report.json"
 
 
 def generate(options: GenerateOptions) -> dict[str, Any]:

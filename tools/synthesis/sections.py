@@ -11,6 +11,7 @@ _STATED = re.compile(
     r"(?P<result>[^\n]{1,80})",
     re.IGNORECASE,
 )
+_RULE = re.compile(r"(?:-{3,}|\*{3,}|={3,}|\[/?\w+\]|</\w+>)?")  # or a blank line
 _ENDS = ".。;；,，!！ *"
 
 
@@ -55,7 +56,10 @@ def _marks(text: str, words: Sequence[str]) -> list[tuple[int, int]]:
 
 def _bare(text: str) -> str:
     """Without blanks, rules and end marks around it."""
-    return re.sub(r"(?:\n\s*(?:-{3,}|\*{3,}|={3,}|\[/?\w+\]|</\w+>))+\s*$", "", text.strip()).strip()
+    lines = text.strip().split("\n")
+    while len(lines) > 1 and _RULE.fullmatch(lines[-1].strip()):
+        lines.pop()
+    return "\n".join(lines).strip()
 
 
 def stated_result(answer: str) -> str | None:

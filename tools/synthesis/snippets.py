@@ -84,7 +84,7 @@ def _sentences(paragraph: str, language: str, punkt: Any) -> list[str]:
     joined, pending = [], ""
     for sentence in _ZH_SENTENCE.findall(paragraph):
         pending += sentence
-        if _ZH_END.search(pending):  # a semicolon alone does not end a sentence
+        if _ZH_END.search(sentence):  # a semicolon alone does not end a sentence
             joined.append(pending.strip())
             pending = ""
     return joined

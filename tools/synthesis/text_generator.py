@@ -12,7 +12,7 @@ import aiohttp
 import orjson
 
 from data_mixers.errors import ConfigError
-from tools.data.chat import LOOPBACK, MISTAKEN, asked_wait_seconds, host_of, key_header, without_thought
+from tools.data.chat import LOOPBACK, MISTAKEN, asked_wait_seconds, host_of, key_header, said, without_thought
 from tools.synthesis.prompts import Messages
 from tools.synthesis.record import CUT_OFF
 
@@ -146,12 +146,12 @@ def _completion(content: bytes) -> Completion:
     try:
         found = orjson.loads(content)
         choice, usage = found["choices"][0], found.get("usage") or {}
-        text = choice["message"]["content"]
+        text = said(choice["message"]["content"])
         counts = {key: int(usage[key]) for key in ("prompt_tokens", "completion_tokens") if usage.get(key) is not None}
         reason = str(choice.get("finish_reason") or "")
     except (orjson.JSONDecodeError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise FaultyError("the answer is not what OpenAI's interface says") from error
-    return _with_text(Completion(without_thought(text) if isinstance(text, str) else "", reason, counts))
+    return _with_text(Completion(text, reason, counts))
 
 
 def _with_text(completion: Completion) -> Completion:
