@@ -23,6 +23,7 @@ from tools.report.held_out import held_out
 from tools.report.history import phase_rows
 from tools.report.html import page
 from tools.report.markdown import escaped, markdown
+from tools.report.overview import overview
 from tools.report.reads import difficulty, shares_of
 from tools.report.run_record import read_run, with_names
 from tools.report.speed import budget
@@ -293,6 +294,18 @@ def test_a_real_run_is_shown_whole(tmp_path: Path) -> None:
     assert rows[str(tmp_path / "hf")][2] == "Hugging Face weights"
     states = [t.rows for s in report.sections for t in tables(s) if t.header[:2] == ["source", "folder"]]
     assert [row[3] for row in states[0]] == ["the hashes are the schedule's"] * 3
+
+
+def test_a_run_of_random_weights_is_not_begun_from_a_path_beside_them(tmp_path: Path) -> None:
+    run = run_folders.write(tmp_path / "run", 4)
+    config = json.loads((run / "run_config.yaml").read_text())
+    for init, begun_from in (
+        ({"from": "random", "path": "models/base"}, "random weights"),
+        ({"from": "hf", "path": "models/base"}, "models/base"),
+    ):
+        (run / "run_config.yaml").write_text(json.dumps(config | {"init": init}))
+        (table,) = tables(overview([read_run(run)]))
+        assert ["begun from", begun_from] in table.rows
 
 
 @pytest.fixture(scope="module")
