@@ -353,6 +353,7 @@ def _benchmark_result(line: Line, done: dict[str, TaskResult], folder: Path) -> 
     tasks = tuple(
         {
             "task": result.task,
+            "version": result.version,
             "score": result.score,
             "num_items": len(result.items),
             "num_truncated": result.num_truncated,
