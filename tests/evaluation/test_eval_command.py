@@ -337,17 +337,23 @@ def test_the_first_blank_of_an_answer_is_kept_where_the_tokenizers_decoder_strip
 
 
 def test_a_model_that_answers_nan_has_no_score(hf: Path, data: Path, tmp_path: Path) -> None:
+    """Of all that it is asked: also where it writes, and nothing tells a wrong answer. Or of some words alone."""
     from safetensors.torch import load_file, save_file
+    from transformers import AutoTokenizer
 
-    broken = tmp_path / "broken"
-    shutil.copytree(hf, broken)
-    (file,) = broken.glob("*.safetensors")
-    weights = load_file(file)
-    weights["model.norm.weight"][0] = float("nan")
-    save_file(weights, file, metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"sciq: .* NaN as log-likelihood of 6 of 6 items, the first is item 0"):
-        evaluate(options(broken, data, tmp_path, only=("SciQ",)))
-    assert not (tmp_path / "out/small/broken/tasks/sciq.json").exists()
+    of_e = AutoTokenizer.from_pretrained(hf).convert_tokens_to_ids("e")
+    for name, row, only, said in (
+        ("model.norm.weight", 0, "ASDiv", r"broken: the model gives NaN: its weights"),
+        ("model.embed_tokens.weight", of_e, "SciQ", r"sciq: .* NaN .* of 6 of 6 items, the first is item 0"),
+    ):
+        broken = shutil.copytree(hf, tmp_path / "broken", dirs_exist_ok=True)
+        (file,) = broken.glob("*.safetensors")
+        weights = load_file(file)
+        weights[name][row] = float("nan")
+        save_file(weights, file, metadata={"format": "pt"})
+        with pytest.raises(CheckpointError, match=said):
+            evaluate(options(broken, data, tmp_path, only=(only,)))
+        assert not (tmp_path / "out/small/broken/tasks").exists()
 
 
 def test_a_set_that_the_hub_does_not_give_is_left_out_on_request(hf: Path, data: Path, tmp_path: Path) -> None:
