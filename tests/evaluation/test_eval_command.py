@@ -166,12 +166,22 @@ def test_what_a_call_leaves_out_stays_as_an_earlier_one_measured_it(hf: Path, da
     assert [line.status for line in other.benchmarks] == ["open", "open", "done", "open"]
 
 
-def test_a_trial_with_a_limit_does_not_replace_results_over_more_items(hf: Path, data: Path, tmp_path: Path) -> None:
-    for limit in (1, 2, None):  # more items replace fewer
+def test_a_trial_with_a_limit_does_not_replace_results_over_more_items(
+    hf: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for limit in (1, 2, None, 6):  # more items replace fewer, and as many stay
         (results,) = evaluate(options(hf, data, tmp_path, only=("SciQ",), limit=limit))
-    with pytest.raises(ConfigError, match=r"--limit 2: .*/tiny holds .* results over all items .* another --out"):
-        evaluate(options(hf, data, tmp_path, only=("SciQ",), limit=2))
+    trial = options(hf, data, tmp_path, only=("SciQ",), limit=2)
+    refusal = r"--limit 2: .*/tiny holds .* results over 6 items of sciq, .* another --out"
+    with pytest.raises(ConfigError, match=refusal):
+        evaluate(trial)
     assert read_results(results.folder) == results
+    with monkeypatch.context() as without_memory:
+        without_memory.setattr(harness, "load_model", lambda *_: (_ for _ in ()).throw(MemoryError))
+        with pytest.raises(MemoryError):  # leaves a results.json with nothing in it
+            evaluate(options(hf, data, tmp_path, only=("SciQ",), batch_size=1))
+    with pytest.raises(ConfigError, match=refusal):
+        evaluate(trial)
     assert len(read_task(results.folder, "sciq").items) == 6  # type: ignore[union-attr]
 
 
