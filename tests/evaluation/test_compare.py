@@ -204,6 +204,18 @@ def test_answers_scored_in_two_ways_are_not_compared(base: Path, tmp_path: Path)
             assert compare_results([base, other]).rows[0].name == "MATH"
 
 
+def test_of_answers_that_may_be_scored_in_two_ways_a_caution_says_so(tmp_path: Path) -> None:
+    folders = [written(tmp_path / name, {"MATH": [[1.0, 0.0]], "GSM8K": [[1.0]]}) for name in ("old", "new")]
+    for versions, told in (((None, 2.0), ["old"]), ((None, None), []), ((2.0, 2.0), []), ((2.0, None), ["new"])):
+        for folder, number in zip(folders, versions, strict=True):
+            file = folder / "results.json"
+            content = json.loads(file.read_text())
+            content["benchmarks"][0]["tasks"][0]["version"] = number  # GSM8K's file has none
+            file.write_text(json.dumps(content))
+        said = "measured before the version of the task file was kept; it may have been scored otherwise, as ASDiv was"
+        assert compare_results(folders).cautions == tuple(f"{name}: MATH_0: {said}" for name in told)
+
+
 def test_faulty_inputs_end_in_one_message(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "results.json").write_text('{"kind": "other"}')
     damaged = written(tmp_path / "damaged", {"MATH": [[1.0, 0.0] * 20]})

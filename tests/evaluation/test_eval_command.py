@@ -81,6 +81,7 @@ def test_results_say_what_was_measured_and_what_was_left_out(measured: Results) 
         if line.status == "done":
             assert line.score is not None and line.interval is not None
             assert line.interval[0] <= line.score <= line.interval[1]
+    assert [task["version"] for task in lines["ASDiv"].tasks] == [2.0]  # of _word_problem.yaml
     (both,) = measured.sums
     assert both.score == pytest.approx(((lines["ARC"].score or 0) + (lines["SciQ"].score or 0)) / 2)
     assert measured.harness["lm_eval"] == "0.4.13"
@@ -165,12 +166,22 @@ def test_what_a_call_leaves_out_stays_as_an_earlier_one_measured_it(hf: Path, da
     assert [line.status for line in other.benchmarks] == ["open", "open", "done", "open"]
 
 
-def test_a_trial_with_a_limit_does_not_replace_results_over_more_items(hf: Path, data: Path, tmp_path: Path) -> None:
-    for limit in (1, 2, None):  # more items replace fewer
+def test_a_trial_with_a_limit_does_not_replace_results_over_more_items(
+    hf: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for limit in (1, 2, None, 6):  # more items replace fewer, and as many stay
         (results,) = evaluate(options(hf, data, tmp_path, only=("SciQ",), limit=limit))
-    with pytest.raises(ConfigError, match=r"--limit 2: .*/tiny holds .* results over all items .* another --out"):
-        evaluate(options(hf, data, tmp_path, only=("SciQ",), limit=2))
+    trial = options(hf, data, tmp_path, only=("SciQ",), limit=2)
+    refusal = r"--limit 2: .*/tiny holds .* results over 6 items of sciq, .* another --out"
+    with pytest.raises(ConfigError, match=refusal):
+        evaluate(trial)
     assert read_results(results.folder) == results
+    with monkeypatch.context() as without_memory:
+        without_memory.setattr(harness, "load_model", lambda *_: (_ for _ in ()).throw(MemoryError))
+        with pytest.raises(MemoryError):  # leaves a results.json with nothing in it
+            evaluate(options(hf, data, tmp_path, only=("SciQ",), batch_size=1))
+    with pytest.raises(ConfigError, match=refusal):
+        evaluate(trial)
     assert len(read_task(results.folder, "sciq").items) == 6  # type: ignore[union-attr]
 
 
@@ -336,17 +347,23 @@ def test_the_first_blank_of_an_answer_is_kept_where_the_tokenizers_decoder_strip
 
 
 def test_a_model_that_answers_nan_has_no_score(hf: Path, data: Path, tmp_path: Path) -> None:
+    """Of all that it is asked: also where it writes, and nothing tells a wrong answer. Or of some words alone."""
     from safetensors.torch import load_file, save_file
+    from transformers import AutoTokenizer
 
-    broken = tmp_path / "broken"
-    shutil.copytree(hf, broken)
-    (file,) = broken.glob("*.safetensors")
-    weights = load_file(file)
-    weights["model.norm.weight"][0] = float("nan")
-    save_file(weights, file, metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"sciq: .* NaN as log-likelihood of 6 of 6 items, the first is item 0"):
-        evaluate(options(broken, data, tmp_path, only=("SciQ",)))
-    assert not (tmp_path / "out/small/broken/tasks/sciq.json").exists()
+    of_e = AutoTokenizer.from_pretrained(hf).convert_tokens_to_ids("e")
+    for name, row, only, said in (
+        ("model.norm.weight", 0, "ASDiv", r"broken: the model gives NaN: its weights"),
+        ("model.embed_tokens.weight", of_e, "SciQ", r"sciq: .* NaN .* of 6 of 6 items, the first is item 0"),
+    ):
+        broken = shutil.copytree(hf, tmp_path / "broken", dirs_exist_ok=True)
+        (file,) = broken.glob("*.safetensors")
+        weights = load_file(file)
+        weights[name][row] = float("nan")
+        save_file(weights, file, metadata={"format": "pt"})
+        with pytest.raises(CheckpointError, match=said):
+            evaluate(options(broken, data, tmp_path, only=(only,)))
+        assert not (tmp_path / "out/small/broken/tasks").exists()
 
 
 def test_a_set_that_the_hub_does_not_give_is_left_out_on_request(hf: Path, data: Path, tmp_path: Path) -> None:

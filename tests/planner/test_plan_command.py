@@ -117,6 +117,9 @@ def test_where_none_runs_the_cure_is_one_that_helps() -> None:
     assert divided in plan("--card", "h200", "--nodes", "3")
     assert divided not in plan("--card", "h200", "--nodes", "3", "training.global_batch_size=504")
     assert "none fits: more nodes, or a card with more memory" in plan("--card", "h100", model="llama3_70b")
+    rows = {line.split()[0]: line for line in plan("--card", "h200", "--nodes", "2,3").splitlines()[2:]}
+    assert rows["3"].endswith("  none runs") and "TP1, PP1" in rows["2"]
+    assert plan("--card", "h100", "--nodes", "1,2", model="llama3_70b").count("  none fits\n") == 2
 
 
 def test_what_surrounds_training_is_counted_on_more_gpus_than_a_step_has_sequences() -> None:

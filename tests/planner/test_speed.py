@@ -188,6 +188,9 @@ def test_a_layout_measured_in_parts_at_the_plans_own_rate_changes_no_other(tmp_p
 def test_measured_layouts_that_say_nothing_are_passed_over(tmp_path: Path) -> None:
     for change in ({"layout": "as it was"}, {"gpus": 1}, {"layout": "TP1, PP1, MBS128, recompute none"}):
         assert rate(Layout(), table=measured_table(tmp_path, **change))[0] == pytest.approx(10_153)
+    for layout in ("TP0, PP1, MBS1", "TP1, PP0, MBS1", "TP1, PP2 VPP0, MBS1", "TP1, PP1, CP0, MBS1", "TP1, PP1, MBS0"):
+        table = measured_table(tmp_path, layout=f"{layout}, recompute none")
+        assert rate(Layout(), table=table)[0] == pytest.approx(10_153)
 
 
 def test_another_card_or_model_changes_nothing(tmp_path: Path) -> None:
@@ -208,6 +211,8 @@ def test_another_card_or_model_changes_nothing(tmp_path: Path) -> None:
         (f"scale: [{{gpus: 0, {ONE}}}, {{gpus: 8, {ONE}}}]", "0 is no number above 0"),
         (f"scale: [{{gpus: '8', {ONE}}}, {{gpus: 9, {ONE}}}]", "'8' is no number above 0"),
         ("reference: {tokens_per_second_per_gpu: fast}", "'fast' is no number above 0"),
+        ("reference: {kind: guessed}", "kind 'guessed' is none of measured, published"),
+        (f"measured: [{{{RUN.replace('x', '5')}, tokens_per_second_per_gpu: 1}}]", "layout 5 is no text"),
         ("reference: {card: b200}", r"reference\.card 'b200' is none of h100, h200, a100"),
         (f"measured: [{{{RUN}, tokens_per_second_per_gpu: '9,000'}}]", "'9,000' is no number above 0"),
         (f"measured: [{{{RUN}, tokens_per_second_per_gpu: 0}}]", "0 is no number above 0"),

@@ -23,6 +23,7 @@ from tools.report.held_out import held_out
 from tools.report.history import phase_rows
 from tools.report.html import page
 from tools.report.markdown import escaped, markdown
+from tools.report.overview import overview
 from tools.report.reads import difficulty, shares_of
 from tools.report.run_record import read_run, with_names
 from tools.report.speed import budget
@@ -240,6 +241,22 @@ def test_the_base_in_a_runs_folder_stands_beside_its_newest_checkpoint(tmp_path:
     assert table.rows[0][2:4] == ["10.0 [8.0, 12.0]", "30.0 [28.0, 32.0]"]
 
 
+def test_a_benchmark_scored_by_two_versions_of_its_task_file_is_named(tmp_path: Path) -> None:
+    run = run_folders.write(tmp_path / "run", 40)
+    for number, version in enumerate((1.0, 2.0), start=1):
+        write_evaluation(run / "eval", f"iter_{number}", tokens=256 * number, score=0.3)
+        file = run / f"eval/probe/iter_{number}/results.json"
+        content = json.loads(file.read_text())
+        content["benchmarks"][0]["tasks"] = [{"task": "a", "version": version}, {"task": "b", "version": 1.0}]
+        other = content["benchmarks"][0] | {"name": "Other", "tasks": [{"task": "b", "version": 1.0}]}
+        file.write_text(json.dumps(content | {"benchmarks": [content["benchmarks"][0], other]}))
+    said = [b.text for b in evaluation([read_run(run)], []).blocks if isinstance(b, Missing)]
+    assert said == [
+        "probe: HumanEval: the versions of its task files differ between these results, or are not known of all; an "
+        "answer may be scored in two ways"
+    ]
+
+
 def test_one_that_is_only_begun_is_not_called_incomparable(tmp_path: Path) -> None:
     run = run_folders.write(tmp_path / "run", 40)
     write_evaluation(run / "eval", "iter_0000040", tokens=10240, score=0.3)
@@ -293,6 +310,18 @@ def test_a_real_run_is_shown_whole(tmp_path: Path) -> None:
     assert rows[str(tmp_path / "hf")][2] == "Hugging Face weights"
     states = [t.rows for s in report.sections for t in tables(s) if t.header[:2] == ["source", "folder"]]
     assert [row[3] for row in states[0]] == ["the hashes are the schedule's"] * 3
+
+
+def test_a_run_of_random_weights_is_not_begun_from_a_path_beside_them(tmp_path: Path) -> None:
+    run = run_folders.write(tmp_path / "run", 4)
+    config = json.loads((run / "run_config.yaml").read_text())
+    for init, begun_from in (
+        ({"from": "random", "path": "models/base"}, "random weights"),
+        ({"from": "hf", "path": "models/base"}, "models/base"),
+    ):
+        (run / "run_config.yaml").write_text(json.dumps(config | {"init": init}))
+        (table,) = tables(overview([read_run(run)]))
+        assert ["begun from", begun_from] in table.rows
 
 
 @pytest.fixture(scope="module")

@@ -129,6 +129,7 @@ def compare_results(folders: Sequence[Path], *, shows_published: bool = False) -
             rows.append(_row(line, base, others, labels[1:]))
         elif not line.of:
             left_out.append(f"{line.name}: not measured in {', '.join(open_in)}")
+    cautions += _unknown_versions(found, labels)
     rows = _with_holm(rows, len(others))
     if not rows:
         raise DataError(f"no benchmark is measured in all of {', '.join(labels)}")
@@ -204,6 +205,18 @@ def _measured_alike(base: Results, other: Results) -> list[str]:
             raise ConfigError(f"{where}: measured with {key} {theirs} and {mine}; evaluate both with one")
         cautions.append(f"measured with {key} {mine} and {theirs}")
     return cautions
+
+
+def _unknown_versions(found: Sequence[Results], labels: Sequence[str]) -> list[str]:
+    """Cautions: beside a version nothing shows that what was measured before it was kept was scored otherwise."""
+    told = [{str(task["task"]): task.get("version") for line in r.benchmarks for task in line.tasks} for r in found]
+    known = {name for versions in told for name, version in versions.items() if version is not None}
+    return [
+        f"{label}: {', '.join(sorted(lost))}: measured before the version of the task file was kept; it may have been "
+        "scored otherwise, as ASDiv was"
+        for label, versions in zip(labels, told, strict=True)
+        if (lost := {name for name, version in versions.items() if version is None and name in known})
+    ]
 
 
 def _row(line: BenchmarkResult, base: Results, others: Sequence[Results], labels: Sequence[str]) -> Row:

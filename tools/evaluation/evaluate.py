@@ -278,12 +278,13 @@ def _earlier(folder: Path, subject: Subject, suite_hash: str, mark: str, options
             f"--out: {folder} holds the results of {found.model.get('path')}, and {told['path']} has the same name; "
             "choose another --out, or remove them"
         )
-    most, is_begun = found.settings.get("limit"), any(line.tasks for line in found.benchmarks)
-    if is_same and is_begun and options.limit is not None and (most is None or most > options.limit):
-        raise ConfigError(
-            f"--limit {options.limit}: {folder} holds this model's results over {most or 'all'} items of each task, "
-            "which fewer would replace; choose another --out, or remove them"
-        )
+    if is_same and (limit := options.limit) is not None:
+        for file in sorted((folder / "tasks").glob("*.json")):  # results.json may be of a call that ended at its begin
+            if (kept := read_task(folder, file.stem)) is not None and len(kept.items) > limit:
+                raise ConfigError(
+                    f"--limit {limit}: {folder} holds this model's results over {len(kept.items)} items of "
+                    f"{kept.task}, which fewer would replace; choose another --out, or remove them"
+                )
     alike = {"lm_eval": version("lm_eval"), "backend": options.backend, "batch_size": options.batch_size}
     if options.dtype != "auto":
         alike["dtype"] = options.dtype
@@ -353,6 +354,7 @@ def _benchmark_result(line: Line, done: dict[str, TaskResult], folder: Path) -> 
     tasks = tuple(
         {
             "task": result.task,
+            "version": result.version,
             "score": result.score,
             "num_items": len(result.items),
             "num_truncated": result.num_truncated,

@@ -25,6 +25,7 @@ SEED = 1234
 """The harness's own, for the exemplars that it draws."""
 ANSWER_CHARACTERS = 2000
 INSTALL = "pip install 'megatron-synE[eval]'"
+NAN_BECAUSE = "its weights hold NaN, or they overflow in float16 (then --dtype bfloat16)"
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ def num_requests(task: Any, limit: int | None) -> int:
 def load_model(folder: Path, options: EvalOptions) -> Any:
     """The harness's model. No code of the folder runs.
 
-    Errors: ConfigError for a missing backend; CheckpointError if transformers cannot read the folder.
+    Errors: ConfigError for a missing backend; CheckpointError if transformers cannot read the folder, or it gives NaN.
     """
     with _quiet():
         try:
@@ -184,6 +185,7 @@ def load_model(folder: Path, options: EvalOptions) -> Any:
 
 
 def _hf(folder: Path, options: EvalOptions) -> Any:
+    import torch
     from lm_eval.models.huggingface import HFLM
 
     from megatron_synE.runtime.device import select
@@ -193,6 +195,8 @@ def _hf(folder: Path, options: EvalOptions) -> Any:
         pretrained=str(folder), dtype=options.dtype, device=device.kind, batch_size=options.batch_size,
         trust_remote_code=False,
     )  # fmt: skip
+    if model._model_call(torch.tensor([model.tok_encode("1 + 1 = 2")], device=model.device)).isnan().any():
+        raise CheckpointError(f"{folder}: the model gives NaN: {NAN_BECAUSE}")  # what it writes would only be wrong
     for kind in ("loglikelihood", "loglikelihood_rolling", "generate_until"):
         setattr(model, kind, partial(getattr(model, kind), disable_tqdm=True))
     model.tok_decode = _decode_behind_a_text(model)
@@ -266,7 +270,7 @@ def run_task(
     if lost := [item.id for item in items if any(map(math.isnan, item.likelihoods or ()))]:
         raise CheckpointError(
             f"{planned.name}: the model gives NaN as log-likelihood of {len(lost)} of {len(items)} items, the first is "
-            f"item {lost[0]}: its weights hold NaN, or they overflow in float16 (then --dtype bfloat16)"
+            f"item {lost[0]}: {NAN_BECAUSE}"
         )
     return TaskResult(
         task=planned.name,

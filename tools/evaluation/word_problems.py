@@ -53,7 +53,7 @@ def mawps(docs: "Dataset") -> "Dataset":
 def score(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
     """1 if what the model ends with is the gold answer: the number after its last "answer is", else its last number.
 
-    As many numbers as the gold answer has (150 of ASDiv's 2,305 have several): of a ratio or a time in its order, 3:4
+    As many numbers as the gold answer has (151 of ASDiv's 2,305 have several): of a ratio or a time in its order, 3:4
     or 3/4, of a list (`5 years old; 15 years old`) in any. A gold answer without a number (a name, yes or no) must
     stand in the sentence of the answer.
     """

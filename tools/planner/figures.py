@@ -155,6 +155,7 @@ def _above_0(value: Any) -> float:
 
 
 def _reference(entry: dict[str, Any]) -> dict[str, Any]:
+    _check_kind(entry["kind"])
     for name in ("seq_length", "gpus", "tokens_per_second_per_gpu"):
         _above_0(entry[name])
     for name, known in (("card", cards()), ("model", ARCHITECTURES)):
@@ -168,6 +169,8 @@ def _measured(entry: dict[str, Any]) -> Measured:
     batch = 1 if found.global_batch_size is None else found.global_batch_size
     for value in (found.num_parameters, found.seq_length, batch, found.gpus, found.tokens_per_second_per_gpu):
         _above_0(value)
+    if not isinstance(found.layout, str):
+        raise ValueError(f"layout {found.layout!r} is no text")
     return found
 
 
@@ -181,6 +184,10 @@ def _points(entries: list[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
 
 
 def _factor(entry: dict[str, Any]) -> Factor:
-    if entry["kind"] not in KINDS:
-        raise ValueError(f"kind {entry['kind']!r} is none of {', '.join(KINDS)}")
+    _check_kind(entry["kind"])
     return Factor(_above_0(entry["factor"]), entry["kind"], str(entry["source"]))
+
+
+def _check_kind(kind: Any) -> None:
+    if kind not in KINDS:
+        raise ValueError(f"kind {kind!r} is none of {', '.join(KINDS)}")

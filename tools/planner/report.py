@@ -160,7 +160,7 @@ def row_of(tree: dict[str, Any], place: Place) -> list[str]:
     """One line of the table over numbers of nodes."""
     name = [str(place.nodes), str(place.world_size)]
     if not tree["best"]:
-        return [*name, "-", "-", "-", "-", "-", "none fits"]
+        return [*name, "-", "-", "-", "-", "-", _none(tree["refused"]).partition(":")[0].partition(",")[0]]
     best = tree["best"][0]
     return [
         *name,

@@ -12,7 +12,7 @@ from tools.planner.layout import Job, Layout
 
 THIS_LAYOUT = "this layout, measured"
 _LAYOUT = re.compile(
-    r"TP(?P<tp>\d+)(?P<sp> SP)?, PP(?P<pp>\d+)(?: VPP(?P<vpp>\d+))?(?:, CP(?P<cp>\d+))?, MBS(?P<mbs>\d+), "
+    r"(?!.*[PS]0)TP(?P<tp>\d+)(?P<sp> SP)?, PP(?P<pp>\d+)(?: VPP(?P<vpp>\d+))?(?:, CP(?P<cp>\d+))?, MBS(?P<mbs>\d+), "
     r"recompute (?P<recompute>none|selective|full)(?:, ZeRO(?P<zero>[23]))?"
 )
 

@@ -59,6 +59,9 @@ def evaluation(runs: Sequence[RunRecord], files: Sequence[Path]) -> Section:
         if len({result.comparable for result in newest if result.is_scored}) > 1:
             differ = "suite file, harness or settings differ between these results"
             blocks.append(Missing(f"{suite}: {differ}; do not compare them"))
+        if names := _in_other_versions(of_suite):
+            differ = "the versions of its task files differ between these results, or are not known of all"
+            blocks += [Missing(f"{suite}: {', '.join(names)}: {differ}; an answer may be scored in two ways")]
         levels = sorted({f"{100 * b.confidence:g} %" for r in newest for b in r.benchmarks if b.interval is not None})
         x_label = f"score, % (bar: {' or '.join(levels) or 'its'} interval)"
         blocks += intervals(f"Scores: {suite}", _intervals(newest), x_label=x_label)
@@ -120,6 +123,15 @@ def _newest(results: Sequence[Result]) -> list[Result]:
         if key not in kept or (result.iteration or 0.0) >= (kept[key].iteration or 0.0):
             kept[key] = result
     return list(kept.values())
+
+
+def _in_other_versions(results: Sequence[Result]) -> list[str]:
+    """Benchmarks with a task that these results did not all measure with one version, as `syne compare` asks."""
+    versions: dict[tuple[str, str], set[object]] = {}
+    for b in (b for result in results for b in result.benchmarks):
+        for task in b.tasks:
+            versions.setdefault((b.name, str(task["task"])), set()).add(task.get("version"))
+    return list(dict.fromkeys(name for (name, _), found in versions.items() if len(found) > 1))
 
 
 def _told_apart(results: Sequence[Result]) -> list[Result]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from megatron_synE.config.schema import InitSection
 from tools.report.content import Block, Missing, Section, Table, Text
 from tools.report.held_out import last_validation_ppl
 from tools.report.metrics_file import Numbers
@@ -35,7 +36,7 @@ def facts_of(run: RunRecord) -> dict[str, str]:
         "iteration": f"{run.iteration:,} of {planned:,}" if planned is not None else f"{run.iteration:,}",
         "tokens read": short(metrics.last("consumed_tokens") or 0.0),
         "stage": current_stage(run) or "–",
-        "begun from": str(config.init.path or "random weights") if config is not None else "–",
+        "begun from": _begun_from(config.init) if config is not None else "–",
         "training loss, first → mean of last 5 %": loss,
         "held-out PPL, first → last": last_validation_ppl(run),
         "learning rate": fixed_rate(metrics.last("learning_rate")),
@@ -64,6 +65,11 @@ def current_stage(run: RunRecord) -> str | None:
         if samples < phase.end_sample:
             return phase.name
     return f"{run.schedule.phases[-1].name} (ended)" if run.schedule.phases else None
+
+
+def _begun_from(init: InitSection) -> str:
+    is_random = init.source == "random"  # then a path beside it is not read
+    return "random weights" if is_random or init.path is None else str(init.path)
 
 
 def _state(run: RunRecord) -> str:
