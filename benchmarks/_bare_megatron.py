@@ -4,8 +4,8 @@ Everything as megatron-core brings it where neither apex nor Transformer Engine 
 square of all scores, whole logits, torch's AdamW in its distributed optimizer. Ours are the view that lets it run on a
 CPU at all (runtime/cpu_compat.py) and the reading of the HF folder.
 
-argv = HF folder, samples [number, tokens + 1], steps, precision, weight decay, where rank 0 writes {"seconds",
-"losses"}.
+argv = HF folder, samples [number, tokens + 1], steps, micro-batch, precision, weight decay, where rank 0 writes
+{"seconds", "losses"}.
 """
 
 import json
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from benchmarks._hf_trainer import GLOBAL_BATCH, MICRO_BATCH
+from benchmarks._hf_trainer import GLOBAL_BATCH
 from megatron_synE.checkpoint.hf import read_rectangle
 from megatron_synE.checkpoint.hf_folder import HfFolder
 from megatron_synE.checkpoint.model_space import local_parameters
@@ -99,7 +99,9 @@ def forward_step(iterator: Iterator[torch.Tensor], model: torch.nn.Module) -> tu
     return model(tokens, positions, None, labels=labels), loss
 
 
-def main(folder: Path, samples: Path, steps: int, precision: str, weight_decay: float, out: Path) -> None:
+def main(
+    folder: Path, samples: Path, steps: int, micro_batch: int, precision: str, weight_decay: float, out: Path
+) -> None:
     """Train in the order of the samples; rank 0 writes the median seconds of all steps but the first, and losses."""
     keep_freed_memory()
     dist.init_process_group("gloo")
@@ -126,12 +128,12 @@ def main(folder: Path, samples: Path, steps: int, precision: str, weight_decay: 
     for step in range(steps):
         started = time.perf_counter()
         first = step * GLOBAL_BATCH + rank * of_rank
-        batches = torch.from_numpy(windows[first : first + of_rank].astype(np.int64)).split(MICRO_BATCH)
+        batches = torch.from_numpy(windows[first : first + of_rank].astype(np.int64)).split(micro_batch)
         ddp.zero_grad_buffer()
         optimizer.zero_grad()
         found = forward_backward(
             forward_step_func=forward_step, data_iterator=iter(batches), model=ddp, num_microbatches=len(batches),
-            seq_length=windows.shape[1] - 1, micro_batch_size=MICRO_BATCH, forward_only=False,
+            seq_length=windows.shape[1] - 1, micro_batch_size=micro_batch, forward_only=False,
         )  # fmt: skip
         optimizer.step()
         loss = torch.stack([each["loss"] for each in found]).mean()
@@ -144,4 +146,6 @@ def main(folder: Path, samples: Path, steps: int, precision: str, weight_decay: 
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4], float(sys.argv[5]), Path(sys.argv[6]))
+    given = sys.argv[1:8]
+    numbers = int(given[2]), int(given[3])
+    main(Path(given[0]), Path(given[1]), *numbers, given[4], float(given[5]), Path(given[6]))

@@ -1,9 +1,9 @@
 """transformers' Trainer at its best on a CPU, for train_step: one process of two threads, SDPA, AdamW on fp32 masters.
 
 The masters are a wrapper here, as Trainer has none; nothing is evaluated or saved. argv = HF folder, steps, precision,
-weight decay, samples (an array [number, tokens + 1], taken in this order), and "deepspeed" for its ZeRO-2, which keeps
-masters of its own, with checkpointing of activations. Prints {"seconds": median of all steps but
-the first, "losses": of each}.
+weight decay, micro-batch, samples (an array [number, tokens + 1], taken in this order), and "deepspeed" for its ZeRO-2,
+which keeps masters of its own, with checkpointing of activations. Prints {"seconds": median of all steps but the first,
+"losses": of each}.
 """
 
 import json
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-GLOBAL_BATCH, MICRO_BATCH = 8, 2
+GLOBAL_BATCH = 8
 LR, BETAS = 1e-4, (0.9, 0.95)
 
 
@@ -41,7 +41,7 @@ class MasterAdamW(torch.optim.Optimizer):
 
 
 def train(
-    hf: Path, steps: int, precision: str, weight_decay: float, samples: Path, *, deepspeed: bool
+    hf: Path, steps: int, precision: str, weight_decay: float, micro_batch: int, samples: Path, *, deepspeed: bool
 ) -> dict[str, Any]:
     """Run Trainer in this process."""
     import numpy as np
@@ -78,8 +78,8 @@ def train(
     model = AutoModelForCausalLM.from_pretrained(hf, dtype=dtype, attn_implementation="sdpa")
     with tempfile.TemporaryDirectory() as out:
         arguments = TrainingArguments(
-            output_dir=out, max_steps=steps, per_device_train_batch_size=MICRO_BATCH,
-            gradient_accumulation_steps=GLOBAL_BATCH // MICRO_BATCH, use_cpu=True, report_to=[], save_strategy="no",
+            output_dir=out, max_steps=steps, per_device_train_batch_size=micro_batch,
+            gradient_accumulation_steps=GLOBAL_BATCH // micro_batch, use_cpu=True, report_to=[], save_strategy="no",
             logging_strategy="steps", logging_steps=1, remove_unused_columns=False, max_grad_norm=1.0,
             dataloader_num_workers=0, disable_tqdm=True, gradient_checkpointing=deepspeed,
             deepspeed=_zero_2(precision) if deepspeed else None, bf16=deepspeed and precision == "bf16",
@@ -104,10 +104,17 @@ def _zero_2(precision: str) -> dict[str, Any]:
 
 
 def run_theirs(
-    hf: Path, steps: int, precision: str, weight_decay: float, samples: Path, *, deepspeed: bool = False
+    hf: Path,
+    steps: int,
+    micro_batch: int,
+    *,
+    precision: str,
+    weight_decay: float,
+    samples: Path,
+    deepspeed: bool = False,
 ) -> dict[str, Any]:
     """What `train` gives, of a fresh process. Errors: SystemExit with what it said."""
-    command = ["-m", "benchmarks._hf_trainer", hf, steps, precision, weight_decay, samples]
+    command = ["-m", "benchmarks._hf_trainer", hf, steps, precision, weight_decay, micro_batch, samples]
     command += ["deepspeed"] if deepspeed else []
     # DeepSpeed looks for MPI unless a launcher's variables say that it is alone.
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29611"}
@@ -122,8 +129,9 @@ def run_theirs(
 
 
 if __name__ == "__main__":
-    given = sys.argv[1:6]
+    given = sys.argv[1:7]
     answer = train(
-        Path(given[0]), int(given[1]), given[2], float(given[3]), Path(given[4]), deepspeed="deepspeed" in sys.argv[6:]
-    )
+        Path(given[0]), int(given[1]), given[2], float(given[3]), int(given[4]), Path(given[5]),
+        deepspeed="deepspeed" in sys.argv[7:],
+    )  # fmt: skip
     print(json.dumps(answer))
