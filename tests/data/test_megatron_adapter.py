@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 from data_mixers.errors import ConfigError
 from data_mixers.manifest import ShardEntry, SourceEntry, TokenizerIdentity, read_manifest
 from data_mixers.sampling import Sampler
+from tests.data_mixers.orders import addresses
 from data_mixers.schedule import Schedule, scheduled_source
 from megatron_synE.data.batch import sample_indices
 from megatron_synE.data.indexed import IndexedWriter
@@ -134,7 +135,7 @@ def test_an_item_equals_that_of_gptdataset_in_every_field(
     ours = MegatronScheduledDataset(schedule, [manifest], config_of(root, **options))
     assert windows >= 3 and len(places) >= windows
     boundaries = pads = 0
-    for sample, address in enumerate(Sampler(schedule).addresses(0, windows)):
+    for sample, address in enumerate(addresses(Sampler(schedule), 0, windows)):
         window = address.token_offset // SEQ_LENGTH
         # GPTDataset 0.16.1 writes the pads of its first item into the loss mask that it keeps for all later ones.
         theirs.masks_and_position_ids_are_cached = False
@@ -181,7 +182,7 @@ def slowly_read(root: Path) -> list[list[int]]:
     flat = {f"und/web/{name}": np.fromfile(root / f"{name}_text_document.bin", dtype=np.uint16) for name in "ab"}
     return [
         flat[schedule.sources[place.source_index].name][place.token_offset :][:SEQ_LENGTH].tolist()
-        for place in Sampler(schedule).addresses(0, schedule.num_samples)
+        for place in addresses(Sampler(schedule), 0, schedule.num_samples)
     ]
 
 

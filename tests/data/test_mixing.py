@@ -20,6 +20,7 @@ from data_mixers.guard import GuardObservation, GuardSettings, GuardState
 from data_mixers.guard import decide as decide_guard
 from data_mixers.mixture import PlannedPhase
 from data_mixers.sampling import Sampler
+from tests.data_mixers.orders import addresses
 from megatron_synE.config.load import load_config
 from megatron_synE.decision_log import lines_of, rows_of
 from megatron_synE.mixing import Answer, GuardAnswer, Mixture, mixture_of
@@ -69,23 +70,23 @@ def test_a_decision_that_begins_inside_a_range_left_out_is_taken_and_the_range_s
     assert found.reweights == expected.reweights
     assert not any("max_epochs" in note for note in answer.groups["zh/web"].notes)
     assert found.schedule.past_digest(48) == skipping.schedule.past_digest(48)
-    left_out = set(Sampler(plain.schedule).addresses(40, 72))
-    read_then = list(Sampler(found.schedule).addresses(0, SAMPLES - 32))
+    left_out = set(addresses(Sampler(plain.schedule), 40, 72))
+    read_then = addresses(Sampler(found.schedule), 0, SAMPLES - 32)
     assert len(set(read_then)) == SAMPLES - 32  # no window twice
     assert not left_out & set(read_then)
-    assert read_then[:40] == list(Sampler(plain.schedule).addresses(0, 40))
+    assert read_then[:40] == addresses(Sampler(plain.schedule), 0, 40)
 
 
 def test_a_bad_range_that_reaches_back_before_one_of_the_configuration_takes_nothing_back_in(tmp_path: Path) -> None:
     """data.skip_samples has 40:56; samples 32 to 71 turn out bad, on both sides of that range."""
     plain = mixture(tmp_path, dict.fromkeys(TOPICS, 20000))
     run = replace(plain, skips=((40, 56), (200, 208)))
-    out = set(Sampler(plain.schedule).addresses(40, 56)) | set(Sampler(run.schedule).addresses(32, 72))
+    out = set(addresses(Sampler(plain.schedule), 40, 56)) | set(addresses(Sampler(run.schedule), 32, 72))
     samples = run.leavable(32, 72)
     after = run.skipping(samples.start, samples.stop)
-    read_then = list(Sampler(after.schedule).addresses(0, 160))
+    read_then = addresses(Sampler(after.schedule), 0, 160)
     assert not out & set(read_then)
-    assert read_then[:32] == list(Sampler(run.schedule).addresses(0, 32))
+    assert read_then[:32] == addresses(Sampler(run.schedule), 0, 32)
 
 
 def test_steps_that_a_rollback_undoes_are_not_read_again_across_a_decision_nor_where_a_stage_begins(
@@ -102,12 +103,12 @@ def test_steps_that_a_rollback_undoes_are_not_read_again_across_a_decision_nor_w
     risen = sum(max(0, shares[1][name] - shares[0][name]) for name in shares[0]) / 2**32
     assert 0.01 < risen < 0.1
     for start, stop, border, most in ((24, 96, 48, 1 + risen * 48), (160, 240, 200, 0)):
-        bad = set(Sampler(run.schedule).addresses(start, stop))
+        bad = set(addresses(Sampler(run.schedule), start, stop))
         after = run.skipping(start, stop)
-        read_then = list(Sampler(after.schedule).addresses(0, 300))
+        read_then = addresses(Sampler(after.schedule), 0, 300)
         assert len(bad & set(read_then)) <= most, (border, after.schedule.skips)
         assert len(set(read_then)) == 300
-        assert read_then[:start] == list(Sampler(run.schedule).addresses(0, start))
+        assert read_then[:start] == addresses(Sampler(run.schedule), 0, start)
         assert run.restored(json.loads(json.dumps(after.to_dict()))).schedule == after.schedule
 
 

@@ -16,6 +16,7 @@ from data_mixers.exhaustion import window_limits
 from data_mixers.guard import GuardObservation, GuardSettings, GuardState, ProbeAnswers, decide, sign_test
 from data_mixers.mixture import GuardShift, PlannedPhase, Reweight, compose, topic_ratios
 from data_mixers.sampling import Sampler
+from tests.data_mixers.orders import addresses
 from data_mixers.schedule import Schedule
 from tests.data_mixers.test_curriculum import entry
 
@@ -242,11 +243,11 @@ def test_with_reweights_and_exhaustion_languages_keep_their_shares_and_the_past_
         )
     limits = LIMITS if is_limited else None
     full = composed(*decisions, limits=limits)
-    addresses = list(Sampler(full).addresses(0, 600))
+    read = addresses(Sampler(full), 0, 600)
     for count, decision in enumerate(decisions):
         part = composed(*decisions[:count], limits=limits)
         assert part.past_digest(decision.start_sample) == full.past_digest(decision.start_sample)
-        assert list(Sampler(part).addresses(0, decision.start_sample)) == addresses[: decision.start_sample]
+        assert addresses(Sampler(part), 0, decision.start_sample) == read[: decision.start_sample]
     for phase in full.phases:
         if phase.start_sample >= 500:
             continue

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from data_mixers.manifest import DatasetManifest, ShardEntry, SourceEntry, TokenizerIdentity
 from data_mixers.ratios import quantise
 from data_mixers.sampling import SampleAddress, Sampler
+from tests.data_mixers.orders import addresses
 from data_mixers.schedule import Schedule, ScheduledShard, ScheduledSource
 from megatron_synE.config.schema import StageSection
 from megatron_synE.data.batch import sample_indices
@@ -56,7 +57,7 @@ def schedules(draw: st.DrawFn, *, max_phases: int = 50) -> Drawn:
 
 def read(schedule: Schedule, start: int = 0, stop: int | None = None) -> list[SampleAddress]:
     """By a sampler of its own, as after a restart."""
-    return list(Sampler(schedule).addresses(start, schedule.num_samples if stop is None else stop))
+    return addresses(Sampler(schedule), start, schedule.num_samples if stop is None else stop)
 
 
 def windows_per_epoch(source: ScheduledSource) -> int:

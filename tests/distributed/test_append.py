@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from data_mixers.sampling import Sampler
+from tests.data_mixers.orders import addresses
 from data_mixers.schedule import Schedule
 from tests import tiny
 from tests.distributed.test_resume import assert_same_tensors, training_rows
@@ -56,7 +57,7 @@ def test_a_stage_appended_under_way_leaves_the_past_and_is_read_after_its_bounda
     # As `mix append` prints it: the job's time slice is no part of the run's configuration.
     tiny.train(run / "run_config.yaml", override)
     old, new = Sampler(schedule_of(plain)), Sampler(schedule_of(run))
-    assert list(new.addresses(0, BOUNDARY)) == list(old.addresses(0, BOUNDARY))
+    assert addresses(new, 0, BOUNDARY) == addresses(old, 0, BOUNDARY)
     assert training_rows(run)[:OLD] == training_rows(plain)  # losses and norms, bit for bit
     counts = [row["samples_by_source"].get("zh/web/food", 0) for row in tiny.rows(run, "train")]
     assert counts[:OLD] == [0] * OLD
