@@ -33,7 +33,7 @@ class Chunk:
     """One rectangle of the global tensor `key`.
 
     data: the values, shape `sizes`; or a function that gives them when they are written (saving only).
-    When several ranks offer the same (key, offsets), `dedup` decides that the one with the least to write does.
+    No two ranks offer the same rectangle.
     """
 
     key: str
@@ -175,7 +175,7 @@ class _ChunkSavePlanner(SavePlanner):
         return SavePlan([_write_item(chunk) for chunk in self._chunks.values()])
 
     def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
-        return create_default_global_save_plan(_deduplicated(all_plans))
+        return create_default_global_save_plan(all_plans)
 
     def finish_plan(self, new_plan: SavePlan) -> SavePlan:
         return new_plan
@@ -196,30 +196,6 @@ def _write_item(chunk: Chunk) -> WriteItem:
             size=torch.Size(chunk.global_shape),
         ),
     )
-
-
-def _deduplicated(all_plans: list[SavePlan]) -> list[SavePlan]:
-    """Each rectangle once, given to the offering rank with the fewest bytes so far (deterministic)."""
-    owners: dict[MetadataIndex, list[int]] = {}
-    items: dict[tuple[int, MetadataIndex], WriteItem] = {}
-    for rank, plan in enumerate(all_plans):
-        for item in plan.items:
-            owners.setdefault(item.index, []).append(rank)
-            items[rank, item.index] = item
-    load_bytes = [0] * len(all_plans)
-    kept: list[list[WriteItem]] = [[] for _ in all_plans]
-    for index, ranks in owners.items():
-        rank = min(ranks, key=lambda r: (load_bytes[r], r))
-        item = items[rank, index]
-        load_bytes[rank] += _size_bytes(item)
-        kept[rank].append(item)
-    return [SavePlan(items_of_rank) for items_of_rank in kept]
-
-
-def _size_bytes(item: WriteItem) -> int:
-    """Of the rectangle. torch 2.13's `item.tensor_storage_size()` is that of the whole tensor."""
-    assert item.tensor_data is not None
-    return math.prod(item.tensor_data.chunk.sizes) * item.tensor_data.properties.dtype.itemsize
 
 
 def _gathered(fault: str | None) -> list[str | None]:

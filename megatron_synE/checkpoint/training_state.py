@@ -75,18 +75,8 @@ def _weight_chunks(model: Model, local: LocalParameter, key: str) -> Iterator[Ch
         yield from local.flat_chunks(key, bucket.own_weights(local.parameter), start=start)
 
 
-def chunks_to_save(model: Model, optimizer: Any | None) -> list[Chunk]:
-    """Everything this rank is to write: each data-parallel rank the ranges that it updates, of weights too.
-
-    Without an optimizer every data-parallel rank offers all weights, and one of them writes each.
-    """
-    if optimizer is None:
-        return [
-            chunk
-            for local in all_local_parameters(model)
-            if local.is_written_here
-            for chunk in _weight_chunks(model, local, local.key)
-        ]
+def chunks_to_save(model: Model, optimizer: Any) -> list[Chunk]:
+    """Everything this rank is to write: each data-parallel rank the ranges that it updates, of weights too."""
     chunks: list[Chunk] = []
     for shard in optimizer_shards(model, optimizer):
         local, start = shard.local, shard.start
