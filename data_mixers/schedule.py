@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal
 
 from data_mixers.errors import ConfigError, DataError
-from data_mixers.file_version import KEY as VERSION
 from data_mixers.file_version import check_version
 from data_mixers.manifest import SourceEntry
 from data_mixers.ratios import WEIGHT_UNIT
@@ -121,14 +120,6 @@ class Schedule:
                 return index
         raise ConfigError(f"the schedule has no source {name}; it has {', '.join(s.name for s in self.sources)}")
 
-    def append(self, phase: Phase, *, new_sources: tuple[ScheduledSource, ...] = ()) -> "Schedule":
-        """This schedule with one more phase; samples before it are unchanged.
-
-        new_sources: sources no earlier phase knew; they rank after all others.
-        Errors: ConfigError if the phase does not start where this schedule ends, or its weights do not fit.
-        """
-        return replace(self, sources=self.sources + new_sources, phases=(*self.phases, phase))
-
     def append_weights(
         self,
         name: str,
@@ -138,14 +129,18 @@ class Schedule:
         new_sources: tuple[ScheduledSource, ...] = (),
         kind: PhaseKind = "stage",
     ) -> "Schedule":
-        """`append` of a phase that starts where this schedule ends; weights as `ratios.quantise` gives them."""
+        """This schedule with one more phase; samples before it are unchanged. Weights as `ratios.quantise` gives them.
+
+        new_sources: sources no earlier phase knew; they rank after all others.
+        Errors: ConfigError if the weights do not fit.
+        """
         known = dict.fromkeys(source.name for source in self.sources + new_sources)
         for source in weights:
             if source not in known:
                 raise ConfigError(f"phase {name} weighs {source}, which the schedule does not have: {', '.join(known)}")
         ordered = tuple((source, weights[source]) for source in known if weights.get(source, 0))
         phase = Phase(name=name, start_sample=self.num_samples, num_samples=num_samples, weights=ordered, kind=kind)
-        return self.append(phase, new_sources=new_sources)
+        return replace(self, sources=self.sources + new_sources, phases=(*self.phases, phase))
 
     def until(self, sample: int) -> "Schedule":
         """The first `sample` samples of this schedule, to append another future to.
@@ -188,7 +183,7 @@ class Schedule:
     def from_json(cls, text: str) -> "Schedule":
         """Errors: ConfigError naming the key for anything but what `to_json` writes."""
         try:
-            content = json.loads(text, object_hook=_since_version_3)
+            content = json.loads(text)
         except json.JSONDecodeError as error:
             raise ConfigError(f"the schedule is not JSON: {error}") from error
         check_version(content, understood=SCHEMA_VERSION, file="the schedule", cure=OLD_SCHEDULE, fault=ConfigError)
@@ -266,13 +261,6 @@ def scheduled_source(entry: SourceEntry) -> ScheduledSource:
         raise ConfigError(f"source {entry.name} has role {entry.role}: it is held out and can never enter a schedule")
     shards = tuple(ScheduledShard(num_tokens=shard.num_tokens, sha256=shard.bin_sha256) for shard in entry.shards)
     return ScheduledSource(name=entry.name, shards=shards, packed_seq_length=entry.packed_seq_length)
-
-
-def _since_version_3(found: dict[str, object]) -> dict[str, object]:
-    """Version 3 said of each source in which order it is read; no run ever wrote another than this one."""
-    only = {"order": "permuted", "prefix": 0.0, "windows_planned": None}
-    kept = {key: value for key, value in found.items() if key not in only or value != only[key]}
-    return kept | {VERSION: SCHEMA_VERSION} if kept.get(VERSION) == 3 else kept
 
 
 def _check_phase(phase: Phase, rank_of: Mapping[str, int], *, start: int, where: str) -> None:

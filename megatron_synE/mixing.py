@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_mixers.control_settings import ControllerSettings
 from data_mixers.controllers import ControllerState, Decision, Observation, TopicLosses, decide, without_rises
-from data_mixers.errors import ConfigError
+from data_mixers.errors import ConfigError, DataError
 from data_mixers.exhaustion import window_limits
 from data_mixers.guard import GuardDecision, GuardObservation, GuardSettings, GuardState, ProbeAnswers
 from data_mixers.guard import decide as decide_guard
@@ -305,27 +305,31 @@ class Mixture:
         """What a checkpoint holds of it."""
         return {
             "reweights": [asdict(reweight) for reweight in self.reweights],
-            "states": {group: state.to_dict() for group, state in self.states.items()},
+            "states": {group: asdict(state) for group, state in self.states.items()},
             "shifts": [asdict(shift) for shift in self.shifts],
-            "guard": None if self.guard is None else self.guard.to_dict(),
+            "guard": None if self.guard is None else asdict(self.guard),
             "bad_ranges": self.bad_ranges,
         }
 
     def restored(self, content: Mapping[str, Any]) -> "Mixture":
         """This plan with the decisions of a checkpoint. Errors: ConfigError for anything `to_dict` does not write."""
+        guard = content["guard"]
         return replace(
             self,
             reweights=tuple(
                 parse(Reweight, item, where="schedule.mixture.reweights", fault=ConfigError)
                 for item in content["reweights"]
             ),
-            states={group: ControllerState.from_dict(state) for group, state in content["states"].items()},
+            states={
+                group: parse(ControllerState, state, where="controller_state", fault=DataError)
+                for group, state in content["states"].items()
+            },
             shifts=tuple(
                 parse(GuardShift, item, where="schedule.mixture.shifts", fault=ConfigError)
-                for item in content.get("shifts", [])  # a checkpoint from before the guard has none
+                for item in content["shifts"]
             ),
-            guard=None if content.get("guard") is None else GuardState.from_dict(content["guard"]),
-            bad_ranges=tuple((int(start), int(stop)) for start, stop in content.get("bad_ranges", [])),
+            guard=guard and parse(GuardState, guard, where="guard_state", fault=DataError),
+            bad_ranges=tuple((int(start), int(stop)) for start, stop in content["bad_ranges"]),
         )
 
 

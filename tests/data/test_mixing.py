@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from fractions import Fraction
 from itertools import product
 from pathlib import Path
@@ -316,7 +316,7 @@ def test_decisions_among_the_topics_whose_text_lasted_are_followed_and_go_on(tmp
     half, ratios = (("food", 0.5), ("music", 0.5)), (("food", 0.53), ("music", 0.47))
     state = replace(started.states["zh/web"], ratios=ratios, planned=half, recent=half, average=half, num_decisions=2)
     decision = {"start_sample": 240, "group": "zh/web", "ratios": ratios}
-    content = started.to_dict() | {"reweights": [decision], "states": {"zh/web": state.to_dict()}}
+    content = started.to_dict() | {"reweights": [decision], "states": {"zh/web": asdict(state)}}
     run = plan.restored(json.loads(json.dumps(content)))
     assert run._weights_at(240)["zh/web/food"] / 2**32 == pytest.approx(0.9 * 0.53)
     run, answer = validated(run, {"law": 2.0, "food": 2.3, "music": 1.9}, at=264)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 from typing import get_args
 
 import numpy as np
@@ -13,6 +14,7 @@ from data_mixers.control_rules import CONTROLLERS
 from data_mixers.control_settings import ControllerName, ControllerSettings
 from data_mixers.controllers import ControllerState, Observation, TopicLosses, decide
 from data_mixers.errors import ConfigError, DataError
+from data_mixers.strict_json import parse
 from tests.data_mixers.validations import ELEVEN, PPL, free, losses, observation, run
 
 HISTORY = st.lists(
@@ -67,6 +69,11 @@ def test_the_order_of_topics_plays_no_part(name: str) -> None:
     assert one.state == other.state
 
 
+def read_back(text: str) -> ControllerState:
+    """As a checkpoint is read."""
+    return parse(ControllerState, json.loads(text), where="controller_state", fault=DataError)
+
+
 @pytest.mark.parametrize("name", sorted(CONTROLLERS))
 def test_a_state_through_json_decides_alike(name: str) -> None:
     rng = np.random.default_rng(3)
@@ -81,9 +88,9 @@ def test_a_state_through_json_decides_alike(name: str) -> None:
         seen = observation(ppl, index * 1000)
         if index >= 3:
             assert resumed is not None
-            text = json.dumps(resumed.to_dict(), allow_nan=False)
+            text = json.dumps(asdict(resumed), allow_nan=False)
             again = decide(
-                ControllerSettings(name=name), resumed_ratios, ControllerState.from_dict(json.loads(text)), seen
+                ControllerSettings(name=name), resumed_ratios, read_back(text), seen
             )
         decision = decide(ControllerSettings(name=name), ratios, state, seen)
         ratios, state = decision.ratios, decision.state
@@ -93,11 +100,11 @@ def test_a_state_through_json_decides_alike(name: str) -> None:
 
 
 def test_a_damaged_state_names_the_key() -> None:
-    content = run(ControllerSettings(name="syne"), {"law": 1.0}, {"law": 3.0}).state.to_dict()
+    content = asdict(run(ControllerSettings(name="syne"), {"law": 1.0}, {"law": 3.0}).state)
     with pytest.raises(DataError, match=r"missing key controller_state\.planned"):
-        ControllerState.from_dict({key: value for key, value in content.items() if key != "planned"})
+        read_back(json.dumps({key: value for key, value in content.items() if key != "planned"}))
     with pytest.raises(DataError, match=r"unknown key controller_state\.colour"):
-        ControllerState.from_dict(content | {"colour": 1})
+        read_back(json.dumps(content | {"colour": 1}))
 
 
 def test_a_topic_the_plan_does_not_read_is_never_brought_in() -> None:
