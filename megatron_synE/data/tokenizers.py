@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from data_mixers.errors import ConfigError, DataError
 from data_mixers.manifest import TokenizerIdentity
-from megatron_synE.data.engine_check import PROBE, Chosen, choose, keep
+from megatron_synE.data.engine_check import PROBE, Chosen, choose
 from megatron_synE.data.tokenizer_engines import LoadedEngine, open_hf, open_sentencepiece, open_tiktoken
 
 logger = logging.getLogger(__name__)
@@ -152,8 +152,8 @@ def load_tokenizer(
         eos_id=_eos_id(chosen.engine, file, eos_token),
         bos_id=control.get(bos_token) if bos_token is not None else None,
     )
-    if chosen.new_json is not None:
-        keep(file, chosen, chosen.new_json, digest=tokenizer.digest)
+    if chosen.keep is not None:
+        chosen.keep(tokenizer.digest)
     return tokenizer
 
 
