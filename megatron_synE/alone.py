@@ -9,10 +9,11 @@ import torch.distributed as dist
 from megatron_synE.build import build_chunks, transformer_config
 from megatron_synE.checkpoint.load import reader_of
 from megatron_synE.checkpoint.model_space import local_parameters
-from megatron_synE.config.derive import derive
+from megatron_synE.config.derive import RunPlan, derive
 from megatron_synE.config.schema import (
     DataSection,
     InitSection,
+    ModelSection,
     ParallelSection,
     RunConfig,
     RunSection,
@@ -32,6 +33,27 @@ TENSOR_TABLE = ".metadata"
 CPU = Device("cpu", torch.device("cpu"), "gloo", "cpu")
 
 
+def planned_alone(
+    architecture: LlamaArchitecture, training: TrainingSection, model: ModelSection, device: Device
+) -> tuple[RunConfig, RunPlan]:
+    """Configuration and plan of a model that no run has, on one rank.
+
+    Starts a process group of one where none exists, also where a launcher has started peers: nothing is shared.
+    """
+    config = RunConfig(
+        run=RunSection(name="alone", dir=Path()),
+        training=training,
+        data=DataSection(manifests=(), stages=(StageSection(name="none", tokens=1, languages={}),)),
+        init=InitSection(source="random"),
+        model=model,
+        device=device.kind,
+    )
+    if not dist.is_initialized():
+        initialize(device, ALONE, ParallelSection(), seed=1)
+    assert parallel_state.get_model_parallel_group().size() == 1
+    return config, derive(config, architecture, 1, device=device.kind)
+
+
 def build_alone(
     architecture: LlamaArchitecture,
     weights: Path,
@@ -44,20 +66,10 @@ def build_alone(
 ) -> LlamaModel:
     """The model in eval mode with the weights of an HF folder or an iter_* checkpoint.
 
-    Starts a process group of one where none exists, also where a launcher has started peers: nothing is shared.
     Errors: CheckpointError for weights that do not fit.
     """
-    config = RunConfig(
-        run=RunSection(name="alone", dir=weights),
-        training=TrainingSection(seq_length=seq_length, global_batch_size=1, precision=precision),
-        data=DataSection(manifests=(), stages=(StageSection(name="none", tokens=1, languages={}),)),
-        init=InitSection(source="random"),
-        device=device.kind,
-    )
-    if not dist.is_initialized():
-        initialize(device, ALONE, ParallelSection(), seed=1)
-    assert parallel_state.get_model_parallel_group().size() == 1
-    plan = derive(config, architecture, 1, device=device.kind)
+    training = TrainingSection(seq_length=seq_length, global_batch_size=1, precision=precision)
+    config, plan = planned_alone(architecture, training, ModelSection(), device)
     core_config = transformer_config(config, plan, device)
     (model,) = build_chunks(core_config, config, plan, choose(attention, device, kernels=kernels), device)
     _load(model, architecture, weights)
