@@ -59,7 +59,6 @@ def write_seeds(path: Path, number: int) -> Path:
 
 
 def measure(record: Record, rate: float, folder: Path, arguments: argparse.Namespace) -> None:
-    """Two figures for one rate."""
     number = int(rate * arguments.seconds)
     seeds = write_seeds(folder / "seeds.jsonl", number)
     command = [sys.executable, str(SERVER), str(rate), str(arguments.answer_tokens)]

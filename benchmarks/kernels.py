@@ -202,7 +202,6 @@ def run(*, tiny: bool, device: Device) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print one line a kernel."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--tiny", action="store_true", help="shapes of nothing, as always on a CPU: does it run?")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")

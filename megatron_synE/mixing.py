@@ -168,8 +168,9 @@ class Mixture:
             return GuardAnswer(observation=seen, decision=decision, shift=None)
         shift = GuardShift(start_sample=start, language=self.guard_settings.language, rise=decision.state.rise)
         try:
-            if beyond := self._beyond(replace(self, shifts=(*self.shifts, shift)).schedule):
-                raise ConfigError(f"{beyond[0]} would be read more often than data.max_epochs or exhaustion allow")
+            if beyond := self.beyond(replace(self, shifts=(*self.shifts, shift)).schedule, self.schedule):
+                first = next(iter(beyond))
+                raise ConfigError(f"{first} would be read more often than data.max_epochs or exhaustion allow")
         except ConfigError as error:  # the language has been read as often as it may: training goes on as it is
             assert self.guard is not None  # at the first nothing moves
             kept = replace(decision, state=replace(decision.state, rise=before, language=self.guard.language))
@@ -177,14 +178,11 @@ class Mixture:
             return GuardAnswer(observation=seen, decision=kept, shift=None)
         return GuardAnswer(observation=seen, decision=decision, shift=shift)
 
-    def _beyond(self, changed: Schedule) -> list[str]:
-        """Sources that `changed` reads more often than they may be, and than they are read now."""
-        before, after = (Sampler(s).cursors(s.num_samples) for s in (self.schedule, changed))
-        return [
-            source.name
-            for source, now, then in zip(changed.sources, before, after, strict=True)
-            if then > max(now, self.limits[source.name])
-        ]
+    def beyond(self, followed: Schedule, before: Schedule) -> dict[str, int]:
+        """Sources that `followed` reads more often than they may be, and than `before` does: their windows."""
+        read = dict(zip((s.name for s in before.sources), Sampler(before).cursors(before.num_samples), strict=True))
+        now = zip(followed.sources, Sampler(followed).cursors(followed.num_samples), strict=True)
+        return {s.name: count for s, count in now if count > max(self.limits[s.name], read.get(s.name, 0))}
 
     def _can_shift(self, start: int) -> bool:
         """Whether at sample `start` the guarded language is read, beside others."""
@@ -253,11 +251,11 @@ class Mixture:
         while lasting.ratios != before:
             reweight = Reweight(start_sample=start, group=group, ratios=tuple(lasting.ratios.items()))
             try:
-                beyond = self._beyond(replace(self, reweights=(*self.reweights, reweight)).schedule)
+                beyond = self.beyond(replace(self, reweights=(*self.reweights, reweight)).schedule, self.schedule)
                 if not beyond:
                     break
             except ConfigError:  # renormalize finds no kin with text left
-                beyond = []
+                beyond = {}
             topics = {self.entries[name].topic for name in beyond if group_of(self.entries[name]) == group}
             # Nothing new to hold: another split of the samples puts some source one beyond; the group stays as it is.
             held |= (topics - held) or set(before)

@@ -26,6 +26,7 @@ from torch.futures import Future
 from megatron_synE.checkpoint.chunk_reader import ChunkReader
 from megatron_synE.checkpoint.streamed_file import StreamedFile
 from megatron_synE.exit_codes import CheckpointError
+from megatron_synE.runtime.control import agreed
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,6 @@ class Chunk:
 
 
 def whole(key: str, tensor: torch.Tensor) -> Chunk:
-    """The chunk that is a whole tensor."""
     shape = tuple(tensor.shape)
     return Chunk(key, shape, (0,) * len(shape), shape, tensor.dtype, tensor)
 
@@ -104,8 +104,8 @@ def load_chunks(path: Path, chunks: Sequence[Chunk]) -> None:
     Errors: CheckpointError naming the folder and tensor for what is missing, misshapen or damaged, on every rank.
     Cost: reads the rows that are asked for and no others.
     """
-    fault: str | None = None
-    try:
+
+    def read() -> None:
         reader = ChunkReader(path)
         for chunk in chunks:
             if reader.shape(chunk.key) != chunk.global_shape:
@@ -113,11 +113,11 @@ def load_chunks(path: Path, chunks: Sequence[Chunk]) -> None:
                     f"{path}: {chunk.key} has shape {reader.shape(chunk.key)}, the model needs {chunk.global_shape}"
                 )
             reader.read_into(chunk.tensor().detach(), chunk.key, chunk.offsets)
-    except CheckpointError as error:
-        fault = str(error)
-    for message in _gathered(fault) if dist.is_initialized() else [fault]:
-        if message is not None:
-            raise CheckpointError(message)
+
+    if dist.is_initialized():
+        agreed(None, read)
+    else:
+        read()
 
 
 class _StreamingWriter(FileSystemWriter):
@@ -197,8 +197,3 @@ def _write_item(chunk: Chunk) -> WriteItem:
         ),
     )
 
-
-def _gathered(fault: str | None) -> list[str | None]:
-    faults: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(faults, fault)
-    return faults

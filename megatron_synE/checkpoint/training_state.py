@@ -29,7 +29,6 @@ class OptimizerShard:
 
 
 def all_local_parameters(model: Model) -> list[LocalParameter]:
-    """Parameters of all chunks of this rank."""
     return [local for chunk in model.chunks for local in local_parameters(chunk)]
 
 

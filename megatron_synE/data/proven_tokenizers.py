@@ -86,7 +86,6 @@ def keep(record: Path, engine: LoadedEngine, text: str, digest: str) -> None:
 
 
 def keep_unequal(record: Path) -> None:
-    """Keep that fastokens gives other ids."""
     _write({record: json.dumps({"equal": False}).encode()})
 
 

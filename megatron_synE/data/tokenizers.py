@@ -104,7 +104,6 @@ class Tokenizer:
 
     @cached_property
     def digest(self) -> str:
-        """TokenizerIdentity.digest of this tokenizer."""
         if self._engine.digest is not None:
             return self._engine.digest
         digest = hashlib.sha256()

@@ -67,7 +67,6 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
 
     def step(self, iteration: int, seconds: float) -> None:
-        """A step was taken; it took `seconds`."""
         self._seconds.append(seconds)
         self._iteration, self._patience = iteration, 0.0
         self.beat()
