@@ -82,7 +82,10 @@ def chunks_to_save(model: Model, optimizer: Any) -> list[Chunk]:
         if not local.is_written_here:
             continue
         chunks += local.flat_chunks(local.key, shard.weight, start=start)
-        for name, values in _optimizer_tensors(shard).items():
+        tensors = dict(shard.moments)
+        if local.parameter.dtype != torch.float32:
+            tensors["master"] = shard.master.detach()
+        for name, values in tensors.items():
             chunks += local.flat_chunks(f"optimizer.{name}.{local.key}", values, start=start)
     return chunks
 
@@ -102,13 +105,6 @@ def optimizer_chunks_to_load(model: Model, optimizer: Any, *, stored_bf16: bool)
         for name in MOMENTS:
             chunks += shard.local.flat_chunks(f"optimizer.{name}.{key}", shard.moments[name], start=shard.start)
     return chunks
-
-
-def _optimizer_tensors(shard: OptimizerShard) -> dict[str, torch.Tensor]:
-    tensors = dict(shard.moments)
-    if shard.local.parameter.dtype != torch.float32:
-        tensors["master"] = shard.master.detach()
-    return tensors
 
 
 def adam_step(optimizer: Any) -> int:
