@@ -116,7 +116,7 @@ def _our_logits(
     architecture: LlamaArchitecture, checkpoint: Path, tokens: torch.Tensor, places: torch.Tensor
 ) -> torch.Tensor:
     """[s, vocab_size] fp32."""
-    from megatron_synE.reference import build_reference, logits
+    from megatron_synE.alone import build_reference, logits
 
     return logits(build_reference(architecture, checkpoint, seq_length=len(tokens)), tokens, positions=places)
 
