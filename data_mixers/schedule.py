@@ -113,13 +113,6 @@ class Schedule:
     def num_samples(self) -> int:
         return self.phases[-1].end_sample if self.phases else 0
 
-    def source_index(self, name: str) -> int:
-        """Errors: ConfigError if the schedule has no such source."""
-        for index, source in enumerate(self.sources):
-            if source.name == name:
-                return index
-        raise ConfigError(f"the schedule has no source {name}; it has {', '.join(s.name for s in self.sources)}")
-
     def append_weights(
         self,
         name: str,

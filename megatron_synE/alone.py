@@ -1,4 +1,4 @@
-"""A whole model in one process, its weights loaded, without DDP or optimizer: for scoring, and for verifying its logits."""
+"""A whole model in one process, its weights loaded, without DDP or optimizer: for verifying and for scoring."""
 
 from collections.abc import Sequence
 from pathlib import Path

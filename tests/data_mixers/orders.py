@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from data_mixers.permutation import _MIX1, _MIX2, Permutation
 from data_mixers.sampling import SampleAddress, Sampler
+from data_mixers.schedule import Schedule
 
 Numbers = npt.NDArray[np.int64]
 
@@ -48,3 +49,8 @@ def _encrypted(permutation: Permutation, values: npt.NDArray[np.uint64]) -> npt.
         mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(_MIX2)
         left, right = right, left ^ ((mixed ^ (mixed >> np.uint64(31))) & half_mask)
     return (left << half_bits) | right
+
+
+def index_of(schedule: Schedule, name: str) -> int:
+    """Of a source."""
+    return [source.name for source in schedule.sources].index(name)

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from data_mixers.manifest import TokenizerIdentity
 from data_mixers.sampling import Sampler
+from tests.data_mixers.orders import index_of
 from data_mixers.schedule import Schedule
 from megatron_synE.data.probe import SCHEMA_VERSION, Probe, ProbeItem, write_probe
 from tests import tiny
@@ -93,7 +94,7 @@ def test_english_that_gets_worse_gains_share_step_by_step_up_to_the_bound(straig
     read = Sampler(schedule).cursors(schedule.num_samples)
     assert (
         tiny.rows(straight, "train")[-1]["samples_by_source"]["en/web/computing"]
-        == read[schedule.source_index("en/web/computing")]
+        == read[index_of(schedule, "en/web/computing")]
     )
 
 
