@@ -320,4 +320,3 @@ def _ppl(memory: TopicMemory, nll_sums: tuple[float, ...]) -> float:
 
 def _sorted(shares: Mapping[str, float]) -> Shares:
     return tuple(sorted(shares.items()))
-

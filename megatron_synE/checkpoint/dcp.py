@@ -196,4 +196,3 @@ def _write_item(chunk: Chunk) -> WriteItem:
             size=torch.Size(chunk.global_shape),
         ),
     )
-

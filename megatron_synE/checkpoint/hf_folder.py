@@ -31,8 +31,9 @@ _OLD_BUFFERS = re.compile(r".*rotary_emb\.inv_freq$")  # written by transformers
 
 @dataclass(frozen=True, kw_only=True)
 class HfTensor:
-    """As stored."""
+    """One weight as stored."""
 
+    name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
     file: Path
@@ -117,13 +118,13 @@ class HfFolder:
         if file.suffix == ".safetensors":
             arrays = {n: entry.array() for n, entry in read_header(file).items() if not _OLD_BUFFERS.match(n)}
             self._stored |= arrays
-            return {n: HfTensor(dtype=a.dtype, shape=a.shape, file=file) for n, a in arrays.items()}
+            return {n: HfTensor(name=n, dtype=a.dtype, shape=a.shape, file=file) for n, a in arrays.items()}
         loaded = _load_bin(file)
         for name, tensor in loaded.items():
             if tensor.dtype not in DTYPES.values():
                 raise CheckpointError(f"{file}: {name} has dtype {tensor.dtype}; weights must be fp32, fp16 or bf16")
         self._loaded |= loaded
-        return {n: HfTensor(dtype=t.dtype, shape=tuple(t.shape), file=file) for n, t in loaded.items()}
+        return {n: HfTensor(name=n, dtype=t.dtype, shape=tuple(t.shape), file=file) for n, t in loaded.items()}
 
     def _check_weights(self) -> None:
         expected = hf_shapes(self.architecture)

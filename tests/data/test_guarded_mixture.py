@@ -11,8 +11,8 @@ from data_mixers.exhaustion import window_limits
 from data_mixers.guard import GuardObservation, GuardSettings
 from data_mixers.mixture import PlannedPhase
 from data_mixers.sampling import Sampler
-from tests.data_mixers.orders import index_of
 from megatron_synE.mixing import Answer, GuardAnswer, Mixture
+from tests.data_mixers.orders import index_of
 from tests.data_mixers.test_curriculum import entry
 
 SUMS = (30.0, 40.0, 50.0, 36.0, 33.0, 28.0, 47.0, 31.0)

@@ -26,13 +26,13 @@ from torch.utils.data import DataLoader
 from data_mixers.errors import ConfigError
 from data_mixers.manifest import ShardEntry, SourceEntry, TokenizerIdentity, read_manifest
 from data_mixers.sampling import Sampler
-from tests.data_mixers.orders import addresses
 from data_mixers.schedule import Schedule, scheduled_source
 from megatron_synE.data.batch import sample_indices
 from megatron_synE.data.indexed import IndexedWriter
 from megatron_synE.data.megatron_adapter import MegatronScheduledDataset, schedule_and_manifests, scheduled_datasets
 from megatron_synE.data.tokenizers import load_tokenizer
 from tests import tiny
+from tests.data_mixers.orders import addresses
 from tests.tools import corpus
 from tools.data_path import import_data_path
 from tools.mix_commands import DataPathOptions

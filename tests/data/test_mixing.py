@@ -20,13 +20,13 @@ from data_mixers.guard import GuardObservation, GuardSettings, GuardState
 from data_mixers.guard import decide as decide_guard
 from data_mixers.mixture import PlannedPhase
 from data_mixers.sampling import Sampler
-from tests.data_mixers.orders import addresses
 from megatron_synE.config.load import load_config
 from megatron_synE.decision_log import lines_of, rows_of
 from megatron_synE.mixing import Answer, GuardAnswer, Mixture, mixture_of
 from megatron_synE.start import check_grown
 from megatron_synE.validation import DocumentLosses, ValidationSet
 from tests import tiny
+from tests.data_mixers.orders import addresses
 from tests.data_mixers.test_curriculum import entry
 from tools.mix import replay
 

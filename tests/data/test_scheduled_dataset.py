@@ -17,12 +17,12 @@ from data_mixers.manifest import (
     TokenizerIdentity,
 )
 from data_mixers.sampling import Sampler
-from tests.data_mixers.orders import addresses
 from data_mixers.schedule import Schedule
 from megatron_synE.config.schema import StageSection
 from megatron_synE.data.build_schedule import build_schedule
 from megatron_synE.data.indexed import IndexedWriter
 from megatron_synE.data.scheduled_dataset import ScheduledDataset
+from tests.data_mixers.orders import addresses
 
 SEQ_LENGTH = 16
 EOS = 1

@@ -89,9 +89,7 @@ def test_a_state_through_json_decides_alike(name: str) -> None:
         if index >= 3:
             assert resumed is not None
             text = json.dumps(asdict(resumed), allow_nan=False)
-            again = decide(
-                ControllerSettings(name=name), resumed_ratios, read_back(text), seen
-            )
+            again = decide(ControllerSettings(name=name), resumed_ratios, read_back(text), seen)
         decision = decide(ControllerSettings(name=name), ratios, state, seen)
         ratios, state = decision.ratios, decision.state
         if index >= 3:

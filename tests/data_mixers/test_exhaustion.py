@@ -12,8 +12,8 @@ from data_mixers.errors import ConfigError
 from data_mixers.exhaustion import window_limits, without
 from data_mixers.mixture import PlannedPhase, Reweight, compose
 from data_mixers.sampling import Sampler
-from tests.data_mixers.orders import addresses
 from data_mixers.schedule import Schedule
+from tests.data_mixers.orders import addresses
 from tests.data_mixers.test_curriculum import entry
 
 LONG = 64 * 5000 + 1

@@ -16,9 +16,9 @@ from data_mixers.exhaustion import window_limits
 from data_mixers.guard import GuardObservation, GuardSettings, GuardState, ProbeAnswers, decide, sign_test
 from data_mixers.mixture import GuardShift, PlannedPhase, Reweight, compose, topic_ratios
 from data_mixers.sampling import Sampler
-from tests.data_mixers.orders import addresses
 from data_mixers.schedule import Schedule
 from data_mixers.strict_json import parse
+from tests.data_mixers.orders import addresses
 from tests.data_mixers.test_curriculum import entry
 
 RAISE = GuardSettings(language="en", action="raise", step=0.02, max_rise=0.05)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from data_mixers.errors import ConfigError
 from data_mixers.mixture import PlannedPhase, Reweight, compose, ratios_at, topic_ratios
 from data_mixers.sampling import Sampler
-from tests.data_mixers.orders import addresses, index_of
 from data_mixers.schedule import Schedule
+from tests.data_mixers.orders import addresses, index_of
 from tests.data_mixers.test_curriculum import entry
 
 ENTRIES = {

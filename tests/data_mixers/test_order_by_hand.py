@@ -17,9 +17,9 @@ from data_mixers.mixture import GuardShift, PlannedPhase, Reweight, compose
 from data_mixers.permutation import Permutation
 from data_mixers.ratios import quantise
 from data_mixers.sampling import Sampler
-from tests.data_mixers.orders import addresses, mapped
 from data_mixers.schedule import Schedule, ScheduledShard, ScheduledSource
 from data_mixers.windows import SourceWindows, windows_in_shard
+from tests.data_mixers.orders import addresses, mapped
 from tests.data_mixers.test_curriculum import entry
 
 SEQ_LENGTH = 10

@@ -11,9 +11,9 @@ from data_mixers.errors import ConfigError
 from data_mixers.permutation import Permutation
 from data_mixers.ratios import quantise
 from data_mixers.sampling import Sampler
-from tests.data_mixers.orders import addresses, mapped
 from data_mixers.schedule import Schedule, ScheduledShard, ScheduledSource
 from data_mixers.windows import SourceWindows
+from tests.data_mixers.orders import addresses, mapped
 
 
 def windows_of(num_windows: int) -> SourceWindows:

@@ -13,9 +13,9 @@ from data_mixers.merge import Merge
 from data_mixers.permutation import Permutation
 from data_mixers.ratios import quantise
 from data_mixers.sampling import Sampler
-from tests.data_mixers.orders import addresses, columns, mapped
 from data_mixers.schedule import Schedule, ScheduledShard, ScheduledSource
 from data_mixers.windows import SourceWindows, windows_in_shard
+from tests.data_mixers.orders import addresses, columns, mapped
 
 UNIT = 1 << 32
 _rng = random.Random(31)

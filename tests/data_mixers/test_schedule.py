@@ -9,8 +9,8 @@ from data_mixers.errors import ConfigError
 from data_mixers.manifest import ShardEntry, SourceEntry
 from data_mixers.ratios import quantise
 from data_mixers.sampling import Sampler
-from tests.data_mixers.orders import addresses
 from data_mixers.schedule import Phase, Schedule, ScheduledShard, ScheduledSource, scheduled_source
+from tests.data_mixers.orders import addresses
 
 
 def source(name: str, tokens: int = 100_000, sha256: str = "aa") -> ScheduledSource:

@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 from data_mixers.sampling import Sampler
-from tests.data_mixers.orders import addresses, index_of
 from data_mixers.schedule import Schedule
 from tests import tiny
+from tests.data_mixers.orders import addresses, index_of
 from tests.distributed.test_resume import assert_same_tensors, training_rows
 
 OLD, NEW = 6, 4  # iterations

@@ -9,10 +9,10 @@ from transformers import AutoModelForCausalLM
 
 from data_mixers.manifest import TokenizerIdentity
 from data_mixers.sampling import Sampler
-from tests.data_mixers.orders import index_of
 from data_mixers.schedule import Schedule
 from megatron_synE.data.probe import SCHEMA_VERSION, Probe, ProbeItem, write_probe
 from tests import tiny
+from tests.data_mixers.orders import index_of
 from tests.distributed.test_resume import assert_same_run
 
 TRAIN = {("zh", "web", "law"): 9000, ("zh", "web", "food"): 9000, ("en", "web", "computing"): 9000}

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from data_mixers.sampling import Sampler
-from tests.data_mixers.orders import addresses
 from data_mixers.schedule import Schedule
 from tests import tiny
+from tests.data_mixers.orders import addresses
 from tests.distributed.test_resume import assert_same_run
 
 TOPICS = {("zh", "web", "law"): 9000, ("zh", "web", "food"): 9000, ("zh", "web", "music"): 9000}

@@ -16,11 +16,11 @@ from megatron.core.datasets.utils import get_blend_from_list
 from data_mixers.errors import ConfigError, DataError
 from data_mixers.manifest import read_manifest
 from data_mixers.sampling import Sampler
-from tests.data_mixers.orders import addresses
 from data_mixers.schedule import read_schedule
 from megatron_synE.data.scheduled_dataset import ScheduledDataset
 from megatron_synE.data.tokenizers import load_tokenizer
 from tests import tiny
+from tests.data_mixers.orders import addresses
 from tests.tools import corpus
 from tools.cli import main
 from tools.data_path import parse_data_path
