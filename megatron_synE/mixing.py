@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_mixers.control_settings import ControllerSettings
 from data_mixers.controllers import ControllerState, Decision, Observation, TopicLosses, decide, without_rises
-from data_mixers.errors import ConfigError, DataError
+from data_mixers.errors import ConfigError
 from data_mixers.exhaustion import window_limits
 from data_mixers.guard import GuardDecision, GuardObservation, GuardSettings, GuardState, ProbeAnswers
 from data_mixers.guard import decide as decide_guard
@@ -23,7 +23,7 @@ from data_mixers.strict_json import parse
 from megatron_synE.config.derive import controller_settings, guard_settings
 from megatron_synE.config.schema import RunConfig
 from megatron_synE.data.build_schedule import all_entries, planned_phases
-from megatron_synE.exit_codes import DivergedError
+from megatron_synE.exit_codes import CheckpointError, DivergedError
 
 if TYPE_CHECKING:
     from megatron_synE.validation import DocumentLosses, ValidationSet
@@ -309,26 +309,30 @@ class Mixture:
             "bad_ranges": self.bad_ranges,
         }
 
-    def restored(self, content: Mapping[str, Any]) -> "Mixture":
-        """This plan with the decisions of a checkpoint. Errors: ConfigError for anything `to_dict` does not write."""
-        guard = content["guard"]
-        return replace(
-            self,
-            reweights=tuple(
-                parse(Reweight, item, where="schedule.mixture.reweights", fault=ConfigError)
-                for item in content["reweights"]
-            ),
-            states={
-                group: parse(ControllerState, state, where="controller_state", fault=DataError)
-                for group, state in content["states"].items()
-            },
-            shifts=tuple(
-                parse(GuardShift, item, where="schedule.mixture.shifts", fault=ConfigError)
-                for item in content["shifts"]
-            ),
-            guard=guard and parse(GuardState, guard, where="guard_state", fault=DataError),
-            bad_ranges=tuple((int(start), int(stop)) for start, stop in content["bad_ranges"]),
-        )
+    def restored(self, schedule: Mapping[str, Any], *, where: str) -> "Mixture":
+        """This plan with the decisions in a checkpoint's `schedule`.
+
+        where: of the checkpoint. Errors: CheckpointError naming it for anything `to_dict` does not write.
+        """
+        try:
+            content = schedule["mixture"]
+            guard, states = content["guard"], content["states"].items()
+            return replace(
+                self,
+                reweights=tuple(
+                    parse(Reweight, one, where="reweights", fault=ConfigError) for one in content["reweights"]
+                ),
+                states={name: parse(ControllerState, one, where="states", fault=ConfigError) for name, one in states},
+                shifts=tuple(parse(GuardShift, one, where="shifts", fault=ConfigError) for one in content["shifts"]),
+                guard=None if guard is None else parse(GuardState, guard, where="guard", fault=ConfigError),
+                bad_ranges=tuple((int(start), int(stop)) for start, stop in content["bad_ranges"]),
+            )
+        except (ConfigError, KeyError, TypeError, ValueError, AttributeError) as error:
+            why = f"no {error}" if isinstance(error, KeyError) else error
+            raise CheckpointError(
+                f"{where}: what controller and guard decided cannot be read from its state.json ({why}); move it"
+                " away, and the run goes on from the one before"
+            ) from error
 
 
 def mixture_of(config: RunConfig, manifests: Sequence[Any]) -> Mixture:

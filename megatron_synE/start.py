@@ -94,7 +94,7 @@ def mixture_to_follow(from_config: Mixture, start: Start) -> Mixture:
     if start.mode != "resume" or start.state is None or start.state.schedule is None:
         return from_config
     stored = Schedule.from_json(start.state.schedule["json"])
-    mixture = from_config.restored(start.state.schedule["mixture"])
+    mixture = from_config.restored(start.state.schedule, where=str(start.folder))
     mixture.check_new_skips(stored.skips)
     followed = mixture.schedule
     if stored.digest() == followed.digest():

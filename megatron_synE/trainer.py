@@ -227,7 +227,7 @@ class Trainer:
         assert state.schedule is not None
         # The checkpoint may be older than what was left out since: that stays out.
         bad_ranges = self.mixture.bad_ranges
-        self.mixture = replace(self.mixture.restored(state.schedule["mixture"]), bad_ranges=bad_ranges)
+        self.mixture = replace(self.mixture.restored(state.schedule, where=str(folder)), bad_ranges=bad_ranges)
         self.progress = Progress.after(state, "resume")
         self.metrics.go_back_to(self.progress.iteration, validated=self.progress.last_validated_iteration)
         self.step_log.go_back()

@@ -22,6 +22,7 @@ from data_mixers.mixture import PlannedPhase
 from data_mixers.sampling import Sampler
 from megatron_synE.config.load import load_config
 from megatron_synE.decision_log import lines_of, rows_of
+from megatron_synE.exit_codes import CheckpointError
 from megatron_synE.mixing import Answer, GuardAnswer, Mixture, mixture_of
 from megatron_synE.start import check_grown
 from megatron_synE.validation import DocumentLosses, ValidationSet
@@ -109,7 +110,7 @@ def test_steps_that_a_rollback_undoes_are_not_read_again_across_a_decision_nor_w
         assert len(bad & set(read_then)) <= most, (border, after.schedule.skips)
         assert len(set(read_then)) == 300
         assert read_then[:start] == addresses(Sampler(run.schedule), 0, start)
-        assert run.restored(json.loads(json.dumps(after.to_dict()))).schedule == after.schedule
+        assert restored(run, after.to_dict()).schedule == after.schedule
 
 
 def test_the_configuration_leaves_out_the_same_across_stages_as_a_rollback_does(tmp_path: Path) -> None:
@@ -146,7 +147,7 @@ def test_a_plan_that_grows_under_a_decision_may_not_read_a_source_too_often(tmp_
     run, _ = validated(run, dict.fromkeys(TOPICS, 2.0), at=0)
     run, _ = validated(run, {"law": 2.3, "food": 2.0, "music": 2.0}, at=352)
     assert len(run.reweights) == 1
-    followed = longer.restored(json.loads(json.dumps(run.to_dict())))
+    followed = restored(longer, run.to_dict())
     check_grown(run, run.schedule)
     check_grown(longer, run.schedule)  # without the decision it lasts
     with pytest.raises(ConfigError, match=r"zh/web/law \(12[67] of 125 windows\); shorten the stage"):
@@ -317,7 +318,7 @@ def test_decisions_among_the_topics_whose_text_lasted_are_followed_and_go_on(tmp
     state = replace(started.states["zh/web"], ratios=ratios, planned=half, recent=half, average=half, num_decisions=2)
     decision = {"start_sample": 240, "group": "zh/web", "ratios": ratios}
     content = started.to_dict() | {"reweights": [decision], "states": {"zh/web": asdict(state)}}
-    run = plan.restored(json.loads(json.dumps(content)))
+    run = restored(plan, content)
     assert run._weights_at(240)["zh/web/food"] / 2**32 == pytest.approx(0.9 * 0.53)
     run, answer = validated(run, {"law": 2.0, "food": 2.3, "music": 1.9}, at=264)
     group = answer.groups["zh/web"]
@@ -325,3 +326,28 @@ def test_decisions_among_the_topics_whose_text_lasted_are_followed_and_go_on(tmp
     assert not any("they are the plan now" in note for note in group.notes)
     assert dict(group.state.planned) == dict(half)
     assert run._weights_at(280)["zh/web/food"] / 2**32 == pytest.approx(0.9 * 0.56)  # max_shift on
+
+
+def test_damaged_decisions_of_a_checkpoint_are_refused_by_its_name_with_the_cure(tmp_path: Path) -> None:
+    run = mixture(tmp_path, dict.fromkeys(TOPICS, 20000))
+    run, _ = validated(run, dict.fromkeys(TOPICS, 2.0), at=0)
+    whole = run.to_dict()
+    assert restored(run, whole) == run
+    state = asdict(run.states["zh/web"])
+    for key, value, why in (
+        ("states", {"zh/web": state | {"ratios": None}}, "states.ratios is null"),
+        ("states", [], "'list' object has no attribute"),
+        ("guard", {}, "missing key guard.language"),
+        ("reweights", [{}], "missing key reweights.start_sample"),
+        ("bad_ranges", [[1]], "not enough values"),
+    ):
+        with pytest.raises(CheckpointError, match=rf"^run/checkpoints/iter_0000002: .*{why}.* away, and"):
+            restored(run, whole | {key: value})
+    for key in whole:
+        with pytest.raises(CheckpointError, match=rf"iter_0000002: .*\(no '{key}'\)"):
+            restored(run, {name: value for name, value in whole.items() if name != key})
+
+
+def restored(plan: Mixture, content: Mapping[str, Any]) -> Mixture:
+    """As a checkpoint brings it back."""
+    return plan.restored(json.loads(json.dumps({"mixture": content})), where="run/checkpoints/iter_0000002")
