@@ -310,7 +310,7 @@ def _inside_limits(
     high = np.maximum(np.minimum(settings.ceiling * planned, shares.sum()), shares)
     reached = limited(wanted, shares, low=low, high=high, max_shift=max_shift)
     if np.abs(reached - shares).sum() / 2 >= max_shift * (1 - 1e-9):
-        notes.append(f"the move is cut to controller.max_shift={settings.max_shift:g}")
+        notes.append(f"the move is cut to mixture.settings.max_shift={settings.max_shift:g}")
     return reached
 
 

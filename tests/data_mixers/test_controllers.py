@@ -171,7 +171,7 @@ def test_every_name_has_a_rule() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("name", "sync"), ("alpha", 1.0), ("alpha", 0.0), ("alpha", -0.1), ("alpha", math.nan), ("alpha", "0.3"),
+        ("alpha", 1.0), ("alpha", 0.0), ("alpha", -0.1), ("alpha", math.nan), ("alpha", "0.3"),
         ("importance", {"law": -1.0}), ("importance", {"law": math.nan}), ("importance", 2.0),
         ("normaliser", "softmax"),
         ("floor", -0.1), ("floor", 1.1), ("ceiling", 0.9), ("ceiling", math.nan), ("max_shift", 0.0),
@@ -181,19 +181,24 @@ def test_every_name_has_a_rule() -> None:
     ],
 )  # fmt: skip
 def test_bad_settings_are_refused_by_name(key: str, value: object) -> None:
-    with pytest.raises(ConfigError, match=rf"controller\.{key}"):
+    with pytest.raises(ConfigError, match=rf"^mixture\.settings\.{key}"):
         ControllerSettings(**{"name": "syne", key: value})  # type: ignore[arg-type]
+
+
+def test_an_unknown_controller_is_refused_by_the_key_that_the_run_file_has() -> None:
+    with pytest.raises(ConfigError, match=r"^mixture\.controller='sine' is unknown"):
+        ControllerSettings(name="sine")
 
 
 def test_an_alpha_that_could_turn_a_factor_negative_is_refused_with_importance() -> None:
     ControllerSettings(name="syne", alpha=0.49, importance={"law": 2.0})
-    with pytest.raises(ConfigError, match=r"controller\.alpha=0\.5 .* use controller\.alpha below 0\.5"):
+    with pytest.raises(ConfigError, match=r"mixture\.settings\.alpha=0\.5 .* use mixture\.settings\.alpha below 0\.5"):
         ControllerSettings(name="syne", alpha=0.5, importance={"law": 2.0})
 
 
 @pytest.mark.parametrize(("key", "value"), [("floor", 0.5), ("ema", 0.9), ("noise_level", 0.9), ("max_shift", 0.1)])
 def test_the_published_rule_refuses_guards(key: str, value: float) -> None:
-    with pytest.raises(ConfigError, match=rf"controller\.{key}.*syne_paper"):
+    with pytest.raises(ConfigError, match=rf"^mixture\.settings\.{key}.*syne_paper"):
         ControllerSettings(name="syne_paper", **{key: value})  # type: ignore[arg-type]
 
 
