@@ -16,7 +16,7 @@ NUM_POSITIONS = 512
 TOLERANCE = 2e-5
 """Largest difference, as a share of the largest logit, or of 5 if that is less. Ours: the same operations in fp32 stay
 ten times below it (often at nought); the wrong rotary scaling, a swapped head or a norm of the wrong layer are far
-above. Sums in another order can reach it on a model's worst token, so both sides add in the same (reference.py)."""
+above. Sums in another order can reach it on a model's worst token, so both sides add in the same (build_reference)."""
 _SMALLEST_SCALE = 5.0
 
 
