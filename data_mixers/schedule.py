@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from data_mixers.errors import ConfigError, DataError
+from data_mixers.file_version import KEY as VERSION
 from data_mixers.file_version import check_version
 from data_mixers.manifest import SourceEntry
 from data_mixers.ratios import WEIGHT_UNIT
@@ -176,7 +177,7 @@ class Schedule:
     def from_json(cls, text: str) -> "Schedule":
         """Errors: ConfigError naming the key for anything but what `to_json` writes."""
         try:
-            content = json.loads(text)
+            content = json.loads(text, object_hook=_since_version_3)
         except json.JSONDecodeError as error:
             raise ConfigError(f"the schedule is not JSON: {error}") from error
         check_version(content, understood=SCHEMA_VERSION, file="the schedule", cure=OLD_SCHEDULE, fault=ConfigError)
@@ -254,6 +255,13 @@ def scheduled_source(entry: SourceEntry) -> ScheduledSource:
         raise ConfigError(f"source {entry.name} has role {entry.role}: it is held out and can never enter a schedule")
     shards = tuple(ScheduledShard(num_tokens=shard.num_tokens, sha256=shard.bin_sha256) for shard in entry.shards)
     return ScheduledSource(name=entry.name, shards=shards, packed_seq_length=entry.packed_seq_length)
+
+
+def _since_version_3(found: dict[str, object]) -> dict[str, object]:
+    """Version 3 said of each source in which order it is read; no run ever wrote another than this one."""
+    only = {"order": "permuted", "prefix": 0.0, "windows_planned": None}
+    kept = {key: value for key, value in found.items() if key not in only or value != only[key]}
+    return kept | {VERSION: SCHEMA_VERSION} if kept.get(VERSION) == 3 else kept
 
 
 def _check_phase(phase: Phase, rank_of: Mapping[str, int], *, start: int, where: str) -> None:

@@ -107,3 +107,14 @@ def test_a_schedule_file_with_an_unknown_key_or_version_is_refused_by_key() -> N
         Schedule.from_json(text.replace('"schema_version":4', '"schema_version":9'))
     with pytest.raises(ConfigError, match=r"schedule\.phases\[0\]\.num_samples"):
         Schedule.from_json(text.replace('"num_samples":500', '"num_samples":"x"', 1))
+
+
+def test_a_schedule_of_version_3_is_read_unless_it_names_an_order_that_is_no_more() -> None:
+    made = two_phases()
+    text = made.to_json().replace('"schema_version":4', '"schema_version":3')
+    text = text.replace('"packed_seq_length":null', '"order":"permuted","packed_seq_length":null,"prefix":0.0')
+    text = text.replace('"shards"', '"windows_planned":null,"shards"')
+    assert '"order"' in text and '"windows_planned"' in text
+    assert Schedule.from_json(text) == made
+    with pytest.raises(ConfigError, match=r"unknown key schedule\.sources\[0\]\.order"):
+        Schedule.from_json(text.replace("permuted", "reversed"))
