@@ -4,24 +4,14 @@ The same functions build it as build a run's; only samples come from a random ge
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 
+from megatron_synE.alone import planned_alone
 from megatron_synE.build import Model, build_chunks, build_model, build_optimizer, transformer_config
-from megatron_synE.config.derive import RunPlan, derive
-from megatron_synE.config.schema import (
-    DataSection,
-    InitSection,
-    ModelSection,
-    ParallelSection,
-    RunConfig,
-    RunSection,
-    StageSection,
-    TrainingSection,
-)
+from megatron_synE.config.derive import RunPlan
+from megatron_synE.config.schema import ModelSection, RunConfig, TrainingSection
 from megatron_synE.data.batch import MicroBatch, micro_batch
 from megatron_synE.kernels.choice import Asked
 from megatron_synE.kernels.float8 import Format, Recipe
@@ -29,8 +19,6 @@ from megatron_synE.model.gpt import LlamaModel
 from megatron_synE.model.layer_spec import choose
 from megatron_synE.model.llama import LlamaArchitecture
 from megatron_synE.runtime.device import Device
-from megatron_synE.runtime.distributed import initialize
-from megatron_synE.runtime.environment import ALONE
 from megatron_synE.trainer import forward_step
 
 
@@ -46,32 +34,14 @@ class Options:
     fp8_recipe: Recipe = "tensorwise"
 
 
-def run_config(options: Options, device: Device) -> RunConfig:
-    """One sequence a step, on one rank."""
-    training = TrainingSection(
-        seq_length=options.seq_length,
-        global_batch_size=1,
-        precision=options.precision,
-        recompute=options.recompute,
-        fp8=options.fp8,
-        fp8_recipe=options.fp8_recipe,
-    )
-    return RunConfig(
-        run=RunSection(name="benchmark", dir=Path()),
-        training=training,
-        data=DataSection(manifests=(), stages=(StageSection(name="none", tokens=1, languages={}),)),
-        init=InitSection(source="random"),
-        model=ModelSection(attention="native", kernels=options.kernels),
-        device=device.kind,
-    )
-
-
 def prepared(architecture: LlamaArchitecture, options: Options, device: Device) -> tuple[RunConfig, RunPlan]:
-    """Configuration and plan, in a process group of one."""
-    if not dist.is_initialized():
-        initialize(device, ALONE, ParallelSection(), seed=1)
-    config = run_config(options, device)
-    return config, derive(config, architecture, 1, device=device.kind)
+    """One sequence a step, in a process group of one."""
+    training = TrainingSection(
+        seq_length=options.seq_length, global_batch_size=1, precision=options.precision, recompute=options.recompute,
+        fp8=options.fp8, fp8_recipe=options.fp8_recipe,
+    )  # fmt: skip
+    model = ModelSection(attention="native", kernels=options.kernels)
+    return planned_alone(architecture, training, model, device)
 
 
 @dataclass(frozen=True)

@@ -96,13 +96,6 @@ def block_stack(setting: Setting) -> dict[str, Any]:
     return found
 
 
-STEPS = {
-    "step_llama3_2_3b": "llama3.2_3b",
-    "step_tinyllama": "tinyllama_1.1b",
-    "step_smollm2_135m": "smollm2_135m",
-}
-
-
 def whole_step(preset: str, setting: Setting) -> dict[str, Any]:
     """A whole step, head and optimizer too, with and without document masks; with recomputation where it must be."""
     import torch
@@ -215,7 +208,9 @@ SECTIONS: dict[str, Callable[[Setting], dict[str, Any]]] = {
     "block_stack": block_stack,
     "step_llama3_2_1b": partial(whole_step, "llama3.2_1b"),
     "llama3_8b_full": llama3_8b_full,
-    **{name: partial(whole_step, preset) for name, preset in STEPS.items()},
+    "step_llama3_2_3b": partial(whole_step, "llama3.2_3b"),
+    "step_tinyllama": partial(whole_step, "tinyllama_1.1b"),
+    "step_smollm2_135m": partial(whole_step, "smollm2_135m"),
     "ppl_scoring": ppl_scoring,
     "checkpoint_save": checkpoint_save,
 }

@@ -38,7 +38,6 @@ def planned_bytes(architecture: LlamaArchitecture, *, seq_length: int) -> dict[s
 
 
 def loss_of(model: LlamaModel, batch: MicroBatch) -> torch.Tensor:
-    """Mean NLL of a row."""
     nll = model(
         batch.input_ids, None, None, labels=batch.labels, loss_mask=batch.loss_mask, packed_seq_params=batch.row
     )

@@ -27,7 +27,6 @@ def figures_of(result: dict[str, Any]) -> list[Figure]:
 
 
 def rendered() -> str:
-    """A part of the page for each script."""
     parts = []
     for name, result in read_results().items():
         machine = result["machine"]

@@ -44,16 +44,8 @@ def interleaved(
     first: Callable[[], float], second: Callable[[], float], *, num_pairs: int
 ) -> list[tuple[float, float]]:
     """(first, second) num_pairs times; every other pair runs in reverse order. One unmeasured pair warms both up."""
-    first(), second()
-    pairs = []
-    for index in range(num_pairs):
-        if index % 2:
-            late = second()
-            pairs.append((first(), late))
-        else:
-            early = first()
-            pairs.append((early, second()))
-    return pairs
+    found = rounds({"first": first, "second": second}, num_rounds=num_pairs)
+    return list(zip(found["first"], found["second"], strict=True))
 
 
 def rounds(sides: Mapping[str, Callable[[], float]], *, num_rounds: int) -> dict[str, list[float]]:

@@ -54,7 +54,6 @@ def distance(attention: Attention, reference: Attention, inputs: list[torch.Tens
 
 
 def compare(model: str, length: int, *, num_pairs: int) -> Figure:
-    """Of one model's heads and one length."""
     heads, groups, head_dim = HEADS[model]
     generator = torch.Generator().manual_seed(1)
     inputs = [
@@ -74,7 +73,6 @@ def compare(model: str, length: int, *, num_pairs: int) -> Figure:
 
 
 def main() -> None:
-    """Print a line for each model and length."""
     options = parser_of(__doc__, pairs=12).parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()

@@ -23,7 +23,6 @@ Layer = Callable[..., torch.Tensor]
 
 
 def compare(name: str, model: str, dtype: torch.dtype, *, num_pairs: int) -> Figure:
-    """Of one layer, one model's width and one precision."""
     hidden, mlp = WIDTHS[model]
     is_norm = name == "RMSNorm"
     inputs = [torch.randn(TOKENS, 1, hidden), torch.ones(hidden)] if is_norm else [torch.randn(TOKENS, 1, 2 * mlp)]
@@ -43,7 +42,6 @@ def compare(name: str, model: str, dtype: torch.dtype, *, num_pairs: int) -> Fig
 
 
 def main() -> None:
-    """Print a line for each layer, model and precision."""
     options = parser_of(__doc__, pairs=12).parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()

@@ -11,11 +11,11 @@ python -m benchmarks.generate [--rates 50 100 200 400] [--seconds 4] [--pairs 10
 import argparse
 import asyncio
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,6 @@ from tools.synthesis.options import GenerateOptions
 SERVER = Path(__file__).with_name("_rate_server.py")
 CONCURRENCY = 64
 TARGET_SHARE = 0.95
-
-
-def cpu_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
 
 
 async def bare(port: int, number: int, body: bytes) -> None:
@@ -64,7 +59,6 @@ def write_seeds(path: Path, number: int) -> Path:
 
 
 def measure(record: Record, rate: float, folder: Path, arguments: argparse.Namespace) -> None:
-    """Two figures for one rate."""
     number = int(rate * arguments.seconds)
     seeds = write_seeds(folder / "seeds.jsonl", number)
     command = [sys.executable, str(SERVER), str(rate), str(arguments.answer_tokens)]
@@ -80,13 +74,13 @@ def measure(record: Record, rate: float, folder: Path, arguments: argparse.Names
     def ours() -> float:
         nonlocal calls
         calls += 1
-        before = cpu_seconds()
+        before = time.process_time()
         options = GenerateOptions(
             seeds=(str(seeds),), out=folder / f"{rate:g}-{calls}", model="m",
             endpoints=(f"http://127.0.0.1:{port}/v1",), concurrency=CONCURRENCY,
         )  # fmt: skip
         report = generate(options)
-        cpu.append(1000 * (cpu_seconds() - before) / number)
+        cpu.append(1000 * (time.process_time() - before) / number)
         stats = served()
         assert report["pairs"] == number == stats["served"]
         server_cpu.append(1000 * stats["cpu_seconds"] / number)

@@ -62,7 +62,6 @@ def rank(out: Path, num_pairs: int, elements: int) -> None:
 
 
 def main() -> None:
-    """Print a line for each collective."""
     parser = parser_of(__doc__, pairs=12)
     parser.add_argument("--elements", type=int, default=134_515_008, help="over all ranks")
     parser.add_argument("--rank", type=Path, help=argparse.SUPPRESS)

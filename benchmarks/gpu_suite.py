@@ -27,7 +27,6 @@ PACKAGES = ("torch", "triton", "megatron-core", "flash-attn", "transformer-engin
 
 
 def facts(device_name: str) -> dict[str, Any]:
-    """Card, driver, versions."""
     import torch
 
     return {

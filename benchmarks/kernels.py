@@ -7,7 +7,6 @@ python -m benchmarks.kernels [--tiny] [--device cpu]
 
 import argparse
 import contextlib
-import json
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -203,17 +202,12 @@ def run(*, tiny: bool, device: Device) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print one line a kernel."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--tiny", action="store_true", help="shapes of nothing, as always on a CPU: does it run?")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     device = devices.select(options.device, local_rank=0)
     result = run(tiny=options.tiny or not device.is_cuda, device=device)
-    if options.json:
-        print(json.dumps(result))
-        return
     print(f"{device.name}, ceilings: " + ", ".join(f"{rate:,.1f} {unit}" for unit, rate in result["ceilings"].items()))
     for figure in result["figures"]:
         print(

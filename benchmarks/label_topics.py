@@ -52,7 +52,6 @@ def made_up(folder: Path, documents: int) -> tuple[Path, Path]:
 
 
 def measure(record: Record, file: Path, classifier: Path, folder: Path, *, pairs: int, full_length: int | None) -> None:
-    """Tokens a second of both sides and their ratio."""
     torch.set_num_threads(1)
     trained = load_classifier(classifier)
     texts = [json.loads(line)["text"] for line in file.read_text(encoding="utf-8").splitlines()]
@@ -90,7 +89,6 @@ def measure(record: Record, file: Path, classifier: Path, folder: Path, *, pairs
 
 
 def main() -> None:
-    """Made-up documents, or given ones."""
     parser = parser_of(__doc__, documents=1500, pairs=10)
     parser.add_argument("--classifier", type=Path, help="folder of train-classifier")
     parser.add_argument("--input", type=Path, help=".jsonl of documents, with --classifier")

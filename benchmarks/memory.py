@@ -51,7 +51,6 @@ def peak_bytes(
 
 
 def main() -> None:
-    """Print both peaks and their ratio, whole and working."""
     options = parser_of(__doc__, tokens=8192, hidden=4096, vocabulary=128_256, reduction=8).parse_args()
     by, by_rows = options.reduction, max(1, options.reduction // 2)
     tokens, hidden, vocabulary = options.tokens // by, options.hidden // by, options.vocabulary // by_rows

@@ -89,7 +89,6 @@ def fetched_text(folder: Path) -> Path:
 
 
 def hf_folder(model: Path, folder: Path) -> Path:
-    """Llama-3's tokenizer.model as a Hugging Face folder."""
     from tokenizers import AddedToken
     from transformers.convert_slow_tokenizer import TikTokenConverter
 

@@ -151,7 +151,6 @@ def padded_loop(model: torch.nn.Module, data: Path, *, seq_length: int, overlap:
 
 
 def main() -> None:
-    """Print the two ratios for each mix of lengths."""
     parser = parser_of(__doc__, pairs=8, padded_pairs=4, tokens=16_000, seq_length=1024)
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
     parser.add_argument(

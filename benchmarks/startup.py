@@ -89,7 +89,6 @@ def seconds_of_limit(files: Sequence[Path]) -> float:
 
 
 def report(record: Record, name: str, found: Sequence[dict[str, float]], pairs: Sequence[tuple[float, float]]) -> None:
-    """Medians of each part, then the ratio to the limit."""
     parts = {part: statistics.median(one.get(part, 0.0) for one in found) for part in found[-1]}
     listed = ", ".join(f"{part} {seconds:.2f}" for part, seconds in sorted(parts.items(), key=lambda item: -item[1]))
     record.add(Figure(what=f"start to the end of the first step, {name}", value=sum(parts.values()), unit="s",
@@ -125,7 +124,6 @@ def _weights_read(root: Path, run: Path | None) -> list[Path]:
 
 
 def main() -> None:
-    """Print both starts of each shape."""
     parser = parser_of(__doc__, nproc=1, pairs=3)
     parser.add_argument("--shape", nargs="+", choices=[*SHAPES], default=[*SHAPES])
     options = parser.parse_args()

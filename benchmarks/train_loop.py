@@ -45,7 +45,6 @@ def bare_step(trainer: Trainer, batches: list[object]) -> None:
 
 
 def main() -> None:
-    """Print the ratio of speeds, ours to the bare loop's."""
     options = parser_of(__doc__, pairs=12, steps=4).parse_args()
     with Record("train_loop", keep=options.record) as record, tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

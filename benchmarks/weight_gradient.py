@@ -29,7 +29,6 @@ def allocated(work: Callable[[], object]) -> int:
 
 
 def compare(dtype: torch.dtype, *, num_pairs: int) -> Figure:
-    """Of one precision."""
     d_output, inputs = torch.randn(TOKENS, OUTPUTS).to(dtype), torch.randn(TOKENS, INPUTS).to(dtype)
     main_grad = torch.zeros(OUTPUTS, INPUTS)
 
@@ -52,7 +51,6 @@ def compare(dtype: torch.dtype, *, num_pairs: int) -> Figure:
 
 
 def main() -> None:
-    """Print a line for each precision."""
     options = parser_of(__doc__, pairs=20).parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()

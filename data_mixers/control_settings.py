@@ -35,7 +35,7 @@ def idle_settings(controller: str, names: Iterable[str]) -> list[str]:
 class ControllerSettings:
     """All numbers are ours unless a source is named: the paper (arXiv 2407.18743) publishes none of them.
 
-    Errors: ConfigError naming `controller.<field>` for a value that makes no sense, for an alpha that could turn a
+    Errors: ConfigError naming the key of the run file for a value that makes no sense, for an alpha that could turn a
     factor negative, and for a guard asked of syne_paper, which is the published rule without guards.
     """
 
@@ -73,17 +73,18 @@ class ControllerSettings:
     def __post_init__(self) -> None:
         if self.name not in get_args(ControllerName):
             raise ConfigError(
-                f"controller.name={self.name!r} is unknown; use one of {', '.join(get_args(ControllerName))}"
+                f"mixture.controller={self.name!r} is unknown; use one of {', '.join(get_args(ControllerName))}"
             )
         if self.normaliser not in get_args(Normaliser):
             raise ConfigError(
-                f"controller.normaliser={self.normaliser!r} is unknown; use one of {', '.join(get_args(Normaliser))}"
+                f"mixture.settings.normaliser={self.normaliser!r} is unknown; use one of "
+                f"{', '.join(get_args(Normaliser))}"
             )
         for name in ("importance", "targets"):
             self._check_mapping(name)
         for name in ("alpha", "floor", "ceiling", "max_shift", "ema", "noise_level", "step_size", "target_drop"):
             self._check_number(name, _is_number(getattr(self, name)), "a number")
-        self._check_number("alpha", self.alpha > 0, "positive; a controller that moves nothing is name: static")
+        self._check_number("alpha", self.alpha > 0, "positive; what moves nothing is mixture.controller=static")
         self._check_number("floor", 0 <= self.floor <= 1, "in [0, 1]: it is a factor of the planned share")
         self._check_number("ceiling", self.ceiling >= 1, "at least 1: it is a factor of the planned share")
         self._check_number("max_shift", 0 < self.max_shift <= 1, "in (0, 1]")
@@ -124,26 +125,27 @@ class ControllerSettings:
     def _check_mapping(self, name: str) -> None:
         values = getattr(self, name)
         if not isinstance(values, Mapping):
-            raise ConfigError(f"controller.{name}={values!r} must give a number for each topic")
+            raise ConfigError(f"mixture.settings.{name}={values!r} must give a number for each topic")
         for topic, value in values.items():
             if not _is_number(value) or not 0 <= value < math.inf:
-                raise ConfigError(f"controller.{name}.{topic}={value!r} must be a number of at least 0")
+                raise ConfigError(f"mixture.settings.{name}.{topic}={value!r} must be a number of at least 0")
 
     def _check_number(self, name: str, fits: bool, wanted: str) -> None:
         if not fits:
-            raise ConfigError(f"controller.{name}={getattr(self, name)!r} must be {wanted}")
+            raise ConfigError(f"mixture.settings.{name}={getattr(self, name)!r} must be {wanted}")
 
     def _check_integer(self, name: str, smallest: int) -> None:
         value = getattr(self, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
-            raise ConfigError(f"controller.{name}={value!r} must be an integer of at least {smallest}")
+            raise ConfigError(f"mixture.settings.{name}={value!r} must be an integer of at least {smallest}")
 
     def _check_factor_stays_positive(self) -> None:
         largest = max(1.0, *self.importance.values()) if self.importance else 1.0
         if self.alpha * largest >= 1:
             raise ConfigError(
-                f"controller.alpha={self.alpha} times the largest importance {largest:g} is {self.alpha * largest:g}: "
-                f"a factor 1 + alpha * delta * w could turn negative; use controller.alpha below {1 / largest:g}"
+                f"mixture.settings.alpha={self.alpha} times the largest importance {largest:g} is "
+                f"{self.alpha * largest:g}: a factor 1 + alpha * delta * w could turn negative; "
+                f"use mixture.settings.alpha below {1 / largest:g}"
             )
 
     def _check_guards_are_not_asked_for(self) -> None:
@@ -151,8 +153,8 @@ class ControllerSettings:
         for name, off in GUARDS_OFF.items():
             if getattr(self, name) not in (off, defaults[name]):
                 raise ConfigError(
-                    f"controller.{name}={getattr(self, name)!r} is a guard, and syne_paper is the published rule "
-                    f"without guards; leave controller.{name} out, or use controller.name=syne"
+                    f"mixture.settings.{name}={getattr(self, name)!r} is a guard, and syne_paper is the published rule "
+                    f"without guards; leave mixture.settings.{name} out, or use mixture.controller=syne"
                 )
 
 

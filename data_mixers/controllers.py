@@ -8,7 +8,7 @@ A pure function: equal arguments give equal bits, and the order in which topics 
 import math
 import zlib
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,7 +16,6 @@ from data_mixers.control_guards import Array, inside_noise, limited
 from data_mixers.control_rules import CONTROLLERS, Signals
 from data_mixers.control_settings import ControllerSettings
 from data_mixers.errors import ConfigError, DataError
-from data_mixers.strict_json import parse
 
 PPL_DECIMALS = 6  # ours: far below any noise, above what a different order of summation changes
 SUM_TOLERANCE = 1e-6  # as in ratios.py
@@ -78,7 +77,7 @@ class TopicMemory:
 
 @dataclass(frozen=True, kw_only=True)
 class ControllerState:
-    """Everything remembered between decisions; shares and memories are sorted by topic."""
+    """Everything remembered between decisions, through JSON to the bit; shares and memories are sorted by topic."""
 
     num_decisions: int
     ratios: Shares
@@ -91,15 +90,6 @@ class ControllerState:
     """Mean of what ado wanted."""
     topics: tuple[tuple[str, TopicMemory], ...]
     """Topics that had a finite PPL at least once."""
-
-    def to_dict(self) -> dict[str, object]:
-        """For JSON; `from_dict(json.loads(json.dumps(...)))` is equal to the bit."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, content: object) -> "ControllerState":
-        """Errors: DataError naming the key for anything but what `to_dict` gives, before or after JSON."""
-        return parse(cls, _as_json(content), where="controller_state", fault=DataError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,7 +310,7 @@ def _inside_limits(
     high = np.maximum(np.minimum(settings.ceiling * planned, shares.sum()), shares)
     reached = limited(wanted, shares, low=low, high=high, max_shift=max_shift)
     if np.abs(reached - shares).sum() / 2 >= max_shift * (1 - 1e-9):
-        notes.append(f"the move is cut to controller.max_shift={settings.max_shift:g}")
+        notes.append(f"the move is cut to mixture.settings.max_shift={settings.max_shift:g}")
     return reached
 
 
@@ -330,10 +320,3 @@ def _ppl(memory: TopicMemory, nll_sums: tuple[float, ...]) -> float:
 
 def _sorted(shares: Mapping[str, float]) -> Shares:
     return tuple(sorted(shares.items()))
-
-
-def _as_json(content: object) -> object:
-    """Tuples, which `to_dict` has, as the lists that JSON makes of them."""
-    if isinstance(content, dict):
-        return {key: _as_json(value) for key, value in content.items()}
-    return [_as_json(item) for item in content] if isinstance(content, tuple | list) else content

@@ -62,11 +62,8 @@ def without(
         if not weight:
             continue
         entry = entries[name]
-        for kin in (
-            [n for n in changed if _place(entries[n])[:3] == _place(entry)[:3]],
-            [n for n in changed if _place(entries[n])[:2] == _place(entry)[:2]],
-            [n for n in changed if _place(entries[n])[:1] == _place(entry)[:1]],
-        ):
+        for level in (3, 2, 1):
+            kin = [n for n in changed if _place(entries[n])[:level] == _place(entry)[:level]]
             total = sum((weights[n] for n in kin), Fraction(0))
             if total:
                 for n in kin:

@@ -8,13 +8,12 @@ A pure function. The rise is what the language's share has above its planned one
 
 import math
 import zlib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from data_mixers.control_guards import inside_noise
 from data_mixers.controllers import TopicLosses
-from data_mixers.errors import ConfigError, DataError
-from data_mixers.strict_json import parse
+from data_mixers.errors import ConfigError
 
 GuardAction = Literal["warn", "raise"]
 BOOTSTRAP_SAMPLES = 1000  # as the noise gate of the controllers
@@ -73,7 +72,7 @@ class GuardObservation:
 
 @dataclass(frozen=True, kw_only=True)
 class GuardState:
-    """What is remembered between decisions."""
+    """What is remembered between decisions, through JSON to the bit."""
 
     language: str
     rise: float
@@ -81,15 +80,6 @@ class GuardState:
     losses: TopicLosses | None
     """At the first validation: what later ones are compared with."""
     answers: ProbeAnswers | None
-
-    def to_dict(self) -> dict[str, object]:
-        """For JSON; `from_dict(json.loads(json.dumps(...)))` is equal to the bit."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, content: object) -> "GuardState":
-        """Errors: DataError naming the key for anything but what `to_dict` gives, after JSON."""
-        return parse(cls, content, where="guard_state", fault=DataError)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,9 +19,6 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
 WEIGHT_BITS = 32
 ONE = 1 << WEIGHT_BITS
 """One sample of credit."""
@@ -73,29 +70,6 @@ class Merge:
             else:
                 node, sample = split.right, sample - left
         return node, sample
-
-    def draws(self, start: int, stop: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """(source index, draws of that source before) of samples start..stop-1 of the phase.
-
-        Exact while stop - start < 2**31: counts are taken from `start` on, so int64 cannot overflow.
-        """
-        sources, numbers = (np.zeros(stop - start, dtype=np.int64) for _ in range(2))
-        waiting = [(self._root, start, np.arange(stop - start))]
-        while waiting:
-            node, first, rows = waiting.pop()
-            if not rows.size:
-                continue
-            if node < len(self.weights):
-                sources[rows] = node
-                numbers[rows] = np.arange(first, first + rows.size)
-                continue
-            split = self._splits[node - len(self.weights)]
-            left, rest = divmod(first * split.left_weight + split.offset, split.weight)
-            remainders = (np.arange(rows.size, dtype=np.int64) * split.left_weight + rest) % split.weight
-            goes_left = remainders + split.left_weight >= split.weight
-            waiting.append((split.right, first - left, rows[~goes_left]))
-            waiting.append((split.left, left, rows[goes_left]))
-        return sources, numbers
 
     def credits_after(self, num_samples: int) -> tuple[int, ...]:
         """The credit to start the next phase with; a source with weight 0 keeps its own."""

@@ -1,12 +1,6 @@
-"""A keyed permutation of 0..n-1 that needs no table: a balanced Feistel network with cycle walking.
-
-Any position can be asked for alone; scalar (Python ints) and vector (numpy uint64) paths give the same numbers.
-"""
+"""A keyed permutation of 0..n-1 that needs no table: a balanced Feistel network with cycle walking."""
 
 import hashlib
-
-import numpy as np
-import numpy.typing as npt
 
 NUM_ROUNDS = 8  # ours: 4 rounds already make a random permutation of large halves; small ones want more
 _MASK = (1 << 64) - 1
@@ -37,15 +31,6 @@ class Permutation:
             value = self._encrypt(value)
         return value
 
-    def map(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The permuted numbers of many positions, in their order."""
-        values = self._encrypt_array(positions.astype(np.uint64))
-        outside = np.flatnonzero(values >= self.size)
-        while outside.size:
-            values[outside] = self._encrypt_array(values[outside])
-            outside = outside[values[outside] >= self.size]
-        return values.astype(np.int64)
-
     def _encrypt(self, value: int) -> int:
         left, right = value >> self._half_bits, value & self._half_mask
         for key in self._keys:
@@ -54,13 +39,3 @@ class Permutation:
             mixed = ((mixed ^ (mixed >> 27)) * _MIX2) & _MASK
             left, right = right, left ^ ((mixed ^ (mixed >> 31)) & self._half_mask)
         return (left << self._half_bits) | right
-
-    def _encrypt_array(self, values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-        half_bits, half_mask = np.uint64(self._half_bits), np.uint64(self._half_mask)
-        left, right = values >> half_bits, values & half_mask
-        for key in self._keys:
-            mixed = right ^ np.uint64(key)
-            mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(_MIX1)  # wraps modulo 2**64
-            mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(_MIX2)
-            left, right = right, left ^ ((mixed ^ (mixed >> np.uint64(31))) & half_mask)
-        return (left << half_bits) | right

@@ -4,11 +4,7 @@ schedule ─ phase of i, skips ─ merge (source, its how-many-eth draw) ─ win
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator
 from dataclasses import dataclass
-
-import numpy as np
-import numpy.typing as npt
 
 from data_mixers.errors import ConfigError
 from data_mixers.merge import Merge
@@ -24,29 +20,6 @@ class SampleAddress:
     epoch: int
     shard_index: int
     token_offset: int
-
-
-@dataclass(frozen=True)
-class SampleAddresses:
-    """Addresses of consecutive samples as flat arrays; item n is the address of sample start + n."""
-
-    start: int
-    source_index: npt.NDArray[np.int64]
-    epoch: npt.NDArray[np.int64]
-    shard_index: npt.NDArray[np.int64]
-    token_offset: npt.NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.source_index)
-
-    def __getitem__(self, n: int) -> SampleAddress:
-        return SampleAddress(
-            int(self.source_index[n]), int(self.epoch[n]), int(self.shard_index[n]), int(self.token_offset[n])
-        )
-
-    def __iter__(self) -> Iterator[SampleAddress]:
-        columns = (self.source_index, self.epoch, self.shard_index, self.token_offset)
-        return (SampleAddress(*row) for row in zip(*(column.tolist() for column in columns), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,35 +67,15 @@ class Sampler:
         self._starts = [stretch.start for stretch in self._stretches]
 
     def address(self, sample: int) -> SampleAddress:
-        """Where a sample lies. Cost: well below a millisecond; a loop should use `addresses`.
+        """Where a sample lies. Cost: well below a millisecond.
 
         Errors: ConfigError if the schedule does not reach it.
         """
         stretch = self._stretches[self._stretch_of(sample)]
         source, count = stretch.merge.draw(sample - stretch.start + stretch.drawn)
-        window = self._source(source).address(stretch.cursors[source] + count)
-        return SampleAddress(source, window.epoch, window.shard_index, window.token_offset)
-
-    def addresses(self, start: int, stop: int) -> SampleAddresses:
-        """The addresses of samples start..stop-1. Cost: about a second per million."""
-        if stop <= start:
-            return SampleAddresses(start, *(np.zeros(0, dtype=np.int64) for _ in range(4)))
-        first, last = self._stretch_of(start), self._stretch_of(stop - 1)
-        sources, draws = [], []
-        for number in range(first, last + 1):
-            stretch = self._stretches[number]
-            end = self._starts[number + 1] if number < last else stop
-            moved = stretch.drawn - stretch.start
-            indices, counts = stretch.merge.draws(max(start, stretch.start) + moved, end + moved)
-            sources.append(indices)
-            draws.append(counts + np.array(stretch.cursors, dtype=np.int64)[indices])
-        source_index, draw = np.concatenate(sources), np.concatenate(draws)
-        epoch, shard, offset = (np.zeros_like(draw) for _ in range(3))
-        order = np.argsort(source_index, kind="stable")
-        for rows in np.split(order, np.flatnonzero(np.diff(source_index[order])) + 1):
-            windows = self._source(int(source_index[rows[0]]))
-            epoch[rows], shard[rows], offset[rows] = windows.addresses(draw[rows])
-        return SampleAddresses(start, source_index, epoch, shard, offset)
+        windows = self._windows[source]
+        assert windows is not None  # only weighed sources are drawn
+        return SampleAddress(source, *windows.address(stretch.cursors[source] + count))
 
     def cursors(self, sample: int) -> tuple[int, ...]:
         """Samples of each source read or skipped before `sample` is: the per-source cursors of a checkpoint."""
@@ -150,11 +103,6 @@ class Sampler:
         if not 0 <= sample < self.schedule.num_samples:
             raise ConfigError(f"sample {sample} is outside the schedule, which has {self.schedule.num_samples} samples")
         return bisect_right(self._starts, sample) - 1
-
-    def _source(self, index: int) -> SourceWindows:
-        windows = self._windows[index]
-        assert windows is not None  # only weighed sources are drawn
-        return windows
 
 
 def _blends(schedule: Schedule) -> list[tuple[int, int, tuple[int, ...]]]:

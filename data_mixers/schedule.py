@@ -114,21 +114,6 @@ class Schedule:
     def num_samples(self) -> int:
         return self.phases[-1].end_sample if self.phases else 0
 
-    def source_index(self, name: str) -> int:
-        """Errors: ConfigError if the schedule has no such source."""
-        for index, source in enumerate(self.sources):
-            if source.name == name:
-                return index
-        raise ConfigError(f"the schedule has no source {name}; it has {', '.join(s.name for s in self.sources)}")
-
-    def append(self, phase: Phase, *, new_sources: tuple[ScheduledSource, ...] = ()) -> "Schedule":
-        """This schedule with one more phase; samples before it are unchanged.
-
-        new_sources: sources no earlier phase knew; they rank after all others.
-        Errors: ConfigError if the phase does not start where this schedule ends, or its weights do not fit.
-        """
-        return replace(self, sources=self.sources + new_sources, phases=(*self.phases, phase))
-
     def append_weights(
         self,
         name: str,
@@ -138,14 +123,18 @@ class Schedule:
         new_sources: tuple[ScheduledSource, ...] = (),
         kind: PhaseKind = "stage",
     ) -> "Schedule":
-        """`append` of a phase that starts where this schedule ends; weights as `ratios.quantise` gives them."""
+        """This schedule with one more phase; samples before it are unchanged. Weights as `ratios.quantise` gives them.
+
+        new_sources: sources no earlier phase knew; they rank after all others.
+        Errors: ConfigError if the weights do not fit.
+        """
         known = dict.fromkeys(source.name for source in self.sources + new_sources)
         for source in weights:
             if source not in known:
                 raise ConfigError(f"phase {name} weighs {source}, which the schedule does not have: {', '.join(known)}")
         ordered = tuple((source, weights[source]) for source in known if weights.get(source, 0))
         phase = Phase(name=name, start_sample=self.num_samples, num_samples=num_samples, weights=ordered, kind=kind)
-        return self.append(phase, new_sources=new_sources)
+        return replace(self, sources=self.sources + new_sources, phases=(*self.phases, phase))
 
     def until(self, sample: int) -> "Schedule":
         """The first `sample` samples of this schedule, to append another future to.

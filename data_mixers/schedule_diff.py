@@ -53,12 +53,14 @@ def _first_line(a: Schedule, b: Schedule) -> str:
 
 def _sources(a: Schedule, b: Schedule) -> list[str]:
     before, after = ({source.name: source for source in s.sources} for s in (a, b))
+    old_ranks, new_ranks = list(before), list(after)
     lines = [f"source {name} is no longer there" for name in before if name not in after]
     lines += [f"new source {name}" for name in after if name not in before]
     for name in before:
         if name in after:
-            if a.source_index(name) != b.source_index(name):
-                lines.append(f"source {name}: rank {a.source_index(name)} -> {b.source_index(name)}")
+            old, new = old_ranks.index(name), new_ranks.index(name)
+            if old != new:
+                lines.append(f"source {name}: rank {old} -> {new}")
             lines += _source(before[name], after[name])
     return lines
 

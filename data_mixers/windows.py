@@ -9,25 +9,12 @@ Every epoch is another keyed permutation of the windows, and nothing is a table.
 """
 
 from bisect import bisect_right
-from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import accumulate
-
-import numpy as np
-import numpy.typing as npt
 
 from data_mixers.errors import ConfigError
 from data_mixers.permutation import Permutation, keyed_hash
 from data_mixers.schedule import ScheduledSource
-
-
-@dataclass(frozen=True)
-class WindowAddress:
-    """Where a window of seq_length + 1 tokens lies inside its source."""
-
-    epoch: int
-    shard_index: int
-    token_offset: int
 
 
 def windows_in_shard(num_tokens: int, *, seq_length: int, is_packed: bool = False) -> int:
@@ -44,8 +31,6 @@ class SourceWindows:
     """The windows of one source under one seed."""
 
     def __init__(self, source: ScheduledSource, *, seed: int, seq_length: int) -> None:
-        self.name = source.name
-        self._seed = seed
         self._seq_length = seq_length
         self._tokens = [shard.num_tokens for shard in source.shards]
         self._is_packed = source.packed_seq_length is not None
@@ -60,36 +45,16 @@ class SourceWindows:
                 f"a window needs seq_length + 1 = {seq_length + 1}; give it more text, merge it into another topic, "
                 "or lower training.seq_length"
             )
-        self._permutation = lru_cache(maxsize=4)(self._make_permutation)
-        self._shift_base = lru_cache(maxsize=2)(self._make_shift_base)
+        self._permutation = lru_cache(maxsize=4)(partial(Permutation, self.windows_per_epoch, seed, source.name))
+        self._shift_base = lru_cache(maxsize=2)(partial(keyed_hash, "shift", seed, source.name))
 
-    def __reduce__(self) -> tuple[object, ...]:
-        raise TypeError("SourceWindows is rebuilt from the schedule, not pickled")
-
-    def address(self, draw: int) -> WindowAddress:
-        """Where the draw'th window of this source lies."""
+    def address(self, draw: int) -> tuple[int, int, int]:
+        """(epoch, shard index, token offset) of the seq_length + 1 tokens of the draw'th window of this source."""
         epoch, position = divmod(draw, self.windows_per_epoch)
         window = self._permutation(epoch)[position]
         shard_index = bisect_right(self._ends, window)
         inside = window - (self._ends[shard_index] - self._windows[shard_index])
-        offset = inside * self._seq_length + self.shift(epoch, shard_index)
-        return WindowAddress(epoch=epoch, shard_index=shard_index, token_offset=offset)
-
-    def addresses(
-        self, draws: npt.NDArray[np.int64]
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """(epoch, shard index, token offset) of many draws, in their order."""
-        epochs, windows = np.divmod(draws, self.windows_per_epoch)
-        shards, offsets = np.zeros_like(draws), np.zeros_like(draws)
-        ends, counts = np.array(self._ends, dtype=np.int64), np.array(self._windows, dtype=np.int64)
-        for epoch in np.unique(epochs).tolist():
-            chosen = np.flatnonzero(epochs == epoch)
-            numbers = self._permutation(epoch).map(windows[chosen])
-            shard = np.searchsorted(ends, numbers, side="right")
-            shifts = np.array([self.shift(epoch, index) for index in range(len(ends))], dtype=np.int64)
-            shards[chosen] = shard
-            offsets[chosen] = (numbers - (ends - counts)[shard]) * self._seq_length + shifts[shard]
-        return epochs, shards, offsets
+        return epoch, shard_index, inside * self._seq_length + self.shift(epoch, shard_index)
 
     def shift(self, epoch: int, shard_index: int) -> int:
         """Tokens left out at the head of a shard in an epoch; none in epoch 0, and none of a packed source."""
@@ -97,9 +62,3 @@ class SourceWindows:
             return 0
         spare = self._tokens[shard_index] - 1 - self._windows[shard_index] * self._seq_length
         return self._shift_base(epoch) % (min(self._seq_length - 1, spare) + 1)
-
-    def _make_permutation(self, epoch: int) -> Permutation:
-        return Permutation(self.windows_per_epoch, self._seed, self.name, epoch)
-
-    def _make_shift_base(self, epoch: int) -> int:
-        return keyed_hash("shift", self._seed, self.name, epoch)

@@ -238,33 +238,24 @@ def build_chunks(
     """The bare model chunks of this rank, with random weights. Collective: every rank."""
     virtual_size = config.parallel.virtual_pipeline_model_parallel_size
     stages: list[int | None] = [None] if virtual_size is None else list(range(virtual_size))
-    return tuple(_chunk(core_config, config, plan, implementation, device, vp_stage=stage) for stage in stages)
-
-
-def _chunk(
-    core_config: TransformerConfig,
-    config: RunConfig,
-    plan: RunPlan,
-    implementation: Implementation,
-    device: Device,
-    *,
-    vp_stage: int | None,
-) -> LlamaModel:
-    where = {} if vp_stage is None else {"ignore_virtual": False, "vp_stage": vp_stage}
-    model = LlamaModel(
-        core_config,
-        plan.architecture,
-        block_spec(core_config, implementation, vp_stage=vp_stage),
-        padded_vocab_size=plan.padded_vocab_size,
-        max_sequence_length=config.training.seq_length,
-        pre_process=parallel_state.is_pipeline_first_stage(**where),
-        post_process=parallel_state.is_pipeline_last_stage(**where),
-        vp_stage=vp_stage,
-    )
-    if plan.padded_vocab_size != plan.architecture.vocab_size:
-        _zero_padded_rows(model, plan)
-    model.to(device.torch_device)
-    return model
+    chunks = []
+    for vp_stage in stages:
+        where: dict[str, Any] = {} if vp_stage is None else {"ignore_virtual": False, "vp_stage": vp_stage}
+        model = LlamaModel(
+            core_config,
+            plan.architecture,
+            block_spec(core_config, implementation, vp_stage=vp_stage),
+            padded_vocab_size=plan.padded_vocab_size,
+            max_sequence_length=config.training.seq_length,
+            pre_process=parallel_state.is_pipeline_first_stage(**where),
+            post_process=parallel_state.is_pipeline_last_stage(**where),
+            vp_stage=vp_stage,
+        )
+        if plan.padded_vocab_size != plan.architecture.vocab_size:
+            _zero_padded_rows(model, plan)
+        model.to(device.torch_device)
+        chunks.append(model)
+    return tuple(chunks)
 
 
 def _zero_padded_rows(model: LlamaModel, plan: RunPlan) -> None:

@@ -135,7 +135,6 @@ class Metrics:
             self._wandb.log(numbers, step=iteration)
 
     def close(self) -> None:
-        """Flush and close everything."""
         if self._stream is not None:
             self._stream.close()
         if self._tensorboard is not None:

@@ -23,7 +23,7 @@ from data_mixers.strict_json import parse
 from megatron_synE.config.derive import controller_settings, guard_settings
 from megatron_synE.config.schema import RunConfig
 from megatron_synE.data.build_schedule import all_entries, planned_phases
-from megatron_synE.exit_codes import DivergedError
+from megatron_synE.exit_codes import CheckpointError, DivergedError
 
 if TYPE_CHECKING:
     from megatron_synE.validation import DocumentLosses, ValidationSet
@@ -168,8 +168,9 @@ class Mixture:
             return GuardAnswer(observation=seen, decision=decision, shift=None)
         shift = GuardShift(start_sample=start, language=self.guard_settings.language, rise=decision.state.rise)
         try:
-            if beyond := self._beyond(replace(self, shifts=(*self.shifts, shift)).schedule):
-                raise ConfigError(f"{beyond[0]} would be read more often than data.max_epochs or exhaustion allow")
+            if beyond := self.beyond(replace(self, shifts=(*self.shifts, shift)).schedule, self.schedule):
+                first = next(iter(beyond))
+                raise ConfigError(f"{first} would be read more often than data.max_epochs or exhaustion allow")
         except ConfigError as error:  # the language has been read as often as it may: training goes on as it is
             assert self.guard is not None  # at the first nothing moves
             kept = replace(decision, state=replace(decision.state, rise=before, language=self.guard.language))
@@ -177,14 +178,11 @@ class Mixture:
             return GuardAnswer(observation=seen, decision=kept, shift=None)
         return GuardAnswer(observation=seen, decision=decision, shift=shift)
 
-    def _beyond(self, changed: Schedule) -> list[str]:
-        """Sources that `changed` reads more often than they may be, and than they are read now."""
-        before, after = (Sampler(s).cursors(s.num_samples) for s in (self.schedule, changed))
-        return [
-            source.name
-            for source, now, then in zip(changed.sources, before, after, strict=True)
-            if then > max(now, self.limits[source.name])
-        ]
+    def beyond(self, followed: Schedule, before: Schedule) -> dict[str, int]:
+        """Sources that `followed` reads more often than they may be, and than `before` does: their windows."""
+        read = dict(zip((s.name for s in before.sources), Sampler(before).cursors(before.num_samples), strict=True))
+        now = zip(followed.sources, Sampler(followed).cursors(followed.num_samples), strict=True)
+        return {s.name: count for s, count in now if count > max(self.limits[s.name], read.get(s.name, 0))}
 
     def _can_shift(self, start: int) -> bool:
         """Whether at sample `start` the guarded language is read, beside others."""
@@ -253,11 +251,11 @@ class Mixture:
         while lasting.ratios != before:
             reweight = Reweight(start_sample=start, group=group, ratios=tuple(lasting.ratios.items()))
             try:
-                beyond = self._beyond(replace(self, reweights=(*self.reweights, reweight)).schedule)
+                beyond = self.beyond(replace(self, reweights=(*self.reweights, reweight)).schedule, self.schedule)
                 if not beyond:
                     break
             except ConfigError:  # renormalize finds no kin with text left
-                beyond = []
+                beyond = {}
             topics = {self.entries[name].topic for name in beyond if group_of(self.entries[name]) == group}
             # Nothing new to hold: another split of the samples puts some source one beyond; the group stays as it is.
             held |= (topics - held) or set(before)
@@ -305,28 +303,36 @@ class Mixture:
         """What a checkpoint holds of it."""
         return {
             "reweights": [asdict(reweight) for reweight in self.reweights],
-            "states": {group: state.to_dict() for group, state in self.states.items()},
+            "states": {group: asdict(state) for group, state in self.states.items()},
             "shifts": [asdict(shift) for shift in self.shifts],
-            "guard": None if self.guard is None else self.guard.to_dict(),
+            "guard": None if self.guard is None else asdict(self.guard),
             "bad_ranges": self.bad_ranges,
         }
 
-    def restored(self, content: Mapping[str, Any]) -> "Mixture":
-        """This plan with the decisions of a checkpoint. Errors: ConfigError for anything `to_dict` does not write."""
-        return replace(
-            self,
-            reweights=tuple(
-                parse(Reweight, item, where="schedule.mixture.reweights", fault=ConfigError)
-                for item in content["reweights"]
-            ),
-            states={group: ControllerState.from_dict(state) for group, state in content["states"].items()},
-            shifts=tuple(
-                parse(GuardShift, item, where="schedule.mixture.shifts", fault=ConfigError)
-                for item in content.get("shifts", [])  # a checkpoint from before the guard has none
-            ),
-            guard=None if content.get("guard") is None else GuardState.from_dict(content["guard"]),
-            bad_ranges=tuple((int(start), int(stop)) for start, stop in content.get("bad_ranges", [])),
-        )
+    def restored(self, schedule: Mapping[str, Any], *, where: str) -> "Mixture":
+        """This plan with the decisions in a checkpoint's `schedule`.
+
+        where: of the checkpoint. Errors: CheckpointError naming it for anything `to_dict` does not write.
+        """
+        try:
+            content = schedule["mixture"]
+            guard, states = content["guard"], content["states"].items()
+            return replace(
+                self,
+                reweights=tuple(
+                    parse(Reweight, one, where="reweights", fault=ConfigError) for one in content["reweights"]
+                ),
+                states={name: parse(ControllerState, one, where="states", fault=ConfigError) for name, one in states},
+                shifts=tuple(parse(GuardShift, one, where="shifts", fault=ConfigError) for one in content["shifts"]),
+                guard=None if guard is None else parse(GuardState, guard, where="guard", fault=ConfigError),
+                bad_ranges=tuple((int(start), int(stop)) for start, stop in content["bad_ranges"]),
+            )
+        except (ConfigError, KeyError, TypeError, ValueError, AttributeError) as error:
+            why = f"no {error}" if isinstance(error, KeyError) else error
+            raise CheckpointError(
+                f"{where}: what controller and guard decided cannot be read from its state.json ({why}); move it"
+                " away, and the run goes on from the one before"
+            ) from error
 
 
 def mixture_of(config: RunConfig, manifests: Sequence[Any]) -> Mixture:

@@ -32,7 +32,6 @@ def run_config(config: RunConfig) -> str:
 
 
 def config_digest(config: RunConfig) -> str:
-    """sha256 of `run_config`."""
     return hashlib.sha256(run_config(config).encode()).hexdigest()
 
 

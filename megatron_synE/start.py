@@ -9,7 +9,6 @@ from typing import Literal
 import torch.distributed as dist
 
 from data_mixers.errors import ConfigError
-from data_mixers.sampling import Sampler
 from data_mixers.schedule import Schedule
 from megatron_synE.checkpoint import layout
 from megatron_synE.config.schema import RunConfig
@@ -95,7 +94,7 @@ def mixture_to_follow(from_config: Mixture, start: Start) -> Mixture:
     if start.mode != "resume" or start.state is None or start.state.schedule is None:
         return from_config
     stored = Schedule.from_json(start.state.schedule["json"])
-    mixture = from_config.restored(start.state.schedule["mixture"])
+    mixture = from_config.restored(start.state.schedule, where=str(start.folder))
     mixture.check_new_skips(stored.skips)
     followed = mixture.schedule
     if stored.digest() == followed.digest():
@@ -124,18 +123,11 @@ def check_grown(mixture: Mixture, stored: Schedule) -> None:
     """
     if mixture.renormalizes:
         return
-    followed = mixture.schedule
-    read = dict(zip((s.name for s in stored.sources), Sampler(stored).cursors(stored.num_samples), strict=True))
-    now = zip(followed.sources, Sampler(followed).cursors(followed.num_samples), strict=True)
-    beyond = [
-        f"{source.name} ({count:,} of {limit:,} windows)"
-        for source, count in now
-        if count > max(limit := mixture.limits[source.name], read.get(source.name, 0))
-    ]
-    if beyond:
+    if beyond := mixture.beyond(mixture.schedule, stored):
+        listed = ", ".join(f"{name} ({count:,} of {mixture.limits[name]:,} windows)" for name, count in beyond.items())
         raise ConfigError(
             "data.stages: with the decisions taken the plan reads sources more often than data.max_epochs and"
-            f" data.exhaustion allow: {', '.join(beyond)}; shorten the stage, add data, raise data.max_epochs, or"
+            f" data.exhaustion allow: {listed}; shorten the stage, add data, raise data.max_epochs, or"
             " set data.exhaustion=renormalize"
         )
 

@@ -14,7 +14,6 @@ from data_mixers.sampling import Sampler
 from megatron_synE import exit_codes
 from megatron_synE.attempts import Attempts
 from megatron_synE.build import Model, sync_parameters
-from megatron_synE.checkpoint.layout import CommonState
 from megatron_synE.checkpoint.load import load_training_state
 from megatron_synE.checkpoint.save import Saver
 from megatron_synE.checkpoint.training_state import adam_step, check_masters, chunks_to_save
@@ -228,7 +227,7 @@ class Trainer:
         assert state.schedule is not None
         # The checkpoint may be older than what was left out since: that stays out.
         bad_ranges = self.mixture.bad_ranges
-        self.mixture = replace(self.mixture.restored(state.schedule["mixture"]), bad_ranges=bad_ranges)
+        self.mixture = replace(self.mixture.restored(state.schedule, where=str(folder)), bad_ranges=bad_ranges)
         self.progress = Progress.after(state, "resume")
         self.metrics.go_back_to(self.progress.iteration, validated=self.progress.last_validated_iteration)
         self.step_log.go_back()
@@ -338,14 +337,13 @@ class Trainer:
 
     def _save(self, *, in_background: bool) -> None:
         sync_parameters(self.model, self.plan)
+        state = state_to_save(
+            self.progress, self.config, self.plan, self.mixture, adam_step=adam_step(self.optimizer),
+            tokenizer_digest=self.tokenizer_digest, wandb_id=self.metrics.wandb_id,
+        )  # fmt: skip
         with self.watchdog.patient():
-            self.saver.start(
-                chunks_to_save(self.model, self.optimizer),
-                self._common_state(),
-                self.hf_config,
-                self.lineage,
-                in_background=in_background,
-            )
+            chunks = chunks_to_save(self.model, self.optimizer)
+            self.saver.start(chunks, state, self.hf_config, self.lineage, in_background=in_background)
         self._report_saves()
         self._saved_iteration = self.progress.iteration
 
@@ -364,12 +362,6 @@ class Trainer:
             self.saver.finish()
         self._report_saves()
         return code
-
-    def _common_state(self) -> CommonState:
-        return state_to_save(
-            self.progress, self.config, self.plan, self.mixture, adam_step=adam_step(self.optimizer),
-            tokenizer_digest=self.tokenizer_digest, wandb_id=self.metrics.wandb_id,
-        )  # fmt: skip
 
 
 def forward_step(iterator: Iterator[MicroBatch], chunk: Any) -> tuple[torch.Tensor, Callable[..., Any]]:

@@ -122,7 +122,6 @@ class Validator:
         return DocumentLosses(sums[0], sums[1].to(torch.int64))
 
     def per_set(self, losses: DocumentLosses) -> list[SetResult]:
-        """Sums over the documents of each set."""
         results = []
         for entry in self.sets:
             mine = slice(entry.first_document, entry.first_document + entry.num_documents)

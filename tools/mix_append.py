@@ -6,7 +6,7 @@ from pathlib import Path
 from data_mixers.errors import ConfigError
 from data_mixers.schedule import Schedule, read_schedule
 from data_mixers.schedule_diff import diff
-from megatron_synE.checkpoint.layout import CHECKPOINTS, CommonState, newest_complete, read_state
+from megatron_synE.checkpoint.layout import CHECKPOINTS, CommonState, iteration_name, newest_complete, read_state
 from megatron_synE.config.examine import examine
 from megatron_synE.config.fault import require
 from megatron_synE.config.load import load_config, read_yaml
@@ -55,7 +55,7 @@ def checked_stage(run: Path, stage: Path) -> tuple[str, list[str]]:
     stored, state = read_schedule(run), _newest_state(run)
     if state is not None and state.schedule is not None:
         stored = Schedule.from_json(state.schedule["json"])
-        mixture = mixture.restored(state.schedule["mixture"])
+        mixture = mixture.restored(state.schedule, where=str(run / CHECKPOINTS / iteration_name(state.iteration)))
         check_past(stored, mixture.schedule, consumed_samples=state.consumed_samples, where=str(run))
         check_grown(mixture, stored)
     return override, diff(stored, mixture.schedule) + _learning_rate(config, stored, mixture.schedule, state)

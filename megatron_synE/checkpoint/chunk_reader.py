@@ -1,13 +1,13 @@
 """Any rectangle of the tensors in a torch DCP folder, reading only the rows it needs and the tensor table once."""
 
-import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO, cast
 
 import torch
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.utils import _create_file_view
 
 from megatron_synE.checkpoint.dcp_metadata import read_metadata
 from megatron_synE.checkpoint.stored_array import StoredArray, read_into
@@ -100,9 +100,9 @@ class ChunkReader:
             raise CheckpointError(f"{self.path}: {index.fqn} has a chunk that is compressed or without a place")
         file = self.path / Path(place.relative_path).name
         try:
-            with file.open("rb", buffering=0) as stream:
+            with file.open("rb") as stream:
                 # On "meta" torch.load reads the small header only and says where the values lie.
-                piece = io.BufferedReader(_FileSlice(stream, place.offset, place.length))
+                piece = cast(IO[bytes], _create_file_view(stream, place.offset, place.length))
                 described = torch.load(piece, map_location="meta", weights_only=True)
                 if not isinstance(described, torch.Tensor) or tuple(described.shape) != sizes:
                     raise CheckpointError(f"{file}: does not hold {list(sizes)} of {index.fqn} where .metadata says")
@@ -119,31 +119,3 @@ class ChunkReader:
             raise CheckpointError(f"{file}: damaged at {index.fqn} ({error})") from error
         start += place.offset + described.storage_offset() * described.element_size()
         return StoredArray(name=index.fqn, file=file, dtype=described.dtype, shape=sizes, offset=start)
-
-
-class _FileSlice(io.RawIOBase):
-    """Bytes [start, start + length) of an open file as a file."""
-
-    def __init__(self, stream: io.FileIO, start: int, length: int) -> None:
-        self._fd = stream.fileno()
-        self._start, self._length, self._position = start, length, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._length}[whence]
-        self._position = origin + offset
-        return self._position
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]  # typeshed's Buffer
-        view = memoryview(buffer)[: max(self._length - self._position, 0)]
-        count = os.preadv(self._fd, [view], self._start + self._position)
-        self._position += count
-        return count

@@ -26,6 +26,7 @@ from torch.futures import Future
 from megatron_synE.checkpoint.chunk_reader import ChunkReader
 from megatron_synE.checkpoint.streamed_file import StreamedFile
 from megatron_synE.exit_codes import CheckpointError
+from megatron_synE.runtime.control import agreed
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Chunk:
     """One rectangle of the global tensor `key`.
 
     data: the values, shape `sizes`; or a function that gives them when they are written (saving only).
-    When several ranks offer the same (key, offsets), `dedup` decides that the one with the least to write does.
+    No two ranks offer the same rectangle.
     """
 
     key: str
@@ -62,7 +63,6 @@ class Chunk:
 
 
 def whole(key: str, tensor: torch.Tensor) -> Chunk:
-    """The chunk that is a whole tensor."""
     shape = tuple(tensor.shape)
     return Chunk(key, shape, (0,) * len(shape), shape, tensor.dtype, tensor)
 
@@ -104,8 +104,8 @@ def load_chunks(path: Path, chunks: Sequence[Chunk]) -> None:
     Errors: CheckpointError naming the folder and tensor for what is missing, misshapen or damaged, on every rank.
     Cost: reads the rows that are asked for and no others.
     """
-    fault: str | None = None
-    try:
+
+    def read() -> None:
         reader = ChunkReader(path)
         for chunk in chunks:
             if reader.shape(chunk.key) != chunk.global_shape:
@@ -113,11 +113,11 @@ def load_chunks(path: Path, chunks: Sequence[Chunk]) -> None:
                     f"{path}: {chunk.key} has shape {reader.shape(chunk.key)}, the model needs {chunk.global_shape}"
                 )
             reader.read_into(chunk.tensor().detach(), chunk.key, chunk.offsets)
-    except CheckpointError as error:
-        fault = str(error)
-    for message in _gathered(fault) if dist.is_initialized() else [fault]:
-        if message is not None:
-            raise CheckpointError(message)
+
+    if dist.is_initialized():
+        agreed(None, read)
+    else:
+        read()
 
 
 class _StreamingWriter(FileSystemWriter):
@@ -175,7 +175,7 @@ class _ChunkSavePlanner(SavePlanner):
         return SavePlan([_write_item(chunk) for chunk in self._chunks.values()])
 
     def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
-        return create_default_global_save_plan(_deduplicated(all_plans))
+        return create_default_global_save_plan(all_plans)
 
     def finish_plan(self, new_plan: SavePlan) -> SavePlan:
         return new_plan
@@ -196,33 +196,3 @@ def _write_item(chunk: Chunk) -> WriteItem:
             size=torch.Size(chunk.global_shape),
         ),
     )
-
-
-def _deduplicated(all_plans: list[SavePlan]) -> list[SavePlan]:
-    """Each rectangle once, given to the offering rank with the fewest bytes so far (deterministic)."""
-    owners: dict[MetadataIndex, list[int]] = {}
-    items: dict[tuple[int, MetadataIndex], WriteItem] = {}
-    for rank, plan in enumerate(all_plans):
-        for item in plan.items:
-            owners.setdefault(item.index, []).append(rank)
-            items[rank, item.index] = item
-    load_bytes = [0] * len(all_plans)
-    kept: list[list[WriteItem]] = [[] for _ in all_plans]
-    for index, ranks in owners.items():
-        rank = min(ranks, key=lambda r: (load_bytes[r], r))
-        item = items[rank, index]
-        load_bytes[rank] += _size_bytes(item)
-        kept[rank].append(item)
-    return [SavePlan(items_of_rank) for items_of_rank in kept]
-
-
-def _size_bytes(item: WriteItem) -> int:
-    """Of the rectangle. torch 2.13's `item.tensor_storage_size()` is that of the whole tensor."""
-    assert item.tensor_data is not None
-    return math.prod(item.tensor_data.chunk.sizes) * item.tensor_data.properties.dtype.itemsize
-
-
-def _gathered(fault: str | None) -> list[str | None]:
-    faults: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(faults, fault)
-    return faults

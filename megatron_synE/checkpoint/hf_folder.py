@@ -31,7 +31,7 @@ _OLD_BUFFERS = re.compile(r".*rotary_emb\.inv_freq$")  # written by transformers
 
 @dataclass(frozen=True, kw_only=True)
 class HfTensor:
-    """Name, dtype and shape of one weight as stored."""
+    """One weight as stored."""
 
     name: str
     dtype: torch.dtype

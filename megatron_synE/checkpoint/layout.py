@@ -80,7 +80,6 @@ def iteration_of(folder: Path) -> int:
 
 
 def write_state(folder: Path, state: CommonState) -> None:
-    """Write state.json."""
     write_json(folder / STATE, {"schema_version": SCHEMA_VERSION, **asdict(state)})
 
 

@@ -15,11 +15,7 @@ from megatron_synE.checkpoint import layout
 from megatron_synE.checkpoint.dcp import load_chunks
 from megatron_synE.checkpoint.hf import read_rectangle
 from megatron_synE.checkpoint.hf_folder import HfFolder
-from megatron_synE.checkpoint.training_state import (
-    optimizer_chunks_to_load,
-    set_adam_step,
-    weight_chunks_to_load,
-)
+from megatron_synE.checkpoint.training_state import optimizer_chunks_to_load, set_adam_step, weight_chunks_to_load
 from megatron_synE.checkpoint.weights import CheckpointWeights
 from megatron_synE.exit_codes import CheckpointError
 from megatron_synE.model.llama import LlamaArchitecture

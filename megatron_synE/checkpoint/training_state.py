@@ -29,7 +29,6 @@ class OptimizerShard:
 
 
 def all_local_parameters(model: Model) -> list[LocalParameter]:
-    """Parameters of all chunks of this rank."""
     return [local for chunk in model.chunks for local in local_parameters(chunk)]
 
 
@@ -75,25 +74,18 @@ def _weight_chunks(model: Model, local: LocalParameter, key: str) -> Iterator[Ch
         yield from local.flat_chunks(key, bucket.own_weights(local.parameter), start=start)
 
 
-def chunks_to_save(model: Model, optimizer: Any | None) -> list[Chunk]:
-    """Everything this rank is to write: each data-parallel rank the ranges that it updates, of weights too.
-
-    Without an optimizer every data-parallel rank offers all weights, and one of them writes each.
-    """
-    if optimizer is None:
-        return [
-            chunk
-            for local in all_local_parameters(model)
-            if local.is_written_here
-            for chunk in _weight_chunks(model, local, local.key)
-        ]
+def chunks_to_save(model: Model, optimizer: Any) -> list[Chunk]:
+    """Everything this rank is to write: each data-parallel rank the ranges that it updates, of weights too."""
     chunks: list[Chunk] = []
     for shard in optimizer_shards(model, optimizer):
         local, start = shard.local, shard.start
         if not local.is_written_here:
             continue
         chunks += local.flat_chunks(local.key, shard.weight, start=start)
-        for name, values in _optimizer_tensors(shard).items():
+        tensors = dict(shard.moments)
+        if local.parameter.dtype != torch.float32:
+            tensors["master"] = shard.master.detach()
+        for name, values in tensors.items():
             chunks += local.flat_chunks(f"optimizer.{name}.{local.key}", values, start=start)
     return chunks
 
@@ -113,13 +105,6 @@ def optimizer_chunks_to_load(model: Model, optimizer: Any, *, stored_bf16: bool)
         for name in MOMENTS:
             chunks += shard.local.flat_chunks(f"optimizer.{name}.{key}", shard.moments[name], start=shard.start)
     return chunks
-
-
-def _optimizer_tensors(shard: OptimizerShard) -> dict[str, torch.Tensor]:
-    tensors = dict(shard.moments)
-    if shard.local.parameter.dtype != torch.float32:
-        tensors["master"] = shard.master.detach()
-    return tensors
 
 
 def adam_step(optimizer: Any) -> int:

@@ -42,12 +42,11 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
     Order: override, file, preset, default; the first that says something wins. Dicts merge, lists replace.
     Errors: one ConfigError with a line for every fault.
     """
-    faults: list[str] = []
     written = read_yaml(path)
     check_version(
         written, understood=RunConfig.schema_version, file=path, cure=OTHER_VERSION, fault=ConfigError, absent=1
     )
-    _check_plain(written, (), faults, ())
+    faults = plain_faults(written)
     written = _unshared(written)
     assignments = [a for text in overrides if (a := _parse_override(text, faults)) is not None]
     preset = _preset_of(written, assignments)
@@ -185,9 +184,7 @@ def _check_plain(node: Any, loc: tuple[str | int, ...], faults: list[str], paren
 
 def _unshared(node: Any) -> Any:
     """A copy in which an anchor and its aliases are apart: an override of one place must not reach the others."""
-    if isinstance(node, dict):
-        return {key: _unshared(value) for key, value in node.items()}
-    return [_unshared(value) for value in node] if isinstance(node, list) else node
+    return json.loads(json.dumps(node))
 
 
 Assignment = tuple[tuple[str, ...], Any]

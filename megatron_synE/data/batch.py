@@ -67,17 +67,14 @@ def micro_batch(
     part: ContextPart = WHOLE,
 ) -> MicroBatch:
     """Move this rank's part of a row to the device. bounds: segment borders of the whole row, 0 first and t last."""
+    # A power of two: few distinct shapes, and attention on a GPU launches blocks over empty segments too.
+    max_segments = 1 << (len(bounds) - 2).bit_length()
     return MicroBatch(
         input_ids=moved(part.of(inputs), device),
         labels=moved(part.of(labels), device),
         loss_mask=moved(part.of(mask), device),
-        row=packed_row(bounds, max_segments=_padded_segments(len(bounds) - 1), device=device, part=part),
+        row=packed_row(bounds, max_segments=max_segments, device=device, part=part),
     )
-
-
-def _padded_segments(count: int) -> int:
-    """A power of two: few distinct shapes, and attention on a GPU launches blocks over empty segments too."""
-    return 1 << (count - 1).bit_length()
 
 
 def sample_indices(

@@ -8,7 +8,7 @@ import logging
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -76,24 +76,22 @@ class Chosen:
     """fastokens or reference."""
     engine: LoadedEngine
     encode: Encode
-    new_json: str | None = None
-    """What fastokens was opened with, where it has been proven equal just now."""
+    keep: Callable[[str], None] | None = None
+    """To be given the digest, where fastokens has been proven equal just now."""
 
 
 def choose(path: Path, open_file: Callable[[Path], LoadedEngine]) -> Chosen:
     """fastokens where it is proven equal on this tokenizer, else the reference."""
     opened = cache(lambda: open_file(path))
     record = proven_tokenizers.record_path(path, NUM_CHECK_STRINGS)
-    is_equal = proven_tokenizers.is_equal(record)
-    if is_equal:
-        proven = proven_tokenizers.read(record, opened)
-        if proven is not None:
-            return Chosen(name="fastokens", engine=proven[0], encode=proven[1])
+    proven = proven_tokenizers.read(record, opened)
+    if proven:
+        return Chosen(name="fastokens", engine=proven[0], encode=proven[1])
     engine = opened()
     reference = Chosen(name="reference", engine=engine, encode=engine.reference)
     if engine.fast_json is None:
         return reference
-    if is_equal is None or is_equal:
+    if proven is None:
         try:
             text = engine.fast_json()
             fast = open_fast(text)
@@ -101,16 +99,11 @@ def choose(path: Path, open_file: Callable[[Path], LoadedEngine]) -> Chosen:
             logger.warning("fastokens cannot read %s (%s); tokenising with the slower reference", path, error)
             return reference
         if _agree(engine.reference, fast, tuple(engine.control)):
-            return Chosen(name="fastokens", engine=engine, encode=fast, new_json=text)
+            keep = partial(proven_tokenizers.keep, record, engine, text)
+            return Chosen(name="fastokens", engine=engine, encode=fast, keep=keep)
         proven_tokenizers.keep_unequal(record)
     logger.warning("fastokens gives other ids than the reference for %s: tokenising with the slower reference", path)
     return reference
-
-
-def keep(path: Path, chosen: Chosen, new_json: str, *, digest: str) -> None:
-    """Keep what was proven just now."""
-    record = proven_tokenizers.record_path(path, NUM_CHECK_STRINGS)
-    proven_tokenizers.keep(record, chosen.engine, new_json, digest=digest)
 
 
 def check_strings(control: Sequence[str], count: int) -> list[str]:

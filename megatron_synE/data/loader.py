@@ -45,9 +45,6 @@ class _WithFaults:
     def __init__(self, dataset: ScheduledDataset) -> None:
         self._dataset = dataset
 
-    def __len__(self) -> int:
-        return len(self._dataset)
-
     def __getitem__(self, sample: int) -> Sample | UserError:
         try:
             return self._dataset[sample]

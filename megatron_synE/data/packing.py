@@ -27,23 +27,20 @@ class Row:
     """Where segments begin; the padding is a segment of its own."""
 
 
-def segments_of(lengths: Sequence[int], *, seq_length: int) -> list[list[Window]]:
-    """Rows of segments, in document order (next fit: a row is closed when the next segment does not fit)."""
+def pack(documents: Sequence[np.ndarray], *, seq_length: int) -> list[Row]:
+    """All pairs of all documents, each exactly once and in order. A document of one token has no pair.
+
+    Next fit: a row is closed when the next segment does not fit.
+    """
     rows: list[list[Window]] = []
     room = 0
-    for document, length in enumerate(lengths):
-        for window in windows_of(document, length, seq_length=seq_length, overlap=0):
+    for number, document in enumerate(documents):
+        for window in windows_of(number, len(document), seq_length=seq_length, overlap=0):
             if window.num_pairs > room:
                 rows.append([])
                 room = seq_length
             rows[-1].append(window)
             room -= window.num_pairs
-    return rows
-
-
-def pack(documents: Sequence[np.ndarray], *, seq_length: int) -> list[Row]:
-    """All pairs of all documents, each exactly once. A document of one token has no pair."""
-    rows = segments_of([len(document) for document in documents], seq_length=seq_length)
     return [_row(segments, documents, seq_length) for segments in rows]
 
 

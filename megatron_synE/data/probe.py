@@ -81,7 +81,6 @@ class Probe:
 
 
 def write_probe(probe: Probe, path: Path) -> None:
-    """Write atomically."""
     write_atomic(path, (_json(probe) + "\n").encode())
 
 

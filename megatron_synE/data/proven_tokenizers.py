@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -47,23 +48,16 @@ def record_path(path: Path, num_check_strings: int) -> Path:
     return root / "megatron-syne" / "tokenizers" / f"{digest.hexdigest()}.json"
 
 
-def is_equal(record: Path) -> bool | None:
-    """The outcome of the comparison; None: not compared yet."""
-    try:
-        value = json.loads(record.read_text(encoding="utf-8"))["equal"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return value if isinstance(value, bool) else None
-
-
-def read(record: Path, open_file: Callable[[], LoadedEngine]) -> tuple[LoadedEngine, Encode] | None:
-    """What is kept of a tokenizer on which fastokens is proven equal; None if it is damaged.
+def read(record: Path, open_file: Callable[[], LoadedEngine]) -> tuple[LoadedEngine, Encode] | Literal[False] | None:
+    """What is kept of a tokenizer on which fastokens is proven equal; False: it gives other ids; None: nothing whole.
 
     The engine opens the tokenizer file only when its reference or its vocabulary is asked for, fastokens opens when it
     is first called.
     """
     try:
         content = json.loads(record.read_text(encoding="utf-8"))
+        if content["equal"] is False:
+            return False
         facts = {name: content[name] for name in _FACTS}
         raw = record.with_suffix(".tokenizer").read_bytes()
         if hashlib.sha256(raw).hexdigest() != content["tokenizer_sha256"]:
@@ -82,7 +76,7 @@ def read(record: Path, open_file: Callable[[], LoadedEngine]) -> tuple[LoadedEng
     return engine, lambda texts: fast()(texts)
 
 
-def keep(record: Path, engine: LoadedEngine, text: str, *, digest: str) -> None:
+def keep(record: Path, engine: LoadedEngine, text: str, digest: str) -> None:
     """Keep that fastokens gives equal ids, and what it was opened with."""
     engine = replace(engine, digest=digest)
     facts = {name: getattr(engine, name) for name in _FACTS}
@@ -92,7 +86,6 @@ def keep(record: Path, engine: LoadedEngine, text: str, *, digest: str) -> None:
 
 
 def keep_unequal(record: Path) -> None:
-    """Keep that fastokens gives other ids."""
     _write({record: json.dumps({"equal": False}).encode()})
 
 

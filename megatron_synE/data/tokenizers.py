@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from data_mixers.errors import ConfigError, DataError
 from data_mixers.manifest import TokenizerIdentity
-from megatron_synE.data.engine_check import PROBE, Chosen, choose, keep
+from megatron_synE.data.engine_check import PROBE, Chosen, choose
 from megatron_synE.data.tokenizer_engines import LoadedEngine, open_hf, open_sentencepiece, open_tiktoken
 
 logger = logging.getLogger(__name__)
@@ -104,7 +104,6 @@ class Tokenizer:
 
     @cached_property
     def digest(self) -> str:
-        """TokenizerIdentity.digest of this tokenizer."""
         if self._engine.digest is not None:
             return self._engine.digest
         digest = hashlib.sha256()
@@ -152,8 +151,8 @@ def load_tokenizer(
         eos_id=_eos_id(chosen.engine, file, eos_token),
         bos_id=control.get(bos_token) if bos_token is not None else None,
     )
-    if chosen.new_json is not None:
-        keep(file, chosen, chosen.new_json, digest=tokenizer.digest)
+    if chosen.keep is not None:
+        chosen.keep(tokenizer.digest)
     return tokenizer
 
 

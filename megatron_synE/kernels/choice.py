@@ -47,10 +47,6 @@ def choose_kernels(asked: Asked, *, is_cuda: bool) -> Kernels:
             "model.kernels=triton needs a GPU; use auto or torch (TRITON_INTERPRET=1 runs the kernels in Triton's"
             " interpreter, thousands of times slower: for tests)"
         )
-    return _fused()
-
-
-def _fused() -> Kernels:
     from megatron_synE.kernels import rms_norm, rope, swiglu
 
     return Kernels(rms_norm.rms_norm, swiglu.swiglu, rope.rotate, "RMSNorm, SwiGLU and RoPE Triton")

@@ -86,20 +86,16 @@ class NativeAttention(MegatronModule):
         packed_seq_params: PackedRow | None = None,
     ) -> torch.Tensor:
         """query [t, np, hn], key and value [t, ng, hn] -> [t, np * hn]; in a chunk there are more keys than queries."""
-        assert packed_seq_params is not None
-        if query.dtype != torch.float32:  # flash kernels have none
-            attend = self._varlen if query.is_cuda else self._by_block
-            return attend(query, key, value, packed_seq_params)
-        return self._by_segment(query, key, value, packed_seq_params)
-
-    def _varlen(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, row: PackedRow) -> torch.Tensor:
-        out = varlen.attend(
-            q, k, v, row.cu_seqlens_q, row.cu_seqlens_kv, row.max_seqlen_q, row.max_seqlen_kv, self.scale
-        )  # [t, np, hn]
-        return out.reshape(out.shape[0], -1)  # [t, np * hn]
-
-    def _by_block(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, row: PackedRow) -> torch.Tensor:
-        return cpu_attention.attend(q, k, v, row.bounds, row.key_bounds, self.scale).flatten(1)  # [t, np * hn]
+        row = packed_seq_params
+        assert row is not None
+        if query.dtype == torch.float32:  # flash kernels have none
+            return self._by_segment(query, key, value, row)
+        if query.is_cuda:
+            borders = (row.cu_seqlens_q, row.cu_seqlens_kv, row.max_seqlen_q, row.max_seqlen_kv)
+            out = varlen.attend(query, key, value, *borders, self.scale)  # [t, np, hn]
+        else:
+            out = cpu_attention.attend(query, key, value, row.bounds, row.key_bounds, self.scale)  # [t, np, hn]
+        return out.flatten(1)  # [t, np * hn]
 
     @staticmethod
     def source(is_cuda: bool) -> str:

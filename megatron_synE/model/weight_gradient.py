@@ -48,13 +48,9 @@ class Products:
 
     @staticmethod
     def wgrad_gemm_accum_fp32(input: torch.Tensor, d_output: torch.Tensor, main_grad: torch.Tensor) -> None:
-        """For fp32 main gradients."""
         add_product(main_grad, d_output, input)
 
-    @staticmethod
-    def wgrad_gemm_accum_fp16(input: torch.Tensor, d_output: torch.Tensor, main_grad: torch.Tensor) -> None:
-        """For main gradients in bf16 (training.grad_reduce_in_fp32: false)."""
-        add_product(main_grad, d_output, input)
+    wgrad_gemm_accum_fp16 = wgrad_gemm_accum_fp32  # for main gradients in bf16 (training.grad_reduce_in_fp32: false)
 
 
 def install_where_needed() -> str:

@@ -19,11 +19,11 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 T = TypeVar("T")
 
 
-def agreed(group: dist.ProcessGroup, act: Callable[[], T]) -> T:
+def agreed(group: dist.ProcessGroup | None, act: Callable[[], T]) -> T:
     """What `act`, which must not use collectives, returns on this rank, once it went well on all.
 
     Without this a rank whose slice of the weights is damaged leaves its peers in a collective, and its reason unsaid.
-    Collective: every rank of `group`. Errors: the first rank's UserError, on every rank.
+    Collective: every rank of `group` (None: all). Errors: the first rank's UserError, on every rank.
     """
     result: list[T] = []
     fault: UserError | None = None

@@ -22,7 +22,6 @@ class StepTimer:
         self._spans: deque[tuple[Any, Any]] = deque(maxlen=MOST_STEPS)
 
     def start(self) -> None:
-        """A step begins."""
         self._began = self._now()
 
     def before(self, reduce: Callable[..., Any]) -> Callable[..., Any]:

@@ -67,7 +67,6 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
 
     def step(self, iteration: int, seconds: float) -> None:
-        """A step was taken; it took `seconds`."""
         self._seconds.append(seconds)
         self._iteration, self._patience = iteration, 0.0
         self.beat()
@@ -143,12 +142,11 @@ class Watchdog:
     def _missing_after(self, grace: float) -> list[int]:
         """Ranks that have not written their stacks after so many seconds."""
         deadline = time.monotonic() + grace
-        while (missing := self._missing()) and time.monotonic() < deadline:
+        while True:
+            missing = [rank for rank in range(self._world_size) if not self._file(rank).exists()]
+            if not missing or time.monotonic() >= deadline:
+                return missing
             time.sleep(0.05)
-        return missing
-
-    def _missing(self) -> list[int]:
-        return [rank for rank in range(self._world_size) if not self._file(rank).exists()]
 
     def _say(self, silent: float, limit: float, missing: list[int]) -> None:
         present = [rank for rank in range(self._world_size) if rank not in missing]

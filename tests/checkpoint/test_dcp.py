@@ -16,7 +16,7 @@ from torch.distributed.checkpoint import save as torch_save
 from torch.distributed.checkpoint.metadata import StorageMeta, TensorProperties
 
 from megatron_synE.checkpoint.chunk_reader import ChunkReader
-from megatron_synE.checkpoint.dcp import Chunk, _ChunkSavePlanner, load_chunks, save_chunks, whole
+from megatron_synE.checkpoint.dcp import Chunk, load_chunks, save_chunks, whole
 from megatron_synE.checkpoint.dcp_metadata import read_metadata
 from megatron_synE.exit_codes import CheckpointError
 
@@ -112,27 +112,6 @@ def test_a_chunk_of_another_shape_or_type_than_it_says_is_refused(tmp_path):
 def test_a_view_is_written_without_the_storage_behind_it(tmp_path):
     save_chunks(tmp_path, [whole("row", torch.randn(1000, 1000)[3]), whole("turned", torch.randn(5, 7).t())])
     assert (tmp_path / "__0_0.distcp").stat().st_size < 10_000
-
-
-def plan_of(*offers):
-    """What one rank offers: (key, row, rows of eight bytes)."""
-    chunks = [
-        Chunk(key, (100, 2), (row, 0), (rows, 2), torch.float32, torch.zeros(rows, 2)) for key, row, rows in offers
-    ]
-    return _ChunkSavePlanner(chunks).create_local_plan()
-
-
-def test_what_several_ranks_offer_is_written_by_the_one_with_the_least_so_far():
-    shared = [("w", 0, 10), ("w", 10, 4), ("w", 14, 4), ("w", 18, 4), ("w", 22, 2)]
-    plans, table = _ChunkSavePlanner([]).create_global_plan(
-        [plan_of(("own", 0, 3), *shared), plan_of(*shared), plan_of(*shared[1:])]
-    )
-    # own: 0. w 0: rank 1 has nothing yet. w 10: 3 against 10 and 0, so rank 2; w 14: 3, 10, 4: rank 0;
-    # w 18: 7, 10, 4: rank 2; w 22: 7, 10, 8: rank 0.
-    written = [[(item.index.fqn, item.index.offset[0]) for item in plan.items] for plan in plans]
-    assert written == [[("own", 0), ("w", 14), ("w", 22)], [("w", 0)], [("w", 10), ("w", 18)]]
-    chunks = table.state_dict_metadata["w"].chunks
-    assert sorted((chunk.offsets[0], chunk.sizes[0]) for chunk in chunks) == [row[1:] for row in shared]
 
 
 def test_a_table_may_name_every_type_of_weights_and_of_paths(tmp_path):

@@ -6,12 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from megatron_synE.alone import build_reference
 from megatron_synE.checkpoint import layout
 from megatron_synE.checkpoint.chunk_reader import ChunkReader
 from megatron_synE.checkpoint.hf_export import write_hf_folder
 from megatron_synE.checkpoint.weights import CheckpointWeights
 from megatron_synE.model.llama import architecture_from_hf, read_hf_config
-from megatron_synE.reference import build_reference
 from tools.checkpoint.importer import import_hf
 
 

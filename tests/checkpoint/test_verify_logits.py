@@ -28,16 +28,16 @@ def test_a_model_that_computes_otherwise_from_the_same_tensors_is_found(make_hf,
     """Both configs agree, so only logits can tell: ours is made to read another rotary scaling."""
     hf, _ = make_hf(rope_parameters=LLAMA3, max_position_embeddings=8192, initializer_range=0.2)
     checkpoint = import_hf(hf, tmp_path / "ckpt").checkpoint
-    from megatron_synE import reference
+    from megatron_synE import alone
 
-    build = reference.build_reference
+    build = alone.build_reference
 
     def without_scaling(architecture, weights, *, seq_length):
         from dataclasses import replace
 
         return build(replace(architecture, rope_scaling=None), weights, seq_length=seq_length)
 
-    monkeypatch.setattr(reference, "build_reference", without_scaling)
+    monkeypatch.setattr(alone, "build_reference", without_scaling)
     with pytest.raises(CheckpointError, match="differ from ours by up to"):
         verify(hf, checkpoint, positions=65)
 

@@ -12,6 +12,7 @@ from data_mixers.guard import GuardObservation, GuardSettings
 from data_mixers.mixture import PlannedPhase
 from data_mixers.sampling import Sampler
 from megatron_synE.mixing import Answer, GuardAnswer, Mixture
+from tests.data_mixers.orders import index_of
 from tests.data_mixers.test_curriculum import entry
 
 SUMS = (30.0, 40.0, 50.0, 36.0, 33.0, 28.0, 47.0, 31.0)
@@ -73,7 +74,7 @@ def test_where_the_language_guarded_before_cannot_go_back_the_other_takes_nothin
     run = run.after(Answer(groups={}, guard=second_answer(run)))
     law, _ = run.entries
     schedule = run.schedule
-    read = Sampler(schedule).cursors(400)[schedule.source_index(law)]
+    read = Sampler(schedule).cursors(400)[index_of(schedule, law)]
     short = replace(run, limits={**run.limits, law: int(read)})
     other = replace(short, guard_settings=replace(run.guard_settings, language="zh"))
     answer = other.guarded(GuardObservation(consumed_tokens=64 * 40, losses=LOSSES, answers=None))

@@ -32,6 +32,7 @@ from megatron_synE.data.indexed import IndexedWriter
 from megatron_synE.data.megatron_adapter import MegatronScheduledDataset, schedule_and_manifests, scheduled_datasets
 from megatron_synE.data.tokenizers import load_tokenizer
 from tests import tiny
+from tests.data_mixers.orders import addresses
 from tests.tools import corpus
 from tools.data_path import import_data_path
 from tools.mix_commands import DataPathOptions
@@ -134,7 +135,7 @@ def test_an_item_equals_that_of_gptdataset_in_every_field(
     ours = MegatronScheduledDataset(schedule, [manifest], config_of(root, **options))
     assert windows >= 3 and len(places) >= windows
     boundaries = pads = 0
-    for sample, address in enumerate(Sampler(schedule).addresses(0, windows)):
+    for sample, address in enumerate(addresses(Sampler(schedule), 0, windows)):
         window = address.token_offset // SEQ_LENGTH
         # GPTDataset 0.16.1 writes the pads of its first item into the loss mask that it keeps for all later ones.
         theirs.masks_and_position_ids_are_cached = False
@@ -181,7 +182,7 @@ def slowly_read(root: Path) -> list[list[int]]:
     flat = {f"und/web/{name}": np.fromfile(root / f"{name}_text_document.bin", dtype=np.uint16) for name in "ab"}
     return [
         flat[schedule.sources[place.source_index].name][place.token_offset :][:SEQ_LENGTH].tolist()
-        for place in Sampler(schedule).addresses(0, schedule.num_samples)
+        for place in addresses(Sampler(schedule), 0, schedule.num_samples)
     ]
 
 

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from fractions import Fraction
 from itertools import product
 from pathlib import Path
@@ -22,10 +22,12 @@ from data_mixers.mixture import PlannedPhase
 from data_mixers.sampling import Sampler
 from megatron_synE.config.load import load_config
 from megatron_synE.decision_log import lines_of, rows_of
+from megatron_synE.exit_codes import CheckpointError
 from megatron_synE.mixing import Answer, GuardAnswer, Mixture, mixture_of
 from megatron_synE.start import check_grown
 from megatron_synE.validation import DocumentLosses, ValidationSet
 from tests import tiny
+from tests.data_mixers.orders import addresses
 from tests.data_mixers.test_curriculum import entry
 from tools.mix import replay
 
@@ -69,23 +71,23 @@ def test_a_decision_that_begins_inside_a_range_left_out_is_taken_and_the_range_s
     assert found.reweights == expected.reweights
     assert not any("max_epochs" in note for note in answer.groups["zh/web"].notes)
     assert found.schedule.past_digest(48) == skipping.schedule.past_digest(48)
-    left_out = set(Sampler(plain.schedule).addresses(40, 72))
-    read_then = list(Sampler(found.schedule).addresses(0, SAMPLES - 32))
+    left_out = set(addresses(Sampler(plain.schedule), 40, 72))
+    read_then = addresses(Sampler(found.schedule), 0, SAMPLES - 32)
     assert len(set(read_then)) == SAMPLES - 32  # no window twice
     assert not left_out & set(read_then)
-    assert read_then[:40] == list(Sampler(plain.schedule).addresses(0, 40))
+    assert read_then[:40] == addresses(Sampler(plain.schedule), 0, 40)
 
 
 def test_a_bad_range_that_reaches_back_before_one_of_the_configuration_takes_nothing_back_in(tmp_path: Path) -> None:
     """data.skip_samples has 40:56; samples 32 to 71 turn out bad, on both sides of that range."""
     plain = mixture(tmp_path, dict.fromkeys(TOPICS, 20000))
     run = replace(plain, skips=((40, 56), (200, 208)))
-    out = set(Sampler(plain.schedule).addresses(40, 56)) | set(Sampler(run.schedule).addresses(32, 72))
+    out = set(addresses(Sampler(plain.schedule), 40, 56)) | set(addresses(Sampler(run.schedule), 32, 72))
     samples = run.leavable(32, 72)
     after = run.skipping(samples.start, samples.stop)
-    read_then = list(Sampler(after.schedule).addresses(0, 160))
+    read_then = addresses(Sampler(after.schedule), 0, 160)
     assert not out & set(read_then)
-    assert read_then[:32] == list(Sampler(run.schedule).addresses(0, 32))
+    assert read_then[:32] == addresses(Sampler(run.schedule), 0, 32)
 
 
 def test_steps_that_a_rollback_undoes_are_not_read_again_across_a_decision_nor_where_a_stage_begins(
@@ -102,13 +104,13 @@ def test_steps_that_a_rollback_undoes_are_not_read_again_across_a_decision_nor_w
     risen = sum(max(0, shares[1][name] - shares[0][name]) for name in shares[0]) / 2**32
     assert 0.01 < risen < 0.1
     for start, stop, border, most in ((24, 96, 48, 1 + risen * 48), (160, 240, 200, 0)):
-        bad = set(Sampler(run.schedule).addresses(start, stop))
+        bad = set(addresses(Sampler(run.schedule), start, stop))
         after = run.skipping(start, stop)
-        read_then = list(Sampler(after.schedule).addresses(0, 300))
+        read_then = addresses(Sampler(after.schedule), 0, 300)
         assert len(bad & set(read_then)) <= most, (border, after.schedule.skips)
         assert len(set(read_then)) == 300
-        assert read_then[:start] == list(Sampler(run.schedule).addresses(0, start))
-        assert run.restored(json.loads(json.dumps(after.to_dict()))).schedule == after.schedule
+        assert read_then[:start] == addresses(Sampler(run.schedule), 0, start)
+        assert restored(run, after.to_dict()).schedule == after.schedule
 
 
 def test_the_configuration_leaves_out_the_same_across_stages_as_a_rollback_does(tmp_path: Path) -> None:
@@ -145,7 +147,7 @@ def test_a_plan_that_grows_under_a_decision_may_not_read_a_source_too_often(tmp_
     run, _ = validated(run, dict.fromkeys(TOPICS, 2.0), at=0)
     run, _ = validated(run, {"law": 2.3, "food": 2.0, "music": 2.0}, at=352)
     assert len(run.reweights) == 1
-    followed = longer.restored(json.loads(json.dumps(run.to_dict())))
+    followed = restored(longer, run.to_dict())
     check_grown(run, run.schedule)
     check_grown(longer, run.schedule)  # without the decision it lasts
     with pytest.raises(ConfigError, match=r"zh/web/law \(12[67] of 125 windows\); shorten the stage"):
@@ -315,8 +317,8 @@ def test_decisions_among_the_topics_whose_text_lasted_are_followed_and_go_on(tmp
     half, ratios = (("food", 0.5), ("music", 0.5)), (("food", 0.53), ("music", 0.47))
     state = replace(started.states["zh/web"], ratios=ratios, planned=half, recent=half, average=half, num_decisions=2)
     decision = {"start_sample": 240, "group": "zh/web", "ratios": ratios}
-    content = started.to_dict() | {"reweights": [decision], "states": {"zh/web": state.to_dict()}}
-    run = plan.restored(json.loads(json.dumps(content)))
+    content = started.to_dict() | {"reweights": [decision], "states": {"zh/web": asdict(state)}}
+    run = restored(plan, content)
     assert run._weights_at(240)["zh/web/food"] / 2**32 == pytest.approx(0.9 * 0.53)
     run, answer = validated(run, {"law": 2.0, "food": 2.3, "music": 1.9}, at=264)
     group = answer.groups["zh/web"]
@@ -324,3 +326,28 @@ def test_decisions_among_the_topics_whose_text_lasted_are_followed_and_go_on(tmp
     assert not any("they are the plan now" in note for note in group.notes)
     assert dict(group.state.planned) == dict(half)
     assert run._weights_at(280)["zh/web/food"] / 2**32 == pytest.approx(0.9 * 0.56)  # max_shift on
+
+
+def test_damaged_decisions_of_a_checkpoint_are_refused_by_its_name_with_the_cure(tmp_path: Path) -> None:
+    run = mixture(tmp_path, dict.fromkeys(TOPICS, 20000))
+    run, _ = validated(run, dict.fromkeys(TOPICS, 2.0), at=0)
+    whole = run.to_dict()
+    assert restored(run, whole) == run
+    state = asdict(run.states["zh/web"])
+    for key, value, why in (
+        ("states", {"zh/web": state | {"ratios": None}}, "states.ratios is null"),
+        ("states", [], "'list' object has no attribute"),
+        ("guard", {}, "missing key guard.language"),
+        ("reweights", [{}], "missing key reweights.start_sample"),
+        ("bad_ranges", [[1]], "not enough values"),
+    ):
+        with pytest.raises(CheckpointError, match=rf"^run/checkpoints/iter_0000002: .*{why}.* away, and"):
+            restored(run, whole | {key: value})
+    for key in whole:
+        with pytest.raises(CheckpointError, match=rf"iter_0000002: .*\(no '{key}'\)"):
+            restored(run, {name: value for name, value in whole.items() if name != key})
+
+
+def restored(plan: Mixture, content: Mapping[str, Any]) -> Mixture:
+    """As a checkpoint brings it back."""
+    return plan.restored(json.loads(json.dumps({"mixture": content})), where="run/checkpoints/iter_0000002")

@@ -22,6 +22,7 @@ from megatron_synE.config.schema import StageSection
 from megatron_synE.data.build_schedule import build_schedule
 from megatron_synE.data.indexed import IndexedWriter
 from megatron_synE.data.scheduled_dataset import ScheduledDataset
+from tests.data_mixers.orders import addresses
 
 SEQ_LENGTH = 16
 EOS = 1
@@ -72,7 +73,7 @@ def test_each_sample_equals_a_slow_read_of_the_documents(manifest: DatasetManife
         ("en/web/math", 0): documents(3, 80),
     }
     assert len(dataset) == 252  # 4000 / 16 = 250 sequences, in whole batches of 4
-    for number, place in enumerate(Sampler(schedule).addresses(0, len(dataset))):
+    for number, place in enumerate(addresses(Sampler(schedule), 0, len(dataset))):
         sample = dataset[number]
         docs = flat[(schedule.sources[place.source_index].name, place.shard_index)]
         tokens = [token for document in docs for token in document]
@@ -115,7 +116,7 @@ def test_every_token_of_an_epoch_but_the_ends_is_a_target_once(tmp_path: Path) -
     plan = StageSection(name="all", tokens=windows * SEQ_LENGTH, languages={"zh": 1.0})
     schedule = build_schedule([plan], [manifest], 3, SEQ_LENGTH, 1)
     targets = np.zeros(num_tokens, dtype=int)
-    for place in Sampler(schedule).addresses(0, windows):
+    for place in addresses(Sampler(schedule), 0, windows):
         targets[place.token_offset + 1 : place.token_offset + SEQ_LENGTH + 1] += 1
     assert targets.max() == 1
     assert num_tokens - targets.sum() < 2 * SEQ_LENGTH
@@ -125,7 +126,7 @@ def test_a_stage_added_at_the_end_leaves_earlier_samples_unchanged(manifest: Dat
     short = build_schedule([stage(name="a", zh=1.0)], [manifest], 3, SEQ_LENGTH, 4)
     longer = build_schedule([stage(name="a", zh=1.0), stage(name="b")], [manifest], 3, SEQ_LENGTH, 4)
     assert [source.name for source in longer.sources] == ["zh/web/law", "en/web/math"]
-    assert list(Sampler(longer).addresses(0, short.num_samples)) == list(Sampler(short).addresses(0, short.num_samples))
+    assert addresses(Sampler(longer), 0, short.num_samples) == addresses(Sampler(short), 0, short.num_samples)
     assert longer.past_digest(short.num_samples) == short.past_digest(short.num_samples)
 
 
@@ -148,7 +149,7 @@ def test_samples_left_out_bring_a_source_to_its_end_the_sooner(manifest: Dataset
         whole = [stage(tokens, 1.0)]
         return build_schedule(whole, [manifest], 3, SEQ_LENGTH, 4, exhaustion="stop", skips=skips)
 
-    assert {place.epoch for place in Sampler(built()).addresses(0, built().num_samples)} == {0}
+    assert {place.epoch for place in addresses(Sampler(built()), 0, built().num_samples)} == {0}
     with pytest.raises(ConfigError, match=r"data\.exhaustion is stop.*zh/web/law 1\.\d+"):
         built((8, 16))
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 from typing import get_args
 
 import numpy as np
@@ -13,6 +14,7 @@ from data_mixers.control_rules import CONTROLLERS
 from data_mixers.control_settings import ControllerName, ControllerSettings
 from data_mixers.controllers import ControllerState, Observation, TopicLosses, decide
 from data_mixers.errors import ConfigError, DataError
+from data_mixers.strict_json import parse
 from tests.data_mixers.validations import ELEVEN, PPL, free, losses, observation, run
 
 HISTORY = st.lists(
@@ -67,6 +69,11 @@ def test_the_order_of_topics_plays_no_part(name: str) -> None:
     assert one.state == other.state
 
 
+def read_back(text: str) -> ControllerState:
+    """As a checkpoint is read."""
+    return parse(ControllerState, json.loads(text), where="controller_state", fault=DataError)
+
+
 @pytest.mark.parametrize("name", sorted(CONTROLLERS))
 def test_a_state_through_json_decides_alike(name: str) -> None:
     rng = np.random.default_rng(3)
@@ -81,10 +88,8 @@ def test_a_state_through_json_decides_alike(name: str) -> None:
         seen = observation(ppl, index * 1000)
         if index >= 3:
             assert resumed is not None
-            text = json.dumps(resumed.to_dict(), allow_nan=False)
-            again = decide(
-                ControllerSettings(name=name), resumed_ratios, ControllerState.from_dict(json.loads(text)), seen
-            )
+            text = json.dumps(asdict(resumed), allow_nan=False)
+            again = decide(ControllerSettings(name=name), resumed_ratios, read_back(text), seen)
         decision = decide(ControllerSettings(name=name), ratios, state, seen)
         ratios, state = decision.ratios, decision.state
         if index >= 3:
@@ -93,11 +98,11 @@ def test_a_state_through_json_decides_alike(name: str) -> None:
 
 
 def test_a_damaged_state_names_the_key() -> None:
-    content = run(ControllerSettings(name="syne"), {"law": 1.0}, {"law": 3.0}).state.to_dict()
+    content = asdict(run(ControllerSettings(name="syne"), {"law": 1.0}, {"law": 3.0}).state)
     with pytest.raises(DataError, match=r"missing key controller_state\.planned"):
-        ControllerState.from_dict({key: value for key, value in content.items() if key != "planned"})
+        read_back(json.dumps({key: value for key, value in content.items() if key != "planned"}))
     with pytest.raises(DataError, match=r"unknown key controller_state\.colour"):
-        ControllerState.from_dict(content | {"colour": 1})
+        read_back(json.dumps(content | {"colour": 1}))
 
 
 def test_a_topic_the_plan_does_not_read_is_never_brought_in() -> None:
@@ -166,7 +171,7 @@ def test_every_name_has_a_rule() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("name", "sync"), ("alpha", 1.0), ("alpha", 0.0), ("alpha", -0.1), ("alpha", math.nan), ("alpha", "0.3"),
+        ("alpha", 1.0), ("alpha", 0.0), ("alpha", -0.1), ("alpha", math.nan), ("alpha", "0.3"),
         ("importance", {"law": -1.0}), ("importance", {"law": math.nan}), ("importance", 2.0),
         ("normaliser", "softmax"),
         ("floor", -0.1), ("floor", 1.1), ("ceiling", 0.9), ("ceiling", math.nan), ("max_shift", 0.0),
@@ -176,19 +181,24 @@ def test_every_name_has_a_rule() -> None:
     ],
 )  # fmt: skip
 def test_bad_settings_are_refused_by_name(key: str, value: object) -> None:
-    with pytest.raises(ConfigError, match=rf"controller\.{key}"):
+    with pytest.raises(ConfigError, match=rf"^mixture\.settings\.{key}"):
         ControllerSettings(**{"name": "syne", key: value})  # type: ignore[arg-type]
+
+
+def test_an_unknown_controller_is_refused_by_the_key_that_the_run_file_has() -> None:
+    with pytest.raises(ConfigError, match=r"^mixture\.controller='sine' is unknown"):
+        ControllerSettings(name="sine")
 
 
 def test_an_alpha_that_could_turn_a_factor_negative_is_refused_with_importance() -> None:
     ControllerSettings(name="syne", alpha=0.49, importance={"law": 2.0})
-    with pytest.raises(ConfigError, match=r"controller\.alpha=0\.5 .* use controller\.alpha below 0\.5"):
+    with pytest.raises(ConfigError, match=r"mixture\.settings\.alpha=0\.5 .* use mixture\.settings\.alpha below 0\.5"):
         ControllerSettings(name="syne", alpha=0.5, importance={"law": 2.0})
 
 
 @pytest.mark.parametrize(("key", "value"), [("floor", 0.5), ("ema", 0.9), ("noise_level", 0.9), ("max_shift", 0.1)])
 def test_the_published_rule_refuses_guards(key: str, value: float) -> None:
-    with pytest.raises(ConfigError, match=rf"controller\.{key}.*syne_paper"):
+    with pytest.raises(ConfigError, match=rf"^mixture\.settings\.{key}.*syne_paper"):
         ControllerSettings(name="syne_paper", **{key: value})  # type: ignore[arg-type]
 
 

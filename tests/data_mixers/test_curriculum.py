@@ -11,6 +11,7 @@ from data_mixers.errors import ConfigError
 from data_mixers.manifest import ShardEntry, SourceEntry
 from data_mixers.mixture import PlannedPhase, Reweight, compose
 from data_mixers.sampling import Sampler
+from tests.data_mixers.orders import columns
 
 BUCKETS = 40
 TOPICS = ("food", "law", "music")
@@ -83,22 +84,22 @@ def test_with_twice_the_data_and_five_reweights_every_topic_follows_the_pacing()
     ]
     sampler = Sampler(compose(planned, reweights, entries, seed=3, seq_length=64))
     names = [source.name for source in sampler.schedule.sources]
-    addresses = sampler.addresses(0, samples)
-    assert int(addresses.epoch.max()) == 0  # nothing is read twice
+    read = columns(sampler, 0, samples)
+    assert int(read.epoch.max()) == 0  # nothing is read twice
     for tenth in range(10):
         low, high = tenth * samples // 10, (tenth + 1) * samples // 10
         expected = (tenth + 0.5) / 10
         for topic in TOPICS:
             quantiles = []
             for sample in range(low, high):
-                name = names[int(addresses.source_index[sample])]
+                name = names[int(read.source_index[sample])]
                 if name.startswith(f"zh/web/{topic}/"):
                     quantiles.append((int(name[-2:]) + 0.5) / BUCKETS)
             mean = sum(quantiles) / len(quantiles)
             assert abs(mean - expected) <= 0.02, (topic, tenth)
     for topic in TOPICS:
         mine = [i for i, name in enumerate(names) if name.startswith(f"zh/web/{topic}/")]
-        counts = [int((addresses.source_index == i).sum()) for i in mine]
+        counts = [int((read.source_index == i).sum()) for i in mine]
         buckets = [int(names[i][-2:]) for i in mine]
         shares = topic_tokens_by_bucket(topic, planned, reweights, samples)
         mean = sum((b + 0.5) / BUCKETS * c for b, c in zip(buckets, counts, strict=True)) / sum(counts)

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from fractions import Fraction
 
 import numpy as np
@@ -11,12 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_mixers.controllers import TopicLosses
-from data_mixers.errors import ConfigError
+from data_mixers.errors import ConfigError, DataError
 from data_mixers.exhaustion import window_limits
 from data_mixers.guard import GuardObservation, GuardSettings, GuardState, ProbeAnswers, decide, sign_test
 from data_mixers.mixture import GuardShift, PlannedPhase, Reweight, compose, topic_ratios
 from data_mixers.sampling import Sampler
 from data_mixers.schedule import Schedule
+from data_mixers.strict_json import parse
+from tests.data_mixers.orders import addresses
 from tests.data_mixers.test_curriculum import entry
 
 RAISE = GuardSettings(language="en", action="raise", step=0.02, max_rise=0.05)
@@ -137,7 +139,7 @@ def test_where_the_share_cannot_move_it_stays() -> None:
 def test_a_state_survives_json_to_the_bit() -> None:
     state = decide(RAISE, None, seen(0.0, consumed=0, correct=(1, 0, 1))).state
     state = decide(RAISE, state, seen(0.1, consumed=1, correct=(1, 1, 1))).state
-    assert GuardState.from_dict(json.loads(json.dumps(state.to_dict()))) == state
+    assert parse(GuardState, json.loads(json.dumps(asdict(state))), where="guard_state", fault=DataError) == state
 
 
 @pytest.mark.parametrize(
@@ -242,11 +244,11 @@ def test_with_reweights_and_exhaustion_languages_keep_their_shares_and_the_past_
         )
     limits = LIMITS if is_limited else None
     full = composed(*decisions, limits=limits)
-    addresses = list(Sampler(full).addresses(0, 600))
+    read = addresses(Sampler(full), 0, 600)
     for count, decision in enumerate(decisions):
         part = composed(*decisions[:count], limits=limits)
         assert part.past_digest(decision.start_sample) == full.past_digest(decision.start_sample)
-        assert list(Sampler(part).addresses(0, decision.start_sample)) == addresses[: decision.start_sample]
+        assert addresses(Sampler(part), 0, decision.start_sample) == read[: decision.start_sample]
     for phase in full.phases:
         if phase.start_sample >= 500:
             continue

@@ -15,6 +15,7 @@ from data_mixers.schedule import Schedule, ScheduledShard, ScheduledSource
 from megatron_synE.config.schema import StageSection
 from megatron_synE.data.batch import sample_indices
 from megatron_synE.data.build_schedule import build_schedule
+from tests.data_mixers.orders import addresses
 
 SEQ_LENGTH = 10
 
@@ -56,7 +57,7 @@ def schedules(draw: st.DrawFn, *, max_phases: int = 50) -> Drawn:
 
 def read(schedule: Schedule, start: int = 0, stop: int | None = None) -> list[SampleAddress]:
     """By a sampler of its own, as after a restart."""
-    return list(Sampler(schedule).addresses(start, schedule.num_samples if stop is None else stop))
+    return addresses(Sampler(schedule), start, schedule.num_samples if stop is None else stop)
 
 
 def windows_per_epoch(source: ScheduledSource) -> int:
@@ -146,7 +147,8 @@ def test_what_is_skipped_is_what_the_record_says_and_nothing_else(drawn: Drawn, 
     longer = replace(schedule, phases=())
     for index, old in enumerate(schedule.phases):
         more = length if index == number else 0
-        longer = longer.append(replace(old, start_sample=longer.num_samples, num_samples=old.num_samples + more))
+        moved = replace(old, start_sample=longer.num_samples, num_samples=old.num_samples + more)
+        longer = replace(longer, phases=(*longer.phases, moved))
     without = read(longer)
     assert read(skipped) == without[:start] + without[start + length :]
     assert [(skip.at_sample, skip.num_samples) for skip in skipped.skips] == [(start, length)]

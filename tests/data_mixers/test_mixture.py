@@ -11,6 +11,7 @@ from data_mixers.errors import ConfigError
 from data_mixers.mixture import PlannedPhase, Reweight, compose, ratios_at, topic_ratios
 from data_mixers.sampling import Sampler
 from data_mixers.schedule import Schedule
+from tests.data_mixers.orders import addresses, index_of
 from tests.data_mixers.test_curriculum import entry
 
 ENTRIES = {
@@ -82,12 +83,12 @@ def test_decisions_that_a_stage_has_ended_do_not_come_back_in_the_next(food: Fra
 def test_a_later_decision_never_changes_an_earlier_sample(decisions: list[tuple[int, float]]) -> None:
     decisions.sort()
     reweights = [Reweight(start_sample=s, group="zh/web", ratios=(("law", r), ("food", 1 - r))) for s, r in decisions]
-    full = Sampler(composed(*reweights)).addresses(0, 500)
+    full = addresses(Sampler(composed(*reweights)), 0, 500)
     for count, (start, _) in enumerate(decisions):
         part = composed(*reweights[:count])
-        assert list(Sampler(part).addresses(0, start)) == list(full)[:start]
+        assert addresses(Sampler(part), 0, start) == full[:start]
         assert part.past_digest(start) == composed(*reweights).past_digest(start)
-    english = sum(int(i) == composed().source_index(ENGLISH) for i in full.source_index)
+    english = sum(place.source_index == index_of(composed(), ENGLISH) for place in full)
     assert abs(english - 300) <= 2  # 0.6 of 500, whatever the topics do
 
 

@@ -19,6 +19,7 @@ from data_mixers.ratios import quantise
 from data_mixers.sampling import Sampler
 from data_mixers.schedule import Schedule, ScheduledShard, ScheduledSource
 from data_mixers.windows import SourceWindows, windows_in_shard
+from tests.data_mixers.orders import addresses, mapped
 from tests.data_mixers.test_curriculum import entry
 
 SEQ_LENGTH = 10
@@ -32,8 +33,8 @@ def source(*tokens: int, name: str = "zh/web/law") -> ScheduledSource:
 def order_of(made: ScheduledSource, *, seed: int, epoch: int = 0) -> list[int]:
     """Window numbers of one epoch, shifts taken off."""
     windows = SourceWindows(made, seed=seed, seq_length=SEQ_LENGTH)
-    draws = np.arange(windows.windows_per_epoch) + epoch * windows.windows_per_epoch
-    return [(int(offset) - windows.shift(epoch, 0)) // SEQ_LENGTH for offset in windows.addresses(draws)[2]]
+    draws = range(epoch * windows.windows_per_epoch, (epoch + 1) * windows.windows_per_epoch)
+    return [(windows.address(draw)[2] - windows.shift(epoch, 0)) // SEQ_LENGTH for draw in draws]
 
 
 def test_seed_name_and_epoch_each_give_another_order() -> None:
@@ -86,7 +87,7 @@ def test_a_network_whose_rounds_share_one_key_would_show() -> None:
         return ((values & mask) << half) | (values >> half)
 
     start = np.arange(size)
-    back = swap(permutation.map(swap(permutation.map(start))))
+    back = swap(mapped(permutation, swap(mapped(permutation, start))))
     assert (back == start).mean() < 0.01  # a random permutation: one in 4,096
 
 
@@ -115,7 +116,7 @@ def test_a_phase_cut_in_two_reads_what_it_did(phases: list[tuple[list[int], int]
     parts, lengths = [weights for weights, _ in phases], [length for _, length in phases]
     whole, cut = schedule_of(parts, lengths), schedule_of(parts, lengths, splits=splits)
     assert whole.past_digest(whole.num_samples) == cut.past_digest(cut.num_samples)
-    assert list(Sampler(whole).addresses(0, whole.num_samples)) == list(Sampler(cut).addresses(0, cut.num_samples))
+    assert addresses(Sampler(whole), 0, whole.num_samples) == addresses(Sampler(cut), 0, cut.num_samples)
 
 
 def test_the_rank_of_a_source_belongs_to_the_past() -> None:
@@ -124,7 +125,7 @@ def test_the_rank_of_a_source_belongs_to_the_past() -> None:
     turned = replace(
         plain, sources=plain.sources[::-1], phases=(replace(plain.phases[0], weights=plain.phases[0].weights[::-1]),)
     )
-    names = [[s.sources[a.source_index].name for a in Sampler(s).addresses(0, 30)] for s in (plain, turned)]
+    names = [[s.sources[a.source_index].name for a in addresses(Sampler(s), 0, 30)] for s in (plain, turned)]
     assert names[0] != names[1]
     moved = replace(plain, sources=(source(5000, name="en/web/unread"), *plain.sources))
     assert plain.past_digest(30) != moved.past_digest(30)
@@ -143,7 +144,7 @@ def test_a_beginning_keeps_the_skips_in_it_and_drops_later_ones() -> None:
     plain = schedule_of([[1, 2, 3]], [60])
     skipped = plain.skip(10, 15, consumed_samples=0).skip(40, 44, consumed_samples=0)
     first = skipped.until(30)
-    assert list(Sampler(first).addresses(0, 30)) == list(Sampler(skipped).addresses(0, 30))
+    assert addresses(Sampler(first), 0, 30) == addresses(Sampler(skipped), 0, 30)
     assert first.past_digest(30) == skipped.past_digest(30)
     assert [skip.at_sample for skip in first.skips] == [10]
 

@@ -8,6 +8,7 @@ import yaml
 from data_mixers.sampling import Sampler
 from data_mixers.schedule import Schedule
 from tests import tiny
+from tests.data_mixers.orders import addresses, index_of
 from tests.distributed.test_resume import assert_same_tensors, training_rows
 
 OLD, NEW = 6, 4  # iterations
@@ -56,11 +57,11 @@ def test_a_stage_appended_under_way_leaves_the_past_and_is_read_after_its_bounda
     # As `mix append` prints it: the job's time slice is no part of the run's configuration.
     tiny.train(run / "run_config.yaml", override)
     old, new = Sampler(schedule_of(plain)), Sampler(schedule_of(run))
-    assert list(new.addresses(0, BOUNDARY)) == list(old.addresses(0, BOUNDARY))
+    assert addresses(new, 0, BOUNDARY) == addresses(old, 0, BOUNDARY)
     assert training_rows(run)[:OLD] == training_rows(plain)  # losses and norms, bit for bit
     counts = [row["samples_by_source"].get("zh/web/food", 0) for row in tiny.rows(run, "train")]
     assert counts[:OLD] == [0] * OLD
-    assert counts[-1] == new.cursors(BOUNDARY + NEW * 8)[schedule_of(run).source_index("zh/web/food")] > 0
+    assert counts[-1] == new.cursors(BOUNDARY + NEW * 8)[index_of(schedule_of(run), "zh/web/food")] > 0
     # The same as the run whose plan had both stages from the start.
     whole = tmp_path / "whole"
     tiny.train(root / "run.yaml", f"run.dir={whole}", override)

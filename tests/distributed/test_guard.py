@@ -12,6 +12,7 @@ from data_mixers.sampling import Sampler
 from data_mixers.schedule import Schedule
 from megatron_synE.data.probe import SCHEMA_VERSION, Probe, ProbeItem, write_probe
 from tests import tiny
+from tests.data_mixers.orders import index_of
 from tests.distributed.test_resume import assert_same_run
 
 TRAIN = {("zh", "web", "law"): 9000, ("zh", "web", "food"): 9000, ("en", "web", "computing"): 9000}
@@ -93,7 +94,7 @@ def test_english_that_gets_worse_gains_share_step_by_step_up_to_the_bound(straig
     read = Sampler(schedule).cursors(schedule.num_samples)
     assert (
         tiny.rows(straight, "train")[-1]["samples_by_source"]["en/web/computing"]
-        == read[schedule.source_index("en/web/computing")]
+        == read[index_of(schedule, "en/web/computing")]
     )
 
 

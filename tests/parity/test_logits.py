@@ -10,9 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from data_mixers.errors import ConfigError
+from megatron_synE.alone import build_reference, logits
 from megatron_synE.model.llama import LlamaArchitecture, architecture_from_hf, read_hf_config
 from megatron_synE.model.packed_row import packed_row
-from megatron_synE.reference import build_reference, logits
 from tests import tiny
 
 LLAMA3 = {

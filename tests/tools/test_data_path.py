@@ -20,6 +20,7 @@ from data_mixers.schedule import read_schedule
 from megatron_synE.data.scheduled_dataset import ScheduledDataset
 from megatron_synE.data.tokenizers import load_tokenizer
 from tests import tiny
+from tests.data_mixers.orders import addresses
 from tests.tools import corpus
 from tools.cli import main
 from tools.data_path import parse_data_path
@@ -71,7 +72,7 @@ def test_weights_become_shares_and_samples_the_tokens_of_the_files(root: Path, t
     assert Sampler(schedule).cursors(40) == (10, 30)  # of 40 samples at 1 : 3
     dataset = ScheduledDataset(schedule, [manifest])
     flat = [np.fromfile(f"{prefix}.bin", dtype=np.uint16) for prefix in (law, plain)]
-    for number, place in enumerate(Sampler(schedule).addresses(0, 40)):
+    for number, place in enumerate(addresses(Sampler(schedule), 0, 40)):
         window = flat[place.source_index][place.token_offset : place.token_offset + SEQ_LENGTH + 1]
         assert np.array_equal(dataset[number].tokens, window)
     assert sum(path.is_symlink() for path in (tmp_path / "mix").iterdir()) == 4  # nothing is copied
@@ -135,10 +136,10 @@ def test_new_weights_from_a_sample_on_change_nothing_before_it(root: Path, tmp_p
     assert imported(root, mix, 9, plain, 1, root / "merged", tokens=50 * SEQ_LENGTH, more=more) == 0
     after = read_schedule(mix)
     assert after.num_samples == 80
-    assert list(Sampler(after).addresses(0, 30)) == list(Sampler(before).addresses(0, 30))
+    assert addresses(Sampler(after), 0, 30) == addresses(Sampler(before), 0, 30)
     assert after.past_digest(30) == before.past_digest(30)
     names = [source.name for source in after.sources]
-    drawn = [names[place.source_index] for place in Sampler(after).addresses(30, 80)]
+    drawn = [names[place.source_index] for place in addresses(Sampler(after), 30, 80)]
     assert abs(drawn.count("und/web/plain") - 45) <= 2 and "en/web/law" not in drawn
 
 

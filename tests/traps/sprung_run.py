@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from megatron_synE.config.load import load_config
 from megatron_synE.runtime.environment import Ranks, hide_cuda, ranks_from_environment
@@ -24,6 +25,7 @@ import megatron_synE.data.batch as batch  # noqa: E402
 import megatron_synE.model.head as head  # noqa: E402
 import megatron_synE.sharding.bucket as bucket  # noqa: E402
 import megatron_synE.trainer as trainers  # noqa: E402
+from megatron_synE.checkpoint.training_state import weight_chunks_to_load  # noqa: E402
 from megatron_synE.runtime import distributed  # noqa: E402
 from megatron_synE.runtime.mcore import parallel_state  # noqa: E402
 from megatron_synE.train import build_trainer  # noqa: E402
@@ -102,8 +104,7 @@ def keep_torch_adamw() -> None:
 def forget_to_sync() -> None:
     """And take whole weights from a rank, as validation does: its own ranges, which a save takes, are always new."""
     trainers.sync_parameters = lambda model, plan: None
-    shipped = trainers.chunks_to_save
-    trainers.chunks_to_save = lambda model, optimizer: shipped(model, None)
+    trainers.chunks_to_save = lambda model, optimizer: weight_chunks_to_load(model) if dist.get_rank() == 0 else []
 
 
 def unmark_norms(which: str) -> Callable[[Any], None]:

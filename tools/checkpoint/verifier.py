@@ -16,7 +16,7 @@ NUM_POSITIONS = 512
 TOLERANCE = 2e-5
 """Largest difference, as a share of the largest logit, or of 5 if that is less. Ours: the same operations in fp32 stay
 ten times below it (often at nought); the wrong rotary scaling, a swapped head or a norm of the wrong layer are far
-above. Sums in another order can reach it on a model's worst token, so both sides add in the same (reference.py)."""
+above. Sums in another order can reach it on a model's worst token, so both sides add in the same (build_reference)."""
 _SMALLEST_SCALE = 5.0
 
 
@@ -116,7 +116,7 @@ def _our_logits(
     architecture: LlamaArchitecture, checkpoint: Path, tokens: torch.Tensor, places: torch.Tensor
 ) -> torch.Tensor:
     """[s, vocab_size] fp32."""
-    from megatron_synE.reference import build_reference, logits
+    from megatron_synE.alone import build_reference, logits
 
     return logits(build_reference(architecture, checkpoint, seq_length=len(tokens)), tokens, positions=places)
 
