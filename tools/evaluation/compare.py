@@ -152,8 +152,9 @@ def compare_published() -> Comparison:
     for name, entry in table.benchmarks.items():
         share_a, share_b, number = base[name] / 100, adapted[name] / 100, entry.num_items
         interval, p_value = two_proportions(share_a, share_b, num_a=number, num_b=number)
-        if entry.average == "macro":
-            interval, p_value = mean_of_independent([_of_shares(table, part) for part in entry.of])
+        if entry.average == "macro":  # of rows that stand before it
+            parts = [row.changes[0] for row in rows if row.name in entry.of]
+            interval, p_value = mean_of_independent([(part.difference, part.difference_interval) for part in parts])
         change = Change(
             model=table.adapted, score=share_b, interval=wilson(round(share_b * number), number),
             difference=share_b - share_a, difference_interval=interval, p_value=p_value,
@@ -167,12 +168,6 @@ def compare_published() -> Comparison:
     return Comparison(
         base=table.base, models=(table.adapted,), kind="unpaired", rows=tuple(_with_holm(rows, 1)), cautions=(caution,)
     )
-
-
-def _of_shares(table: PaperTable, name: str) -> tuple[float, Interval]:
-    share_a, share_b = (table.models[model][name] / 100 for model in (table.base, table.adapted))
-    number = table.benchmarks[name].num_items
-    return share_b - share_a, two_proportions(share_a, share_b, num_a=number, num_b=number)[0]
 
 
 def _measured_alike(base: Results, other: Results) -> list[str]:

@@ -1,6 +1,7 @@
 """Key retrieval: a number that stands once in a long text must be named at its end. Made from a seed, needs no data."""
 
 import random
+import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -43,7 +44,4 @@ def item(index: int) -> dict[str, Any]:
 
 def score(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
     """1 if the answer begins with the key."""
-    said = results[0].strip()
-    return {
-        "exact_match": float(said.startswith(doc["key"]) and not said[len(doc["key"]) : len(doc["key"]) + 1].isdigit())
-    }
+    return {"exact_match": float(re.match(rf"{doc['key']}(?!\d)", results[0].strip()) is not None)}
