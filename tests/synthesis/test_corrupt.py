@@ -162,7 +162,8 @@ def test_restoring_a_text_that_was_edited_is_refused() -> None:
 def test_chinese_words_are_swapped_inside_their_domain(chinese: ChineseWords) -> None:
     text = "医院的患者吃苹果，体温升高，结论正确。"
     found = {text[start:stop]: kind for start, stop, kind in chinese.words(text)}
-    assert found == dict.fromkeys(("医院", "患者", "苹果", "体温"), "noun") | dict.fromkeys(("升高", "正确"), "adjective")
+    nouns, adjectives = ("医院", "患者", "苹果", "体温"), ("升高", "正确")
+    assert found == dict.fromkeys(nouns, "noun") | dict.fromkeys(adjectives, "adjective")
     assert chinese.instead("正确", "adjective", 0) == "错误"
     assert chinese.instead("升高", "adjective", 0) == "降低"
     foods = {chinese.instead("苹果", "noun", choice) for choice in range(50)}

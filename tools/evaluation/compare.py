@@ -148,7 +148,7 @@ def compare_published() -> Comparison:
     """
     table = paper_table()
     base, adapted = table.models[table.base], table.models[table.adapted]
-    rows = []
+    rows: list[Row] = []
     for name, entry in table.benchmarks.items():
         share_a, share_b, number = base[name] / 100, adapted[name] / 100, entry.num_items
         interval, p_value = two_proportions(share_a, share_b, num_a=number, num_b=number)
