@@ -1,7 +1,6 @@
 """Key retrieval: a number that stands once in a long text must be named at its end. Made from a seed, needs no data."""
 
 import random
-import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -44,4 +43,5 @@ def item(index: int) -> dict[str, Any]:
 
 def score(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
     """1 if the answer begins with the key."""
-    return {"exact_match": float(re.match(rf"{doc['key']}(?!\d)", results[0].strip()) is not None)}
+    said, key = results[0].strip(), doc["key"]
+    return {"exact_match": float(said.startswith(key) and not said[len(key) :][:1].isdigit())}
