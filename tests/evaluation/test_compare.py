@@ -29,6 +29,7 @@ def test_the_papers_table_gives_its_own_gains_and_averages() -> None:
     parts = table.benchmarks["SciEval Avg"].of
     items = [table.benchmarks[part].num_items for part in parts]
     for model, scores in table.models.items():
+        assert scores.keys() == table.benchmarks.keys()
         # Parts are printed to 0.005 each, so is the average.
         average = np.average([scores[part] for part in parts], weights=items)
         assert average == pytest.approx(scores["SciEval Avg"], abs=0.0101)

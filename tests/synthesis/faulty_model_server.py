@@ -37,6 +37,14 @@ def answer(text: str | list[dict[str, str]] | None, reason: str = "stop") -> byt
 TEXT = "[Problem]\nWhat is 1 + 1?\n[Solution]\n1 + 1 = 2\n2"
 GOOD = answer(TEXT)
 THOUGHT = "<think>\nFirst the [Problem], then its [Solution]."
+PARTS = [{"type": "reasoning", "text": "Hm."}, *({"type": "text", "text": half} for half in (TEXT[:30], TEXT[30:]))]
+WAITS = {"429": 0, "wait": 2, "busy": 300}  # Retry-After of a 429
+BODIES = {
+    "broken": GOOD[:-30], "empty": answer(""), "long": answer("x" * 100_000), "in_parts": answer(PARTS),
+    "thought": answer(f"{THOUGHT}\n</think>\n\n{TEXT}"), "endless_thought": answer(THOUGHT, "length"),
+    "uncounted": GOOD.replace(b": 7", b": null"),
+    **{reason: answer(None, reason) for reason in ("length", "content_filter")},
+}  # fmt: skip
 
 
 async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -69,10 +77,8 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
                 await send(writer, 422, json.dumps({"detail": f"not permitted: {REFUSED}"}).encode())
                 continue
             if fault and (seen[key] <= 2 or (found and found.group(1))):
-                if fault == "429":
-                    await send(writer, 429, b"{}", "Retry-After: 0\r\n")
-                elif fault in ("wait", "busy"):
-                    await send(writer, 429, b"{}", f"Retry-After: {2 if fault == 'wait' else 300}\r\n")
+                if fault in WAITS:
+                    await send(writer, 429, b"{}", f"Retry-After: {WAITS[fault]}\r\n")
                 elif fault.isdigit():
                     await send(writer, int(fault), b"{}")
                 elif fault == "slow":
@@ -81,29 +87,14 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
                     writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + GOOD[:40])
                     await writer.drain()
                     return
-                elif fault == "broken":
-                    await send(writer, 200, GOOD[:-30])
-                elif fault == "empty":
-                    await send(writer, 200, answer(""))
-                elif fault == "thought":
-                    await send(writer, 200, answer(f"{THOUGHT}\n</think>\n\n{TEXT}"))
-                elif fault == "in_parts":
-                    halves = [{"type": "text", "text": half} for half in (TEXT[:30], TEXT[30:])]
-                    await send(writer, 200, answer([{"type": "reasoning", "text": "Hm."}, *halves]))
-                elif fault == "endless_thought":
-                    await send(writer, 200, answer(THOUGHT, "length"))
-                elif fault == "uncounted":
-                    await send(writer, 200, GOOD.replace(b": 7", b": null"))
-                elif fault in ("length", "content_filter"):
-                    await send(writer, 200, answer(None, fault))
+                elif fault in BODIES:
+                    await send(writer, 200, BODIES[fault])
                 elif fault == "long_endless":
                     writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2000000000\r\n\r\n")
                     for _ in range(2000):
                         writer.write(b"x" * 1_000_000)
                         await writer.drain()
                     return
-                elif fault == "long":
-                    await send(writer, 200, answer("x" * 100_000))
                 continue
             await send(writer, 200, GOOD)
     except (asyncio.IncompleteReadError, ConnectionError):

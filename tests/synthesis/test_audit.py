@@ -362,16 +362,10 @@ def test_text_goes_straight_into_preprocess_and_counts_agree(audited: tuple[Path
     assert zh["text"].endswith(f"题目：{made[zh['id']]['question']}\n\n解答：{made[zh['id']]['answer']}")
     written = preprocess(
         PreprocessOptions(
-            inputs=(str(tmp_path / "text/qa.jsonl.zst"),),
-            tokenizer=hf,
-            out=tmp_path / "data",
-            language="synthetic",
-            source="qa",
-            topic_key="topic",
-            keep_documents_whole=True,
-            seq_length=512,
+            inputs=(str(tmp_path / "text/qa.jsonl.zst"),), tokenizer=hf, out=tmp_path / "data", language="synthetic",
+            source="qa", topic_key="topic", keep_documents_whole=True, seq_length=512,
         )
-    )
+    )  # fmt: skip
     assert written.num_documents == written.num_records == 150
     # each document gets EOS; a window that is not full is padded, so the file can only be longer
     tokens = counted["disciplines"]["all"]["tokens"] + 150

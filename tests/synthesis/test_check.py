@@ -11,7 +11,7 @@ import pytest
 
 from data_mixers.errors import ConfigError
 from tests import killed
-from tests.rows import read, write
+from tests.rows import contents, read, write
 from tests.synthesis.labelled import (
     BENCHMARK,
     PAGE,
@@ -106,11 +106,7 @@ def report(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sel
 
 @pytest.fixture(scope="module")
 def straight(report: tuple[SelectionReport, Path]) -> dict[str, bytes]:
-    return everything(report[1])
-
-
-def everything(out: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    return contents(report[1])
 
 
 def test_every_line_is_in_exactly_one_place(sources: Path, report: tuple[SelectionReport, Path]) -> None:
@@ -130,7 +126,7 @@ def test_every_line_is_in_exactly_one_place(sources: Path, report: tuple[Selecti
 
 def test_two_workers_write_the_same_bytes(sources: Path, straight: dict[str, bytes], tmp_path: Path) -> None:
     check(options(sources, tmp_path / "out", workers=2))
-    assert everything(tmp_path / "out") == straight
+    assert contents(tmp_path / "out") == straight
 
 
 @pytest.mark.parametrize("moment", ["examine/0000001.json", pytest.param("bands/0000003.json", marks=pytest.mark.slow)])
@@ -142,7 +138,7 @@ def test_a_killed_call_goes_on_to_the_same_bytes(
     killed.behind_file(moment, *command, "--benchmarks", BENCHMARK, "--max-bad-share", "0.1")
     assert not (out / "report.json").exists()
     check(options(sources, out))
-    assert everything(out) == straight
+    assert contents(out) == straight
 
 
 def test_code_is_refused_where_there_is_no_sandbox(

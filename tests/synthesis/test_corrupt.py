@@ -39,19 +39,8 @@ def made(tmp_path: Path, kind: Kind, language: str, num: int = NUM) -> Path:
 
 def corrupted(source: Path, share: float, *more: str, seed: int = 5) -> list[str]:
     out = source.with_name(f"out_{share}_{seed}_{len(more)}.jsonl")
-    command = [
-        "synth",
-        "corrupt",
-        "--input",
-        str(source),
-        "--share",
-        str(share),
-        "--seed",
-        str(seed),
-        "--out",
-        str(out),
-    ]
-    assert main([*command, *more]) == 0
+    command = ["synth", "corrupt", "--input", str(source), "--share", str(share), "--seed", str(seed)]
+    assert main([*command, "--out", str(out), *more]) == 0
     return lines(out)
 
 
@@ -173,14 +162,8 @@ def test_restoring_a_text_that_was_edited_is_refused() -> None:
 def test_chinese_words_are_swapped_inside_their_domain(chinese: ChineseWords) -> None:
     text = "医院的患者吃苹果，体温升高，结论正确。"
     found = {text[start:stop]: kind for start, stop, kind in chinese.words(text)}
-    assert found == {
-        "医院": "noun",
-        "患者": "noun",
-        "苹果": "noun",
-        "体温": "noun",
-        "升高": "adjective",
-        "正确": "adjective",
-    }
+    nouns, adjectives = ("医院", "患者", "苹果", "体温"), ("升高", "正确")
+    assert found == dict.fromkeys(nouns, "noun") | dict.fromkeys(adjectives, "adjective")
     assert chinese.instead("正确", "adjective", 0) == "错误"
     assert chinese.instead("升高", "adjective", 0) == "降低"
     foods = {chinese.instead("苹果", "noun", choice) for choice in range(50)}
@@ -200,11 +183,8 @@ def test_english_adjectives_become_antonyms_and_keep_their_capitals(english: Wor
 @pytest.mark.wordnet
 def test_english_nouns_stay_in_their_field_number_and_article(english: WordNet) -> None:
     text = "Dogs live with families in a city."
-    assert [text[start:stop] for start, stop, kind in english.words(text) if kind == "noun"] == [
-        "Dogs",
-        "families",
-        "city",
-    ]
+    nouns = [text[start:stop] for start, stop, kind in english.words(text) if kind == "noun"]
+    assert nouns == ["Dogs", "families", "city"]
     for choice in range(40):
         animals, city = english.instead("Dogs", "noun", choice), english.instead("city", "noun", choice)
         assert animals and re.fullmatch(r"[A-Z][a-z]+s", animals)

@@ -84,15 +84,10 @@ def test_a_pair_that_is_none_is_put_aside_with_its_reason(
 @pytest.mark.parametrize(
     "url",
     [
-        "127.0.0.1:8000/v1",
-        "http://[::1/v1",
-        "http://h:99999/v1",
-        "http://h:x/v1",
-        "ftp://h/v1",
-        "http:///v1",
+        "127.0.0.1:8000/v1", "http://[::1/v1", "http://h:99999/v1", "http://h:x/v1", "ftp://h/v1", "http:///v1",
         "http://a..b/v1",
     ],
-)
+)  # fmt: skip
 def test_a_url_that_is_none_is_said_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str], url: str) -> None:
     seeds = write_seeds(tmp_path / "seeds.jsonl", ["A stone falls."])
     asked = ["--model", "m", "--out", str(tmp_path / "out")]
@@ -198,14 +193,8 @@ def test_prompts_seed_and_sampling_decide_whose_folder_it_is(tmp_path: Path) -> 
             generate(options(seeds, tmp_path / str(number), url, seed=number))
             [row] = read(tmp_path / str(number) / "pairs.jsonl.zst")
             sent[number] = row["sampling"]["seed"]
-        changes: list[dict[str, Any]] = [
-            {"prompts": tmp_path / "other"},
-            {"seed": 2},
-            {"top_p": 0.5},
-            {"max_tokens": 9},
-            {"model": "n"},
-        ]
-        for change in changes:
-            with pytest.raises(ConfigError, match=f"another {next(iter(change))}"):
-                generate(replace(options(seeds, tmp_path / "1", url, seed=1), **change))
+        changes = {"prompts": tmp_path / "other", "seed": 2, "top_p": 0.5, "max_tokens": 9, "model": "n"}
+        for name, value in changes.items():
+            with pytest.raises(ConfigError, match=f"another {name}"):
+                generate(replace(options(seeds, tmp_path / "1", url, seed=1), **{name: value}))
     assert sent[1] != sent[2]

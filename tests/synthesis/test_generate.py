@@ -249,13 +249,9 @@ def test_an_answer_is_two_sections_or_none(language: str) -> None:
     ):
         assert prompts.split(decorated) == ("**What** is C#", bold)
     for broken in (
-        f"{first} Q",
-        f"{second}\nA\n{first}\nQ",
-        f"{first}{second} A",
-        f"{first} Q {second}",
-        "",
+        f"{first} Q", f"{second}\nA\n{first}\nQ", f"{first}{second} A", f"{first} Q {second}", "",
         f"{first} Q {second} A {first} R {second} B",
-    ):
+    ):  # fmt: skip
         assert prompts.split(broken) is None
     for shown in prompts.code.examples:
         assert prompts.split(shown.answer) is not None

@@ -22,7 +22,7 @@ from tests.synthesis.test_generate import HERE, num_lines, options, write_seeds
 from tools.data.chat import asked_wait_seconds
 from tools.synthesis import generate as module
 from tools.synthesis.answers import key
-from tools.synthesis.asking import Pace, Question, ask_all
+from tools.synthesis.asking import Question, ask_all
 from tools.synthesis.generate import generate
 from tools.synthesis.own_server import own_server
 from tools.synthesis.prompts import read_prompts
@@ -62,8 +62,9 @@ def test_questions_are_drawn_no_faster_than_they_are_answered(tmp_path: Path) ->
         answered += 1
 
     async def ask(url: str) -> None:
-        generator = HttpGenerator((url,), "m", timeout_seconds=60, max_bytes=10_000)
-        await ask_all(questions(), generator, Pace(concurrency=8), on_answer)
+        given = options(tmp_path, tmp_path, concurrency=8)
+        generator = HttpGenerator((url,), given)
+        await ask_all(questions(), generator, given, on_answer)
         await generator.close()
 
     with served(SERVER, tmp_path / "log", 0.01, 8) as url:

@@ -159,19 +159,7 @@ def test_chinese_element_names_fit_the_symbols() -> None:
     names = wording.words("zh", "elements")
     assert len(set(names)) == len(names) == elements.LAST_SURE
     place = {name: number for number, name in enumerate(names, start=1)}
-    spot = {
-        "氢": 1,
-        "氖": 10,
-        "钙": 20,
-        "锌": 30,
-        "锆": 40,
-        "锡": 50,
-        "钕": 60,
-        "镱": 70,
-        "汞": 80,
-        "钍": 90,
-        "镄": 100,
-    }
+    spot = dict(zip("氢氖钙锌锆锡钕镱汞钍镄", (1, *range(10, 101, 10)), strict=True))
     assert {name: place[name] for name in spot} == spot
 
 

@@ -3,19 +3,15 @@
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from tools.synthesis.sandbox import Example, Sandbox, require_sandbox
+from tools.synthesis.sandbox import Example, require_sandbox
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 MBPP_EXEMPLARS = (2, 3, 4)
 """task_id of the three that the set's authors prompt with."""
-
-
-@cache
-def sandbox() -> Sandbox:
-    """Tried once a process. Errors: ConfigError (exit code 2) where there is none."""
-    return require_sandbox()
+sandbox = cache(require_sandbox)
+"""Tried once a process. Errors: ConfigError (exit code 2) where there is none."""
 
 
 def humaneval(doc: dict[str, Any], results: list[str]) -> dict[str, float]:

@@ -55,12 +55,7 @@ class PaperTable:
 
 
 def paper_table() -> PaperTable:
-    """Errors: ConfigError if a model lacks a benchmark or has one more."""
-    table = read_yaml(PAPER_TABLE, PaperTable)
-    for model, scores in table.models.items():
-        if scores.keys() != table.benchmarks.keys():
-            raise ConfigError(f"{PAPER_TABLE}: {model} has not the table's benchmarks")
-    return table
+    return read_yaml(PAPER_TABLE, PaperTable)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,38 +148,26 @@ def compare_published() -> Comparison:
     """
     table = paper_table()
     base, adapted = table.models[table.base], table.models[table.adapted]
-    rows = []
+    rows: list[Row] = []
     for name, entry in table.benchmarks.items():
         share_a, share_b, number = base[name] / 100, adapted[name] / 100, entry.num_items
         interval, p_value = two_proportions(share_a, share_b, num_a=number, num_b=number)
-        if entry.average == "macro":
-            interval, p_value = mean_of_independent([_of_shares(table, part) for part in entry.of])
+        if entry.average == "macro":  # of rows that stand before it
+            parts = [row.changes[0] for row in rows if row.name in entry.of]
+            interval, p_value = mean_of_independent([(part.difference, part.difference_interval) for part in parts])
         change = Change(
             model=table.adapted, score=share_b, interval=wilson(round(share_b * number), number),
             difference=share_b - share_a, difference_interval=interval, p_value=p_value,
         )  # fmt: skip
-        rows.append(
-            Row(
-                name=name,
-                num_items=number,
-                base_score=share_a,
-                base_interval=wilson(round(share_a * number), number),
-                changes=(change,),
-                published=name,
-                is_sum=bool(entry.of),
-            )
-        )
+        base_interval = wilson(round(share_a * number), number)
+        row = Row(name=name, num_items=number, base_score=share_a, base_interval=base_interval, changes=(change,),
+                  published=name, is_sum=bool(entry.of))  # fmt: skip
+        rows.append(row)
     uncertain = [name for name, entry in table.benchmarks.items() if entry.known_by == "public"]
     caution = f"set sizes of {', '.join(uncertain)} are those of the public sets; the paper does not give them"
     return Comparison(
         base=table.base, models=(table.adapted,), kind="unpaired", rows=tuple(_with_holm(rows, 1)), cautions=(caution,)
     )
-
-
-def _of_shares(table: PaperTable, name: str) -> tuple[float, Interval]:
-    share_a, share_b = (table.models[model][name] / 100 for model in (table.base, table.adapted))
-    number = table.benchmarks[name].num_items
-    return share_b - share_a, two_proportions(share_a, share_b, num_a=number, num_b=number)[0]
 
 
 def _measured_alike(base: Results, other: Results) -> list[str]:
@@ -256,20 +239,18 @@ def _item_scores(groups: Sequence[Sequence[TaskResult]]) -> list[list[float]]:
 def _with_holm(rows: Sequence[Row], num_models: int) -> list[Row]:
     """Adjusted p-values: over the benchmarks, for each model by itself."""
     tested = [row for row in rows if not row.is_sum]
-    adjusted = [holm([row.changes[model].p_value for row in tested]) for model in range(num_models)]
-    place = {row.name: index for index, row in enumerate(tested)}
+    adjusted = {
+        (row.name, model): p_value
+        for model in range(num_models)
+        for row, p_value in zip(tested, holm([row.changes[model].p_value for row in tested]), strict=True)
+    }
     return [
-        row
-        if row.is_sum
-        else replace(
-            row,
-            changes=tuple(
-                replace(change, holm_p_value=adjusted[model][place[row.name]])
-                for model, change in enumerate(row.changes)
-            ),
-        )
+        replace(row, changes=tuple(
+            replace(change, holm_p_value=adjusted.get((row.name, model), change.holm_p_value))
+            for model, change in enumerate(row.changes)
+        ))
         for row in rows
-    ]
+    ]  # fmt: skip
 
 
 def _check_same_items(mine: Iterable[TaskResult], theirs: Iterable[TaskResult], base: Results, other: Results) -> None:

@@ -1,6 +1,6 @@
 """The five exemplars of each AGIEval set: ours, in exemplars.yaml, put into words as AGIEval's questions are."""
 
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,27 +20,19 @@ class Exemplar:
     answer: Literal["A", "B", "C", "D", "E"]
 
 
-@cache
-def _all() -> dict[str, list[Exemplar]]:
-    exemplars: dict[str, list[Exemplar]] = read_yaml(FILE, dict[str, list[Exemplar]])
-    return exemplars
-
-
 def _of(name: str, *, chinese: bool) -> list[dict[str, Any]]:
-    return [_document(exemplar, chinese=chinese) for exemplar in _all()[name]]
-
-
-def _document(exemplar: Exemplar, *, chinese: bool) -> dict[str, Any]:
-    letters = "ABCDE"[: len(exemplar.choices)]
-    choices = [f"({letter}){text}" for letter, text in zip(letters, exemplar.choices, strict=True)]
-    if chinese:
-        query = f"问题：{exemplar.question} 选项：{' '.join(choices)}\n答案：从A到{letters[-1]}, 我们应选择"
-    else:
+    exemplars: dict[str, list[Exemplar]] = read_yaml(FILE, dict[str, list[Exemplar]])
+    documents = []
+    for exemplar in exemplars[name]:
+        letters = "ABCDE"[: len(exemplar.choices)]
+        choices = [f"({letter}){text}" for letter, text in zip(letters, exemplar.choices, strict=True)]
+        asked, offered, last = exemplar.question, " ".join(choices), letters[-1]
         query = (
-            f"Q: {exemplar.question} Answer Choices: {' '.join(choices)}\n"
-            f"A: Among A through {letters[-1]}, the answer is"
-        )
-    return {"query": query, "choices": choices, "gold": letters.index(exemplar.answer)}
+            f"问题：{asked} 选项：{offered}\n答案：从A到{last}, 我们应选择" if chinese
+            else f"Q: {asked} Answer Choices: {offered}\nA: Among A through {last}, the answer is"
+        )  # fmt: skip
+        documents.append({"query": query, "choices": choices, "gold": letters.index(exemplar.answer)})
+    return documents
 
 
 sat_math = partial(_of, "sat_math", chinese=False)

@@ -43,7 +43,5 @@ def item(index: int) -> dict[str, Any]:
 
 def score(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
     """1 if the answer begins with the key."""
-    said = results[0].strip()
-    return {
-        "exact_match": float(said.startswith(doc["key"]) and not said[len(doc["key"]) : len(doc["key"]) + 1].isdigit())
-    }
+    said, key = results[0].strip(), doc["key"]
+    return {"exact_match": float(said.startswith(key) and not said[len(key) :][:1].isdigit())}

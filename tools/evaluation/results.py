@@ -91,7 +91,7 @@ class Results:
     seconds: float
     complete: bool
     benchmarks: tuple[BenchmarkResult, ...]
-    sums: tuple[BenchmarkResult, ...] = field(default=())
+    sums: tuple[BenchmarkResult, ...] = ()
 
     @property
     def label(self) -> str:
@@ -118,11 +118,9 @@ def truncation(name: str, num_truncated: int, *, of: int, max_length: object) ->
 
 def write_results(results: Results) -> None:
     """results.json, whole at any time."""
-    content = asdict(results)
-    content.pop("folder")
-    content = {"schema_version": SCHEMA_VERSION, "kind": "evaluation", **content}
-    text = json.dumps(content, ensure_ascii=False, indent=1)
-    write_atomic(results.folder / RESULTS, text.encode())
+    content = {"schema_version": SCHEMA_VERSION, "kind": "evaluation", **asdict(results)}
+    del content["folder"]
+    write_atomic(results.folder / RESULTS, json.dumps(content, ensure_ascii=False, indent=1).encode())
 
 
 def read_results(path: Path) -> Results:
@@ -139,13 +137,11 @@ def read_results(path: Path) -> Results:
         raise DataError(f"{file}: incomplete or with unknown fields ({_said(error)}); evaluate again") from error
 
 
-def write_task(folder: Path, result: TaskResult, fingerprint: str) -> Path:
+def write_task(folder: Path, result: TaskResult, fingerprint: str) -> None:
     """tasks/<task>.json."""
     (folder / "tasks").mkdir(parents=True, exist_ok=True)
-    file = task_file(folder, result.task)
     content = {"schema_version": SCHEMA_VERSION, "fingerprint": fingerprint, **asdict(result)}
-    write_atomic(file, json.dumps(content, ensure_ascii=False).encode())
-    return file
+    write_atomic(task_file(folder, result.task), json.dumps(content, ensure_ascii=False).encode())
 
 
 def read_task(folder: Path, task: str, *, fingerprint: str | None = None) -> TaskResult | None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -152,8 +152,7 @@ def _checkpoint(folder: Path) -> Subject:
 
 
 def _check_hf(folder: Path) -> None:
-    names: Sequence[str] = [path.name for path in folder.iterdir()]
-    if not any(name.endswith((".safetensors", ".bin")) for name in names):
+    if not any(path.name.endswith((".safetensors", ".bin")) for path in folder.iterdir()):
         raise CheckpointError(f"{folder}: has a config.json and no weights (*.safetensors)")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -64,10 +64,9 @@ def arms_of(study: Study, path: Path, *, variants: Mapping[Level, Path] | None =
     variants: token folder of each level of `corruption`; None where they are not made yet.
     Errors: ConfigError naming study file and key for levels that the base cannot take.
     """
-    factors = {factor: list(levels) if isinstance(levels, dict) else levels for factor, levels in study.grid.items()}
     arms, faults = [], []
-    for combination in itertools.product(*factors.values()):
-        levels = dict(zip(factors, combination, strict=True))
+    for combination in itertools.product(*study.grid.values()):
+        levels = dict(zip(study.grid, combination, strict=True))
         name = ",".join(f"{factor}={shown_level(level)}" for factor, level in levels.items())
         try:
             overrides = overrides_of(study, levels, variants or {})
@@ -130,7 +129,9 @@ def check_jobs(study: Study, path: Path, jobs: Sequence[Job], *, world_size: int
     for job in jobs:
         if job.seed != study.seeds[0]:
             continue  # a seed changes no fault
-        examination = examine(config_of(job, Path("run")), world_size=world_size, reads_data=reads_data)
+        tree = job.config | {"run": job.config["run"] | {"dir": "run"}}
+        config: RunConfig = TypeAdapter(RunConfig).validate_json(json.dumps(tree))
+        examination = examine(config, world_size=world_size, reads_data=reads_data)
         for fault in examination.faults:
             found.setdefault(str(fault), []).append(job.arm)
         if examination.validation_manifests and not examination.faults:
@@ -164,13 +165,6 @@ def unmatched(study: Study, sets: Sequence[str]) -> list[str]:
         for glob in globs
         if not any(fnmatchcase(name, glob) for name in sets)
     ]
-
-
-def config_of(job: Job, run_dir: Path) -> RunConfig:
-    """The run's configuration, checked as any other."""
-    tree = job.config | {"run": job.config["run"] | {"dir": str(run_dir)}}
-    config: RunConfig = TypeAdapter(RunConfig).validate_json(json.dumps(tree))
-    return config
 
 
 def _job(study: Study, arm: Arm, seed: int) -> Job:

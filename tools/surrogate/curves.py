@@ -23,7 +23,6 @@ from tools.surrogate.outcome import Measured, topic_of
 from tools.surrogate.run import open_study
 
 Array = NDArray[np.float64]
-WORLDS = 30
 LEAST_RUNS_A_TOPIC = 2
 EXPONENTS = (0.05, 2.0)
 MOST_SHOCK = 0.5  # nats
@@ -47,7 +46,7 @@ class Runs:
     """[points] which run a point is of."""
 
 
-def curves_of(folders: Sequence[Path], *, language: str, source: str, worlds: int = WORLDS) -> tuple[Curves, Array]:
+def curves_of(folders: Sequence[Path], *, language: str, source: str, worlds: int) -> tuple[Curves, Array]:
     """The curves, and the root mean square error of each topic's fit in nats.
 
     Errors: ConfigError if the studies begin with different losses, or hold too few runs to tell topics apart.
@@ -68,16 +67,14 @@ def curves_of(folders: Sequence[Path], *, language: str, source: str, worlds: in
         drawn.append([fit_topic(runs, index, weight) for index in range(len(runs.topics))])
     plans = runs.read[runs.read.sum(axis=1) > 0]
     planned = plans[-1] / plans[-1].sum()  # of the last run that read of them: any of them is a plan
+    stacked = {
+        name: np.array([[getattr(fit, name) for fit in world] for world in drawn])
+        for name in ("floor", "reducible", "exponent", "scale")
+    }
     curves = Curves(
-        topics=runs.topics,
-        floor=_stacked(runs, drawn, "floor"),
-        reducible=_stacked(runs, drawn, "reducible"),
-        exponent=_stacked(runs, drawn, "exponent"),
-        scale=_stacked(runs, drawn, "scale"),
-        transfer=np.array([[fit.worth for fit in world] for world in drawn]),
-        planned=np.tile(planned, (worlds, 1)),
-        tokens=float(runs.read.sum(axis=1).max()),
-    )
+        topics=runs.topics, transfer=np.array([[fit.worth for fit in world] for world in drawn]),
+        planned=np.tile(planned, (worlds, 1)), tokens=float(runs.read.sum(axis=1).max()), **stacked,
+    )  # fmt: skip
     return curves, errors
 
 
@@ -163,17 +160,11 @@ def _curve(fit: TopicFit, runs: Runs, index: int) -> Array:
     return curve
 
 
-def _stacked(runs: Runs, drawn: Sequence[Sequence[TopicFit]], name: str) -> Array:
-    return np.array([[getattr(world[index], name) for index in range(len(runs.topics))] for world in drawn])
-
-
 def gathered(measured: Sequence[Measured], prefix: str) -> Runs:
     """The validations behind the first step, of the topics below `prefix` that some run has read of.
 
     Errors: ConfigError if the runs did not validate the same sets, began at different losses, or read one topic alone.
     """
-    if not measured:
-        raise ConfigError("no study was given")
     sets = {topic_of(name): name for name in measured[0].final if name.startswith(prefix)}
     for m in measured:
         if missing := [name for name in sets.values() if any(name not in point.nll for point in m.curve)]:

@@ -174,7 +174,6 @@ def share_losses(laws: Sequence[tuple[Law, float]], of_share: Sequence[Array], *
     total = sum(weight for _, weight in laws)
     parts = []
     for (law, weight), shares in zip(laws, of_share, strict=True):
-        flat = np.full(len(shares), 1.0)
-        parts.append(weight / total * law.predict(size * flat, tokens * flat, shares))
+        parts.append(weight / total * law.predict(np.full_like(shares, size), np.full_like(shares, tokens), shares))
     mean: Array = np.sum(parts, axis=0)
     return mean

@@ -6,6 +6,7 @@ degrees of freedom, and under a true difference D the noncentral one with noncen
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -91,26 +92,17 @@ def detectable(*, sd: float, seeds: int, alpha: float, power: float) -> float:
 
 def seeds_needed(difference: float, *, sd: float, alpha: float, power: float) -> int | None:
     """The fewest seeds that find this difference; None above MOST_SEEDS."""
-    low, high = 2, 2
-    while detectable(sd=sd, seeds=high, alpha=alpha, power=power) > difference:
-        if high > MOST_SEEDS:
-            return None
-        low, high = high, 2 * high
-    while low < high:
-        middle = (low + high) // 2
-        if detectable(sd=sd, seeds=middle, alpha=alpha, power=power) > difference:
-            low = middle + 1
-        else:
-            high = middle
-    return low
+    counts = range(2, MOST_SEEDS + 1)
+    place = bisect_left(
+        counts, True, key=lambda seeds: detectable(sd=sd, seeds=seeds, alpha=alpha, power=power) <= difference
+    )
+    return counts[place] if place < len(counts) else None
 
 
 def compare(differences: Sequence[float], *, level: float, comparisons: int) -> Difference:
-    """Mean and interval of paired differences, one a seed."""
+    """Mean and interval of paired differences, one a seed, at least two."""
     values = np.asarray(differences, dtype=np.float64)
     seeds, mean = len(values), float(np.mean(values))
-    if seeds < 2:
-        return Difference(mean=mean, low=-math.inf, high=math.inf, is_resolved=False, seeds=seeds)
     error = float(np.std(values, ddof=1)) / math.sqrt(seeds)
     half = error * float(stats.t.ppf(0.5 + level / 2, seeds - 1))
     shared = error * float(stats.t.ppf(1 - (1 - level) / comparisons / 2, seeds - 1))

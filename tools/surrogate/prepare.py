@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,30 +22,25 @@ def variants(study: Study, folder: Path) -> dict[Level, Path]:
     What is wrong at one level is wrong at every higher one too (tools/synthesis/corrupt.py): arms differ by the rest.
     Errors: those of `syne synth corrupt` and `syne data preprocess`.
     """
-    levels = study.grid.get("corruption")
-    if levels is None or study.corruption is None:
-        return {}
-    return {level: _variant(study.corruption, float(level), folder) for level in levels}
+    places = planned_variants(study, folder)
+    for level, out in places.items():
+        assert study.corruption is not None  # study.py: _factor_faults
+        _make(study.corruption, float(level), out)
+    return places
 
 
 def planned_variants(study: Study, folder: Path) -> dict[Level, Path]:
     """The same paths, whether or not they are there."""
-    levels: Sequence[Level] = list(study.grid.get("corruption", []))
-    return {level: _place(folder, float(level)) for level in levels}
+    return {level: folder / f"corruption-{float(level):g}" for level in study.grid.get("corruption", ())}
 
 
-def _place(folder: Path, share: float) -> Path:
-    return folder / f"corruption-{share:g}"
-
-
-def _variant(section: Corruption, share: float, folder: Path) -> Path:
-    out = _place(folder, share)
+def _make(section: Corruption, share: float, out: Path) -> None:
     inputs = [(str(path), sha256_of(path)) for path in find_inputs((section.input,))]
     made_from = hashlib.sha256(json.dumps([asdict(section), share, inputs], default=str).encode()).hexdigest()
     if (out / DONE).is_file() and json.loads((out / DONE).read_text())["hash"] == made_from:
-        return out
+        return
     (out / DONE).unlink(missing_ok=True)  # else a killed call leaves it beside other data than it names
-    pairs = folder / "pairs" / f"corruption-{share:g}.jsonl"
+    pairs = out.parent / "pairs" / f"{out.name}.jsonl"
     pairs.parent.mkdir(parents=True, exist_ok=True)
     pairs.unlink(missing_ok=True)
     options = CorruptOptions(
@@ -61,4 +55,3 @@ def _variant(section: Corruption, share: float, folder: Path) -> Path:
         )
     )  # fmt: skip
     write_atomic(out / DONE, json.dumps({"hash": made_from, "said": said}).encode())
-    return out

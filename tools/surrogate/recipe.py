@@ -1,6 +1,7 @@
 """What the levels of a recipe factor set in a run: a share of synthetic text, wrong pairs, an order, a controller."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,15 +39,15 @@ def overrides_of(study: Study, levels: Mapping[str, Level], variants: Mapping[Le
 
 
 def _synthetic_share(study: Study, overrides: Sequence[str], share: float) -> str:
-    stage, section = study.synthetic.stage, study.synthetic
-    languages = dict(_stage(study, overrides, stage).languages)
-    others = {language: value for language, value in languages.items() if language != section.language and value > 0}
+    stage, synthetic = study.synthetic.stage, study.synthetic.language
+    languages = _stage(study, overrides, stage).languages
+    others = {language: value for language, value in languages.items() if language != synthetic and value > 0}
     if not others:
-        raise ConfigError(f"data.stages.{stage}.languages: {section.language} is all there is; nothing can make room")
+        raise ConfigError(f"data.stages.{stage}.languages: {synthetic} is all there is; nothing can make room")
     total = sum(others.values())
     kept = {language: value / total * (1 - share) for language, value in others.items()}
     if share > 0:
-        kept[section.language] = share
+        kept[synthetic] = share
     return _assigned(f"data.stages.{stage}.languages", kept)
 
 
@@ -69,13 +70,11 @@ def _order(study: Study, overrides: Sequence[str], order: str) -> str:
 
 def _by_topic(study: Study, config: RunConfig, stage: Tree) -> Iterator[Tree]:
     """The stage as one after another, each with one topic of the ordered languages, as long as the topic has text."""
-    sizes: dict[str, dict[tuple[str, str], int]] = {}
+    sizes: dict[str, Counter[tuple[str, str]]] = {}
     for manifest in map(read_manifest, manifest_paths(config)):
         for entry in manifest.with_role("train"):
             if entry.language in study.order.languages:
-                of_topic = sizes.setdefault(entry.topic, {})
-                place = (entry.language, entry.source)
-                of_topic[place] = of_topic.get(place, 0) + entry.num_tokens
+                sizes.setdefault(entry.topic, Counter())[entry.language, entry.source] += entry.num_tokens
     topics = list(study.order.topics or sorted(sizes))
     if missing := [topic for topic in topics if topic not in sizes]:
         raise ConfigError(f"order.topics: {missing[0]!r} is no topic of {', '.join(study.order.languages)}")
@@ -84,32 +83,27 @@ def _by_topic(study: Study, config: RunConfig, stage: Tree) -> Iterator[Tree]:
     # Each stage is a whole number of batches: rounded one by one, this arm would read more than the others.
     batch = config.training.global_batch_size * config.training.seq_length
     num_batches = -(-stage["tokens"] // batch)
-    total, read, before = sum(sum(sizes[topic].values()) for topic in topics), 0, 0
+    total, read, before = sum(sizes[topic].total() for topic in topics), 0, 0
     for topic in topics:
-        read += sum(sizes[topic].values())
+        read += sizes[topic].total()
         upto = round(num_batches * read / total)
         tokens, before = (upto - before) * batch, upto
         if tokens == 0:
             raise ConfigError(
                 f"order: by_topic leaves less than a batch of {batch} tokens for {topic}; read more tokens"
             )
+        shares = _shares_of_sources(sizes[topic])
+        only = {language: {source: {topic: 1.0} for source in sources} for language, sources in shares.items()}
         yield stage | {
-            "name": f"{stage['name']}, {topic}",
-            "tokens": tokens,
-            "curriculum": None,
-            "sources": stage["sources"] | _shares_of_sources(sizes[topic]),
-            "topics": stage["topics"]
-            | {
-                language: {source: {topic: 1.0} for inside, source in sizes[topic] if inside == language}
-                for language, _ in sizes[topic]
-            },
-        }
+            "name": f"{stage['name']}, {topic}", "tokens": tokens, "curriculum": None,
+            "sources": stage["sources"] | shares, "topics": stage["topics"] | only,
+        }  # fmt: skip
 
 
-def _shares_of_sources(sizes: Mapping[tuple[str, str], int]) -> dict[str, dict[str, float]]:
-    totals: dict[str, int] = {}
+def _shares_of_sources(sizes: Counter[tuple[str, str]]) -> dict[str, dict[str, float]]:
+    totals: Counter[str] = Counter()
     for (language, _), size in sizes.items():
-        totals[language] = totals.get(language, 0) + size
+        totals[language] += size
     shares: dict[str, dict[str, float]] = {}
     for (language, source), size in sizes.items():
         shares.setdefault(language, {})[source] = size / totals[language]

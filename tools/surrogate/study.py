@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from data_mixers.errors import ConfigError
@@ -14,12 +14,11 @@ from data_mixers.file_version import check_version
 from megatron_synE.config.explain import explain_error
 from megatron_synE.config.fault import listed
 from megatron_synE.config.load import plain_faults, read_yaml
+from tools.data.yaml_file import STRICT
 from tools.synthesis.options import CHANGE_KINDS, ChangeKind
 
-STRICT = ConfigDict(extra="forbid", strict=True)
 SCHEMA_VERSION: Literal[1] = 1
 Level = str | int | float
-Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Inside = Annotated[float, Field(gt=0.0, lt=1.0)]
 ORDERS = ("low_to_high", "high_to_low", "random", "by_topic")
 RECIPE_FACTORS = ("synthetic_share", "corruption", "order", "controller")
@@ -120,13 +119,12 @@ def read_study(path: Path) -> Study:
         raise ConfigError(listed(faults, where=str(path)))
     cure = "use the version of the program that it was written for, or write it as docs/surrogate.md says"
     check_version(tree, understood=SCHEMA_VERSION, file=path, cure=cure, fault=ConfigError, absent=1)
-    study: Study | None = None
     try:
-        study = TypeAdapter(Study).validate_json(json.dumps(tree))
+        study: Study = TypeAdapter(Study).validate_json(json.dumps(tree))
     except ValidationError as error:
         faults = list(dict.fromkeys(explain_error(fault, Study) for fault in error.errors(include_url=False)))
-    faults += [] if study is None else list(_rules(study))
-    if faults or study is None:
+        raise ConfigError(listed(faults, where=str(path))) from error
+    if faults := list(_rules(study)):
         raise ConfigError(listed(faults, where=str(path)))
     return study
 

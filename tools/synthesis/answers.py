@@ -76,17 +76,8 @@ class Part:
 
 
 def _whole_bytes(path: Path) -> int:
-    size = path.stat().st_size
     with path.open("rb") as stream:
-        end = size
-        while end:
-            start = max(0, end - (1 << 16))
-            stream.seek(start)
-            found = stream.read(end - start).rfind(b"\n")
-            if found >= 0:
-                return start + found + 1
-            end = start
-    return 0
+        return sum(len(line) for line in stream if line.endswith(b"\n"))
 
 
 def key_of(content: dict[str, Any]) -> Key:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from data_mixers.errors import ConfigError, DataError, UserError
+from tools.synthesis.options import GenerateOptions
 from tools.synthesis.prompts import Messages
 from tools.synthesis.text_generator import Completion, FaultyError, RefusedError, TextGenerator
 
@@ -31,17 +32,6 @@ class Question:
     sampling: dict[str, int | float]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pace:
-    """How hard the server is asked."""
-
-    concurrency: int
-    per_second: float | None = None
-    """Most requests a second."""
-    give_up_seconds: float = 600.0
-    """So long may every request fail before the call ends."""
-
-
 @dataclass
 class Requests:
     """What it took."""
@@ -53,17 +43,17 @@ class Requests:
 async def ask_all(
     questions: Iterable[Question],
     generator: TextGenerator,
-    pace: Pace,
+    options: GenerateOptions,
     on_answer: Callable[[Question, Completion | str], None],
 ) -> Requests:
     """Every question is answered or refused for a stated reason when this returns; on_answer is told in the order of
     arrival. At most 2 · concurrency questions are in memory.
 
     Errors: ConfigError if the server refuses the model's name or the key, or every question; DataError if it fails
-    every request for pace.give_up_seconds; what was told before stays told.
+    every request for options.give_up_seconds; what was told before stays told.
     """
-    asker = _Asker(generator, pace)
-    waiting: asyncio.Queue[Question | None] = asyncio.Queue(pace.concurrency)
+    asker = _Asker(generator, options)
+    waiting: asyncio.Queue[Question | None] = asyncio.Queue(options.concurrency)
 
     async def work() -> None:
         while (question := await waiting.get()) is not None:
@@ -71,11 +61,11 @@ async def ask_all(
 
     try:
         async with asyncio.TaskGroup() as group:
-            for _ in range(pace.concurrency):
+            for _ in range(options.concurrency):
                 group.create_task(work())
             for question in questions:
                 await waiting.put(question)
-            for _ in range(pace.concurrency):
+            for _ in range(options.concurrency):
                 await waiting.put(None)
     except* (UserError, OSError) as errors:  # OSError: on_answer could not write
         raise errors.exceptions[0] from None
@@ -83,8 +73,8 @@ async def ask_all(
 
 
 class _Asker:
-    def __init__(self, generator: TextGenerator, pace: Pace) -> None:
-        self._generator, self._pace = generator, pace
+    def __init__(self, generator: TextGenerator, options: GenerateOptions) -> None:
+        self._generator, self._options = generator, options
         self._failed_in_a_row = 0
         self._num_answers = 0
         self._failing_since: float | None = None
@@ -149,15 +139,15 @@ class _Asker:
         return await self._once(question)
 
     def _is_down(self) -> bool:
-        return self._failed_in_a_row >= 2 * self._pace.concurrency
+        return self._failed_in_a_row >= 2 * self._options.concurrency
 
     async def _once(self, question: Question) -> Completion:
-        if self._pace.per_second is not None:
+        if self._options.per_second is not None:
             now = time.monotonic()
-            self._next_slot = max(now, self._next_slot) + 1 / self._pace.per_second
-            await asyncio.sleep(self._next_slot - 1 / self._pace.per_second - now)
+            self._next_slot = max(now, self._next_slot) + 1 / self._options.per_second
+            await asyncio.sleep(self._next_slot - 1 / self._options.per_second - now)
         if self._is_down():
-            pause = FIRST_WAIT_SECONDS * 2 ** min(10, self._failed_in_a_row - 2 * self._pace.concurrency)
+            pause = FIRST_WAIT_SECONDS * 2 ** min(10, self._failed_in_a_row - 2 * self._options.concurrency)
             await asyncio.sleep(min(pause, LONGEST_WAIT_SECONDS))
         self.requests.sent += 1
         return await self._generator.generate(question.messages, question.sampling)
@@ -172,11 +162,11 @@ class _Asker:
     def _fails(self, error: FaultyError) -> None:
         self._failed_in_a_row += 1
         is_first = self._failed_in_a_row == 1 and not self._num_answers
-        if is_first or self._failed_in_a_row == 2 * self._pace.concurrency:
-            logger.warning("no answer (%s); trying again for at most %g s", error, self._pace.give_up_seconds)
+        if is_first or self._failed_in_a_row == 2 * self._options.concurrency:
+            logger.warning("no answer (%s); trying again for at most %g s", error, self._options.give_up_seconds)
         self._failing_since = self._failing_since or time.monotonic()
         failing = time.monotonic() - self._failing_since
-        if failing >= self._pace.give_up_seconds:
+        if failing >= self._options.give_up_seconds:
             raise DataError(
                 f"the server has failed every request for {failing:.0f} s (last: {error}); what was answered is kept: "
                 "run the same command again when it is back"

@@ -241,8 +241,6 @@ def _verdicts(work: _Work, items: list[SelectionTask], index: int) -> dict[int, 
 
 def summary(report: SelectionReport) -> str:
     """One line: how many of how many pairs are kept, and the most frequent reasons."""
-    reasons: Counter[str] = Counter()
-    for found in report.dropped.values():
-        reasons.update(found)
+    reasons = sum(map(Counter, report.dropped.values()), Counter[str]())
     most = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common(5))
     return f"{report.num_kept:,} of {report.num_read:,} pairs are kept; dropped: {most or 'none'}"

@@ -47,17 +47,14 @@ def corrupt(
     The first key's last number is always among the changes, if there is one: it is where the result stands.
     vocabulary: None changes numbers only. seed: decides everything; another record needs another seed.
     """
-    places = [
-        place for key in keys if isinstance(fields.get(key), str) for place in _places(fields[key], key, vocabulary)
-    ]
-    places = [place for place in places if place.kind in kinds]
+    texts: dict[str, str] = {key: fields[key] for key in keys if isinstance(fields.get(key), str)}
+    places = [p for key, text in texts.items() for p in _places(text, key, vocabulary) if p.kind in kinds]
     chosen = _chosen(places, vocabulary, seed, keys[0])
     changed, changes = dict(fields), []
-    for key in keys:
-        if isinstance(fields.get(key), str):
-            here = [place for place in places if place.key == key and (place.kind, place.word) in chosen]
-            changed[key], made = _apply(fields[key], here, chosen)
-            changes += made
+    for key, text in texts.items():
+        here = [place for place in places if place.key == key and (place.kind, place.word) in chosen]
+        changed[key], made = _apply(text, here, chosen)
+        changes += made
     return changed, changes
 
 

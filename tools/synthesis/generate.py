@@ -27,7 +27,7 @@ from tools.data.progress import LiveProgress
 from tools.data.readers import FAILED, PAIRS, BadRecord, find_inputs, plan_tasks
 from tools.data.stage import Report, Stage, forget, only_one, run_stage
 from tools.synthesis.answers import Key, Part, key, key_of, parts_of, read_part
-from tools.synthesis.asking import Pace, Question, Requests, ask_all
+from tools.synthesis.asking import Question, Requests, ask_all
 from tools.synthesis.options import GenerateOptions
 from tools.synthesis.output import bad_line, documents_of
 from tools.synthesis.own_server import own_server
@@ -180,16 +180,10 @@ async def _run(options: GenerateOptions, share: "_Share", urls: tuple[str, ...])
     this = asyncio.current_task()
     assert this is not None  # asyncio.run makes one
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
-    generator: TextGenerator
-    if options.local is not None:
-        generator = LocalGenerator(options.local)
-    else:
-        generator = HttpGenerator(
-            urls, options.model, timeout_seconds=options.timeout_seconds, max_bytes=options.max_answer_bytes
-        )
-    pace = Pace(concurrency=options.concurrency, per_second=options.per_second, give_up_seconds=options.give_up_seconds)
+    local = options.local
+    generator: TextGenerator = HttpGenerator(urls, options) if local is None else LocalGenerator(local)
     try:
-        return await ask_all(share.questions(), generator, pace, share.on_answer)
+        return await ask_all(share.questions(), generator, options, share.on_answer)
     finally:
         await generator.close()
 

@@ -62,11 +62,8 @@ class Recomputer:
         if answer is None:
             self._stop()
             return None
-        kind, *found = json.loads(answer)
-        if kind == "rational":
-            return Fraction(found[0])
-        real = float(found[0]) if kind == "real" else math.inf
-        return real if math.isfinite(real) else None
+        found: str | float | None = json.loads(answer)
+        return Fraction(found) if isinstance(found, str) else found
 
     def _started(self) -> subprocess.Popen[str]:
         if self._child is None:
@@ -103,30 +100,29 @@ def serve() -> None:
     import sympy
 
     sympy.sqrt(sympy.Rational(1, 2)).is_rational  # noqa: B018  # loads what SymPy loads late
-    _say(["ready"])
+    _say("ready")
     for line in sys.stdin:
         try:
             _say(_answer(parse(json.loads(line))))
-        except (ArithmeticError, ValueError, MemoryError, RecursionError, TypeError) as error:
-            _say(["none", f"{error}"])
+        except (ArithmeticError, ValueError, MemoryError, RecursionError, TypeError):
+            _say(None)
 
 
-def _say(answer: list[str]) -> None:
+def _say(answer: str | float | None) -> None:
     sys.stdout.write(json.dumps(answer) + "\n")
     sys.stdout.flush()
 
 
-def _answer(node: Node) -> list[str]:
+def _answer(node: Node) -> str | float | None:
+    """A fraction as text, or a real number; None: too many digits, undefined, not real, or no float."""
     from sympy import N
 
     found = _evaluated(node)
     if found.is_Rational:
-        if max(abs(found.p), found.q).bit_length() > MAX_RESULT_DIGITS * 3.33:
-            return ["none", "too many digits"]
-        return ["rational", f"{found.p}/{found.q}"]
-    if found.is_real and found.is_finite:
-        return ["real", str(N(found, FLOAT_DIGITS))]
-    return ["none", "undefined or not real"]
+        is_small = max(abs(found.p), found.q).bit_length() <= MAX_RESULT_DIGITS * 3.33
+        return f"{found.p}/{found.q}" if is_small else None
+    real = float(str(N(found, FLOAT_DIGITS))) if found.is_real and found.is_finite else math.inf
+    return real if math.isfinite(real) else None
 
 
 def _evaluated(node: Node) -> "sympy.Expr":  # type: ignore[name-defined]  # noqa: F821  # imported in the child alone

@@ -60,8 +60,6 @@ class Outcome:
     exit_code: int
     stdout: str
     stderr: str
-    seconds: float
-    """From the program's start."""
 
     def summary(self) -> str:
         """One line: the reason, and the last line of stderr where it says more."""
@@ -104,7 +102,7 @@ def run_bubblewrap(
         ran_out = group.ran_out_of_memory()
     printed, complained = (said.decode(errors="replace") for said in (stdout, stderr))
     reason = hit or _reason(code, stderr, ran_out=ran_out)
-    return Outcome(reason, code, printed, complained, time.monotonic() - started)
+    return Outcome(reason, code, printed, complained)
 
 
 def _start(

@@ -96,9 +96,7 @@ def _make(options: SeedOptions, call: Call) -> dict[str, Any]:
         )
     )  # fmt: skip
     chosen, over_quota = _choose(options, deduped)
-    lost: Counter[str] = Counter()
-    for reasons in cleaned.dropped.values():
-        lost.update(reasons)
+    lost = sum(map(Counter, cleaned.dropped.values()), Counter[str]())
     counted = {
         "cut": cut, "beyond_per_page": not_chosen, "exact_duplicate": lost["exact_duplicate"],
         "near_duplicate": lost["near_duplicate"], "over_quota": over_quota, "seeds": sum(chosen.values()),

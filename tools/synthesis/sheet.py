@@ -23,8 +23,7 @@ def write_sheet(path: Path, sample: Sequence[QaRecord]) -> None:
     """
     if path.exists():
         try:
-            verdicts = [row.get("verdict") for row in _rows(path).values()]
-            if any(verdicts):
+            if any(row.get("verdict") for row in _rows(path).values()):
                 _read(path, sample)
                 return
         except (OSError, KeyError, ValueError, csv.Error) as error:
@@ -33,7 +32,7 @@ def write_sheet(path: Path, sample: Sequence[QaRecord]) -> None:
     writer = csv.writer(stream)
     writer.writerow(["id", *_SHOWN, "verdict", "reason"])
     for pair in sample:
-        writer.writerow([*(_safe(cell) for cell in (pair.id, *_shown(pair))), "", ""])
+        writer.writerow([*(_safe(getattr(pair, key)) for key in ("id", *_SHOWN)), "", ""])
     write_atomic(path, stream.getvalue().encode("utf-8-sig"))
 
 
@@ -46,12 +45,9 @@ def read_sheet(path: Path, sample: Sequence[QaRecord]) -> dict[str, Verdict]:
         verdicts = _read(path, sample)
     except (OSError, KeyError, ValueError, csv.Error) as error:
         raise DataError(f"--filled {path} is not the sheet of this sample, filled in ({error!r})") from error
-    wrong = [name for name, (verdict, _) in verdicts.items() if verdict not in VERDICTS]
-    if wrong:
-        raise DataError(
-            f"--filled {path}: {len(wrong)} verdicts are not {', '.join(VERDICTS[:-1])} or {VERDICTS[-1]}, "
-            f"the first of {wrong[0]}"
-        )
+    if wrong := [name for name, (verdict, _) in verdicts.items() if verdict not in VERDICTS]:
+        told = f"{len(wrong)} verdicts are not right, wrong or unclear, the first of {wrong[0]}"
+        raise DataError(f"--filled {path}: {told}")
     return verdicts
 
 
@@ -61,8 +57,8 @@ def _read(path: Path, sample: Sequence[QaRecord]) -> dict[str, Verdict]:
     for pair in sample:
         row = rows[pair.id]
         # Spreadsheets change line ends and blanks; anything else means that the verdict was on another text.
-        for key, text in zip(_SHOWN, _shown(pair), strict=True):
-            if (row[key] or "").lstrip("'").split() != text.lstrip("'").split():
+        for key in _SHOWN:
+            if (row[key] or "").lstrip("'").split() != getattr(pair, key).lstrip("'").split():
                 raise ValueError(f"the {key} of {pair.id} is not what was sampled")
         found[pair.id] = ((row["verdict"] or "").strip().casefold(), row.get("reason") or "")
     return found
@@ -71,10 +67,6 @@ def _read(path: Path, sample: Sequence[QaRecord]) -> dict[str, Verdict]:
 def _rows(path: Path) -> dict[str, dict[str, str]]:
     with path.open(encoding="utf-8-sig", newline="") as stream:
         return {row["id"].removeprefix("'"): row for row in csv.DictReader(stream)}
-
-
-def _shown(pair: QaRecord) -> tuple[str, ...]:
-    return pair.discipline, pair.language, pair.question, pair.answer
 
 
 def _safe(cell: str) -> str:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -13,6 +13,7 @@ import orjson
 
 from data_mixers.errors import ConfigError
 from tools.data.chat import LOOPBACK, MISTAKEN, asked_wait_seconds, host_of, key_header, said, without_thought
+from tools.synthesis.options import GenerateOptions
 from tools.synthesis.prompts import Messages
 from tools.synthesis.record import CUT_OFF
 
@@ -65,7 +66,7 @@ class _Endpoint:
     proxy: str | None
     num_open: int = 0
     rests_until: float = 0.0
-    rest_seconds: float = field(default=0.5)
+    rest_seconds: float = 0.5
 
 
 class HttpGenerator:
@@ -76,12 +77,11 @@ class HttpGenerator:
     most of 4 to 8 ms of CPU a request, so that the client could not keep a server of 200 requests a second busy.
     """
 
-    def __init__(self, urls: tuple[str, ...], model: str, *, timeout_seconds: float, max_bytes: int) -> None:
-        self._endpoints = [_endpoint(url) for url in urls]
-        self._model, self._timeout, self._max_bytes = model, timeout_seconds, max_bytes
+    def __init__(self, urls: tuple[str, ...], options: GenerateOptions) -> None:
+        self._endpoints, self._options = [_endpoint(url) for url in urls], options
         self._client = aiohttp.ClientSession(
             headers={"Content-Type": "application/json"} | key_header(),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=min(timeout_seconds, CONNECT_SECONDS)),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=min(options.timeout_seconds, CONNECT_SECONDS)),
             connector=aiohttp.TCPConnector(limit=0),  # as many as there are workers
             cookie_jar=aiohttp.DummyCookieJar(),
         )
@@ -91,8 +91,8 @@ class HttpGenerator:
         endpoint = min(self._endpoints, key=lambda e: (max(0.0, e.rests_until - now), e.num_open))
         endpoint.num_open += 1
         try:
-            async with asyncio.timeout(self._timeout):
-                completion = await self._ask(endpoint, {"model": self._model, "messages": messages, **sampling})
+            async with asyncio.timeout(self._options.timeout_seconds):
+                completion = await self._ask(endpoint, {"model": self._options.model, "messages": messages, **sampling})
             endpoint.rest_seconds = 0.5
             return completion
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
@@ -100,7 +100,7 @@ class HttpGenerator:
             endpoint.rest_seconds = min(2 * endpoint.rest_seconds, LONGEST_REST_SECONDS)
             raise FaultyError(f"{endpoint.url}: {type(error).__name__}", blames_server=True) from error
         except TimeoutError as error:
-            raise FaultyError(f"no answer within {self._timeout:g} s") from error
+            raise FaultyError(f"no answer within {self._options.timeout_seconds:g} s") from error
         except aiohttp.ClientError as error:
             raise FaultyError(type(error).__name__) from error
         finally:
@@ -114,8 +114,8 @@ class HttpGenerator:
             content = bytearray()
             async for piece in response.content.iter_any():
                 content += piece
-                if len(content) > self._max_bytes:
-                    raise RefusedError(f"answer over {self._max_bytes} bytes")
+                if len(content) > self._options.max_answer_bytes:
+                    raise RefusedError(f"answer over {self._options.max_answer_bytes} bytes")
         status = response.status
         if status in BUSY or status >= 500:
             retry_after = asked_wait_seconds(response.headers.get("Retry-After", ""))

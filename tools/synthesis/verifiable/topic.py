@@ -54,9 +54,10 @@ def signed(value: int) -> str:
     return f"+ {value}" if value >= 0 else f"- {-value}"
 
 
-def bracketed(value: int) -> str:
-    """A number as a factor or base: (-3), 3."""
-    return str(value) if value >= 0 else f"({value})"
+def bracketed(shown: int | str) -> str:
+    """A number or term as a factor or base: (-3), 3."""
+    text = str(shown)
+    return f"({text})" if text.startswith("-") else text
 
 
 def plain(value: Decimal) -> str:

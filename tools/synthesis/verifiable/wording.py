@@ -14,15 +14,11 @@ from data_mixers.errors import ConfigError
 FOLDER = Path(__file__).with_name("wordings")
 
 
-def languages() -> list[str]:
-    """Those with a file."""
-    return sorted(path.stem for path in FOLDER.glob("*.json"))
-
-
 @cache
 def _file(language: str) -> dict[str, Any]:
-    if language not in languages():
-        raise ConfigError(f"--language {language}: there are wordings in {', '.join(languages())}")
+    known = sorted(path.stem for path in FOLDER.glob("*.json"))
+    if language not in known:
+        raise ConfigError(f"--language {language}: there are wordings in {', '.join(known)}")
     content: dict[str, Any] = json.loads((FOLDER / f"{language}.json").read_text(encoding="utf-8"))
     return content
 
