@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import yaml
 from rich.console import Console
 
 from examples.quickstart import assets, corpora
-from examples.quickstart.plot import metrics_rows, plot
 from examples.quickstart.score import SetScore, set_name
 from examples.quickstart.steps import (
     GLOBAL_BATCH,
@@ -33,6 +33,7 @@ from examples.quickstart.steps import (
 from examples.quickstart.table import before_after_markdown, before_after_table
 from examples.quickstart.weights import unpack_weights
 from megatron_synE.runtime.cpu_features import cpu_has_bf16
+from tools.report.run_record import read_run
 
 Arm = Literal["bilingual", "chinese_only"]
 ARMS: dict[Arm, str] = {"bilingual": "2:8, then 1:7:2", "chinese_only": "Chinese only"}
@@ -41,7 +42,7 @@ CALIBRATION_ITERATIONS = 5
 STAGE_1_SHARE = 0.75  # ours; the recipe's 92.5 % would leave too few QA tokens to see anything
 FEWEST_TOKENS, MOST_TOKENS = 49_152, 200_000
 BUDGET_SECONDS = 690.0  # of the 12 minutes; the rest is for a slower last step
-AFTER_TRAINING_SECONDS = 60.0  # export, verification, table and plot without the scoring, measured on two cores
+AFTER_TRAINING_SECONDS = 60.0  # export, verification, table and report without the scoring, measured on two cores
 
 
 def main() -> int:
@@ -92,7 +93,7 @@ def run(arm: Arm, out: Path, tokens: int | None) -> None:
     console = Console(width=max(Console().width, 90 + 22 * len(arms)))
     console.print(before_after_table(before, arms, kinds))
     (out / "table.md").write_text(before_after_markdown(before, arms, kinds), encoding="utf-8")
-    plot(run_dir / "metrics.jsonl", out / f"{arm}.png")
+    syne("report", run_dir, "--out", out / f"{arm}.html")
     say_english_loss(before, arms, kinds)
     say_where(out, arm, run_dir, adapted, time.monotonic() - started)
 
@@ -118,11 +119,10 @@ def write_config(path: Path, arm: Arm, out: Path, base: Path, tokens: int) -> No
 
 def fitted_tokens(run_dir: Path, *, left: float) -> int:
     """How many tokens fit into the time that is left, by the speed of the calibration steps; printed."""
-    rows = metrics_rows(run_dir / "metrics.jsonl")
-    seconds = sorted(row["step_seconds"] for row in rows if row["kind"] == "train")
-    step = seconds[len(seconds) // 2]
+    metrics = read_run(run_dir).metrics
+    step = float(np.nanmedian(metrics.column("step_seconds")))
     # Two more validation passes, and start, load, save and export of a checkpoint.
-    validation = sum(row["seconds"] for row in rows if row["kind"] == "validation_time")
+    validation = sum(row["seconds"] for row in metrics.rows["validation_time"])
     budget = left - 2 * validation - AFTER_TRAINING_SECONDS
     tokens = int(budget / step) * GLOBAL_BATCH * SEQ_LENGTH
     fitted = min(max(tokens, FEWEST_TOKENS), MOST_TOKENS)
@@ -159,7 +159,7 @@ def say_where(out: Path, arm: Arm, run_dir: Path, adapted: Path, seconds: float)
     for title, path in (
         ("adapted model (opens in from_pretrained)", adapted),
         ("run: configuration, metrics.jsonl, TensorBoard, checkpoint", run_dir),
-        ("plot of losses, learning rate and mixture", out / f"{arm}.png"),
+        ("report: losses, learning rate, mixture, speed", out / f"{arm}.html"),
         ("table", out / "table.md"),
         ("configuration", out / f"{arm}.yaml"),
         ("token files and manifests", out / "data"),
@@ -169,8 +169,8 @@ def say_where(out: Path, arm: Arm, run_dir: Path, adapted: Path, seconds: float)
         print(f"{title}: {path}")
     print(f"finished after {seconds / 60:.1f} minutes")
     other = next(name for name in ARMS if name != arm)
-    total = [row["consumed_tokens"] for row in metrics_rows(run_dir / "metrics.jsonl") if row["kind"] == "train"][-1]
-    print(f"next: .venv/bin/python -m examples.quickstart --arm {other} --tokens {total}")
+    total = read_run(run_dir).metrics.last("consumed_tokens")
+    print(f"next: .venv/bin/python -m examples.quickstart --arm {other} --tokens {total:.0f}")
 
 
 if __name__ == "__main__":
