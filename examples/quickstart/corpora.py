@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import json
-import os
 import re
 import shutil
 import sqlite3
@@ -12,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from data_mixers.atomic import write_atomic
 from data_mixers.errors import DataError
 from examples.quickstart.cleaning import split_text
 from examples.quickstart.progress import step
@@ -223,7 +223,4 @@ def _write_set(report: SetReport, documents: list[Document], out: Path) -> SetRe
 
 def _write_lines(path: Path, lines: Iterable[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(f"{line}\n" for line in lines)
-        file.flush()
-        os.fsync(file.fileno())
+    write_atomic(path, "".join(f"{line}\n" for line in lines).encode())

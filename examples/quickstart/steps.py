@@ -1,4 +1,4 @@
-"""Steps that several examples share: weights, text and token files, a run's configuration, scores, one `syne` command."""
+"""Steps that several examples share: weights and text, a run's configuration, scores, one `syne` command."""
 
 import json
 import logging
