@@ -167,11 +167,10 @@ def stack(
     edges: Numbers,
     areas: Sequence[tuple[str, str, Numbers]],
     *,
-    y_label: str,
-    stages: Sequence[float] = (),
+    stages: Sequence[float],
     planned_from: float,
 ) -> list[Figure]:
-    """Shares over tokens, one above the other; none if there are none.
+    """Shares of the tokens over tokens, one above the other; none if there are none.
 
     areas: (label, colour, its share in each stretch between two edges).
     planned_from: x from which on they are a plan, drawn lighter.
@@ -194,7 +193,7 @@ def stack(
             base = top
         for x in stages:
             axes.axvline(x, color="white", linewidth=1.2, linestyle=(0, (1, 2)))
-        axes.set(xlabel=TOKENS, ylabel=y_label, ylim=(0, 1), xlim=(edges[0], edges[-1]))
+        axes.set(xlabel=TOKENS, ylabel="share of tokens", ylim=(0, 1), xlim=(edges[0], edges[-1]))
         axes.xaxis.set_major_formatter(tick)
         axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f} %")
         axes.grid(False)

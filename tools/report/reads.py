@@ -47,10 +47,8 @@ def reads(runs: Sequence[RunRecord]) -> Section:
                 (name, GREY if name.startswith("other (") else area_colour_of(index), values)
                 for index, (name, values) in enumerate(groups.items())
             ]
-            blocks += stack(
-                title + suffix, shares.edges, areas, y_label="share of tokens", stages=run.stage_begins,
-                planned_from=shares.read_until,
-            )  # fmt: skip
+            begins, planned = run.stage_begins, shares.read_until
+            blocks += stack(title + suffix, shares.edges, areas, stages=begins, planned_from=planned)
         blocks += _curriculum(run, shares, suffix)
         blocks += _table(run, suffix)
     if is_planned:
