@@ -309,20 +309,3 @@ def _svg(draw: Callable[["Axes"], None], *, height: float = HEIGHT) -> str:
         buffer = io.StringIO()
         canvas.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return cleaned(buffer.getvalue())
-
-
-def edges_between(x: Numbers, areas: dict[str, Numbers]) -> tuple[Numbers, dict[str, Numbers]]:
-    """(edges, shares per name) of cumulative counts at ascending x, without stretches in which nothing was read."""
-    edges = [float(x[0])]
-    shares: dict[str, list[float]] = {name: [] for name in areas}
-    last = 0
-    for end in range(1, len(x)):
-        steps = {name: max(0.0, float(counts[end] - counts[last])) for name, counts in areas.items()}
-        total = sum(steps.values())
-        if total <= 0 or x[end] <= edges[-1]:
-            continue
-        edges.append(float(x[end]))
-        for name, step in steps.items():
-            shares[name].append(step / total)
-        last = end
-    return np.array(edges), {name: np.array(values) for name, values in shares.items()}
