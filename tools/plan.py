@@ -40,7 +40,6 @@ def print_plan(
 
 
 def derived_tree(plan: RunPlan) -> Tree:
-    """The derived values as plain types."""
     tree: Tree = json.loads(json.dumps(dataclasses.asdict(plan)))
     return tree
 

@@ -131,7 +131,6 @@ def timed_scores(hf: Path, files: list[Path], cache: Path) -> tuple[list[SetScor
 
 
 def load_scores(cache: Path) -> list[SetScore]:
-    """Scores of an earlier arm."""
     return [SetScore(**score) for score in json.loads(cache.read_text())["scores"]]
 
 

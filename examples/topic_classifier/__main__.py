@@ -220,7 +220,6 @@ def write_document(build: Path, document: Path) -> None:
 
 
 def main() -> None:
-    """The whole of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", type=Path, default=Path("build/topic_classifier"), help="for everything it writes")
     parser.add_argument(

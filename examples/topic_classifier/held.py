@@ -83,7 +83,6 @@ def _learnt(documents: Sequence[Labelled], trial: Trial, *, has_programs: bool) 
 
 
 def main() -> None:
-    """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", type=Path, default=Path("build/topic_classifier"), help="the example's folder")
     build: Path = parser.parse_args().build

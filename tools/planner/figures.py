@@ -100,7 +100,6 @@ class Efficiency:
 
 @cache
 def cards() -> dict[str, Card]:
-    """Every card of cards.yaml."""
     return {key: Card(key=key, **entry) for key, entry in read_yaml(_FOLDER / "cards.yaml").items()}
 
 

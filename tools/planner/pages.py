@@ -186,7 +186,6 @@ def _fastest(
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table in Markdown."""
     return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
 
 
@@ -211,7 +210,6 @@ def filled(text: str) -> str:
 
 
 def main() -> None:
-    """Print the pages' tables, or write them into the pages."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help="write them into docs/planner.md and docs/scaling.md")
     writes = parser.parse_args().write

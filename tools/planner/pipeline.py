@@ -184,7 +184,6 @@ def _checkpoints(config: RunConfig, job: Job) -> Work:
 
 
 def as_lines(works: list[Work]) -> list[str]:
-    """A table."""
 
     def shown(value: float | None, form: str = ",.1f") -> str:
         return "not known" if value is None else format(value, form)

@@ -30,8 +30,6 @@ Status = Literal["runs", "refused"]
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A layout and the verdict on it."""
-
     layout: Layout
     status: Status
     rule: str
@@ -44,8 +42,6 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where it is to run."""
-
     card: Card
     nodes: int
     gpus_per_node: int
@@ -146,7 +142,6 @@ def _rule_against(config: RunConfig, job: Job, layout: Layout, place: Place) -> 
 
 
 def with_layout(config: RunConfig, layout: Layout) -> RunConfig:
-    """The run in another layout."""
     return replace(
         config,
         parallel=replace(config.parallel, **layout.of_section("parallel")),

@@ -58,8 +58,6 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A value and where it may lie."""
-
     row: str
     """What is measured."""
     label: str
