@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -99,16 +100,9 @@ class RunRecord:
     @property
     def stage_begins(self) -> list[float]:
         """Tokens at which a stage of the plan begins, without the first."""
-        if self.schedule is None:
-            return []
-        begins: list[float] = []
-        last: str | None = None
-        for phase in self.schedule.phases:
-            stage = stage_of(phase.name)
-            if last is not None and stage != last and (tokens := self.tokens_at_sample(phase.start_sample)) is not None:
-                begins.append(tokens)
-            last = stage
-        return begins
+        phases = () if self.schedule is None else self.schedule.phases
+        stages = [b for a, b in pairwise(phases) if stage_of(a.name) != stage_of(b.name)]
+        return [tokens for phase in stages if (tokens := self.tokens_at_sample(phase.start_sample)) is not None]
 
 
 def stage_of(phase_name: str) -> str:
