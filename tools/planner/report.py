@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from tools.columns import aligned
-from tools.planner.figures import Card
 from tools.planner.layout import Job
 from tools.planner.memory import checkpoint_bytes
 from tools.planner.search import OUT_OF_MEMORY, Candidate, Place
@@ -99,7 +98,7 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def place_line(place: Place) -> str:
     """Where, and how much memory counts."""
-    card: Card = place.card
+    card = place.card
     return (
         f"{place.nodes} x {place.gpus_per_node} {card.name} = {place.world_size} GPUs;"
         f" {place.usable_bytes / GB:.1f} GB of {card.memory_bytes / GB:.1f} GB usable"
