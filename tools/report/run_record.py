@@ -91,11 +91,9 @@ class RunRecord:
         """Tokens read when this sample is next."""
         return None if self.seq_length is None else self.tokens_before + sample * self.seq_length
 
-    def tokens_at(self, iteration: float) -> float | None:
+    def tokens_at(self, iteration: int) -> float | None:
         """Tokens read after this iteration."""
-        if self.seq_length is None or self.global_batch_size is None:
-            return None
-        return self.tokens_before + iteration * self.seq_length * self.global_batch_size
+        return None if self.global_batch_size is None else self.tokens_at_sample(iteration * self.global_batch_size)
 
     @property
     def stage_begins(self) -> list[float]:
