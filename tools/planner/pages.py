@@ -23,6 +23,7 @@ from tools.planner.memory import memory_of
 from tools.planner.options import PlanOptions
 from tools.planner.search import Candidate, Place, search
 from tools.planner.simulate import (
+    REFERENCE_BATCH_PER_GPU,
     StepTime,
     calibrated_kernel_efficiency,
     seconds_of,
@@ -36,8 +37,6 @@ CONFIG = ROOT / "examples" / "llama3_8b" / "run_recommended.yaml"
 MODELS = {"8B": "llama3_8b", "70B": "llama3_70b"}
 NODES = "1..64"
 GPUS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
-SEQUENCES_PER_GPU = 16
-"""Of weak scaling: the published run's 128 sequences on 8 GPUs."""
 LAYOUTS_COMPARED = {
     "8B": (
         Layout(pipeline_model_parallel_size=2),
@@ -163,7 +162,7 @@ def messages_table(model: str) -> list[str]:
 def _scaled(model: str, gpus: int, *, weak: bool) -> tuple[Place, RunConfig, Job]:
     config = run_of(model)
     if weak:
-        batch = SEQUENCES_PER_GPU * gpus
+        batch = REFERENCE_BATCH_PER_GPU * gpus
         config = replace(config, training=replace(config.training, global_batch_size=batch))
     return places(options(str(gpus // 8)))[0], config, job_of(config)
 
