@@ -211,7 +211,6 @@ def _write_set(source: Source, role: Role, documents: list[Document], out: Path,
     )  # fmt: skip
 
 
-def _write_lines
-(path: Path, lines: Iterable[str]) -> None:
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, "".join(f"{line}\n" for line in lines).encode())

@@ -83,8 +83,7 @@ class Efficiency:
         value = low["factor"] + (high["factor"] - low["factor"]) * share
         return Factor(value, "extrapolated" if above is None else "interpolated", "linear in log2(GPUs)")
 
-    def tensor_parallel_at
-(self, size: int) -> Factor:
+    def tensor_parallel_at(self, size: int) -> Factor:
         """tokens/s/GPU relative to none; a size that is not in the table lies on the line through its ends."""
         if size in self.tensor_parallel:
             return self.tensor_parallel[size]

@@ -105,8 +105,7 @@ def _planned(run: RunRecord, read_until: float) -> list[Stretch]:
     return found
 
 
-def topic_of
-(source: str) -> str:
+def topic_of(source: str) -> str:
     """language/source/topic of a source's name, without its difficulty bucket."""
     return "/".join(source.split("/")[:3])
 
