@@ -1,19 +1,17 @@
 """The tables of docs/planner.md and docs/scaling.md, made from the planner: `python -m tools.planner.pages --write`.
 
-Without --write it prints them. A table stands between `<!-- table NAME -->` and `<!-- end -->`.
+Without --write it prints the pages. A table stands between `<!-- table NAME -->` and `<!-- end -->`.
 """
 
-import argparse
 import re
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
-from data_mixers.atomic import write_atomic
 from megatron_synE.config.load import load_config
 from megatron_synE.config.schema import RunConfig
+from tools.cli_options import page_command
 from tools.planner import report
 from tools.planner.collectives import collectives_of_step
 from tools.planner.command import answer, job_of, places
@@ -208,17 +206,10 @@ def filled(text: str) -> str:
     return _MARKED.sub(table, text)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="write them into docs/planner.md and docs/scaling.md")
-    writes = parser.parse_args().write
-    for page in PAGES:
-        made = filled(page.read_text(encoding="utf-8"))
-        if writes:
-            write_atomic(page, made.encode())
-        else:
-            sys.stdout.writelines(match[0] + "\n\n" for match in _MARKED.finditer(made))
+def made(page: Path) -> str:
+    return filled(page.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":
-    main()
+    for page in PAGES:
+        page_command(page, partial(made, page), __doc__)
