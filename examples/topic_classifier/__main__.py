@@ -140,10 +140,11 @@ def simulated(report: Path, language: str) -> str:
     topics, confusion = read_confusion(report, language)
     lines = [f"### {language}, {len(topics)} tested topics", ""]
     found = {}
-    for title, shares in (("labels without errors", None), ("labelled by this classifier", confusion)):
-        labels = mix_simulate.uniform_labels(0.0)[: len(topics), : len(topics)]
-        if shares is not None:
-            labels = mix_simulate.labels_of_confusion(shares)
+    ways = {
+        "labels without errors": mix_simulate.uniform_labels(0.0, len(topics)),
+        "labelled by this classifier": mix_simulate.labels_of_confusion(confusion),
+    }
+    for title, labels in ways.items():
         found[title] = mix_simulate.simulate(
             worlds=WORLDS, tokens=100e9, interval=4e9, transfer=0.1, labels=labels, holds_out_by_label=True
         )
