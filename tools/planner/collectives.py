@@ -69,10 +69,10 @@ def collectives_of_step(job: Job, layout: Layout, *, world_size: int, ring: bool
         found.append(Collective("rows summed", "all-reduce", "TP", ranks=tp, count=count, payload_bytes=row))
     keys = w.t * w.b * 2 * w.k
     if cp > 1 and not ring:
-        each, gathers, whole = m * layers, 1 if layout.recompute == "none" else 2, keys * cp
+        each, gathers, kv = m * layers, 1 if layout.recompute == "none" else 2, keys * cp
         found += [
-            Collective("keys and values", "all-gather", "CP", ranks=cp, count=each * gathers, payload_bytes=whole),
-            Collective("gradients of keys and values", "reduce-scatter", "CP", ranks=cp, count=each, payload_bytes=whole),
+            Collective("keys and values", "all-gather", "CP", ranks=cp, count=each * gathers, payload_bytes=kv),
+            Collective("gradients of keys and values", "reduce-scatter", "CP", ranks=cp, count=each, payload_bytes=kv),
         ]
     elif cp > 1:
         count = m * layers * (cp - 1) * (forward + 2)

@@ -78,16 +78,12 @@ def candidate_lines(trees: Sequence[dict[str, Any]]) -> list[str]:
     head = ["layout", *MEMORY_PARTS, "tok/s/GPU", "MFU", "hours", "GPU-h", "kind", "costs"]
     rows = [head]
     for tree in trees:
-        memory, speed, cost = tree["memory_bytes_per_gpu"], tree.get("speed"), tree.get("cost")
-        figures = [f"{memory[part] / GB:.1f}" for part in MEMORY_PARTS]
-        if speed is not None and cost is not None:
-            figures += [
-                f"{speed['tokens_per_second_per_gpu']:,.0f}", f"{100 * speed['mfu_causal']:.1f} %",
-                f"{cost['hours']:,.0f}", f"{cost['gpu_hours']:,.0f}", speed["kind"],
-            ]  # fmt: skip
-        else:
-            figures += ["-"] * 5
-        rows.append([tree["layout"], *figures, tree["reason"]])
+        memory, speed, cost = tree["memory_bytes_per_gpu"], tree["speed"], tree["cost"]
+        rows.append([
+            tree["layout"], *(f"{memory[part] / GB:.1f}" for part in MEMORY_PARTS),
+            f"{speed['tokens_per_second_per_gpu']:,.0f}", f"{100 * speed['mfu_causal']:.1f} %",
+            f"{cost['hours']:,.0f}", f"{cost['gpu_hours']:,.0f}", speed["kind"], tree["reason"],
+        ])  # fmt: skip
     return columns(rows)
 
 
