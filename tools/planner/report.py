@@ -27,7 +27,7 @@ def as_tree(candidate: Candidate, job: Job, place: Place) -> dict[str, Any]:
     if candidate.memory is not None:
         memory = dataclasses.asdict(candidate.memory) | {"total": candidate.memory.total}
         tree["memory_bytes_per_gpu"] = {"kind": "computed", **memory}
-    if candidate.speed is not None and candidate.status != "refused":
+    if candidate.speed is not None:
         speed = candidate.speed
         # Of the whole run; without validation, checkpoints, restarts and queues.
         gpu_hours = job.total_tokens / speed.tokens_per_second_per_gpu / 3600

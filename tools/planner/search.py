@@ -97,12 +97,12 @@ def judge(config: RunConfig, job: Job, layout: Layout, place: Place, efficiency:
     if refusal := _rule_against(config, job, layout, place):
         return Candidate(layout=layout, status="refused", rule=refusal[0], reason=refusal[1])
     memory = memory_of(job, layout, world_size=place.world_size)
-    speed = expected_speed(job, layout, place.card, efficiency, world_size=place.world_size)
-    speed = with_sharding(speed, job, layout, place.card, world_size=place.world_size)
     if memory.total > place.usable_bytes:
         parts = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in vars(memory).items())
         reason = f"needs {memory.total / 1e9:.1f} GB of {place.usable_bytes / 1e9:.1f} GB a GPU: {parts}"
-        return Candidate(layout=layout, status="refused", rule=OUT_OF_MEMORY, reason=reason, memory=memory, speed=speed)
+        return Candidate(layout=layout, status="refused", rule=OUT_OF_MEMORY, reason=reason, memory=memory)
+    speed = expected_speed(job, layout, place.card, efficiency, world_size=place.world_size)
+    speed = with_sharding(speed, job, layout, place.card, world_size=place.world_size)
     reason = _what_it_costs(speed, memory, place)
     return Candidate(layout=layout, status="runs", rule="fits", reason=reason, memory=memory, speed=speed)
 
