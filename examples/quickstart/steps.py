@@ -54,8 +54,7 @@ def prepared(out: Path) -> tuple[Path, list[Path], dict[str, str]]:
     report = corpora.build(out / "assets", out)
     for name in report.missing:
         print(f"not on this machine, left out: {name}")
-    sets = sorted(report.sets, key=lambda entry: entry.path)
-    for entry in sets:
+    for entry in sorted(report.sets, key=lambda entry: Path(entry.path)):
         preprocess(
             PreprocessOptions(
                 inputs=(str(out / entry.path),),
@@ -67,9 +66,9 @@ def prepared(out: Path) -> tuple[Path, list[Path], dict[str, str]]:
                 role=entry.role,
             )
         )
-    validation = [entry for entry in sets if entry.role == "validation"]
+    validation = report.of_role("validation")
     kinds: dict[str, str] = {entry.name: entry.held_out or "documents" for entry in validation}
-    return base, [out / entry.path for entry in validation], kinds
+    return base, sorted(out / entry.path for entry in validation), kinds
 
 
 def english_sources(train: Path) -> dict[str, float]:
