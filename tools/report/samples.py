@@ -49,9 +49,7 @@ def samples(
     return Section("Text that was read", blocks)
 
 
-def _of_run(
-    run: RunRecord, num: int, steps: tuple[int, int] | None, folder: Path | None, *, many: bool
-) -> list[Block]:
+def _of_run(run: RunRecord, num: int, steps: tuple[int, int] | None, folder: Path | None, *, many: bool) -> list[Block]:
     if run.schedule is None or run.config is None:
         raise DataError("schedule.json and run_config.yaml say which data it read, and one of them is missing")
     batch = run.config.training.global_batch_size
