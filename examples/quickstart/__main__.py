@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import yaml
 
+from examples.quickstart.plot import metrics_rows, plot
 from examples.quickstart.score import SetScore, pooled
 from examples.quickstart.steps import (
     GLOBAL_BATCH,
@@ -30,7 +30,6 @@ from examples.quickstart.steps import (
 )
 from examples.quickstart.table import show
 from megatron_synE.runtime.cpu_features import cpu_has_bf16
-from tools.report.run_record import read_run
 
 Arm = Literal["bilingual", "chinese_only"]
 ARMS: dict[Arm, str] = {"bilingual": "2:8, then 1:7:2", "chinese_only": "Chinese only"}
@@ -39,7 +38,7 @@ CALIBRATION_ITERATIONS = 5
 STAGE_1_SHARE = 0.75  # ours; the recipe's 92.5 % would leave too few QA tokens to see anything
 FEWEST_TOKENS, MOST_TOKENS = 49_152, 200_000
 BUDGET_SECONDS = 690.0  # of the 12 minutes; the rest is for a slower last step
-AFTER_TRAINING_SECONDS = 60.0  # export, verification, table and report without the scoring, measured on two cores
+AFTER_TRAINING_SECONDS = 60.0  # export, verification, table and plot without the scoring, measured on two cores
 
 
 def main() -> int:
@@ -76,7 +75,7 @@ def run(arm: Arm, out: Path, tokens: int | None) -> None:
 
     arms = {ARMS[a]: load_scores(out / f"scores_{a}.json") for a in ARMS if (out / f"scores_{a}.json").exists()}
     show(before, arms, kinds, out / "table.md")
-    syne("report", run_dir, "--out", out / f"{arm}.html")
+    plot(run_dir / "metrics.jsonl", out / f"{arm}.png")
     say_english_loss(before, arms, kinds)
     say_where(out, arm, run_dir, adapted, time.monotonic() - started)
 
@@ -102,10 +101,11 @@ def write_config(path: Path, arm: Arm, out: Path, base: Path, tokens: int) -> No
 
 def fitted_tokens(run_dir: Path, *, left: float) -> int:
     """How many tokens fit into the time that is left, by the speed of the calibration steps; printed."""
-    metrics = read_run(run_dir).metrics
-    step = float(np.nanmedian(metrics.column("step_seconds")))
+    rows = metrics_rows(run_dir / "metrics.jsonl")
+    seconds = sorted(row["step_seconds"] for row in rows if row["kind"] == "train")
+    step = seconds[len(seconds) // 2]
     # Two more validation passes, and start, load, save and export of a checkpoint.
-    validation = sum(row["seconds"] for row in metrics.rows["validation_time"])
+    validation = sum(row["seconds"] for row in rows if row["kind"] == "validation_time")
     budget = left - 2 * validation - AFTER_TRAINING_SECONDS
     tokens = int(budget / step) * GLOBAL_BATCH * SEQ_LENGTH
     fitted = min(max(tokens, FEWEST_TOKENS), MOST_TOKENS)
@@ -141,7 +141,7 @@ def say_where(out: Path, arm: Arm, run_dir: Path, adapted: Path, seconds: float)
     for title, path in (
         ("adapted model (opens in from_pretrained)", adapted),
         ("run: configuration, metrics.jsonl, TensorBoard, checkpoint", run_dir),
-        ("report: losses, learning rate, mixture, speed", out / f"{arm}.html"),
+        ("plot of losses, learning rate and mixture", out / f"{arm}.png"),
         ("table", out / "table.md"),
         ("configuration", out / f"{arm}.yaml"),
         ("token files and manifests", out / "data"),
@@ -151,8 +151,8 @@ def say_where(out: Path, arm: Arm, run_dir: Path, adapted: Path, seconds: float)
         print(f"{title}: {path}")
     print(f"finished after {seconds / 60:.1f} minutes")
     other = next(name for name in ARMS if name != arm)
-    total = read_run(run_dir).metrics.last("consumed_tokens")
-    print(f"next: .venv/bin/python -m examples.quickstart --arm {other} --tokens {total:.0f}")
+    total = [row["consumed_tokens"] for row in metrics_rows(run_dir / "metrics.jsonl") if row["kind"] == "train"][-1]
+    print(f"next: .venv/bin/python -m examples.quickstart --arm {other} --tokens {total}")
 
 
 if __name__ == "__main__":
