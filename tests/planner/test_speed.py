@@ -142,6 +142,18 @@ def test_a_rate_measured_with_another_global_batch_is_not_taken_as_measured(tmp_
     assert small.tokens_per_second_per_gpu == pytest.approx(5000.0 * (4 / 5) / (128 / 129))
 
 
+def test_a_rate_that_does_not_say_its_global_batch_counts_for_the_plans_own(tmp_path: Path) -> None:
+    file = measured_table(tmp_path)
+    file.write_text(file.read_text().replace("  global_batch_size: 512\n", ""))
+    pp2, table = Layout(pipeline_model_parallel_size=2), read_efficiency(file)
+    for job in (JOB, replace(JOB, global_batch_size=16)):
+        found = expected_speed(job, pp2, H100, table, world_size=8)
+        assert (found.kind, found.tokens_per_second_per_gpu) == ("measured", pytest.approx(5000.0))
+        unmeasured = expected_speed(job, pp2, H100, read_efficiency(), world_size=8).tokens_per_second_per_gpu
+        other = expected_speed(job, Layout(), H100, table, world_size=8)
+        assert other.factors["measured"].value == pytest.approx(5000.0 / unmeasured)
+
+
 def test_messages_of_parts_cost_what_their_passes_do_not_hide(tmp_path: Path) -> None:
     """At 1,000 tokens/s a pass takes 8.192 s; 64 of them a step; links of 0.8 GB/s hide little."""
     slow = replace(H100, nvlink_bytes_per_second=1e9)

@@ -51,11 +51,12 @@ class Measured:
     card: str
     num_parameters: int
     seq_length: int
-    global_batch_size: int
     gpus: int
     layout: str
     """As the planner prints it."""
     tokens_per_second_per_gpu: float
+    global_batch_size: int | None = None
+    """None, in a file of before it was written: the plan's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,8 +161,9 @@ def _reference(entry: dict[str, Any]) -> dict[str, Any]:
 
 def _measured(entry: dict[str, Any]) -> Measured:
     found = Measured(**entry)
-    for name in ("num_parameters", "seq_length", "global_batch_size", "gpus", "tokens_per_second_per_gpu"):
-        _above_0(entry[name])
+    batch = 1 if found.global_batch_size is None else found.global_batch_size
+    for value in (found.num_parameters, found.seq_length, batch, found.gpus, found.tokens_per_second_per_gpu):
+        _above_0(value)
     if not isinstance(found.layout, str):
         raise ValueError(f"layout {found.layout!r} is no text")
     return found

@@ -85,7 +85,10 @@ def expected_speed(job: Job, layout: Layout, card: Card, efficiency: Efficiency,
     what = (card.key, job.architecture.num_parameters, job.seq_length)
     alike = [m for m in efficiency.measured if (m.card, m.num_parameters, m.seq_length) == what]
     this = (str(layout), world_size, job.global_batch_size)  # with its bubble and its messages a step
-    exact = [m.tokens_per_second_per_gpu for m in alike if (m.layout, m.gpus, m.global_batch_size) == this]
+    exact = [
+        m.tokens_per_second_per_gpu for m in alike
+        if (m.layout, m.gpus, m.global_batch_size or job.global_batch_size) == this
+    ]  # fmt: skip
     if exact:
         measured = Factor(exact[-1] / speed.tokens_per_second_per_gpu, "measured", THIS_LAYOUT)
         return scaled(speed, "measured", measured, kind="measured")
@@ -101,7 +104,7 @@ def _ratio(measured: Measured, job: Job, card: Card, efficiency: Efficiency) -> 
     from tools.planner.simulate import with_sharding  # which stands on this file
 
     layout = parse_layout(measured.layout)
-    job = replace(job, global_batch_size=measured.global_batch_size)
+    job = replace(job, global_batch_size=measured.global_batch_size or job.global_batch_size)
     if layout is None or measured.gpus < layout.model_ranks or not job.num_microbatches(layout, measured.gpus):
         return None
     table = _from_table(job, layout, card, efficiency, world_size=measured.gpus)
