@@ -10,7 +10,7 @@ from data_mixers.errors import DataError
 from tools.evaluation.compare import ALIKE
 from tools.evaluation.results import RESULTS, BenchmarkResult, read_results
 from tools.report.content import Block, Missing, Section, Table, Text
-from tools.report.figures import Interval, intervals, lines_of_runs
+from tools.report.figures import Interval, colour_of, intervals, lines_of_runs
 from tools.report.metrics_file import is_number, number
 from tools.report.numbers import fixed
 from tools.report.run_record import RunRecord
@@ -142,11 +142,13 @@ def _told_apart(results: Sequence[Result]) -> list[Result]:
 
 def _intervals(results: Sequence[Result]) -> list[Interval]:
     found = []
-    for result in results:
+    for index, result in enumerate(results):
         for b in result.benchmarks:
             if b.score is not None:
                 value, low, high = (100 * share for share in (b.score, *(b.interval or (b.score, b.score))))
-                found.append(Interval(row=b.name, label=result.name, value=value, low=low, high=high))
+                found.append(
+                    Interval(row=b.name, label=result.name, value=value, low=low, high=high, colour=colour_of(index))
+                )
     return found
 
 

@@ -61,10 +61,11 @@ class Interval:
     row: str
     """What is measured."""
     label: str
-    """Of what; each has a colour."""
+    """Of what; the legend says its colour."""
     value: float
     low: float
     high: float
+    colour: str
 
 
 def colour_of(index: int) -> str:
@@ -229,14 +230,15 @@ def intervals(title: str, found: Sequence[Interval], *, x_label: str) -> list[Fi
 
     def draw(axes: "Axes") -> None:
         for interval in found:
-            index = labels.index(interval.label)
-            y = rows.index(interval.row) + 0.5 * ((index + 0.5) / len(labels) - 0.5)
-            axes.plot([interval.low, interval.high], [y, y], color=colour_of(index), linewidth=1.6)
-            axes.plot(interval.value, y, "o", color=colour_of(index), markersize=4)
+            offset = 0.5 * ((labels.index(interval.label) + 0.5) / len(labels) - 0.5)
+            y = rows.index(interval.row) + offset
+            axes.plot([interval.low, interval.high], [y, y], color=interval.colour, linewidth=1.6)
+            axes.plot(interval.value, y, "o", color=interval.colour, markersize=4)
         _row_axis(axes, rows, x_label)
 
     told = "; ".join(f"{i.row} {i.label} {i.value:.4g}" for i in found)
-    legend = [LegendEntry(label=label, colour=colour_of(index)) for index, label in enumerate(labels)]
+    colours = {interval.label: interval.colour for interval in found}
+    legend = [LegendEntry(label=label, colour=colours[label]) for label in labels]
     svg = _svg(draw, height=0.9 + 0.34 * len(rows))
     return [Figure(title=title, alt=f"{title}, {x_label}: {told}.", svg=svg, legend=legend)]
 
