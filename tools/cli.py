@@ -120,31 +120,12 @@ def plan(options: PlanOptions, config: Config, overrides: Overrides = None) -> N
     else:
         from tools.plan import print_plan
 
-        print_plan(
-            config,
-            overrides or [],
-            world_size=options.nproc or counts[0] * (options.gpus_per_node or 8),
-            device=None if options.nproc else "cuda",
-            reads_data=options.reads_data,
-            output_format=options.output_format,
-        )
+        print_plan(config, overrides or [], options, nodes=counts[0])
 
 
-@app.command(epilog=example("syne train --config runs/quickstart/bilingual.yaml --dry-run"))
-def train(
-    config: Config,
-    overrides: Overrides = None,
-    nproc: Processes = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be run, and stop.")] = False,
-) -> None:
+@app.command(epilog=example("syne train --config runs/quickstart/bilingual.yaml"))
+def train(config: Config, overrides: Overrides = None, nproc: Processes = None) -> None:
     """Train, or go on where the run folder stands. Under torchrun or srun a rank; alone it starts its own ranks."""
-    if dry_run:
-        from megatron_synE.runtime.launch import default_nproc
-        from tools.plan import print_plan
-
-        world_size = nproc or default_nproc("auto")
-        print_plan(config, overrides or [], world_size=world_size, device=None, reads_data=True, output_format="text")
-        return
     from megatron_synE.runtime.environment import ranks_from_environment
     from megatron_synE.train import end_as_one_rank
     from megatron_synE.train import main as train_main

@@ -4,7 +4,8 @@ import argparse
 import inspect
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from enum import StrEnum
 from functools import wraps
@@ -15,6 +16,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import typer
 
 from data_mixers.atomic import write_atomic
+from data_mixers.errors import UserError
 
 Config = Annotated[Path, typer.Option("--config", help="The run's YAML file.")]
 Overrides = Annotated[
@@ -104,6 +106,16 @@ def page_command(page: Path, render: Callable[[], str], description: str | None)
         write_atomic(page, render().encode())
     else:
         sys.stdout.write(render())
+
+
+@contextmanager
+def one_message() -> Iterator[None]:
+    """For a module that is called by a job script: a user's mistake is a message and its exit code, as of `syne`."""
+    try:
+        yield
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(error.exit_code) from None
 
 
 def log_to_stderr() -> None:

@@ -25,7 +25,6 @@ current folder. A key without a default must be written.
 
 
 def render_reference() -> str:
-    """The whole page."""
     source = ast.parse(inspect.getsource(schema))
     classes = {node.name: node for node in source.body if isinstance(node, ast.ClassDef)}
     root = classes["RunConfig"]

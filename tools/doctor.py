@@ -38,8 +38,6 @@ dist.destroy_process_group()
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report."""
-
     subject: str
     state: Literal["ok", "note", "fault"]
     text: str
@@ -61,7 +59,6 @@ def run_doctor() -> int:
 
 
 def installed_version(package: str) -> str | None:
-    """The version of an installed distribution, or None."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

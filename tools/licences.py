@@ -47,7 +47,6 @@ def licence_of(package: str) -> str:
 
 
 def render() -> str:
-    """The whole page."""
     parts = [_HEAD]
     for lock, title in LOCKS.items():
         parts.append(f"## {title}: `requirements/{lock}`\n\n| package | version | licence |\n|---|---|---|")

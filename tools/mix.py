@@ -227,7 +227,6 @@ def _losses(row: dict[str, Any]) -> TopicLosses:
 
 
 def print_reads(parts: Sequence[ReadPart], totals: dict[str, tuple[int, int]]) -> None:
-    """Two tables on stdout."""
     console = Console(width=max(Console().width, 130), highlight=False)
     table = Table("phase", "from sample", "source", "share", "tokens", "epochs so far", "PPL quantiles")
     for part in parts:

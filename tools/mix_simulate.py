@@ -10,7 +10,7 @@ model: they show how a controller behaves (does it chase noise, does it settle),
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -127,10 +127,7 @@ class Curves:
     """Read at most in the study's runs: beyond, the curves are an extrapolation."""
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            item.name: value.tolist() if isinstance(value := getattr(self, item.name), np.ndarray) else value
-            for item in fields(self)
-        }
+        return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in vars(self).items()}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Curves":

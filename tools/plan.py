@@ -5,34 +5,28 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from data_mixers.sampling import Sampler
 from megatron_synE.config.derive import Device, RunPlan
 from megatron_synE.config.examine import Examination, examine
 from megatron_synE.config.fault import require
 from megatron_synE.config.load import LoadedConfig, Tree, dump_yaml, load_config, resolved_tree
+from tools.planner.options import PlanOptions
 
 
-def print_plan(
-    path: Path,
-    overrides: Sequence[str],
-    *,
-    world_size: int,
-    device: Device | None,
-    reads_data: bool,
-    output_format: Literal["text", "json"],
-) -> None:
-    """Print the plan of the run in `path` on `world_size` ranks.
+def print_plan(path: Path, overrides: Sequence[str], options: PlanOptions, *, nodes: int) -> None:
+    """Print the plan of the run in `path` on so many nodes, or with options.nproc on this machine.
 
-    device: what device=auto will mean there; None: what this machine has.
     Errors: ConfigError with every fault, after the plan is printed.
     """
+    world_size = options.nproc or nodes * (options.gpus_per_node or 8)
+    device: Device | None = None if options.nproc else "cuda"  # of device=auto, there; None: what this machine has
     loaded = load_config(path, overrides)
     if loaded.resolved.device != "auto":
         device = loaded.resolved.device
-    examination = examine(loaded.resolved, world_size=world_size, device=device, reads_data=reads_data)
-    render = _as_json if output_format == "json" else _as_text
+    examination = examine(loaded.resolved, world_size=world_size, device=device, reads_data=options.reads_data)
+    render = _as_json if options.output_format == "json" else _as_text
     sys.stdout.write(render(loaded, examination))
     sys.stdout.flush()
     sys.stderr.writelines(f"caution: {line}\n" for line in examination.cautions)
@@ -40,7 +34,6 @@ def print_plan(
 
 
 def derived_tree(plan: RunPlan) -> Tree:
-    """The derived values as plain types."""
     tree: Tree = json.loads(json.dumps(dataclasses.asdict(plan)))
     return tree
 

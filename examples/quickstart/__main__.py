@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from rich.console import Console
 
-from examples.quickstart import assets, corpora
 from examples.quickstart.plot import metrics_rows, plot
-from examples.quickstart.score import SetScore, set_name
+from examples.quickstart.score import SetScore, pooled
 from examples.quickstart.steps import (
     GLOBAL_BATCH,
     NPROC,
@@ -25,13 +23,12 @@ from examples.quickstart.steps import (
     english_sources,
     exit_code_of,
     load_scores,
+    prepared,
     run_config,
     syne,
     timed_scores,
-    tokenise,
 )
-from examples.quickstart.table import before_after_markdown, before_after_table
-from examples.quickstart.weights import unpack_weights
+from examples.quickstart.table import show
 from megatron_synE.runtime.cpu_features import cpu_has_bf16
 
 Arm = Literal["bilingual", "chinese_only"]
@@ -57,15 +54,7 @@ def main() -> int:
 def run(arm: Arm, out: Path, tokens: int | None) -> None:
     """All steps of one arm. Errors: UserError with the cure; a command that fails is shown as typed."""
     started = time.monotonic()
-    assets.fetch(out / "assets")
-    assets.write_licences(out / "assets", out)
-    base = unpack_weights(out / "assets", out / "hf_base")
-    report = corpora.build(out / "assets", out)
-    for name in report.missing:
-        print(f"not on this machine, left out: {name}")
-    tokenise(out, base)
-
-    held_out = sorted((out / "text" / "validation").glob("*/*/*.jsonl"))
+    base, held_out, kinds = prepared(out)
     before, seconds = timed_scores(base, held_out, out / "scores_base.json")
     config = out / f"{arm}.yaml"
     run_dir = out / arm
@@ -85,13 +74,7 @@ def run(arm: Arm, out: Path, tokens: int | None) -> None:
     timed_scores(adapted, held_out, out / f"scores_{arm}.json")
 
     arms = {ARMS[a]: load_scores(out / f"scores_{a}.json") for a in ARMS if (out / f"scores_{a}.json").exists()}
-    kinds: dict[str, str] = {
-        set_name(out / "text" / entry.path): entry.held_out or "documents" for entry in report.of_role("validation")
-    }
-    # Narrower, and set names break over lines.
-    console = Console(width=max(Console().width, 90 + 22 * len(arms)))
-    console.print(before_after_table(before, arms, kinds))
-    (out / "table.md").write_text(before_after_markdown(before, arms, kinds), encoding="utf-8")
+    show(before, arms, kinds, out / "table.md")
     plot(run_dir / "metrics.jsonl", out / f"{arm}.png")
     say_english_loss(before, arms, kinds)
     say_where(out, arm, run_dir, adapted, time.monotonic() - started)
@@ -136,7 +119,6 @@ def fitted_tokens(run_dir: Path, *, left: float) -> int:
 
 def say_english_loss(before: list[SetScore], arms: dict[str, list[SetScore]], kinds: dict[str, str]) -> None:
     """How much English that was never trained on each arm forgot, and whether 2:8 forgot less, as it should."""
-    from examples.quickstart.score import pooled
 
     def english(scores: list[SetScore]) -> float:
         return pooled(

@@ -3,15 +3,15 @@
 import hashlib
 import itertools
 import json
-import os
 import re
 import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from data_mixers.atomic import write_atomic
 from data_mixers.errors import DataError
 from examples.quickstart.cleaning import split_text
 from examples.quickstart.progress import step
@@ -28,6 +28,7 @@ MAX_OVERLAP = 0.2  # share of a validation document's 13-grams that training tex
 NGRAM = 13  # as in the contamination studies of GPT-3 (arXiv 2005.14165, appendix C)
 REPORT = "corpora.json"
 VALIDATED = ("documents", "source", "retention")
+Role = Literal["train", "validation"]
 
 
 @dataclass(frozen=True)
@@ -38,22 +39,20 @@ class Document:
     origin: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SetReport:
-    role: Literal["train", "validation"]
+    role: Role
     language: str
     source: str
     topic: str
     held_out: HeldOut | None  # validation: what was kept from training; None for a training set
     path: str  # relative to the output folder
     num_documents: int
-    num_characters: int
     size_bytes: int
-    num_too_short: int  # pages and leftover pieces left out
-    num_duplicates: int  # documents left out because the same text came before
-    num_near_duplicates: int  # validation documents left out because of MAX_OVERLAP
-    mean_overlap: float  # share of 13-grams that training text holds too
-    max_overlap: float
+    num_too_short: int = 0  # pages and leftover pieces left out
+    num_duplicates: int = 0  # documents left out because the same text came before
+    num_near_duplicates: int = 0  # validation documents left out because of MAX_OVERLAP
+    max_overlap: float = 0.0  # share of 13-grams that training text holds too
 
     @property
     def name(self) -> str:
@@ -65,7 +64,7 @@ class CorpusReport:
     sets: tuple[SetReport, ...]
     missing: tuple[str, ...]  # sets that this machine could not have
 
-    def of_role(self, role: Literal["train", "validation"]) -> list[SetReport]:
+    def of_role(self, role: Role) -> list[SetReport]:
         return [entry for entry in self.sets if entry.role == role]
 
 
@@ -88,7 +87,6 @@ def build(assets: Path, out: Path, sources: tuple[Source, ...] = SOURCES) -> Cor
     sets: list[SetReport] = []
     for source, found, overlap in zip(present, candidates, overlaps, strict=True):
         sets += _write_sets(source, found, overlap, temporary)
-    _assert_disjoint(temporary, sets)
     report = CorpusReport(tuple(sets), missing)
     _write_lines(temporary / REPORT, [json.dumps(asdict(report), indent=1, ensure_ascii=False)])
     shutil.rmtree(out / "text", ignore_errors=True)
@@ -183,7 +181,7 @@ def ngrams(text: str) -> Iterator[tuple[str, ...]]:
     return zip(*(units[start:] for start in range(NGRAM)), strict=False)
 
 
-def _write_sets(source: Source, found: _Candidates, overlap: list[float], out: Path) -> Iterable[SetReport]:
+def _write_sets(source: Source, found: _Candidates, overlap: list[float], out: Path) -> Iterator[SetReport]:
     clean = [i for i in range(len(found.validation)) if overlap[i] <= MAX_OVERLAP]
     kept: list[int] = []
     room = VALIDATION_BYTES[source.language]
@@ -192,48 +190,27 @@ def _write_sets(source: Source, found: _Candidates, overlap: list[float], out: P
         if size <= room:
             kept.append(i)
             room -= size
-    report = SetReport(
-        "validation", source.language, source.name, source.topic, source.held_out, "", 0, 0, 0, 0, 0,
-        num_near_duplicates=len(found.validation) - len(clean),
-        mean_overlap=round(sum(overlap[i] for i in kept) / max(len(kept), 1), 4),
-        max_overlap=round(max((overlap[i] for i in kept), default=0.0), 4),
-    )  # fmt: skip
     if source.held_out in VALIDATED:
-        yield _write_set(report, [found.validation[i] for i in kept], out)
+        worst = round(max((overlap[i] for i in kept), default=0.0), 4)
+        counts = {"num_near_duplicates": len(found.validation) - len(clean), "max_overlap": worst}
+        yield _write_set(source, "validation", [found.validation[i] for i in kept], out, counts)
     if found.train:
-        report = replace(
-            report, role="train", held_out=None, num_too_short=found.num_too_short,
-            num_duplicates=found.num_duplicates, num_near_duplicates=0, mean_overlap=0.0, max_overlap=0.0,
-        )  # fmt: skip
-        yield _write_set(report, found.train, out)
+        counts = {"num_too_short": found.num_too_short, "num_duplicates": found.num_duplicates}
+        yield _write_set(source, "train", found.train, out, counts)
 
 
-def _write_set(report: SetReport, documents: list[Document], out: Path) -> SetReport:
+def _write_set(source: Source, role: Role, documents: list[Document], out: Path, counts: dict[str, Any]) -> SetReport:
     if not documents:
-        raise DataError(f"{report.name}: no {report.role} document is left after the duplicates were taken out")
-    path = Path(report.role) / f"{report.name}.jsonl"
+        raise DataError(f"{source.set_name}: no {role} document is left after the duplicates were taken out")
+    path = Path(role) / f"{source.set_name}.jsonl"
     _write_lines(out / path, (json.dumps(asdict(document), ensure_ascii=False) for document in documents))
-    return replace(
-        report,
-        path=f"text/{path.as_posix()}",
-        num_documents=len(documents),
-        num_characters=sum(len(document.text) for document in documents),
-        size_bytes=sum(len(document.text.encode()) for document in documents),
-    )
+    return SetReport(
+        role=role, language=source.language, source=source.name, topic=source.topic,
+        held_out=source.held_out if role == "validation" else None, path=f"text/{path.as_posix()}",
+        num_documents=len(documents), size_bytes=sum(len(document.text.encode()) for document in documents), **counts,
+    )  # fmt: skip
 
 
 def _write_lines(path: Path, lines: Iterable[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(f"{line}\n" for line in lines)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _assert_disjoint(out: Path, sets: list[SetReport]) -> None:
-    """Reads the written files again: no text of a validation file may be in a training file."""
-    texts: dict[str, set[str]] = {"train": set(), "validation": set()}
-    for entry in sets:
-        for line in (out / Path(entry.path).relative_to("text")).read_text("utf-8").splitlines():
-            texts[entry.role].add(" ".join(json.loads(line)["text"].split()))
-    assert not texts["train"] & texts["validation"], "a document is in train and validation"
+    write_atomic(path, "".join(f"{line}\n" for line in lines).encode())

@@ -1,4 +1,4 @@
-"""Steps that several examples share: token files, a run's configuration, scores, one `syne` command."""
+"""Steps that several examples share: weights and text, a run's configuration, scores, one `syne` command."""
 
 import json
 import logging
@@ -12,7 +12,9 @@ from typing import Any
 
 from data_mixers.errors import DataError, UserError
 from data_mixers.manifest import read_manifest
-from examples.quickstart.score import SetScore, score_hf, set_name
+from examples.quickstart import assets, corpora
+from examples.quickstart.score import SetScore, score_hf
+from examples.quickstart.weights import unpack_weights
 from megatron_synE.exit_codes import INTERRUPTED
 from megatron_synE.runtime.cpu_features import cpu_has_bf16
 from megatron_synE.runtime.launch import die_with_parent
@@ -41,22 +43,32 @@ def exit_code_of(work: Callable[[], None]) -> int:
     return 0
 
 
-def tokenise(out: Path, tokenizer: Path) -> None:
-    """JSONL -> token files per (language, source, topic); code is an English source, as in the recipe."""
-    for role in ("train", "validation"):
-        for file in sorted((out / "text" / role).glob("*/*/*.jsonl")):
-            language, source, topic = set_name(file).split("/")
-            preprocess(
-                PreprocessOptions(
-                    inputs=(str(file),),
-                    tokenizer=tokenizer,
-                    out=out / "data" / role,
-                    language="en" if language == "code" else language,
-                    source=source,
-                    topic=topic,
-                    role="train" if role == "train" else "validation",
-                )
+def prepared(out: Path) -> tuple[Path, list[Path], dict[str, str]]:
+    """Weights, text and token files below `out`; code is an English source, as in the recipe.
+
+    (The model's folder, files of held-out text, set name -> what was kept from training: documents, source, retention.)
+    """
+    assets.fetch(out / "assets")
+    assets.write_licences(out / "assets", out)
+    base = unpack_weights(out / "assets", out / "hf_base")
+    report = corpora.build(out / "assets", out)
+    for name in report.missing:
+        print(f"not on this machine, left out: {name}")
+    for entry in sorted(report.sets, key=lambda entry: Path(entry.path)):
+        preprocess(
+            PreprocessOptions(
+                inputs=(str(out / entry.path),),
+                tokenizer=base,
+                out=out / "data" / entry.role,
+                language="en" if entry.language == "code" else entry.language,
+                source=entry.source,
+                topic=entry.topic,
+                role=entry.role,
             )
+        )
+    validation = report.of_role("validation")
+    kinds: dict[str, str] = {entry.name: entry.held_out or "documents" for entry in validation}
+    return base, sorted(out / entry.path for entry in validation), kinds
 
 
 def english_sources(train: Path) -> dict[str, float]:
@@ -118,7 +130,6 @@ def timed_scores(hf: Path, files: list[Path], cache: Path) -> tuple[list[SetScor
 
 
 def load_scores(cache: Path) -> list[SetScore]:
-    """Scores of an earlier arm."""
     return [SetScore(**score) for score in json.loads(cache.read_text())["scores"]]
 
 

@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from rich.console import Console
 from rich.table import Table
 
 from data_mixers.errors import DataError
@@ -22,6 +24,16 @@ class Row:
     before: SetScore
     after: tuple[SetScore, ...]  # in the order of the arms
     is_total: bool
+
+
+def show(
+    before: Sequence[SetScore], arms: Mapping[str, Sequence[SetScore]], held_out: Mapping[str, str], file: Path
+) -> None:
+    """The table on the terminal, and in `file`."""
+    # Narrower, and set names break over lines.
+    console = Console(width=max(Console().width, 90 + 22 * len(arms)))
+    console.print(before_after_table(before, arms, held_out))
+    file.write_text(before_after_markdown(before, arms, held_out), encoding="utf-8")
 
 
 def before_after_rows(

@@ -16,24 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
 
 from data_mixers.errors import DataError
-from examples.quickstart import assets, corpora
-from examples.quickstart.score import SetScore, set_name
+from examples.quickstart.score import SetScore
 from examples.quickstart.steps import (
     GLOBAL_BATCH,
     NPROC,
     SEQ_LENGTH,
     english_sources,
     exit_code_of,
+    prepared,
     run_config,
     syne,
     timed_scores,
-    tokenise,
 )
-from examples.quickstart.table import before_after_markdown, before_after_table
-from examples.quickstart.weights import BASE_MODEL, find_gguf, unpack_weights
+from examples.quickstart.table import show
+from examples.quickstart.weights import BASE_MODEL, find_gguf
 from examples.quickstart_synth.pages import computing_pages, write_element_pages, write_problem_seeds
 from examples.quickstart_synth.truth import JUDGE, fill_sheet, pairs_of, part_pairs
 
@@ -60,11 +58,7 @@ def run(out: Path, quickstart: Path, filled: Path | None) -> None:
     """All steps. Errors: UserError with the cure; a command that fails is shown as typed."""
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
-    assets.fetch(quickstart / "assets")
-    assets.write_licences(quickstart / "assets", quickstart)
-    base = unpack_weights(quickstart / "assets", quickstart / "hf_base")
-    report = corpora.build(quickstart / "assets", quickstart)
-    tokenise(quickstart, base)
+    base, held_out, kinds = prepared(quickstart)
 
     answers = ask(out, quickstart)
     wrong, rated = audit_known(out, answers)
@@ -72,17 +66,9 @@ def run(out: Path, quickstart: Path, filled: Path | None) -> None:
         syne("synth", "audit", "--input", out / "of_pages.jsonl", "--out", out / "audit_pages", "--filled", filled)
         rated.append((out / "of_pages.jsonl", out / "audit_pages" / "audit.json"))
     data = format_and_tokenise(out, base, rated)
-    held_out = sorted((quickstart / "text" / "validation").glob("*/*/*.jsonl"))
     before, _ = timed_scores(base, held_out, quickstart / "scores_base.json")
     arms = {title: train(arm, out, quickstart, base, data, held_out) for arm, title in ARMS.items()}
-
-    kinds: dict[str, str] = {
-        set_name(quickstart / "text" / entry.path): entry.held_out or "documents"
-        for entry in report.of_role("validation")
-    }
-    console = Console(width=max(Console().width, 90 + 22 * len(arms)))
-    console.print(before_after_table(before, arms, kinds))
-    (out / "table.md").write_text(before_after_markdown(before, arms, kinds), encoding="utf-8")
+    show(before, arms, kinds, out / "table.md")
     conclude(out, wrong, filled, time.monotonic() - started)
 
 

@@ -19,7 +19,6 @@ STUDIES = ("share", "controllers", "order", "corruption", "transfer")
 
 
 def main() -> int:
-    """Returns an exit code."""
     parser = argparse.ArgumentParser(prog="python -m examples.surrogate", description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=("prepare", *STUDIES, "scale"), help="this step alone, after what it needs")
     options = parser.parse_args()

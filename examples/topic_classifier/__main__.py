@@ -12,9 +12,10 @@ import json
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import DataError
@@ -81,9 +82,9 @@ class Source:
     is_test: bool = False
 
 
-def _sources(language: str, names: Callable[[str], object], *, train: str, test: str) -> list[Source]:
+def _sources(language: str, module: ModuleType, *, train: str, test: str = "") -> list[Source]:
     return [
-        Source(language, f"{language}_{name}", names(name), is_test)  # type: ignore[arg-type]
+        Source(language, f"{language}_{name}", getattr(module, name), is_test)
         for listed, is_test in ((train, False), (test, True))
         for name in listed.split()
     ]
@@ -92,7 +93,7 @@ def _sources(language: str, names: Callable[[str], object], *, train: str, test:
 SOURCES = (
     *_sources(
         "en",
-        lambda name: getattr(english, name),
+        english,
         train="wordnet dictionary computing_dictionary debian office_help elements_dictionary school_arithmetic "
         "medical_exam_india health_searches consumer_contracts money_questions logic_exam social_situations household",
         test="mmlu_questions medical_exam_us medical_abstracts court_cases contract_clauses legal_claims competition "
@@ -100,12 +101,13 @@ SOURCES = (
     ),
     *_sources(
         "zh",
-        lambda name: getattr(chinese, name),
+        chinese,
         train="word_lists laws debian office_help exercises problems three_kingdoms",
         test="glosses manuals questions small_talk",
     ),
-    *_sources("zh", lambda name: getattr(programs, name), train=" ".join(programs.NAMES), test=""),
+    *_sources("zh", programs, train=" ".join(programs.NAMES)),
 )
+TEST_SOURCES = tuple(source.name for source in SOURCES if source.is_test)
 
 
 def write_labelled(assets: Path, file: Path) -> None:
@@ -138,10 +140,11 @@ def simulated(report: Path, language: str) -> str:
     topics, confusion = read_confusion(report, language)
     lines = [f"### {language}, {len(topics)} tested topics", ""]
     found = {}
-    for title, shares in (("labels without errors", None), ("labelled by this classifier", confusion)):
-        labels = mix_simulate.uniform_labels(0.0)[: len(topics), : len(topics)]
-        if shares is not None:
-            labels = mix_simulate.labels_of_confusion(shares)
+    ways = {
+        "labels without errors": mix_simulate.uniform_labels(0.0, len(topics)),
+        "labelled by this classifier": mix_simulate.labels_of_confusion(confusion),
+    }
+    for title, labels in ways.items():
         found[title] = mix_simulate.simulate(
             worlds=WORLDS, tokens=100e9, interval=4e9, transfer=0.1, labels=labels, holds_out_by_label=True
         )
@@ -166,9 +169,8 @@ def _simulated_once(report: Path, language: str, build: Path) -> str:
 
 
 def _test_texts(labelled: Path) -> list[str]:
-    tests = {source.name for source in SOURCES if source.is_test}
     rows = (json.loads(line) for line in labelled.read_text("utf-8").splitlines())
-    return [row["text"] for row in rows if row["source"] in tests]
+    return [row["text"] for row in rows if row["source"] in TEST_SOURCES]
 
 
 def train(labelled: Path, unlabelled: Sequence[Path], out: Path, init: Path, *, steps: int) -> None:
@@ -177,7 +179,7 @@ def train(labelled: Path, unlabelled: Sequence[Path], out: Path, init: Path, *, 
         ClassifierOptions(
             inputs=(str(labelled),),
             out=out,
-            test_sources=tuple(source.name for source in SOURCES if source.is_test),
+            test_sources=TEST_SOURCES,
             folds=2,
             init=init,
             init_layers=4,
@@ -220,7 +222,6 @@ def write_document(build: Path, document: Path) -> None:
 
 
 def main() -> None:
-    """The whole of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", type=Path, default=Path("build/topic_classifier"), help="for everything it writes")
     parser.add_argument(

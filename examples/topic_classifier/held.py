@@ -16,7 +16,7 @@ from torch import nn
 from data_mixers.errors import DataError
 from examples.quickstart.assets import fetch
 from examples.quickstart.steps import exit_code_of
-from examples.topic_classifier.__main__ import ASSETS, LOCK, SOURCES, write_labelled
+from examples.topic_classifier.__main__ import ASSETS, LOCK, TEST_SOURCES, write_labelled
 from examples.topic_classifier.programs import NAMES
 from tools.data.kept import Kept, Tensors
 from tools.data.topic_baselines import PENALTIES, frozen_encoder
@@ -32,12 +32,11 @@ ALONE = "zh_word_lists"  # the other source of those topics
 
 def documents_of(labelled: Path) -> list[Labelled]:
     """Those of the training sources."""
-    tests = {source.name for source in SOURCES if source.is_test}
     found, _ = read_labelled(
         (str(labelled),), topics=read_topics(None), text_key="text", topic_key="topic", source_key="source",
         language_key="language",
     )  # fmt: skip
-    return [document for document in found if document.source not in tests]
+    return [document for document in found if document.source not in TEST_SOURCES]
 
 
 def vectors_of(documents: Sequence[Labelled], build: Path) -> Vectors:
@@ -83,7 +82,6 @@ def _learnt(documents: Sequence[Labelled], trial: Trial, *, has_programs: bool) 
 
 
 def main() -> None:
-    """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", type=Path, default=Path("build/topic_classifier"), help="the example's folder")
     build: Path = parser.parse_args().build

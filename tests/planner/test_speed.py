@@ -26,7 +26,7 @@ H100 = card_of("h100")
 
 
 ONE = "factor: 1, kind: measured, source: x"
-RUN = "card: h100, num_parameters: 1, seq_length: 8192, gpus: 8, layout: x"
+RUN = "card: h100, num_parameters: 1, seq_length: 8192, global_batch_size: 512, gpus: 8, layout: x"
 
 
 def rate(layout: Layout, gpus: int = 8, table: Path | None = None) -> tuple[float, str]:
@@ -112,8 +112,9 @@ def test_a_layout_is_read_back_from_its_name() -> None:
 
 def measured_table(folder: Path, **changes: object) -> Path:
     entry = {
-        "card": "h100", "num_parameters": JOB.architecture.num_parameters, "seq_length": 8192, "gpus": 8,
-        "layout": str(Layout(pipeline_model_parallel_size=2)), "tokens_per_second_per_gpu": 5000.0,
+        "card": "h100", "num_parameters": JOB.architecture.num_parameters, "seq_length": 8192,
+        "global_batch_size": 512, "gpus": 8, "layout": str(Layout(pipeline_model_parallel_size=2)),
+        "tokens_per_second_per_gpu": 5000.0,
     }  # fmt: skip
     file = folder / "efficiency.yaml"
     file.write_text(yaml.safe_dump({"measured": [entry | changes]}))
@@ -134,11 +135,23 @@ def test_a_measured_layout_is_taken_as_measured_and_the_others_are_scaled(tmp_pa
 def test_a_rate_measured_with_another_global_batch_is_not_taken_as_measured(tmp_path: Path) -> None:
     """PP 2 on 8 GPUs: 512 sequences are 128 micro-batches a replica and 16 are 4, with bubbles of 1/129 and 1/5."""
     pp2 = Layout(pipeline_model_parallel_size=2)
-    table = read_efficiency(measured_table(tmp_path, global_batch_size=512))
+    table = read_efficiency(measured_table(tmp_path))
     assert expected_speed(JOB, pp2, H100, table, world_size=8).kind == "measured"
     small = expected_speed(replace(JOB, global_batch_size=16), pp2, H100, table, world_size=8)
     assert small.kind != "measured"
     assert small.tokens_per_second_per_gpu == pytest.approx(5000.0 * (4 / 5) / (128 / 129))
+
+
+def test_a_rate_that_does_not_say_its_global_batch_counts_for_the_plans_own(tmp_path: Path) -> None:
+    file = measured_table(tmp_path)
+    file.write_text(file.read_text().replace("  global_batch_size: 512\n", ""))
+    pp2, table = Layout(pipeline_model_parallel_size=2), read_efficiency(file)
+    for job in (JOB, replace(JOB, global_batch_size=16)):
+        found = expected_speed(job, pp2, H100, table, world_size=8)
+        assert (found.kind, found.tokens_per_second_per_gpu) == ("measured", pytest.approx(5000.0))
+        unmeasured = expected_speed(job, pp2, H100, read_efficiency(), world_size=8).tokens_per_second_per_gpu
+        other = expected_speed(job, Layout(), H100, table, world_size=8)
+        assert other.factors["measured"].value == pytest.approx(5000.0 / unmeasured)
 
 
 def test_messages_of_parts_cost_what_their_passes_do_not_hide(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.report.run_folders import train_row
-from tools.report.figures import edges_between
 from tools.report.metrics_file import MOST_READINGS, MetricsFile, Readings
+from tools.report.reads import stretches
 from tools.report.thinning import thinned
 
 
@@ -75,7 +75,6 @@ def test_thinned_readings_keep_first_and_last_and_give_the_shares_of_all() -> No
     assert MOST_READINGS < len(kept) <= 2 * MOST_READINGS + 1
     x = np.array([tokens for tokens, _ in kept])
     assert len(set(np.diff(x)[:-1])) == 1  # evenly spread, but for the last
-    edges, shares = edges_between(x, {n: np.array([r[n] for _, r in kept]) for n in ("zh", "en")})
-    for begin, end, share in zip(edges[:-1], edges[1:], shares["zh"], strict=True):
+    for begin, end, shares in stretches(kept):
         zh, en = counts[int(end)] - counts[int(begin)]
-        assert share == pytest.approx(zh / (zh + en))
+        assert shares["zh"] == pytest.approx(zh / (zh + en))

@@ -22,7 +22,7 @@ from tools.report.content import Excerpt, Missing, Section, Table
 from tools.report.data_behind import way_back
 from tools.report.lineage import lineage
 from tools.report.run_record import RunRecord, read_run
-from tools.report.samples import SampleOptions, parse_steps, samples
+from tools.report.samples import parse_steps, samples
 from tools.synthesis.check import check
 from tools.synthesis.format import format_pairs
 from tools.synthesis.generate import generate
@@ -71,7 +71,7 @@ def test_a_sample_shows_the_tokens_that_the_run_read_and_the_documents_they_are_
 ) -> None:
     assert run.schedule is not None
     dataset = ScheduledDataset(run.schedule, [read_manifest(root / "run" / "data")])
-    shown = excerpts(samples([run], SampleOptions(num=9, max_characters=10**6, tokenizer=root / "hf")))
+    shown = excerpts(samples([run], 9, tokenizer=root / "hf"))
     numbers = [int(entry.title.split("sample ")[1].split(":")[0]) for entry in shown]
     assert len(numbers) == 9 and numbers == sorted(set(numbers)) and numbers[-1] < STEPS * run_folders.BATCH
     for number, entry in zip(numbers, shown, strict=True):
@@ -89,9 +89,9 @@ def test_a_sample_shows_the_tokens_that_the_run_read_and_the_documents_they_are_
 
 
 def test_only_samples_of_the_steps_asked_for_are_shown(root: Path, run: RunRecord) -> None:
-    shown = excerpts(samples([run], SampleOptions(num=99, first_step=2, last_step=3, tokenizer=root / "hf")))
+    shown = excerpts(samples([run], 99, steps=(2, 3), tokenizer=root / "hf"))
     assert [entry.title.split(":")[0] for entry in shown] == [f"step {n // 8 + 1}, sample {n}" for n in range(8, 24)]
-    section = samples([run], SampleOptions(num=1, first_step=5, last_step=9))
+    section = samples([run], 1, steps=(5, 9))
     assert section.blocks == [
         Missing("made: no sample can be shown: steps 5:9 were not read; the run stands at step 4")
     ]
@@ -101,7 +101,7 @@ def test_only_samples_of_the_steps_asked_for_are_shown(root: Path, run: RunRecor
 def test_without_the_tokenizer_or_with_another_the_ids_are_shown(root: Path, run: RunRecord, tmp_path: Path) -> None:
     other = corpus.hf_folder(tmp_path / "other", vocab_size=500)
     for tokenizer, why in ((None, "no tokenizer is known"), (other, "is another tokenizer than the data's")):
-        section = samples([run], SampleOptions(num=2, tokenizer=tokenizer))
+        section = samples([run], 2, tokenizer=tokenizer)
         assert any(isinstance(block, Missing) and why in block.text for block in section.blocks)
         assert all(part.isdecimal() for entry in excerpts(section) for part in entry.text.replace("―", "").split())
 
@@ -111,12 +111,12 @@ def test_data_that_was_written_again_is_not_shown_as_what_was_read(root: Path, r
     source = run.schedule.sources[0]
     other = replace(source, shards=(replace(source.shards[0], sha256="f" * 64),))
     changed = replace(run, schedule=replace(run.schedule, sources=(other,)))
-    (entry,) = excerpts(samples([changed], SampleOptions(num=1, tokenizer=root / "hf")))
+    (entry,) = excerpts(samples([changed], 1, tokenizer=root / "hf"))
     assert entry.text == ""
     assert any("was written again since" in fact for fact in entry.facts)
     wider = replace(source, shards=(*source.shards, *source.shards))  # the folder has fewer files than were read
     fewer = replace(run, schedule=replace(run.schedule, sources=(wider,)))
-    facts = [entry.facts for entry in excerpts(samples([fewer], SampleOptions(num=32, tokenizer=root / "hf")))]
+    facts = [entry.facts for entry in excerpts(samples([fewer], 32, tokenizer=root / "hf"))]
     assert any("fewer files" in fact for told in facts for fact in told)
     states = [row[3] for block in lineage([changed]).blocks if isinstance(block, Table) and block.header[0] == "source"
               and block.header[3] == "state" for row in block.rows]  # fmt: skip

@@ -15,6 +15,7 @@ from tests.report import run_folders
 from tools.report.command import ReportOptions, make_report
 from tools.report.content import Figure, Missing, Section, Table
 from tools.report.evaluation import evaluation, read_result
+from tools.report.figures import PALETTE
 from tools.report.held_out import held_out
 from tools.report.history import phase_rows
 from tools.report.overview import overview
@@ -200,6 +201,15 @@ def test_no_two_lines_of_a_figure_look_alike(tmp_path: Path, num_runs: int) -> N
         for figure in figures:
             assert len(set(strokes(figure))) == len(figure.legend)
     assert [len(figure.legend) for figure in figures] == {1: [11], 2: [16, 6], 5: [5] * 11}[num_runs]
+
+
+def test_a_run_keeps_its_colour_while_the_evaluation_of_the_run_before_it_is_only_begun(tmp_path: Path) -> None:
+    runs = [read_run(run_folders.write(tmp_path / name, 4, name=name)) for name in ("first", "second")]
+    write_evaluation(tmp_path / "second" / "eval", "iter_4", tokens=1024, score=0.2)
+    for number, score in enumerate((None, 0.1), 3):
+        write_evaluation(tmp_path / "first" / "eval", f"iter_{number}", tokens=256 * number, score=score)
+        (figure,) = [block for block in evaluation(runs, []).blocks if isinstance(block, Figure)]
+        assert (figure.legend[-1].label, figure.legend[-1].colour) == ("second, iter_4", PALETTE[1])
 
 
 def test_results_with_one_label_are_told_apart_by_their_folders(tmp_path: Path) -> None:

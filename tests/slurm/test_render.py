@@ -13,8 +13,7 @@ import pytest
 from tests import tiny
 from tests.slurm.cluster import Cluster
 from tools.slurm import scheduler
-from tools.slurm.job import seconds_of
-from tools.slurm.lead_time import lead_time
+from tools.slurm.job import lead_time, seconds_of
 from tools.slurm.options import Container, Environment, Evaluation, Resources
 from tools.slurm.render import render_eval
 
@@ -224,9 +223,9 @@ def test_wall_times_are_read_as_sbatch_reads_them(text: str, seconds: int) -> No
 
 def test_the_lead_time_is_two_saves_a_step_and_a_validation_batch(tmp_path: Path) -> None:
     metrics = tmp_path / "metrics.jsonl"
-    assert lead_time(metrics).seconds == 600
+    assert lead_time(metrics)[0] == 600
     rows = [{"kind": "train", "iteration": n, "step_seconds": 9.5 if n == 3 else 8.0} for n in range(6)]
     rows += [{"kind": "checkpoint", "iteration": 5, "seconds": seconds} for seconds in (40.0, 71.3, 50.0)]
     metrics.write_text('cut": 1}\n' + "".join(json.dumps(row) + "\n" for row in rows) + '{"kind": "trai')
     # 2 x 71.3 + 2 x 9.5 = 161.6
-    assert lead_time(metrics).seconds == 170
+    assert lead_time(metrics)[0] == 170

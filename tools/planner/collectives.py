@@ -1,6 +1,6 @@
 """What ranks send each other in one optimizer step: which collective, over which group, how much, and what hides it."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
 from tools.planner.layout import Job, Layout
@@ -13,19 +13,20 @@ Hidden = Literal[
 ]  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Collective:
     """One kind of message; sizes for one GPU of the fullest pipeline stage."""
 
     name: str
     kind: Kind
     group: Literal["TP", "CP", "PP", "DP"]
+    _: KW_ONLY
     ranks: int
     count: int
     """Per optimizer step."""
     payload_bytes: int
     """Of one: the whole tensor before a reduce-scatter or an all-reduce, and after an all-gather; what a send sends."""
-    hidden_behind: Hidden
+    hidden_behind: Hidden = "nothing"
 
     @property
     def sent_bytes(self) -> int:
@@ -60,40 +61,35 @@ def collectives_of_step(job: Job, layout: Layout, *, world_size: int, ring: bool
         gathers = layers * (2 * forward + 2 + 2) + 3
         scatters = layers * (2 * forward + 2) + 1
         found += [
-            _tp("rows gathered", "all-gather", tp, m * gathers, row),
-            _tp("rows scattered", "reduce-scatter", tp, m * scatters, row),
+            Collective("rows gathered", "all-gather", "TP", ranks=tp, count=m * gathers, payload_bytes=row),
+            Collective("rows scattered", "reduce-scatter", "TP", ranks=tp, count=m * scatters, payload_bytes=row),
         ]
     elif tp > 1:
-        found.append(_tp("rows summed", "all-reduce", tp, m * (layers * (2 * forward + 2) + 1), row))
+        count = m * (layers * (2 * forward + 2) + 1)
+        found.append(Collective("rows summed", "all-reduce", "TP", ranks=tp, count=count, payload_bytes=row))
+    keys = w.t * w.b * 2 * w.k
     if cp > 1 and not ring:
-        gathers = 1 if layout.recompute == "none" else 2
-        kinds: tuple[tuple[str, Kind, int], ...] = (
-            ("keys and values", "all-gather", gathers),
-            ("gradients of keys and values", "reduce-scatter", 1),
-        )
+        each, gathers, kv = m * layers, 1 if layout.recompute == "none" else 2, keys * cp
         found += [
-            Collective(
-                name=name, kind=kind, group="CP", ranks=cp, count=m * layers * times,
-                payload_bytes=w.t * w.b * 2 * w.k * cp, hidden_behind="nothing",
-            )
-            for name, kind, times in kinds
-        ]  # fmt: skip
+            Collective("keys and values", "all-gather", "CP", ranks=cp, count=each * gathers, payload_bytes=kv),
+            Collective("gradients of keys and values", "reduce-scatter", "CP", ranks=cp, count=each, payload_bytes=kv),
+        ]
     elif cp > 1:
-        keys = w.t * w.b * 2 * w.k
+        count = m * layers * (cp - 1) * (forward + 2)
         found.append(
             Collective(
-                name="keys and values", kind="send", group="CP", ranks=cp,
-                count=m * layers * (cp - 1) * (forward + 2), payload_bytes=keys, hidden_behind="attention",
+                "keys and values", "send", "CP", ranks=cp, count=count, payload_bytes=keys, hidden_behind="attention"
             )
-        )  # fmt: skip
+        )
     if pp > 1:
         chunks = layout.virtual_pipeline_model_parallel_size
+        count, border = m * 2 * (chunks or 1), w.s * w.b * w.h
+        hidden: Hidden = "other chunks" if chunks else "nothing"
         found.append(
             Collective(
-                name="rows between stages", kind="send", group="PP", ranks=2, count=m * 2 * (chunks or 1),
-                payload_bytes=w.s * w.b * w.h, hidden_behind="other chunks" if chunks else "nothing",
+                "rows between stages", "send", "PP", ranks=2, count=count, payload_bytes=border, hidden_behind=hidden
             )
-        )  # fmt: skip
+        )
     if dp * cp > 1:
         found += _data_parallel(job, layout, ranks=dp * cp, num_microbatches=m)
     return found
@@ -103,11 +99,8 @@ def _data_parallel(job: Job, layout: Layout, *, ranks: int, num_microbatches: in
     weights = max(weights_on_rank(job, layout, stage) for stage in (0, layout.pipeline_model_parallel_size - 1))
     gradients, values = reduced_bytes(job) * weights, job.dtype_bytes * weights
 
-    def message(name: str, kind: Kind, count: int, payload: int, hidden_behind: Hidden) -> Collective:
-        return Collective(
-            name=name, kind=kind, group="DP", ranks=ranks, count=count, payload_bytes=payload,
-            hidden_behind=hidden_behind,
-        )  # fmt: skip
+    def message(name: str, kind: Kind, count: int, payload: int, behind: Hidden) -> Collective:
+        return Collective(name, kind, "DP", ranks=ranks, count=count, payload_bytes=payload, hidden_behind=behind)
 
     m = num_microbatches
     if layout.zero_stage == 1:
@@ -121,9 +114,3 @@ def _data_parallel(job: Job, layout: Layout, *, ranks: int, num_microbatches: in
         message("weights forward", "all-gather", m, values, "forward of each micro-batch"),
         message("weights backward", "all-gather", m, values, "backward of each micro-batch"),
     ]
-
-
-def _tp(name: str, kind: Kind, ranks: int, count: int, payload: int) -> Collective:
-    return Collective(
-        name=name, kind=kind, group="TP", ranks=ranks, count=count, payload_bytes=payload, hidden_behind="nothing"
-    )  # fmt: skip

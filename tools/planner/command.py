@@ -163,7 +163,6 @@ def answer(
 
 
 def _epochs(loaded: LoadedConfig, place: Place) -> dict[str, float] | None:
-    """Errors: those of the data."""
     examination = examine(loaded.resolved, world_size=place.world_size, device=PLANNED_DEVICE)
     if examination.schedule is None:
         faults = [fault for fault in examination.faults if fault.key.startswith("data.")]

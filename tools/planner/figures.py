@@ -72,21 +72,17 @@ class Efficiency:
 
     def scale_at(self, gpus: int) -> Factor:
         """tokens/s/GPU relative to the reference's number of GPUs, at constant work per GPU."""
-        points = [(math.log2(point["gpus"]), point["factor"], point["kind"]) for point in self.scale]
-        x = math.log2(gpus)
-        for position, factor, kind in points:
-            if x == position:
-                return Factor(factor, kind, "a point of the table")
-        if x < points[0][0]:
-            return Factor(points[0][1], "assumed", f"fewer GPUs than the first point, {self.scale[0]['gpus']}")
-        beyond = x > points[-1][0]
-        (x0, y0, _), (x1, y1, _) = (
-            points[-2:]
-            if beyond
-            else next((low, high) for low, high in zip(points, points[1:], strict=False) if low[0] < x < high[0])
-        )
-        value = y0 + (y1 - y0) * (x - x0) / (x1 - x0)
-        return Factor(value, "extrapolated" if beyond else "interpolated", "linear in log2(GPUs)")
+        first = self.scale[0]
+        for point in self.scale:
+            if gpus == point["gpus"]:
+                return Factor(point["factor"], point["kind"], "a point of the table")
+        if gpus < first["gpus"]:
+            return Factor(first["factor"], "assumed", f"fewer GPUs than the first point, {first['gpus']}")
+        above = next((index for index, point in enumerate(self.scale) if gpus < point["gpus"]), None)
+        low, high = self.scale[-2:] if above is None else self.scale[above - 1 : above + 1]
+        share = math.log2(gpus / low["gpus"]) / math.log2(high["gpus"] / low["gpus"])
+        value = low["factor"] + (high["factor"] - low["factor"]) * share
+        return Factor(value, "extrapolated" if above is None else "interpolated", "linear in log2(GPUs)")
 
     def tensor_parallel_at(self, size: int) -> Factor:
         """tokens/s/GPU relative to none; a size that is not in the table lies on the line through its ends."""
@@ -101,7 +97,6 @@ class Efficiency:
 
 @cache
 def cards() -> dict[str, Card]:
-    """Every card of cards.yaml."""
     return {key: Card(key=key, **entry) for key, entry in read_yaml(_FOLDER / "cards.yaml").items()}
 
 

@@ -54,14 +54,11 @@ class Layout:
 
 
 def section_of(key: str) -> str:
-    """The section of the configuration in which a field of Layout stands."""
     return "training" if key in ("micro_batch_size", "recompute") else "parallel"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is trained, whatever the layout."""
-
     architecture: LlamaArchitecture
     seq_length: int
     global_batch_size: int

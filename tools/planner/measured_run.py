@@ -5,7 +5,6 @@ python -m tools.planner.measured_run CONFIG RESULT --steps 20 [--nproc N]      a
 
 import json
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -13,10 +12,10 @@ from typing import Annotated
 import typer
 
 from data_mixers.atomic import write_atomic
-from data_mixers.errors import UserError
 from megatron_synE.config.load import load_config
 from megatron_synE.runtime.environment import ALONE, hide_cuda, ranks_from_environment
 from megatron_synE.runtime.launch import launch
+from tools.cli_options import one_message
 
 WARM_UP_SHARE = 0.25
 """Steps left out at the beginning: kernels are chosen, memory pools grow, files are opened."""
@@ -68,14 +67,6 @@ def measured_run(
     distributed.shut_down()
 
 
-def main() -> None:
-    """As `syne`: a user's mistake is one message."""
-    try:
-        typer.run(measured_run)
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(error.exit_code) from None
-
-
 if __name__ == "__main__":
-    main()
+    with one_message():
+        typer.run(measured_run)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from data_mixers.atomic import write_atomic
-from data_mixers.errors import ConfigError, DataError, UserError
+from data_mixers.errors import ConfigError, DataError
 from data_mixers.file_version import check_version
 from megatron_synE.config.load import dump_yaml
+from tools.cli_options import one_message
 from tools.planner.figures import TABLE_VERSION
 from tools.planner.measure import CANDIDATES, SCHEMA_VERSION
 from tools.planner.report import GB, columns
@@ -114,16 +115,8 @@ def _read(file: Path) -> dict[str, Any]:
     return found
 
 
-def main() -> None:
-    """As `syne`: a user's mistake is one message."""
+if __name__ == "__main__":
     if len(sys.argv) != 2:
         raise SystemExit("usage: python -m tools.planner.measurement FOLDER")
-    try:
+    with one_message():
         sys.stdout.write(collect(Path(sys.argv[1])) + "\n")
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(error.exit_code) from None
-
-
-if __name__ == "__main__":
-    main()

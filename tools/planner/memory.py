@@ -110,7 +110,6 @@ class Widths:
 
 
 def widths(job: Job, layout: Layout) -> Widths:
-    """The letters, for one rank."""
     a, tp = job.architecture, layout.tensor_model_parallel_size
     t = job.seq_length * layout.micro_batch_size // layout.context_parallel_size
     return Widths(
@@ -179,7 +178,6 @@ def layer_bytes(job: Job, layout: Layout) -> int:
 
 
 def whole_layer_bytes(job: Job, layout: Layout, *, recomputes_attention: bool) -> int:
-    """One layer with all its tensors."""
     return (
         NORMS_PER_LAYER * norm_bytes(job, layout)
         + attention_bytes(job, layout, recomputed=recomputes_attention)

@@ -1,19 +1,17 @@
 """The tables of docs/planner.md and docs/scaling.md, made from the planner: `python -m tools.planner.pages --write`.
 
-Without --write it prints them. A table stands between `<!-- table NAME -->` and `<!-- end -->`.
+Without --write it prints the pages. A table stands between `<!-- table NAME -->` and `<!-- end -->`.
 """
 
-import argparse
 import re
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
-from data_mixers.atomic import write_atomic
 from megatron_synE.config.load import load_config
 from megatron_synE.config.schema import RunConfig
+from tools.cli_options import page_command
 from tools.planner import report
 from tools.planner.collectives import collectives_of_step
 from tools.planner.command import answer, job_of, places
@@ -23,6 +21,7 @@ from tools.planner.memory import memory_of
 from tools.planner.options import PlanOptions
 from tools.planner.search import Candidate, Place, search
 from tools.planner.simulate import (
+    REFERENCE_BATCH_PER_GPU,
     StepTime,
     calibrated_kernel_efficiency,
     seconds_of,
@@ -36,8 +35,6 @@ CONFIG = ROOT / "examples" / "llama3_8b" / "run_recommended.yaml"
 MODELS = {"8B": "llama3_8b", "70B": "llama3_70b"}
 NODES = "1..64"
 GPUS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
-SEQUENCES_PER_GPU = 16
-"""Of weak scaling: the published run's 128 sequences on 8 GPUs."""
 LAYOUTS_COMPARED = {
     "8B": (
         Layout(pipeline_model_parallel_size=2),
@@ -163,7 +160,7 @@ def messages_table(model: str) -> list[str]:
 def _scaled(model: str, gpus: int, *, weak: bool) -> tuple[Place, RunConfig, Job]:
     config = run_of(model)
     if weak:
-        batch = SEQUENCES_PER_GPU * gpus
+        batch = REFERENCE_BATCH_PER_GPU * gpus
         config = replace(config, training=replace(config.training, global_batch_size=batch))
     return places(options(str(gpus // 8)))[0], config, job_of(config)
 
@@ -186,7 +183,6 @@ def _fastest(
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table in Markdown."""
     return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
 
 
@@ -210,18 +206,10 @@ def filled(text: str) -> str:
     return _MARKED.sub(table, text)
 
 
-def main() -> None:
-    """Print the pages' tables, or write them into the pages."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="write them into docs/planner.md and docs/scaling.md")
-    writes = parser.parse_args().write
-    for page in PAGES:
-        made = filled(page.read_text(encoding="utf-8"))
-        if writes:
-            write_atomic(page, made.encode())
-        else:
-            sys.stdout.writelines(match[0] + "\n\n" for match in _MARKED.finditer(made))
+def made(page: Path) -> str:
+    return filled(page.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":
-    main()
+    for page in PAGES:
+        page_command(page, partial(made, page), __doc__)

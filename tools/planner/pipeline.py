@@ -8,6 +8,7 @@ Formulas, N weights of the model, peak of the card in FLOP/s:
     disk        tokens * 4 bytes of ids (2 below 65,500 of them), tokens * bytes of text, kept checkpoints
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -160,9 +161,7 @@ def _generate(place: Place, rates: dict[str, Rate]) -> Work:
 def _evaluate(job: Job, place: Place, efficiency: Efficiency, rates: dict[str, Rate]) -> Work:
     seconds, kind, counted = _forward_seconds(job, place, efficiency, rates)
     names = ("evaluations", "evaluation_items", "evaluation_tokens_per_item")
-    tokens = 1.0
-    for name in names:
-        tokens *= _number(rates, name)
+    tokens = math.prod(_number(rates, name) for name in names)
     gpu_hours = tokens * seconds / 3600
     return Work(
         name="evaluate", tokens=tokens, gpu_hours=gpu_hours, hours=gpu_hours / place.world_size,
@@ -184,7 +183,6 @@ def _checkpoints(config: RunConfig, job: Job) -> Work:
 
 
 def as_lines(works: list[Work]) -> list[str]:
-    """A table."""
 
     def shown(value: float | None, form: str = ",.1f") -> str:
         return "not known" if value is None else format(value, form)

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from tools.columns import aligned
-from tools.planner.figures import Card
 from tools.planner.layout import Job
 from tools.planner.memory import checkpoint_bytes
 from tools.planner.search import OUT_OF_MEMORY, Candidate, Place
@@ -28,7 +27,7 @@ def as_tree(candidate: Candidate, job: Job, place: Place) -> dict[str, Any]:
     if candidate.memory is not None:
         memory = dataclasses.asdict(candidate.memory) | {"total": candidate.memory.total}
         tree["memory_bytes_per_gpu"] = {"kind": "computed", **memory}
-    if candidate.speed is not None and candidate.status != "refused":
+    if candidate.speed is not None:
         speed = candidate.speed
         # Of the whole run; without validation, checkpoints, restarts and queues.
         gpu_hours = job.total_tokens / speed.tokens_per_second_per_gpu / 3600
@@ -79,16 +78,12 @@ def candidate_lines(trees: Sequence[dict[str, Any]]) -> list[str]:
     head = ["layout", *MEMORY_PARTS, "tok/s/GPU", "MFU", "hours", "GPU-h", "kind", "costs"]
     rows = [head]
     for tree in trees:
-        memory, speed, cost = tree["memory_bytes_per_gpu"], tree.get("speed"), tree.get("cost")
-        figures = [f"{memory[part] / GB:.1f}" for part in MEMORY_PARTS]
-        if speed is not None and cost is not None:
-            figures += [
-                f"{speed['tokens_per_second_per_gpu']:,.0f}", f"{100 * speed['mfu_causal']:.1f} %",
-                f"{cost['hours']:,.0f}", f"{cost['gpu_hours']:,.0f}", speed["kind"],
-            ]  # fmt: skip
-        else:
-            figures += ["-"] * 5
-        rows.append([tree["layout"], *figures, tree["reason"]])
+        memory, speed, cost = tree["memory_bytes_per_gpu"], tree["speed"], tree["cost"]
+        rows.append([
+            tree["layout"], *(f"{memory[part] / GB:.1f}" for part in MEMORY_PARTS),
+            f"{speed['tokens_per_second_per_gpu']:,.0f}", f"{100 * speed['mfu_causal']:.1f} %",
+            f"{cost['hours']:,.0f}", f"{cost['gpu_hours']:,.0f}", speed["kind"], tree["reason"],
+        ])  # fmt: skip
     return columns(rows)
 
 
@@ -99,7 +94,7 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def place_line(place: Place) -> str:
     """Where, and how much memory counts."""
-    card: Card = place.card
+    card = place.card
     return (
         f"{place.nodes} x {place.gpus_per_node} {card.name} = {place.world_size} GPUs;"
         f" {place.usable_bytes / GB:.1f} GB of {card.memory_bytes / GB:.1f} GB usable"

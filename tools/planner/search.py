@@ -30,8 +30,6 @@ Status = Literal["runs", "refused"]
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A layout and the verdict on it."""
-
     layout: Layout
     status: Status
     rule: str
@@ -44,8 +42,6 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where it is to run."""
-
     card: Card
     nodes: int
     gpus_per_node: int
@@ -101,22 +97,14 @@ def judge(config: RunConfig, job: Job, layout: Layout, place: Place, efficiency:
     if refusal := _rule_against(config, job, layout, place):
         return Candidate(layout=layout, status="refused", rule=refusal[0], reason=refusal[1])
     memory = memory_of(job, layout, world_size=place.world_size)
+    if memory.total > place.usable_bytes:
+        parts = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in vars(memory).items())
+        reason = f"needs {memory.total / 1e9:.1f} GB of {place.usable_bytes / 1e9:.1f} GB a GPU: {parts}"
+        return Candidate(layout=layout, status="refused", rule=OUT_OF_MEMORY, reason=reason, memory=memory)
     speed = expected_speed(job, layout, place.card, efficiency, world_size=place.world_size)
     speed = with_sharding(speed, job, layout, place.card, world_size=place.world_size)
-    if memory.total > place.usable_bytes:
-        reason = (
-            f"needs {memory.total / 1e9:.1f} GB of {place.usable_bytes / 1e9:.1f} GB a GPU:"
-            f" weights {memory.weights / 1e9:.1f}, gradients {memory.gradients / 1e9:.1f}, optimizer"
-            f" {memory.optimizer / 1e9:.1f}, activations {memory.activations / 1e9:.1f}, logits"
-            f" {memory.logits / 1e9:.1f}, buffers {memory.buffers / 1e9:.1f}"
-        )
-        return Candidate(
-            layout=layout, status="refused", rule=OUT_OF_MEMORY, reason=reason, memory=memory, speed=speed
-        )  # fmt: skip
-    return Candidate(
-        layout=layout, status="runs", rule="fits", reason=_what_it_costs(speed, memory, place),
-        memory=memory, speed=speed,
-    )  # fmt: skip
+    reason = _what_it_costs(speed, memory, place)
+    return Candidate(layout=layout, status="runs", rule="fits", reason=reason, memory=memory, speed=speed)
 
 
 def _rule_against(config: RunConfig, job: Job, layout: Layout, place: Place) -> tuple[str, str] | None:
@@ -146,7 +134,6 @@ def _rule_against(config: RunConfig, job: Job, layout: Layout, place: Place) -> 
 
 
 def with_layout(config: RunConfig, layout: Layout) -> RunConfig:
-    """The run in another layout."""
     return replace(
         config,
         parallel=replace(config.parallel, **layout.of_section("parallel")),

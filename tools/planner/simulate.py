@@ -193,5 +193,4 @@ def calibrated_kernel_efficiency(efficiency: Efficiency) -> float:
 
 
 def tokens_per_second_per_gpu(job: Job, step: StepTime, *, world_size: int) -> float:
-    """Tokens of a step over its seconds and GPUs."""
     return job.global_batch_size * job.seq_length / step.total / world_size

@@ -1,5 +1,6 @@
 """Tokens per second of a layout: arithmetic per token, the card's peak, and the factors of the efficiency table."""
 
+import math
 import re
 from dataclasses import dataclass, replace
 from statistics import median
@@ -150,9 +151,7 @@ def _from_table(job: Job, layout: Layout, card: Card, efficiency: Efficiency, *,
     }
     if job.seq_length != reference["seq_length"]:
         factors["sequence length"] = Factor(1.0, "assumed", f"the share of peak at {reference['seq_length']} tokens")
-    mfu = 1.0
-    for factor in factors.values():
-        mfu *= factor.value
+    mfu = math.prod(factor.value for factor in factors.values())
     return Speed(
         tokens_per_second_per_gpu=peak * mfu / flops,
         kind=loosest([factor.kind for factor in factors.values()]),

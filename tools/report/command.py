@@ -17,7 +17,7 @@ from tools.report.markdown import markdown
 from tools.report.overview import overview
 from tools.report.reads import reads
 from tools.report.run_record import read_run, with_names
-from tools.report.samples import SampleOptions, parse_steps, samples
+from tools.report.samples import parse_steps, samples
 from tools.report.speed import speed
 from tools.report.training import training
 
@@ -46,15 +46,14 @@ def write_report(options: ReportOptions) -> Path:
 
 def make_report(options: ReportOptions) -> Report:
     """All sections, in the order in which a person asks."""
-    first, last = parse_steps(options.steps)
-    if options.steps is not None and not options.samples:
+    steps = parse_steps(options.steps)
+    if steps is not None and not options.samples:
         raise ConfigError(f"--steps {options.steps} says of which steps samples are shown; say how many with --samples")
-    shown = SampleOptions(num=options.samples, first_step=first, last_step=last, tokenizer=options.tokenizer)
     runs = with_names([read_run(folder) for folder in options.runs])
     sections: list[Section] = [overview(runs), training(runs), held_out(runs), reads(runs), phases(runs)]
     sections += [speed(runs), guard(runs), evaluation(runs, options.evaluations), troubles(runs)]
     if options.samples:
-        sections.append(samples(runs, shown))
+        sections.append(samples(runs, options.samples, steps=steps, tokenizer=options.tokenizer))
     sections.append(lineage(runs))
     names = ", ".join(run.name for run in runs)
     now = datetime.datetime.now(datetime.UTC)

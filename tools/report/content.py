@@ -16,8 +16,6 @@ def printable(text: str) -> str:
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph."""
-
     text: str
 
 
@@ -39,8 +37,6 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class LegendEntry:
-    """What a colour and a stroke mean."""
-
     label: str
     colour: str
     dash: str = ""

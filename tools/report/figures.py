@@ -58,8 +58,6 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A value and where it may lie."""
-
     row: str
     """What is measured."""
     label: str
@@ -167,11 +165,10 @@ def stack(
     edges: Numbers,
     areas: Sequence[tuple[str, str, Numbers]],
     *,
-    y_label: str,
-    stages: Sequence[float] = (),
+    stages: Sequence[float],
     planned_from: float,
 ) -> list[Figure]:
-    """Shares over tokens, one above the other; none if there are none.
+    """Shares of the tokens over tokens, one above the other; none if there are none.
 
     areas: (label, colour, its share in each stretch between two edges).
     planned_from: x from which on they are a plan, drawn lighter.
@@ -194,7 +191,7 @@ def stack(
             base = top
         for x in stages:
             axes.axvline(x, color="white", linewidth=1.2, linestyle=(0, (1, 2)))
-        axes.set(xlabel=TOKENS, ylabel=y_label, ylim=(0, 1), xlim=(edges[0], edges[-1]))
+        axes.set(xlabel=TOKENS, ylabel="share of tokens", ylim=(0, 1), xlim=(edges[0], edges[-1]))
         axes.xaxis.set_major_formatter(tick)
         axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f} %")
         axes.grid(False)
@@ -310,20 +307,3 @@ def _svg(draw: Callable[["Axes"], None], *, height: float = HEIGHT) -> str:
         buffer = io.StringIO()
         canvas.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return cleaned(buffer.getvalue())
-
-
-def edges_between(x: Numbers, areas: dict[str, Numbers]) -> tuple[Numbers, dict[str, Numbers]]:
-    """(edges, shares per name) of cumulative counts at ascending x, without stretches in which nothing was read."""
-    edges = [float(x[0])]
-    shares: dict[str, list[float]] = {name: [] for name in areas}
-    last = 0
-    for end in range(1, len(x)):
-        steps = {name: max(0.0, float(counts[end] - counts[last])) for name, counts in areas.items()}
-        total = sum(steps.values())
-        if total <= 0 or x[end] <= edges[-1]:
-            continue
-        edges.append(float(x[end]))
-        for name, step in steps.items():
-            shares[name].append(step / total)
-        last = end
-    return np.array(edges), {name: np.array(values) for name, values in shares.items()}

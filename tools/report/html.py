@@ -4,7 +4,7 @@ markupsafe escapes whatever is formatted into a Markup. The policy in the page's
 running or fetching anything that had slipped through.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -31,27 +31,23 @@ def page(report: Report) -> str:
             title=report.title,
             subtitle=report.subtitle,
             style=style,
-            contents=_joined(
+            contents=Markup("").join(
                 Markup('<li><a href="#part-{}">{}</a></li>').format(index, section.title)
                 for index, section in enumerate(report.sections)
             ),
-            body=_joined((_section(index, section) for index, section in enumerate(report.sections)), "\n"),
+            body=Markup("\n").join(_section(index, section) for index, section in enumerate(report.sections)),
         )
     )
-
-
-def _joined(parts: Iterable[Markup], by: str = "") -> Markup:
-    return Markup(by).join(parts)
 
 
 def _section(index: int, section: Section) -> Markup:
     parts = []
     # Neighbouring figures share a grid.
     for is_figure, blocks in groupby(section.blocks, lambda block: isinstance(block, Figure)):
-        shown = _joined(map(_block, blocks), "\n")
+        shown = Markup("\n").join(map(_block, blocks))
         parts.append(Markup('<div class="figures">{}</div>').format(shown) if is_figure else shown)
     return Markup('<section id="part-{}">\n<h2>{}</h2>\n{}\n</section>').format(
-        index, section.title, _joined(parts, "\n")
+        index, section.title, Markup("\n").join(parts)
     )
 
 
@@ -68,13 +64,10 @@ def _block(block: Block) -> Markup:
 
 
 def _table(table: Table) -> Markup:
-    head = _joined(_cell("th", cell, column, table) for column, cell in enumerate(table.header))
-    rows = _joined(
-        (
-            Markup("<tr>{}</tr>").format(_joined(_cell("td", cell, i, table) for i, cell in enumerate(row)))
-            for row in table.rows
-        ),
-        "\n",
+    head = Markup("").join(_cell("th", cell, column, table) for column, cell in enumerate(table.header))
+    rows = Markup("\n").join(
+        Markup("<tr>{}</tr>").format(Markup("").join(_cell("td", cell, i, table) for i, cell in enumerate(row)))
+        for row in table.rows
     )
     # A scrolling part of a page must be reachable by keyboard.
     return Markup(
@@ -99,7 +92,7 @@ def _figure(figure: Figure) -> Markup:
 def _legend(entries: Sequence[LegendEntry]) -> Markup:
     if not entries:
         return Markup("")
-    items = _joined(
+    items = Markup("").join(
         Markup(
             '<li><svg viewBox="0 0 26 10" aria-hidden="true"><line x1="0" x2="26" y1="5" y2="5" stroke="{}" '
             'stroke-width="{}" stroke-dasharray="{}"/></svg><span>{}</span></li>'

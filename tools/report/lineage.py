@@ -1,5 +1,6 @@
 """From the newest checkpoint back: its parents, the weights the run began with, the data, and the files behind it."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,7 @@ def _data(run: RunRecord) -> list[Block]:
 
 def _files(manifest: DatasetManifest, entry: SourceEntry) -> list[list[str]]:
     """Source files with their documents, the largest first, each followed by the steps back from it."""
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     left = MOST_ROWS
     for shard in entry.shards:
         prefix = manifest.shard_prefix(shard)
@@ -134,8 +135,7 @@ def _files(manifest: DatasetManifest, entry: SourceEntry) -> list[list[str]]:
         except (OSError, ValueError, KeyError) as error:  # pyarrow's own faults are ValueErrors and KeyErrors
             return [[entry.name, str(sidecar_path(prefix)), f"cannot be read ({error})", "–"]]
         left -= seen
-        for file, count in found.items():
-            counts[file] = counts.get(file, 0) + count
+        counts.update(found)
     if not counts:
         return [[entry.name, "–", "no .documents.parquet beside its token files", "–"]]
     rows = []

@@ -65,7 +65,6 @@ class Life:
         self._seen_at = self.clock()  # the last sign; where nobody was ever there, the beginning
 
     def look(self) -> None:
-        """Read lease.json and the sign of life."""
         try:
             self.holder = read_holder(self.folder)
         except UserError:

@@ -97,7 +97,6 @@ class MetricsFile:
         return column[-1] if len(column) and math.isfinite(column[-1]) else None
 
     def feed(self, lines: Iterable[str]) -> None:
-        """More lines of the file."""
         for line in lines:
             self.num_lines += 1
             if line.startswith(_UNREAD) or not line.strip():

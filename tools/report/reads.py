@@ -7,7 +7,7 @@ import numpy as np
 
 from data_mixers.ratios import WEIGHT_UNIT
 from tools.report.content import Block, Figure, Missing, Section, Table, Text
-from tools.report.figures import GREY, Line, area_colour_of, edges_between, lines, stack
+from tools.report.figures import GREY, Line, area_colour_of, lines, stack
 from tools.report.metrics_file import Numbers
 from tools.report.numbers import percent, short
 from tools.report.run_record import RunRecord
@@ -18,6 +18,8 @@ LEAST_STRETCHES, MOST_STRETCHES = 8, 120
 SAMPLES_PER_STRETCH = 50
 """At least, beyond the fewest stretches: a share of so many is told to 2 %."""
 MOST_AREAS = 12
+Stretch = tuple[float, float, dict[str, float]]
+"""(first token, token after the last, share of each source)."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,8 @@ def reads(runs: Sequence[RunRecord]) -> Section:
                 (name, GREY if name.startswith("other (") else area_colour_of(index), values)
                 for index, (name, values) in enumerate(groups.items())
             ]
-            blocks += stack(
-                title + suffix, shares.edges, areas, y_label="share of tokens", stages=run.stage_begins,
-                planned_from=shares.read_until,
-            )  # fmt: skip
+            begins, planned = run.stage_begins, shares.read_until
+            blocks += stack(title + suffix, shares.edges, areas, stages=begins, planned_from=planned)
         blocks += _curriculum(run, shares, suffix)
         blocks += _table(run, suffix)
     if is_planned:
@@ -60,50 +60,49 @@ def reads(runs: Sequence[RunRecord]) -> Section:
 
 def shares_of(run: RunRecord) -> Shares | None:
     """From the steps' counts as far as they go, from the schedule beyond; None if there is neither."""
-    edges, by_source = _read(run)
-    read_until = float(edges[-1]) if len(edges) else 0.0
-    planned_edges, planned = _planned(run, read_until)
-    if not len(edges) and not len(planned_edges):
+    read = _read(run)
+    read_until = read[-1][1] if read else 0.0
+    rows = [*read, *_planned(run, read_until)]
+    if not rows:
         return None
-    names = list(dict.fromkeys([*by_source, *planned]))
-    num_read, num_planned = max(0, len(edges) - 1), max(0, len(planned_edges) - 1)
-    joined = {
-        name: np.concatenate((by_source.get(name, np.zeros(num_read)), planned.get(name, np.zeros(num_planned))))
-        for name in names
-    }
-    whole = np.concatenate((edges, planned_edges[1:])) if len(edges) and len(planned_edges) else edges
-    return Shares(whole if len(whole) else planned_edges, joined, read_until)
+    edges = np.array([rows[0][0], *(end for _, end, _ in rows)])
+    names = dict.fromkeys(name for _, _, shares in rows for name in shares)
+    return Shares(edges, {name: np.array([row[2].get(name, 0.0) for row in rows]) for name in names}, read_until)
 
 
-def _read(run: RunRecord) -> tuple[Numbers, dict[str, Numbers]]:
+def _read(run: RunRecord) -> list[Stretch]:
     readings = run.metrics.readings.all()
     if not readings:
-        return np.zeros(0), {}
-    tokens, counts = zip(*[(run.tokens_before, {}), *readings], strict=True)
+        return []
+    whole: list[tuple[float, dict[str, float]]] = [(run.tokens_before, {}), *readings]
     # Cumulative, so leaving some out changes no share between the others.
-    num = int(min(max(sum(counts[-1].values()) / SAMPLES_PER_STRETCH, LEAST_STRETCHES), MOST_STRETCHES))
-    kept = np.unique(np.linspace(0, len(tokens) - 1, num + 1).round().astype(int)).tolist()
-    names = list(dict.fromkeys(name for index in kept for name in counts[index]))
-    cumulative = {name: np.array([counts[index].get(name, 0.0) for index in kept]) for name in names}
-    edges, shares = edges_between(np.array([tokens[index] for index in kept]), cumulative)
-    return (edges, shares) if len(edges) > 1 else (np.zeros(0), {})
+    num = int(min(max(sum(readings[-1][1].values()) / SAMPLES_PER_STRETCH, LEAST_STRETCHES), MOST_STRETCHES))
+    kept = np.unique(np.linspace(0, len(whole) - 1, num + 1).round().astype(int)).tolist()
+    return stretches([whole[index] for index in kept])
 
 
-def _planned(run: RunRecord, read_until: float) -> tuple[Numbers, dict[str, Numbers]]:
+def stretches(readings: Sequence[tuple[float, Mapping[str, float]]]) -> list[Stretch]:
+    """Between cumulative counts at ascending numbers of tokens, without those in which nothing was read."""
+    found = []
+    begin, before = readings[0]
+    for end, counts in readings[1:]:
+        steps = {name: max(0.0, count - before.get(name, 0.0)) for name, count in counts.items()}
+        total = sum(steps.values())
+        if total > 0 and end > begin:
+            found.append((begin, end, {name: step / total for name, step in steps.items()}))
+            begin, before = end, counts
+    return found
+
+
+def _planned(run: RunRecord, read_until: float) -> list[Stretch]:
     """What the schedule says of the tokens beyond `read_until`."""
-    if run.schedule is None:
-        return np.zeros(0), {}
-    edges: list[float] = []
-    rows: list[dict[str, float]] = []
-    for phase in run.schedule.phases:
+    found = []
+    for phase in run.schedule.phases if run.schedule is not None else ():
         begin, end = run.tokens_at_sample(phase.start_sample), run.tokens_at_sample(phase.end_sample)
-        if begin is None or end is None or end <= read_until:
-            continue
-        edges = edges or [max(begin, read_until)]
-        edges.append(end)
-        rows.append({name: weight / WEIGHT_UNIT for name, weight in phase.weights})
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return np.array(edges), {name: np.array([row.get(name, 0.0) for row in rows]) for name in names}
+        if begin is not None and end is not None and end > read_until:
+            shares = {name: weight / WEIGHT_UNIT for name, weight in phase.weights}
+            found.append((max(begin, read_until), end, shares))
+    return found
 
 
 def topic_of(source: str) -> str:

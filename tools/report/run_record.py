@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -90,25 +91,16 @@ class RunRecord:
         """Tokens read when this sample is next."""
         return None if self.seq_length is None else self.tokens_before + sample * self.seq_length
 
-    def tokens_at(self, iteration: float) -> float | None:
+    def tokens_at(self, iteration: int) -> float | None:
         """Tokens read after this iteration."""
-        if self.seq_length is None or self.global_batch_size is None:
-            return None
-        return self.tokens_before + iteration * self.seq_length * self.global_batch_size
+        return None if self.global_batch_size is None else self.tokens_at_sample(iteration * self.global_batch_size)
 
     @property
     def stage_begins(self) -> list[float]:
         """Tokens at which a stage of the plan begins, without the first."""
-        if self.schedule is None:
-            return []
-        begins: list[float] = []
-        last: str | None = None
-        for phase in self.schedule.phases:
-            stage = stage_of(phase.name)
-            if last is not None and stage != last and (tokens := self.tokens_at_sample(phase.start_sample)) is not None:
-                begins.append(tokens)
-            last = stage
-        return begins
+        phases = () if self.schedule is None else self.schedule.phases
+        stages = [b for a, b in pairwise(phases) if stage_of(a.name) != stage_of(b.name)]
+        return [tokens for phase in stages if (tokens := self.tokens_at_sample(phase.start_sample)) is not None]
 
 
 def stage_of(phase_name: str) -> str:

@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow
@@ -19,65 +18,60 @@ from tools.report.run_record import RunRecord
 
 MOST_DOCUMENTS = 6
 """Of one sample that are shown; a window of short ones holds hundreds."""
+MOST_CHARACTERS = 600
+"""Of each document."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class SampleOptions:
-    num: int
-    first_step: int | None = None
-    last_step: int | None = None
-    """Inclusive; None: all that was read."""
-    max_characters: int = 600
-    """Of each document."""
-    tokenizer: Path | None = None
-    """None: of the run's newest checkpoint, else of the weights it began with."""
-
-
-def parse_steps(text: str | None) -> tuple[int | None, int | None]:
+def parse_steps(text: str | None) -> tuple[int, int] | None:
     """(A, B) of A:B, both included. Errors: ConfigError."""
     if text is None:
-        return None, None
+        return None
     first, colon, last = text.partition(":")
     if not (colon and first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
         raise ConfigError(f"--steps {text}: give two steps A:B, both included, e.g. 1:100 for the first hundred")
     return int(first), int(last)
 
 
-def samples(runs: Sequence[RunRecord], options: SampleOptions) -> Section:
-    """The same number of samples of each run, each equally likely, in the order they were read."""
+def samples(
+    runs: Sequence[RunRecord], num: int, *, steps: tuple[int, int] | None = None, tokenizer: Path | None = None
+) -> Section:
+    """So many samples of each run, each equally likely, in the order they were read.
+
+    steps: the first and the last, both included; None: all that was read.
+    tokenizer: None: of the run's newest checkpoint, else of the weights it began with.
+    """
     blocks: list[Block] = []
     for run in runs:
         try:
-            blocks += _of_run(run, options, many=len(runs) > 1)
+            blocks += _of_run(run, num, steps, tokenizer, many=len(runs) > 1)
         except (UserError, OSError, pyarrow.ArrowException) as error:
             blocks.append(Missing(f"{run.name}: no sample can be shown: {error}"))
     return Section("Text that was read", blocks)
 
 
-def _of_run(run: RunRecord, options: SampleOptions, *, many: bool) -> list[Block]:
+def _of_run(run: RunRecord, num: int, steps: tuple[int, int] | None, folder: Path | None, *, many: bool) -> list[Block]:
     if run.schedule is None or run.config is None:
         raise DataError("schedule.json and run_config.yaml say which data it read, and one of them is missing")
     batch = run.config.training.global_batch_size
     consumed = min(int(run.metrics.last("consumed_samples") or 0), run.schedule.num_samples)
-    begin = 0 if options.first_step is None else (options.first_step - 1) * batch
-    end = consumed if options.last_step is None else options.last_step * batch
+    begin, end = (0, consumed) if steps is None else ((steps[0] - 1) * batch, steps[1] * batch)
     if begin >= min(end, consumed):
-        asked = f"steps {options.first_step}:{options.last_step}" if options.first_step else "its samples"
+        asked = "its samples" if steps is None else f"steps {steps[0]}:{steps[1]}"
         raise DataError(f"{asked} were not read; the run stands at step {run.iteration:,}")
     blocks: list[Block] = []
     if end > consumed:
         blocks.append(Text(f"{run.name} stands at step {run.iteration:,}; what comes later is not read yet."))
     there = range(begin, min(end, consumed))
-    chosen = sorted(random.Random(run.schedule.seed).sample(there, k=min(options.num, len(there))))
+    chosen = sorted(random.Random(run.schedule.seed).sample(there, k=min(num, len(there))))
     manifests, faults = manifests_of(run)
     blocks += [Missing(fault) for fault in faults]
     entries = {entry.name: (manifest, entry) for manifest in manifests for entry in manifest.sources}
-    tokenizer, why = _tokenizer(run, options, manifests)
+    tokenizer, why = _tokenizer(run, folder, manifests)
     blocks += [Missing(f"{run.name}: {why}; token ids are shown instead")] if tokenizer is None else []
     sampler = Sampler(run.schedule)
     prefix = f"{run.name}, " if many else ""
     for number in chosen:
-        blocks.append(_excerpt(run, sampler, entries, number, tokenizer, options, prefix=prefix))
+        blocks.append(_excerpt(run, sampler, entries, number, tokenizer, prefix=prefix))
     return blocks
 
 
@@ -87,7 +81,6 @@ def _excerpt(
     entries: dict[str, tuple[DatasetManifest, SourceEntry]],
     number: int,
     tokenizer: Tokenizer | None,
-    options: SampleOptions,
     *,
     prefix: str,
 ) -> Block:
@@ -109,14 +102,14 @@ def _excerpt(
     prefix_path = manifest.shard_prefix(shard)
     try:
         file = IndexedFile(prefix_path)
-        told, text = _documents(file, prefix_path, address.token_offset, run.schedule.seq_length, tokenizer, options)
+        told, text = _documents(file, prefix_path, address.token_offset, run.schedule.seq_length, tokenizer)
     except DataError as error:
         return Excerpt(title=title, facts=[*facts, str(error)], text="")
     return Excerpt(title=title, facts=[*facts, f"in {shard.prefix}", *told], text=text)
 
 
 def _documents(
-    file: IndexedFile, prefix: Path, start: int, seq_length: int, tokenizer: Tokenizer | None, options: SampleOptions
+    file: IndexedFile, prefix: Path, start: int, seq_length: int, tokenizer: Tokenizer | None
 ) -> tuple[list[str], str]:
     """(what is known of each document in the window, their texts one after the other)."""
     stop = start + seq_length + 1
@@ -126,7 +119,7 @@ def _documents(
     for begin, end in list(zip(bounds[:-1], bounds[1:], strict=True))[:MOST_DOCUMENTS]:
         number = file.document_at(begin)
         facts.append(f"document {number:,}{_known(prefix, number)}")
-        texts.append(_decoded(file.tokens(begin, end).tolist(), tokenizer, options.max_characters))
+        texts.append(_decoded(file.tokens(begin, end).tolist(), tokenizer))
     if len(bounds) - 1 > MOST_DOCUMENTS:
         facts.append(f"and {len(bounds) - 1 - MOST_DOCUMENTS} more documents")
     return facts, "\n――――――――\n".join(texts)
@@ -140,19 +133,20 @@ def _known(prefix: Path, number: int) -> str:
     return "".join(f", {part}" for part in known if part)
 
 
-def _decoded(ids: list[int], tokenizer: Tokenizer | None, most: int) -> str:
+def _decoded(ids: list[int], tokenizer: Tokenizer | None) -> str:
     if tokenizer is None:
         shown = " ".join(map(str, ids[:64]))
         return shown if len(ids) <= 64 else f"{shown} … {len(ids) - 64:,} more"
     text = tokenizer.decode(ids[:-1] if ids and ids[-1] == tokenizer.eos_id else ids)
-    return text if len(text) <= most else f"{text[:most]}… {len(text) - most:,} more characters"
+    left = len(text) - MOST_CHARACTERS
+    return text if left <= 0 else f"{text[:MOST_CHARACTERS]}… {left:,} more characters"
 
 
 def _tokenizer(
-    run: RunRecord, options: SampleOptions, manifests: Sequence[DatasetManifest]
+    run: RunRecord, folder: Path | None, manifests: Sequence[DatasetManifest]
 ) -> tuple[Tokenizer | None, str]:
     """(the tokenizer of the data, why there is none). The first that has the data's digest is taken."""
-    places = [options.tokenizer] if options.tokenizer is not None else _places(run)
+    places = [folder] if folder is not None else _places(run)
     tried = []
     for place in places:
         try:

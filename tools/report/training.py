@@ -9,7 +9,6 @@ from tools.report.thinning import thinned
 
 
 def training(runs: Sequence[RunRecord]) -> Section:
-    """A figure for each, all runs in it."""
     blocks: list[Block] = [
         *step_figure(runs, "Training loss", "lm_loss", y_label="nats per token"),
         *step_figure(runs, "Learning rate", "learning_rate", y_label="learning rate", from_zero=True),

@@ -78,7 +78,7 @@ def write_model(folder: Path) -> None:
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
-def write_tokens(folder: Path) -> DatasetManifest:
+def write_tokens(folder: Path) -> None:
     """Documents in which a token is often the one before plus a step: the loss falls, so a wrong gradient shows."""
     random = np.random.default_rng(SEED)
     with IndexedWriter(folder / "en_text_document", dtype="uint16") as writer:
@@ -95,12 +95,12 @@ def write_tokens(folder: Path) -> DatasetManifest:
     source = SourceEntry(
         name="en/web/all", language="en", source="web", topic="all", bucket=None, role="train", shards=(shard,)
     )
-    manifest = DatasetManifest(
-        schema_version=SCHEMA_VERSION,
-        folder=folder,
-        tokenizer=TokenizerIdentity(digest="0" * 64, vocab_size=VOCAB_SIZE, eos_id=EOS, bos_id=1),
-        dtype="uint16",
-        sources=(source,),
+    write_manifest(
+        DatasetManifest(
+            schema_version=SCHEMA_VERSION,
+            folder=folder,
+            tokenizer=TokenizerIdentity(digest="0" * 64, vocab_size=VOCAB_SIZE, eos_id=EOS, bos_id=1),
+            dtype="uint16",
+            sources=(source,),
+        )
     )
-    write_manifest(manifest)
-    return manifest

@@ -28,8 +28,6 @@ LLAMA3_8B = (
 
 @dataclass(frozen=True)
 class Layout:
-    """One way to lay the model over the ranks."""
-
     name: str
     options: tuple[str, ...] = ()
     """KEY=VALUE; without a space, the script splits them."""

@@ -14,10 +14,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from data_mixers.errors import ConfigError, DataError, UserError
+from data_mixers.errors import ConfigError, DataError
 from megatron_synE import __version__, exit_codes
 from megatron_synE.checkpoint import layout as checkpoints
 from megatron_synE.runtime.run_dir import versions
+from tools.cli_options import one_message
 from tools.slurm import acceptance_layouts as layouts
 from tools.slurm.acceptance_file import SCHEMA_VERSION
 from tools.slurm.acceptance_inputs import ITERATIONS, write_inputs
@@ -166,7 +167,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args(arguments)
     world_size = given.nodes * given.gpus_per_node
-    try:
+    with one_message():
         if given.action == "prepare":
             only = tuple(name for name in given.only.split(",") if name)
             prepare(given.work, world_size=world_size, device=given.device, only=only)
@@ -176,9 +177,6 @@ def main(arguments: list[str]) -> int:
         )
         given.out.parent.mkdir(parents=True, exist_ok=True)
         checkpoints.write_json(given.out, report)
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
     for name, result in report["results"].items():
         sys.stderr.write(f"{'passed' if result['passed'] else 'FAILED'}  {name}  {json.dumps(result)}\n")
     sys.stderr.write(f"{'passed' if report['passed'] else 'failed'}: {given.out}{os.linesep}")

@@ -29,8 +29,6 @@ FAULT_OR_LOST_PEER = 1
 
 @dataclass(frozen=True)
 class Attempt:
-    """One start of a job on a run."""
-
     job: str
     restart: int
     iteration: int

@@ -39,8 +39,6 @@ class Resources:
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """Where the commands run."""
-
     python: Annotated[str, Option(help="The interpreter on the nodes, or in the container.")] = "python"
     container: Annotated[Container, Option(help="How a rank gets its software.")] = "none"
     image: Annotated[str | None, Option(help="Of the container.")] = None

@@ -12,8 +12,7 @@ from string import Template
 from typing import Literal
 
 from data_mixers.errors import ConfigError
-from tools.slurm.job import TrainingJob, check_environment, check_resources, seconds_of
-from tools.slurm.lead_time import LeadTime, lead_time
+from tools.slurm.job import TrainingJob, check_environment, check_resources, lead_time, seconds_of
 from tools.slurm.options import Environment, Evaluation, Resources
 
 Name = Literal["train", "export", "eval", "acceptance"]
@@ -27,19 +26,18 @@ def render_training(job: TrainingJob, command: Sequence[str]) -> str:
     command: how this script was made, for its first lines.
     Errors: ConfigError if a save does not fit into the wall time.
     """
-    if job.options.lead is None:
-        lead = lead_time(job.config.run.dir / "metrics.jsonl")
-    else:
-        lead = LeadTime(job.options.lead, "as asked for with --lead")
-    if lead.seconds >= seconds_of(job.resources.time):
+    lead, why = job.options.lead, "as asked for with --lead"
+    if lead is None:
+        lead, why = lead_time(job.config.run.dir / "metrics.jsonl")
+    if lead >= seconds_of(job.resources.time):
         raise ConfigError(
-            f"--time {job.resources.time}: a save needs {lead.seconds} s of it ({lead.reason}); ask for more time, or "
+            f"--time {job.resources.time}: a save needs {lead} s of it ({why}); ask for more time, or "
             "give a measured --lead"
         )
     directives = [
         f"job-name={job.config.run.name}",
         *_all_ranks(job.resources, on_gpus=job.config.device != "cpu", fewest_nodes=job.node_counts[-1]),
-        f"signal=B:USR1@{lead.seconds}",
+        f"signal=B:USR1@{lead}",
         "requeue",
     ]
     return _filled(
@@ -49,7 +47,7 @@ def render_training(job: TrainingJob, command: Sequence[str]) -> str:
         job.resources,
         job.environment,
         settings_of(job.config.device, tp=job.config.parallel.tensor_model_parallel_size > 1),
-        lead=f"# Told {lead.seconds} s before its wall time: {lead.reason}.",
+        lead=f"# Told {lead} s before its wall time: {why}.",
         config=shlex.quote(str(job.config_path)),
         overrides=shlex.join(job.overrides),
         run_dir=shlex.quote(str(job.config.run.dir)),

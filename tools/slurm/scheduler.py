@@ -33,17 +33,13 @@ def call(command: Sequence[str | Path]) -> str:
     return done.stdout
 
 
-def submit(script: Path, *, after: str | None = None, test_only: bool = False) -> str:
+def submit(script: Path, *, after: str | None = None) -> str:
     """Submit a script and give its job id; `after`: a job that must have ended with exit code 0.
 
-    test_only: ask Slurm whether it would take it, and give nothing.
     Errors: ConfigError with Slurm's reason.
     """
     # Without the second, a job whose predecessor failed would wait for good.
     dependency = [] if after is None else [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"]
-    if test_only:
-        call(["sbatch", "--test-only", script])
-        return ""
     output = call(["sbatch", "--parsable", *dependency, script])
     return output.strip().split(";")[0]  # 12, or 12;cluster where one is named
 

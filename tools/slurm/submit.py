@@ -68,7 +68,7 @@ def submit(
         scripts.append(folder / "eval.sbatch")
         write_atomic(scripts[-1], text.encode())
     for script in scripts:
-        scheduler.submit(script, test_only=True)
+        scheduler.call(["sbatch", "--test-only", script])
     jobs: list[str] = []
     lines = ""
     for script in scripts:
