@@ -58,19 +58,10 @@ class Call:
 
     @cached_property
     def fingerprint(self) -> str:
-        what = json.dumps([self.command, self.options, self.inputs], sort_keys=True, default=str)
+        """Of the pieces of input too: the files of a call are named by the pieces' numbers."""
+        pieces = [(task.start, task.stop) for task in self.tasks]
+        what = json.dumps([self.command, self.options, self.inputs, pieces], sort_keys=True, default=str)
         return hashlib.sha256(what.encode()).hexdigest()
-
-    @cached_property
-    def work_fingerprint(self) -> str:
-        """Of what lies in a folder before the end: files are named by their task, and other versions cut other tasks.
-
-        Row groups that are not joined are cut as they always were.
-        """
-        groups = [(task.start, task.stop) for task in self.tasks if task.kind == "parquet"]
-        if all(stop - start == 1 for start, stop in groups):
-            return self.fingerprint
-        return hashlib.sha256(json.dumps([self.fingerprint, groups]).encode()).hexdigest()
 
     @property
     def work(self) -> Path:
@@ -82,21 +73,21 @@ class Call:
         writes: documents are asked for, not only the report.
         Errors: ConfigError if the folder holds the result, or a part of it, of another call.
         """
-        finished = _read(self.out / REPORT_NAME)
-        for found, expected in ((finished, self.fingerprint), (_read(self.work / CALL), self.work_fingerprint)):
-            if found is not None and found["fingerprint"] != expected:
+        finished, begun = _read(self.out / REPORT_NAME), _read(self.work / CALL)
+        for found in (finished, begun):
+            if found is not None and found["fingerprint"] != self.fingerprint:
                 raise ConfigError(
                     f"{self.out} holds what another call (other input, options or rules), or another version, has made "
                     "of it; choose another --out, or remove the folder"
                 )
-        refuse_foreign(self.out, is_begun=finished is not None or (self.work / CALL).is_file())
+        refuse_foreign(self.out, is_begun=finished is not None or begun is not None)
         if finished is not None and (finished["writes"] or not writes):
             if finished["writes"]:  # else it may be of a call that writes, and goes on from it
                 remove_work(self.work)  # of a call that was killed at its end
             logger.info("%s is finished already", self.out)
             return finished
         self.work.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.work / CALL, json.dumps({"fingerprint": self.work_fingerprint}).encode())
+        write_atomic(self.work / CALL, json.dumps({"fingerprint": self.fingerprint}).encode())
         return None
 
     def run(
@@ -115,7 +106,7 @@ class Call:
         """
         given = sizes if sizes is not None else [task.size_bytes for task in self.tasks]
         work = self.work / (folder or name)
-        stage = Stage(name=name, work=work, fingerprint=self.work_fingerprint, sizes=tuple(given), do=do)
+        stage = Stage(name=name, work=work, fingerprint=self.fingerprint, sizes=tuple(given), do=do)
         return run_stage(stage, workers=self.workers, unit=unit, scale=scale, array=self.array)
 
     def check_bad_share(self, bad: Sequence[BadLine], num_documents: int, options: Any) -> None:
