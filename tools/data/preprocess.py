@@ -168,8 +168,10 @@ class _Call:
     def tokenise(self) -> list[TaskResult]:
         engine: Literal["auto", "reference"] = "auto" if self.tokenizer.engine_name == "fastokens" else "reference"
         settings = TaskSettings(options=self.options, runs=self.runs, engine=engine, dtype=self.dtype)
-        sizes = [task.size_bytes for task in self.tasks]
-        results = self.run_stage("tokenise", partial(tokenise_task, self.tasks, settings), sizes, self.fingerprint)
+        work, sizes = self.work / "tokenise", tuple(task.size_bytes for task in self.tasks)
+        do = partial(tokenise_task, self.tasks, settings)
+        stage = Stage(name="tokenise", work=work, fingerprint=self.fingerprint, sizes=sizes, do=do)
+        results = run_stage(stage, workers=self.pool, array=self.options.array)
         return [TaskResult.from_json(result) for result in results]
 
     def choose_held_out(self, before: set[int]) -> dict[str, HeldOut]:
@@ -297,23 +299,10 @@ class _Call:
     ) -> Files:
         """A stage that writes token files; parts: what decides its results beside the runs."""
         decided = hashlib.sha256(json.dumps([self.fingerprint, parts]).encode()).hexdigest()
-        sizes = [task.num_tokens for task in tasks]
-        results = self.run_stage(name, do, sizes, decided, folder=self.written, unit="M tokens")
+        work, sizes = self.written / name.replace(" ", "_"), tuple(task.num_tokens for task in tasks)
+        stage = Stage(name=name, work=work, fingerprint=decided, sizes=sizes, do=do)
+        results = run_stage(stage, workers=self.pool, unit="M tokens", array=self.options.array)
         return [(task, MergedShard.from_json(result)) for task, result in zip(tasks, results, strict=True)]
-
-    def run_stage(
-        self,
-        name: str,
-        do: Callable[[int, Report], Any],
-        sizes: Sequence[int],
-        fingerprint: str,
-        *,
-        folder: Path | None = None,
-        unit: str = "MB",
-    ) -> list[Any]:
-        work = (folder or self.work) / name.replace(" ", "_")
-        stage = Stage(name=name, work=work, fingerprint=fingerprint, sizes=tuple(sizes), do=do)
-        return run_stage(stage, workers=self.pool, unit=unit, array=self.options.array)
 
     def shard_task(
         self, topic: str, shard: int, num_shards: int, num_tokens: int, *, suffix: str | None = None
