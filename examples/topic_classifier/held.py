@@ -33,10 +33,7 @@ ALONE = "zh_word_lists"  # the other source of those topics
 def documents_of(labelled: Path) -> list[Labelled]:
     """Those of the training sources."""
     tests = {source.name for source in SOURCES if source.is_test}
-    found, _ = read_labelled(
-        (str(labelled),), topics=read_topics(None), text_key="text", topic_key="topic", source_key="source",
-        language_key="language",
-    )  # fmt: skip
+    found, _ = read_labelled((str(labelled),), topics=read_topics(None), text_key="text")
     return [document for document in found if document.source not in tests]
 
 

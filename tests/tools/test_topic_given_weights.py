@@ -84,10 +84,7 @@ def options(labelled: Path, bert: Path, out: Path, **changes: Any) -> Classifier
 
 
 def learner_of(asked: ClassifierOptions) -> Learner:
-    found, _ = read_labelled(
-        asked.inputs, topics=read_topics(None), text_key="text", topic_key="topic", source_key="source",
-        language_key="language",
-    )  # fmt: skip
+    found, _ = read_labelled(asked.inputs, topics=read_topics(None), text_key="text")
     return new_learner(asked, found, ("law_and_policy", "medicine_and_health", "others"))
 
 

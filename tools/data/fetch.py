@@ -37,7 +37,6 @@ class Entry:
     what: str
     licence: str
     repository: str
-    text_key: str
     files: str | None = None
     url_lists: str | None = None
 

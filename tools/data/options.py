@@ -80,9 +80,8 @@ class FetchOptions:
     endpoint: Annotated[str | None, Option(help="A mirror of the hub; default: HF_ENDPOINT, else the hub.")] = None
     offline: Annotated[bool, Option("--offline", help="Only look whether the files are there.")] = False
     connections: Annotated[int, Option(min=1, max=8, help="Files at a time.")] = 2
-    pause_seconds: Annotated[float, Option("--retry-seconds", min=0.0, help="First pause before another attempt.")] = (
-        1.0
-    )
+    pause_seconds: float = 1.0
+    """As in download.Web."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,9 +48,6 @@ class ClassifierOptions:
     out: Annotated[Path, Option(help="Folder to create.")]
     topics: TopicsFile = None
     text_key: TextKey = "text"
-    topic_key: Annotated[str, Option(help="Key of the topic.")] = "topic"
-    source_key: Annotated[str, Option(help="Key of the source: where the document comes from.")] = "source"
-    language_key: Annotated[str, Option(help="Key of the language: zh, en.")] = "language"
     test_sources: Annotated[Texts, Option("--test-source", help="Kept for the test; default: chosen.")] = ()
     dev_sources: Annotated[Texts, Option("--dev-source", help="For choices; default: a tenth of the documents.")] = ()
     folds: Annotated[

@@ -59,10 +59,7 @@ def train_classifier(options: ClassifierOptions) -> Report:
     if options.out.exists():
         raise ConfigError(f"--out {options.out} is there already; choose another, or remove it")
     topics = read_topics(options.topics)
-    labelled, left_out = read_labelled(
-        options.inputs, topics=topics, text_key=options.text_key, topic_key=options.topic_key,
-        source_key=options.source_key, language_key=options.language_key,
-    )  # fmt: skip
+    labelled, left_out = read_labelled(options.inputs, topics=topics, text_key=options.text_key)
     split = split_by_source(
         labelled, test_sources=options.test_sources, dev_sources=options.dev_sources,
         dev_share=0.0 if options.folds else DEV_SHARE, seed=options.training.seed,
