@@ -32,8 +32,6 @@ MASTER = "optimizer.master."
 
 @dataclass(frozen=True, kw_only=True)
 class AverageReport:
-    """What was written."""
-
     checkpoint: Path
     averaged: tuple[Path, ...]
     of_masters: bool

@@ -26,8 +26,6 @@ CHUNK_BYTES = 16 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class ImportReport:
-    """What was written."""
-
     checkpoint: Path
     num_tensors: int
     dtype: str

@@ -22,8 +22,6 @@ LEAST_FILTER_BITS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Contamination:
-    """What a text shares with the benchmarks."""
-
     share: float
     """Of its n-grams, counted at every place, those in a benchmark; 1 if a whole short item is in it and no n-gram is
     counted, i.e. the text is shorter than n."""

@@ -25,8 +25,6 @@ Numbers = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class DescribedShard:
-    """One .bin/.idx pair and its companions."""
-
     prefix: Path
     scores_name: str
 
@@ -113,8 +111,6 @@ class DescribedShard:
 
 @dataclass(frozen=True, kw_only=True)
 class DescribedSource:
-    """One source: an ordered list of shards."""
-
     name: str
     topic: str | None
     role: str

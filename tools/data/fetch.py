@@ -32,8 +32,6 @@ SOURCES_NAME = "sources.json"
 
 @checked(frozen=True, kw_only=True, config=STRICT)
 class Entry:
-    """A data set of the catalogue; see catalogue.yaml."""
-
     what: str
     licence: str
     repository: str
@@ -93,7 +91,6 @@ def fetch(options: FetchOptions) -> list[Path]:
 
 
 def list_files(options: FetchOptions) -> list[RemoteFile]:
-    """What `fetch` would bring."""
     return _listed(_entry(options), options)[2]
 
 

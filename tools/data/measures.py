@@ -51,7 +51,6 @@ class Measured:
 
     @property
     def mean_unit_length(self) -> float:
-        """Characters per unit."""
         return self._num_characters / max(1, self.num_units)
 
     def duplicate_line_share(self) -> float:

@@ -108,7 +108,6 @@ def _documents_of(places: Numbers, lengths: npt.NDArray[np.integer]) -> tuple[Nu
 
 
 def _different(documents: Numbers, values: Any) -> tuple[Numbers, Any]:
-    """The different (document, value) pairs, ascending."""
     order = np.lexsort((values, documents))
     documents, values = documents[order], values[order]
     fresh = np.ones(len(documents), dtype=bool)

@@ -207,7 +207,6 @@ class LabelOptions:
 
 
 def check(options: PreprocessOptions) -> None:
-    """Errors: ConfigError for options that do not fit."""
     if options.topic is not None and options.topic_key is not None:
         raise ConfigError("--topic and --topic-key exclude each other: a document has one topic")
     check_label(options.language, option="--language")

@@ -38,8 +38,6 @@ _WEIGHT_FILES = ("config.json", "*.safetensors", "pytorch_model*.bin")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelWeights:
-    """A folder of weights, found and hashed."""
-
     folder: Path
     tokenizer: Path
     """Folder that holds its tokenizer, if it carries one."""

@@ -120,7 +120,6 @@ def _queued(job: str, ranks: Ranks) -> set[int] | None:
 
 
 def _there(stage: Stage, launch: str, ranks: Ranks) -> set[int]:
-    """Ranks that have noted themselves."""
     names = {entry.name for entry in os.scandir(stage.work)}  # also makes NFS look again
     return {rank for rank in range(ranks.world_size) if _note(stage, launch, rank).name in names}
 

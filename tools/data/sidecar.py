@@ -28,7 +28,6 @@ ROWS_AT_ONCE = 1 << 16
 
 
 def sidecar_path(prefix: Path) -> Path:
-    """The sidecar of the pair prefix.bin, prefix.idx."""
     return Path(f"{prefix}{SUFFIX}")
 
 

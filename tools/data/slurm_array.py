@@ -189,7 +189,6 @@ def _slurm(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def _names(stage: Stage) -> tuple[str, Path]:
-    """The job's name and the folder of its logs."""
     work = stage.work.resolve()
     digest = hashlib.sha256(f"{stage.fingerprint}\n{work}".encode()).hexdigest()[:12]
     stem = re.sub(r"[^A-Za-z0-9]+", "-", stage.name).strip("-")

@@ -288,7 +288,6 @@ def _entries(topic: _Topic, result: dict[str, Any], key: SortKey) -> list[Source
 
 
 def _carry_over(manifest: DatasetManifest, entry: SourceEntry, out: Path) -> None:
-    """The same files in the new folder."""
     for shard in entry.shards:
         prefix = manifest.shard_prefix(shard)
         files = [Path(f"{prefix}{suffix}") for suffix in _CARRIED]

@@ -152,7 +152,6 @@ def forget(stage: Stage, task: int) -> None:
 
 
 def missing_tasks(stage: Stage, tasks: Sequence[int]) -> list[int]:
-    """Those of `tasks` that have no result yet."""
     there = {entry.name for entry in os.scandir(stage.work)}  # also makes NFS look again for what another node wrote
     return [task for task in tasks if _path(stage, task).name not in there or _kept(stage, task) is None]
 

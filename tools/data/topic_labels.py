@@ -28,8 +28,6 @@ Topics = Mapping[str, Mapping[str, str]]
 
 @dataclass(frozen=True)
 class Labelled:
-    """A document whose topic somebody gave."""
-
     id: str
     text: str
     language: str

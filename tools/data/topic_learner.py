@@ -36,8 +36,6 @@ Logits = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Learner:
-    """What all trainings of one call share."""
-
     options: ClassifierOptions
     labels: tuple[str, ...]
     documents: Sequence[Labelled]
@@ -57,7 +55,6 @@ class Learner:
         return given + taught or (FROM_LABELS,)
 
     def topics_of(self, logits: Logits) -> list[str]:
-        """The most likely one of each document."""
         return [self.labels[index] for index in logits.argmax(axis=1)]
 
 

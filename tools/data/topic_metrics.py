@@ -14,8 +14,6 @@ BINS = 15  # of the calibration error, as in Guo et al. (arXiv 1706.04599)
 
 @dataclass(frozen=True)
 class Scores:
-    """Labels against the truth."""
-
     topics: tuple[str, ...]
     confusion: NDArray[np.int64]
     """[true topic, given topic]."""

@@ -65,8 +65,6 @@ class TopicClassifier(nn.Module):
 
 @dataclass(frozen=True)
 class Trained:
-    """A classifier with all it takes to use it."""
-
     model: TopicClassifier
     tokenizer: Tokenizer
     topics: Topics

@@ -140,7 +140,6 @@ def _plain(value: Scores | Difference | Way) -> dict[str, Any]:
 
 
 def as_markdown(report: Report) -> str:
-    """Tables: ours beside the baselines, F1 by topic, calibration, what is untested."""
     lines = ["## Split", ""]
     lines += [f"- {key}: {value}" for key, value in report.split.items()]
     for language in report.results[OURS]:

@@ -34,8 +34,6 @@ PASS_ROWS = 2000
 
 @dataclass(frozen=True)
 class Plan:
-    """Documents of the learner to try on and, at last, to learn from; documents to test on."""
-
     trials: Sequence[Trial]
     train: Sequence[int]
     test_rows: Sequence[list[int]]

@@ -25,7 +25,6 @@ Hashes = npt.NDArray[np.uint64]
 
 
 def units_of(text: str) -> list[str]:
-    """The units of a text in their order."""
     return _UNIT.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
