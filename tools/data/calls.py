@@ -102,12 +102,14 @@ class Call:
     ) -> list[Any]:
         """The results of a stage of this name, kept in a folder of this name or the given one, in `work`.
 
-        sizes, unit, scale: as in stage.run_stage; None: a task is a piece of the input.
+        sizes, unit, scale: as in Stage; None: a task is a piece of the input.
         """
-        given = sizes if sizes is not None else [task.size_bytes for task in self.tasks]
-        work = self.work / (folder or name)
-        stage = Stage(name=name, work=work, fingerprint=self.fingerprint, sizes=tuple(given), do=do)
-        return run_stage(stage, workers=self.workers, unit=unit, scale=scale, array=self.array)
+        given = [task.size_bytes for task in self.tasks] if sizes is None else sizes
+        stage = Stage(
+            name=name, work=self.work / (folder or name), fingerprint=self.fingerprint, sizes=tuple(given), do=do,
+            unit=unit, scale=scale,
+        )  # fmt: skip
+        return run_stage(stage, workers=self.workers, array=self.array)
 
     def check_bad_share(self, bad: Sequence[BadLine], num_documents: int, options: Any) -> None:
         """Errors: DataError if there is no document, or, with quarantine.jsonl written, too many lines are none."""

@@ -300,8 +300,8 @@ class _Call:
         """A stage that writes token files; parts: what decides its results beside the runs."""
         decided = hashlib.sha256(json.dumps([self.fingerprint, parts]).encode()).hexdigest()
         work, sizes = self.written / name.replace(" ", "_"), tuple(task.num_tokens for task in tasks)
-        stage = Stage(name=name, work=work, fingerprint=decided, sizes=sizes, do=do)
-        results = run_stage(stage, workers=self.pool, unit="M tokens", array=self.options.array)
+        stage = Stage(name=name, work=work, fingerprint=decided, sizes=sizes, do=do, unit="M tokens")
+        results = run_stage(stage, workers=self.pool, array=self.options.array)
         return [(task, MergedShard.from_json(result)) for task, result in zip(tasks, results, strict=True)]
 
     def shard_task(

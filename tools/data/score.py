@@ -207,17 +207,17 @@ def _stage(options: ScoreOptions, settings: Settings, files: Sequence[ScoredFile
     fingerprint = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
     work = options.data / ".work" / f"score-{options.name}"
     do = partial(score_chunk, work, settings, tuple(files))
-    return Stage(name="score", work=work, fingerprint=fingerprint, sizes=sizes, do=do)
+    return Stage(name="score", work=work, fingerprint=fingerprint, sizes=sizes, do=do, unit="tokens", scale=1.0)
 
 
 def _run(stage: Stage, files: Sequence[ScoredFile], options: ScoreOptions, ranks: Ranks | None) -> None:
     _forget_lost(stage, files)
     if ranks is None:
-        run_stage(stage, workers=options.workers, unit="tokens", scale=1.0, array=options.array)
+        run_stage(stage, workers=options.workers, array=options.array)
     else:
-        run_tasks(stage, ranks.rank, ranks.world_size, unit="tokens", scale=1.0)
+        run_tasks(stage, ranks.rank, ranks.world_size)
         if not all(file.is_current for file in files):
-            take_over(stage, ranks, unit="tokens", scale=1.0)
+            take_over(stage, ranks)
     for file in files:
         parts = _parts(stage.work, file)
         # Of this call's chunks: an earlier call may have cut the data otherwise.

@@ -81,7 +81,7 @@ def sort(options: SortOptions) -> Path:
     with only_one(options.out):
         stage = _stage(options, manifest, topics, key)
         _check_replaceable(options, stage)
-        results = run_stage(stage, workers=options.workers, unit="M tokens", scale=2e6, array=options.array)
+        results = run_stage(stage, workers=options.workers, array=options.array)
         _remove_left(options.out, "spool-*", [target for topic in topics for target in _targets(options, topic)])
         written = list(zip(topics, results, strict=True))
         chosen = {prefix for topic in topics for prefix, _ in topic.shards}
@@ -180,7 +180,8 @@ def _stage(options: SortOptions, manifest: DatasetManifest, topics: Sequence[_To
     fingerprint = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
     sizes = tuple(2 * topic.num_tokens for topic in topics)
     do = partial(_sort_topic, options, tuple(topics), key, manifest.dtype)
-    return Stage(name="sort", work=options.out / ".work" / "sort", fingerprint=fingerprint, sizes=sizes, do=do)
+    work = options.out / ".work" / "sort"
+    return Stage(name="sort", work=work, fingerprint=fingerprint, sizes=sizes, do=do, unit="M tokens", scale=2e6)
 
 
 def _check_replaceable(options: SortOptions, stage: Stage) -> None:
