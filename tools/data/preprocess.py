@@ -77,8 +77,6 @@ class PreprocessReport:
     """Documents left out of training because they hold most of a held-out document."""
     num_filler_tokens: int
     """EOS that fill up windows, where documents are kept whole."""
-    engine: str
-    """The tokenizer implementation that ran: fastokens or reference."""
 
 
 def preprocess(options: PreprocessOptions) -> PreprocessReport:
@@ -273,7 +271,6 @@ class _Call:
             num_duplicates_removed=sum(shard.num_copies for shard in shards) - held_out_documents,
             num_near_copies_removed=sum(shard.num_near_copies for shard in shards),
             num_filler_tokens=sum(shard.num_filler_tokens for shard in shards),
-            engine=self.tokenizer.engine_name,
         )
         for topic, entry in self.chosen.items():
             logger.info(

@@ -40,8 +40,8 @@ from tools.data.topic_metrics import Scores, score
 from tools.data.topic_model import Trained, save_classifier, tokenise
 from tools.data.topic_options import ClassifierOptions, check
 from tools.data.topic_report import OURS, Report, Way, confidence_of, threshold_sentence, write_report
-from tools.data.topic_search import Plan, Searched, held_documents, search
-from tools.data.topic_trials import Trial, fold_sources, macro_f1_by_language, scores_by, trials_of_folds
+from tools.data.topic_search import Plan, Searched, search
+from tools.data.topic_trials import Trial, fold_sources, held_of, macro_f1_by_language, scores_by, trials_of_folds
 
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def _train(options: ClassifierOptions, topics: Topics, left_out: Mapping[str, in
     vectors = _timed(seconds, "sentence vectors", lambda: _vectors(options, learner, split, kept))
     plan = _plan(learner, split)
     searched = _timed(seconds, "training", lambda: search(learner, plan, kept))
-    held = held_documents(learner, plan)
+    held = held_of(learner.documents, plan.trials)
     confidence = confidence_of(
         {"held": held, "test": split.test},
         {"held": searched.held[searched.way], "test": searched.test[searched.way]},
