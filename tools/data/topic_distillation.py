@@ -169,10 +169,10 @@ def _step(
     device: str,
 ) -> float:
     wanted = torch.from_numpy(teacher([window.text for window in windows])).to(device)  # [b, d]
-    ids, mask = padded([window.row for window in windows])
+    ids, mask = padded([window.row for window in windows], device=device)
     # bfloat16: 1.6 times as many windows a second on a CPU that has it.
     with torch.autocast(device, dtype=torch.bfloat16):
-        features = model.features(ids.to(device), None if mask is None else mask.to(device))  # [b, h]
+        features = model.features(ids, mask)  # [b, h]
     loss = (to_teacher(features.float()) - wanted).square().sum(dim=1).mean()
     optimizer.zero_grad(set_to_none=True)
     loss.backward()

@@ -147,11 +147,10 @@ def split_by_source(
         else:
             train.append(document)
     learned = {d.kind for d in train}
-    dev = [d for d in dev if d.kind in learned]
     texts = {settled_text(d) for d in train}
-    num_dev_copies = len(dev)
-    dev = [d for d in dev if settled_text(d) not in texts]
-    num_dev_copies -= len(dev)
+    learnt_dev = [d for d in dev if d.kind in learned]
+    dev = [d for d in learnt_dev if settled_text(d) not in texts]
+    num_dev_copies = len(learnt_dev) - len(dev)
     seen = {settled_text(d) for d in (*train, *dev)}
     test, num_duplicates = [], 0
     for document in candidates:

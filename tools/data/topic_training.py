@@ -37,9 +37,8 @@ def train(
 
     def loss_of_step(words_only: bool) -> Tensor:
         chosen = random.choice(len(documents), options.batch_documents, p=of_document)
-        ids, mask = padded([_window(rows[index], longest, options, random, mask_id) for index in chosen])
-        on_device = None if mask is None else mask.to(device)
-        features = model.features(ids.to(device), on_device, words_only=words_only)  # [b, h]
+        windows = [_window(rows[index], longest, options, random, mask_id) for index in chosen]
+        features = model.features(*padded(windows, device=device), words_only=words_only)  # [b, h]
         return nn.functional.cross_entropy(
             model.head(model.dropout(features)), truth[chosen].to(device), label_smoothing=options.label_smoothing
         )
