@@ -14,7 +14,12 @@ from torch import Tensor, nn
 from tools.data.progress import LiveProgress
 from tools.data.topic_labels import Kind, Labelled
 from tools.data.topic_model import MASK, TopicClassifier, padded
-from tools.data.topic_options import TrainingOptions
+from tools.data.topic_options import WEIGHT_DECAY, TrainingOptions
+
+WORD_LEARNING_RATE = 1e-3
+WARMUP_SHARE = 0.1
+TOKEN_DROPOUT = 0.1  # share of tokens replaced by [MASK]: no single word may carry a topic (ours)
+LABEL_SMOOTHING = 0.05
 
 
 def train(
@@ -37,18 +42,18 @@ def train(
 
     def loss_of_step(words_only: bool) -> Tensor:
         chosen = random.choice(len(documents), options.batch_documents, p=of_document)
-        windows = [_window(rows[index], longest, options, random, mask_id) for index in chosen]
+        windows = [_window(rows[index], longest, random, mask_id) for index in chosen]
         features = model.features(*padded(windows, device=device), words_only=words_only)  # [b, h]
         return nn.functional.cross_entropy(
-            model.head(model.dropout(features)), truth[chosen].to(device), label_smoothing=options.label_smoothing
+            model.head(model.dropout(features)), truth[chosen].to(device), label_smoothing=LABEL_SMOOTHING
         )
 
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.train()
     for words_only, steps in ((True, options.word_steps), (False, options.steps)):
-        rate = options.word_learning_rate if words_only else options.learning_rate
-        optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=options.weight_decay)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, steps, options.warmup_share))
+        rate = WORD_LEARNING_RATE if words_only else options.learning_rate
+        optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=WEIGHT_DECAY)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, steps))
         title = "training, words alone" if words_only else "training"
         with LiveProgress(title, total=steps, unit="steps", scale=1.0) as progress:
             for _ in range(steps):
@@ -78,20 +83,18 @@ def chances(documents: Sequence[Labelled]) -> NDArray[np.float64]:
     return np.asarray(weights / weights.sum())
 
 
-def _rate(steps: int, warmup_share: float, step: int) -> float:
-    warmup = max(1, round(warmup_share * steps))
+def _rate(steps: int, step: int) -> float:
+    warmup = max(1, round(WARMUP_SHARE * steps))
     if step < warmup:
         return (step + 1) / warmup
     return max(0.0, (steps - step) / max(1, steps - warmup))
 
 
-def _window(
-    row: list[int], longest: int, options: TrainingOptions, random: np.random.Generator, mask_id: int
-) -> list[int]:
+def _window(row: list[int], longest: int, random: np.random.Generator, mask_id: int) -> list[int]:
     inner = row[1:-1]
     room = longest - 2
     if len(inner) > room:
         start = int(random.integers(0, len(inner) - room + 1))
         inner = inner[start : start + room]
-    dropped = random.random(len(inner)) < options.token_dropout
+    dropped = random.random(len(inner)) < TOKEN_DROPOUT
     return [row[0], *(mask_id if drop else token for token, drop in zip(inner, dropped, strict=True)), row[-1]]
