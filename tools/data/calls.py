@@ -4,7 +4,6 @@
 <out>/report.json       its result, written last
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ from data_mixers.errors import ConfigError, DataError
 from tools.data.quarantine import BadLine, check_bad_share, no_document, write_quarantine
 from tools.data.readers import CALL, DROPPED, WORK, InputTask, find_inputs, plan_tasks
 from tools.data.slurm_options import SlurmArray
-from tools.data.stage import Report, Stage, refuse_foreign, remove_work, run_stage
+from tools.data.stage import Report, Stage, fingerprint_of, refuse_foreign, remove_work, run_stage
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +59,7 @@ class Call:
     def fingerprint(self) -> str:
         """Of the pieces of input too: the files of a call are named by the pieces' numbers."""
         pieces = [(task.start, task.stop) for task in self.tasks]
-        what = json.dumps([self.command, self.options, self.inputs, pieces], sort_keys=True, default=str)
-        return hashlib.sha256(what.encode()).hexdigest()
+        return fingerprint_of([self.command, self.options, self.inputs, pieces])
 
     @property
     def work(self) -> Path:

@@ -6,8 +6,6 @@ ranks of torchrun or srun, or as jobs of a SLURM array; whoever finds a shard's 
 """
 
 import glob
-import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -26,7 +24,7 @@ from tools.data.options import ScoreOptions
 from tools.data.score_chunks import ModelWeights, ScoredFile, Settings, find_weights, score_chunk
 from tools.data.scores_file import SCHEMA, ScoresOrigin, check_name, metadata_of, read_origin, scores_path
 from tools.data.shares import enter, take_over
-from tools.data.stage import Stage, forget, is_done, only_one, remove_work, run_stage, run_tasks
+from tools.data.stage import Stage, fingerprint_of, forget, is_done, only_one, remove_work, run_stage, run_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -194,17 +192,17 @@ def _check_not_poorer(files: Sequence[ScoredFile], settings: Settings) -> None:
 
 
 def _stage(options: ScoreOptions, settings: Settings, files: Sequence[ScoredFile]) -> Stage:
-    described = {
+    decided = {
         "numerics": NUMERICS,
         "micro_batch_size": settings.micro_batch_size,
         "files": [[file.shard.prefix, file.num_chunks, asdict(file.origin)] for file in files],
     }
+    fingerprint = fingerprint_of(decided)
     sizes = tuple(
         min(file.chunk_tokens, file.shard.num_tokens - chunk * file.chunk_tokens)
         for file in files
         for chunk in range(file.num_chunks)
     )
-    fingerprint = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
     work = options.data / ".work" / f"score-{options.name}"
     do = partial(score_chunk, work, settings, tuple(files))
     return Stage(name="score", work=work, fingerprint=fingerprint, sizes=sizes, do=do, unit="tokens", scale=1.0)

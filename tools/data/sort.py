@@ -5,7 +5,6 @@ A topic is one (language, source, topic) of the training sources; all else of th
 """
 
 import glob
-import hashlib
 import json
 import logging
 import shutil
@@ -36,7 +35,7 @@ from tools.data.scores_file import ScoresOrigin, names_of, open_scores, read_ori
 from tools.data.sidecar import SUFFIX, sidecar_path
 from tools.data.signals import SIGNALS
 from tools.data.sort_order import SortKey, keys_of, lengths_of, order_of, sort_key
-from tools.data.stage import Report, Stage, is_done, only_one, refuse_foreign, run_stage
+from tools.data.stage import Report, Stage, fingerprint_of, is_done, only_one, refuse_foreign, run_stage
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +168,7 @@ def _check_one_model(topics: Sequence[_Topic], key: SortKey) -> None:
 
 
 def _stage(options: SortOptions, manifest: DatasetManifest, topics: Sequence[_Topic], key: SortKey) -> Stage:
-    described = {
+    decided = {
         "key": asdict(key),
         "buckets": options.buckets,
         "drop_tails": options.drop_tails,
@@ -177,7 +176,7 @@ def _stage(options: SortOptions, manifest: DatasetManifest, topics: Sequence[_To
         "topics": [[topic.name, [shard.bin_sha256 for _, shard in topic.shards]] for topic in topics],
         "scores": {name: sorted(str(origin) for origin in _origins(topics, name)) for name in key.names},
     }
-    fingerprint = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    fingerprint = fingerprint_of(decided)
     sizes = tuple(2 * topic.num_tokens for topic in topics)
     do = partial(_sort_topic, options, tuple(topics), key, manifest.dtype)
     work = options.out / ".work" / "sort"

@@ -7,6 +7,7 @@ Every task's result depends on the stage's fingerprint and its number alone, nev
 import ctypes
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -55,6 +56,11 @@ class Stage:
     function or a functools.partial of one."""
     unit: str = "MB"
     scale: float = 1e6
+
+
+def fingerprint_of(decided: Any) -> str:
+    """Hash of what decides a result; what JSON does not know counts as its text."""
+    return hashlib.sha256(json.dumps(decided, sort_keys=True, default=str).encode()).hexdigest()
 
 
 class WorkerPool:

@@ -4,7 +4,6 @@ labelled ─ split_by_source ─┬ documents ─ search: trials on held sources
                             └ test ─────── labels of each way and of the baselines ───────┴─ report
 """
 
-import hashlib
 import json
 import logging
 import shutil
@@ -21,7 +20,7 @@ from data_mixers.atomic import sync
 from data_mixers.errors import ConfigError
 from tools.data.kept import Kept, Tensors
 from tools.data.readers import find_inputs
-from tools.data.stage import only_one
+from tools.data.stage import fingerprint_of, only_one
 from tools.data.topic_baselines import Given, fasttext, frozen_encoder, logistic_regression
 from tools.data.topic_difference import Difference, macro_f1_difference
 from tools.data.topic_head import Vectors
@@ -139,7 +138,7 @@ def _fingerprint(options: ClassifierOptions) -> str:
     files += find_inputs(options.unlabelled, option="--unlabelled") if options.unlabelled else []
     files += sorted(options.init.iterdir()) if options.init is not None and options.init.is_dir() else []
     there = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return hashlib.sha256(json.dumps([asdict(options), there], default=str).encode()).hexdigest()
+    return fingerprint_of([asdict(options), there])
 
 
 def _vectors(options: ClassifierOptions, learner: Learner, split: Split, kept: Kept) -> dict[str, Vectors] | str:
