@@ -67,8 +67,8 @@ def ask_topics(options: AskOptions) -> dict[str, Any]:
 
     Documents with the majority's topic go to <out>/labelled.jsonl.zst; topic_confidence there is the share of raters
     that gave the topic; at a tie the first rater decides.
-    An answer is kept when it comes, so a call that was killed asks only what is missing: what has an answer to the same
-    words, of the prompt and of the document. Documents for which a rater names no topic are left out, and listed.
+    Asked is what has no answer yet to the same words; documents for which a rater names no topic are left out, and
+    listed.
     Errors: ConfigError for no URL, an unknown language or prompt, or a model given twice; DataError if the server
     refuses, stays away or mostly names no topic, if there is no document, or if a label to compare with is missing or
     no topic.

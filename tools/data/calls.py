@@ -120,7 +120,6 @@ class Call:
         """Write quarantine.jsonl and report.json, which gets the keys of `result`, and remove `work`.
 
         What killed copies of a task have left half written goes too, on whatever machine they ran.
-
         Errors: DataError if an input file has changed since the call began: its verdicts may belong to other documents.
         """
         for file, *was in self.inputs:

@@ -106,7 +106,6 @@ class PreprocessOptions:
     keep_documents_whole: Annotated[
         bool, Option("--keep-documents-whole", help="Pack documents whole into windows of --seq-length tokens.")
     ] = False
-    """Longer ones are left out."""
     seq_length: Annotated[int | None, Option(help="Of the runs that will read them: training.seq_length.")] = None
     max_document_bytes: Annotated[int, Option(min=1, help="Longer texts are bad lines.")] = MAX_DOCUMENT_BYTES
     max_bad_share: MaxBadShare = 0.01
@@ -150,11 +149,9 @@ class SortOptions:
     sources: Annotated[str, Option(help="Glob over the names of training sources to sort.")] = "*"
     descending: Annotated[bool, Option("--descending", help="Highest key first.")] = False
     drop_tails: tuple[float, float] = (0.0, 0.0)
-    """Shares of each topic's tokens left out at the beginning and at the end of the order."""
     keep_share: Annotated[float, Option(min=0.0, max=1.0, help="Of each topic's documents, evenly over the order.")] = (
         1.0
     )
-    """A smaller copy with every quantile in it."""
     workers: Workers = 1
     array: Array = None
 

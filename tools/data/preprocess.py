@@ -81,7 +81,6 @@ class PreprocessReport:
 def preprocess(options: PreprocessOptions) -> PreprocessReport:
     """Tokenise the inputs into `options.out`; sources of the same name are replaced, others stay.
 
-    A killed call can be repeated: what is done is not done again, and the result is the same.
     Errors: ConfigError for options that do not fit, or while another call works in the folder; DataError for damaged
     input, too many bad lines, a topic that the holdout would empty, a full disk.
     Memory: about 0.4 GB per worker, whatever the size of the input. Disk: twice what is written, until it is done.

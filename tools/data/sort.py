@@ -64,7 +64,6 @@ def sort(options: SortOptions) -> Path:
     """Write `options.out`: every chosen topic in buckets "00", "01", …, documents in the order of their key.
 
     Returns its manifest.
-
     Errors: ConfigError for options that do not fit, DataError for scores that are missing, stale or incomplete, or
     data that cannot be sorted.
     Memory: 100 MB, and some 60 bytes per document of the largest topic, for each worker.
