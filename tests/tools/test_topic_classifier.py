@@ -29,9 +29,8 @@ from tools.data.topic_model import (
     predict_logits,
     tokenise,
 )
-from tools.data.topic_options import ClassifierOptions
+from tools.data.topic_options import ClassifierOptions, TrainingOptions
 from tools.data.topic_report import read_confusion
-from tools.data.topic_training import TrainingOptions
 from tools.data.train_classifier import train_classifier
 
 ROOT = Path(__file__).parents[2]
