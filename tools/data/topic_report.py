@@ -267,12 +267,10 @@ def _as_csv(languages: Mapping[str, Scores]) -> str:
 
 
 def _plot(languages: Mapping[str, Scores], file: Path) -> None:
-    import matplotlib
+    from matplotlib.figure import Figure  # not pyplot: that keeps every figure in global state
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, len(languages), figsize=(8 * len(languages), 7), squeeze=False)
+    figure = Figure(figsize=(8 * len(languages), 7))
+    axes = figure.subplots(1, len(languages), squeeze=False)
     for axis, (language, scores) in zip(axes.flat, languages.items(), strict=True):
         rows = [scores.topics.index(topic) for topic in scores.tested]
         counts = scores.confusion[rows].astype(float)
@@ -286,7 +284,6 @@ def _plot(languages: Mapping[str, Scores], file: Path) -> None:
         axis.set_title(f"{language}: share of true topic (row) labelled as (column)")
     figure.tight_layout()
     figure.savefig(file, dpi=110)
-    pyplot.close(figure)
 
 
 def read_confusion(file: Path, language: str) -> tuple[tuple[str, ...], Array]:
