@@ -120,9 +120,8 @@ def _write_rest(temporary: Path, folder: HfFolder, dtype: torch.dtype, *, known_
 
 
 def _common_dtype(folder: HfFolder) -> torch.dtype:
-    tensors = iter(folder.tensors.values())
-    first = next(tensors)
-    for tensor in tensors:
+    first, *others = folder.tensors.values()
+    for tensor in others:
         if tensor.dtype != first.dtype:
             raise CheckpointError(
                 f"{folder.path}: {first.name} is {first.dtype}, {tensor.name} is {tensor.dtype}; "

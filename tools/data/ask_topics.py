@@ -7,7 +7,6 @@ document ─ prompt.json ─ each rater (a model, a pass) ─> answers.jsonl, a 
 import hashlib
 import json
 import logging
-import operator
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -103,7 +102,7 @@ def ask_topics(options: AskOptions) -> dict[str, Any]:
             for place, (rater, _, _) in enumerate(raters)
         }
         gold = {key: list(compress(of_key, has_all)) for key, of_key in gold.items()}
-        unanswered = [document.id for document in compress(documents, map(operator.not_, has_all))]
+        unanswered = [document.id for document, is_whole in zip(documents, has_all, strict=True) if not is_whole]
         report = _agreement(gold | labels) | {"lines_left_out": dict(left_out), "without_answer": unanswered}
         _write_labelled(options.out / LABELLED, list(compress(documents, has_all)), list(labels.values()))
         write_atomic(options.out / AGREEMENT, json.dumps(report, ensure_ascii=False, indent=1).encode())

@@ -164,8 +164,7 @@ def _files(options: ScoreOptions, manifest: DatasetManifest, origin: ScoresOrigi
     chunk_tokens = max(MIN_CHUNK_TOKENS, total // MAX_CHUNKS)
     files: list[ScoredFile] = []
     next_task = 0
-    packed = {entry.name for entry in chosen if entry.packed_seq_length is not None}
-    for name, shard in ((entry.name, shard) for entry in chosen for shard in entry.shards):
+    for entry, shard in ((entry, shard) for entry in chosen for shard in entry.shards):
         prefix = manifest.shard_prefix(shard)
         num_chunks = max(1, -(-shard.num_tokens // chunk_tokens))
         files.append(
@@ -177,7 +176,7 @@ def _files(options: ScoreOptions, manifest: DatasetManifest, origin: ScoresOrigi
                 first_task=next_task,
                 num_chunks=num_chunks,
                 chunk_tokens=chunk_tokens,
-                filler_id=manifest.tokenizer.eos_id if name in packed else None,
+                filler_id=None if entry.packed_seq_length is None else manifest.tokenizer.eos_id,
             )
         )
         next_task += num_chunks
