@@ -22,14 +22,7 @@ import orjson
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
 from tools.data.chat import ATTEMPTS, host_of, open_client, post
-from tools.data.documents import (
-    CONFIDENCE_KEY,
-    TOPIC_KEY,
-    Document,
-    DocumentWriter,
-    TaskDocuments,
-    source_of_file,
-)
+from tools.data.documents import CONFIDENCE_KEY, TOPIC_KEY, Document, DocumentWriter, TaskDocuments, source_of_file
 from tools.data.options import AskOptions
 from tools.data.progress import LiveProgress
 from tools.data.readers import find_inputs, plan_tasks

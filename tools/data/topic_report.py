@@ -228,10 +228,7 @@ def confidence_lines(confidence: Confidence) -> list[str]:
     for part, (raw, scaled) in confidence.errors.items():
         share, right = confidence.kept[part]
         lines.append(f"| {part} | {raw:.3f} | {scaled:.3f} | {share:.1%} | {right:.1%} |")
-    lines += [
-        "",
-        f"Temperature {confidence.temperature:.3f}. {threshold_sentence(confidence)}",
-    ]
+    lines += ["", f"Temperature {confidence.temperature:.3f}. {threshold_sentence(confidence)}"]
     for part, (raw, scaled) in confidence.errors.items():
         share, right = confidence.kept[part]
         if part.startswith("test") and scaled > raw:

@@ -177,10 +177,7 @@ def _described(options: ClassifierOptions, split: Split) -> dict[str, Any]:
     documents = [*split.train, *split.dev]
     by_folds = fold_sources(documents, num_folds=options.folds) if options.folds else []
     trials = [(f"sources held in trial {number}", ", ".join(group)) for number, group in enumerate(by_folds, start=1)]
-    dev = {
-        "dev documents": len(split.dev),
-        "dev documents left out, their text is in training": split.num_dev_copies,
-    }
+    dev = {"dev documents": len(split.dev), "dev documents left out, their text is in training": split.num_dev_copies}
     return {
         "training documents": len(split.train),
         **({} if options.folds else dev),
