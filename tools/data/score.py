@@ -164,7 +164,7 @@ def _files(options: ScoreOptions, manifest: DatasetManifest, origin: ScoresOrigi
     chunk_tokens = max(MIN_CHUNK_TOKENS, total // MAX_CHUNKS)
     files: list[ScoredFile] = []
     next_task = 0
-    for entry, shard in ((entry, shard) for entry in chosen for shard in entry.shards):
+    for entry, shard in ((source, shard) for source in chosen for shard in source.shards):
         prefix = manifest.shard_prefix(shard)
         num_chunks = max(1, -(-shard.num_tokens // chunk_tokens))
         files.append(
