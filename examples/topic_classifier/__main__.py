@@ -26,9 +26,8 @@ from examples.topic_classifier.given_weights import given_bert
 from examples.topic_classifier.unlabelled import write_unlabelled
 from examples.topic_classifier.verdict import verdict
 from tools import mix_simulate
-from tools.data.topic_options import ClassifierOptions
+from tools.data.topic_options import ClassifierOptions, TrainingOptions
 from tools.data.topic_report import read_confusion
-from tools.data.topic_training import TrainingOptions
 from tools.data.train_classifier import train_classifier
 
 LOCK = Path(__file__).with_name("assets.lock")

@@ -23,7 +23,7 @@ from tools.data.topic_baselines import PENALTIES, frozen_encoder
 from tools.data.topic_head import Vectors, fit_head, fit_linear, logits_of
 from tools.data.topic_labels import Labelled, read_labelled, read_topics
 from tools.data.topic_learner import PENALTIES as HEAD_PENALTIES
-from tools.data.topic_trials import Trial, best_of, scores_by, trials_of_folds
+from tools.data.topic_trials import Trial, best_of, held_of, scores_by, trials_of_folds
 
 Fit = Callable[[list[int], float], nn.Linear]
 """(places of the documents to learn from, penalty)."""
@@ -32,10 +32,7 @@ ALONE = "zh_word_lists"  # the other source of those topics
 
 def documents_of(labelled: Path) -> list[Labelled]:
     """Those of the training sources."""
-    found, _ = read_labelled(
-        (str(labelled),), topics=read_topics(None), text_key="text", topic_key="topic", source_key="source",
-        language_key="language",
-    )  # fmt: skip
+    found, _ = read_labelled((str(labelled),), topics=read_topics(None), text_key="text")
     return [document for document in found if document.source not in TEST_SOURCES]
 
 
@@ -59,16 +56,18 @@ def tried(
 ) -> list[str]:
     """A row of the table with the sentences, and one without."""
     trials = trials_of_folds(documents, num_folds=2)
-    held = [documents[place] for trial in trials for place in trial.held]
+    held = held_of(documents, trials)
     rows = []
     for title in ("with", "without"):
 
-        def label(penalty: float, number: int, title: str = title) -> list[str]:
-            layer = fit(_learnt(documents, trials[number], has_programs=title == "with"), penalty)
-            return [labels[index] for index in logits_of(layer, vectors[trials[number].held]).argmax(axis=1)]
+        def given_by(penalty: float, title: str = title) -> list[str]:
+            found: list[str] = []
+            for trial in trials:
+                layer = fit(_learnt(documents, trial, has_programs=title == "with"), penalty)
+                found += [labels[index] for index in logits_of(layer, vectors[trial.held]).argmax(axis=1)]
+            return found
 
-        penalty = best_of(penalties, documents, trials, label, labels)
-        given = [topic for number in range(len(trials)) for topic in label(penalty, number)]
+        _, given = best_of(penalties, held, given_by, labels)
         of_language = scores_by(lambda document: document.language, held, given, labels)
         alone = scores_by(lambda document: document.source, held, given, labels)[ALONE]
         cells = [f"{found.macro_f1:.3f}" for found in (*of_language.values(), alone)]

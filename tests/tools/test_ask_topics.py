@@ -187,8 +187,7 @@ def test_what_is_labelled_can_be_learnt_from(server: Server, tmp_path: Path) -> 
     (tmp_path / "crawl").mkdir()
     pages = write(tmp_path / "crawl" / "a.jsonl", rows)
     ask_topics(options(server, pages, tmp_path / "out"))
-    keys = {"text_key": "text", "topic_key": "topic", "source_key": "source", "language_key": "language"}
-    found, _ = read_labelled([str(tmp_path / "out/labelled.jsonl.zst")], topics=read_topics(None), **keys)
+    found, _ = read_labelled([str(tmp_path / "out/labelled.jsonl.zst")], topics=read_topics(None), text_key="text")
     added = ("en", "others", "crawl")
     wanted = [added, ("zh", "law_and_policy", "courts"), added]  # what a document says itself stays
     assert [(d.language, d.topic, d.source) for d in found] == wanted

@@ -305,6 +305,7 @@ def test_the_catalogue_is_whole_and_unknown_names_are_refused(tmp_path: Path) ->
     entries = load_catalogue()
     assert set(entries) == {"llama-3-syne", "dolma", "c4", "c4-multilingual"}
     assert all("{slice}" in (entry.files or entry.url_lists or "") for entry in entries.values())
+    assert all((entry.files is None) != (entry.url_lists is None) for entry in entries.values())
     nobody = Server(tmp_path, 1)
     with pytest.raises(ConfigError, match="known: llama-3-syne, dolma"):
         fetch(_options(tmp_path, nobody, name="pile"))

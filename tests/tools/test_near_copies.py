@@ -23,7 +23,7 @@ def test_workers_map_the_table_of_held_out_documents(tmp_path: Path) -> None:
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     on_disk = sum(path.stat().st_size for path in tmp_path.glob("*.npy"))
-    assert peak_bytes < (1 << near_copies._LEAST_BITS) + on_disk
+    assert peak_bytes < (1 << near_copies.LEAST_FILTER_BITS) + on_disk
     assert table.are_near(tokens_of(tmp_path / "held"), lengths).all()
 
 
@@ -35,5 +35,5 @@ def tokens_of(prefix: Path) -> Any:
 def test_few_strangers_pass_the_filter_however_much_is_held_out(count: int) -> None:
     hashes = np.unique(np.random.default_rng(0).integers(0, 1 << 64, count, dtype=np.uint64))
     table = NearCopies(hashes, np.arange(len(hashes) + 1), np.zeros(len(hashes), np.int64), np.ones(1, np.int64))
-    assert table._filter.mean() <= 1 / 8
-    assert table._filter[near_copies._slots(hashes, table._filter)].all()
+    assert table._table.filter.mean() <= 1 / 8
+    assert len(table._table.find(hashes)[0]) == len(hashes)

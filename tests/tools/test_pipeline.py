@@ -17,8 +17,7 @@ from tests.rows import read, write
 from tests.tools import corpus
 from tests.tools.topic_corpus import FILLER, WORDS, documents
 from tools.data.topic_model import Shape
-from tools.data.topic_options import ClassifierOptions
-from tools.data.topic_training import TrainingOptions
+from tools.data.topic_options import ClassifierOptions, TrainingOptions
 from tools.data.train_classifier import train_classifier
 
 TOPICS = ("law_and_policy", "medicine_and_health")

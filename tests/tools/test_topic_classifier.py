@@ -29,9 +29,8 @@ from tools.data.topic_model import (
     predict_logits,
     tokenise,
 )
-from tools.data.topic_options import ClassifierOptions
+from tools.data.topic_options import ClassifierOptions, TrainingOptions
 from tools.data.topic_report import read_confusion
-from tools.data.topic_training import TrainingOptions
 from tools.data.train_classifier import train_classifier
 
 ROOT = Path(__file__).parents[2]
@@ -133,13 +132,13 @@ def test_from_scratch_the_head_is_the_one_that_was_trained_along(
     labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heads = []
-    whole = vars(topic_learner)["train"]
+    whole = vars(topic_learner)["_train"]
 
     def seen(model: TopicClassifier, *rest: Any, **given: Any) -> None:
         whole(model, *rest, **given)
         heads.append(model.head.weight.detach().clone())
 
-    monkeypatch.setattr(topic_learner, "train", seen)
+    monkeypatch.setattr(topic_learner, "_train", seen)
     training = TrainingOptions(steps=3, batch_documents=8, train_length=24)
     report = train_classifier(small(labelled, tmp_path / "out", training=training))
     assert torch.equal(load_file(tmp_path / "out/model.safetensors")["head.weight"], heads[-1])

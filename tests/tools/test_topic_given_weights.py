@@ -23,8 +23,7 @@ from tools.data.topic_head import Vectors, fit_head, language_directions, logits
 from tools.data.topic_labels import Labelled, read_labelled, read_topics
 from tools.data.topic_learner import Learner, head_of, logits_by, model_of, new_learner, new_model, taught
 from tools.data.topic_model import SPECIAL_TOKENS, load_classifier, predict_features, tokenise, train_tokenizer
-from tools.data.topic_options import ClassifierOptions
-from tools.data.topic_training import TrainingOptions
+from tools.data.topic_options import ClassifierOptions, TrainingOptions
 from tools.data.train_classifier import train_classifier
 
 WORDS = "encoder.embeddings.word_embeddings.weight"
@@ -84,10 +83,7 @@ def options(labelled: Path, bert: Path, out: Path, **changes: Any) -> Classifier
 
 
 def learner_of(asked: ClassifierOptions) -> Learner:
-    found, _ = read_labelled(
-        asked.inputs, topics=read_topics(None), text_key="text", topic_key="topic", source_key="source",
-        language_key="language",
-    )  # fmt: skip
+    found, _ = read_labelled(asked.inputs, topics=read_topics(None), text_key="text")
     return new_learner(asked, found, ("law_and_policy", "medicine_and_health", "others"))
 
 

@@ -11,7 +11,6 @@ from data_mixers.errors import ConfigError, DataError
 from tests.rows import write
 from tools.data.topic_labels import Labelled, read_labelled, read_topics, split_by_source
 
-KEYS = {"text_key": "text", "topic_key": "topic", "source_key": "source", "language_key": "language"}
 ROW = {"text": "a page", "topic": "others", "source": "web", "language": "en"}
 
 
@@ -34,17 +33,17 @@ def test_a_label_that_cannot_be_is_refused_with_its_place(
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(ROW) + "\n" + json.dumps(ROW | change | {"id": "second"}) + "\n", encoding="utf-8")
     with pytest.raises(DataError, match=f"rows.jsonl, document second.*{message}"):
-        read_labelled([str(file)], topics=read_topics(None), **KEYS)
+        read_labelled([str(file)], topics=read_topics(None), text_key="text")
 
 
 def test_lines_that_are_no_document_are_counted_by_reason(tmp_path: Path) -> None:
     file = write(tmp_path / "rows.jsonl", [ROW, ROW | {"text": "  "}])
-    found, left_out = read_labelled([str(file)], topics=read_topics(None), **KEYS)
+    found, left_out = read_labelled([str(file)], topics=read_topics(None), text_key="text")
     assert [d.id for d in found] == ["rows.jsonl:0"]
     assert left_out == {"text is empty": 1}
     empty = write(tmp_path / "empty.jsonl", [ROW | {"text": ""}])
     with pytest.raises(DataError, match="no labelled document"):
-        read_labelled([str(empty)], topics=read_topics(None), **KEYS)
+        read_labelled([str(empty)], topics=read_topics(None), text_key="text")
 
 
 def test_topics_of_a_users_file(tmp_path: Path) -> None:

@@ -67,6 +67,12 @@ def test_calibration_error_by_hand() -> None:
     assert calibration_error(np.array([1.0, 1.0]), np.array([True, True])) == 0.0
 
 
+def test_confidences_of_a_training_that_went_astray_are_in_no_bin() -> None:
+    """(1/2) · |0.5 - 0| of the one that is known; a training whose weights are NaN gives none."""
+    assert calibration_error(np.array([math.nan, 0.5]), np.array([True, False])) == pytest.approx(0.25)
+    assert calibration_error(np.array([math.nan]), np.array([False])) == 0.0
+
+
 def test_temperature_is_the_minimum_that_gradient_descent_finds() -> None:
     random = np.random.default_rng(0)
     truth = random.integers(0, 4, 400)

@@ -14,7 +14,7 @@ from tools.data.kept import Kept
 from tools.data.topic_baselines import logistic_regression
 from tools.data.topic_labels import Labelled
 from tools.data.topic_report import confidence_lines, confidence_of
-from tools.data.topic_trials import MOST_HELD, Trial, best_of, fold_sources, mean_macro_f1, trials_of_folds
+from tools.data.topic_trials import MOST_HELD, Trial, best_of, fold_sources, held_of, mean_macro_f1, trials_of_folds
 
 PAIRS = st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from("xyz")), min_size=1, max_size=60)
 
@@ -82,13 +82,8 @@ def test_a_choice_goes_by_the_mean_over_languages_of_all_trials_together() -> No
     given_labels = {"one": ["x", "x", "y", "y", "y", "x"], "two": ["x", "x", "x", "x", "x", "x"]}
     assert mean_macro_f1(documents, given_labels["one"], "xy") == pytest.approx(1 / 2)
     assert mean_macro_f1(documents, given_labels["two"], "xy") == pytest.approx(1 / 3)
-    trials = [Trial([], [0, 1]), Trial([], [2, 3, 4, 5])]
-
-    def label(choice: str, number: int) -> list[str]:
-        return [given_labels[choice][place] for place in trials[number].held]
-
-    chosen = best_of(["two", "one"], documents, trials, label, "xy")
-    assert chosen == "one"
+    assert held_of(documents, [Trial([], [2, 0]), Trial([], [3])]) == [documents[place] for place in (2, 0, 3)]
+    assert best_of(["two", "one"], documents, given_labels.__getitem__, "xy") == ("one", given_labels["one"])
 
 
 def test_a_baseline_keeps_what_it_gave_to_the_held_documents_trial_after_trial() -> None:

@@ -32,8 +32,6 @@ MASTER = "optimizer.master."
 
 @dataclass(frozen=True, kw_only=True)
 class AverageReport:
-    """What was written."""
-
     checkpoint: Path
     averaged: tuple[Path, ...]
     of_masters: bool
@@ -134,8 +132,7 @@ def _common_architecture(folders: Sequence[Path]) -> LlamaArchitecture:
 
 def _check_alike(folders: Sequence[Path], states: Sequence[layout.CommonState]) -> None:
     """Tokenizers are compared where both are known: an imported checkpoint names none."""
-    known = [(folder, state.tokenizer_digest) for folder, state in zip(folders, states, strict=True)]
-    known = [(folder, digest) for folder, digest in known if digest is not None]
+    known = [(f, s.tokenizer_digest) for f, s in zip(folders, states, strict=True) if s.tokenizer_digest is not None]
     for folder, digest in known[1:]:
         if digest != known[0][1]:
             raise CheckpointError(

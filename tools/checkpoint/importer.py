@@ -26,8 +26,6 @@ CHUNK_BYTES = 16 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class ImportReport:
-    """What was written."""
-
     checkpoint: Path
     num_tensors: int
     dtype: str
@@ -122,9 +120,8 @@ def _write_rest(temporary: Path, folder: HfFolder, dtype: torch.dtype, *, known_
 
 
 def _common_dtype(folder: HfFolder) -> torch.dtype:
-    tensors = iter(folder.tensors.values())
-    first = next(tensors)
-    for tensor in tensors:
+    first, *others = folder.tensors.values()
+    for tensor in others:
         if tensor.dtype != first.dtype:
             raise CheckpointError(
                 f"{folder.path}: {first.name} is {first.dtype}, {tensor.name} is {tensor.dtype}; "

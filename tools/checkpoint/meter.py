@@ -13,8 +13,6 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a conversion took."""
-
     size_bytes: int
     """Of the weights written."""
     seconds: float

@@ -22,8 +22,6 @@ _SMALLEST_SCALE = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyReport:
-    """What was compared and found equal."""
-
     num_tensors: int
     num_positions: int
     """Tokens whose logits were compared; 0: none."""

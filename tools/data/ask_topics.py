@@ -7,7 +7,6 @@ document ─ prompt.json ─ each rater (a model, a pass) ─> answers.jsonl, a 
 import hashlib
 import json
 import logging
-import operator
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,19 +22,12 @@ import orjson
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
 from tools.data.chat import ATTEMPTS, host_of, open_client, post
-from tools.data.documents import (
-    CONFIDENCE_KEY,
-    TOPIC_KEY,
-    Document,
-    DocumentWriter,
-    TaskDocuments,
-    source_of_file,
-)
+from tools.data.documents import CONFIDENCE_KEY, TOPIC_KEY, Document, DocumentWriter, TaskDocuments, source_of_file
 from tools.data.options import AskOptions
 from tools.data.progress import LiveProgress
 from tools.data.readers import find_inputs, plan_tasks
 from tools.data.stage import only_one
-from tools.data.topic_labels import Topics, read_topics
+from tools.data.topic_labels import read_topics
 from tools.data.topic_metrics import cohen_kappa, topic_kappa
 
 logger = logging.getLogger(__name__)
@@ -67,8 +59,8 @@ def ask_topics(options: AskOptions) -> dict[str, Any]:
 
     Documents with the majority's topic go to <out>/labelled.jsonl.zst; topic_confidence there is the share of raters
     that gave the topic; at a tie the first rater decides.
-    An answer is kept when it comes, so a call that was killed asks only what is missing: what has an answer to the same
-    words, of the prompt and of the document. Documents for which a rater names no topic are left out, and listed.
+    Asked is what has no answer yet to the same words; documents for which a rater names no topic are left out, and
+    listed.
     Errors: ConfigError for no URL, an unknown language or prompt, or a model given twice; DataError if the server
     refuses, stays away or mostly names no topic, if there is no document, or if a label to compare with is missing or
     no topic.
@@ -76,35 +68,34 @@ def ask_topics(options: AskOptions) -> dict[str, Any]:
     topics = read_topics(options.topics)
     if options.language not in topics:
         raise ConfigError(f"--language {options.language} has no topics; known: {', '.join(topics)}")
+    titles = topics[options.language]
     host_of(options.url, option="--url")
     if twice := [name for name, count in Counter(options.models).items() if count > 1]:
         raise ConfigError(f"--model {twice[0]} is given twice; --passes 2 asks a model twice")
     prompt = _read_prompt(options)
     documents, left_out = _documents(options)
-    gold = _gold(options, documents, topics)
+    gold = _gold(options, documents, titles)
     with only_one(options.out):
         answers = _kept(options.out / ANSWERS)
-        asked = [_messages(prompt, topics[options.language], document) for document in documents]
-        questions = {
-            f"{model}#{number}": [
-                _Question(f"{model}#{number}", model, number, document, messages)
-                for document, messages in zip(documents, asked, strict=True)
-            ]
-            for model in options.models
-            for number in range(options.passes)
-        }
-        by_document = [question for of_document in zip(*questions.values(), strict=True) for question in of_document]
-        missing = [each for each in by_document if each.key not in answers]
-        _ask_all(options, prompt, topics, missing, answers, num_kept=len(by_document) - len(missing))
-        of_documents = zip(*questions.values(), strict=True)
-        has_all = [all(each.key in answers for each in of_document) for of_document in of_documents]
+        asked = [_messages(prompt, titles, document) for document in documents]
+        raters = [(f"{model}#{number}", model, number) for model in options.models for number in range(options.passes)]
+        questions = [  # of each document, of each rater
+            [_Question(*rater, document, messages) for rater in raters]
+            for document, messages in zip(documents, asked, strict=True)
+        ]
+        missing = [each for of_document in questions for each in of_document if each.key not in answers]
+        num_kept = len(documents) * len(raters) - len(missing)
+        _ask_all(options, prompt, titles, missing, answers, num_kept=num_kept)
+        has_all = [all(each.key in answers for each in of_document) for of_document in questions]
         if not any(has_all):
             raise DataError("no document got a topic from every rater; look at the --prompt and the models")
+        answered = list(compress(questions, has_all))
         labels = {
-            rater: [answers[each.key] for each in compress(of_rater, has_all)] for rater, of_rater in questions.items()
+            rater: [answers[of_document[place].key] for of_document in answered]
+            for place, (rater, _, _) in enumerate(raters)
         }
         gold = {key: list(compress(of_key, has_all)) for key, of_key in gold.items()}
-        unanswered = [document.id for document in compress(documents, map(operator.not_, has_all))]
+        unanswered = [document.id for document, is_whole in zip(documents, has_all, strict=True) if not is_whole]
         report = _agreement(gold | labels) | {"lines_left_out": dict(left_out), "without_answer": unanswered}
         _write_labelled(options.out / LABELLED, list(compress(documents, has_all)), list(labels.values()))
         write_atomic(options.out / AGREEMENT, json.dumps(report, ensure_ascii=False, indent=1).encode())
@@ -166,14 +157,13 @@ def _kept(path: Path) -> dict[tuple[str, str, str], str]:
 def _ask_all(
     options: AskOptions,
     prompt: dict[str, str],
-    topics: Topics,
+    titles: Mapping[str, str],
     questions: Sequence[_Question],
     answers: dict[tuple[str, str, str], str],
     *,
     num_kept: int,
 ) -> None:
     """num_kept: questions of this call that have an answer already; a call made again asks those without one alone."""
-    titles = topics[options.language]
     with (
         LiveProgress("asking", total=len(questions), unit="answers", scale=1.0) as progress,
         open_client(options.url, timeout_seconds=options.timeout_seconds) as client,
@@ -210,7 +200,7 @@ def _ask_all(
 
 
 def _ask(
-    client: httpx.Client, prompt: dict[str, str], titles: Any, question: _Question, ended: threading.Event
+    client: httpx.Client, prompt: dict[str, str], titles: Mapping[str, str], question: _Question, ended: threading.Event
 ) -> str | None:
     """The topic one rater gives; None if it answers, and names none however often it is asked.
 
@@ -247,7 +237,7 @@ def _schema(topics: list[str]) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "topic", "strict": True, "schema": schema}}
 
 
-def parse_topic(reply: str, titles: dict[str, str]) -> str | None:
+def parse_topic(reply: str, titles: Mapping[str, str]) -> str | None:
     """The topic a reply names, as {"topic": name} or as the bare name or title; None for anything else."""
     start, stop = reply.find("{"), reply.rfind("}")
     name: object = reply
@@ -262,7 +252,7 @@ def parse_topic(reply: str, titles: dict[str, str]) -> str | None:
     return next((topic for topic, title in titles.items() if name in (topic.casefold(), title.casefold())), None)
 
 
-def _gold(options: AskOptions, documents: list[Document], topics: Topics) -> dict[str, list[str]]:
+def _gold(options: AskOptions, documents: list[Document], titles: Mapping[str, str]) -> dict[str, list[str]]:
     """The labels that are there, as a rater's; nothing where none are asked for."""
     if options.gold_key is None:
         return {}
@@ -271,8 +261,8 @@ def _gold(options: AskOptions, documents: list[Document], topics: Topics) -> dic
         topic = document.fields.get(options.gold_key)
         if not isinstance(topic, str):
             raise DataError(f"--gold-key {options.gold_key}: a document has no label there ({document.id})")
-        if topic not in topics[options.language]:
-            known = ", ".join(topics[options.language])
+        if topic not in titles:
+            known = ", ".join(titles)
             raise DataError(f"--gold-key {options.gold_key}: {topic!r} ({document.id}) is no topic; known: {known}")
         gold.append(topic)
     return {options.gold_key: gold}

@@ -67,11 +67,8 @@ def _texts(value: Any) -> Iterator[str]:
     """All strings inside: choices are lists, or dicts of lists, in many sets."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, dict):
-        for inner in value.values():
-            yield from _texts(inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
+    elif isinstance(value, dict | list | tuple):
+        for inner in value.values() if isinstance(value, dict) else value:
             yield from _texts(inner)
 
 

@@ -4,7 +4,6 @@
 <out>/report.json       its result, written last
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ from data_mixers.errors import ConfigError, DataError
 from tools.data.quarantine import BadLine, check_bad_share, no_document, write_quarantine
 from tools.data.readers import CALL, DROPPED, WORK, InputTask, find_inputs, plan_tasks
 from tools.data.slurm_options import SlurmArray
-from tools.data.stage import Report, Stage, refuse_foreign, remove_work, run_stage
+from tools.data.stage import Report, Stage, fingerprint_of, refuse_foreign, remove_work, run_stage
 
 logger = logging.getLogger(__name__)
 
@@ -58,19 +57,9 @@ class Call:
 
     @cached_property
     def fingerprint(self) -> str:
-        what = json.dumps([self.command, self.options, self.inputs], sort_keys=True, default=str)
-        return hashlib.sha256(what.encode()).hexdigest()
-
-    @cached_property
-    def work_fingerprint(self) -> str:
-        """Of what lies in a folder before the end: files are named by their task, and other versions cut other tasks.
-
-        Row groups that are not joined are cut as they always were.
-        """
-        groups = [(task.start, task.stop) for task in self.tasks if task.kind == "parquet"]
-        if all(stop - start == 1 for start, stop in groups):
-            return self.fingerprint
-        return hashlib.sha256(json.dumps([self.fingerprint, groups]).encode()).hexdigest()
+        """Of the pieces of input too: the files of a call are named by the pieces' numbers."""
+        pieces = [(task.start, task.stop) for task in self.tasks]
+        return fingerprint_of([self.command, self.options, self.inputs, pieces])
 
     @property
     def work(self) -> Path:
@@ -82,21 +71,21 @@ class Call:
         writes: documents are asked for, not only the report.
         Errors: ConfigError if the folder holds the result, or a part of it, of another call.
         """
-        finished = _read(self.out / REPORT_NAME)
-        for found, expected in ((finished, self.fingerprint), (_read(self.work / CALL), self.work_fingerprint)):
-            if found is not None and found["fingerprint"] != expected:
+        finished, begun = _read(self.out / REPORT_NAME), _read(self.work / CALL)
+        for found in (finished, begun):
+            if found is not None and found["fingerprint"] != self.fingerprint:
                 raise ConfigError(
                     f"{self.out} holds what another call (other input, options or rules), or another version, has made "
                     "of it; choose another --out, or remove the folder"
                 )
-        refuse_foreign(self.out, is_begun=finished is not None or (self.work / CALL).is_file())
+        refuse_foreign(self.out, is_begun=finished is not None or begun is not None)
         if finished is not None and (finished["writes"] or not writes):
             if finished["writes"]:  # else it may be of a call that writes, and goes on from it
                 remove_work(self.work)  # of a call that was killed at its end
             logger.info("%s is finished already", self.out)
             return finished
         self.work.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.work / CALL, json.dumps({"fingerprint": self.work_fingerprint}).encode())
+        write_atomic(self.work / CALL, json.dumps({"fingerprint": self.fingerprint}).encode())
         return None
 
     def run(
@@ -111,12 +100,14 @@ class Call:
     ) -> list[Any]:
         """The results of a stage of this name, kept in a folder of this name or the given one, in `work`.
 
-        sizes, unit, scale: as in stage.run_stage; None: a task is a piece of the input.
+        sizes, unit, scale: as in Stage; None: a task is a piece of the input.
         """
-        given = sizes if sizes is not None else [task.size_bytes for task in self.tasks]
-        work = self.work / (folder or name)
-        stage = Stage(name=name, work=work, fingerprint=self.work_fingerprint, sizes=tuple(given), do=do)
-        return run_stage(stage, workers=self.workers, unit=unit, scale=scale, array=self.array)
+        given = [task.size_bytes for task in self.tasks] if sizes is None else sizes
+        stage = Stage(
+            name=name, work=self.work / (folder or name), fingerprint=self.fingerprint, sizes=tuple(given), do=do,
+            unit=unit, scale=scale,
+        )  # fmt: skip
+        return run_stage(stage, workers=self.workers, array=self.array)
 
     def check_bad_share(self, bad: Sequence[BadLine], num_documents: int, options: Any) -> None:
         """Errors: DataError if there is no document, or, with quarantine.jsonl written, too many lines are none."""
@@ -129,7 +120,6 @@ class Call:
         """Write quarantine.jsonl and report.json, which gets the keys of `result`, and remove `work`.
 
         What killed copies of a task have left half written goes too, on whatever machine they ran.
-
         Errors: DataError if an input file has changed since the call began: its verdicts may belong to other documents.
         """
         for file, *was in self.inputs:

@@ -14,16 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from tools.data.benchmark_items import Benchmark, read_benchmark
-from tools.data.units import Hashes, hashes_of, ngram_hashes, units_of
+from tools.data.units import Hashes, HashTable, hashes_of, ngram_hashes, units_of
 
 SHORTEST_ITEM = 8  # units: the shortest n-gram of the contamination studies of GPT-3 (arXiv 2005.14165, appendix C)
-LEAST_FILTER_BITS, MOST_FILTER_BITS = 20, 26  # a byte for each number of so many bits
+LEAST_FILTER_BITS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contamination:
-    """What a text shares with the benchmarks."""
-
     share: float
     """Of its n-grams, counted at every place, those in a benchmark; 1 if a whole short item is in it and no n-gram is
     counted, i.e. the text is shorter than n."""
@@ -63,7 +61,7 @@ class NgramIndex:
                     grams.setdefault(length, []).append((ngram_hashes(hashes, length), len(self.owners)))
                     self.owners.append((number, item.line))
         self._tables = {
-            length: _Table(found) for length, found in sorted(grams.items()) if length >= min(n, SHORTEST_ITEM)
+            length: _table(found) for length, found in sorted(grams.items()) if length >= min(n, SHORTEST_ITEM)
         }
 
     def look_up(self, text: str) -> Contamination | None:
@@ -73,10 +71,11 @@ class NgramIndex:
         items: set[int] = set()
         first: tuple[int, int, int] | None = None  # place, length, owner
         num_hits = longest = 0
-        for length, table in self._tables.items():
-            places, owners = table.find(ngram_hashes(hashes, length))
+        for length, (table, owner_of) in self._tables.items():
+            places, at = table.find(ngram_hashes(hashes, length))
             if not len(places):
                 continue
+            owners = owner_of[at]
             items.update(owners.tolist())
             first = min(first or (len(units), 0, 0), (int(places[0]), length, int(owners[0])))
             num_hits += len(places) if length == self.n else 0
@@ -98,29 +97,11 @@ def open_index(paths: tuple[Path, ...], keys: tuple[str, ...], n: int, *, questi
     return NgramIndex([read_benchmark(path, keys) for path in paths], n, questions=questions)
 
 
-class _Table:
-    """Sorted hashes behind a filter by their leading bits, which nearly all n-grams of clean text fail."""
-
-    def __init__(self, grams: list[tuple[Hashes, int]]) -> None:
-        hashes = np.concatenate([found for found, _ in grams])
-        owners = np.repeat(np.array([owner for _, owner in grams], dtype=np.int32), [len(found) for found, _ in grams])
-        self._hashes, first = np.unique(hashes, return_index=True)
-        self._owners = owners[first]
-        # An eighth of strangers may pass: benchmarks have millions of n-grams, and what passes is looked up in all.
-        self._bits = min(max((8 * len(self._hashes)).bit_length(), LEAST_FILTER_BITS), MOST_FILTER_BITS)
-        self._filter = np.zeros(1 << self._bits, dtype=bool)
-        self._filter[self._leading(self._hashes)] = True
-
-    def find(self, hashes: Hashes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
-        """(places of the hashes that are in the table, their owners)."""
-        candidates = np.flatnonzero(self._filter[self._leading(hashes)])
-        slots = np.searchsorted(self._hashes, hashes[candidates])
-        slots[slots == len(self._hashes)] = 0
-        hits = self._hashes[slots] == hashes[candidates]
-        return candidates[hits], self._owners[slots[hits]]
-
-    def _leading(self, hashes: Hashes) -> npt.NDArray[np.int64]:
-        return (hashes >> np.uint64(64 - self._bits)).astype(np.int64)
+def _table(grams: list[tuple[Hashes, int]]) -> tuple[HashTable, npt.NDArray[np.int32]]:
+    """(Different n-grams, the first item that has each)."""
+    hashes, first = np.unique(np.concatenate([found for found, _ in grams]), return_index=True)
+    owners = np.repeat(np.array([owner for _, owner in grams], dtype=np.int32), [len(found) for found, _ in grams])
+    return HashTable(hashes, least_bits=LEAST_FILTER_BITS), owners[first]
 
 
 def _shown(units: Sequence[str]) -> str:

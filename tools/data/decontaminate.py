@@ -56,7 +56,6 @@ def decontaminate(options: DecontaminateOptions) -> tuple[SelectionReport, tuple
 
 
 def benchmark_table(benchmarks: tuple[BenchmarkReport, ...]) -> str:
-    """One line a benchmark."""
     lines = []
     for entry in benchmarks:
         found = ", ".join(f"{source}: {count:,}" for source, count in entry.documents.items()) or "none"

@@ -13,21 +13,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data_mixers.errors import DataError
 from data_mixers.manifest import MANIFEST_NAME, TokenizerIdentity, read_manifest
 from megatron_synE.data.indexed import IndexedFile
 from tools.data.scores_file import DEFAULT_NAME, scores_path
-from tools.data.sidecar import sidecar_path
+from tools.data.sidecar import open_rows, sidecar_path
 
 Numbers = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class DescribedShard:
-    """One .bin/.idx pair and its companions."""
-
     prefix: Path
     scores_name: str
 
@@ -102,24 +99,18 @@ class DescribedShard:
 
     def _columns(self, path: Path, names: Sequence[str]) -> dict[str, Any]:
         try:
-            table = pq.read_table(path, columns=list(names))
+            with open_rows(path, self.num_documents) as file:
+                table = file.read(columns=list(names))
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{path} cannot be read as parquet: {error}") from error
         missing = [name for name in names if name not in table.column_names]
         if missing:
             raise DataError(f"{path} has no column {', '.join(missing)}; write it again with this version's command")
-        if table.num_rows != self.num_documents:
-            raise DataError(
-                f"{path} has {table.num_rows} rows, {self.tokens.idx_path.name} has {self.num_documents} documents: "
-                "they are not of one writing; make it again"
-            )
         return {name: table[name].to_pylist() for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DescribedSource:
-    """One source: an ordered list of shards."""
-
     name: str
     topic: str | None
     role: str

@@ -35,7 +35,6 @@ def write_hashes(hashes: Sequence[tuple[int, bytes]], path: Path) -> None:
 
 
 def num_ranges(num_documents: int) -> int:
-    """Into how many ranges of hashes the documents are cut."""
     return max(1, -(-num_documents // DOCUMENTS_AT_ONCE))
 
 

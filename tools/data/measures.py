@@ -51,7 +51,6 @@ class Measured:
 
     @property
     def mean_unit_length(self) -> float:
-        """Characters per unit."""
         return self._num_characters / max(1, self.num_units)
 
     def duplicate_line_share(self) -> float:
@@ -71,26 +70,18 @@ class Measured:
     def top_ngram_share(self, n: int) -> float:
         """Share of characters inside the most frequent n-gram, the first of equals; 0 if none comes twice."""
         grams = ngram_hashes(self.hashes, n)
-        if len(grams) < 2:
+        _, firsts, counts = np.unique(grams, return_index=True, return_counts=True)
+        if len(firsts) == len(grams):
             return 0.0
-        order: npt.NDArray[np.int64] = np.argsort(grams, kind="stable")
-        ordered = grams[order]
-        begins = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))  # of the runs of equal ones
-        counts = np.diff(np.append(begins, len(ordered)))
-        most = int(counts.max())
-        if most < 2:
-            return 0.0
-        candidates = begins[counts == most]
-        best = int(candidates[np.argmin(order[candidates])])
-        return self._covered_share(order[best : best + most], n)
+        best = firsts[counts == counts.max()].min()
+        return self._covered_share(np.flatnonzero(grams == grams[best]), n)
 
     def duplicate_ngram_share(self, n: int) -> float:
         """Share of characters inside n-grams that came earlier in the text."""
         if n not in self._duplicates:
             grams = ngram_hashes(self.hashes, n)
-            order: npt.NDArray[np.int64] = np.argsort(grams, kind="stable")
-            ordered = grams[order]
-            self._duplicates[n] = self._covered_share(order[1:][ordered[1:] == ordered[:-1]], n)
+            _, firsts = np.unique(grams, return_index=True)
+            self._duplicates[n] = self._covered_share(np.delete(np.arange(len(grams)), firsts), n)
         return self._duplicates[n]
 
     def duplicate_ngram_share_bound(self, n: int) -> float:

@@ -33,8 +33,6 @@ MOST_READ_BYTES = 64 << 20
 
 
 class Digests:
-    """Content hashes of held-out documents."""
-
     def __init__(self, digests: Iterable[int]) -> None:
         self._pairs = {divmod(digest, 1 << 64) for digest in digests}
         self._high = np.array(sorted({high for high, _ in self._pairs}), dtype=np.uint64)
@@ -63,8 +61,6 @@ class ShardTask:
 
 @dataclass(frozen=True, kw_only=True)
 class MergeSettings:
-    """What all token files of a call have in common."""
-
     runs: Path
     segments: tuple[RunSegment, ...]
     """Of all topics."""
@@ -273,8 +269,6 @@ class RunReader:
 
 
 class _Sieve:
-    """Which documents may be trained on."""
-
     def __init__(self, held_out: Path | None) -> None:
         self.num_copies = self.num_near_copies = 0
         self._digests = Digests(read_digests(held_out)) if held_out is not None else None

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from data_mixers.atomic import publish
 from megatron_synE.data.indexed import IndexedFile
-from tools.data.units import ngram_hashes
+from tools.data.units import HashTable, ngram_hashes
 
 NGRAM = 5
 HELD_SHARE = 0.5
@@ -23,7 +23,7 @@ token of twenty some 3/4 are common."""
 LEAST_NGRAMS = 10  # so many must be common, or all of a shorter document's: no document goes for a turn of phrase
 COMMON = 10  # 5-grams that more held-out documents share are boilerplate, and not counted
 BLOCK_TOKENS = 1 << 17  # hashed at once
-_LEAST_BITS, _MOST_BITS = 24, 26  # of the filter: a byte for each number of so many bits
+LEAST_FILTER_BITS = 24
 
 Numbers = npt.NDArray[np.int64]
 
@@ -36,11 +36,8 @@ class NearCopies:
 
         needed: how many of each held-out document's 5-grams make a near copy.
         """
-        self._hashes, self._starts, self._owners, self._needed = hashes, starts, owners, needed
-        # Of strangers an eighth may pass: to look one up among millions takes ten times as long as this.
-        bits = min(max((8 * len(hashes)).bit_length(), _LEAST_BITS), _MOST_BITS)
-        self._filter = np.zeros(1 << bits, dtype=bool)
-        self._filter[_slots(hashes, self._filter)] = True
+        self._table = HashTable(hashes, least_bits=LEAST_FILTER_BITS)
+        self._starts, self._owners, self._needed = starts, owners, needed
 
     @classmethod
     def open(cls, folder: Path) -> "NearCopies":
@@ -51,15 +48,17 @@ class NearCopies:
     @staticmethod
     def build(folder: Path, held_out: Sequence[Path]) -> None:
         """The table of all documents of these token files, given by prefix."""
-        all_hashes, all_owners, num_documents = [_NO_HASHES], [np.zeros(0, dtype=np.int64)], 0
+        all_hashes, all_owners = [np.zeros(0, dtype=np.uint64)], [np.zeros(0, dtype=np.int64)]
+        num_documents = 0
         for prefix in held_out:
             file = IndexedFile(prefix)
             bounds = file.document_ranges()
             for first, last in _blocks(np.diff(bounds)):
                 tokens = np.asarray(file.tokens(int(bounds[first]), int(bounds[last])))
-                documents, hashes = _ngrams(tokens, np.diff(bounds[first : last + 1]))
-                all_hashes.append(hashes)
-                all_owners.append(documents + num_documents + first)
+                hashes = ngram_hashes(tokens.astype(np.uint64), NGRAM)
+                documents, is_text = _documents_of(np.arange(len(hashes)), np.diff(bounds[first : last + 1]))
+                all_hashes.append(hashes[is_text])
+                all_owners.append(documents[is_text] + num_documents + first)
             num_documents += file.num_documents
         owners, hashes = _different(np.concatenate(all_owners), np.concatenate(all_hashes))
         order = np.argsort(hashes, kind="stable")
@@ -81,7 +80,7 @@ class NearCopies:
         """Which of the documents, lying one after the other with EOS, are near copies of held-out ones."""
         near = np.zeros(len(lengths), dtype=bool)
         ends = np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)))
-        if len(self._hashes):
+        if len(self._table.hashes):
             for first, last in _blocks(lengths):
                 part = tokens[ends[first] : ends[last]]
                 near[first + self._near_in(part, lengths[first:last])] = True
@@ -89,12 +88,9 @@ class NearCopies:
 
     def _near_in(self, tokens: npt.NDArray[np.integer], lengths: npt.NDArray[np.integer]) -> Numbers:
         """The numbers of near copies among a block of documents."""
-        documents, hashes = _ngrams(tokens, lengths, wanted=self._filter)
-        at = np.searchsorted(self._hashes, hashes)
-        at[at == len(self._hashes)] = 0
-        found = self._hashes[at] == hashes
-        documents, at = documents[found], at[found].astype(np.int64)
-        documents, at = _different(documents, at)
+        places, at = self._table.find(ngram_hashes(tokens.astype(np.uint64), NGRAM))
+        documents, is_text = _documents_of(places, lengths)
+        documents, at = _different(documents[is_text], at[is_text])
         counts = self._starts[at + 1] - self._starts[at]
         ends = np.cumsum(counts)
         # start, start + 1, ... of each hash, one after the other
@@ -104,30 +100,14 @@ class NearCopies:
         return np.unique(pairs[common >= self._needed[pairs % len(self._needed)]] // len(self._needed))
 
 
-_NO_HASHES = np.zeros(0, dtype=np.uint64)
-
-
-def _ngrams(
-    tokens: npt.NDArray[np.integer], lengths: npt.NDArray[np.integer], *, wanted: Any = None
-) -> tuple[Numbers, npt.NDArray[np.uint64]]:
-    """(document, hash) of every 5-gram of ordinary tokens inside a document; `wanted` leaves out most strangers."""
-    hashes = ngram_hashes(tokens.astype(np.uint64), NGRAM)
+def _documents_of(places: Numbers, lengths: npt.NDArray[np.integer]) -> tuple[Numbers, npt.NDArray[np.bool_]]:
+    """(The document in which each 5-gram begins, whether it ends there before EOS, the document's last token)."""
     ends = np.cumsum(lengths, dtype=np.int64)
-    inside = wanted[_slots(hashes, wanted)] if wanted is not None else np.ones(len(hashes), dtype=bool)
-    for offset in range(1, NGRAM + 1):  # what reaches the EOS of a document, its last token
-        places = ends - offset
-        inside[places[(places >= 0) & (places < len(inside))]] = False
-    places = np.flatnonzero(inside)
-    return np.searchsorted(ends, places, side="right").astype(np.int64), hashes[places]
-
-
-def _slots(hashes: npt.NDArray[np.uint64], table: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint64]:
-    """Where a filter of a power of two of places has these hashes."""
-    return hashes >> np.uint64(65 - len(table).bit_length())
+    documents = np.searchsorted(ends, places, side="right")
+    return documents, places + NGRAM < ends[documents]
 
 
 def _different(documents: Numbers, values: Any) -> tuple[Numbers, Any]:
-    """The different (document, value) pairs, ascending."""
     order = np.lexsort((values, documents))
     documents, values = documents[order], values[order]
     fresh = np.ones(len(documents), dtype=bool)

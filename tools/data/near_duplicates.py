@@ -20,18 +20,12 @@ from tools.data.selection import SelectionTask, Verdict
 from tools.data.stage import Report
 from tools.data.units import Hashes
 
+SIGNATURES, PAIRS = "signatures", "pairs"
+
 
 @dataclass(frozen=True)
 class NearWork:
     folder: Path
-
-    @property
-    def signatures(self) -> Path:
-        return self.folder / "signatures"
-
-    @property
-    def pairs(self) -> Path:
-        return self.folder / "pairs"
 
     @property
     def duplicates(self) -> Path:
@@ -53,7 +47,7 @@ class NearWork:
 
 def sign(work: NearWork, documents: Iterable[Hashes | None], task: int, settings: NearDuplicates) -> None:
     """Write the signatures of a task's documents, in order; None: the document is not compared."""
-    work.keep(task, "sketches", write_signatures(documents, work.signatures, task, settings).tobytes())
+    work.keep(task, "sketches", write_signatures(documents, work.folder / SIGNATURES, task, settings).tobytes())
 
 
 def find_near(call: Call, work: NearWork, settings: NearDuplicates | None) -> None:
@@ -63,11 +57,11 @@ def find_near(call: Call, work: NearWork, settings: NearDuplicates | None) -> No
         return
     match = partial(_match, work, len(call.tasks), settings)
     call.run("near-duplicates", match, folder="bands", sizes=(1,) * settings.num_bands, unit="bands", scale=1.0)
-    write_atomic(work.duplicates, cluster(work.pairs).astype("<i8").tobytes())
+    write_atomic(work.duplicates, cluster(work.folder / PAIRS).astype("<i8").tobytes())
 
 
 def _match(work: NearWork, num_tasks: int, settings: NearDuplicates, band: int, report: Report) -> None:
-    match_band(work.signatures, work.pairs, band, num_tasks, settings)
+    match_band(work.folder / SIGNATURES, work.folder / PAIRS, band, num_tasks, settings)
     report(1)
 
 

@@ -80,9 +80,8 @@ class FetchOptions:
     endpoint: Annotated[str | None, Option(help="A mirror of the hub; default: HF_ENDPOINT, else the hub.")] = None
     offline: Annotated[bool, Option("--offline", help="Only look whether the files are there.")] = False
     connections: Annotated[int, Option(min=1, max=8, help="Files at a time.")] = 2
-    pause_seconds: Annotated[float, Option("--retry-seconds", min=0.0, help="First pause before another attempt.")] = (
-        1.0
-    )
+    pause_seconds: float = 1.0
+    """As in download.Web."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +106,6 @@ class PreprocessOptions:
     keep_documents_whole: Annotated[
         bool, Option("--keep-documents-whole", help="Pack documents whole into windows of --seq-length tokens.")
     ] = False
-    """Longer ones are left out."""
     seq_length: Annotated[int | None, Option(help="Of the runs that will read them: training.seq_length.")] = None
     max_document_bytes: Annotated[int, Option(min=1, help="Longer texts are bad lines.")] = MAX_DOCUMENT_BYTES
     max_bad_share: MaxBadShare = 0.01
@@ -151,11 +149,9 @@ class SortOptions:
     sources: Annotated[str, Option(help="Glob over the names of training sources to sort.")] = "*"
     descending: Annotated[bool, Option("--descending", help="Highest key first.")] = False
     drop_tails: tuple[float, float] = (0.0, 0.0)
-    """Shares of each topic's tokens left out at the beginning and at the end of the order."""
     keep_share: Annotated[float, Option(min=0.0, max=1.0, help="Of each topic's documents, evenly over the order.")] = (
         1.0
     )
-    """A smaller copy with every quantile in it."""
     workers: Workers = 1
     array: Array = None
 
@@ -208,7 +204,6 @@ class LabelOptions:
 
 
 def check(options: PreprocessOptions) -> None:
-    """Errors: ConfigError for options that do not fit."""
     if options.topic is not None and options.topic_key is not None:
         raise ConfigError("--topic and --topic-key exclude each other: a document has one topic")
     check_label(options.language, option="--language")

@@ -9,7 +9,6 @@ from data_mixers.errors import DataError
 
 
 def locked_requirements(lock: Path) -> list[str]:
-    """The requirements of a lock file, comments left out."""
     lines = lock.read_text(encoding="utf-8").splitlines()
     return [line for line in lines if line.strip() and not line.startswith("#")]
 

@@ -8,8 +8,6 @@ manifest is replaced last: the folder is as it was, or without the sources it wa
 one.
 """
 
-import hashlib
-import json
 import logging
 import shutil
 from collections import Counter
@@ -25,6 +23,7 @@ from data_mixers.errors import ConfigError, DataError
 from data_mixers.manifest import Role, ShardEntry, SourceEntry, source_name
 from megatron_synE.data.indexed import token_dtype
 from tools.data.calls import deciding
+from tools.data.download import sha256_of
 from tools.data.folder import DataFolder
 from tools.data.holdout import SD_OF_DOCUMENT, HeldOut, choose
 from tools.data.labels import file_stem
@@ -44,7 +43,7 @@ from tools.data.options import PreprocessOptions, check
 from tools.data.quarantine import bad_lines, check_bad_share, no_document
 from tools.data.readers import find_inputs, plan_tasks
 from tools.data.spool import TaskResult, TaskSettings, open_tokenizer, prepare_tokenizer, tokenise_task
-from tools.data.stage import Report, Stage, WorkerPool, only_one, remove_work, run_stage
+from tools.data.stage import Report, Stage, WorkerPool, fingerprint_of, only_one, remove_work, run_stage
 
 __all__ = ["PreprocessOptions", "PreprocessReport", "preprocess"]
 logger = logging.getLogger(__name__)
@@ -77,14 +76,11 @@ class PreprocessReport:
     """Documents left out of training because they hold most of a held-out document."""
     num_filler_tokens: int
     """EOS that fill up windows, where documents are kept whole."""
-    engine: str
-    """The tokenizer implementation that ran: fastokens or reference."""
 
 
 def preprocess(options: PreprocessOptions) -> PreprocessReport:
     """Tokenise the inputs into `options.out`; sources of the same name are replaced, others stay.
 
-    A killed call can be repeated: what is done is not done again, and the result is the same.
     Errors: ConfigError for options that do not fit, or while another call works in the folder; DataError for damaged
     input, too many bad lines, a topic that the holdout would empty, a full disk.
     Memory: about 0.4 GB per worker, whatever the size of the input. Disk: twice what is written, until it is done.
@@ -112,8 +108,7 @@ class _Call:
         self.name = self.source_name(options.topic or options.topic_key or "all")
         self.fingerprint = self.deciding()
         self.work = _only_folder(options.out / ".work" / f"preprocess-{file_stem(self.name)}", self.fingerprint)
-        holdout = hashlib.sha256(json.dumps([options.holdout, options.holdout_sd]).encode()).hexdigest()
-        self.written = _only_folder(self.work / "written", holdout)
+        self.written = _only_folder(self.work / "written", fingerprint_of([options.holdout, options.holdout_sd]))
         self.runs, self.finished, self.held_out = self.work / "runs", self.written / "shards", self.written / "held_out"
         for path in (self.runs, self.finished, self.held_out):
             path.mkdir(parents=True, exist_ok=True)
@@ -163,13 +158,15 @@ class _Call:
         """
         stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in self.inputs]
         decided = [FORMAT, deciding(self.options, "tokenizer", "holdout", "holdout_sd"), stats, asdict(self.identity)]
-        return hashlib.sha256(json.dumps(decided).encode()).hexdigest()
+        return fingerprint_of(decided)
 
     def tokenise(self) -> list[TaskResult]:
         engine: Literal["auto", "reference"] = "auto" if self.tokenizer.engine_name == "fastokens" else "reference"
         settings = TaskSettings(options=self.options, runs=self.runs, engine=engine, dtype=self.dtype)
-        sizes = [task.size_bytes for task in self.tasks]
-        results = self.run_stage("tokenise", partial(tokenise_task, self.tasks, settings), sizes, self.fingerprint)
+        work, sizes = self.work / "tokenise", tuple(task.size_bytes for task in self.tasks)
+        do = partial(tokenise_task, self.tasks, settings)
+        stage = Stage(name="tokenise", work=work, fingerprint=self.fingerprint, sizes=sizes, do=do)
+        results = run_stage(stage, workers=self.pool, array=self.options.array)
         return [TaskResult.from_json(result) for result in results]
 
     def choose_held_out(self, before: set[int]) -> dict[str, HeldOut]:
@@ -205,10 +202,9 @@ class _Call:
             tasks += [self.shard_task(topic, n, count, num_tokens // count) for n in range(count)]
         keep_digests = self.options.role == "validation"
         settings = self.merge_settings(held_out=held_out, keep_digests=keep_digests, window=window)
-        table = hashlib.sha256()
-        for path in sorted(self.held_out.glob("[!.]*")) if held_out is not None else ():
-            table.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
-        return self.write_files("write", tasks, partial(write_shard, tasks, settings), table.hexdigest())
+        files = sorted(self.held_out.glob("[!.]*")) if held_out is not None else []
+        table = [(path.name, sha256_of(path)) for path in files]
+        return self.write_files("write", tasks, partial(write_shard, tasks, settings), table)
 
     def new_sources(self, training: Files, held_out: Files) -> list[SourceEntry]:
         """Errors: DataError if a topic has nothing left."""
@@ -271,7 +267,6 @@ class _Call:
             num_duplicates_removed=sum(shard.num_copies for shard in shards) - held_out_documents,
             num_near_copies_removed=sum(shard.num_near_copies for shard in shards),
             num_filler_tokens=sum(shard.num_filler_tokens for shard in shards),
-            engine=self.tokenizer.engine_name,
         )
         for topic, entry in self.chosen.items():
             logger.info(
@@ -296,24 +291,11 @@ class _Call:
         self, name: str, tasks: Sequence[ShardTask], do: Callable[[int, Report], Any], *parts: object
     ) -> Files:
         """A stage that writes token files; parts: what decides its results beside the runs."""
-        decided = hashlib.sha256(json.dumps([self.fingerprint, parts]).encode()).hexdigest()
-        sizes = [task.num_tokens for task in tasks]
-        results = self.run_stage(name, do, sizes, decided, folder=self.written, unit="M tokens")
+        decided = fingerprint_of([self.fingerprint, parts])
+        work, sizes = self.written / name.replace(" ", "_"), tuple(task.num_tokens for task in tasks)
+        stage = Stage(name=name, work=work, fingerprint=decided, sizes=sizes, do=do, unit="M tokens")
+        results = run_stage(stage, workers=self.pool, array=self.options.array)
         return [(task, MergedShard.from_json(result)) for task, result in zip(tasks, results, strict=True)]
-
-    def run_stage(
-        self,
-        name: str,
-        do: Callable[[int, Report], Any],
-        sizes: Sequence[int],
-        fingerprint: str,
-        *,
-        folder: Path | None = None,
-        unit: str = "MB",
-    ) -> list[Any]:
-        work = (folder or self.work) / name.replace(" ", "_")
-        stage = Stage(name=name, work=work, fingerprint=fingerprint, sizes=tuple(sizes), do=do)
-        return run_stage(stage, workers=self.pool, unit=unit, array=self.options.array)
 
     def shard_task(
         self, topic: str, shard: int, num_shards: int, num_tokens: int, *, suffix: str | None = None

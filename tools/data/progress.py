@@ -64,7 +64,6 @@ class LiveProgress:
             self._bar.update(self._task, completed=self._done)
 
     def advance(self, amount: int) -> None:
-        """`amount` more is done."""
         self._done += amount
         now = time.monotonic()
         per_second = (self._done - self._before) / max(now - self._started, 1e-3)

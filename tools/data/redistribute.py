@@ -33,8 +33,6 @@ Tokens = npt.NDArray[np.integer]
 
 @dataclass(frozen=True, kw_only=True)
 class Sidecar:
-    """A Parquet file beside every token file of a topic, one row per document."""
-
     suffix: str
     """After the prefix: ".documents.parquet"."""
     origin: ScoresOrigin | None
@@ -50,8 +48,6 @@ Written = tuple[WrittenPair, int | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Rewriting:
-    """What both passes want to know of a topic that is written anew."""
-
     lengths: Ints
     sidecars: Sequence[Sidecar]
     spool: Path

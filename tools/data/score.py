@@ -6,8 +6,6 @@ ranks of torchrun or srun, or as jobs of a SLURM array; whoever finds a shard's 
 """
 
 import glob
-import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -26,7 +24,7 @@ from tools.data.options import ScoreOptions
 from tools.data.score_chunks import ModelWeights, ScoredFile, Settings, find_weights, score_chunk
 from tools.data.scores_file import SCHEMA, ScoresOrigin, check_name, metadata_of, read_origin, scores_path
 from tools.data.shares import enter, take_over
-from tools.data.stage import Stage, forget, is_done, only_one, remove_work, run_stage, run_tasks
+from tools.data.stage import Stage, fingerprint_of, forget, is_done, only_one, remove_work, run_stage, run_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -166,8 +164,7 @@ def _files(options: ScoreOptions, manifest: DatasetManifest, origin: ScoresOrigi
     chunk_tokens = max(MIN_CHUNK_TOKENS, total // MAX_CHUNKS)
     files: list[ScoredFile] = []
     next_task = 0
-    packed = {entry.name for entry in chosen if entry.packed_seq_length is not None}
-    for name, shard in ((entry.name, shard) for entry in chosen for shard in entry.shards):
+    for entry, shard in ((source, shard) for source in chosen for shard in source.shards):
         prefix = manifest.shard_prefix(shard)
         num_chunks = max(1, -(-shard.num_tokens // chunk_tokens))
         files.append(
@@ -179,7 +176,7 @@ def _files(options: ScoreOptions, manifest: DatasetManifest, origin: ScoresOrigi
                 first_task=next_task,
                 num_chunks=num_chunks,
                 chunk_tokens=chunk_tokens,
-                filler_id=manifest.tokenizer.eos_id if name in packed else None,
+                filler_id=None if entry.packed_seq_length is None else manifest.tokenizer.eos_id,
             )
         )
         next_task += num_chunks
@@ -194,30 +191,30 @@ def _check_not_poorer(files: Sequence[ScoredFile], settings: Settings) -> None:
 
 
 def _stage(options: ScoreOptions, settings: Settings, files: Sequence[ScoredFile]) -> Stage:
-    described = {
+    decided = {
         "numerics": NUMERICS,
         "micro_batch_size": settings.micro_batch_size,
         "files": [[file.shard.prefix, file.num_chunks, asdict(file.origin)] for file in files],
     }
+    fingerprint = fingerprint_of(decided)
     sizes = tuple(
         min(file.chunk_tokens, file.shard.num_tokens - chunk * file.chunk_tokens)
         for file in files
         for chunk in range(file.num_chunks)
     )
-    fingerprint = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
     work = options.data / ".work" / f"score-{options.name}"
     do = partial(score_chunk, work, settings, tuple(files))
-    return Stage(name="score", work=work, fingerprint=fingerprint, sizes=sizes, do=do)
+    return Stage(name="score", work=work, fingerprint=fingerprint, sizes=sizes, do=do, unit="tokens", scale=1.0)
 
 
 def _run(stage: Stage, files: Sequence[ScoredFile], options: ScoreOptions, ranks: Ranks | None) -> None:
     _forget_lost(stage, files)
     if ranks is None:
-        run_stage(stage, workers=options.workers, unit="tokens", scale=1.0, array=options.array)
+        run_stage(stage, workers=options.workers, array=options.array)
     else:
-        run_tasks(stage, ranks.rank, ranks.world_size, unit="tokens", scale=1.0)
+        run_tasks(stage, ranks.rank, ranks.world_size)
         if not all(file.is_current for file in files):
-            take_over(stage, ranks, unit="tokens", scale=1.0)
+            take_over(stage, ranks)
     for file in files:
         parts = _parts(stage.work, file)
         # Of this call's chunks: an earlier call may have cut the data otherwise.

@@ -38,8 +38,6 @@ _WEIGHT_FILES = ("config.json", "*.safetensors", "pytorch_model*.bin")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelWeights:
-    """A folder of weights, found and hashed."""
-
     folder: Path
     tokenizer: Path
     """Folder that holds its tokenizer, if it carries one."""
@@ -106,18 +104,16 @@ class ScoredFile:
         return (found if self.origin.tokenizer_digest else replace(found, tokenizer_digest=None)) == self.origin
 
 
-def score_chunk(
-    work: Path, settings: Settings, files: tuple[ScoredFile, ...], task: int, report: Report
-) -> dict[str, Any]:
+def score_chunk(work: Path, settings: Settings, files: tuple[ScoredFile, ...], task: int, report: Report) -> None:
     """One task: the scores of some documents, in order, as a part file.
 
     Errors: CheckpointError if the model gives NaN, DataError for token ids outside the vocabulary.
     """
     file = next(f for f in reversed(files) if f.first_task <= task)
     if file.is_current:
-        return {"already": True}
+        return
     documents = _documents(file, task - file.first_task, settings)
-    columns: dict[str, Any] = dict.fromkeys(SCHEMA.names)
+    columns: dict[str, Any] = {name: [None] * len(documents) for name in SCHEMA.names}
     if settings.weights is not None:
         scores = scorer_of(settings).score(_without_fillers(documents, file.filler_id), report)
         if num_bad := int(np.count_nonzero(~np.isfinite(scores.nll_sums))):
@@ -131,15 +127,10 @@ def score_chunk(
         columns |= _signals(documents, _tokenizer(settings.tokenizer))
     if settings.weights is None:
         report(sum(map(len, documents)))
-    arrays = [
-        pa.nulls(len(documents), kind.type) if columns[kind.name] is None else pa.array(columns[kind.name], kind.type)
-        for kind in SCHEMA
-    ]
-    table = pa.Table.from_arrays(arrays, schema=SCHEMA.with_metadata(metadata_of(file.origin)))
+    table = pa.table(columns, schema=SCHEMA.with_metadata(metadata_of(file.origin)))
     buffer = BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     write_atomic(work / f"{task:07d}.parquet", buffer.getvalue())
-    return {"num_documents": len(documents)}
 
 
 def _without_fillers(documents: Tokens, filler_id: int | None) -> Tokens:

@@ -197,7 +197,6 @@ def gather(items: list[SelectionTask], results: list[dict[str, Any]]) -> Selecti
 
 
 def report_from_json(content: dict[str, Any]) -> SelectionReport:
-    """What `as_json` gave."""
     sources = content["sources"]
     return SelectionReport(
         num_read=content["documents"]["read"],
@@ -211,7 +210,6 @@ def report_from_json(content: dict[str, Any]) -> SelectionReport:
 
 
 def table(report: SelectionReport) -> str:
-    """Documents per source and reason as text."""
     reasons = sorted({reason for found in report.dropped.values() for reason in found})
     sources = sorted({*report.kept, *report.dropped, *report.quarantined})
     rows = [["source", *sources]] if len(sources) == 1 else [["source", *sources, "all"]]

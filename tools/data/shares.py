@@ -45,10 +45,10 @@ def enter(stage: Stage, ranks: Ranks) -> None:
             )
 
 
-def take_over(stage: Stage, ranks: Ranks, *, unit: str, scale: float) -> None:
+def take_over(stage: Stage, ranks: Ranks) -> None:
     """Do what is missing of the shares of processes that are not coming, after WAIT_SECONDS for those to note.
 
-    unit, scale: as in run_stage. Two processes may do one task: both write the same.
+    Two processes may do one task: both write the same.
     """
     launch = _launch()
     if launch is None:
@@ -62,7 +62,7 @@ def take_over(stage: Stage, ranks: Ranks, *, unit: str, scale: float) -> None:
                 stage.name, ranks.world_size, ", ".join(map(str, absent[:8])), stage.work,
             )  # fmt: skip
             first = len(missing) * ranks.rank // ranks.world_size  # each begins elsewhere
-            do_tasks(stage, missing[first:] + missing[:first], title=f"{stage.name} of others", unit=unit, scale=scale)
+            do_tasks(stage, missing[first:] + missing[:first], title=f"{stage.name} of others")
             return
         time.sleep(min(PAUSE_SECONDS, WAIT_SECONDS))
 
@@ -120,7 +120,6 @@ def _queued(job: str, ranks: Ranks) -> set[int] | None:
 
 
 def _there(stage: Stage, launch: str, ranks: Ranks) -> set[int]:
-    """Ranks that have noted themselves."""
     names = {entry.name for entry in os.scandir(stage.work)}  # also makes NFS look again
     return {rank for rank in range(ranks.world_size) if _note(stage, launch, rank).name in names}
 

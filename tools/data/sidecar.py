@@ -1,5 +1,6 @@
 """<prefix>.documents.parquet: where each document of a token file comes from; rows are in the order of the file."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,6 @@ ROWS_AT_ONCE = 1 << 16
 
 
 def sidecar_path(prefix: Path) -> Path:
-    """The sidecar of the pair prefix.bin, prefix.idx."""
     return Path(f"{prefix}{SUFFIX}")
 
 
@@ -99,17 +99,15 @@ def read_row(prefix: Path, number: int) -> dict[str, Any] | None:
 
 def source_files(prefix: Path, *, most_rows: int) -> tuple[dict[str, int], int]:
     """(documents of each file that the first `most_rows` rows, in whole groups, name, how many rows these are)."""
-    found: dict[str, int] = {}
-    seen = 0
+    found: Counter[str] = Counter()
     with pq.ParquetFile(sidecar_path(prefix)) as file:
         for group in range(file.num_row_groups):
-            if seen >= most_rows:
+            if found.total() >= most_rows:
                 break
             column = file.read_row_group(group, columns=["file"])["file"]
-            seen += len(column)
             for entry in column.value_counts().to_pylist():
-                found[str(entry["values"])] = found.get(str(entry["values"]), 0) + int(entry["counts"])
-    return found, seen
+                found[str(entry["values"])] += int(entry["counts"])
+    return found, found.total()
 
 
 def _array(values: Sequence[Any] | npt.NDArray[Any], kind: Any) -> Any:

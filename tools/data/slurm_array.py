@@ -35,9 +35,7 @@ logger = logging.getLogger(__name__)
 SHORTEST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 15.0  # between two calls of squeue
 
 
-def run_array(
-    stage: Stage, array: SlurmArray, progress: LiveProgress, missing: list[int], *, unit: str, scale: float
-) -> None:
+def run_array(stage: Stage, array: SlurmArray, progress: LiveProgress, missing: list[int]) -> None:
     """Has the missing tasks done and returns when they are; an array of this stage that is queued already does them.
 
     Errors: ConfigError if SLURM refuses the array; DataError, naming the logs, if it has ended with tasks undone.
@@ -49,8 +47,7 @@ def run_array(
         logger.info("%s: SLURM job array %s is doing this already", stage.name, job)
         left = _wait(stage, name, job, progress, left)
     if left:  # it may have begun before what ended it, or left out what was done then
-        share = _Share(stage, logs / "errors", unit, scale)
-        job = _submit(share, array, name, logs, left)
+        job = _submit(_Share(stage, logs / "errors"), array, name, logs, left)
         logger.info("%s: SLURM job array %s submitted, logs in %s", stage.name, job, logs)
         left = _wait(stage, name, job, progress, left)
     if left:
@@ -66,15 +63,13 @@ class _Share:
 
     stage: Stage
     errors: Path
-    unit: str
-    scale: float
 
     def __call__(self, data: Any, rank: int, world_size: int) -> None:
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)  # into the element's log
         kept = self.errors / f"{rank:05d}"
         kept.unlink(missing_ok=True)
         try:
-            run_tasks(self.stage, rank, world_size, unit=self.unit, scale=self.scale)
+            run_tasks(self.stage, rank, world_size)
         except Exception as error:
             text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             write_atomic(kept, text.encode())
@@ -189,7 +184,6 @@ def _slurm(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def _names(stage: Stage) -> tuple[str, Path]:
-    """The job's name and the folder of its logs."""
     work = stage.work.resolve()
     digest = hashlib.sha256(f"{stage.fingerprint}\n{work}".encode()).hexdigest()[:12]
     stem = re.sub(r"[^A-Za-z0-9]+", "-", stage.name).strip("-")

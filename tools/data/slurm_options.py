@@ -13,7 +13,10 @@ TASK_MEMORY_GB = 4  # ours: every stage's working set is below 1 GB a process; t
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmArray:
-    """A job array to run a stage on; what is None or missing is left to the cluster's defaults."""
+    """A job array to run a stage on; what is None or missing is left to the cluster's defaults.
+
+    cpus, mem_gb and gpus are of an element.
+    """
 
     tasks: int
     """Elements of the array, each with a part of the stage's tasks; the result does not depend on it."""
@@ -21,11 +24,8 @@ class SlurmArray:
     time: str | None = None
     """Limit of an element, as sbatch writes it."""
     cpus: int = 1
-    """Of an element."""
     mem_gb: int = TASK_MEMORY_GB
-    """Of an element."""
     gpus: int = 0
-    """Of an element."""
     sbatch_args: dict[str, str] = field(default_factory=dict)
     """More options of sbatch; an empty value: a flag."""
 

@@ -5,7 +5,6 @@ A topic is one (language, source, topic) of the training sources; all else of th
 """
 
 import glob
-import hashlib
 import json
 import logging
 import shutil
@@ -36,7 +35,7 @@ from tools.data.scores_file import ScoresOrigin, names_of, open_scores, read_ori
 from tools.data.sidecar import SUFFIX, sidecar_path
 from tools.data.signals import SIGNALS
 from tools.data.sort_order import SortKey, keys_of, lengths_of, order_of, sort_key
-from tools.data.stage import Report, Stage, is_done, only_one, refuse_foreign, run_stage
+from tools.data.stage import Report, Stage, fingerprint_of, is_done, only_one, refuse_foreign, run_stage
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +64,6 @@ def sort(options: SortOptions) -> Path:
     """Write `options.out`: every chosen topic in buckets "00", "01", …, documents in the order of their key.
 
     Returns its manifest.
-
     Errors: ConfigError for options that do not fit, DataError for scores that are missing, stale or incomplete, or
     data that cannot be sorted.
     Memory: 100 MB, and some 60 bytes per document of the largest topic, for each worker.
@@ -81,7 +79,7 @@ def sort(options: SortOptions) -> Path:
     with only_one(options.out):
         stage = _stage(options, manifest, topics, key)
         _check_replaceable(options, stage)
-        results = run_stage(stage, workers=options.workers, unit="M tokens", scale=2e6, array=options.array)
+        results = run_stage(stage, workers=options.workers, array=options.array)
         _remove_left(options.out, "spool-*", [target for topic in topics for target in _targets(options, topic)])
         written = list(zip(topics, results, strict=True))
         chosen = {prefix for topic in topics for prefix, _ in topic.shards}
@@ -169,7 +167,7 @@ def _check_one_model(topics: Sequence[_Topic], key: SortKey) -> None:
 
 
 def _stage(options: SortOptions, manifest: DatasetManifest, topics: Sequence[_Topic], key: SortKey) -> Stage:
-    described = {
+    decided = {
         "key": asdict(key),
         "buckets": options.buckets,
         "drop_tails": options.drop_tails,
@@ -177,10 +175,11 @@ def _stage(options: SortOptions, manifest: DatasetManifest, topics: Sequence[_To
         "topics": [[topic.name, [shard.bin_sha256 for _, shard in topic.shards]] for topic in topics],
         "scores": {name: sorted(str(origin) for origin in _origins(topics, name)) for name in key.names},
     }
-    fingerprint = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    fingerprint = fingerprint_of(decided)
     sizes = tuple(2 * topic.num_tokens for topic in topics)
     do = partial(_sort_topic, options, tuple(topics), key, manifest.dtype)
-    return Stage(name="sort", work=options.out / ".work" / "sort", fingerprint=fingerprint, sizes=sizes, do=do)
+    work = options.out / ".work" / "sort"
+    return Stage(name="sort", work=work, fingerprint=fingerprint, sizes=sizes, do=do, unit="M tokens", scale=2e6)
 
 
 def _check_replaceable(options: SortOptions, stage: Stage) -> None:
@@ -288,7 +287,6 @@ def _entries(topic: _Topic, result: dict[str, Any], key: SortKey) -> list[Source
 
 
 def _carry_over(manifest: DatasetManifest, entry: SourceEntry, out: Path) -> None:
-    """The same files in the new folder."""
     for shard in entry.shards:
         prefix = manifest.shard_prefix(shard)
         files = [Path(f"{prefix}{suffix}") for suffix in _CARRIED]

@@ -100,8 +100,6 @@ class TaskResult:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSettings:
-    """What every task of a call has in common."""
-
     options: PreprocessOptions
     runs: Path
     engine: Literal["auto", "reference"]

@@ -7,6 +7,7 @@ Every task's result depends on the stage's fingerprint and its number alone, nev
 import ctypes
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing import get_context, parent_process
@@ -49,10 +50,17 @@ class Stage:
     fingerprint: str
     """Hash of all that decides a result (options, inputs with size and time): other results are not taken over."""
     sizes: tuple[int, ...]
-    """Of each task, in units of the progress (bytes of input)."""
+    """Of each task; `scale` of them are a `unit` of the live line."""
     do: Callable[[int, Report], Any]
     """do(task, report) writes the task's files atomically and returns what later steps need, as JSON. A module's
     function or a functools.partial of one."""
+    unit: str = "MB"
+    scale: float = 1e6
+
+
+def fingerprint_of(decided: Any) -> str:
+    """Hash of what decides a result; what JSON does not know counts as its text."""
+    return hashlib.sha256(json.dumps(decided, sort_keys=True, default=str).encode()).hexdigest()
 
 
 class WorkerPool:
@@ -92,53 +100,52 @@ class WorkerPool:
             self.executor.submit(do)
 
 
-def run_stage(
-    stage: Stage, *, workers: int | WorkerPool, unit: str = "MB", scale: float = 1e6, array: SlurmArray | None = None
-) -> list[Any]:
+def run_stage(stage: Stage, *, workers: int | WorkerPool, array: SlurmArray | None = None) -> list[Any]:
     """All results in the order of the tasks; only those that are missing are computed, in `workers` processes here.
 
-    unit, scale: of the live line: Stage.sizes are counted in 1 / scale units.
     array: compute them on the elements of a SLURM job array, and wait for it.
     Errors: what a task raises; DataError if a worker process dies, or if the array ends with tasks undone.
     """
     stage.work.mkdir(parents=True, exist_ok=True)
     missing = missing_tasks(stage, range(len(stage.sizes)))
-    with LiveProgress(stage.name, total=sum(stage.sizes), unit=unit, scale=scale) as progress:
-        progress.skip(sum(stage.sizes) - sum(stage.sizes[task] for task in missing))
+    with _progress(stage, stage.name, range(len(stage.sizes)), missing) as progress, ExitStack() as stack:
+        pool = workers if isinstance(workers, WorkerPool) else stack.enter_context(WorkerPool(workers))
         if array is not None and missing:
             from tools.data.slurm_array import run_array
 
-            run_array(stage, array, progress, missing, unit=unit, scale=scale)
-        elif len(missing) < 2 or (workers if isinstance(workers, int) else workers.size) == 1:
+            run_array(stage, array, progress, missing)
+        elif len(missing) < 2 or pool.size == 1:
             for task in missing:
                 _do(stage, task, progress.advance)
-        elif isinstance(workers, WorkerPool):
-            _in_processes(stage, missing, workers, progress.advance)
         else:
-            with WorkerPool(min(workers, len(missing))) as pool:
-                _in_processes(stage, missing, pool, progress.advance)
+            _in_processes(stage, missing, pool, progress.advance)
     return results(stage)
 
 
-def run_tasks(stage: Stage, rank: int, world_size: int, *, unit: str = "MB", scale: float = 1e6) -> None:
+def run_tasks(stage: Stage, rank: int, world_size: int) -> None:
     """The missing ones of the tasks rank, rank + world_size, ...: one process of a job array."""
     allow_many_files()  # a node's limit, not that of the call
     stage.work.mkdir(parents=True, exist_ok=True)
-    mine = range(rank, len(stage.sizes), world_size)
-    do_tasks(stage, mine, title=f"{stage.name} {rank + 1}/{world_size}", unit=unit, scale=scale)
+    do_tasks(stage, range(rank, len(stage.sizes), world_size), title=f"{stage.name} {rank + 1}/{world_size}")
 
 
-def do_tasks(stage: Stage, tasks: Sequence[int], *, title: str, unit: str, scale: float) -> None:
+def do_tasks(stage: Stage, tasks: Sequence[int], *, title: str) -> None:
     """The missing ones of these tasks, in their order; what another process has done meanwhile is passed over."""
     missing = missing_tasks(stage, tasks)
-    total = sum(stage.sizes[task] for task in tasks)
-    with LiveProgress(title, total=total, unit=unit, scale=scale) as progress:
-        progress.skip(total - sum(stage.sizes[task] for task in missing))
+    with _progress(stage, title, tasks, missing) as progress:
         for task in missing:
             if is_done(stage, task):
                 progress.skip(stage.sizes[task])
             else:
                 _do(stage, task, progress.advance)
+
+
+def _progress(stage: Stage, title: str, tasks: Sequence[int], missing: Sequence[int]) -> LiveProgress:
+    """Of these tasks, of which only the missing ones take time."""
+    total = sum(stage.sizes[task] for task in tasks)
+    progress = LiveProgress(title, total=total, unit=stage.unit, scale=stage.scale)
+    progress.skip(total - sum(stage.sizes[task] for task in missing))
+    return progress
 
 
 def is_done(stage: Stage, task: int) -> bool:
@@ -152,7 +159,6 @@ def forget(stage: Stage, task: int) -> None:
 
 
 def missing_tasks(stage: Stage, tasks: Sequence[int]) -> list[int]:
-    """Those of `tasks` that have no result yet."""
     there = {entry.name for entry in os.scandir(stage.work)}  # also makes NFS look again for what another node wrote
     return [task for task in tasks if _path(stage, task).name not in there or _kept(stage, task) is None]
 
@@ -253,7 +259,9 @@ def _in_processes(stage: Stage, tasks: list[int], pool: WorkerPool, on_progress:
         running = set(futures)
         while running:
             done, running = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
-            shown = _show(pool.counter, shown, on_progress)
+            if (value := int(pool.counter.value)) > shown:
+                on_progress(value - shown)
+                shown = value
             for future in done:
                 future.result()
     except BrokenProcessPool as error:
@@ -277,13 +285,6 @@ def _next() -> int:
     with _taken.get_lock():
         _taken.value += 1
         return int(_taken.value) - 1
-
-
-def _show(counter: Any, shown: int, on_progress: Report) -> int:
-    value = int(counter.value)
-    if value > shown:
-        on_progress(value - shown)
-    return value
 
 
 _counter: Any = None

@@ -13,7 +13,7 @@ from tools.data.kept import Kept, Tensors
 from tools.data.topic_head import Vectors, fit_linear, logits_of
 from tools.data.topic_labels import Labelled
 from tools.data.topic_model import words_of
-from tools.data.topic_trials import Trial, best_of
+from tools.data.topic_trials import Trial, best_of, held_of
 
 ENCODER_CHARACTERS = 300  # ours: the time of the encoder grows with the text; 300 characters hold some sentences
 FASTTEXT_RATES = (0.1, 0.3, 1.0)  # tried in the trials, like these
@@ -69,11 +69,10 @@ def logistic_regression(
         layer = fit_linear(vectors[list(places)], truth, num_topics=len(labels), penalty=penalty)
         return [labels[index] for index in logits_of(layer, asked).argmax(axis=1)]
 
-    def label(penalty: float, number: int) -> list[str]:
-        return by_vectors(penalty, trials[number].train, vectors[trials[number].held])
+    def given_by(penalty: float) -> list[str]:
+        return [topic for trial in trials for topic in by_vectors(penalty, trial.train, vectors[trial.held])]
 
-    penalty = best_of(PENALTIES, documents, trials, label, labels)
-    held = [topic for number in range(len(trials)) for topic in label(penalty, number)]
+    penalty, held = best_of(PENALTIES, held_of(documents, trials), given_by, labels)
     return Given(held, by_vectors(penalty, train, test_vectors))
 
 
@@ -110,11 +109,12 @@ def fasttext(
 
         return [labels[index] for index in kept.tensors(f"fasttext-{step}", made)["labels"].tolist()]
 
-    def label(rate: float, number: int) -> list[str]:
-        trial = trials[number]
-        return by_words(f"{number}-{rate}", rate, trial.train, [lines[place] for place in trial.held])
+    def given_by(rate: float) -> list[str]:
+        found: list[str] = []
+        for number, trial in enumerate(trials):
+            found += by_words(f"{number}-{rate}", rate, trial.train, [lines[place] for place in trial.held])
+        return found
 
-    rate = best_of(FASTTEXT_RATES, documents, trials, label, labels)
-    held = [topic for number in range(len(trials)) for topic in label(rate, number)]
+    rate, held = best_of(FASTTEXT_RATES, held_of(documents, trials), given_by, labels)
     asked = [" ".join(words_of(document.text)) for document in test]
     return Given(held, by_words("test", rate, train, asked))

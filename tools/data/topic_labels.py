@@ -9,7 +9,7 @@ from pathlib import Path
 import orjson
 
 from data_mixers.errors import ConfigError, DataError
-from tools.data.documents import TaskDocuments
+from tools.data.documents import TOPIC_KEY, TaskDocuments
 from tools.data.labels import check_label
 from tools.data.readers import find_inputs, plan_tasks
 
@@ -28,8 +28,6 @@ Topics = Mapping[str, Mapping[str, str]]
 
 @dataclass(frozen=True)
 class Labelled:
-    """A document whose topic somebody gave."""
-
     id: str
     text: str
     language: str
@@ -83,9 +81,7 @@ def read_topics(path: Path | None) -> Topics:
     return topics
 
 
-def read_labelled(
-    inputs: Sequence[str], *, topics: Topics, text_key: str, topic_key: str, source_key: str, language_key: str
-) -> tuple[list[Labelled], Counter[str]]:
+def read_labelled(inputs: Sequence[str], *, topics: Topics, text_key: str) -> tuple[list[Labelled], Counter[str]]:
     """(Every labelled document of these files, in order; lines that are none, by reason).
 
     Errors: DataError naming file and line for a missing or unknown language, topic or source.
@@ -96,11 +92,11 @@ def read_labelled(
         documents = TaskDocuments(task, text_key=text_key)
         for document in documents:
             where = f"{task.path}, document {document.id}"
-            values = [document.fields.get(key) for key in (language_key, topic_key, source_key)]
-            for key, value in zip((language_key, topic_key, source_key), values, strict=True):
-                if not isinstance(value, str) or not value:
+            keys = ("language", TOPIC_KEY, "source")
+            for key in keys:
+                if not isinstance(value := document.fields.get(key), str) or not value:
                     raise DataError(f"{where}: {key!r} must be text, it is {value!r}")
-            language, topic, source = (str(value) for value in values)
+            language, topic, source = (document.fields[key] for key in keys)
             if language not in topics:
                 raise DataError(f"{where}: language {language!r} has no topics; known: {', '.join(topics)}")
             if topic not in topics[language]:
@@ -151,11 +147,10 @@ def split_by_source(
         else:
             train.append(document)
     learned = {d.kind for d in train}
-    dev = [d for d in dev if d.kind in learned]
     texts = {settled_text(d) for d in train}
-    num_dev_copies = len(dev)
-    dev = [d for d in dev if settled_text(d) not in texts]
-    num_dev_copies -= len(dev)
+    learnt_dev = [d for d in dev if d.kind in learned]
+    dev = [d for d in learnt_dev if settled_text(d) not in texts]
+    num_dev_copies = len(learnt_dev) - len(dev)
     seen = {settled_text(d) for d in (*train, *dev)}
     test, num_duplicates = [], 0
     for document in candidates:

@@ -7,37 +7,52 @@ Labels of a few sources bend an encoder towards those sources' style. So the hea
 encoder has learnt from something else; one encoder then serves every trial.
 """
 
+import math
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
+from torch import nn
 from transformers import BertConfig
 
 from data_mixers.errors import ConfigError
 from tools.data.kept import Kept, Tensors
+from tools.data.progress import LiveProgress
 from tools.data.readers import find_inputs
 from tools.data.topic_baselines import frozen_encoder
 from tools.data.topic_distillation import distil, texts_of
 from tools.data.topic_head import Vectors, fit_head
-from tools.data.topic_labels import Labelled
-from tools.data.topic_model import TopicClassifier, load_encoder, new_config, read_init, tokenise, train_tokenizer
-from tools.data.topic_options import ClassifierOptions
-from tools.data.topic_training import train
+from tools.data.topic_labels import Kind, Labelled
+from tools.data.topic_model import (
+    MASK,
+    TopicClassifier,
+    load_encoder,
+    new_config,
+    padded,
+    read_init,
+    tokenise,
+    train_tokenizer,
+)
+from tools.data.topic_options import WEIGHT_DECAY, ClassifierOptions
 
 GIVEN, TAUGHT, FROM_LABELS = "given encoder", "taught encoder", "from labels alone"
 PENALTIES = (0.3, 0.1, 0.03, 0.01, 0.003)
 """On the squared weights of the head, tried in trials; of equals the strongest (ours)."""
+WORD_LEARNING_RATE = 1e-3
+WARMUP_SHARE = 0.1
+TOKEN_DROPOUT = 0.1  # share of tokens replaced by [MASK]: no single word may carry a topic (ours)
+LABEL_SMOOTHING = 0.05
 Logits = NDArray[np.float64]
 """[documents, topics]."""
 
 
 @dataclass(frozen=True)
 class Learner:
-    """What all trainings of one call share."""
-
     options: ClassifierOptions
     labels: tuple[str, ...]
     documents: Sequence[Labelled]
@@ -57,7 +72,6 @@ class Learner:
         return given + taught or (FROM_LABELS,)
 
     def topics_of(self, logits: Logits) -> list[str]:
-        """The most likely one of each document."""
         return [self.labels[index] for index in logits.argmax(axis=1)]
 
 
@@ -123,11 +137,7 @@ def trained_on_labels(learner: Learner, train_places: Sequence[int], step: str, 
 
     def made() -> Tensors:
         model = new_model(learner).to(learner.options.device)
-        train(
-            model, learner.tokenizer, [learner.documents[place] for place in train_places],
-            [learner.windows[place] for place in train_places],
-            labels=learner.labels, options=learner.options.training, device=learner.options.device,
-        )  # fmt: skip
+        _train(model, learner, train_places)
         return dict(model.state_dict())
 
     return kept.tensors(step, made)
@@ -145,3 +155,73 @@ def logits_by(head: Tensors, features: Vectors) -> Logits:
     """What the classifier with this head says of documents with these features."""
     found = features.astype(np.float64) @ head["head.weight"].double().numpy().T + head["head.bias"].double().numpy()
     return np.asarray(found)
+
+
+def _train(model: TopicClassifier, learner: Learner, places: Sequence[int]) -> None:
+    """On these of the labelled documents, in place."""
+    options, device = learner.options.training, learner.options.device
+    documents = [learner.documents[place] for place in places]
+    torch.manual_seed(options.seed)
+    random = np.random.default_rng(options.seed)
+    truth = torch.tensor([learner.labels.index(document.topic) for document in documents])
+    longest = min(options.train_length, learner.config.max_position_embeddings)
+    mask_id, of_document = learner.tokenizer.get_vocab()[MASK], _chances(documents)
+
+    def loss_of_step(words_only: bool) -> torch.Tensor:
+        chosen = random.choice(len(documents), options.batch_documents, p=of_document)
+        windows = [_window(learner.windows[places[index]], longest, random, mask_id) for index in chosen]
+        features = model.features(*padded(windows, device=device), words_only=words_only)  # [b, h]
+        return nn.functional.cross_entropy(
+            model.head(model.dropout(features)), truth[chosen].to(device), label_smoothing=LABEL_SMOOTHING
+        )
+
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.train()
+    for words_only, steps in ((True, options.word_steps), (False, options.steps)):
+        rate = WORD_LEARNING_RATE if words_only else options.learning_rate
+        optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=WEIGHT_DECAY)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, steps))
+        title = "training, words alone" if words_only else "training"
+        with LiveProgress(title, total=steps, unit="steps", scale=1.0) as progress:
+            for _ in range(steps):
+                optimizer.zero_grad(set_to_none=True)
+                loss_of_step(words_only).backward()  # type: ignore[no-untyped-call]
+                nn.utils.clip_grad_norm_(parameters, 1.0)
+                optimizer.step()
+                schedule.step()
+                progress.advance(1)
+    model.eval()
+
+
+def _chances(documents: Sequence[Labelled]) -> NDArray[np.float64]:
+    """How much each document counts; they sum to 1.
+
+    Every topic of a language counts by the square root of its documents, and the topics' sources likewise, so that
+    neither a large topic nor a large source drowns the rest (ours).
+    """
+    topics = Counter(d.kind for d in documents)
+    sources = Counter((d.kind, d.source) for d in documents)
+    of_topic: dict[Kind, float] = defaultdict(float)
+    for (kind, _), count in sources.items():
+        of_topic[kind] += math.sqrt(count)
+    weights = np.array(
+        [math.sqrt(topics[d.kind]) / of_topic[d.kind] / math.sqrt(sources[d.kind, d.source]) for d in documents]
+    )
+    return np.asarray(weights / weights.sum())
+
+
+def _rate(steps: int, step: int) -> float:
+    warmup = max(1, round(WARMUP_SHARE * steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    return max(0.0, (steps - step) / max(1, steps - warmup))
+
+
+def _window(row: list[int], longest: int, random: np.random.Generator, mask_id: int) -> list[int]:
+    inner = row[1:-1]
+    room = longest - 2
+    if len(inner) > room:
+        start = int(random.integers(0, len(inner) - room + 1))
+        inner = inner[start : start + room]
+    dropped = random.random(len(inner)) < TOKEN_DROPOUT
+    return [row[0], *(mask_id if drop else token for token, drop in zip(inner, dropped, strict=True)), row[-1]]

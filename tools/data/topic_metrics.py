@@ -14,8 +14,6 @@ BINS = 15  # of the calibration error, as in Guo et al. (arXiv 1706.04599)
 
 @dataclass(frozen=True)
 class Scores:
-    """Labels against the truth."""
-
     topics: tuple[str, ...]
     confusion: NDArray[np.int64]
     """[true topic, given topic]."""
@@ -80,14 +78,15 @@ def softmax(logits: Array, *, temperature: float = 1.0) -> Array:
 
 
 def calibration_error(confidence: Array, correct: NDArray[np.bool_]) -> float:
-    """Expected calibration error: mean |confidence - accuracy| over BINS equal bins, weighted by their documents."""
-    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    error = 0.0
-    for index in range(BINS):
-        inside = bins == index
-        if inside.any():
-            error += inside.mean() * abs(confidence[inside].mean() - correct[inside].mean())
-    return float(error)
+    """Expected calibration error: mean |confidence - accuracy| over BINS equal bins, weighted by their documents.
+
+    NaN, of a training that went astray, is in no bin.
+    """
+    known = np.flatnonzero(~np.isnan(confidence))
+    bins = np.minimum((confidence[known] * BINS).astype(int), BINS - 1)
+    # A bin's share of the documents times the mean of its gaps is their sum over the number of all documents.
+    gaps = np.bincount(bins, weights=confidence[known] - correct[known])
+    return float(np.abs(gaps).sum() / max(1, len(confidence)))
 
 
 def fit_temperature(logits: Array, truth: NDArray[np.int64]) -> float:

@@ -7,7 +7,7 @@ The first max_length tokens of a document are read.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,8 +65,6 @@ class TopicClassifier(nn.Module):
 
 @dataclass(frozen=True)
 class Trained:
-    """A classifier with all it takes to use it."""
-
     model: TopicClassifier
     tokenizer: Tokenizer
     topics: Topics
@@ -151,43 +149,37 @@ def tokenise(tokenizer: Tokenizer, texts: Sequence[str], *, max_length: int) -> 
     return [encoding.ids for encoding in tokenizer.encode_batch_fast([text.lstrip()[:cut] for text in texts])]
 
 
-def padded(rows: Sequence[list[int]], *, pad_id: int = 0) -> tuple[Tensor, Tensor | None]:
-    """(ids [b, s], mask [b, s] or None if all rows are equally long)."""
+def padded(rows: Sequence[list[int]], *, device: str = "cpu") -> tuple[Tensor, Tensor | None]:
+    """(ids [b, s], mask [b, s] or None if all rows are equally long). The id of PAD is 0."""
     longest = max(len(row) for row in rows)
-    ids = torch.tensor([row + [pad_id] * (longest - len(row)) for row in rows])  # [b, s]
+    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)  # [b, s]
     if all(len(row) == longest for row in rows):
         return ids, None
-    lengths = torch.tensor([len(row) for row in rows])
-    return ids, (torch.arange(longest)[None] < lengths[:, None]).long()  # [b, s]
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    return ids, (torch.arange(longest, device=device)[None] < lengths[:, None]).long()  # [b, s]
 
 
 @torch.inference_mode()
 def predict_logits(model: TopicClassifier, rows: Sequence[list[int]], *, device: str = "cpu") -> Tensor:
     """Logits of tokenised documents: [documents, topics], on the CPU, in the order of the rows."""
-    model.eval()
-    return _in_batches(model, rows, width=model.head.out_features, device=device)
+    logits: Tensor = model.head(predict_features(model, rows, device=device).to(device))
+    return logits.cpu()
 
 
 @torch.inference_mode()
 def predict_features(model: TopicClassifier, rows: Sequence[list[int]], *, device: str = "cpu") -> Tensor:
     """What the head sees of tokenised documents: [documents, h], on the CPU, in the order of the rows."""
     model.eval()
-    return _in_batches(model.features, rows, width=model.head.in_features, device=device)
-
-
-def _in_batches(
-    forward: Callable[[Tensor, Tensor | None], Tensor], rows: Sequence[list[int]], *, width: int, device: str
-) -> Tensor:
-    """Documents of like length together, long ones first: hardly any padding."""
-    found = torch.empty(len(rows), width)
+    found = torch.empty(len(rows), model.head.in_features)
+    # Documents of like length together, long ones first: hardly any padding.
     order = sorted(range(len(rows)), key=lambda index: (-len(rows[index]), index))
     start = 0
     while start < len(order):
         size = max(1, BATCH_TOKENS[device] // max(1, len(rows[order[start]])))
         batch = order[start : start + size]
         start += size
-        ids, mask = padded([rows[index] for index in batch])
-        found[batch] = forward(ids.to(device), None if mask is None else mask.to(device)).float().cpu()
+        ids, mask = padded([rows[index] for index in batch], device=device)
+        found[batch] = model.features(ids, mask).float().cpu()
     return found
 
 

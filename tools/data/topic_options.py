@@ -10,6 +10,8 @@ from data_mixers.errors import ConfigError
 from tools.cli_options import TextKey
 from tools.data.options import Texts, TopicsFile
 
+WEIGHT_DECAY = 0.01  # of the encoder, with a teacher and on labels
+
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
@@ -29,16 +31,10 @@ class TrainingOptions:
     word_steps: Annotated[int, Option(min=0, help="First steps on labels, with word embeddings alone.")] = 0
     """Before them, with the embeddings and the head alone: a step costs a fiftieth. The layers of a new BERT change
     their input little, so that what is learnt holds when they join (ours)."""
-    word_learning_rate: float = 1e-3
     batch_documents: Annotated[int, Option(min=1, help="Documents of a step.")] = 32
     learning_rate: float = 5e-4
-    weight_decay: float = 0.01
-    warmup_share: float = 0.1
-    token_dropout: float = 0.1
-    """Share of tokens replaced by [MASK]: no single word may carry a topic (ours)."""
     train_length: int = 64
     """Tokens of a training window; a longer document gives another random window each time it comes (ours)."""
-    label_smoothing: float = 0.05
     seed: Annotated[int, Option(min=0, help="Of weights, order and the dev split.")] = 0
 
 
@@ -48,9 +44,6 @@ class ClassifierOptions:
     out: Annotated[Path, Option(help="Folder to create.")]
     topics: TopicsFile = None
     text_key: TextKey = "text"
-    topic_key: Annotated[str, Option(help="Key of the topic.")] = "topic"
-    source_key: Annotated[str, Option(help="Key of the source: where the document comes from.")] = "source"
-    language_key: Annotated[str, Option(help="Key of the language: zh, en.")] = "language"
     test_sources: Annotated[Texts, Option("--test-source", help="Kept for the test; default: chosen.")] = ()
     dev_sources: Annotated[Texts, Option("--dev-source", help="For choices; default: a tenth of the documents.")] = ()
     folds: Annotated[

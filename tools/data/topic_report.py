@@ -140,7 +140,6 @@ def _plain(value: Scores | Difference | Way) -> dict[str, Any]:
 
 
 def as_markdown(report: Report) -> str:
-    """Tables: ours beside the baselines, F1 by topic, calibration, what is untested."""
     lines = ["## Split", ""]
     lines += [f"- {key}: {value}" for key, value in report.split.items()]
     for language in report.results[OURS]:
@@ -229,10 +228,7 @@ def confidence_lines(confidence: Confidence) -> list[str]:
     for part, (raw, scaled) in confidence.errors.items():
         share, right = confidence.kept[part]
         lines.append(f"| {part} | {raw:.3f} | {scaled:.3f} | {share:.1%} | {right:.1%} |")
-    lines += [
-        "",
-        f"Temperature {confidence.temperature:.3f}. {threshold_sentence(confidence)}",
-    ]
+    lines += ["", f"Temperature {confidence.temperature:.3f}. {threshold_sentence(confidence)}"]
     for part, (raw, scaled) in confidence.errors.items():
         share, right = confidence.kept[part]
         if part.startswith("test") and scaled > raw:
@@ -268,12 +264,10 @@ def _as_csv(languages: Mapping[str, Scores]) -> str:
 
 
 def _plot(languages: Mapping[str, Scores], file: Path) -> None:
-    import matplotlib
+    from matplotlib.figure import Figure  # not pyplot: that keeps every figure in global state
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, len(languages), figsize=(8 * len(languages), 7), squeeze=False)
+    figure = Figure(figsize=(8 * len(languages), 7))
+    axes = figure.subplots(1, len(languages), squeeze=False)
     for axis, (language, scores) in zip(axes.flat, languages.items(), strict=True):
         rows = [scores.topics.index(topic) for topic in scores.tested]
         counts = scores.confusion[rows].astype(float)
@@ -287,7 +281,6 @@ def _plot(languages: Mapping[str, Scores], file: Path) -> None:
         axis.set_title(f"{language}: share of true topic (row) labelled as (column)")
     figure.tight_layout()
     figure.savefig(file, dpi=110)
-    pyplot.close(figure)
 
 
 def read_confusion(file: Path, language: str) -> tuple[tuple[str, ...], Array]:

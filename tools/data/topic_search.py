@@ -12,7 +12,6 @@ import torch
 
 from tools.data.kept import Kept, Tensors
 from tools.data.topic_head import Vectors
-from tools.data.topic_labels import Labelled
 from tools.data.topic_learner import (
     FROM_LABELS,
     PENALTIES,
@@ -26,7 +25,7 @@ from tools.data.topic_learner import (
     trained_on_labels,
 )
 from tools.data.topic_model import TopicClassifier, predict_features
-from tools.data.topic_trials import Trial, best_of
+from tools.data.topic_trials import Trial, best_of, held_of
 
 PASS_ROWS = 2000
 """Documents of a step that is kept in a pass over all of them: half a minute of a core (ours)."""
@@ -34,8 +33,6 @@ PASS_ROWS = 2000
 
 @dataclass(frozen=True)
 class Plan:
-    """Documents of the learner to try on and, at last, to learn from; documents to test on."""
-
     trials: Sequence[Trial]
     train: Sequence[int]
     test_rows: Sequence[list[int]]
@@ -67,11 +64,6 @@ class Searched:
     model: TopicClassifier
 
 
-def held_documents(learner: Learner, plan: Plan) -> list[Labelled]:
-    """In the order of Searched.held."""
-    return [learner.documents[place] for trial in plan.trials for place in trial.held]
-
-
 def search(learner: Learner, plan: Plan, kept: Kept) -> Searched:
     """Tries, chooses, trains. Every training and every pass over the documents is a step of its own in `kept`.
 
@@ -89,21 +81,12 @@ def search(learner: Learner, plan: Plan, kept: Kept) -> Searched:
         finals[way] = Encoded(weights, _features(learner, plan, kept, way.split()[0], weights))
         of_trials[way] = [finals[way]] * len(plan.trials)
         penalties[way] = _best_penalty(learner, plan, of_trials[way])
-    held = {
-        way: [
-            _held(learner, trial, found, penalties.get(way))
-            for trial, found in zip(plan.trials, of_trials[way], strict=True)
-        ]
-        for way in learner.ways
-    }
-
-    def label(way: str, number: int) -> list[str]:
-        return learner.topics_of(held[way][number])
-
-    way = best_of(learner.ways, learner.documents, plan.trials, label, learner.labels)
+    held = {way: _held(learner, plan, found, penalties.get(way)) for way, found in of_trials.items()}
+    topics = {way: learner.topics_of(logits) for way, logits in held.items()}
+    way, _ = best_of(learner.ways, held_of(learner.documents, plan.trials), topics.__getitem__, learner.labels)
     heads = {each: _head(learner, plan.train, found, penalties.get(each)) for each, found in finals.items()}
     return Searched(
-        {each: np.concatenate(logits) for each, logits in held.items()},
+        held,
         {each: logits_by(heads[each], found.features["test"]) for each, found in finals.items()},
         penalties,
         way,
@@ -148,10 +131,10 @@ def _features(
 
 
 def _best_penalty(learner: Learner, plan: Plan, found: Sequence[Encoded]) -> float:
-    def label(penalty: float, number: int) -> list[str]:
-        return learner.topics_of(_held(learner, plan.trials[number], found[number], penalty))
+    def given_by(penalty: float) -> list[str]:
+        return learner.topics_of(_held(learner, plan, found, penalty))
 
-    return best_of(PENALTIES, learner.documents, plan.trials, label, learner.labels)
+    return best_of(PENALTIES, held_of(learner.documents, plan.trials), given_by, learner.labels)[0]
 
 
 def _head(learner: Learner, train: Sequence[int], found: Encoded, penalty: float | None) -> Tensors:
@@ -161,5 +144,10 @@ def _head(learner: Learner, train: Sequence[int], found: Encoded, penalty: float
     return head_of(learner, found.features["documents"], train, weights=found.weights, penalty=penalty)
 
 
-def _held(learner: Learner, trial: Trial, found: Encoded, penalty: float | None) -> Logits:
-    return logits_by(_head(learner, trial.train, found, penalty), found.features["documents"][trial.held])
+def _held(learner: Learner, plan: Plan, found: Sequence[Encoded], penalty: float | None) -> Logits:
+    """Of the held documents, trial after trial. found: of each trial."""
+    of_trials = [
+        logits_by(_head(learner, trial.train, each, penalty), each.features["documents"][trial.held])
+        for trial, each in zip(plan.trials, found, strict=True)
+    ]
+    return np.concatenate(of_trials)

@@ -4,7 +4,6 @@ labelled ─ split_by_source ─┬ documents ─ search: trials on held sources
                             └ test ─────── labels of each way and of the baselines ───────┴─ report
 """
 
-import hashlib
 import json
 import logging
 import shutil
@@ -21,7 +20,7 @@ from data_mixers.atomic import sync
 from data_mixers.errors import ConfigError
 from tools.data.kept import Kept, Tensors
 from tools.data.readers import find_inputs
-from tools.data.stage import only_one
+from tools.data.stage import fingerprint_of, only_one
 from tools.data.topic_baselines import Given, fasttext, frozen_encoder, logistic_regression
 from tools.data.topic_difference import Difference, macro_f1_difference
 from tools.data.topic_head import Vectors
@@ -40,8 +39,8 @@ from tools.data.topic_metrics import Scores, score
 from tools.data.topic_model import Trained, save_classifier, tokenise
 from tools.data.topic_options import ClassifierOptions, check
 from tools.data.topic_report import OURS, Report, Way, confidence_of, threshold_sentence, write_report
-from tools.data.topic_search import Plan, Searched, held_documents, search
-from tools.data.topic_trials import Trial, fold_sources, macro_f1_by_language, scores_by, trials_of_folds
+from tools.data.topic_search import Plan, Searched, search
+from tools.data.topic_trials import Trial, fold_sources, held_of, macro_f1_by_language, scores_by, trials_of_folds
 
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
@@ -59,10 +58,7 @@ def train_classifier(options: ClassifierOptions) -> Report:
     if options.out.exists():
         raise ConfigError(f"--out {options.out} is there already; choose another, or remove it")
     topics = read_topics(options.topics)
-    labelled, left_out = read_labelled(
-        options.inputs, topics=topics, text_key=options.text_key, topic_key=options.topic_key,
-        source_key=options.source_key, language_key=options.language_key,
-    )  # fmt: skip
+    labelled, left_out = read_labelled(options.inputs, topics=topics, text_key=options.text_key)
     split = split_by_source(
         labelled, test_sources=options.test_sources, dev_sources=options.dev_sources,
         dev_share=0.0 if options.folds else DEV_SHARE, seed=options.training.seed,
@@ -82,7 +78,7 @@ def _train(options: ClassifierOptions, topics: Topics, left_out: Mapping[str, in
     vectors = _timed(seconds, "sentence vectors", lambda: _vectors(options, learner, split, kept))
     plan = _plan(learner, split)
     searched = _timed(seconds, "training", lambda: search(learner, plan, kept))
-    held = held_documents(learner, plan)
+    held = held_of(learner.documents, plan.trials)
     confidence = confidence_of(
         {"held": held, "test": split.test},
         {"held": searched.held[searched.way], "test": searched.test[searched.way]},
@@ -142,7 +138,7 @@ def _fingerprint(options: ClassifierOptions) -> str:
     files += find_inputs(options.unlabelled, option="--unlabelled") if options.unlabelled else []
     files += sorted(options.init.iterdir()) if options.init is not None and options.init.is_dir() else []
     there = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return hashlib.sha256(json.dumps([asdict(options), there], default=str).encode()).hexdigest()
+    return fingerprint_of([asdict(options), there])
 
 
 def _vectors(options: ClassifierOptions, learner: Learner, split: Split, kept: Kept) -> dict[str, Vectors] | str:
@@ -181,10 +177,7 @@ def _described(options: ClassifierOptions, split: Split) -> dict[str, Any]:
     documents = [*split.train, *split.dev]
     by_folds = fold_sources(documents, num_folds=options.folds) if options.folds else []
     trials = [(f"sources held in trial {number}", ", ".join(group)) for number, group in enumerate(by_folds, start=1)]
-    dev = {
-        "dev documents": len(split.dev),
-        "dev documents left out, their text is in training": split.num_dev_copies,
-    }
+    dev = {"dev documents": len(split.dev), "dev documents left out, their text is in training": split.num_dev_copies}
     return {
         "training documents": len(split.train),
         **({} if options.folds else dev),

@@ -233,7 +233,9 @@ def _run(study: Study, jobs: Sequence[Job], out: Path, name: str, array: SlurmAr
         fingerprint=hashlib.sha256(decided.encode()).hexdigest(),
         sizes=tuple(job.tokens for job in jobs),
         do=partial(do_job, tuple(jobs), out / ARMS, study.nproc, study.keep_checkpoints),
+        unit="k tokens",
+        scale=1e3,
     )
     for number in missing:
         forget(stage, number)
-    run_stage(stage, workers=1, unit="k tokens", scale=1e3, array=array)
+    run_stage(stage, workers=1, array=array)

@@ -71,12 +71,12 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
             stage = Stage(
                 name="generate", work=options.out / ".work", fingerprint=_fingerprint(options, array.tasks, digest),
                 sizes=tuple(len(range(rank, total, array.tasks)) for rank in range(array.tasks)),
-                do=partial(_task, options, array.tasks),
+                do=partial(_task, options, array.tasks), unit="QA", scale=1,
             )  # fmt: skip
             if options.retry_failed:
                 for rank in range(array.tasks):
                     forget(stage, rank)
-            results = run_stage(stage, workers=1, unit="QA", scale=1, array=array)
+            results = run_stage(stage, workers=1, array=array)
         return _finish(options, total, results)
 
 

@@ -59,11 +59,11 @@ def write_seeds(options: SeedOptions) -> dict[str, Any]:
     call = Call(out=work, command="seeds", options=decided, tasks=tasks, workers=options.workers)
     with only_one(work):
         mark = work / "call"
-        if not mark.exists() or mark.read_text() != call.work_fingerprint:
+        if not mark.exists() or mark.read_text() != call.fingerprint:
             for entry in work.iterdir():
                 if entry.name != ".in_use":
                     shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-            write_atomic(mark, call.work_fingerprint.encode())
+            write_atomic(mark, call.fingerprint.encode())
         read = [{"file": file, "size_bytes": size} for file, size, _ in call.inputs]
         report = {"command": "synth seeds", "inputs": read, **_make(options, call)}
         path = options.out.with_name(f"{options.out.name}.report.json")
