@@ -66,6 +66,12 @@ def test_the_documents_of_each_file_are_counted_by_whole_groups(
     assert source_files(prefix, most_rows=most_rows) == expected
 
 
+def test_rows_that_fill_up_windows_name_no_file(tmp_path: Path) -> None:
+    with SidecarWriter(tmp_path / "tokens") as writer:
+        writer.write(**(rows_of(range(3)) | {"file": ["a", None, "a"]}))
+    assert source_files(tmp_path / "tokens", most_rows=9) == ({"a": 2}, 3)
+
+
 def test_a_call_that_breaks_off_leaves_the_old_rows_and_no_other_file(prefix: Path) -> None:
     before = sidecar_path(prefix).read_bytes()
 

@@ -98,16 +98,19 @@ def read_row(prefix: Path, number: int) -> dict[str, Any] | None:
 
 
 def source_files(prefix: Path, *, most_rows: int) -> tuple[dict[str, int], int]:
-    """(documents of each file that the first `most_rows` rows, in whole groups, name, how many rows these are)."""
-    found: Counter[str] = Counter()
+    """(documents of each file that the first `most_rows` rows, in whole groups, name, how many rows these are).
+
+    Rows of EOS that fill up windows name no file.
+    """
+    found: Counter[str | None] = Counter()
     with pq.ParquetFile(sidecar_path(prefix)) as file:
         for group in range(file.num_row_groups):
             if found.total() >= most_rows:
                 break
             column = file.read_row_group(group, columns=["file"])["file"]
             for entry in column.value_counts().to_pylist():
-                found[str(entry["values"])] += int(entry["counts"])
-    return found, found.total()
+                found[entry["values"]] += int(entry["counts"])
+    return {file: count for file, count in found.items() if file is not None}, found.total()
 
 
 def _array(values: Sequence[Any] | npt.NDArray[Any], kind: Any) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 
 from tools.synthesis.sections import to_closing_brace
 
-_STATED = re.compile(r"(?:final answer|answer) is:?\s*(.+)", re.IGNORECASE)
+_STATED = re.compile(r"answer is:?\s*", re.IGNORECASE)
 
 
 def score(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
@@ -20,7 +20,7 @@ def final_answer(text: str) -> str | None:
     """The last box, else what follows the last "answer is", without dollars and a closing full stop."""
     if (found := boxed(text)) is not None:
         return found
-    stated = _STATED.findall(text)
+    stated = [behind.split("\n")[0] for behind in _STATED.split(text)[1:] if behind]
     if not stated:
         return None
     inside = re.search(r"\$([^$]+)\$", stated[-1])
