@@ -37,15 +37,16 @@ class GuardSettings:
 
     def __post_init__(self) -> None:
         if self.action not in get_args(GuardAction):
-            raise ConfigError(f"guard.action={self.action!r} is unknown; use one of {', '.join(get_args(GuardAction))}")
+            known = ", ".join(get_args(GuardAction))
+            raise ConfigError(f"mixture.guard.action={self.action!r} is unknown; use one of {known}")
         if not self.language:
-            raise ConfigError("guard.language is empty; name the language that must not be forgotten, e.g. en")
+            raise ConfigError("mixture.guard.language is empty; name the language that must not be forgotten, e.g. en")
         if not 0 < self.max_rise < 1:
-            raise ConfigError(f"guard.max_rise={self.max_rise} must lie between 0 and 1: it is added to a share")
+            raise ConfigError(f"mixture.guard.max_rise={self.max_rise} must lie between 0 and 1: a share grows by it")
         if not 0 < self.step <= self.max_rise:
-            raise ConfigError(f"guard.step={self.step} must lie in (0, guard.max_rise={self.max_rise}]")
+            raise ConfigError(f"mixture.guard.step={self.step} must lie in (0, mixture.guard.max_rise={self.max_rise}]")
         if not 0 < self.noise_level < 1:
-            raise ConfigError(f"guard.noise_level={self.noise_level} must lie between 0 and 1, e.g. 0.95")
+            raise ConfigError(f"mixture.guard.noise_level={self.noise_level} must lie between 0 and 1, e.g. 0.95")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,7 +59,7 @@ def ngram_hashes(hashes: Hashes, n: int) -> Hashes:
 
 
 class HashTable:
-    """Ascending, different hashes behind a filter by their leading bits, which all but an eighth of strangers fail.
+    """Ascending, different hashes behind a filter by their leading bits, which seven of eight strangers fail up to 8 M.
 
     To look one up among millions takes ten times as long. Memory: beside the hashes a byte for each number of so many
     bits, 2**least_bits at least and 64 MB at most.
