@@ -4,9 +4,7 @@ Importing this module picks the device: a visible CUDA device is used, else mega
 `device: cpu` in a run hides CUDA before torch is imported (train.py), so this test decides alike on every rank.
 """
 
-# Imports below code, for others to import from here.
-# ruff: noqa: E402, F401
-# mypy: implicit-reexport
+# ruff: noqa: E402  # what is imported from megatron-core must come after the CPU view
 
 import importlib.metadata
 import logging
@@ -57,3 +55,41 @@ from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add  # iso
 
 if _hides_wandb:
     del sys.modules["wandb"]
+
+__all__ = [
+    "MLP",
+    "AttnMaskType",
+    "ColumnParallelLinear",
+    "DistributedDataParallel",
+    "DistributedDataParallelConfig",
+    "Float16Module",
+    "GPTModel",
+    "IdentityOp",
+    "MLPSubmodules",
+    "MegatronModule",
+    "ModuleSpec",
+    "OptimizerConfig",
+    "PackedSeqParams",
+    "ProcessGroupCollection",
+    "RowParallelLinear",
+    "SelfAttention",
+    "SelfAttentionSubmodules",
+    "TransformerBlockSubmodules",
+    "TransformerConfig",
+    "TransformerLayer",
+    "TransformerLayerSubmodules",
+    "build_module",
+    "finalize_model_grads",
+    "get_bias_dropout_add",
+    "get_forward_backward_func",
+    "get_megatron_optimizer",
+    "get_num_layers_to_build",
+    "get_standard_config_overrides",
+    "mcore_clip_grads",
+    "mcore_distrib_optimizer",
+    "mcore_linear",
+    "mcore_optimizer",
+    "mcore_param_and_grad_buffer",
+    "parallel_state",
+    "tensor_parallel",
+]

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from megatron_synE.config.load import load_config
 from megatron_synE.runtime.environment import Ranks, hide_cuda, ranks_from_environment
 
-hide_cuda()
+hide_cuda()  # before megatron-core is imported, which picks the device: hence E402 below
 
 import megatron_synE.build as build  # noqa: E402
 import megatron_synE.checkpoint.save as save  # noqa: E402

@@ -185,7 +185,7 @@ def _train(model: TopicClassifier, learner: Learner, places: Sequence[int]) -> N
         with LiveProgress(title, total=steps, unit="steps", scale=1.0) as progress:
             for _ in range(steps):
                 optimizer.zero_grad(set_to_none=True)
-                loss_of_step(words_only).backward()  # type: ignore[no-untyped-call]
+                loss_of_step(words_only).backward()  # type: ignore[no-untyped-call]  # torch's own has no types
                 nn.utils.clip_grad_norm_(parameters, 1.0)
                 optimizer.step()
                 schedule.step()
