@@ -20,6 +20,7 @@ from megatron_synE.data.batch import MicroBatch, micro_batch
 from megatron_synE.data.indexed import IndexedFile
 from megatron_synE.data.packing import Row, pack, padding_row
 from megatron_synE.data.probe import Probe
+from megatron_synE.model.packed_row import moved
 from megatron_synE.runtime.distributed import broadcast_from_last_stage, context_part, sum_over_tokens
 from megatron_synE.runtime.mcore import parallel_state
 
@@ -157,7 +158,7 @@ class Validator:
 
     def _micro_batch(self, rows: Sequence[Row]) -> tuple[torch.Tensor, MicroBatch]:
         part = context_part()
-        owners = torch.cat([row.documents for row in rows]).to(self.device)  # [t]
+        owners = torch.cat([row.documents for row in rows])  # [t], on the host
         bounds = [index * self.seq_length + start for index, row in enumerate(rows) for start in row.starts]
         batch = micro_batch(
             torch.cat([row.inputs for row in rows]).unsqueeze(0),  # [1, t]
@@ -167,7 +168,7 @@ class Validator:
             device=self.device,
             part=part,
         )
-        return part.of(owners), batch
+        return moved(part.of(owners), self.device), batch
 
 
 def build_validator(

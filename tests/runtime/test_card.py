@@ -1,0 +1,33 @@
+"""What a card would refuse or take otherwise, without one: torch's own checks stand in."""
+
+import numpy as np
+import pytest
+import torch
+
+from megatron_synE import validation
+from megatron_synE.data.packing import pack
+from megatron_synE.model.context_part import ContextPart
+from megatron_synE.validation import Validator
+
+CARD = torch.device("meta")
+"""Another device than the host's."""
+
+
+def pin_memory(tensor: torch.Tensor) -> torch.Tensor:
+    """As torch's (aten/src/ATen/native/Memory.cpp), which a build for a CPU does not have."""
+    if tensor.device.type != "cpu":
+        raise RuntimeError(f"cannot pin {tensor.device.type!r}, only dense CPU tensors can be pinned")
+    return tensor
+
+
+@pytest.mark.parametrize("part", [ContextPart(), ContextPart(1, 2)])
+def test_a_held_out_micro_batch_is_made_on_the_host_and_then_sent(
+    part: ContextPart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    monkeypatch.setattr(validation, "context_part", lambda: part)
+    rows = pack([np.arange(7), np.arange(5)], seq_length=16)
+    owners, batch = Validator((), tuple(rows), 16, 1, CARD)._micro_batch(rows)
+    sent = [owners, batch.input_ids, batch.labels, batch.loss_mask, batch.row.positions]
+    assert {tensor.device.type for tensor in sent} == {"meta"}
+    assert {tensor.numel() for tensor in sent} == {16 // part.size}
