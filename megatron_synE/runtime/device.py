@@ -68,4 +68,6 @@ def select(kind: Literal["auto", "cpu", "cuda"], *, local_rank: int) -> Device:
             )
         )
     torch.cuda.set_device(local_rank)
+    # NVIDIA's containers set TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1: products of fp32 would be rounded to ten bits.
+    torch.set_float32_matmul_precision("highest")
     return Device("cuda", torch.device("cuda", local_rank), "nccl", torch.cuda.get_device_name(local_rank))

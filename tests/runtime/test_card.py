@@ -7,6 +7,7 @@ import torch
 from megatron_synE import validation
 from megatron_synE.data.packing import pack
 from megatron_synE.model.context_part import ContextPart
+from megatron_synE.runtime import device as devices
 from megatron_synE.validation import Validator
 
 CARD = torch.device("meta")
@@ -31,3 +32,16 @@ def test_a_held_out_micro_batch_is_made_on_the_host_and_then_sent(
     sent = [owners, batch.input_ids, batch.labels, batch.loss_mask, batch.row.positions]
     assert {tensor.device.type for tensor in sent} == {"meta"}
     assert {tensor.numel() for tensor in sent} == {16 // part.size}
+
+
+def test_fp32_is_fp32_whatever_the_container_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, answer in {"is_available": True, "device_count": 1, "get_device_name": "NVIDIA H100 80GB HBM3"}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda number: None)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")  # what TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1 begins with
+        assert devices.select("auto", local_rank=0).is_cuda
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.set_float32_matmul_precision(before)
