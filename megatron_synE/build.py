@@ -10,6 +10,7 @@ import torch
 
 from megatron_synE.config.derive import RunPlan, rows_of_rank
 from megatron_synE.config.schema import RunConfig
+from megatron_synE.kernels.choice import can_compile
 from megatron_synE.model import weight_gradient
 from megatron_synE.model.gpt import LlamaModel
 from megatron_synE.model.layer_spec import Implementation, block_spec, choose, overlap_tensor_parallel
@@ -99,7 +100,7 @@ def transformer_config(config: RunConfig, plan: RunPlan, device: Device) -> Tran
         # Interleaved PP=2 with batched p2p pairs two sends between the same ranks wrongly: silent garbage (trap S1).
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
-        bias_activation_fusion=device.is_cuda,
+        bias_activation_fusion=device.is_cuda and can_compile(),
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
         apply_rope_fusion=False,

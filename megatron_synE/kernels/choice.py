@@ -2,8 +2,9 @@
 
 import importlib.util
 import os
+import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -30,23 +31,43 @@ PLAIN = Kernels(plain.rms_norm, None, plain.rotate, "torch")
 CPU = Kernels(cpu_layers.rms_norm, cpu_layers.swiglu, plain.rotate, "RMSNorm and SwiGLU by rows, RoPE torch")
 
 
+def can_compile() -> bool:
+    """Whether a GPU's kernels can be compiled here, ours or those of torch.compile.
+
+    Triton builds what launches them with a C compiler, which a slim container or a compute node may not have.
+    """
+    return _has_triton() and _has_compiler()
+
+
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _has_compiler() -> bool:
+    return "CC" in os.environ or any(map(shutil.which, ("gcc", "clang")))  # where Triton looks (runtime/build.py)
+
+
 def choose_kernels(asked: Asked, *, is_cuda: bool) -> Kernels:
-    """auto: on a CPU by rows, on a GPU Triton where it is installed (torch's CUDA wheels bring it).
+    """auto: on a CPU by rows, on a GPU Triton where it can run (torch's CUDA wheels bring it).
 
     Errors: ConfigError if Triton is asked for and cannot run here.
     """
-    has_triton = importlib.util.find_spec("triton") is not None
     if asked == "auto" and not is_cuda:
         return CPU
-    if asked == "torch" or (asked == "auto" and not has_triton):
+    if asked == "torch" or (asked == "auto" and not _has_triton()):
         return PLAIN
-    if not has_triton:
+    if not _has_triton():
         raise ConfigError("model.kernels=triton, but triton is not installed; pip install triton, or use auto or torch")
     if not is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
         raise ConfigError(
             "model.kernels=triton needs a GPU; use auto or torch (TRITON_INTERPRET=1 runs the kernels in Triton's"
             " interpreter, thousands of times slower: for tests)"
         )
+    if is_cuda and not _has_compiler():
+        missing = "no C compiler for Triton (CC, gcc or clang)"
+        if asked == "auto":
+            return replace(PLAIN, names=f"torch ({missing})")
+        raise ConfigError(f"model.kernels=triton, but there is {missing}; install one, or use auto or torch")
     from megatron_synE.kernels import rms_norm, rope, swiglu
 
     return Kernels(rms_norm.rms_norm, swiglu.swiglu, rope.rotate, "RMSNorm, SwiGLU and RoPE Triton")

@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 import torch
 
+from megatron_synE.kernels.choice import can_compile
+
 Format = Literal["hybrid", "e4m3"]
 """Megatron's words: hybrid has gradients in e5m2, which reaches further and is coarser."""
 Recipe = Literal["tensorwise", "rowwise"]
@@ -55,7 +57,7 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _fused(function: Callable[..., Any], x: torch.Tensor) -> Callable[..., Any]:
-    return _compiled(function) if x.is_cuda else function
+    return _compiled(function) if x.is_cuda and can_compile() else function
 
 
 def product(

@@ -1,16 +1,22 @@
 """Which kernels and layers are chosen, and what is refused with its cure."""
 
 import importlib.util
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
 from data_mixers.errors import ConfigError
+from megatron_synE.build import transformer_config
+from megatron_synE.config.derive import derive
+from megatron_synE.config.schema import DataSection, RunConfig, RunSection, StageSection, TrainingSection
 from megatron_synE.kernels import cpu_layers
 from megatron_synE.kernels.choice import CPU as BY_ROWS
-from megatron_synE.kernels.choice import PLAIN, choose_kernels
+from megatron_synE.kernels.choice import PLAIN, can_compile, choose_kernels
 from megatron_synE.kernels.float8 import cpu_scales_rows
 from megatron_synE.model.layer_spec import choose
+from megatron_synE.model.presets import ARCHITECTURES
 from megatron_synE.runtime.device import Device
 
 CPU = Device("cpu", torch.device("cpu"), "gloo", "cpu")
@@ -46,6 +52,30 @@ def test_on_a_cpu_triton_is_refused_outside_its_interpreter(monkeypatch: pytest.
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(ConfigError, match="needs a GPU; use auto or torch"):
         choose_kernels("triton", is_cuda=False)
+
+
+@pytest.mark.parametrize("compiler", [None, "/usr/bin/gcc"])
+def test_without_a_c_compiler_nothing_is_left_to_triton(
+    compiler: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It builds what launches its kernels, and those of torch.compile, in the first step."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name == "triton" else None)
+    monkeypatch.setattr(shutil, "which", lambda name: compiler)
+    monkeypatch.delenv("CC", raising=False)
+    assert can_compile() is (compiler is not None)
+    training = TrainingSection(seq_length=16, global_batch_size=1)
+    config = RunConfig(
+        run=RunSection(name="n", dir=Path()), training=training, device="cuda",
+        data=DataSection(manifests=(), stages=(StageSection(name="s", tokens=16, languages={}),)),
+    )  # fmt: skip
+    plan = derive(config, ARCHITECTURES["smollm2_135m"], 1)
+    assert transformer_config(config, plan, A100).bias_activation_fusion is (compiler is not None)
+    if compiler is None:
+        chosen = choose_kernels("auto", is_cuda=True)
+        assert (chosen.rms_norm, chosen.swiglu, chosen.rotate) == (PLAIN.rms_norm, PLAIN.swiglu, PLAIN.rotate)
+        assert chosen.names == "torch (no C compiler for Triton (CC, gcc or clang))"
+        with pytest.raises(ConfigError, match="there is no C compiler for Triton .*; install one, or use auto or torch"):
+            choose_kernels("triton", is_cuda=True)
 
 
 def test_a_cpu_has_kernels_of_its_own_and_plain_torch_where_asked_for() -> None:
