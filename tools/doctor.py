@@ -139,7 +139,10 @@ def _implementations() -> list[Finding]:
     from megatron_synE.runtime import device
 
     found = device.select("auto", local_rank=0)
-    layers = choose("auto", found)
+    try:
+        layers = choose("auto", found)
+    except ConfigError as error:
+        return [Finding("layers", "fault", str(error))]
     if layers.name == "transformer_engine":
         attention, norm = "Transformer Engine's fused attention", "Transformer Engine's RMSNorm"
     else:

@@ -3,22 +3,38 @@
 Legend: t queries, s keys, np query heads, ng key/value groups, hn head dim.
 """
 
+import importlib
 import importlib.util
 from functools import cache
 from typing import Literal
 
 import torch
 
+from data_mixers.errors import ConfigError
+
 Source = Literal["flash-attn 3", "flash-attn 2", "torch varlen"]
 
 
 @cache
 def source() -> Source:
-    """flash-attn where it is installed (3 is for Hopper alone), else the kernel that comes with torch."""
+    """flash-attn where it is installed (3 is for Hopper alone), else the kernel that comes with torch.
+
+    Errors: ConfigError for one that is installed and cannot be imported: often it was built for another torch.
+    """
     is_hopper = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
-    if is_hopper and importlib.util.find_spec("flash_attn_interface") is not None:
-        return "flash-attn 3"
-    return "flash-attn 2" if importlib.util.find_spec("flash_attn") is not None else "torch varlen"
+    known: tuple[tuple[str, Source], ...] = (("flash_attn_interface", "flash-attn 3"), ("flash_attn", "flash-attn 2"))
+    for module, name in known if is_hopper else known[1:]:
+        if importlib.util.find_spec(module) is None:
+            continue
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ConfigError(
+                f"{name} is installed and cannot be imported ({error}); build it again for torch {torch.__version__}, "
+                "or uninstall it: torch has a kernel of its own"
+            ) from error
+        return name
+    return "torch varlen"
 
 
 def attend(

@@ -1,5 +1,6 @@
 """Which implementation each part of a layer gets: Transformer Engine where it can be used, else native modules."""
 
+import importlib
 import importlib.util
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -55,13 +56,15 @@ def choose(
     fp8: Format | None = None,
     fp8_recipe: str = "tensorwise",
 ) -> Implementation:
-    """Errors: ConfigError if Transformer Engine, Triton or FP8 is asked for and cannot be used."""
+    """Errors: ConfigError for what is asked for, or installed, and cannot be used."""
     name, reason = _whose(asked, device)
     if fp8 is not None and not device.has_fp8:
         raise ConfigError(f"training.fp8={fp8} needs an H100 or newer (or an L40S), this is {device.name}; remove it")
     if name == "transformer_engine":
         if fp8 is not None and fp8_recipe == "rowwise":
             raise ConfigError("training.fp8_recipe=rowwise is of native layers; set model.attention=native")
+        if fp8 is not None and (fault := _recipe_fault(fp8_recipe)):
+            raise ConfigError(f"training.fp8_recipe={fp8_recipe}: {fault}; this is {device.name}: use tensorwise")
         return Implementation(name, reason, PLAIN, fp8, fp8_recipe)
     if fp8 is not None and fp8_recipe not in NATIVE_RECIPES:
         raise ConfigError(
@@ -69,6 +72,7 @@ def choose(
         )
     if fp8 is not None and fp8_recipe == "rowwise" and not device.is_cuda and not cpu_scales_rows():
         raise ConfigError("training.fp8_recipe=rowwise: on a CPU this torch cannot; use tensorwise, or torch 2.13")
+    NativeAttention.source(device.is_cuda)  # what is broken is said before weights are read
     return Implementation(name, reason, choose_kernels(kernels, is_cuda=device.is_cuda), fp8, fp8_recipe)
 
 
@@ -82,8 +86,37 @@ def _whose(
     if asked == "native":
         return "native", "model.attention=native"
     if has_engine and device.is_cuda:
+        if (fault := _engine_fault()) is not None:
+            raise ConfigError(
+                f"Transformer Engine is installed and megatron-core goes without it ({fault}); install it for this torch"
+                " and CUDA, or set model.attention=native"
+            )
         return "transformer_engine", "installed, and the device is CUDA"
     return "native", "Transformer Engine needs CUDA" if has_engine else "Transformer Engine is not installed"
+
+
+def _engine_fault() -> str | None:
+    """Why megatron-core takes the installed Transformer Engine for missing; None if it does not."""
+    from megatron.core.extensions import transformer_engine as theirs
+
+    if theirs.HAVE_TE:
+        return None
+    try:
+        importlib.import_module("transformer_engine.pytorch.fp8")
+    except ImportError as error:
+        return str(error)
+    return "of another version than it knows"
+
+
+def _recipe_fault(recipe: str) -> str | None:
+    """Why Transformer Engine cannot scale so here: the card or its CUDA, of which it would tell in the first step."""
+    asks = {"blockwise": "is_fp8_block_scaling_available", "mxfp8": "is_mxfp8_available"}
+    if recipe not in asks:
+        return None
+    from transformer_engine.pytorch.fp8 import FP8GlobalStateManager
+
+    is_available, reason = getattr(FP8GlobalStateManager, asks[recipe])()
+    return None if is_available else str(reason)
 
 
 def block_spec(

@@ -2,6 +2,9 @@
 
 import importlib.util
 import shutil
+import sys
+import types
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,10 +14,11 @@ from data_mixers.errors import ConfigError
 from megatron_synE.build import transformer_config
 from megatron_synE.config.derive import derive
 from megatron_synE.config.schema import DataSection, RunConfig, RunSection, StageSection, TrainingSection
-from megatron_synE.kernels import cpu_layers
+from megatron_synE.kernels import attention, cpu_layers
 from megatron_synE.kernels.choice import CPU as BY_ROWS
 from megatron_synE.kernels.choice import PLAIN, can_compile, choose_kernels
 from megatron_synE.kernels.float8 import cpu_scales_rows
+from megatron_synE.model import layer_spec
 from megatron_synE.model.layer_spec import choose
 from megatron_synE.model.presets import ARCHITECTURES
 from megatron_synE.runtime.device import Device
@@ -30,7 +34,16 @@ class Ampere(Device):
         return False
 
 
+class Hopper(Device):
+    """With it."""
+
+    @property
+    def has_fp8(self) -> bool:
+        return True
+
+
 A100 = Ampere("cuda", torch.device("cpu"), "nccl", "NVIDIA A100")
+H100 = Hopper("cuda", torch.device("cpu"), "nccl", "NVIDIA H100")
 
 
 @pytest.fixture
@@ -115,3 +128,70 @@ def test_the_log_says_what_was_chosen() -> None:
     said = str(choose("auto", CPU, fp8="e4m3", fp8_recipe="rowwise"))
     kernels = "kernels: RMSNorm and SwiGLU by rows, RoPE torch"
     assert said == f"native (Transformer Engine is not installed); {kernels}; FP8 e4m3, rowwise"
+
+
+def on_a_card(monkeypatch: pytest.MonkeyPatch, folder: Path, **modules: str) -> None:
+    """A Hopper on which these modules, and nothing else that is optional, are installed."""
+    monkeypatch.syspath_prepend(str(folder))
+    for name, text in modules.items():
+        (folder / f"{name}.py").write_text(text)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    known = {name: object() for name in modules}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: known.get(name))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    attention.source.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def _forget_the_source() -> Iterator[None]:
+    yield
+    attention.source.cache_clear()
+
+
+BROKEN = 'raise ImportError("undefined symbol: _ZN3c105ErrorC2E")'
+
+
+@pytest.mark.parametrize("module", ["flash_attn", "flash_attn_interface"])
+def test_a_flash_attn_of_another_torch_is_named_before_the_run(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is found, and cannot be imported: without a look at it the first step would end in a traceback."""
+    on_a_card(monkeypatch, tmp_path, **{module: BROKEN})
+    with pytest.raises(ConfigError, match=r"flash-attn \d is installed and cannot be imported \(undefined symbol.*torch"):
+        choose("auto", H100)
+    on_a_card(monkeypatch, tmp_path, **{module: ""})
+    assert attention.source() == {"flash_attn": "flash-attn 2"}.get(module, "flash-attn 3")
+
+
+def test_the_third_flash_attn_is_for_hopper_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_a_card(monkeypatch, tmp_path, flash_attn_interface=BROKEN)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 0))
+    assert attention.source() == "torch varlen"
+
+
+def test_a_transformer_engine_that_cannot_be_imported_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_a_card(monkeypatch, tmp_path, transformer_engine=BROKEN)
+    for asked in ("auto", "transformer_engine"):
+        with pytest.raises(ConfigError, match=r"goes without it \(undefined symbol.*or set model.attention=native"):
+            choose(asked, H100)  # type: ignore[arg-type]
+    assert choose("native", H100).name == "native"
+
+
+@pytest.mark.parametrize(("recipe", "fault"), [("mxfp8", "needs 10.0"), ("blockwise", None), ("delayed", None)])
+def test_transformer_engine_is_asked_for_its_recipes(
+    recipe: str, fault: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = types.SimpleNamespace(
+        is_mxfp8_available=lambda: (False, "needs 10.0"), is_fp8_block_scaling_available=lambda: (True, "")
+    )
+    for name in ("transformer_engine", "transformer_engine.pytorch"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    theirs = types.SimpleNamespace(FP8GlobalStateManager=state)
+    monkeypatch.setitem(sys.modules, "transformer_engine.pytorch.fp8", theirs)  # type: ignore[arg-type]
+    monkeypatch.setattr(layer_spec, "_whose", lambda *_: ("transformer_engine", "installed"))
+    if fault is None:
+        assert choose("auto", H100, fp8="hybrid", fp8_recipe=recipe).fp8_recipe == recipe
+    else:
+        with pytest.raises(ConfigError, match=f"training.fp8_recipe={recipe}: {fault}; this is NVIDIA H100: use tensorw"):
+            choose("auto", H100, fp8="hybrid", fp8_recipe=recipe)
