@@ -11,7 +11,7 @@ import typer
 
 from data_mixers.errors import DataError, UserError
 from megatron_synE.exit_codes import INTERRUPTED
-from megatron_synE.runtime.environment import allow_many_files
+from megatron_synE.runtime.environment import allow_many_files, hide_cuda
 from tools.cli_options import Config, Overrides, example, log_to_stderr, takes
 from tools.data.commands import data_app
 from tools.evaluation.commands import eval_app
@@ -155,6 +155,7 @@ def import_command(
     logits: Logits = True,
 ) -> None:
     """Hugging Face folder to a weights-only checkpoint, at any size in little memory."""
+    hide_cuda()  # logits are of the CPU, where memory was looked at; megatron-core would make its weights on a card
     from tools.checkpoint.importer import import_hf
     from tools.data.progress import live_bytes
 
@@ -180,6 +181,7 @@ def export(
     name: Annotated[str | None, typer.Option(help="The model's name on its card.")] = None,
 ) -> None:
     """Checkpoint to a Hugging Face folder with tokenizer, generation config and model card."""
+    hide_cuda()
     from megatron_synE.checkpoint.hf_export import write_hf_folder
     from tools.checkpoint.meter import Meter
     from tools.data.progress import live_bytes
@@ -228,6 +230,7 @@ def _compare_logits(hf: Path, checkpoint: Path, dtype: str) -> None:
 @app.command(epilog=example("syne verify --hf runs/quickstart/hf_bilingual --checkpoint runs/quickstart/bilingual"))
 def verify(hf: HfFolder, checkpoint: Checkpoint, logits: Logits = True) -> None:
     """Compare a Hugging Face folder and a checkpoint: tensors, config fields, logits. Exits 4 if they differ."""
+    hide_cuda()
     from tools.checkpoint.verifier import verify as run_verify
 
     typer.echo(run_verify(hf, checkpoint, logits=logits).summary())

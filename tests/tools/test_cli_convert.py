@@ -1,6 +1,7 @@
 """import, export, verify and data preprocess as commands, on a small real model and a small real text."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,20 @@ def test_a_missing_folder_exits_4_or_2_with_its_name(tmp_path: Path, capsys: pyt
     assert main(["import", "--hf", str(tmp_path / "gone"), "--out", str(tmp_path / "ckpt")]) in (2, 4)
     assert str(tmp_path / "gone") in capsys.readouterr().err
     assert not list(tmp_path.glob("ckpt/iter_*"))
+
+
+@pytest.mark.parametrize(
+    "arguments", [["import", "--hf", "gone", "--out"], ["export", "--checkpoint", "gone", "--out"],
+                  ["verify", "--hf", "gone", "--checkpoint"]],
+)  # fmt: skip
+def test_conversion_leaves_cards_alone(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one in sight megatron-core makes the whole model in fp32 on it: 32 GB for 8B, where none is needed."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.chdir(tmp_path)
+    assert main([*arguments, "out"]) in (2, 4)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
 
 def test_preprocess_writes_a_manifest_that_the_trainer_reads(
