@@ -3,6 +3,7 @@
 The same functions build it as build a run's; only samples come from a random generator instead of token files.
 """
 
+import gc
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -74,6 +75,17 @@ def trained_model(architecture: LlamaArchitecture, options: Options, device: Dev
     config, plan = prepared(architecture, options, device)
     model = build_model(config, plan, device)
     return TrainedModel(model, build_optimizer(config, plan, model), options.seq_length)
+
+
+def forget(device: Device) -> None:
+    """Give back the memory of a model that nobody holds any more, and count the peak anew.
+
+    Hooks and closures of megatron-core's data parallelism are cycles: without a collection the next model is built
+    beside the last one.
+    """
+    gc.collect()
+    if device.is_cuda:
+        torch.cuda.reset_peak_memory_stats()
 
 
 def bare_model(architecture: LlamaArchitecture, options: Options, device: Device) -> LlamaModel:

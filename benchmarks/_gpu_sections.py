@@ -67,9 +67,9 @@ def kernels(setting: Setting) -> dict[str, Any]:
 def block_stack(setting: Setting) -> dict[str, Any]:
     """Eight layers of 8B's shape with a head of next to nothing, forward and backward, in bf16 and FP8.
 
-    Eight: 10 GB of weights and gradients and 13 of activations fit any card this is for, and are enough of a stack.
+    Eight: 17 GB of weights, gradients and masters and 13 of activations fit any card this is for, and are enough of a stack.
     """
-    from benchmarks._bench_model import Options, row_of_documents, trained_model
+    from benchmarks._bench_model import Options, forget, row_of_documents, trained_model
     from benchmarks._timing import seconds_of
     from megatron_synE.model.flops import training_flops_per_token
 
@@ -93,12 +93,15 @@ def block_stack(setting: Setting) -> dict[str, Any]:
             kind = "masked" if masked else "unmasked"
             found[f"{name}, {kind}"] = _rates(setting.seq_length, seconds, flops, kind)
         del trained
+        forget(setting.device)
     return found
 
 
 def whole_step(preset: str, setting: Setting) -> dict[str, Any]:
     """A whole step, head and optimizer too, with and without document masks; with recomputation where it must be."""
     import torch
+
+    from benchmarks._bench_model import forget
 
     recomputes: tuple[Literal["none", "full"], ...] = ("none", "full")
     found: dict[str, Any] = {}
@@ -107,6 +110,7 @@ def whole_step(preset: str, setting: Setting) -> dict[str, Any]:
             return found | _whole_step(setting, preset, recompute)
         except torch.OutOfMemoryError as error:
             found[f"recompute {recompute}"] = f"out of memory: {error}"[:300]
+        forget(setting.device)  # after the handler, whose error holds every frame and with them the model
     return found
 
 

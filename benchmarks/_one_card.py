@@ -73,7 +73,7 @@ def train(setting: "Setting") -> dict[str, Any]:
         "planned_bytes": planned,
         "peak_bytes": setting.device.peak_memory_bytes(),
         "tokens_per_second": setting.seq_length / seconds,
-        "tflops": flops / seconds / 1e12,
+        "tflops_as_if_unmasked": flops / seconds / 1e12,
         "seconds": seconds,
         "first_loss": first,
         "last_loss": step(),

@@ -152,7 +152,7 @@ def _products(shape: Shape, device: Device, add: Add) -> None:
 
 
 def _attention(shape: Shape, device: Device, add: Add) -> None:
-    """Causal: half of the square. Backward is two and a half times forward (five products against two)."""
+    """Causal: half of each document's square. Backward is two and a half times forward (five products against two)."""
     s = shape
     attention = NativeAttention.__new__(NativeAttention)
     torch.nn.Module.__init__(attention)
@@ -163,8 +163,7 @@ def _attention(shape: Shape, device: Device, add: Add) -> None:
         bounds = tuple(range(0, s.tokens + 1, document))
         row = packed_row(bounds, max_segments=len(bounds) - 1, device=device.torch_device)
         work = partial(attention, q, k, v, None, packed_seq_params=row)
-        # Masked: also in FLOPs of the plain causal square, so that the rates say what a step pays for the mask.
-        flops = 4.0 * s.heads * s.head_dim * s.tokens * s.tokens / 2
+        flops = 4.0 * s.heads * s.head_dim * s.tokens * document / 2
         with torch.no_grad():
             add(name, attention.source(device.is_cuda), work, flops, "TFLOP/s")
         both = _with_backward(work, q, k, v)

@@ -1,14 +1,17 @@
 """The GPU suite runs whole on a CPU with shapes of nothing, and a section that hangs or fails costs itself alone."""
 
+import gc
 import json
 import math
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from benchmarks import gpu_suite, kernels
+from benchmarks import _bench_model, gpu_suite, kernels
 from benchmarks._gpu_sections import SECTIONS, Setting
 from benchmarks._one_card import planned_bytes
 from megatron_synE.model.presets import ARCHITECTURES
@@ -43,6 +46,7 @@ def test_the_dry_run_is_whole(tmp_path: Path) -> None:
     step = figures["step_llama3_2_1b"]["masked"]
     assert step["last_loss"] < step["first_loss"]
     assert step["tokens_per_second"] * step["seconds"] == pytest.approx(64)
+    assert "tflops" not in figures["llama3_8b_full"]  # its row is masked
     assert figures["llama3_8b_full"]["last_loss"] < figures["llama3_8b_full"]["first_loss"]
     assert "planned: total" in done.stderr
 
@@ -109,6 +113,34 @@ def test_a_section_of_its_own_process_gives_its_figures() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("section", ["block_stack", "step_llama3_2_1b"])
+def test_a_model_is_gone_before_the_next_is_built(section: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else four stacks lie on a card at once, and a step that did not fit fits no better when it is recomputed."""
+    weights: list[weakref.ref[torch.Tensor]] = []
+    build = _bench_model.trained_model
+
+    def build_and_note(*given: Any) -> _bench_model.TrainedModel:
+        assert [reference() for reference in weights] == [None] * len(weights)
+        trained = build(*given)
+        weights.append(weakref.ref(trained.optimizer.param_groups[0]["params"][0]))
+        return trained
+
+    def step(*_: object) -> float:
+        raise torch.OutOfMemoryError("as a card says it")
+
+    monkeypatch.setattr(_bench_model, "trained_model", build_and_note)
+    monkeypatch.setattr(_bench_model.TrainedModel, "step", step)
+    gc.disable()
+    try:
+        found = SECTIONS[section](TINY)
+    finally:
+        gc.enable()
+    if section == "block_stack":
+        assert len(weights) == 4
+    else:
+        assert list(found) == ["recompute none", "recompute full"] and len(weights) == 2
+
+
 def test_numerics_find_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     from megatron_synE.kernels import choice, plain
 
@@ -121,6 +153,10 @@ def test_every_kernel_has_a_figure_beside_the_ceiling() -> None:
     result = kernels.run(tiny=True, device=devices.select("cpu", local_rank=0))
     names = {figure["name"] for figure in result["figures"]}
     assert names >= {"rms_norm", "swiglu and backward", "rotate", "gate and up", "masked attention", "AdamW"}
+    # Documents of a quarter of the row: a quarter of the causal square's products.
+    flops = {f["name"]: f["rate"] * f["seconds"] for f in result["figures"] if f["by"].startswith("products by blocks")}
+    assert flops["masked attention"] == pytest.approx(flops["causal attention"] / 4)
+    assert flops["masked attention and backward"] == pytest.approx(3.5 * flops["masked attention"])
     peers = [f["by"] for f in result["figures"] if f["name"] == "causal attention and backward"]
     assert peers == [
         "products by blocks in bf16, torch SDPA in fp32",
