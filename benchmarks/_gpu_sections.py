@@ -67,7 +67,7 @@ def kernels(setting: Setting) -> dict[str, Any]:
 def block_stack(setting: Setting) -> dict[str, Any]:
     """Eight layers of 8B's shape with a head of next to nothing, forward and backward, in bf16 and FP8.
 
-    Eight: 17 GB of weights, gradients and masters and 13 of activations fit any card this is for, and are enough of a stack.
+    Eight: 17 GB of weights, gradients and masters and 13 of activations fit any card this is for, and are a stack.
     """
     from benchmarks._bench_model import Options, forget, row_of_documents, trained_model
     from benchmarks._timing import seconds_of

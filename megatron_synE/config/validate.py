@@ -98,11 +98,14 @@ def _world(config: RunConfig, world_size: int) -> Iterator[Fault]:
         )
     if parallel.tp_comm_overlap and not (parallel.sequence_parallel and config.model.attention != "native"):
         yield Fault(
-            "parallel.tp_comm_overlap",
-            f"true needs sequence_parallel and Transformer Engine, but sequence_parallel={parallel.sequence_parallel}"
-            f" and model.attention={config.model.attention}",
-            "set it to false, or the two",
-        )
+            "parallel.tp_comm_overlap", "true needs sequence_parallel and Transformer Engine, but sequence_parallel="
+            f"{parallel.sequence_parallel} and model.attention={config.model.attention}", "set it to false, or the two",
+        )  # fmt: skip
+    if parallel.tp_comm_overlap and config.validation.micro_batch_size > (most := config.training.micro_batch_size):
+        yield Fault(
+            "validation.micro_batch_size", "its rows do not fit the buffers of parallel.tp_comm_overlap, which are"
+            f" made for training.micro_batch_size={most}", f"use at most {most}",
+        )  # fmt: skip
     if config.device == "cpu" and config.model.attention == "transformer_engine":
         yield Fault("model.attention", "transformer_engine needs a GPU, but device=cpu", "use auto or native")
 

@@ -88,8 +88,8 @@ def _whose(
     if has_engine and device.is_cuda:
         if (fault := _engine_fault()) is not None:
             raise ConfigError(
-                f"Transformer Engine is installed and megatron-core goes without it ({fault}); install it for this torch"
-                " and CUDA, or set model.attention=native"
+                f"Transformer Engine is installed and megatron-core goes without it ({fault}); install it for this"
+                " torch and CUDA, or set model.attention=native"
             )
         return "transformer_engine", "installed, and the device is CUDA"
     return "native", "Transformer Engine needs CUDA" if has_engine else "Transformer Engine is not installed"

@@ -81,6 +81,16 @@ REFUSED = {
         "training.seq_length: 60 is not a multiple of 2 * context_parallel_size = 8",
     ),
     "overlap without sp": (["parallel.tp_comm_overlap=true"], "parallel.tp_comm_overlap: true needs sequence_parallel"),
+    "overlap of larger rows": (
+        [
+            "parallel.tp_comm_overlap=true",
+            "parallel.tensor_model_parallel_size=2",
+            "parallel.sequence_parallel=true",
+            "validation.micro_batch_size=2",
+        ],
+        "validation.micro_batch_size: its rows do not fit the buffers of parallel.tp_comm_overlap, which are made for"
+        " training.micro_batch_size=1; use at most 1",
+    ),
     "fp8 in fp32": (["training.fp8=hybrid", "training.precision=fp32"], "training.fp8: hybrid is for bf16 runs"),
     "fp8 recipe without fp8": (
         ["training.fp8_recipe=delayed"],

@@ -68,9 +68,7 @@ def test_on_a_cpu_triton_is_refused_outside_its_interpreter(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("compiler", [None, "/usr/bin/gcc"])
-def test_without_a_c_compiler_nothing_is_left_to_triton(
-    compiler: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_c_compiler_nothing_is_left_to_triton(compiler: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """It builds what launches its kernels, and those of torch.compile, in the first step."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name == "triton" else None)
     monkeypatch.setattr(shutil, "which", lambda name: compiler)
@@ -87,7 +85,9 @@ def test_without_a_c_compiler_nothing_is_left_to_triton(
         chosen = choose_kernels("auto", is_cuda=True)
         assert (chosen.rms_norm, chosen.swiglu, chosen.rotate) == (PLAIN.rms_norm, PLAIN.swiglu, PLAIN.rotate)
         assert chosen.names == "torch (no C compiler for Triton (CC, gcc or clang))"
-        with pytest.raises(ConfigError, match="there is no C compiler for Triton .*; install one, or use auto or torch"):
+        with pytest.raises(
+            ConfigError, match=r"there is no C compiler for Triton .*; install one, or use auto or torch"
+        ):
             choose_kernels("triton", is_cuda=True)
 
 
@@ -158,7 +158,9 @@ def test_a_flash_attn_of_another_torch_is_named_before_the_run(
 ) -> None:
     """It is found, and cannot be imported: without a look at it the first step would end in a traceback."""
     on_a_card(monkeypatch, tmp_path, **{module: BROKEN})
-    with pytest.raises(ConfigError, match=r"flash-attn \d is installed and cannot be imported \(undefined symbol.*torch"):
+    with pytest.raises(
+        ConfigError, match=r"flash-attn \d is installed and cannot be imported \(undefined symbol.*torch"
+    ):
         choose("auto", H100)
     on_a_card(monkeypatch, tmp_path, **{module: ""})
     assert attention.source() == {"flash_attn": "flash-attn 2"}.get(module, "flash-attn 3")
@@ -193,5 +195,7 @@ def test_transformer_engine_is_asked_for_its_recipes(
     if fault is None:
         assert choose("auto", H100, fp8="hybrid", fp8_recipe=recipe).fp8_recipe == recipe
     else:
-        with pytest.raises(ConfigError, match=f"training.fp8_recipe={recipe}: {fault}; this is NVIDIA H100: use tensorw"):
+        with pytest.raises(
+            ConfigError, match=f"training.fp8_recipe={recipe}: {fault}; this is NVIDIA H100: use tensorw"
+        ):
             choose("auto", H100, fp8="hybrid", fp8_recipe=recipe)

@@ -62,9 +62,7 @@ def test_a_missing_folder_exits_4_or_2_with_its_name(tmp_path: Path, capsys: pyt
     "arguments", [["import", "--hf", "gone", "--out"], ["export", "--checkpoint", "gone", "--out"],
                   ["verify", "--hf", "gone", "--checkpoint"]],
 )  # fmt: skip
-def test_conversion_leaves_cards_alone(
-    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_conversion_leaves_cards_alone(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With one in sight megatron-core makes the whole model in fp32 on it: 32 GB for 8B, where none is needed."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     monkeypatch.chdir(tmp_path)
