@@ -20,7 +20,14 @@ from megatron_synE.config.examine import examine
 from megatron_synE.config.fault import require
 from megatron_synE.config.load import LoadedConfig, load_config, resolved_tree
 from megatron_synE.exit_codes import DivergedError, HangError, OneRankError
-from megatron_synE.runtime.environment import ALONE, Ranks, allow_many_files, hide_cuda, ranks_from_environment
+from megatron_synE.runtime.environment import (
+    ALONE,
+    Ranks,
+    allow_many_files,
+    hide_cuda,
+    keep_order_of_kernels,
+    ranks_from_environment,
+)
 from megatron_synE.runtime.launch import default_nproc, launch
 from megatron_synE.runtime.run_dir import RunDir, versions
 
@@ -117,6 +124,8 @@ def build_trainer(loaded: LoadedConfig, config_path: Path, ranks: Ranks = ALONE)
     examination = examine(config, world_size=ranks.world_size)
     require(examination.faults, where=str(config_path))
     _log_to_stderr(ranks.rank)
+    if config.parallel.tensor_model_parallel_size > 1:
+        keep_order_of_kernels()
     # Only now torch and megatron-core: what is wrong with a configuration is said in half a second.
     from megatron_synE.assemble import assemble
     from megatron_synE.runtime import device as devices

@@ -89,6 +89,14 @@ def allow_many_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+def keep_order_of_kernels() -> None:
+    """One queue to a card: tensor parallelism's messages start before the product that hides them, as launched.
+
+    Without tensor parallelism it would keep apart what may run at once. Must run before a card is first used.
+    """
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+
+
 def hide_cuda() -> None:
     """Make this process, and what it starts, see no GPU. Must run before torch is first imported."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""

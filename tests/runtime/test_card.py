@@ -1,14 +1,20 @@
 """What a card would refuse or take otherwise, without one: torch's own checks stand in."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from megatron_synE import validation
+from megatron_synE import train, validation
+from megatron_synE.config.load import load_config
 from megatron_synE.data.packing import pack
 from megatron_synE.model.context_part import ContextPart
 from megatron_synE.runtime import device as devices
+from megatron_synE.runtime.environment import Ranks
 from megatron_synE.validation import Validator
+from tests import tiny
 
 CARD = torch.device("meta")
 """Another device than the host's."""
@@ -45,3 +51,24 @@ def test_fp32_is_fp32_whatever_the_container_says(monkeypatch: pytest.MonkeyPatc
         assert torch.get_float32_matmul_precision() == "highest"
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(("tensor_parallel", "queues"), [(1, None), (2, "1")])
+def test_kernels_keep_their_order_under_tensor_parallelism_alone(
+    tensor_parallel: int, queues: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However the ranks were started: candidates of `syne plan --measure` run as the job that trains will."""
+    config = tiny.prepared(tmp_path, parallel={"tensor_model_parallel_size": tensor_parallel})
+
+    class Reached(Exception):
+        pass
+
+    def select(*_: object, **__: object) -> None:
+        raise Reached
+
+    monkeypatch.setattr(devices, "select", select)
+    monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "x")  # so that what is set here is undone
+    monkeypatch.delenv("CUDA_DEVICE_MAX_CONNECTIONS")
+    with pytest.raises(Reached):
+        train.build_trainer(load_config(config), config, Ranks(0, 2, 0))
+    assert os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS") == queues
