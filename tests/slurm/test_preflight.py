@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from megatron_synE.config.load import load_config
 from tests import tiny
 from tests.slurm import training
 from tests.slurm.cluster import Cluster
+from tools.slurm import preflight as checked_job
 from tools.slurm.preflight_judge import Limits, RankFacts, judge
 
 ROOT = Path(__file__).parents[2]
@@ -35,6 +37,25 @@ def healthy(nodes: int = 4, ranks_of_node: int = 2) -> list[RankFacts]:
         )
         for rank in range(nodes * ranks_of_node)
     ]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "its card fails (CUDA out of memory); look at nvidia-smi there"),
+        (torch.AcceleratorError("uncorrectable ECC error"), "its card fails (uncorrectable ECC error)"),
+        (RuntimeError("Connection refused"), "the ranks do not reach each other (Connection refused); over another"),
+    ],
+)
+def test_a_card_that_fails_is_not_called_a_network(
+    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run_preflight(*_: object) -> int:
+        raise error
+
+    monkeypatch.setattr(checked_job, "run_preflight", run_preflight)
+    assert checked_job.main(["run.yaml"]) == 2
+    assert f"{os.uname().nodename}: {said}" in capsys.readouterr().err
 
 
 def test_healthy_nodes_have_no_fault() -> None:

@@ -188,8 +188,13 @@ def main(arguments: Sequence[str]) -> int:
         if os.environ.get("SLURM_PROCID", "0") == "0":
             sys.stderr.write(f"error: {error}\n")
         return error.exit_code
-    except (RuntimeError, OSError) as error:  # what torch.distributed raises when a peer is not there
-        fault = ConfigError(f"{os.uname().nodename}: the ranks do not reach each other ({error})")
+    except (RuntimeError, OSError) as error:
+        if isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError):
+            what, cure = "its card fails", "look at nvidia-smi there, or leave the node out with --sbatch exclude=NODE"
+        else:  # what torch.distributed raises when a peer is not there
+            what = "the ranks do not reach each other"
+            cure = "over another interface they may: --env GLOO_SOCKET_IFNAME=NAME --env NCCL_SOCKET_IFNAME=NAME"
+        fault = ConfigError(f"{os.uname().nodename}: {what} ({error}); {cure}")
         sys.stderr.write(f"error: {fault}\n")
         return fault.exit_code
 
