@@ -39,7 +39,7 @@ class Device:
     @property
     def has_bf16(self) -> bool:
         """bf16 matrix products in hardware."""
-        return torch.cuda.is_bf16_supported() if self.is_cuda else cpu_has_bf16()
+        return torch.cuda.is_bf16_supported(including_emulation=False) if self.is_cuda else cpu_has_bf16()
 
     @property
     def has_fp8(self) -> bool:

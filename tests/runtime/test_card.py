@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -72,3 +73,13 @@ def test_kernels_keep_their_order_under_tensor_parallelism_alone(
     with pytest.raises(Reached):
         train.build_trainer(load_config(config), config, Ranks(0, 2, 0))
     assert os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS") == queues
+
+
+@pytest.mark.parametrize(("major", "has_bf16"), [(7, False), (8, True)])
+def test_a_card_that_emulates_bf16_has_none(major: int, has_bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a V100 or T4 `syne data score-ppl` took bf16, for which no attention kernel is."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(major=major))
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda _: True)
+    assert devices.Device("cuda", torch.device("cuda", 0), "nccl", "a card").has_bf16 is has_bf16
