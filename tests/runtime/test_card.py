@@ -83,3 +83,16 @@ def test_a_card_that_emulates_bf16_has_none(major: int, has_bf16: bool, monkeypa
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(major=major))
     monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda _: True)
     assert devices.Device("cuda", torch.device("cuda", 0), "nccl", "a card").has_bf16 is has_bf16
+
+
+def test_a_card_without_room_is_followed_by_the_cure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(*_: object) -> int:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(train, "main", main)
+    assert train._as_one_rank(Path("run.yaml"), []) == 1  # a requeued job may have room: another one was there
+    said = capsys.readouterr().err
+    assert "Tried to allocate 2.00 GiB" in said
+    assert "`syne plan --config run.yaml --card CARD` says which fits" in said
