@@ -15,7 +15,7 @@ from tests.slurm.cluster import Cluster
 from tools.slurm import scheduler
 from tools.slurm.job import lead_time, seconds_of
 from tools.slurm.options import Container, Environment, Evaluation, Resources
-from tools.slurm.render import render_eval
+from tools.slurm.render import render_eval, settings_of
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples" / "llama3_8b").glob("*.sbatch"))
@@ -59,6 +59,13 @@ def test_sbatch_takes_the_committed_scripts(cluster: Cluster) -> None:
         if nodes:  # and as they are written, only for want of nodes
             refusal = cluster.run("sbatch", "--test-only", path, cwd=ROOT, code=1).stderr
             assert "node configuration is not available" in refusal or "More nodes requested" in refusal, refusal
+
+
+def test_kernels_are_compiled_beside_the_cards_and_not_in_a_shared_home() -> None:
+    """Triton's cache lies in the home, where a node reads what another has just renamed: a rank dies, the rest hang."""
+    known = {device: {name: value for name, value, _ in settings_of(device)} for device in ("cpu", "cuda")}
+    assert known["cuda"]["TRITON_CACHE_DIR"] == "/tmp/triton-$SLURM_JOB_ID"
+    assert "TRITON_CACHE_DIR" not in known["cpu"]
 
 
 HOSTILE = ("run.name=x", "init.path=$(touch HERE); `touch HERE`", 'data.manifests=["a b", "\'; touch HERE #"]')
