@@ -96,3 +96,11 @@ def test_a_card_without_room_is_followed_by_the_cure(
     said = capsys.readouterr().err
     assert "Tried to allocate 2.00 GiB" in said
     assert "`syne plan --config run.yaml --card CARD` says which fits" in said
+
+
+def test_everything_of_a_step_lies_where_a_card_would_look_for_it(tmp_path: Path) -> None:
+    out = tmp_path / "found"
+    done = tiny.python(Path(__file__).with_name("meta_card.py"), out)
+    assert done.returncode == 0, done.stderr[-4000:]
+    scored, chunks = map(int, out.read_text().split())
+    assert scored == 2 and chunks > 40
