@@ -3,8 +3,13 @@
 import importlib.util
 import os
 import shutil
+import subprocess
+import sysconfig
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -34,7 +39,8 @@ CPU = Kernels(cpu_layers.rms_norm, cpu_layers.swiglu, plain.rotate, "RMSNorm and
 def can_compile() -> bool:
     """Whether a GPU's kernels can be compiled here, ours or those of torch.compile.
 
-    Triton builds what launches them with a C compiler, which a slim container or a compute node may not have.
+    Triton builds what launches them with a C compiler and Python's headers, which a slim container or a compute node
+    may not have.
     """
     return _has_triton() and _has_compiler()
 
@@ -43,8 +49,22 @@ def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+@cache
 def _has_compiler() -> bool:
-    return "CC" in os.environ or any(map(shutil.which, ("gcc", "clang")))  # where Triton looks (runtime/build.py)
+    """Tried as Triton calls it (runtime/build.py), once: every FP8 product asks."""
+    compiler = os.environ.get("CC", shutil.which("gcc") or shutil.which("clang"))
+    if compiler is None:
+        return False
+    scheme = sysconfig.get_default_scheme()
+    include = sysconfig.get_paths("posix_prefix" if scheme == "posix_local" else scheme)["include"]
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "launcher.c")
+        source.write_text("#include <Python.h>\n")
+        command = [compiler, source, "-shared", "-fPIC", "-o", source.with_suffix(".so"), f"-I{include}"]
+        try:
+            return subprocess.run(command, capture_output=True, check=False).returncode == 0
+        except OSError:  # CC names a program that is not here
+            return False
 
 
 def choose_kernels(asked: Asked, *, is_cuda: bool) -> Kernels:
@@ -64,7 +84,7 @@ def choose_kernels(asked: Asked, *, is_cuda: bool) -> Kernels:
             " interpreter, thousands of times slower: for tests)"
         )
     if is_cuda and not _has_compiler():
-        missing = "no C compiler for Triton (CC, gcc or clang)"
+        missing = "no C compiler for Triton (CC, gcc or clang, with Python's headers)"
         if asked == "auto":
             return replace(PLAIN, names=f"torch ({missing})")
         raise ConfigError(f"model.kernels=triton, but there is {missing}; install one, or use auto or torch")

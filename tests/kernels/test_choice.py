@@ -14,7 +14,7 @@ from data_mixers.errors import ConfigError
 from megatron_synE.build import transformer_config
 from megatron_synE.config.derive import derive
 from megatron_synE.config.schema import DataSection, RunConfig, RunSection, StageSection, TrainingSection
-from megatron_synE.kernels import attention, cpu_layers
+from megatron_synE.kernels import attention, choice, cpu_layers
 from megatron_synE.kernels.choice import CPU as BY_ROWS
 from megatron_synE.kernels.choice import PLAIN, can_compile, choose_kernels
 from megatron_synE.kernels.float8 import cpu_scales_rows
@@ -67,24 +67,36 @@ def test_on_a_cpu_triton_is_refused_outside_its_interpreter(monkeypatch: pytest.
         choose_kernels("triton", is_cuda=False)
 
 
-@pytest.mark.parametrize("compiler", [None, "/usr/bin/gcc"])
-def test_without_a_c_compiler_nothing_is_left_to_triton(compiler: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("compiler", [None, "gone", "without headers", "whole"])
+def test_without_a_c_compiler_nothing_is_left_to_triton(
+    compiler: str | None, named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It builds what launches its kernels, and those of torch.compile, in the first step."""
+    program = str(tmp_path / "cc")
+    if compiler in ("without headers", "whole"):
+        Path(program).write_text(f"#!/bin/sh\nexit {int(compiler != 'whole')}  # no Python.h\n")
+        Path(program).chmod(0o755)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name == "triton" else None)
-    monkeypatch.setattr(shutil, "which", lambda name: compiler)
+    monkeypatch.setattr(shutil, "which", lambda name: program if compiler is not None and not named else None)
     monkeypatch.delenv("CC", raising=False)
-    assert can_compile() is (compiler is not None)
+    if named and compiler is not None:
+        monkeypatch.setenv("CC", program)
+    choice._has_compiler.cache_clear()
+    assert can_compile() is (compiler == "whole")
+    Path(program).unlink(missing_ok=True)
+    assert can_compile() is (compiler == "whole")  # found out once: every FP8 product asks
     training = TrainingSection(seq_length=16, global_batch_size=1)
     config = RunConfig(
         run=RunSection(name="n", dir=Path()), training=training, device="cuda",
         data=DataSection(manifests=(), stages=(StageSection(name="s", tokens=16, languages={}),)),
     )  # fmt: skip
     plan = derive(config, ARCHITECTURES["smollm2_135m"], 1)
-    assert transformer_config(config, plan, A100).bias_activation_fusion is (compiler is not None)
-    if compiler is None:
+    assert transformer_config(config, plan, A100).bias_activation_fusion is (compiler == "whole")
+    if compiler != "whole":
         chosen = choose_kernels("auto", is_cuda=True)
         assert (chosen.rms_norm, chosen.swiglu, chosen.rotate) == (PLAIN.rms_norm, PLAIN.swiglu, PLAIN.rotate)
-        assert chosen.names == "torch (no C compiler for Triton (CC, gcc or clang))"
+        assert chosen.names == "torch (no C compiler for Triton (CC, gcc or clang, with Python's headers))"
         with pytest.raises(
             ConfigError, match=r"there is no C compiler for Triton .*; install one, or use auto or torch"
         ):
@@ -144,9 +156,10 @@ def on_a_card(monkeypatch: pytest.MonkeyPatch, folder: Path, **modules: str) -> 
 
 
 @pytest.fixture(autouse=True)
-def _forget_the_source() -> Iterator[None]:
+def _forget_what_was_found() -> Iterator[None]:
     yield
     attention.source.cache_clear()
+    choice._has_compiler.cache_clear()
 
 
 BROKEN = 'raise ImportError("undefined symbol: _ZN3c105ErrorC2E")'
