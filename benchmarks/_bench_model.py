@@ -92,7 +92,10 @@ def bare_model(architecture: LlamaArchitecture, options: Options, device: Device
     """Without gradient buffers and masters: weights alone, in the run's precision."""
     config, plan = prepared(architecture, options, device)
     core_config = transformer_config(config, plan, device)
-    layers = choose("native", device, kernels=options.kernels, fp8=options.fp8, fp8_recipe=options.fp8_recipe)
+    layers = choose(
+        "native", device,
+        dtype=options.precision, kernels=options.kernels, fp8=options.fp8, fp8_recipe=options.fp8_recipe,
+    )  # fmt: skip
     (model,) = build_chunks(core_config, config, plan, layers, device)
     return model
 

@@ -73,7 +73,8 @@ def build_alone(
     training = TrainingSection(seq_length=seq_length, global_batch_size=1, precision=precision)
     config, plan = planned_alone(architecture, training, ModelSection(), device)
     core_config = transformer_config(config, plan, device)
-    (model,) = build_chunks(core_config, config, plan, choose(attention, device, kernels=kernels), device)
+    layers = choose(attention, device, dtype=precision, kernels=kernels)
+    (model,) = build_chunks(core_config, config, plan, layers, device)
     _load(model, architecture, weights)
     model.eval()
     return model

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from megatron_synE.config.derive import RunPlan, rows_of_rank
+from megatron_synE.config.derive import RunPlan, resolve_dtype, rows_of_rank
 from megatron_synE.config.schema import RunConfig
 from megatron_synE.kernels.choice import can_compile
 from megatron_synE.model import weight_gradient
@@ -113,7 +113,7 @@ def layers_of(config: RunConfig, device: Device) -> Implementation:
     """Layers and kernels for this rank's card. Errors: ConfigError if it cannot do what is asked for."""
     training = config.training
     return choose(
-        config.model.attention, device,
+        config.model.attention, device, dtype=resolve_dtype(training.precision, device.kind),
         kernels=config.model.kernels, fp8=training.fp8, fp8_recipe=training.fp8_recipe,
     )  # fmt: skip
 

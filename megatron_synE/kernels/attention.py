@@ -27,13 +27,14 @@ def source() -> Source:
         if importlib.util.find_spec(module) is None:
             continue
         try:
-            importlib.import_module(module)
+            found = importlib.import_module(module)
         except ImportError as error:
             raise ConfigError(
                 f"{name} is installed and cannot be imported ({error}); build it again for torch {torch.__version__}, "
                 "or uninstall it: torch has a kernel of its own"
             ) from error
-        return name
+        if hasattr(found, "flash_attn_varlen_func"):  # flash-attn 4 has a folder flash_attn without it
+            return name
     return "torch varlen"
 
 

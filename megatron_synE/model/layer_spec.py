@@ -52,12 +52,18 @@ def choose(
     asked: Literal["auto", "native", "transformer_engine"],
     device: Device,
     *,
+    dtype: Literal["bf16", "fp32"] = "bf16",
     kernels: Asked = "auto",
     fp8: Format | None = None,
     fp8_recipe: str = "tensorwise",
 ) -> Implementation:
     """Errors: ConfigError for what is asked for, or installed, and cannot be used."""
     name, reason = _whose(asked, device)
+    if dtype == "bf16" and device.is_cuda and not device.has_bf16:
+        raise ConfigError(
+            f"bf16 needs an A100 or newer, this is {device.name}, for which attention has no kernel of it; set "
+            "training.precision=fp32 (score-ppl: --precision fp32)"
+        )
     if fp8 is not None and not device.has_fp8:
         raise ConfigError(f"training.fp8={fp8} needs an H100 or newer (or an L40S), this is {device.name}; remove it")
     if name == "transformer_engine":
@@ -72,7 +78,8 @@ def choose(
         )
     if fp8 is not None and fp8_recipe == "rowwise" and not device.is_cuda and not cpu_scales_rows():
         raise ConfigError("training.fp8_recipe=rowwise: on a CPU this torch cannot; use tensorwise, or torch 2.13")
-    NativeAttention.source(device.is_cuda)  # what is broken is said before weights are read
+    if dtype == "bf16":  # fp32 has torch's own
+        NativeAttention.source(device.is_cuda)  # what is broken is said before weights are read
     return Implementation(name, reason, choose_kernels(kernels, is_cuda=device.is_cuda), fp8, fp8_recipe)
 
 

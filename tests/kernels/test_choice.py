@@ -5,15 +5,23 @@ import shutil
 import sys
 import types
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from data_mixers.errors import ConfigError
-from megatron_synE.build import transformer_config
+from megatron_synE.build import layers_of, transformer_config
 from megatron_synE.config.derive import derive
-from megatron_synE.config.schema import DataSection, RunConfig, RunSection, StageSection, TrainingSection
+from megatron_synE.config.schema import (
+    DataSection,
+    ModelSection,
+    RunConfig,
+    RunSection,
+    StageSection,
+    TrainingSection,
+)
 from megatron_synE.kernels import attention, choice, cpu_layers
 from megatron_synE.kernels.choice import CPU as BY_ROWS
 from megatron_synE.kernels.choice import PLAIN, can_compile, choose_kernels
@@ -30,11 +38,15 @@ class Ampere(Device):
     """A card before FP8."""
 
     @property
+    def has_bf16(self) -> bool:
+        return True
+
+    @property
     def has_fp8(self) -> bool:
         return False
 
 
-class Hopper(Device):
+class Hopper(Ampere):
     """With it."""
 
     @property
@@ -175,8 +187,27 @@ def test_a_flash_attn_of_another_torch_is_named_before_the_run(
         ConfigError, match=r"flash-attn \d is installed and cannot be imported \(undefined symbol.*torch"
     ):
         choose("auto", H100)
-    on_a_card(monkeypatch, tmp_path, **{module: ""})
+    assert choose("native", H100, dtype="fp32").name == "native"  # which has no flash kernel
+    on_a_card(monkeypatch, tmp_path, **{module: "def flash_attn_varlen_func(): ..."})
     assert attention.source() == {"flash_attn": "flash-attn 2"}.get(module, "flash-attn 3")
+    on_a_card(monkeypatch, tmp_path, **{module: ""})  # as a folder that holds flash-attn 4 alone
+    assert attention.source() == "torch varlen"
+
+
+@pytest.mark.parametrize("asked", ["auto", "native"])
+def test_bf16_is_refused_on_a_card_without_it(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """precision: auto means bf16 on every card, and attention has no kernel for it there."""
+    monkeypatch.setattr(Device, "has_bf16", False)
+    t4 = Device("cuda", torch.device("cpu"), "nccl", "Tesla T4")
+    config = RunConfig(
+        run=RunSection(name="n", dir=Path()), training=TrainingSection(seq_length=16, global_batch_size=1),
+        data=DataSection(manifests=(), stages=()), model=ModelSection(attention=asked),  # type: ignore[arg-type]
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match=r"bf16 needs an A100 or newer, this is Tesla T4.*precision=fp32"):
+        layers_of(config, t4)
+    in_fp32 = replace(config, training=replace(config.training, precision="fp32"))
+    assert layers_of(in_fp32, t4).name == "native"
+    assert choose("native", CPU).name == "native"  # a CPU has bf16 in any case
 
 
 def test_the_third_flash_attn_is_for_hopper_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
