@@ -101,10 +101,11 @@ def _world(config: RunConfig, world_size: int) -> Iterator[Fault]:
             "parallel.tp_comm_overlap", "true needs sequence_parallel and Transformer Engine, but sequence_parallel="
             f"{parallel.sequence_parallel} and model.attention={config.model.attention}", "set it to false, or the two",
         )  # fmt: skip
-    if parallel.tp_comm_overlap and config.validation.micro_batch_size > (most := config.training.micro_batch_size):
-        yield Fault(
-            "validation.micro_batch_size", "its rows do not fit the buffers of parallel.tp_comm_overlap, which are"
-            f" made for training.micro_batch_size={most}", f"use at most {most}",
+    size, held_out = config.training.micro_batch_size, config.validation
+    if parallel.tp_comm_overlap and held_out.manifests and held_out.micro_batch_size != size:
+        yield Fault(  # Transformer Engine's comm_gemm_overlap.cpp (copy_into_buffer): smaller rows are refused too
+            "validation.micro_batch_size", f"rows of {held_out.micro_batch_size} do not fill the buffers of"
+            f" parallel.tp_comm_overlap, which are made for training.micro_batch_size={size}", f"use {size}",
         )  # fmt: skip
     if config.device == "cpu" and config.model.attention == "transformer_engine":
         yield Fault("model.attention", "transformer_engine needs a GPU, but device=cpu", "use auto or native")

@@ -45,6 +45,9 @@ def test_a_sound_run_has_no_faults_and_a_schedule(run: Path) -> None:
 
 
 # overrides, what the message must say
+OVERLAP = [
+    "parallel.tp_comm_overlap=true", "parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true",
+]  # fmt: skip
 REFUSED = {
     "world": (
         ["parallel.tensor_model_parallel_size=2", "parallel.pipeline_model_parallel_size=4"],
@@ -82,14 +85,14 @@ REFUSED = {
     ),
     "overlap without sp": (["parallel.tp_comm_overlap=true"], "parallel.tp_comm_overlap: true needs sequence_parallel"),
     "overlap of larger rows": (
-        [
-            "parallel.tp_comm_overlap=true",
-            "parallel.tensor_model_parallel_size=2",
-            "parallel.sequence_parallel=true",
-            "validation.micro_batch_size=2",
-        ],
-        "validation.micro_batch_size: its rows do not fit the buffers of parallel.tp_comm_overlap, which are made for"
-        " training.micro_batch_size=1; use at most 1",
+        [*OVERLAP, "validation.micro_batch_size=2"],
+        "validation.micro_batch_size: rows of 2 do not fill the buffers of parallel.tp_comm_overlap, which are made for"
+        " training.micro_batch_size=1; use 1",
+    ),
+    "overlap of smaller rows": (
+        [*OVERLAP, "training.micro_batch_size=2"],
+        "validation.micro_batch_size: rows of 1 do not fill the buffers of parallel.tp_comm_overlap, which are made for"
+        " training.micro_batch_size=2; use 2",
     ),
     "fp8 in fp32": (["training.fp8=hybrid", "training.precision=fp32"], "training.fp8: hybrid is for bf16 runs"),
     "fp8 recipe without fp8": (
@@ -179,6 +182,17 @@ def test_refusal_names_key_and_cure(run: Path, overrides: list[str], message: st
     found = faults(run, *overrides)
     assert any(message in fault for fault in found), found
     assert all("; " in fault for fault in found)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["training.micro_batch_size=2", "validation.micro_batch_size=2"],
+        ["training.micro_batch_size=2", "validation.manifests=[]", "validation.interval_tokens=null"],
+    ],
+)
+def test_rows_as_long_as_the_buffers_of_overlap_and_none_at_all_are_taken(run: Path, overrides: list[str]) -> None:
+    assert faults(run, *OVERLAP, *overrides) == []
 
 
 def test_all_faults_come_together(run: Path) -> None:
