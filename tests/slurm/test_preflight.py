@@ -44,6 +44,11 @@ def healthy(nodes: int = 4, ranks_of_node: int = 2) -> list[RankFacts]:
     [
         (torch.OutOfMemoryError("CUDA out of memory"), "its card fails (CUDA out of memory); look at nvidia-smi there"),
         (torch.AcceleratorError("uncorrectable ECC error"), "its card fails (uncorrectable ECC error)"),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx(…)`"),
+            "its card fails (CU",
+        ),
+        (RuntimeError("NCCL error in: a.cpp:1, unhandled cuda error"), "the ranks do not reach each other (NCCL error"),
         (RuntimeError("Connection refused"), "the ranks do not reach each other (Connection refused); over another"),
     ],
 )

@@ -189,7 +189,8 @@ def main(arguments: Sequence[str]) -> int:
             sys.stderr.write(f"error: {error}\n")
         return error.exit_code
     except (RuntimeError, OSError) as error:
-        if isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError):
+        # cuBLAS's faults, and of a driver that does not start, are plain RuntimeErrors; NCCL's begin with its name.
+        if isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError) or str(error).startswith("CUDA "):
             what, cure = "its card fails", "look at nvidia-smi there, or leave the node out with --sbatch exclude=NODE"
         else:  # what torch.distributed raises when a peer is not there
             what = "the ranks do not reach each other"
