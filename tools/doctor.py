@@ -132,10 +132,23 @@ def _device() -> list[Finding]:
 
 
 def _implementations() -> list[Finding]:
+    from megatron_synE.optim.fused_adam import install_where_needed
+
+    fast = installed_version("fastokens")
+    tokenizer = (
+        "fastokens, after a self-check against transformers" if fast else "transformers (fastokens not installed)"
+    )
+    return [
+        *_layers(),
+        Finding("optimizer", "ok", install_where_needed()),
+        Finding("tokenizer", "ok" if fast else "note", tokenizer),
+    ]
+
+
+def _layers() -> list[Finding]:
     from megatron_synE.kernels.choice import PLAIN
     from megatron_synE.model.layer_spec import choose
     from megatron_synE.model.native_layers import NativeAttention
-    from megatron_synE.optim.fused_adam import install_where_needed
     from megatron_synE.runtime import device
 
     found = device.select("auto", local_rank=0)
@@ -148,15 +161,9 @@ def _implementations() -> list[Finding]:
     else:
         attention = NativeAttention.source(found.is_cuda)
         norm = f"{layers.kernels.names} rms_norm" if layers.kernels is PLAIN else layers.kernels.names
-    fast = installed_version("fastokens")
-    tokenizer = (
-        "fastokens, after a self-check against transformers" if fast else "transformers (fastokens not installed)"
-    )
     return [
         Finding("attention", "ok", f"{attention} ({layers.reason})"),
         Finding("norm", "ok", f"{norm} ({layers.reason})"),
-        Finding("optimizer", "ok", install_where_needed()),
-        Finding("tokenizer", "ok" if fast else "note", tokenizer),
     ]
 
 

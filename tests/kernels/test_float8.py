@@ -1,5 +1,7 @@
 """FP8 products against float64, and against a slow quantisation that knows FP8 from its table of numbers alone."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -132,3 +134,14 @@ def test_bf16_in_bf16_out() -> None:
         out = float8.linear(x, weight, form="hybrid", recipe=recipe)
         out.sum().backward()
         assert out.dtype == x.grad.dtype == weight.grad.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("can_compile", [False, True])
+def test_quantisation_is_compiled_where_a_card_and_a_compiler_are(
+    can_compile: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(float8, "can_compile", lambda: can_compile)
+    monkeypatch.setattr(float8, "_compiled", lambda function: "compiled")
+    on_card, on_host = (SimpleNamespace(is_cuda=is_cuda) for is_cuda in (True, False))
+    assert float8._fused(float8.cast, on_card) == ("compiled" if can_compile else float8.cast)  # type: ignore[arg-type]
+    assert float8._fused(float8.cast, on_host) is float8.cast  # type: ignore[arg-type]

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 import tools
+from data_mixers.errors import ConfigError
 from megatron_synE.runtime.cpu_features import cpu_flags, cpu_has_bf16
+from tools import doctor
 from tools.doctor import ownership_finding, pair_finding, try_collective
 
 OURS = Path(tools.__file__).resolve().parent
@@ -60,3 +62,13 @@ def test_bf16_is_read_from_the_flags(tmp_path: Path, cpuinfo: str, expected: boo
 
 def test_without_cpuinfo_nothing_is_claimed(tmp_path: Path) -> None:
     assert cpu_flags(tmp_path / "nowhere") == frozenset()
+
+
+def test_what_the_layers_cannot_use_is_a_fault_beside_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    def choose(*_: object) -> None:
+        raise ConfigError("flash-attn 2 is installed and cannot be imported")
+
+    monkeypatch.setattr("megatron_synE.model.layer_spec.choose", choose)
+    found = {finding.subject: finding for finding in doctor._implementations()}
+    assert (found["layers"].state, found["layers"].text[:12]) == ("fault", "flash-attn 2")
+    assert found.keys() == {"layers", "optimizer", "tokenizer"}
