@@ -69,6 +69,7 @@ def main(out: Path) -> None:
     for name in ("all_reduce", "broadcast", "reduce_scatter_tensor", "all_gather_into_tensor"):
         setattr(dist, name, collective)
     torch.Tensor.is_cuda = property(lambda tensor: tensor.device == CARD)
+    torch.cuda.is_bf16_supported = lambda **_: True
     from megatron_synE import validation
     from megatron_synE.build import build_model, build_optimizer, sync_parameters
     from megatron_synE.checkpoint.training_state import chunks_to_save
