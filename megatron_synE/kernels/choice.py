@@ -60,7 +60,7 @@ def _has_compiler() -> bool:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "launcher.c")
         source.write_text("#include <Python.h>\n")
-        command = [compiler, source, "-shared", "-fPIC", "-o", source.with_suffix(".so"), f"-I{include}"]
+        command = [compiler, str(source), "-shared", "-fPIC", "-o", f"{folder}/launcher.so", f"-I{include}"]
         try:
             return subprocess.run(command, capture_output=True, check=False).returncode == 0
         except OSError:  # CC names a program that is not here

@@ -46,13 +46,20 @@ def test_both_sides_add_in_the_same_order(make_hf, tmp_path, monkeypatch):
     """Our kernels add in another: on a model's worst token fp32's own error then reached the tolerance."""
     from megatron_synE import alone
 
-    asked = []
+    asked, dtypes = [], []
     choose = alone.choose
-    monkeypatch.setattr(alone, "choose", lambda *args, **named: asked.append(choose(*args, **named)) or asked[-1])
+
+    def chosen(*args, dtype, **named):
+        dtypes.append(dtype)
+        asked.append(choose(*args, dtype=dtype, **named))
+        return asked[-1]
+
+    monkeypatch.setattr(alone, "choose", chosen)
     hf, _ = make_hf()
     report = verify(hf, import_hf(hf, tmp_path / "ckpt").checkpoint, positions=65)
     plain, ours = (choose("native", alone.CPU, kernels=kernels).kernels.names for kernels in ("torch", "auto"))
     assert [layers.kernels.names for layers in asked] == [plain] != [ours]
+    assert dtypes == ["fp32"]  # or a card without bf16 would be refused
     assert report.max_logit_difference < 1e-6
 
 
