@@ -217,6 +217,23 @@ def test_benchmarks_are_read_in_the_shapes_they_come_in(tmp_path: Path) -> None:
         read_benchmark(tmp_path / "g.jsonl")
 
 
+def test_a_folder_of_benchmarks_is_read_with_its_csv_files(options: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "math/held.csv").write_text(f'question,answer\n"{_filler(20, 5)}",7\n')
+    write(tmp_path / "qa/c.jsonl", [{"text": f"As asked: {_filler(20, 5)}", "id": "c0"}])
+    report, found = decontaminate(DecontaminateOptions(**options | {"benchmarks": (str(tmp_path / "math"),)}))
+    assert [Path(entry.name).name for entry in found] == ["held.csv", "test.jsonl"]
+    assert report.dropped == {"qa": {"contaminated": 3}}
+
+
+def test_a_table_that_does_not_fit_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "wide.csv").write_text("x,y\n1,2,3\n")
+    with pytest.raises(ConfigError, match=r"wide\.csv has no key that is known .* it has x, y, None: name those"):
+        read_benchmark(tmp_path / "wide.csv")
+    (tmp_path / "long.csv").write_text(f"question\n{'q' * 200_000}\n")
+    with pytest.raises(DataError, match=r"long\.csv cannot be read as a benchmark: field larger"):
+        read_benchmark(tmp_path / "long.csv")
+
+
 @pytest.mark.parametrize("kind", ["gz", "zst"])
 def test_a_benchmark_that_is_cut_off_is_refused_by_name(tmp_path: Path, kind: str) -> None:
     line = json.dumps({"question": "q" * 5000}).encode()

@@ -13,8 +13,11 @@ import orjson
 
 from data_mixers.errors import ConfigError, DataError
 from tools.data.lines import UTF8_BOM
+from tools.data.readers import KINDS
 from tools.data.yaml_file import read_yaml
 
+SUFFIXES = (*KINDS, ".csv")
+"""Of the files that are read of a folder of benchmarks."""
 KEYS_FILE = Path(__file__).with_name("benchmark_keys.yaml")
 
 
@@ -52,7 +55,7 @@ def read_benchmark(path: Path, keys: tuple[str, ...] = ()) -> Benchmark:
     if missing or not found:
         raise ConfigError(
             f"{path} has no key {', '.join(missing) or 'that is known to hold a question or an answer'}; it has "
-            f"{', '.join(present)}: name those with text by --benchmark-key"
+            f"{', '.join(map(str, present))}: name those with text by --benchmark-key"
         )
     asking = tuple(key for key in found if key in known["question"])
     items = (Item(line=line, text=_joined(row, found), question=_joined(row, asking)) for line, row in rows)
@@ -91,7 +94,7 @@ def read_rows(path: Path) -> list[Any]:
             except orjson.JSONDecodeError:
                 pass  # lines under another name
         return [orjson.loads(line) if line.strip() else None for line in raw.splitlines()]
-    except (OSError, EOFError, zlib.error, ValueError) as error:  # pyarrow's and orjson's are ValueErrors
+    except (OSError, EOFError, zlib.error, csv.Error, ValueError) as error:  # pyarrow's and orjson's are ValueErrors
         raise DataError(f"{path} cannot be read as a benchmark: {error}") from error
 
 

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tools.data.benchmark_items import SUFFIXES
 from tools.data.calls import Call, deciding
 from tools.data.contamination import NgramIndex, open_index
 from tools.data.documents import Document
@@ -35,8 +36,8 @@ def decontaminate(options: DecontaminateOptions) -> tuple[SelectionReport, tuple
     Deterministic and resumable as `clean`. Errors: ConfigError for a benchmark without known keys, or a folder in use;
     DataError for damaged input. Memory: at most 28 bytes an n-gram of the benchmarks, per worker.
     """
-    find_inputs(options.inputs)  # what is mistyped is told before benchmarks are read
-    paths = tuple(find_inputs(options.benchmarks, option="--benchmarks"))
+    find_inputs(options.inputs, out=options.out)  # what is mistyped is told before benchmarks are read
+    paths = tuple(find_inputs(options.benchmarks, option="--benchmarks", suffixes=SUFFIXES))
     index = open_index(paths, options.benchmark_keys, options.ngram)  # a fault in them is told before anything is read
     hashes = {str(path): sha256_of(path) for path in paths}
     call = Call.of("decontaminate", options, deciding(options, "remove", benchmarks=hashes))

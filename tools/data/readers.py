@@ -5,7 +5,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -72,11 +72,19 @@ class BadRecord(NamedTuple):
     reason: str
 
 
-def find_inputs(patterns: Sequence[str], *, option: str = "--input") -> list[Path]:
+def find_inputs(
+    patterns: Sequence[str],
+    *,
+    option: str = "--input",
+    out: Path | None = None,
+    suffixes: Collection[str] = tuple(KINDS),
+) -> list[Path]:
     """The files behind names, globs and folders (all their files of a known suffix), each once, part-2 before part-10.
 
     What the tools write beside documents (REPORTS, DROPPED next to a report, FAILED, PARTS) is read only if it is
     named itself.
+    out: of the call itself; what it has written there, in a folder that it reads, is no input.
+    suffixes: of a folder's files.
     Errors: ConfigError for a pattern without a file, or a file of a folder that a call has not filled to the end.
     """
     found: dict[Path, Path] = {}
@@ -87,21 +95,26 @@ def find_inputs(patterns: Sequence[str], *, option: str = "--input") -> list[Pat
         named = Path(pattern) if is_literal else _named_part(pattern)
         files = [path for path in matches if path.is_file()]
         for folder in (path for path in matches if path.is_dir()):
-            files += _files_inside(folder, option)
+            files += _files_inside(folder, option, suffixes)
+        if out is not None:
+            inside = out.resolve()
+            if named.resolve().is_relative_to(inside):
+                raise ConfigError(f"{option} {pattern} lies inside --out {out}; choose another --out")
+            files = [path for path in files if not path.resolve().is_relative_to(inside)]
         by_products = dict.fromkeys(path for path in files if _is_by_product(path, named))
         if by_products:
             first, count = ", ".join(map(str, list(by_products)[:4])), len(by_products)
             logger.info("%s %s: not read, since no documents to keep: %s (%d in all)", option, pattern, first, count)
             files = [path for path in files if path not in by_products]
         if not files:
-            raise ConfigError(f"{option} {pattern} matches no file and no folder with {', '.join(KINDS)} files")
+            raise ConfigError(f"{option} {pattern} matches no file and no folder with {', '.join(suffixes)} files")
         _check_finished(files, f"{option} {pattern}")
         for path in files:
             found.setdefault(path.resolve(), path)
     return sorted(found.values(), key=_natural)
 
 
-def _files_inside(folder: Path, option: str) -> list[Path]:
+def _files_inside(folder: Path, option: str, suffixes: Collection[str]) -> list[Path]:
     """The visible files of a known suffix, through links to folders too; the log counts the others.
 
     Errors: ConfigError for a folder inside that cannot be read.
@@ -123,7 +136,7 @@ def _files_inside(folder: Path, option: str) -> list[Path]:
         entered.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for path in (Path(root, name) for name in sorted(names) if not name.startswith(".")):
-            if path.suffix in KINDS and path.is_file():
+            if path.suffix in suffixes and path.is_file():
                 files.append(path)
             else:
                 others[path.suffix or path.name] += 1
