@@ -50,8 +50,13 @@ def host_of(url: str, *, option: str) -> str:
 
 
 def key_header() -> dict[str, str]:
-    """With the key of the environment, if there is one."""
-    key = os.environ.get(KEY_VARIABLE)
+    """With the key of the environment, if there is one.
+
+    Errors: ConfigError for one that no header can hold; whoever sends it would quote it, key and all.
+    """
+    key = os.environ.get(KEY_VARIABLE, "").strip()  # a line end of a file that it was read from
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"{KEY_VARIABLE} holds characters that no key has, line ends or others (not shown); {_KEY}")
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
