@@ -175,6 +175,26 @@ def test_killed_and_run_again_gives_the_same_bytes(tmp_path: Path, start: Callab
     _check_fetched(out)
 
 
+@pytest.mark.parametrize("ending", ["interrupt", "fault"])
+def test_what_ends_a_call_ends_its_other_files_too(tmp_path: Path, start: Callable[..., Server], ending: str) -> None:
+    server = start(
+        {"part-0.parquet": ["meanwhile 404"] if ending == "fault" else [], "part-1.parquet": ["endless"]}, size=1 << 50
+    )
+    out = tmp_path / "out"
+    arguments = ["llama-3-syne", "--slice", "cn_web", "--out", str(out), "--endpoint", server.endpoint]
+    arguments += ["--match", "*part-1*"] if ending == "interrupt" else []
+    process = subprocess.Popen([sys.executable, "-m", "tools", "data", "fetch", *arguments], stderr=subprocess.PIPE)
+    while ending == "interrupt" and process.poll() is None and not (server.folder / "begun").exists():
+        os.sched_yield()
+    process.send_signal(signal.SIGINT) if ending == "interrupt" else None
+    try:
+        said = process.communicate(timeout=60)[1].decode()
+    finally:
+        process.kill()
+    assert process.returncode == (130 if ending == "interrupt" else 3), said
+    assert (out / "data/cn_web/part-1.parquet.partial").exists()  # it goes on from there
+
+
 def test_a_file_that_changed_meanwhile_is_taken_anew(tmp_path: Path, start: Callable[..., Server]) -> None:
     server = start({"part-0.parquet": ["cut 1000"]})
     out = tmp_path / "out/data/cn_web"

@@ -65,9 +65,11 @@ def fetch(options: FetchOptions) -> list[Path]:
             LiveProgress(f"fetch {options.name}", total=sum(remote.size_bytes or 0 for remote in remotes)) as progress,
             ThreadPoolExecutor(options.connections) as pool,
         ):
-            lock = threading.Lock()
+            lock, ended = threading.Lock(), threading.Event()
 
             def on_bytes(amount: int) -> None:
+                if ended.is_set():
+                    raise DataError("the call is over")  # what came so far is kept, as after a cut
                 with lock:
                     progress.advance(amount)
 
@@ -81,6 +83,7 @@ def fetch(options: FetchOptions) -> list[Path]:
                 for future in futures:
                     future.result()
             finally:
+                ended.set()
                 pool.shutdown(cancel_futures=True)
     return [options.out / remote.path for remote in remotes]
 
