@@ -85,7 +85,8 @@ def find_inputs(
     named itself.
     out: of the call itself; what it has written there, in a folder that it reads, is no input.
     suffixes: of a folder's files.
-    Errors: ConfigError for a pattern without a file, or a file of a folder that a call has not filled to the end.
+    Errors: ConfigError for a pattern without a file, a link to nothing, a file of a folder that a call has not filled
+    to the end.
     """
     found: dict[Path, Path] = {}
     for pattern in patterns:
@@ -93,14 +94,15 @@ def find_inputs(
         names = [pattern] if is_literal else glob.glob(pattern, recursive=True)  # noqa: PTH207  # absolute patterns
         matches = [Path(name) for name in names]
         named = Path(pattern) if is_literal else _named_part(pattern)
-        files = [path for path in matches if path.is_file()]
+        files = [path for path in matches if _is_file(path, option)]
         for folder in (path for path in matches if path.is_dir()):
             files += _files_inside(folder, option, suffixes)
         if out is not None:
-            inside = out.resolve()
-            if named.resolve().is_relative_to(inside):
+            inside, read = out.resolve(), named.resolve()
+            if read.is_relative_to(inside):
                 raise ConfigError(f"{option} {pattern} lies inside --out {out}; choose another --out")
-            files = [path for path in files if not path.resolve().is_relative_to(inside)]
+            if inside.is_relative_to(read):
+                files = [path for path in files if not path.resolve().is_relative_to(inside)]
         by_products = dict.fromkeys(path for path in files if _is_by_product(path, named))
         if by_products:
             first, count = ", ".join(map(str, list(by_products)[:4])), len(by_products)
@@ -117,7 +119,7 @@ def find_inputs(
 def _files_inside(folder: Path, option: str, suffixes: Collection[str]) -> list[Path]:
     """The visible files of a known suffix, through links to folders too; the log counts the others.
 
-    Errors: ConfigError for a folder inside that cannot be read.
+    Errors: ConfigError for a folder inside that cannot be read, and as _is_file.
     """
 
     def refuse(error: OSError) -> None:
@@ -136,7 +138,7 @@ def _files_inside(folder: Path, option: str, suffixes: Collection[str]) -> list[
         entered.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for path in (Path(root, name) for name in sorted(names) if not name.startswith(".")):
-            if path.suffix in suffixes and path.is_file():
+            if _is_file(path, option) and path.suffix in suffixes:
                 files.append(path)
             else:
                 others[path.suffix or path.name] += 1
@@ -144,6 +146,17 @@ def _files_inside(folder: Path, option: str, suffixes: Collection[str]) -> list[
         counts = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(8))
         logger.info("%s %s: not read, by suffix: %s (%d in all)", option, folder, counts, others.total())
     return files
+
+
+def _is_file(path: Path, option: str) -> bool:
+    """Errors: ConfigError for a link to nothing: what it stood for would be missing, unsaid."""
+    if path.is_file():
+        return True
+    if path.is_symlink() and not path.exists():
+        raise ConfigError(
+            f"{option} {path} is a link to {path.readlink()}, which is not there; mend or remove the link"
+        )
+    return False
 
 
 def _check_finished(files: Sequence[Path], where: str) -> None:
