@@ -360,6 +360,14 @@ def test_composed_and_decomposed_letters_are_the_same_text(tmp_path: Path) -> No
     assert _clean(tmp_path, texts, near_duplicates=False) == {"1": "exact_duplicate"}
 
 
+def test_a_language_that_no_text_could_be_of_is_refused(tmp_path: Path) -> None:
+    """The authors' buckets are named cn_…; with that as the language every document would be dropped."""
+    for languages in (("cn",), ("zh", "zh-CN")):
+        with pytest.raises(ConfigError, match=rf"--language {languages[-1]} is none of the 176 codes .*ISO 639"):
+            _clean(tmp_path, [_english(1)], languages=languages)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_language_that_is_not_sure_enough_is_dropped() -> None:
     text = "The court held that the contract was valid. 合同自成立时生效，双方应当履行。"
     language, score = identify_language(text)
