@@ -21,7 +21,7 @@ from tests import killed
 from tests.rows import read, write
 from tools.data.benchmark_items import Benchmark, Item, read_benchmark
 from tools.data.contamination import NgramIndex, _table
-from tools.data.decontaminate import DecontaminateOptions, decontaminate
+from tools.data.decontaminate import DecontaminateOptions, benchmark_table, decontaminate
 from tools.data.readers import find_inputs
 from tools.data.units import units_of
 
@@ -225,6 +225,16 @@ def test_a_folder_of_benchmarks_is_read_with_its_csv_files(options: dict[str, An
     assert report.dropped == {"qa": {"contaminated": 3}}
 
 
+def test_rows_that_hold_no_text_under_the_keys_are_told(options: dict[str, Any], tmp_path: Path) -> None:
+    """Benchmarks put together in one file: those of other keys could not be found, unsaid."""
+    write(tmp_path / "math/test.jsonl", [{"question": QUESTION}, {"turns": [_filler(20, 3)]}, {"turns": ["?"]}])
+    _, found = decontaminate(DecontaminateOptions(**options))
+    assert "1 of 1 items, 2 rows have no text under these keys (--benchmark-key); documents qa: 2" in benchmark_table(
+        found
+    )
+    assert json.loads((options["out"] / "report.json").read_text())["benchmarks"][0]["num_without_text"] == 2
+
+
 def test_a_table_that_does_not_fit_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "wide.csv").write_text("x,y\n1,2,3\n")
     with pytest.raises(ConfigError, match=r"wide\.csv has no key that is known .* it has x, y, None: name those"):
@@ -247,7 +257,7 @@ def test_items_bear_the_line_of_their_file_whatever_else_stands_there(tmp_path: 
     lines = [{"question": "first"}, "", "[1]", {"question": " "}, '"text"', {"question": "sixth", "note": "?"}]
     found = read_benchmark(write(tmp_path / "a.jsonl", lines))
     assert [(item.line, item.text) for item in found.items] == [(1, "first"), (6, "sixth")]
-    assert found.keys == ("question",)
+    assert found.keys == ("question",) and found.num_without_text == 3
     with pytest.raises(DataError, match=r"b\.jsonl holds no JSON objects"):
         read_benchmark(write(tmp_path / "b.jsonl", ["[1]", ""]))
 

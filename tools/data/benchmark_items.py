@@ -37,6 +37,8 @@ class Benchmark:
     keys: tuple[str, ...]
     """Which keys hold its text."""
     items: tuple[Item, ...]
+    num_without_text: int = 0
+    """Its other rows: without text under these keys, or no objects."""
 
 
 def read_benchmark(path: Path, keys: tuple[str, ...] = ()) -> Benchmark:
@@ -44,7 +46,8 @@ def read_benchmark(path: Path, keys: tuple[str, ...] = ()) -> Benchmark:
 
     Errors: ConfigError if the file has none of the keys; DataError if it cannot be read.
     """
-    rows = [(line, row) for line, row in enumerate(read_rows(path), start=1) if isinstance(row, dict)]
+    there = [(line, row) for line, row in enumerate(read_rows(path), start=1) if row is not None]
+    rows = [(line, row) for line, row in there if isinstance(row, dict)]
     if not rows:
         raise DataError(f"{path} holds no JSON objects")
     present = dict.fromkeys(key for _, row in rows for key in row)
@@ -58,8 +61,9 @@ def read_benchmark(path: Path, keys: tuple[str, ...] = ()) -> Benchmark:
             f"{', '.join(map(str, present))}: name those with text by --benchmark-key"
         )
     asking = tuple(key for key in found if key in known["question"])
-    items = (Item(line=line, text=_joined(row, found), question=_joined(row, asking)) for line, row in rows)
-    return Benchmark(path=path, keys=found, items=tuple(item for item in items if item.text.strip()))
+    made = (Item(line=line, text=_joined(row, found), question=_joined(row, asking)) for line, row in rows)
+    items = tuple(item for item in made if item.text.strip())
+    return Benchmark(path=path, keys=found, items=items, num_without_text=len(there) - len(items))
 
 
 def _joined(row: dict[str, Any], keys: tuple[str, ...]) -> str:

@@ -28,6 +28,8 @@ class BenchmarkReport:
     """Items that some contaminated document shares an n-gram with."""
     documents: dict[str, int]
     """source -> contaminated documents that share an n-gram with it."""
+    num_without_text: int = 0
+    """Rows of the file beside the items."""
 
 
 def decontaminate(options: DecontaminateOptions) -> tuple[SelectionReport, tuple[BenchmarkReport, ...]]:
@@ -61,6 +63,8 @@ def benchmark_table(benchmarks: tuple[BenchmarkReport, ...]) -> str:
     for entry in benchmarks:
         found = ", ".join(f"{source}: {count:,}" for source, count in entry.documents.items()) or "none"
         short = f", {entry.num_too_short} too short to find" if entry.num_too_short else ""
+        if entry.num_without_text:
+            short += f", {entry.num_without_text} rows have no text under these keys (--benchmark-key)"
         lines.append(
             f"{entry.name} ({', '.join(entry.keys)}): {entry.num_items_hit} of {entry.num_items} items{short}; "
             f"documents {found}"
@@ -105,6 +109,7 @@ def _benchmark_reports(index: NgramIndex, results: list[dict[str, Any]]) -> tupl
             num_too_short=index.num_too_short[number],
             num_items_hit=hit[number],
             documents=dict(sorted(documents.get(number, Counter()).items())),
+            num_without_text=benchmark.num_without_text,
         )
         for number, benchmark in enumerate(index.benchmarks)
     )
