@@ -204,6 +204,7 @@ def test_benchmarks_are_read_in_the_shapes_they_come_in(tmp_path: Path) -> None:
     (tmp_path / "b.json").write_text(json.dumps(rows, indent=1))
     (tmp_path / "c.json").write_text(json.dumps({"version": 1, "cases": rows}))
     (tmp_path / "d.jsonl.gz").write_bytes(gzip.compress(line))
+    (tmp_path / "list.json.gz").write_bytes(gzip.compress(json.dumps(rows).encode()))
     (tmp_path / "padded.jsonl.gz").write_bytes(gzip.compress(line) + bytes(512))  # as tapes and some mirrors leave it
     (tmp_path / "e.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress(line))
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "f.parquet")

@@ -83,6 +83,7 @@ def read_rows(path: Path) -> list[Any]:
     """The items of a benchmark's file, as they are; None for a blank line. Errors: DataError if it cannot be read."""
     import pyarrow.parquet
 
+    kind = path.with_suffix("").suffix if path.suffix in (".gz", ".zst") else path.suffix
     try:
         if path.suffix == ".parquet":
             rows: list[Any] = pyarrow.parquet.read_table(path).to_pylist()
@@ -90,9 +91,9 @@ def read_rows(path: Path) -> list[Any]:
         # pyarrow unpacks .zst; Python's gzip also takes a .gz that is padded.
         with gzip.open(path) if path.suffix == ".gz" else pyarrow.input_stream(path) as stream:
             raw: bytes = stream.read().removeprefix(UTF8_BOM)
-        if path.suffix == ".csv":
+        if kind == ".csv":
             return list(csv.DictReader(io.StringIO(raw.decode("utf-8-sig"))))
-        if path.suffix == ".json":
+        if kind == ".json":
             try:
                 return _list_in(orjson.loads(raw))
             except orjson.JSONDecodeError:
