@@ -13,6 +13,7 @@ from data_mixers.errors import ConfigError, DataError
 from tests.openai_server import served
 from tests.rows import read, write
 from tools.cli import main
+from tools.data import chat
 from tools.data.ask_topics import AskOptions, ask_topics, parse_topic
 from tools.data.topic_labels import read_labelled, read_topics
 
@@ -185,6 +186,19 @@ def test_a_document_that_the_server_refuses_is_left_out_and_listed(
     write(pages, [{"text": f"others refuse {n}"} for n in range(40)])
     with pytest.raises(DataError, match=r"5 of 5 questions got no topic.* refuses it: .* answers 400.*--prompt"):
         ask_topics(options(server, pages, tmp_path / "none", parallel=1))
+
+
+def test_an_error_under_status_200_is_no_answer_of_the_model(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says nothing of the document, or of the prompt; when the server is well again the same call asks on."""
+    monkeypatch.setattr(chat, "FIRST_WAIT_SECONDS", 0.0)
+    pages = write(tmp_path / "pages.jsonl", [{"text": "others a picnic"}, {"text": "others gateway"}])
+    with pytest.raises(
+        DataError, match=r"gave up after 6 attempts \(what is no model's answer: .*Provider returned error"
+    ):
+        ask_topics(options(server, pages, tmp_path / "out"))
+    assert ask_topics(options(server, pages, tmp_path / "out"))["num_documents"] == 2
 
 
 def test_a_line_of_the_answers_that_is_none_is_named(server: Server, pages: Path, tmp_path: Path) -> None:

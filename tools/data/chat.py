@@ -88,7 +88,12 @@ def post(client: httpx.Client, body: dict[str, Any], attempt: int, ended: thread
         raise (RefusedError if may_be_its_own else DataError)(
             f"{response.url} answers {response.status_code}{f' ({cure})' if cure else ''}: {response.text[:300]}"
         )
-    return _reply(response), ""
+    try:
+        choices = response.json()["choices"]
+    except (ValueError, KeyError, TypeError):  # a page of a web server; an error under status 200, as gateways send it
+        _wait(attempt, ended)
+        return None, f"what is no model's answer: {response.text[:200]!r}"
+    return _reply(choices), ""
 
 
 def asked_wait_seconds(retry_after: str) -> float:
@@ -103,10 +108,10 @@ def asked_wait_seconds(retry_after: str) -> float:
     return min(max(0.0, seconds), LONGEST_ASKED_WAIT_SECONDS)
 
 
-def _reply(response: httpx.Response) -> str:
+def _reply(choices: Any) -> str:
     try:
-        return said(response.json()["choices"][0]["message"]["content"])
-    except (ValueError, KeyError, IndexError, TypeError):
+        return said(choices[0]["message"]["content"])
+    except (KeyError, IndexError, TypeError):
         return ""
 
 
