@@ -30,8 +30,10 @@ class Handler(BaseHTTPRequestHandler):
         while fault.startswith("meanwhile ") and not (FOLDER / "begun").exists():
             time.sleep(0.01)
         fault = fault.removeprefix("meanwhile ")
-        if fault.isdigit():
-            return self.answer(int(fault), b"busy", {"Retry-After": "0"})
+        status, _, seconds = fault.partition(" ")
+        if status.isdigit():
+            (FOLDER / "begun").touch()
+            return self.answer(int(status), b"busy", {"Retry-After": seconds or "0"})
         if fault.startswith("to "):
             return self.answer(302, b"", {"Location": fault[3:]})
         file = FOLDER / "files" / path

@@ -65,11 +65,10 @@ def fetch(options: FetchOptions) -> list[Path]:
             LiveProgress(f"fetch {options.name}", total=sum(remote.size_bytes or 0 for remote in remotes)) as progress,
             ThreadPoolExecutor(options.connections) as pool,
         ):
-            lock, ended = threading.Lock(), threading.Event()
+            lock = threading.Lock()
 
             def on_bytes(amount: int) -> None:
-                if ended.is_set():
-                    raise DataError("the call is over")  # what came so far is kept, as after a cut
+                web.go_on()
                 with lock:
                     progress.advance(amount)
 
@@ -83,7 +82,7 @@ def fetch(options: FetchOptions) -> list[Path]:
                 for future in futures:
                     future.result()
             finally:
-                ended.set()
+                web.ended.set()
                 pool.shutdown(cancel_futures=True)
     return [options.out / remote.path for remote in remotes]
 
