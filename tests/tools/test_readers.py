@@ -87,6 +87,20 @@ def test_a_link_to_nothing_is_refused(tmp_path: Path, name: str, pattern: str) -
     assert find_inputs([str(tmp_path / pattern)]) == [tmp_path / "a.jsonl"]
 
 
+@pytest.mark.parametrize("pattern", ["*/*.jsonl", "**/*.jsonl", "[ez]?/a.jsonl", "*/pages/*"])
+def test_a_folder_that_a_pattern_goes_through_and_that_links_to_nothing_is_refused(
+    tmp_path: Path, pattern: str
+) -> None:
+    for folder in ("en", "en/pages"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.jsonl").touch()
+    (tmp_path / "zh").symlink_to(tmp_path / "gone")
+    with pytest.raises(ConfigError, match=rf"^--input {tmp_path}/zh is a link to {tmp_path}/gone, which is not there"):
+        find_inputs([str(tmp_path / pattern)])
+    (tmp_path / "zh").unlink()
+    assert find_inputs([str(tmp_path / pattern)])
+
+
 def test_a_folder_inside_that_cannot_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.jsonl").touch()
     locked = tmp_path / "locked"

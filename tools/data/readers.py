@@ -94,6 +94,8 @@ def find_inputs(
         names = [pattern] if is_literal else glob.glob(pattern, recursive=True)  # noqa: PTH207  # absolute patterns
         matches = [Path(name) for name in names]
         named = Path(pattern) if is_literal else _named_part(pattern)
+        if not is_literal:
+            _check_folders(pattern, option)
         files = [path for path in matches if _is_file(path, option)]
         for folder in (path for path in matches if path.is_dir()):
             files += _files_inside(folder, option, suffixes)
@@ -157,6 +159,14 @@ def _is_file(path: Path, option: str) -> bool:
             f"{option} {path} is a link to {path.readlink()}, which is not there; mend or remove the link"
         )
     return False
+
+
+def _check_folders(pattern: str, option: str) -> None:
+    """Errors: as _is_file, for what a wildcard stands for before the last part: glob passes over zh of */*.jsonl."""
+    for above in Path(pattern).parents:
+        if glob.has_magic(str(above)):
+            for name in glob.iglob(str(above), recursive=True):  # noqa: PTH207  # absolute patterns
+                _is_file(Path(name), option)
 
 
 def _check_finished(files: Sequence[Path], where: str) -> None:
