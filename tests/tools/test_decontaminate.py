@@ -237,9 +237,15 @@ def test_rows_that_hold_no_text_under_the_keys_are_told(options: dict[str, Any],
 
 
 def test_a_table_that_does_not_fit_is_refused_by_name(tmp_path: Path) -> None:
-    (tmp_path / "wide.csv").write_text("x,y\n1,2,3\n")
-    with pytest.raises(ConfigError, match=r"wide\.csv has no key that is known .* it has x, y, None: name those"):
+    (tmp_path / "wide.csv").write_text(
+        "question,answer\nsum?,3\nWhat is a, b and c?,7\n"
+    )  # no quotes: read as "What is a"
+    with pytest.raises(
+        DataError, match=r"wide\.csv cannot be read as a benchmark: row 2 has more fields than the header"
+    ):
         read_benchmark(tmp_path / "wide.csv")
+    (tmp_path / "comma.csv").write_text("question,answer\nsum?,3,\n")
+    assert [item.text for item in read_benchmark(tmp_path / "comma.csv").items] == ["sum?\n3"]
     (tmp_path / "long.csv").write_text(f"question\n{'q' * 200_000}\n")
     with pytest.raises(DataError, match=r"long\.csv cannot be read as a benchmark: field larger"):
         read_benchmark(tmp_path / "long.csv")

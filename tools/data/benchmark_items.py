@@ -58,7 +58,7 @@ def read_benchmark(path: Path, keys: tuple[str, ...] = ()) -> Benchmark:
     if missing or not found:
         raise ConfigError(
             f"{path} has no key {', '.join(missing) or 'that is known to hold a question or an answer'}; it has "
-            f"{', '.join(map(str, present))}: name those with text by --benchmark-key"
+            f"{', '.join(present)}: name those with text by --benchmark-key"
         )
     asking = tuple(key for key in found if key in known["question"])
     made = (Item(line=line, text=_joined(row, found), question=_joined(row, asking)) for line, row in rows)
@@ -92,7 +92,7 @@ def read_rows(path: Path) -> list[Any]:
         with gzip.open(path) if path.suffix == ".gz" else pyarrow.input_stream(path) as stream:
             raw: bytes = stream.read().removeprefix(UTF8_BOM)
         if kind == ".csv":
-            return list(csv.DictReader(io.StringIO(raw.decode("utf-8-sig"))))
+            return _table(raw.decode("utf-8-sig"))
         if kind == ".json":
             try:
                 return _list_in(orjson.loads(raw))
@@ -101,6 +101,15 @@ def read_rows(path: Path) -> list[Any]:
         return [orjson.loads(line) if line.strip() else None for line in raw.splitlines()]
     except (OSError, EOFError, zlib.error, csv.Error, ValueError) as error:  # pyarrow's and orjson's are ValueErrors
         raise DataError(f"{path} cannot be read as a benchmark: {error}") from error
+
+
+def _table(text: str) -> list[dict[Any, Any]]:
+    """Errors: ValueError for a row with text behind the header's last column: a comma without quotes cut a question."""
+    rows: list[dict[Any, Any]] = list(csv.DictReader(io.StringIO(text)))
+    for number, row in enumerate(rows, start=1):
+        if any(row.pop(None, ())):
+            raise ValueError(f"row {number} has more fields than the header; quote what holds a comma")
+    return rows
 
 
 def _list_in(content: Any) -> list[Any]:
