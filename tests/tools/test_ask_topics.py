@@ -1,12 +1,14 @@
 """Labels from a server with OpenAI's interface: a real process, real HTTP, real faults."""
 
 import json
+import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from data_mixers.errors import ConfigError, DataError
@@ -199,6 +201,36 @@ def test_an_error_under_status_200_is_no_answer_of_the_model(
     ):
         ask_topics(options(server, pages, tmp_path / "out"))
     assert ask_topics(options(server, pages, tmp_path / "out"))["num_documents"] == 2
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        lambda error: {"error": error},
+        lambda error: {"error": error, "choices": None},
+        lambda error: {"error": error, "choices": []},
+        lambda error: {"choices": [{"error": error, "message": {"role": "assistant", "content": ""}}]},
+    ],
+)
+def test_an_error_under_status_200_counts_as_its_code_says(
+    shape: Callable[[object], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A document that is too long must not end every call, as a busy gateway may; neither passes for a bad prompt."""
+    monkeypatch.setattr(chat, "FIRST_WAIT_SECONDS", 0.0)
+
+    def asked(error: object) -> tuple[str | None, str]:
+        transport = httpx.MockTransport(lambda _: httpx.Response(200, json=shape(error)))
+        with httpx.Client(base_url="http://gateway/v1", transport=transport) as client:
+            return chat.post(client, {}, 0, threading.Event())
+
+    for error in ("busy", {"message": "busy"}, {"message": "busy", "code": 429}, {"message": "busy", "code": "502"}):
+        reply, fault = asked(error)
+        assert reply is None and "what is no model's answer" in fault and "busy" in fault
+    with pytest.raises(chat.RefusedError, match=r"answers 400: .*too long"):
+        asked({"message": "too long", "code": 400})
+    with pytest.raises(DataError, match=r"answers 401 \(set OPENAI_API_KEY") as caught:
+        asked({"message": "who are you", "code": 401})
+    assert not isinstance(caught.value, chat.RefusedError)
 
 
 def test_a_line_of_the_answers_that_is_none_is_named(server: Server, pages: Path, tmp_path: Path) -> None:
