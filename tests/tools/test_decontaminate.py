@@ -170,6 +170,15 @@ def test_what_a_killed_removal_has_written_is_not_taken_for_whole(options: dict[
     assert [path.parent for path in find_inputs([str(options["out"])])] == [options["out"]] * 2
 
 
+def test_a_killed_removal_inside_its_input_goes_on(options: dict[str, Any]) -> None:
+    folder = Path(options["inputs"][0]).parent
+    inside = options | {"inputs": (str(folder),), "out": folder / "kept"}
+    given = ["--input", folder, "--benchmarks", options["benchmarks"][0], "--out", inside["out"], "--remove"]
+    killed.behind_file("write/0000000.json", "data", "decontaminate", *given)
+    report, _ = decontaminate(DecontaminateOptions(**inside, remove=True))
+    assert (report.num_read, report.kept) == (5, {"web": 5})
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_removal_keeps_every_document_in_one_place(options: dict[str, Any], workers: int) -> None:
     decontaminate(DecontaminateOptions(**options))
@@ -237,12 +246,8 @@ def test_rows_that_hold_no_text_under_the_keys_are_told(options: dict[str, Any],
 
 
 def test_a_table_that_does_not_fit_is_refused_by_name(tmp_path: Path) -> None:
-    (tmp_path / "wide.csv").write_text(
-        "question,answer\nsum?,3\nWhat is a, b and c?,7\n"
-    )  # no quotes: read as "What is a"
-    with pytest.raises(
-        DataError, match=r"wide\.csv cannot be read as a benchmark: row 2 has more fields than the header"
-    ):
+    (tmp_path / "wide.csv").write_text("question,answer\nsum?,3\nWhat is a, b and c?,7\n")
+    with pytest.raises(DataError, match=r"wide\.csv cannot be read as a benchmark: row 2 has more fields than the"):
         read_benchmark(tmp_path / "wide.csv")
     (tmp_path / "comma.csv").write_text("question,answer\nsum?,3,\n")
     assert [item.text for item in read_benchmark(tmp_path / "comma.csv").items] == ["sum?\n3"]
