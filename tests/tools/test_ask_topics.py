@@ -287,6 +287,8 @@ def test_what_ask_topics_refuses(pages: Path, server: Server, tmp_path: Path) ->
     twice = write(tmp_path / "twice.jsonl", [{"id": "1", "text": "others a"}, {"id": "1", "text": "others b"}])
     with pytest.raises(DataError, match=r"1 ids occur more than once, .*give each document its own"):
         ask_topics(options(server, twice, tmp_path / "c"))
+    with pytest.raises(ConfigError, match=r"--input .*e/labelled\.jsonl\.zst is what this call writes; choose another"):
+        ask_topics(options(server, write(tmp_path / "e/labelled.jsonl.zst", [{"text": "others a"}]), tmp_path / "e"))
     with pytest.raises(DataError, match="a document has no label there"):
         ask_topics(options(server, pages, tmp_path / "d", gold_key="nothing"))
     with pytest.raises(ConfigError, match="--model m is given twice; --passes 2"):

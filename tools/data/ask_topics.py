@@ -120,6 +120,8 @@ def _documents(options: AskOptions) -> tuple[list[Document], Counter[str]]:
     found: list[Document] = []
     left_out: Counter[str] = Counter()
     own = (options.out / LABELLED).resolve()  # of an earlier call, in a folder that is read
+    if named := [name for name in options.inputs if Path(name).resolve() == own]:
+        raise ConfigError(f"--input {named[0]} is what this call writes; choose another --out")
     for task in plan_tasks([path for path in find_inputs(options.inputs) if path.resolve() != own]):
         documents = TaskDocuments(task, text_key=options.text_key)
         known = {"language": options.language, "source": source_of_file(task.path)}
