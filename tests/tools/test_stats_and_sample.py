@@ -142,12 +142,15 @@ def test_companions_of_another_writing_are_refused(folder: Path, tokenizer_path:
     pyarrow.parquet.write_table(table.drop_columns(["nll_tokens"]), path)
     with pytest.raises(DataError, match="nll_tokens"):
         stats(folder)
-    write_scores(
-        path, of="0" * 64, **table.to_pydict()
-    )  # as many documents, but another seed's, or another tokenizer's
-    for read in (stats, lambda data: samples(SampleOptions(data=data, tokenizer=tokenizer_path))):
-        with pytest.raises(DataError, match=r"law.*scores\.parquet holds scores of other tokens; run `syne data score"):
-            read(folder)
+    # As many documents, but another seed's, or another tokenizer's.
+    write_scores(path, of="0" * 64, **table.to_pydict())
+    write_scores(path.with_name(path.name.replace("scores", "scores-weak")), of="0" * 64, **table.to_pydict())
+    cure = f"run `syne data score-ppl --data {folder}"
+    with pytest.raises(DataError, match=rf"law.*scores\.parquet holds scores of other tokens .*; {cure}` again"):
+        samples(SampleOptions(data=folder, tokenizer=tokenizer_path))
+    for name, asked in (("default", ""), ("weak", " --name weak")):
+        with pytest.raises(DataError, match=rf"law.*\.parquet holds scores of other tokens .*; {cure}{asked}` again"):
+            stats(folder, scores_name=name)
     path.write_bytes(b"PAR1")
     with pytest.raises(DataError, match="cannot be read as parquet"):
         stats(folder)

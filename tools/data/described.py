@@ -17,7 +17,7 @@ import pyarrow as pa
 from data_mixers.errors import DataError
 from data_mixers.manifest import MANIFEST_NAME, TokenizerIdentity, read_manifest
 from megatron_synE.data.indexed import IndexedFile
-from tools.data.scores_file import DEFAULT_NAME, read_origin, scores_path
+from tools.data.scores_file import DEFAULT_NAME, cure_of, read_origin, scores_path
 from tools.data.sidecar import open_rows, sidecar_path
 
 Numbers = npt.NDArray[np.float64]
@@ -61,7 +61,8 @@ class DescribedShard:
             return None
         found = self._columns(self.scores_path, ("nll_sum", "nll_tokens"))
         if self.bin_sha256 is not None and read_origin(self.scores_path).bin_sha256 != self.bin_sha256:
-            raise DataError(f"{self.scores_path} holds scores of other tokens; run `syne data score-ppl` again")
+            cure = cure_of(self.prefix, self.scores_name)
+            raise DataError(f"{self.scores_path} holds scores of other tokens than its .bin has now; {cure} again")
         sums, counts = (np.asarray(found[name], dtype=np.float64) for name in ("nll_sum", "nll_tokens"))
         return None if len(sums) and np.isnan(sums).all() else (sums, counts)
 
