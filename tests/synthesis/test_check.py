@@ -124,6 +124,12 @@ def test_every_line_is_in_exactly_one_place(sources: Path, report: tuple[Selecti
     assert "240 / 3 = 70" in (out / "report.md").read_text()
 
 
+def test_a_folder_of_benchmarks_is_read_with_its_csv_files(tmp_path: Path) -> None:
+    (tmp_path / "held").mkdir()
+    (tmp_path / "held/held.csv").write_text(f"question\n{pair()['question']}\n", encoding="utf-8")
+    assert checked(tmp_path, pair(), benchmarks=(str(tmp_path / "held"),)) == {"1": "contaminated"}
+
+
 def test_two_workers_write_the_same_bytes(sources: Path, straight: dict[str, bytes], tmp_path: Path) -> None:
     check(options(sources, tmp_path / "out", workers=2))
     assert contents(tmp_path / "out") == straight
@@ -139,6 +145,14 @@ def test_a_killed_call_goes_on_to_the_same_bytes(
     assert not (out / "report.json").exists()
     check(options(sources, out))
     assert contents(out) == straight
+
+
+def test_a_killed_call_inside_its_input_goes_on(tmp_path: Path) -> None:
+    write(tmp_path / "in.jsonl", [pair()])
+    command = ("synth", "check", "--input", str(tmp_path), "--out", str(tmp_path / "out"))
+    killed.behind_file("write/0000000.json", *command)
+    assert main(command) == 0
+    assert [row["id"] for row in read(tmp_path / "out")] == ["1"]
 
 
 def test_code_is_refused_where_there_is_no_sandbox(

@@ -7,12 +7,14 @@ FOLDER/requests.jsonl tells what was asked. The port is the first line of the ou
 import json
 import sys
 import time
+from contextlib import suppress
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 FOLDER = Path(sys.argv[1])
+ENDLESS = 1 << 50
 faults: dict[str, list[str]] = json.loads((FOLDER / "faults.json").read_text())
 
 
@@ -25,8 +27,13 @@ class Handler(BaseHTTPRequestHandler):
         with (FOLDER / "requests.jsonl").open("a") as stream:
             stream.write(json.dumps(asked) + "\n")
         fault = faults[path].pop(0) if faults.get(path) else ""
-        if fault.isdigit():
-            return self.answer(int(fault), b"busy", {"Retry-After": "0"})
+        while fault.startswith("meanwhile ") and not (FOLDER / "begun").exists():
+            time.sleep(0.01)
+        fault = fault.removeprefix("meanwhile ")
+        status, _, seconds = fault.partition(" ")
+        if status.isdigit():
+            (FOLDER / "begun").touch()
+            return self.answer(int(status), b"busy", {"Retry-After": seconds or "0"})
         if fault.startswith("to "):
             return self.answer(302, b"", {"Location": fault[3:]})
         file = FOLDER / "files" / path
@@ -55,7 +62,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, status: int, content: bytes, headers: dict[str, str] | None = None, fault: str = "") -> None:
         self.send_response(status)
-        length = len(content) + (5 if fault == "long" else 0)
+        length = ENDLESS if fault == "endless" else len(content) + (5 if fault == "long" else 0)
         for name, value in {"Content-Length": str(length), **(headers or {})}.items():
             self.send_header(name, value)
         self.end_headers()
@@ -67,6 +74,12 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
             (FOLDER / "stalled").touch()
             time.sleep(3600)
+        elif fault == "endless":  # as announced: more than anybody waits for
+            with suppress(ConnectionError):
+                while True:
+                    self.wfile.write(content)
+                    (FOLDER / "begun").touch()
+                    time.sleep(0.01)
         else:
             self.wfile.write(content)
 

@@ -2,7 +2,7 @@
 
 The label of a page is its first word; the answer comes in one of the shapes that models use. Faults come by the page:
 "429", "500", "hang", "chatter" in its text make the first answer to it such a fault; "refuse" is always answered 400,
-"babble" never with a topic.
+"babble" never with a topic, "gateway" with an error under status 200 six times.
 """
 
 import json
@@ -34,7 +34,9 @@ class Stub(Handler):
             with self.log.open("a") as stream:
                 row = {"path": self.path, "key": self.headers.get("Authorization"), "text": text, "body": body}
                 stream.write(json.dumps(row) + "\n")
-        if "refuse" in text:
+        if "gateway" in text and number < 7:
+            self.reply({"error": {"message": "Provider returned error", "code": 429}})
+        elif "refuse" in text:
             self.reply({"error": {"message": "response_format is unknown here"}}, 400)
         elif number == 1 and "429" in text:
             self.reply({}, 429, {"Retry-After": "0"})

@@ -1,18 +1,21 @@
 """Labels from a server with OpenAI's interface: a real process, real HTTP, real faults."""
 
 import json
+import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from data_mixers.errors import ConfigError, DataError
 from tests.openai_server import served
 from tests.rows import read, write
 from tools.cli import main
+from tools.data import chat
 from tools.data.ask_topics import AskOptions, ask_topics, parse_topic
 from tools.data.topic_labels import read_labelled, read_topics
 
@@ -92,18 +95,17 @@ def options(server: Server, pages: Path, out: Path, **changes: Any) -> AskOption
 
 
 def test_what_is_answered_is_not_asked_again(server: Server, pages: Path, tmp_path: Path) -> None:
-    """A refusal ends the call; what came before it is kept, also after a line that was cut off by a crash."""
-    out = tmp_path / "out"
-    with pages.open("a") as stream:
-        stream.write('{"id": "bad", "text": "others refuse"}\n')
-    with pytest.raises(DataError, match=r"answers 400.*response_format is unknown"):
-        ask_topics(options(server, pages, out, parallel=1))
+    """Also after a line that was cut off by a crash, and with the labelled documents in the folder that is read."""
+    rows = [json.loads(line) for line in pages.read_text().splitlines()]
+    sample = write(tmp_path / "sample/pages.jsonl", rows[:4]).parent
+    out = sample / "out"
+    ask_topics(options(server, sample, out))
     kept = (out / "answers.jsonl").read_bytes()
     (out / "answers.jsonl").write_bytes(kept + b'{"id": "7", "ra')
-    write(pages, [json.loads(line) for line in pages.read_text().splitlines()[:-1]])
     before = len(server.asked())
     done = {json.loads(line)["id"] for line in kept.decode().splitlines()}
-    assert done
+    assert done == {"0", "1", "2", "3"}
+    pages = write(sample / "pages.jsonl", rows).parent
     ask_topics(options(server, pages, out))
     again = [row["text"] for row in server.asked()[before:]]
     texts = list(PAGES)
@@ -170,6 +172,76 @@ def test_a_document_that_no_topic_is_named_for_is_left_out_and_listed(server: Se
         ask_topics(options(server, pages, tmp_path / "none", parallel=1))
 
 
+def test_a_document_that_the_server_refuses_is_left_out_and_listed(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that is longer than the model's context, say, must not end a call over thousands each time it is made."""
+    rows = [{"id": str(n), "text": f"others {'refuse' if n == 1 else 'a picnic'} {n}"} for n in range(4)]
+    pages = write(tmp_path / "pages.jsonl", rows)
+    report = ask_topics(options(server, pages, tmp_path / "out"))
+    assert (report["num_documents"], report["without_answer"]) == (3, ["1"])
+    assert "document 1, which is left out, as its server refuses it: " in caplog.text
+    assert "response_format is unknown here" in caplog.text
+    before = len(server.asked())
+    assert ask_topics(options(server, pages, tmp_path / "out")) == report
+    assert [row["text"] for row in server.asked()[before:]] == ["others refuse 1"]
+    write(pages, [{"text": f"others refuse {n}"} for n in range(40)])
+    with pytest.raises(DataError, match=r"5 of 5 questions got no topic.* refuses it: .* answers 400.*--prompt"):
+        ask_topics(options(server, pages, tmp_path / "none", parallel=1))
+
+
+def test_an_error_under_status_200_is_no_answer_of_the_model(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says nothing of the document, or of the prompt; when the server is well again the same call asks on."""
+    monkeypatch.setattr(chat, "FIRST_WAIT_SECONDS", 0.0)
+    pages = write(tmp_path / "pages.jsonl", [{"text": "others a picnic"}, {"text": "others gateway"}])
+    with pytest.raises(
+        DataError, match=r"gave up after 6 attempts \(what is no model's answer: .*Provider returned error"
+    ):
+        ask_topics(options(server, pages, tmp_path / "out"))
+    assert ask_topics(options(server, pages, tmp_path / "out"))["num_documents"] == 2
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        lambda error: {"error": error},
+        lambda error: {"error": error, "choices": None},
+        lambda error: {"error": error, "choices": []},
+        lambda error: {"choices": [{"error": error, "message": {"role": "assistant", "content": ""}}]},
+    ],
+)
+def test_an_error_under_status_200_counts_as_its_code_says(
+    shape: Callable[[object], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A document that is too long must not end every call, as a busy gateway may; neither passes for a bad prompt."""
+    monkeypatch.setattr(chat, "FIRST_WAIT_SECONDS", 0.0)
+
+    def asked(error: object) -> tuple[str | None, str]:
+        transport = httpx.MockTransport(lambda _: httpx.Response(200, json=shape(error)))
+        with httpx.Client(base_url="http://gateway/v1", transport=transport) as client:
+            return chat.post(client, {}, 0, threading.Event())
+
+    for error in ("busy", {"message": "busy"}, {"message": "busy", "code": 429}, {"message": "busy", "code": "502"}):
+        reply, fault = asked(error)
+        assert reply is None and "what is no model's answer" in fault and "busy" in fault
+    with pytest.raises(chat.RefusedError, match=r"answers 400: .*too long"):
+        asked({"message": "too long", "code": 400})
+    with pytest.raises(DataError, match=r"answers 401 \(set OPENAI_API_KEY") as caught:
+        asked({"message": "who are you", "code": 401})
+    assert not isinstance(caught.value, chat.RefusedError)
+
+
+def test_a_line_of_the_answers_that_is_none_is_named(server: Server, pages: Path, tmp_path: Path) -> None:
+    ask_topics(options(server, pages, tmp_path / "out"))
+    kept = (tmp_path / "out/answers.jsonl").read_bytes()
+    for damage in (b"\0" * 60, b"[1]", b'{"id": "1", "rater": "plain#0"}', b'{"id": [], "rater": "r", "topic": "t"}'):
+        (tmp_path / "out/answers.jsonl").write_bytes(kept + damage + b"\n")
+        with pytest.raises(DataError, match=r"answers\.jsonl, line 9, is no answer .*; remove the line and run again"):
+            ask_topics(options(server, pages, tmp_path / "out"))
+
+
 def test_a_call_that_has_ended_with_documents_left_out_ends_again(server: Server, tmp_path: Path) -> None:
     """It asks nothing but what had no answer; these are few of all, whatever they are of what is asked now."""
     rows = [{"text": f"others {'a picnic' if n < 50 else 'babble'} {n}"} for n in range(55)]
@@ -193,6 +265,19 @@ def test_what_is_labelled_can_be_learnt_from(server: Server, tmp_path: Path) -> 
     assert [(d.language, d.topic, d.source) for d in found] == wanted
 
 
+def test_a_key_is_sent_without_its_line_end_and_one_that_is_none_is_not_shown(
+    server: Server, pages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret\r\n")
+    ask_topics(options(server, pages, tmp_path / "out"))
+    assert {row["key"] for row in server.asked()} == {"Bearer secret"}
+    for key in ("secret\nsecret", "sécret"):
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        with pytest.raises(ConfigError, match="OPENAI_API_KEY holds characters that no key has") as caught:
+            ask_topics(options(server, pages, tmp_path / "other"))
+        assert "cret" not in str(caught.value)
+
+
 def test_what_ask_topics_refuses(pages: Path, server: Server, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--language fr has no topics"):
         ask_topics(options(server, pages, tmp_path / "a", language="fr"))
@@ -200,8 +285,10 @@ def test_what_ask_topics_refuses(pages: Path, server: Server, tmp_path: Path) ->
     with pytest.raises(ConfigError, match=r"prompt\.json, language en"):
         ask_topics(options(server, pages, tmp_path / "b", prompt=tmp_path / "prompt.json"))
     twice = write(tmp_path / "twice.jsonl", [{"id": "1", "text": "others a"}, {"id": "1", "text": "others b"}])
-    with pytest.raises(DataError, match="1 ids occur more than once"):
+    with pytest.raises(DataError, match=r"1 ids occur more than once, .*give each document its own"):
         ask_topics(options(server, twice, tmp_path / "c"))
+    with pytest.raises(ConfigError, match=r"--input .*e/labelled\.jsonl\.zst is what this call writes; choose another"):
+        ask_topics(options(server, write(tmp_path / "e/labelled.jsonl.zst", [{"text": "others a"}]), tmp_path / "e"))
     with pytest.raises(DataError, match="a document has no label there"):
         ask_topics(options(server, pages, tmp_path / "d", gold_key="nothing"))
     with pytest.raises(ConfigError, match="--model m is given twice; --passes 2"):

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from data_mixers.errors import ConfigError, DataError
 from tests import killed
 from tests.rows import contents, read, write
+from tools.cli import main
 from tools.data import readers
 from tools.data.calls import Call
 from tools.data.clean import CleanOptions, clean
@@ -359,6 +360,14 @@ def test_composed_and_decomposed_letters_are_the_same_text(tmp_path: Path) -> No
     assert _clean(tmp_path, texts, near_duplicates=False) == {"1": "exact_duplicate"}
 
 
+def test_a_language_that_no_text_could_be_of_is_refused(tmp_path: Path) -> None:
+    """The authors' buckets are named cn_…; with that as the language every document would be dropped."""
+    for languages in (("cn",), ("zh", "zh-CN")):
+        with pytest.raises(ConfigError, match=rf"--language {languages[-1]} is none of the 176 codes .*ISO 639"):
+            _clean(tmp_path, [_english(1)], languages=languages)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_language_that_is_not_sure_enough_is_dropped() -> None:
     text = "The court held that the contract was valid. 合同自成立时生效，双方应当履行。"
     language, score = identify_language(text)
@@ -368,11 +377,25 @@ def test_a_language_that_is_not_sure_enough_is_dropped() -> None:
         assert (verdict is None) == is_kept
 
 
+def test_a_folder_inside_the_input_is_no_input_when_the_call_goes_on_and_when_it_is_made_again(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", [{"text": _english(n), "id": str(n)} for n in range(3)])
+    out = tmp_path / "cleaned"
+    command = ("data", "clean", "--input", str(tmp_path), "--out", str(out))
+    killed.behind_file("write/0000000.json", *command)
+    assert main(command) == 0
+    kept = contents(out)
+    assert main(command) == 0
+    assert contents(out) == kept and [row["id"] for row in read(out)] == ["0", "1", "2"]
+    with pytest.raises(ConfigError, match=rf"--input {out}/\*\.zst lies inside --out {out}; choose another"):
+        clean(CleanOptions(inputs=(f"{out}/*.zst",), out=out))
+
+
 def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     page = write(tmp_path / "in/a.jsonl", [{"text": _english(1)}])
-    with pytest.raises(ConfigError, match=r"holds other files \(a.jsonl\)"):
-        clean(CleanOptions(inputs=(str(page),), out=tmp_path / "in"))
-    assert page.is_file()
+    other = write(tmp_path / "other/b.jsonl", [{"text": _english(2)}])
+    with pytest.raises(ConfigError, match=r"holds other files \(b.jsonl\)"):
+        clean(CleanOptions(inputs=(str(page),), out=other.parent))
+    assert other.is_file()
 
 
 def test_bad_rows_are_numbered_in_their_file_not_in_their_piece(tmp_path: Path) -> None:

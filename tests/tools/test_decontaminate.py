@@ -21,7 +21,7 @@ from tests import killed
 from tests.rows import read, write
 from tools.data.benchmark_items import Benchmark, Item, read_benchmark
 from tools.data.contamination import NgramIndex, _table
-from tools.data.decontaminate import DecontaminateOptions, decontaminate
+from tools.data.decontaminate import DecontaminateOptions, benchmark_table, decontaminate
 from tools.data.readers import find_inputs
 from tools.data.units import units_of
 
@@ -170,6 +170,15 @@ def test_what_a_killed_removal_has_written_is_not_taken_for_whole(options: dict[
     assert [path.parent for path in find_inputs([str(options["out"])])] == [options["out"]] * 2
 
 
+def test_a_killed_removal_inside_its_input_goes_on(options: dict[str, Any]) -> None:
+    folder = Path(options["inputs"][0]).parent
+    inside = options | {"inputs": (str(folder),), "out": folder / "kept"}
+    given = ["--input", folder, "--benchmarks", options["benchmarks"][0], "--out", inside["out"], "--remove"]
+    killed.behind_file("write/0000000.json", "data", "decontaminate", *given)
+    report, _ = decontaminate(DecontaminateOptions(**inside, remove=True))
+    assert (report.num_read, report.kept) == (5, {"web": 5})
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_removal_keeps_every_document_in_one_place(options: dict[str, Any], workers: int) -> None:
     decontaminate(DecontaminateOptions(**options))
@@ -204,6 +213,7 @@ def test_benchmarks_are_read_in_the_shapes_they_come_in(tmp_path: Path) -> None:
     (tmp_path / "b.json").write_text(json.dumps(rows, indent=1))
     (tmp_path / "c.json").write_text(json.dumps({"version": 1, "cases": rows}))
     (tmp_path / "d.jsonl.gz").write_bytes(gzip.compress(line))
+    (tmp_path / "list.json.gz").write_bytes(gzip.compress(json.dumps(rows).encode()))
     (tmp_path / "padded.jsonl.gz").write_bytes(gzip.compress(line) + bytes(512))  # as tapes and some mirrors leave it
     (tmp_path / "e.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress(line))
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "f.parquet")
@@ -215,6 +225,35 @@ def test_benchmarks_are_read_in_the_shapes_they_come_in(tmp_path: Path) -> None:
     write(tmp_path / "g.jsonl", [{"passage": "p"}])
     with pytest.raises(ConfigError, match="--benchmark-key"):
         read_benchmark(tmp_path / "g.jsonl")
+
+
+def test_a_folder_of_benchmarks_is_read_with_its_csv_files(options: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "math/held.csv").write_text(f'question,answer\n"{_filler(20, 5)}",7\n')
+    write(tmp_path / "qa/c.jsonl", [{"text": f"As asked: {_filler(20, 5)}", "id": "c0"}])
+    report, found = decontaminate(DecontaminateOptions(**options | {"benchmarks": (str(tmp_path / "math"),)}))
+    assert [Path(entry.name).name for entry in found] == ["held.csv", "test.jsonl"]
+    assert report.dropped == {"qa": {"contaminated": 3}}
+
+
+def test_rows_that_hold_no_text_under_the_keys_are_told(options: dict[str, Any], tmp_path: Path) -> None:
+    """Benchmarks put together in one file: those of other keys could not be found, unsaid."""
+    write(tmp_path / "math/test.jsonl", [{"question": QUESTION}, {"turns": [_filler(20, 3)]}, {"turns": ["?"]}])
+    _, found = decontaminate(DecontaminateOptions(**options))
+    assert "1 of 1 items, 2 rows have no text under these keys (--benchmark-key); documents qa: 2" in benchmark_table(
+        found
+    )
+    assert json.loads((options["out"] / "report.json").read_text())["benchmarks"][0]["num_without_text"] == 2
+
+
+def test_a_table_that_does_not_fit_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "wide.csv").write_text("question,answer\nsum?,3\nWhat is a, b and c?,7\n")
+    with pytest.raises(DataError, match=r"wide\.csv cannot be read as a benchmark: row 2 has more fields than the"):
+        read_benchmark(tmp_path / "wide.csv")
+    (tmp_path / "comma.csv.gz").write_bytes(gzip.compress(b"question,answer\nsum?,3,\n"))  # of no text: no harm
+    assert [item.text for item in read_benchmark(tmp_path / "comma.csv.gz").items] == ["sum?\n3"]
+    (tmp_path / "long.csv").write_text(f"question\n{'q' * 200_000}\n")
+    with pytest.raises(DataError, match=r"long\.csv cannot be read as a benchmark: field larger"):
+        read_benchmark(tmp_path / "long.csv")
 
 
 @pytest.mark.parametrize("kind", ["gz", "zst"])
@@ -230,7 +269,7 @@ def test_items_bear_the_line_of_their_file_whatever_else_stands_there(tmp_path: 
     lines = [{"question": "first"}, "", "[1]", {"question": " "}, '"text"', {"question": "sixth", "note": "?"}]
     found = read_benchmark(write(tmp_path / "a.jsonl", lines))
     assert [(item.line, item.text) for item in found.items] == [(1, "first"), (6, "sixth")]
-    assert found.keys == ("question",)
+    assert found.keys == ("question",) and found.num_without_text == 3
     with pytest.raises(DataError, match=r"b\.jsonl holds no JSON objects"):
         read_benchmark(write(tmp_path / "b.jsonl", ["[1]", ""]))
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from email.message import Message
@@ -133,8 +134,8 @@ def test_cuts_and_busy_answers_are_overcome_from_where_it_was_cut(tmp_path: Path
 
 def test_a_busy_server_is_given_the_time_it_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """In seconds or, as RFC 9110 allows too, as a date."""
-    pauses: list[float] = []
-    monkeypatch.setattr(time, "sleep", pauses.append)
+    pauses: list[float | None] = []
+    monkeypatch.setattr(threading.Event, "wait", lambda _, timeout=None: pauses.append(timeout))
     for asked in ("30", formatdate(time.time() + 30, usegmt=True), formatdate(0, usegmt=True), "soon"):
         headers = Message()
         headers["Retry-After"] = asked
@@ -173,6 +174,37 @@ def test_killed_and_run_again_gives_the_same_bytes(tmp_path: Path, start: Callab
     assert sorted(path.name for path in exporting.parent.iterdir()) == sorted((exporting.name, ".weights.tmp"))
     shutil.rmtree(exporting.parent)
     _check_fetched(out)
+
+
+@pytest.mark.parametrize(
+    ("faults", "code"),
+    [
+        ({"part-1.parquet": ["endless"]}, 130),
+        ({"part-1.parquet": ["429 120"] * 6}, 130),
+        ({"part-0.parquet": ["meanwhile 404"], "part-1.parquet": ["endless"]}, 3),
+        ({"part-0.parquet": ["endless"], "part-1.parquet": ["meanwhile 404"]}, 3),
+    ],
+)
+def test_what_ends_a_call_ends_its_other_files_too(
+    tmp_path: Path, start: Callable[..., Server], faults: dict[str, list[str]], code: int
+) -> None:
+    """Ctrl-C (130) while a file comes, and while a busy server is waited for; and another file's fault."""
+    server = start(faults, size=1 << 50)
+    arguments = ["llama-3-syne", "--slice", "cn_web", "--out", str(tmp_path / "out"), "--endpoint", server.endpoint]
+    arguments += ["--match", "*part-1*"] if code == 130 else []
+    process = subprocess.Popen([sys.executable, "-m", "tools", "data", "fetch", *arguments], stderr=subprocess.PIPE)
+    begun = server.folder / "begun"
+    while code == 130 and process.poll() is None and not begun.exists():
+        os.sched_yield()
+    process.send_signal(signal.SIGINT) if code == 130 else None
+    try:
+        said = process.communicate(timeout=60)[1].decode()
+    finally:
+        process.kill()
+    assert process.returncode == code, said
+    assert code == 130 or "the server says 404" in said
+    kept = {path.stem for path in (tmp_path / "out").rglob("*.partial")}  # it goes on from there
+    assert kept == {name for name, fault in faults.items() if fault == ["endless"]}
 
 
 def test_a_file_that_changed_meanwhile_is_taken_anew(tmp_path: Path, start: Callable[..., Server]) -> None:

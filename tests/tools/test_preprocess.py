@@ -14,10 +14,12 @@ from data_mixers.manifest import DatasetManifest, read_manifest
 from megatron_synE.data.tokenizers import load_tokenizer
 from tests.rows import contents
 from tests.tools import corpus
-from tests.tools.token_files import documents_of
+from tests.tools.token_files import documents_of, score
 from tools.data import merge, readers, spool
+from tools.data.options import SortOptions
 from tools.data.preprocess import PreprocessOptions, preprocess
 from tools.data.sidecar import read_rows
+from tools.data.sort import sort
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -349,6 +351,20 @@ def test_another_cut_of_a_source_into_topics_that_stays_is_named(
         preprocess(replace(options, out=options.out.parent / "each", topic_key=None, topic=topic))
     preprocess(replace(options, source="book"))
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_a_topic_that_lies_there_sorted_is_named_when_it_is_preprocessed_again(
+    options: PreprocessOptions, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = replace(options, topic_key=None, topic="art")
+    preprocess(options)
+    (entry,) = read_manifest(options.out).sources
+    score(options.out / entry.shards[0].prefix, entry.shards[0])
+    ordered = options.out.with_name("sorted")
+    sort(SortOptions(data=options.out, out=ordered, buckets=2))
+    preprocess(replace(options, out=ordered))
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "zh/web/art/00, zh/web/art/01 of earlier calls stays for training beside zh/web/art; " in warning
 
 
 def test_an_interrupted_call_leaves_the_folder_as_it_was(

@@ -23,9 +23,10 @@ from tools.data.stage import only_one
 
 # Dies of SIGKILL just before the n-th rename: every step of the work ends in one. Small pieces make many of them.
 PROGRAM = """
-import json, os, signal, sys
+import json, logging, os, signal, sys
 from pathlib import Path
 from tools.data import merge, preprocess, readers, spool
+logging.basicConfig(level=logging.INFO)
 options, left = json.loads(sys.argv[1]), int(sys.argv[2])
 rename = Path.replace
 def dying(path, target):
@@ -65,10 +66,10 @@ def options(tmp_path: Path) -> PreprocessOptions:
     )
 
 
-def start(options: PreprocessOptions, *, dies_at: int = 0) -> "subprocess.Popen[bytes]":
+def start(options: PreprocessOptions, *, dies_at: int = 0, stderr: int | None = None) -> "subprocess.Popen[bytes]":
     content = json.dumps(asdict(options), default=str)
     environment = {**os.environ, "XDG_CACHE_HOME": str(options.out.parent / "cache"), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", PROGRAM, content, str(dies_at)], env=environment)
+    return subprocess.Popen([sys.executable, "-c", PROGRAM, content, str(dies_at)], env=environment, stderr=stderr)
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
@@ -140,7 +141,9 @@ def test_work_of_other_options_or_inputs_is_not_taken_over(
     assert start(options, dies_at=20).wait() == -signal.SIGKILL
     assert done(options.out)
     other = replace(options, seed=7)
-    assert start(other).wait() == 0
+    again = start(other, stderr=subprocess.PIPE)
+    said = again.communicate()[1].decode()
+    assert again.returncode == 0 and "was made with other options or inputs, or by another version: removed" in said
     straight = replace(other, out=options.out.parent / "straight")
     assert start(straight).wait() == 0
     assert bytes_of(options.out) == bytes_of(straight.out)

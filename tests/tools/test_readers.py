@@ -73,6 +73,34 @@ def test_a_folder_is_read_through_links_once_and_tells_what_it_passes_over(
     assert "not read, by suffix: 1 .JSONL, 1 .bz2 (2 in all)" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["b.jsonl", "zh"])
+@pytest.mark.parametrize("pattern", ["", "*", "**/*"])
+def test_a_link_to_nothing_is_refused(tmp_path: Path, name: str, pattern: str) -> None:
+    """A file, or a folder, on a disk that was purged: the others would be taken for all there is."""
+    (tmp_path / "a.jsonl").touch()
+    (tmp_path / name).symlink_to(tmp_path / "gone" / name)
+    with pytest.raises(
+        ConfigError, match=rf"^--input {tmp_path}/{name} is a link to {tmp_path}/gone/{name}, which is not"
+    ):
+        find_inputs([str(tmp_path / pattern)])
+    (tmp_path / "gone" / name).mkdir(parents=True)
+    assert find_inputs([str(tmp_path / pattern)]) == [tmp_path / "a.jsonl"]
+
+
+@pytest.mark.parametrize("pattern", ["*/*.jsonl", "**/*.jsonl", "[ez]?/a.jsonl", "*/pages/*"])
+def test_a_folder_that_a_pattern_goes_through_and_that_links_to_nothing_is_refused(
+    tmp_path: Path, pattern: str
+) -> None:
+    for folder in ("en", "en/pages"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.jsonl").touch()
+    (tmp_path / "zh").symlink_to(tmp_path / "gone")
+    with pytest.raises(ConfigError, match=rf"^--input {tmp_path}/zh is a link to {tmp_path}/gone, which is not there"):
+        find_inputs([str(tmp_path / pattern)])
+    (tmp_path / "zh").unlink()
+    assert find_inputs([str(tmp_path / pattern)])
+
+
 def test_a_folder_inside_that_cannot_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.jsonl").touch()
     locked = tmp_path / "locked"

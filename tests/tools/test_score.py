@@ -159,6 +159,18 @@ def test_what_is_scored_is_not_scored_again(data: Path, hf: Path, monkeypatch: p
         score_ppl(options(data, hf))
 
 
+def test_scores_of_another_model_are_replaced_with_a_warning(
+    data: Path, hf: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    score_ppl(options(data, hf))
+    score_ppl(options(data, hf))
+    other = options(data, tiny.hf_folder(tmp_path / "other", num_hidden_layers=1))
+    score_ppl(replace(other, name="other"))
+    assert "replaced" not in caplog.text
+    score_ppl(other)
+    assert "2 scores files, e.g. " in caplog.text and "will be replaced; keep both with --name" in caplog.text
+
+
 def test_scores_are_equal_for_two_workers_and_for_processes_that_share_out_chunks(
     data: Path, hf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -203,6 +203,20 @@ def test_by_the_difference_of_two_models_and_both_scores_are_carried(data: Path)
     assert Counter(i for _, i in found) == Counter(row["id"] for row in original(data, "law"))
 
 
+def test_scores_of_some_of_a_topics_files_are_left_behind_with_a_warning(
+    data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ordered = data.parent / "sorted"
+    sort(SortOptions(data=data, out=ordered, buckets=2))
+    first = next(entry for entry in read_manifest(ordered).sources if entry.name == "zh/web/law/00").shards[0]
+    score(ordered / first.prefix, first, "weak")  # a call that was killed behind the first file
+    sort(SortOptions(data=ordered, out=data.parent / "again", buckets=2))
+    assert (
+        "zh/web/law: the scores named weak are stale, mixed or of a part of it, so they are left behind" in caplog.text
+    )
+    assert not list((data.parent / "again").glob("*.scores-weak.parquet"))
+
+
 def test_scores_of_unlike_windows_are_not_subtracted(data: Path) -> None:
     """One model in windows of 16 and of 128 tokens gives short documents the same NLL, and long ones another."""
     manifest = read_manifest(data)

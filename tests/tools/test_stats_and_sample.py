@@ -16,11 +16,12 @@ from data_mixers.errors import ConfigError, DataError
 from data_mixers.manifest import MANIFEST_NAME, read_manifest
 from megatron_synE.data.tokenizers import load_tokenizer
 from tests.tools import corpus
-from tests.tools.token_files import documents_of
+from tests.tools.token_files import documents_of, write_scores
 from tools.cli import app
 from tools.data.options import SampleOptions
 from tools.data.preprocess import PreprocessOptions, preprocess
 from tools.data.sample import samples, shown
+from tools.data.scores_file import scores_path
 from tools.data.stats import PPL_EDGES, stats
 from tools.data.verify import verify
 
@@ -70,7 +71,7 @@ def _describe(folder: Path, tokenizer_path: Path, *, scores: bool) -> None:
                 "lexical_diversity": [0.5] * len(texts),
                 "characters_per_token": [1.5] * len(texts),
             }
-            pyarrow.parquet.write_table(pyarrow.table(scored), f"{prefix}.scores.parquet")
+            write_scores(scores_path(prefix, "default"), of=entry.shards[0].bin_sha256, **scored)
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +142,15 @@ def test_companions_of_another_writing_are_refused(folder: Path, tokenizer_path:
     pyarrow.parquet.write_table(table.drop_columns(["nll_tokens"]), path)
     with pytest.raises(DataError, match="nll_tokens"):
         stats(folder)
+    # As many documents, but another seed's, or another tokenizer's.
+    write_scores(path, of="0" * 64, **table.to_pydict())
+    write_scores(path.with_name(path.name.replace("scores", "scores-weak")), of="0" * 64, **table.to_pydict())
+    cure = f"run `syne data score-ppl --data {folder}"
+    with pytest.raises(DataError, match=rf"law.*scores\.parquet holds scores of other tokens .*; {cure}` again"):
+        samples(SampleOptions(data=folder, tokenizer=tokenizer_path))
+    for name, asked in (("default", ""), ("weak", " --name weak")):
+        with pytest.raises(DataError, match=rf"law.*\.parquet holds scores of other tokens .*; {cure}{asked}` again"):
+            stats(folder, scores_name=name)
     path.write_bytes(b"PAR1")
     with pytest.raises(DataError, match="cannot be read as parquet"):
         stats(folder)
@@ -157,6 +167,10 @@ def test_text_json_and_figure_come_from_one_command(folder: Path, tokenizer_path
     assert [entry["name"] for entry in entries] == ["en/web/computing", "zh/web/law"]
     assert (entries[0]["ppl"] is None) != scores
     assert figure.read_bytes().startswith(b"\x89PNG") and figure.stat().st_size > 20_000
+    pdf = figure.with_suffix(".pdf")
+    with pytest.raises(ConfigError, match=r"stats\.pdf: the figure is a picture in \.png"):
+        CliRunner().invoke(app, ["data", "stats", "--data", str(folder), "--plot", str(pdf)], catch_exceptions=False)
+    assert not pdf.exists()
 
 
 def test_a_byte_that_changed_is_found_by_verify_alone(folder: Path) -> None:
@@ -234,6 +248,16 @@ def test_raw_files_are_sampled_too(tmp_path: Path) -> None:
         line = json.loads(raw[entry.place :].split(b"\n")[0])
         assert (line["text"], line["topic"]) == (entry.text, "law")
     assert "more characters" in shown(found[0], max_characters=5)
+
+
+def test_raw_files_are_sampled_by_source(tmp_path: Path) -> None:
+    for source in ("law", "computing"):
+        (tmp_path / source).mkdir()
+        corpus.write_jsonl(tmp_path / source / "a.jsonl", TEXTS[source])
+    options = SampleOptions(inputs=(str(tmp_path),), source="la*", num=50)
+    assert {entry.source for entry in samples(options)} == {"law"}
+    with pytest.raises(ConfigError, match=r"no document fits in .*, whose sources are computing, law$"):
+        samples(replace(options, source="art"))
 
 
 def test_decoding_gives_the_text_back_for_every_kind_of_tokenizer(tokenizer_path: Path) -> None:

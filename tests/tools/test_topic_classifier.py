@@ -170,6 +170,19 @@ def test_without_a_second_source_every_topic_is_named_untested(tmp_path: Path) -
         read_confusion(tmp_path / "out/report.json", "zh")
 
 
+def test_one_source_under_two_names_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = documents(sources=("first", "second"), count=12)
+    copied = [row | {"text": f"Copied. {row['text']}", "source": "first"} for row in rows if row["source"] == "second"]
+    file = write(tmp_path / "rows.jsonl", [*rows, *copied])
+    training = TrainingOptions(steps=1, batch_documents=4, train_length=24)
+    train_classifier(small(file, tmp_path / "out", training=training, test_sources=("second",)))
+    assert (
+        f"{len(copied)} documents of training sources hold half of a test document's text or more (first" in caplog.text
+    )
+    row = f"- training documents that hold half of a test document's text or more: first {len(copied)}\n"
+    assert row in (tmp_path / "out/report.md").read_text("utf-8")
+
+
 def test_folds_of_which_none_can_label_another_are_refused(tmp_path: Path) -> None:
     """Without a held document no confidence is enough: every page would become Others."""
     rows = documents(sources=("courts", "clinics", "both"), count=10)
@@ -308,7 +321,7 @@ def test_what_label_topics_refuses(trained: Path, tmp_path: Path) -> None:
     label_topics(options)
     with pytest.raises(ConfigError, match="holds what another call"):
         label_topics(LabelOptions(inputs=(str(source),), classifier=trained, out=tmp_path / "out", threshold=0.5))
-    with pytest.raises(ConfigError, match="holds other files"):
+    with pytest.raises(ConfigError, match="lies inside --out"):
         label_topics(LabelOptions(inputs=(str(source),), classifier=trained, out=tmp_path))
     bad = tmp_path / "bad.jsonl"
     bad.write_text("broken\n" * 11 + json.dumps({"text": "fine"}) + "\n", encoding="utf-8")

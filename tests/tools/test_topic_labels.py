@@ -1,6 +1,7 @@
 """Labelled documents: what is refused, and that a test source is a source training has not seen."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from data_mixers.errors import ConfigError, DataError
 from tests.rows import write
-from tools.data.topic_labels import Labelled, read_labelled, read_topics, split_by_source
+from tools.data.topic_labels import Labelled, near_copies, read_labelled, read_topics, split_by_source
 
 ROW = {"text": "a page", "topic": "others", "source": "web", "language": "en"}
 
@@ -81,6 +82,18 @@ def test_a_text_of_training_is_not_in_the_test() -> None:
     split = split_by_source([*documents, copy], test_sources=["b"])
     assert split.num_duplicates == 1
     assert "copy" not in {d.id for d in split.test}
+
+
+def test_a_near_copy_in_training_is_counted_by_its_source() -> None:
+    """A page with another heading, in both languages; neither a turn of phrase nor a page beside it counts."""
+    words = {"en": " ".join(f"word{n}" for n in range(60)), "zh": "".join(chr(0x4E00 + 7 * n) for n in range(60))}
+    documents = [*labelled("a", "others", 40), *labelled("a", "law_and_policy", 40), *labelled("b", "others", 5)]
+    for language, text in words.items():
+        pages = {"a": f"Seen elsewhere. {text}", "b": text, "c": text[: len(text) // 6] + " and something else"}
+        documents += [Labelled(f"{s}-{language}", page, language, "others", s) for s, page in pages.items()]
+    split = split_by_source(documents, test_sources=["b"])
+    assert near_copies(split) == {"a": 2}
+    assert len(split.test) == 7 and not near_copies(replace(split, test=[]))
 
 
 def test_a_text_of_training_is_not_in_dev() -> None:

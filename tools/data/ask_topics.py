@@ -21,7 +21,7 @@ import orjson
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
-from tools.data.chat import ATTEMPTS, host_of, open_client, post
+from tools.data.chat import ATTEMPTS, RefusedError, host_of, open_client, post
 from tools.data.documents import CONFIDENCE_KEY, TOPIC_KEY, Document, DocumentWriter, TaskDocuments, source_of_file
 from tools.data.options import AskOptions
 from tools.data.progress import LiveProgress
@@ -37,6 +37,7 @@ FEWEST_UNANSWERED, MOST_UNANSWERED = 5, 0.1
 """So many questions, and this share of those asked by then, in calls before too, may end without a topic before it is
 taken for the prompt's fault. Ours."""
 TEXT_CHARACTERS = 4000  # ours: of each document are shown to the model
+ANSWER_TOKENS = 100
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,11 @@ def ask_topics(options: AskOptions) -> dict[str, Any]:
 
     Documents with the majority's topic go to <out>/labelled.jsonl.zst; topic_confidence there is the share of raters
     that gave the topic; at a tie the first rater decides.
-    Asked is what has no answer yet to the same words; documents for which a rater names no topic are left out, and
-    listed.
+    Asked is what has no answer yet to the same words; documents for which a rater names no topic, or that its server
+    refuses, are left out, and listed.
     Errors: ConfigError for no URL, an unknown language or prompt, or a model given twice; DataError if the server
-    refuses, stays away or mostly names no topic, if there is no document, or if a label to compare with is missing or
-    no topic.
+    refuses everything, stays away or mostly names no topic, if there is no document, or if a label to compare with is
+    missing or no topic.
     """
     topics = read_topics(options.topics)
     if options.language not in topics:
@@ -118,7 +119,10 @@ def _documents(options: AskOptions) -> tuple[list[Document], Counter[str]]:
     """(All documents, with a language and a source as `train-classifier` asks for; lines that are none by reason)."""
     found: list[Document] = []
     left_out: Counter[str] = Counter()
-    for task in plan_tasks(find_inputs(options.inputs)):
+    own = (options.out / LABELLED).resolve()  # of an earlier call, in a folder that is read
+    if named := [name for name in options.inputs if Path(name).resolve() == own]:
+        raise ConfigError(f"--input {named[0]} is what this call writes; choose another --out")
+    for task in plan_tasks([path for path in find_inputs(options.inputs) if path.resolve() != own]):
         documents = TaskDocuments(task, text_key=options.text_key)
         known = {"language": options.language, "source": source_of_file(task.path)}
         for document in documents:
@@ -132,7 +136,10 @@ def _documents(options: AskOptions) -> tuple[list[Document], Counter[str]]:
         logger.warning("%d lines are no documents, so nobody is asked: %s", left_out.total(), shown)
     twice = [name for name, count in Counter(document.id for document in found).items() if count > 1]
     if twice:
-        raise DataError(f"{len(twice)} ids occur more than once, e.g. {twice[0]!r}; answers are kept by id")
+        raise DataError(
+            f"{len(twice)} ids occur more than once, e.g. {twice[0]!r}; answers are kept by id: give each document its "
+            "own, or ask files of one name in calls of their own"
+        )
     return found, left_out
 
 
@@ -143,15 +150,26 @@ def _messages(prompt: dict[str, str], titles: Mapping[str, str], document: Docum
 
 
 def _kept(path: Path) -> dict[tuple[str, str, str], str]:
-    """Answers of earlier calls, by _Question.key; a last line that was cut off is cut from the file too."""
+    """Answers of earlier calls, by _Question.key; a last line that was cut off is cut from the file too.
+
+    Errors: DataError for a line that is no answer.
+    """
     if not path.exists():
         return {}
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     if len(whole) < len(content):
         write_atomic(path, whole)
-    rows = [orjson.loads(line) for line in whole.splitlines()]
-    return {(row["id"], row["rater"], row.get("question", "")): row["topic"] for row in rows}
+    found = {}
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            row = orjson.loads(line)
+            found[row["id"], row["rater"], row.get("question", "")] = row["topic"]
+        except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{path}, line {number}, is no answer ({error!r}); remove the line and run again"
+            ) from error
+    return found
 
 
 def _ask_all(
@@ -175,17 +193,22 @@ def _ask_all(
         futures = {pool.submit(_ask, client, prompt, titles, question, ended): question for question in questions}
         try:
             for future in as_completed(futures):
-                question, topic = futures[future], future.result()
+                question, refusal = futures[future], ""
                 name, rater, asked = question.key
+                try:
+                    topic = future.result()
+                except RefusedError as error:  # longer than its context, say: others may be answered
+                    topic, refusal = None, f", as its server refuses it: {error}"
                 progress.advance(1)
                 num_asked += 1
                 if topic is None:
                     num_unanswered += 1
-                    logger.warning("%s names no topic for document %s, which is left out", rater, name)
+                    logger.warning("%s names no topic for document %s, which is left out%s", rater, name, refusal)
                     if num_unanswered >= FEWEST_UNANSWERED and num_unanswered > MOST_UNANSWERED * num_asked:
                         raise DataError(
                             f"{num_unanswered} of {num_asked} questions got no topic in {ATTEMPTS} attempts, the last "
-                            f"from {rater} for document {name}; look at the --prompt and the model; answers are kept"
+                            f"from {rater} for document {name}{refusal}; look at the --prompt and the model, whose "
+                            f"answer must fit {ANSWER_TOKENS} tokens, thought included; answers are kept"
                         )
                     continue
                 row = {"id": name, "rater": rater, "question": asked, "topic": topic}
@@ -204,12 +227,12 @@ def _ask(
 ) -> str | None:
     """The topic one rater gives; None if it answers, and names none however often it is asked.
 
-    Transient faults are waited out. Errors: DataError if the server stays away.
+    Transient faults are waited out. Errors: RefusedError; DataError if the server stays away.
     """
     messages, fault = list(question.messages), ""
     for attempt in range(ATTEMPTS):
         body = {
-            "model": question.model, "messages": messages, "seed": question.seed + attempt, "max_tokens": 100,
+            "model": question.model, "messages": messages, "seed": question.seed + attempt, "max_tokens": ANSWER_TOKENS,
             "temperature": 0.0 if question.seed == attempt == 0 else 0.7, "response_format": _schema(list(titles)),
         }  # fmt: skip
         reply, fault = post(client, body, attempt, ended)

@@ -13,8 +13,11 @@ import orjson
 
 from data_mixers.errors import ConfigError, DataError
 from tools.data.lines import UTF8_BOM
+from tools.data.readers import KINDS
 from tools.data.yaml_file import read_yaml
 
+SUFFIXES = (*KINDS, ".csv")
+"""Of the files that are read of a folder of benchmarks."""
 KEYS_FILE = Path(__file__).with_name("benchmark_keys.yaml")
 
 
@@ -34,6 +37,8 @@ class Benchmark:
     keys: tuple[str, ...]
     """Which keys hold its text."""
     items: tuple[Item, ...]
+    num_without_text: int = 0
+    """Its other rows: without text under these keys, or no objects."""
 
 
 def read_benchmark(path: Path, keys: tuple[str, ...] = ()) -> Benchmark:
@@ -41,7 +46,8 @@ def read_benchmark(path: Path, keys: tuple[str, ...] = ()) -> Benchmark:
 
     Errors: ConfigError if the file has none of the keys; DataError if it cannot be read.
     """
-    rows = [(line, row) for line, row in enumerate(read_rows(path), start=1) if isinstance(row, dict)]
+    there = [(line, row) for line, row in enumerate(read_rows(path), start=1) if row is not None]
+    rows = [(line, row) for line, row in there if isinstance(row, dict)]
     if not rows:
         raise DataError(f"{path} holds no JSON objects")
     present = dict.fromkeys(key for _, row in rows for key in row)
@@ -55,8 +61,9 @@ def read_benchmark(path: Path, keys: tuple[str, ...] = ()) -> Benchmark:
             f"{', '.join(present)}: name those with text by --benchmark-key"
         )
     asking = tuple(key for key in found if key in known["question"])
-    items = (Item(line=line, text=_joined(row, found), question=_joined(row, asking)) for line, row in rows)
-    return Benchmark(path=path, keys=found, items=tuple(item for item in items if item.text.strip()))
+    made = (Item(line=line, text=_joined(row, found), question=_joined(row, asking)) for line, row in rows)
+    items = tuple(item for item in made if item.text.strip())
+    return Benchmark(path=path, keys=found, items=items, num_without_text=len(there) - len(items))
 
 
 def _joined(row: dict[str, Any], keys: tuple[str, ...]) -> str:
@@ -76,6 +83,7 @@ def read_rows(path: Path) -> list[Any]:
     """The items of a benchmark's file, as they are; None for a blank line. Errors: DataError if it cannot be read."""
     import pyarrow.parquet
 
+    kind = path.with_suffix("").suffix if path.suffix in (".gz", ".zst") else path.suffix
     try:
         if path.suffix == ".parquet":
             rows: list[Any] = pyarrow.parquet.read_table(path).to_pylist()
@@ -83,16 +91,25 @@ def read_rows(path: Path) -> list[Any]:
         # pyarrow unpacks .zst; Python's gzip also takes a .gz that is padded.
         with gzip.open(path) if path.suffix == ".gz" else pyarrow.input_stream(path) as stream:
             raw: bytes = stream.read().removeprefix(UTF8_BOM)
-        if path.suffix == ".csv":
-            return list(csv.DictReader(io.StringIO(raw.decode("utf-8-sig"))))
-        if path.suffix == ".json":
+        if kind == ".csv":
+            return _table(raw.decode("utf-8-sig"))
+        if kind == ".json":
             try:
                 return _list_in(orjson.loads(raw))
             except orjson.JSONDecodeError:
                 pass  # lines under another name
         return [orjson.loads(line) if line.strip() else None for line in raw.splitlines()]
-    except (OSError, EOFError, zlib.error, ValueError) as error:  # pyarrow's and orjson's are ValueErrors
+    except (OSError, EOFError, zlib.error, csv.Error, ValueError) as error:  # pyarrow's and orjson's are ValueErrors
         raise DataError(f"{path} cannot be read as a benchmark: {error}") from error
+
+
+def _table(text: str) -> list[dict[Any, Any]]:
+    """Errors: ValueError for a row with text behind the header's last column: a comma without quotes cut a question."""
+    rows: list[dict[Any, Any]] = list(csv.DictReader(io.StringIO(text)))
+    for number, row in enumerate(rows, start=1):
+        if any(row.pop(None, ())):
+            raise ValueError(f"row {number} has more fields than the header; quote what holds a comma")
+    return rows
 
 
 def _list_in(content: Any) -> list[Any]:

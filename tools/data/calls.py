@@ -43,7 +43,7 @@ class Call:
     @classmethod
     def of(cls, command: str, options: Any, decided: dict[str, Any]) -> "Call":
         """Of a command's options. Errors: as find_inputs; DataError if there is nothing in the input."""
-        tasks = plan_tasks(find_inputs(options.inputs))
+        tasks = plan_tasks(find_inputs(options.inputs, out=options.out))
         if not tasks:
             raise DataError(f"there is no document in {', '.join(options.inputs)}")
         return cls(

@@ -50,8 +50,13 @@ def host_of(url: str, *, option: str) -> str:
 
 
 def key_header() -> dict[str, str]:
-    """With the key of the environment, if there is one."""
-    key = os.environ.get(KEY_VARIABLE)
+    """With the key of the environment, if there is one.
+
+    Errors: ConfigError for one that no header can hold; whoever sends it would quote it, key and all.
+    """
+    key = os.environ.get(KEY_VARIABLE, "").strip()  # a line end of a file that it was read from
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"{KEY_VARIABLE} holds characters that no key has, line ends or others (not shown); {_KEY}")
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
@@ -74,16 +79,37 @@ def post(client: httpx.Client, body: dict[str, Any], attempt: int, ended: thread
     except httpx.TransportError as error:
         _wait(attempt, ended)
         return None, f"{type(error).__name__}: {error}"
-    if response.status_code in TRANSIENT:
+    status, choices = _status_and_choices(response)
+    if status in TRANSIENT:
         _wait(attempt, ended, asked_wait_seconds(response.headers.get("Retry-After", "")))
-        return None, f"status {response.status_code}"
-    if response.status_code != 200:
-        cure = MISTAKEN.get(response.status_code)
-        may_be_its_own = cure is None and 400 <= response.status_code < 500
+        is_200 = response.status_code == 200
+        return None, f"what is no model's answer: {response.text[:200]!r}" if is_200 else f"status {status}"
+    if status != 200:
+        cure = MISTAKEN.get(status)
+        may_be_its_own = cure is None and 400 <= status < 500
         raise (RefusedError if may_be_its_own else DataError)(
-            f"{response.url} answers {response.status_code}{f' ({cure})' if cure else ''}: {response.text[:300]}"
+            f"{response.url} answers {status}{f' ({cure})' if cure else ''}: {response.text[:300]}"
         )
-    return _reply(response), ""
+    return _reply(choices), ""
+
+
+def _status_and_choices(response: httpx.Response) -> tuple[int, Any]:
+    """Of an error under status 200, as gateways send it, its own code; 502 if it has none, and of a web server's page.
+
+    The error stands in place of the choices, beside them, or in the first.
+    """
+    if response.status_code != 200:
+        return response.status_code, None
+    try:
+        content = response.json()
+        choices = content.get("choices")
+        error = content.get("error") or next((choice.get("error") for choice in choices[:1]), None)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return 502, None
+    if error:
+        code = error.get("code") if isinstance(error, dict) else None
+        return code if isinstance(code, int) and 400 <= code < 500 else 502, None
+    return 200, choices
 
 
 def asked_wait_seconds(retry_after: str) -> float:
@@ -98,10 +124,10 @@ def asked_wait_seconds(retry_after: str) -> float:
     return min(max(0.0, seconds), LONGEST_ASKED_WAIT_SECONDS)
 
 
-def _reply(response: httpx.Response) -> str:
+def _reply(choices: Any) -> str:
     try:
-        return said(response.json()["choices"][0]["message"]["content"])
-    except (ValueError, KeyError, IndexError, TypeError):
+        return said(choices[0]["message"]["content"])
+    except (KeyError, IndexError, TypeError):
         return ""
 
 

@@ -24,7 +24,7 @@ from tools.data.near_duplicates import NearWork, find_near, forget_maps, near_ve
 from tools.data.options import CleanOptions
 from tools.data.quarantine import bad_lines
 from tools.data.readers import InputTask
-from tools.data.rules import DEFAULT_RULES, Rules, judge, judge_language, load_rules
+from tools.data.rules import DEFAULT_RULES, Rules, check_languages, judge, judge_language, load_rules
 from tools.data.selection import SelectionReport, SelectionTask, Verdict, gather, report_from_json, select
 from tools.data.stage import Report, only_one
 from tools.data.units import Hashes
@@ -36,12 +36,13 @@ def clean(options: CleanOptions) -> SelectionReport:
     """Write the kept and the dropped documents and the report into `options.out`.
 
     The result depends neither on the number of workers nor on interruptions: a killed call goes on when run again.
-    Errors: ConfigError for rules that do not fit, or a folder in use or with another call's result; DataError for
-    damaged input or too many bad lines.
+    Errors: ConfigError for rules that do not fit, a language that is none, or a folder in use or with another call's
+    result; DataError for damaged input or too many bad lines.
     Memory: of a worker, its piece of input (32 MB of plain text, or one whole .gz/.zst: 1 kB a document); of the whole,
     200 bytes a near-duplicate. Disk meanwhile: 0.7 kB a document.
     """
     rules = load_rules(options.rules or DEFAULT_RULES)
+    check_languages(options.languages)
     call = Call.of("clean", options, deciding(options, "report_only", rules=asdict(rules)))
     tasks = call.tasks
     with only_one(options.out):

@@ -250,6 +250,8 @@ def stats(
     from tools.data.stats import stats as run_stats
     from tools.data.stats import table
 
+    if plot is not None and plot.suffix != ".png":
+        raise ConfigError(f"--plot {plot}: the figure is a picture in .png; name such a file")
     if verify:
         from tools.data.verify import verify as run_verify
 

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tools.data.benchmark_items import SUFFIXES
 from tools.data.calls import Call, deciding
 from tools.data.contamination import NgramIndex, open_index
 from tools.data.documents import Document
@@ -27,6 +28,8 @@ class BenchmarkReport:
     """Items that some contaminated document shares an n-gram with."""
     documents: dict[str, int]
     """source -> contaminated documents that share an n-gram with it."""
+    num_without_text: int = 0
+    """Rows of the file beside the items."""
 
 
 def decontaminate(options: DecontaminateOptions) -> tuple[SelectionReport, tuple[BenchmarkReport, ...]]:
@@ -35,8 +38,8 @@ def decontaminate(options: DecontaminateOptions) -> tuple[SelectionReport, tuple
     Deterministic and resumable as `clean`. Errors: ConfigError for a benchmark without known keys, or a folder in use;
     DataError for damaged input. Memory: at most 28 bytes an n-gram of the benchmarks, per worker.
     """
-    find_inputs(options.inputs)  # what is mistyped is told before benchmarks are read
-    paths = tuple(find_inputs(options.benchmarks, option="--benchmarks"))
+    find_inputs(options.inputs, out=options.out)  # what is mistyped is told before benchmarks are read
+    paths = tuple(find_inputs(options.benchmarks, option="--benchmarks", suffixes=SUFFIXES))
     index = open_index(paths, options.benchmark_keys, options.ngram)  # a fault in them is told before anything is read
     hashes = {str(path): sha256_of(path) for path in paths}
     call = Call.of("decontaminate", options, deciding(options, "remove", benchmarks=hashes))
@@ -60,6 +63,8 @@ def benchmark_table(benchmarks: tuple[BenchmarkReport, ...]) -> str:
     for entry in benchmarks:
         found = ", ".join(f"{source}: {count:,}" for source, count in entry.documents.items()) or "none"
         short = f", {entry.num_too_short} too short to find" if entry.num_too_short else ""
+        if entry.num_without_text:
+            short += f", {entry.num_without_text} rows have no text under these keys (--benchmark-key)"
         lines.append(
             f"{entry.name} ({', '.join(entry.keys)}): {entry.num_items_hit} of {entry.num_items} items{short}; "
             f"documents {found}"
@@ -104,6 +109,7 @@ def _benchmark_reports(index: NgramIndex, results: list[dict[str, Any]]) -> tupl
             num_too_short=index.num_too_short[number],
             num_items_hit=hit[number],
             documents=dict(sorted(documents.get(number, Counter()).items())),
+            num_without_text=benchmark.num_without_text,
         )
         for number, benchmark in enumerate(index.benchmarks)
     )

@@ -17,7 +17,7 @@ import pyarrow as pa
 from data_mixers.errors import DataError
 from data_mixers.manifest import MANIFEST_NAME, TokenizerIdentity, read_manifest
 from megatron_synE.data.indexed import IndexedFile
-from tools.data.scores_file import DEFAULT_NAME, scores_path
+from tools.data.scores_file import DEFAULT_NAME, cure_of, read_origin, scores_path
 from tools.data.sidecar import open_rows, sidecar_path
 
 Numbers = npt.NDArray[np.float64]
@@ -27,6 +27,8 @@ Numbers = npt.NDArray[np.float64]
 class DescribedShard:
     prefix: Path
     scores_name: str
+    bin_sha256: str | None = None
+    """As the manifest says; None without one."""
 
     @property
     def documents_path(self) -> Path:
@@ -51,10 +53,16 @@ class DescribedShard:
 
     @cached_property
     def nll(self) -> tuple[Numbers, Numbers] | None:
-        """(NLL sum in nats, tokens it is of) per document; None without scores, or where they are signals alone."""
+        """(NLL sum in nats, tokens it is of) per document; None without scores, or where they are signals alone.
+
+        Errors: DataError for scores of other tokens.
+        """
         if not self.scores_path.is_file():
             return None
         found = self._columns(self.scores_path, ("nll_sum", "nll_tokens"))
+        if self.bin_sha256 is not None and read_origin(self.scores_path).bin_sha256 != self.bin_sha256:
+            cure = cure_of(self.prefix, self.scores_name)
+            raise DataError(f"{self.scores_path} holds scores of other tokens than its .bin has now; {cure} again")
         sums, counts = (np.asarray(found[name], dtype=np.float64) for name in ("nll_sum", "nll_tokens"))
         return None if len(sums) and np.isnan(sums).all() else (sums, counts)
 
@@ -129,7 +137,9 @@ def describe(
         manifest = read_manifest(folder)
         found = []
         for entry in manifest.sources:
-            shards = tuple(DescribedShard(manifest.shard_prefix(shard), scores_name) for shard in entry.shards)
+            shards = tuple(
+                DescribedShard(manifest.shard_prefix(shard), scores_name, shard.bin_sha256) for shard in entry.shards
+            )
             found.append(DescribedSource(name=entry.name, topic=entry.topic, role=entry.role, shards=shards))
         return tuple(found), manifest.tokenizer
     prefixes = sorted(path.with_suffix("") for path in folder.glob("*.bin") if path.with_suffix(".idx").is_file())

@@ -8,11 +8,11 @@ import hashlib
 import http.client
 import json
 import random
-import time
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,8 @@ class Web:
     """Beginning of the URLs that get the token."""
     pause_seconds: float = 1.0
     """Before the second attempt; doubled from then on, with jitter, so that many clients do not come back at once."""
+    ended: threading.Event = field(default_factory=threading.Event)
+    """Set when the call is over: no thread of it waits on, or goes on with a file."""
 
     def open(self, url: str, headers: dict[str, str]) -> Any:
         """The response. Errors: those of urllib."""
@@ -92,7 +94,13 @@ class Web:
                 f"{url} cannot be reached ({reason}); run the same command again, or name a mirror (--endpoint)"
             ) from error
         pause = min(LONGEST_PAUSE_SECONDS, self.pause_seconds * 2 ** (attempt - 1)) * random.uniform(0.5, 1.5)
-        time.sleep(max(pause, _asked_pause(error)))
+        self.ended.wait(max(pause, _asked_pause(error)))
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Errors: DataError if the call is over; what came so far is kept, as after a cut."""
+        if self.ended.is_set():
+            raise DataError("the call is over")
 
 
 def fetch_file(remote: RemoteFile, folder: Path, web: Web, on_bytes: Callable[[int], None]) -> str:

@@ -8,7 +8,7 @@ import re
 import threading
 import urllib.parse
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -68,6 +68,7 @@ def fetch(options: FetchOptions) -> list[Path]:
             lock = threading.Lock()
 
             def on_bytes(amount: int) -> None:
+                web.go_on()
                 with lock:
                     progress.advance(amount)
 
@@ -78,9 +79,10 @@ def fetch(options: FetchOptions) -> list[Path]:
 
             futures = [pool.submit(bring, remote) for remote in remotes]
             try:
-                for future in futures:
+                for future in as_completed(futures):  # one that fails is not behind gigabytes of an earlier one
                     future.result()
             finally:
+                web.ended.set()
                 pool.shutdown(cancel_futures=True)
     return [options.out / remote.path for remote in remotes]
 

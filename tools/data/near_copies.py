@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from data_mixers.atomic import publish
 from megatron_synE.data.indexed import IndexedFile
-from tools.data.units import HashTable, ngram_hashes
+from tools.data.units import Hashes, HashTable, ngram_hashes
 
 NGRAM = 5
 HELD_SHARE = 0.5
@@ -25,6 +25,7 @@ COMMON = 10  # 5-grams that more held-out documents share are boilerplate, and n
 BLOCK_TOKENS = 1 << 17  # hashed at once
 LEAST_FILTER_BITS = 24
 
+TABLE = ("hashes", "starts", "owners", "needed")
 Numbers = npt.NDArray[np.int64]
 
 
@@ -42,7 +43,7 @@ class NearCopies:
     @classmethod
     def open(cls, folder: Path) -> "NearCopies":
         """What `build` wrote: 24 bytes a held-out token, once in memory for all workers of a machine."""
-        paths = (folder / f"{name}.npy" for name in ("hashes", "starts", "owners", "needed"))
+        paths = (folder / f"{name}.npy" for name in TABLE)
         return cls(*(np.asarray(np.load(path, mmap_mode="r")) for path in paths))
 
     @staticmethod
@@ -60,21 +61,23 @@ class NearCopies:
                 all_hashes.append(hashes[is_text])
                 all_owners.append(documents[is_text] + num_documents + first)
             num_documents += file.num_documents
-        owners, hashes = _different(np.concatenate(all_owners), np.concatenate(all_hashes))
-        order = np.argsort(hashes, kind="stable")
-        hashes, owners = hashes[order], owners[order]
-        unique, starts, counts = np.unique(hashes, return_index=True, return_counts=True)
-        kept = counts <= COMMON
-        owners = owners[np.repeat(kept, counts)]
-        unique, counts = unique[kept], counts[kept]
-        sizes = np.bincount(owners, minlength=num_documents)
-        needed = np.maximum(np.ceil(HELD_SHARE * sizes).astype(np.int64), np.minimum(sizes, LEAST_NGRAMS))
-        starts = np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(counts)))
-        for name, array in (("hashes", unique), ("starts", starts), ("owners", owners), ("needed", needed)):
+        table = _table(np.concatenate(all_hashes), np.concatenate(all_owners), num_documents)
+        for name, array in zip(TABLE, table, strict=True):
             temporary = folder / f".{name}.npy.tmp"
             with temporary.open("wb") as stream:
                 np.save(stream, array)
             publish(temporary, folder / f"{name}.npy")
+
+    @classmethod
+    def of(cls, documents: Sequence[Hashes]) -> "NearCopies":
+        """The table of documents given as hashes of their units (tools/data/units.py), in place of tokens."""
+        hashes = [ngram_hashes(units, NGRAM) for units in documents]
+        owners = np.repeat(np.arange(len(documents)), [len(found) for found in hashes])
+        return cls(*_table(np.concatenate([np.zeros(0, dtype=np.uint64), *hashes]), owners, len(documents)))
+
+    def is_near(self, units: Hashes) -> bool:
+        """Whether a document, given as `of` takes it, is a near copy."""
+        return bool(self.are_near(np.append(units, np.uint64(0)), np.array([len(units) + 1]))[0])
 
     def are_near(self, tokens: npt.NDArray[np.integer], lengths: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
         """Which of the documents, lying one after the other with EOS, are near copies of held-out ones."""
@@ -89,6 +92,8 @@ class NearCopies:
     def _near_in(self, tokens: npt.NDArray[np.integer], lengths: npt.NDArray[np.integer]) -> Numbers:
         """The numbers of near copies among a block of documents."""
         places, at = self._table.find(ngram_hashes(tokens.astype(np.uint64), NGRAM))
+        if not len(places):
+            return places  # most documents, where each is looked up alone
         documents, is_text = _documents_of(places, lengths)
         documents, at = _different(documents[is_text], at[is_text])
         counts = self._starts[at + 1] - self._starts[at]
@@ -98,6 +103,21 @@ class NearCopies:
         owners = self._owners[places]
         pairs, common = np.unique(np.repeat(documents, counts) * len(self._needed) + owners, return_counts=True)
         return np.unique(pairs[common >= self._needed[pairs % len(self._needed)]] // len(self._needed))
+
+
+def _table(hashes: Hashes, owners: Numbers, num_documents: int) -> tuple[Hashes, Numbers, Numbers, Numbers]:
+    """TABLE, of the 5-grams of all documents with the document that each is of."""
+    owners, hashes = _different(owners, hashes)
+    order = np.argsort(hashes, kind="stable")
+    hashes, owners = hashes[order], owners[order]
+    unique, starts, counts = np.unique(hashes, return_index=True, return_counts=True)
+    kept = counts <= COMMON
+    owners = owners[np.repeat(kept, counts)]
+    unique, counts = unique[kept], counts[kept]
+    sizes = np.bincount(owners, minlength=num_documents)
+    needed = np.maximum(np.ceil(HELD_SHARE * sizes).astype(np.int64), np.minimum(sizes, LEAST_NGRAMS))
+    starts = np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(counts)))
+    return unique, starts, owners, needed
 
 
 def _documents_of(places: Numbers, lengths: npt.NDArray[np.integer]) -> tuple[Numbers, npt.NDArray[np.bool_]]:

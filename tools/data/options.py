@@ -50,7 +50,9 @@ class CleanOptions:
 @dataclass(frozen=True, kw_only=True)
 class DecontaminateOptions:
     inputs: Documents
-    benchmarks: Annotated[Texts, Option(help="File or glob, may be repeated: .jsonl, .json, .gz, .zst, .parquet.")]
+    benchmarks: Annotated[
+        Texts, Option(help="File, folder or glob, may be repeated: .jsonl, .json, .csv, .gz, .zst, .parquet.")
+    ]
     out: OwnFolder
     remove: Annotated[bool, Option("--remove", help="Write the documents, the contaminated apart.")] = False
     ngram: Annotated[int, Option(min=2, help="Of words, or characters of Chinese.")] = 13

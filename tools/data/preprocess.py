@@ -244,8 +244,8 @@ class _Call:
             )  # fmt: skip
         written = [entry for entry in new if entry.role == "train"]
         siblings = self.folder.siblings(written)
-        if self.options.topic is not None:  # a topic a call: the others are meant to stay
-            siblings = [entry for entry in siblings if entry.topic == "all"]
+        if self.options.topic is not None:  # a topic a call: the others are meant to stay, its own in buckets is not
+            siblings = [entry for entry in siblings if entry.topic in ("all", self.options.topic)]
         if siblings:
             logger.warning(
                 "%s: %s of earlier calls stays for training beside %s; if it holds the same pages, they are trained on "
@@ -329,10 +329,10 @@ def _shown(entries: Sequence[SourceEntry]) -> str:
 
 
 def _only_folder(parent: Path, fingerprint: str) -> Path:
-    """The folder in `parent` of work with this fingerprint; work of other options or inputs is removed."""
+    """The folder in `parent` of work with this fingerprint; work of another one is removed."""
     name = fingerprint[:16]
     for other in parent.iterdir() if parent.is_dir() else ():
         if other.name != name:
-            logger.info("%s was made with other options or inputs: removed", other)
+            logger.info("%s was made with other options or inputs, or by another version: removed", other)
             remove_work(other)
     return parent / name

@@ -5,7 +5,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -72,12 +72,21 @@ class BadRecord(NamedTuple):
     reason: str
 
 
-def find_inputs(patterns: Sequence[str], *, option: str = "--input") -> list[Path]:
+def find_inputs(
+    patterns: Sequence[str],
+    *,
+    option: str = "--input",
+    out: Path | None = None,
+    suffixes: Collection[str] = tuple(KINDS),
+) -> list[Path]:
     """The files behind names, globs and folders (all their files of a known suffix), each once, part-2 before part-10.
 
     What the tools write beside documents (REPORTS, DROPPED next to a report, FAILED, PARTS) is read only if it is
     named itself.
-    Errors: ConfigError for a pattern without a file, or a file of a folder that a call has not filled to the end.
+    out: of the call itself; what it has written there, in a folder that it reads, is no input.
+    suffixes: of a folder's files.
+    Errors: ConfigError for a pattern without a file, a link to nothing, a file of a folder that a call has not filled
+    to the end.
     """
     found: dict[Path, Path] = {}
     for pattern in patterns:
@@ -85,26 +94,34 @@ def find_inputs(patterns: Sequence[str], *, option: str = "--input") -> list[Pat
         names = [pattern] if is_literal else glob.glob(pattern, recursive=True)  # noqa: PTH207  # absolute patterns
         matches = [Path(name) for name in names]
         named = Path(pattern) if is_literal else _named_part(pattern)
-        files = [path for path in matches if path.is_file()]
+        if not is_literal:
+            _check_folders(pattern, option)
+        files = [path for path in matches if _is_file(path, option)]
         for folder in (path for path in matches if path.is_dir()):
-            files += _files_inside(folder, option)
+            files += _files_inside(folder, option, suffixes)
+        if out is not None:
+            inside, read = out.resolve(), named.resolve()
+            if read.is_relative_to(inside):
+                raise ConfigError(f"{option} {pattern} lies inside --out {out}; choose another --out")
+            if inside.is_relative_to(read):
+                files = [path for path in files if not path.resolve().is_relative_to(inside)]
         by_products = dict.fromkeys(path for path in files if _is_by_product(path, named))
         if by_products:
             first, count = ", ".join(map(str, list(by_products)[:4])), len(by_products)
             logger.info("%s %s: not read, since no documents to keep: %s (%d in all)", option, pattern, first, count)
             files = [path for path in files if path not in by_products]
         if not files:
-            raise ConfigError(f"{option} {pattern} matches no file and no folder with {', '.join(KINDS)} files")
+            raise ConfigError(f"{option} {pattern} matches no file and no folder with {', '.join(suffixes)} files")
         _check_finished(files, f"{option} {pattern}")
         for path in files:
             found.setdefault(path.resolve(), path)
     return sorted(found.values(), key=_natural)
 
 
-def _files_inside(folder: Path, option: str) -> list[Path]:
+def _files_inside(folder: Path, option: str, suffixes: Collection[str]) -> list[Path]:
     """The visible files of a known suffix, through links to folders too; the log counts the others.
 
-    Errors: ConfigError for a folder inside that cannot be read.
+    Errors: ConfigError for a folder inside that cannot be read, and as _is_file.
     """
 
     def refuse(error: OSError) -> None:
@@ -123,7 +140,7 @@ def _files_inside(folder: Path, option: str) -> list[Path]:
         entered.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for path in (Path(root, name) for name in sorted(names) if not name.startswith(".")):
-            if path.suffix in KINDS and path.is_file():
+            if _is_file(path, option) and path.suffix in suffixes:
                 files.append(path)
             else:
                 others[path.suffix or path.name] += 1
@@ -131,6 +148,25 @@ def _files_inside(folder: Path, option: str) -> list[Path]:
         counts = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(8))
         logger.info("%s %s: not read, by suffix: %s (%d in all)", option, folder, counts, others.total())
     return files
+
+
+def _is_file(path: Path, option: str) -> bool:
+    """Errors: ConfigError for a link to nothing: what it stood for would be missing, unsaid."""
+    if path.is_file():
+        return True
+    if path.is_symlink() and not path.exists():
+        raise ConfigError(
+            f"{option} {path} is a link to {path.readlink()}, which is not there; mend or remove the link"
+        )
+    return False
+
+
+def _check_folders(pattern: str, option: str) -> None:
+    """Errors: as _is_file, for what a wildcard stands for before the last part: glob passes over zh of */*.jsonl."""
+    for above in Path(pattern).parents:
+        if glob.has_magic(str(above)):
+            for name in glob.iglob(str(above), recursive=True):  # noqa: PTH207  # absolute patterns
+                _is_file(Path(name), option)
 
 
 def _check_finished(files: Sequence[Path], where: str) -> None:

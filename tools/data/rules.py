@@ -107,6 +107,18 @@ def _can_break(text: Measured, rule: Rule) -> bool:
     return text.duplicate_ngram_share_bound(rule.n) > (rule.max or 0.0)
 
 
+def check_languages(languages: Sequence[str]) -> None:
+    """Errors: ConfigError for a language that no text could be of, or if the identifier is not installed."""
+    if not languages:
+        return
+    known = {answer["lang"] for answer in _identifier().detect("a", model="lite", k=1000, threshold=-1.0)}
+    if unknown := [language for language in languages if language not in known]:
+        raise ConfigError(
+            f"--language {unknown[0]} is none of the {len(known)} codes that the identifier gives, so that no document "
+            "would be of it; use the code of ISO 639 (zh, en, ...)"
+        )
+
+
 def judge_language(text: str, languages: tuple[str, ...], rule: LanguageRule) -> Verdict | None:
     """None if the text is of one of the languages with enough confidence.
 

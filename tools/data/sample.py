@@ -36,7 +36,7 @@ class Sample:
 
 def samples(options: SampleOptions) -> list[Sample]:
     """`options.num` documents of each source that fits, in the order of their PPL, or of the file where none is known;
-    of raw files as many in all, each equally likely.
+    of raw files, whose source is that of their name or folder, as many in all, each equally likely.
 
     Errors: ConfigError if the options or the tokenizer do not fit, or nothing fits them; DataError if a percentile is
     asked of a source without scores.
@@ -118,7 +118,8 @@ def _of_files(options: SampleOptions) -> list[Sample]:
     rng = random.Random(options.seed)
     kept: list[tuple[Path, Document]] = []
     seen = 0
-    for task in plan_tasks(find_inputs(options.inputs)):
+    paths = find_inputs(options.inputs)
+    for task in plan_tasks([path for path in paths if fnmatchcase(source_of_file(path), options.source)]):
         for document in TaskDocuments(task, text_key=options.text_key):
             if options.topic is not None and document.fields.get("topic") != options.topic:
                 continue
@@ -129,7 +130,8 @@ def _of_files(options: SampleOptions) -> list[Sample]:
             elif place < options.num:
                 kept[place] = (task.path, document)
     if not kept:
-        raise ConfigError(f"no document fits in {', '.join(options.inputs)}")
+        known = ", ".join(dict.fromkeys(map(source_of_file, paths)))
+        raise ConfigError(f"no document fits in {', '.join(options.inputs)}, whose sources are {known}")
     return [
         Sample(
             source=source_of_file(path),

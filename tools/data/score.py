@@ -184,10 +184,22 @@ def _files(options: ScoreOptions, manifest: DatasetManifest, origin: ScoresOrigi
 
 
 def _check_not_poorer(files: Sequence[ScoredFile], settings: Settings) -> None:
-    """Signals alone must not replace hours of a model's work."""
-    for file in files:
-        if settings.weights is None and file.target.is_file() and read_origin(file.target).weights_sha256 is not None:
+    """Signals alone must not replace hours of a model's work; another model's scores do, and it is said before."""
+    replaced = []
+    for file in (file for file in files if file.target.is_file()):
+        found = read_origin(file.target)
+        if found.weights_sha256 is None:
+            continue
+        if settings.weights is None:
             raise ConfigError(f"{file.target} holds a model's scores; keep the signals apart with --name signals")
+        is_stale = found.bin_sha256 != file.origin.bin_sha256
+        if not is_stale and replace(found, tokenizer_digest=file.origin.tokenizer_digest) != file.origin:
+            replaced.append(file.target.name)
+    if replaced:
+        logger.warning(
+            "%d scores files, e.g. %s, are of another model or another way of scoring, and will be replaced; keep both "
+            "with --name", len(replaced), replaced[0],
+        )  # fmt: skip
 
 
 def _stage(options: ScoreOptions, settings: Settings, files: Sequence[ScoredFile]) -> Stage:

@@ -87,8 +87,7 @@ def open_scores(prefix: Path, shard: ShardEntry, name: str) -> pq.ParquetFile:
     Errors: DataError naming the file and the command if there are none, or they are of other tokens.
     """
     path = scores_path(prefix, name)
-    asked = "" if name == DEFAULT_NAME else f" --name {name}"
-    cure = f"run `syne data score-ppl --data {prefix.parent}{asked}`"
+    cure = cure_of(prefix, name)
     if not path.is_file():
         raise DataError(f"{path} is missing: {prefix.name} has no scores; {cure}")
     if read_origin(path).bin_sha256 != shard.bin_sha256:
@@ -99,3 +98,9 @@ def open_scores(prefix: Path, shard: ShardEntry, name: str) -> pq.ParquetFile:
             f"{path} has {file.metadata.num_rows} rows, {prefix.name} has {shard.num_documents} documents; {cure} again"
         )
     return file
+
+
+def cure_of(prefix: Path, name: str) -> str:
+    """What to do where the scores of this name are missing or of other tokens."""
+    asked = "" if name == DEFAULT_NAME else f" --name {name}"
+    return f"run `syne data score-ppl --data {prefix.parent}{asked}`"

@@ -240,18 +240,21 @@ def _sidecars(topic: _Topic, key: SortKey) -> list[Sidecar]:
     sidecars = []
     if all(sidecar_path(prefix).is_file() for prefix in prefixes):
         sidecars.append(Sidecar(suffix=SUFFIX, origin=None))
-    for name in sorted(set.intersection(*(set(names_of(prefix)) for prefix in prefixes))):
+    for name in sorted(set().union(*map(names_of, prefixes))):
         is_current = all(
-            read_origin(scores_path(prefix, name)).bin_sha256 == shard.bin_sha256 for prefix, shard in topic.shards
+            (path := scores_path(prefix, name)).is_file() and read_origin(path).bin_sha256 == shard.bin_sha256
+            for prefix, shard in topic.shards
         )
-        origins = _origins([topic], name)
+        origins = _origins([topic], name) if is_current else set()
         if len(origins) > 1:
             origins = _origins([topic], name, has_signals=False)
-        if is_current and len(origins) == 1:
+        if len(origins) == 1:
             sidecars.append(Sidecar(suffix=scores_suffix(name), origin=origins.pop()))
         else:
             assert name not in key.names
-            logger.warning("%s: the scores named %s are stale or mixed, so they are left behind", topic.name, name)
+            logger.warning(
+                "%s: the scores named %s are stale, mixed or of a part of it, so they are left behind", topic.name, name
+            )
     return sidecars
 
 

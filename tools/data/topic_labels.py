@@ -11,7 +11,9 @@ import orjson
 from data_mixers.errors import ConfigError, DataError
 from tools.data.documents import TOPIC_KEY, TaskDocuments
 from tools.data.labels import check_label
+from tools.data.near_copies import NearCopies
 from tools.data.readers import find_inputs, plan_tasks
+from tools.data.units import hashes_of, units_of
 
 OTHERS = "others"
 """The topic of what no other topic fits, and of every document whose label is not confident enough."""
@@ -204,6 +206,18 @@ def _unit(name: str, seed: int) -> float:
     """A number in [0, 1) that depends on name and seed alone."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def near_copies(split: Split) -> Counter[str]:
+    """How many documents of each training source hold half of a test document's 5-grams of units (near_copies.py).
+
+    They stay where they are: what is near may still say something else, or be a phrase that anybody uses.
+    """
+    if not split.test:
+        return Counter()
+    table = NearCopies.of([hashes_of(units_of(document.text)) for document in split.test])
+    learnt = (*split.train, *split.dev)
+    return Counter(document.source for document in learnt if table.is_near(hashes_of(units_of(document.text))))
 
 
 def settled_text(document: Labelled) -> str:

@@ -8,6 +8,7 @@ import json
 import logging
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain
@@ -30,6 +31,7 @@ from tools.data.topic_labels import (
     Labelled,
     Split,
     Topics,
+    near_copies,
     read_labelled,
     read_topics,
     split_by_source,
@@ -72,6 +74,13 @@ def train_classifier(options: ClassifierOptions) -> Report:
 
 def _train(options: ClassifierOptions, topics: Topics, left_out: Mapping[str, int], split: Split, kept: Kept) -> Report:
     seconds: dict[str, float] = {}
+    near = _timed(seconds, "near copies", lambda: near_copies(split))
+    if near:
+        logger.warning(
+            "%d documents of training sources hold half of a test document's text or more (%s), which flatters the "
+            "report: is it one source under two names? Leave one out, or keep both for the test with --test-source",
+            near.total(), _by_source(near),
+        )  # fmt: skip
     there = {d.topic for d in split.train}  # in the order of topics.json
     labels = tuple(topic for topic in dict.fromkeys(chain.from_iterable(topics.values())) if topic in there)
     learner = new_learner(options, [*split.train, *split.dev], labels)
@@ -102,7 +111,7 @@ def _train(options: ClassifierOptions, topics: Topics, left_out: Mapping[str, in
 
     report = Report(
         settings=_settings(learner, trained, searched),
-        split=_described(options, split),
+        split=_described(options, split, near),
         untested=split.untested,
         left_out=left_out,
         results=by(lambda document: document.language),
@@ -173,7 +182,11 @@ def _plan(learner: Learner, split: Split) -> Plan:
     return Plan(trials, train, test_rows)
 
 
-def _described(options: ClassifierOptions, split: Split) -> dict[str, Any]:
+def _by_source(counts: Counter[str]) -> str:
+    return ", ".join(f"{source} {count}" for source, count in counts.most_common())
+
+
+def _described(options: ClassifierOptions, split: Split, near: Counter[str]) -> dict[str, Any]:
     documents = [*split.train, *split.dev]
     by_folds = fold_sources(documents, num_folds=options.folds) if options.folds else []
     trials = [(f"sources held in trial {number}", ", ".join(group)) for number, group in enumerate(by_folds, start=1)]
@@ -185,6 +198,7 @@ def _described(options: ClassifierOptions, split: Split) -> dict[str, Any]:
         **dict(trials),
         "test sources": ", ".join(split.test_sources),
         "test documents left out, their text is in training or came twice": split.num_duplicates,
+        **({"training documents that hold half of a test document's text or more": _by_source(near)} if near else {}),
     }
 
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import DataError
+from tools.data.benchmark_items import SUFFIXES
 from tools.data.calls import Call
 from tools.data.contamination import NgramIndex, open_index
 from tools.data.documents import Document, TaskDocuments
@@ -51,10 +52,10 @@ def check(options: CheckOptions) -> SelectionReport:
     Memory: of a worker, its piece of input and 12 bytes an n-gram of the benchmarks.
     """
     rules = load_pair_rules(options.rules)
-    tasks = plan_tasks(find_inputs(options.inputs))
+    tasks = plan_tasks(find_inputs(options.inputs, out=options.out))
     if not tasks:
         raise DataError(f"there is no pair in {', '.join(options.inputs)}")
-    benchmarks = tuple(find_inputs(options.benchmarks, option="--benchmarks")) if options.benchmarks else ()
+    benchmarks = tuple(find_inputs(options.benchmarks, option="--benchmarks", suffixes=SUFFIXES))
     _index(options, rules, benchmarks)  # a fault in them is told first
     sandbox = require_sandbox() if options.run_code else None
     deciding = _deciding(options, rules, benchmarks)
