@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from data_mixers.errors import ConfigError
 from data_mixers.manifest import read_manifest
 from data_mixers.ratios import WEIGHT_UNIT
 from data_mixers.schedule import Schedule, scheduled_source
@@ -18,6 +19,7 @@ from tests.rows import write
 from tests.synthesis.test_seeds import EN
 from tests.tools import corpus
 from tools.data.preprocess import PreprocessOptions, preprocess
+from tools.report import samples as samples_module
 from tools.report.content import Excerpt, Missing, Section, Table
 from tools.report.data_behind import way_back
 from tools.report.lineage import lineage
@@ -88,6 +90,21 @@ def test_a_sample_shows_the_tokens_that_the_run_read_and_the_documents_they_are_
             assert part.strip("�") in json.loads(line)["text"]  # a cut may split a character
 
 
+def test_documents_beyond_the_most_of_a_sample_are_counted(
+    root: Path, run: RunRecord, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten windows end to end: beside its first document each holds one for every EOS that is not its last token."""
+    monkeypatch.setattr(samples_module, "MOST_DOCUMENTS", 1)
+    prefix = root / "run" / "data" / read_manifest(root / "run" / "data").sources[0].shards[0].prefix
+    file, told = IndexedFile(prefix), []
+    for start in range(0, 320, 32):
+        facts, _ = samples_module._documents(file, prefix, start, 32, tokenizer)
+        inside = file.tokens(start, start + 32).tolist().count(tokenizer.eos_id)
+        assert facts[1:] == ([f"and {inside} more documents"] if inside else [])
+        told.append(inside)
+    assert max(told) > 0
+
+
 def test_only_samples_of_the_steps_asked_for_are_shown(root: Path, run: RunRecord) -> None:
     shown = excerpts(samples([run], 99, steps=(2, 3), tokenizer=root / "hf"))
     assert [entry.title.split(":")[0] for entry in shown] == [f"step {n // 8 + 1}, sample {n}" for n in range(8, 24)]
@@ -95,7 +112,10 @@ def test_only_samples_of_the_steps_asked_for_are_shown(root: Path, run: RunRecor
     assert section.blocks == [
         Missing("made: no sample can be shown: steps 5:9 were not read; the run stands at step 4")
     ]
-    assert parse_steps("2:3") == (2, 3)
+    assert (parse_steps("2:3"), parse_steps("4:4"), parse_steps(None)) == ((2, 3), (4, 4), None)
+    for text in ("2", "3:2", "0:4", ":4", "2:", "a:b", "²:4", "1:2:3"):
+        with pytest.raises(ConfigError, match=f"^--steps {text}: give two steps A:B"):
+            parse_steps(text)
 
 
 def test_without_the_tokenizer_or_with_another_the_ids_are_shown(root: Path, run: RunRecord, tmp_path: Path) -> None:
