@@ -16,7 +16,7 @@ from tools.report.command import ReportOptions, make_report
 from tools.report.content import Figure, Missing, Section, Table
 from tools.report.evaluation import evaluation, read_result
 from tools.report.figures import PALETTE
-from tools.report.held_out import held_out
+from tools.report.held_out import held_out, last_validation_ppl
 from tools.report.history import phase_rows, troubles
 from tools.report.overview import overview
 from tools.report.reads import difficulty, shares_of
@@ -109,6 +109,17 @@ def test_a_phase_that_begins_where_a_source_has_ended_says_so(tmp_path: Path) ->
         "exhaustion", "adapt", "a source has been read as often as it may be; its share goes to its kin",
         "zh/web/law 50.00 % → 0.00 %, en/web/computing 50.00 % → 100.00 %",
     ]  # fmt: skip
+
+
+def test_held_out_ppl_weighs_sets_by_their_tokens(tmp_path: Path) -> None:
+    folder = run_folders.write(tmp_path / "run", 20)
+    assert last_validation_ppl(read_run(tmp_path)) == "–"
+    rows = [run_folders.validation_row(step, name, nll) | {"tokens": tokens}
+            for step, name, nll, tokens in ((0, "a", 1.0, 100), (0, "b", 2.0, 300), (9, "a", 0.5, 100),
+                                            (9, "b", 1.5, 300))]  # fmt: skip
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    # exp((100 + 600) / 400) and exp((50 + 450) / 400)
+    assert last_validation_ppl(read_run(folder)) == "5.755 → 3.490"
 
 
 def test_the_mixture_is_what_was_read_and_then_what_is_planned(tmp_path: Path) -> None:

@@ -67,6 +67,8 @@ def test_one_look_shows_everything_within_the_width_without_an_escape_sequence(t
     words = " ".join(terminal.text.split())
     for part in ("step 30 / 40", "tokens 7.68 k", "loss 2.1826", "goodput 80.0 %", "left 5.0 s", "75 %"):
         assert part in words, part
+    if width >= 80:  # no wider than 80: three quarters of the 73 signs before the number
+        assert f"{'█' * 55}{'░' * 18}   75 %" in map(str.rstrip, terminal.text.splitlines())
 
 
 @pytest.mark.parametrize("steps", [5, 15, 25, 35])
