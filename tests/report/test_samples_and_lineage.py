@@ -1,6 +1,7 @@
 """What was trained on: the samples shown are those of the run, and the way back ends at the files they came from."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -141,6 +142,35 @@ def test_data_that_was_written_again_is_not_shown_as_what_was_read(root: Path, r
     states = [row[3] for block in lineage([changed]).blocks if isinstance(block, Table) and block.header[0] == "source"
               and block.header[3] == "state" for row in block.rows]  # fmt: skip
     assert states == ["OTHER hashes than the schedule's: it was replaced"]
+
+
+def test_of_data_whose_token_files_are_gone_the_lineage_is_told(root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(root / "run", folder)
+    (folder / "run_config.yaml").write_text(json.dumps(run_folders.config(folder, "made")))
+    for file in (folder / "data").glob("*.bin"):
+        file.unlink()
+    run = read_run(folder)
+    blocks = lineage([run]).blocks
+    assert not any(isinstance(block, Missing) and "data" in block.text for block in blocks)
+    (state,) = [row[3] for block in blocks if isinstance(block, Table) and block.header[:1] == ["source"]
+                and block.header[3] == "state" for row in block.rows]  # fmt: skip
+    assert state == "the hashes are the schedule's"
+    (entry,) = excerpts(samples([run], 1, tokenizer=root / "hf"))
+    assert entry.text == "" and any(".bin is missing" in fact for fact in entry.facts)
+
+
+def test_checkpoints_are_told_with_hashes_tokens_and_bytes_also_those_that_are_not_whole(tmp_path: Path) -> None:
+    folder = run_folders.write(tmp_path / "run", 20) / "checkpoints" / "iter_0000010"
+    folder.mkdir(parents=True)
+    files = {"a.distcp": {"size_bytes": 1000, "sha256": "0"}, "state.json": {"size_bytes": 536, "sha256": "0"}}
+    manifest = {"schema_version": 1, "files": files, "lineage_hash": "ab" * 32, "schedule_hash": "cd" * 32}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (table,) = [b for b in lineage([read_run(tmp_path / "run")]).blocks if isinstance(b, Table)
+                and b.header[0] == "checkpoint"]  # fmt: skip
+    ((name, own, schedule, state, tokens, num_bytes),) = table.rows
+    assert (name, own, schedule, tokens, num_bytes) == ("iter_0000010", "ab" * 8, "cd" * 8, "2.56 k", "1.50 KiB")
+    assert state.endswith("does not list .metadata; not a whole checkpoint")
 
 
 def test_the_way_back_goes_to_the_file_and_to_where_it_was_fetched(root: Path, run: RunRecord) -> None:

@@ -12,7 +12,7 @@ from data_mixers.errors import DataError
 from data_mixers.ratios import WEIGHT_UNIT
 from tests.report import run_folders
 from tools.report.live import MetricsTail
-from tools.report.watch import sparkline, watch_run
+from tools.report.watch import BARS, sparkline, watch_run
 
 HOLDER = {"token": "abcd", "job": None, "restart_count": 0, "host": "node1", "pid": 17}
 
@@ -67,6 +67,8 @@ def test_one_look_shows_everything_within_the_width_without_an_escape_sequence(t
     words = " ".join(terminal.text.split())
     for part in ("step 30 / 40", "tokens 7.68 k", "loss 2.1826", "goodput 80.0 %", "left 5.0 s", "75 %"):
         assert part in words, part
+    (loss,) = [line for line in terminal.text.splitlines() if line.startswith("loss ") and BARS[0] in line]
+    assert sum(sign in BARS for sign in loss) == (8 if width == 30 else 30)  # a bar a step, or a few of them
     if width >= 80:  # no wider than 80: three quarters of the 73 signs before the number
         assert f"{'█' * 55}{'░' * 18}   75 %" in map(str.rstrip, terminal.text.splitlines())
 
