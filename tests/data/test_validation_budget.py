@@ -1,19 +1,23 @@
-"""How much of the held-out text a validation pass reads."""
+"""How much of the held-out text a validation pass reads, and which rank reads what."""
 
+from collections import Counter
 from pathlib import Path
 
+import pytest
 import torch
 
+from megatron_synE import validation
+from megatron_synE.model.context_part import WHOLE
 from megatron_synE.validation import MIN_DOCUMENTS, Validator, build_validator
 from tests import tiny
 
 SETS = {("zh", "web", "law"): 3000, ("zh", "web", "food"): 3000}
 
 
-def validator(folder: Path, *, per_topic: int | None, whole: int | None) -> Validator:
+def validator(folder: Path, *, per_topic: int | None, whole: int | None, micro_batch_size: int = 1) -> Validator:
     held = tiny.manifest(folder, SETS, role="validation")
     return build_validator(
-        [held], seq_length=32, micro_batch_size=1, max_tokens_per_topic=per_topic, max_tokens=whole,
+        [held], seq_length=32, micro_batch_size=micro_batch_size, max_tokens_per_topic=per_topic, max_tokens=whole,
         device=torch.device("cpu"),
     )  # fmt: skip
 
@@ -39,3 +43,44 @@ def test_what_is_asked_for_per_topic_wins(tmp_path: Path) -> None:
     assert tokens(made) <= 200
     everything = validator(tmp_path / "all", per_topic=None, whole=None)
     assert tokens(everything) >= 5500
+
+
+@pytest.mark.parametrize(
+    ("ranks", "micro_batch_size", "stages", "is_interleaved"),
+    [(1, 1, 1, False), (3, 2, 1, False), (2, 1, 3, False), (2, 3, 2, True), (1, 1, 4, True), (5, 4, 16, False)],
+)
+def test_all_ranks_together_score_every_pair_once_in_groups_of_one_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: int, micro_batch_size: int, stages: int,
+    is_interleaved: bool,
+) -> None:  # fmt: skip
+    """A rank with fewer micro-batches than its peers would leave them in a collective."""
+    made = validator(tmp_path, per_topic=None, whole=2000, micro_batch_size=micro_batch_size)
+    monkeypatch.setattr(validation, "context_part", lambda: WHOLE)
+    state = validation.parallel_state
+    monkeypatch.setattr(state, "get_data_parallel_world_size", lambda: ranks)
+    monkeypatch.setattr(state, "get_pipeline_model_parallel_world_size", lambda: stages)
+    scored: Counter[tuple[int, int, int]] = Counter()
+    sizes = []
+    for rank in range(ranks):
+        monkeypatch.setattr(state, "get_data_parallel_rank", lambda rank=rank: rank)
+        groups = list(made._groups(is_interleaved))
+        sizes.append([len(group) for group in groups])
+        for owners, batch in (pair for group in groups for pair in group):
+            assert owners.shape == (32 * micro_batch_size,)
+            assert batch.row.bounds[-1] == 32 * micro_batch_size
+            kept = owners >= 0
+            found = zip(
+                owners[kept].tolist(), batch.input_ids[0][kept].tolist(), batch.labels[0][kept].tolist(), strict=True
+            )
+            scored.update(found)
+    assert all(size == sizes[0] for size in sizes)
+    needed = -(-len(made.rows) // (micro_batch_size * ranks))
+    assert sum(sizes[0]) == (-(-needed // stages) * stages if is_interleaved else needed)
+    assert all(size % stages == 0 for size in sizes[0][:-1]) and max(sizes[0]) <= max(8, stages)
+    wanted = Counter(
+        pair
+        for row in made.rows
+        for pair in zip(row.documents.tolist(), row.inputs.tolist(), row.labels.tolist(), strict=True)
+        if pair[0] >= 0
+    )
+    assert scored == wanted
