@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from data_mixers.errors import ConfigError, DataError
+from data_mixers.manifest import SCHEMA_VERSION, DatasetManifest, Role
 from megatron_synE import validation
 from megatron_synE.model.context_part import WHOLE
 from megatron_synE.validation import MIN_DOCUMENTS, Validator, build_validator
 from tests import tiny
+from tests.data.test_scheduled_dataset import EOS, IDENTITY, source
 
 SETS = {("zh", "web", "law"): 3000, ("zh", "web", "food"): 3000}
 
@@ -31,6 +34,38 @@ def test_a_pass_reads_its_budget_in_whole_documents(tmp_path: Path) -> None:
     made = validator(tmp_path, per_topic=None, whole=2000)
     assert 2000 - 2 * 60 - made.num_documents <= tokens(made) <= 2000  # documents have at most 60 tokens
     assert {entry.num_documents >= MIN_DOCUMENTS for entry in made.sets} == {True}
+
+
+def test_the_bytes_of_a_set_are_its_texts_or_the_share_of_them_that_is_read(tmp_path: Path) -> None:
+    """They turn nats into bits per byte."""
+    held = tiny.manifest(tmp_path / "held", SETS, role="validation")
+    whole = validator(tmp_path / "held", per_topic=None, whole=None)
+    assert [entry.text_bytes for entry in whole.sets] == [entry.text_bytes for entry in held.sources]
+    cut = validator(tmp_path / "held", per_topic=500, whole=None)
+    for entry, of_set in zip(cut.sets, held.sources, strict=True):
+        mine = range(entry.first_document, entry.first_document + entry.num_documents)
+        pairs = sum(int(sum(row.documents == document for document in mine).sum()) for row in cut.rows)
+        read = pairs + entry.num_documents  # a document's first token is no target
+        assert 400 < read <= 500
+        assert entry.text_bytes == round(of_set.text_bytes * read / of_set.num_tokens)
+
+
+def test_what_holds_nothing_to_score_is_refused_and_documents_of_two_tokens_are_enough(tmp_path: Path) -> None:
+    def built(document: list[int], role: Role) -> Validator:
+        name = "zh/web/law@holdout" if role == "validation" else "zh/web/law"
+        held = source(tmp_path, name, [document] * 3, role=role)
+        manifest = DatasetManifest(
+            schema_version=SCHEMA_VERSION, folder=tmp_path, tokenizer=IDENTITY, dtype="uint16", sources=(held,)
+        )
+        return build_validator(
+            [manifest], seq_length=8, micro_batch_size=1, max_tokens_per_topic=None, device=torch.device("cpu")
+        )
+
+    assert tokens(built([5, EOS], "validation")) == 3
+    with pytest.raises(DataError, match="zh/web/law@holdout has no document of two tokens"):
+        built([EOS], "validation")
+    with pytest.raises(ConfigError, match="no source with role validation"):
+        built([5, EOS], "train")
 
 
 def test_a_small_budget_keeps_eight_documents_of_each_set(tmp_path: Path) -> None:

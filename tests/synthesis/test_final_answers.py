@@ -28,6 +28,7 @@ from tools.synthesis.sections import Sections, split_sections, stated_result
         ("总重为 15 × 8 = 120 千克", ["15 × 8 = 120"]),
         (r"\(\frac{1}{2} + 1 = 1.5\)", [r"\frac{1}{2} + 1 = 1.5"]),
         (r"$2^{4} \equiv 4^2 = 16 \equiv 2$", ["4^2 = 16"]),
+        (r"$3 \times 4 &= 12$", [r"3 \times 4 = 12"]),
         ("- 3 + 4 = 7", ["3 + 4 = 7"]),
         ("8 · 2\n= 16", ["8 · 2 = 16"]),
         ("It pays 14 × 9 = $126 in all", ["14 × 9 = 126"]),
