@@ -13,8 +13,10 @@ _STATED = re.compile(r"answer is[:\s]*", re.IGNORECASE)
 _RATIO_OR_TIME = re.compile(r"\s*\d+(?::\d+)+")
 ROUNDED_DECIMALS = 2
 """Ours: a number written with so many or more may be a quotient, rounded or cut off there."""
+FLOAT_DECIMALS = 6
+"""Ours: behind them a set's number may be a float's own error, 15.899999999999999."""
 Number = tuple[Fraction, int]
-"""A value, and the decimals it is written with."""
+"""A value, and the decimals it is written with; a quotient is written with none."""
 
 
 def exemplars() -> list[dict[str, str]]:
@@ -82,13 +84,22 @@ def numbers_in(text: str) -> list[Number]:
     for number in _NUMBER.findall(text):
         numerator, _, denominator = number.replace(",", "").partition("/")
         if denominator == "" or int(denominator) != 0:
-            found.append((Fraction(numerator) / Fraction(denominator or 1), len(numerator.partition(".")[2])))
+            decimals = 0 if denominator else len(numerator.partition(".")[2])
+            found.append((Fraction(numerator) / Fraction(denominator or 1), decimals))
     return found
 
 
 def _is_same(found: Number, gold: Number) -> bool:
-    rounded = [decimals for _, decimals in (found, gold) if decimals >= ROUNDED_DECIMALS]
-    return found[0] == gold[0] or (bool(rounded) and abs(found[0] - gold[0]) < Fraction(1, 10 ** min(rounded)))
+    return found[0] == gold[0] or _is_shortened(found, gold[0]) or _is_shortened(gold, found[0])
+
+
+def _is_shortened(written: Number, value: Fraction) -> bool:
+    """Whether it is the value rounded, or cut off, at its last decimal."""
+    short, decimals = written
+    if decimals < ROUNDED_DECIMALS:
+        return False
+    unit = Fraction(1, 10 ** min(decimals, FLOAT_DECIMALS))
+    return abs(short - value) <= unit / 2 or (short * value >= 0 and 0 <= abs(value) - abs(short) < unit)
 
 
 def _plain(number: str) -> str:
