@@ -27,9 +27,13 @@ _LATEX = (
 _RAISED = re.compile("[⁺⁻]?[⁰¹²³⁴-⁹]+")
 _ONE_SIGN_FRACTION = re.compile("[¼-¾⅐-⅞]")
 _POWER_OF_TEN = re.compile(r"(?<=\d)\s*[*·]\s*10\s*\^\s*([-+]?\d{1,3})(?!\d)")
-_BARE_POWER = re.compile(r"^10\s*\^\s*([-+]?\d{1,3})(?!\d)")
+_BARE_POWER = re.compile(r"^([-+]?)10\s*\^\s*([-+]?\d{1,3})(?!\d)")
 # Behind a number: then it is no number with a unit. A letter that stands alone is an unknown, e or i.
-_NO_UNIT = re.compile(r"[-+*/^=(\dπ!√]|(?<![^\W\d_])[einxyz](?![^\W\d_])")
+_NO_UNIT = re.compile(
+    r"[-+*/^=(\dπθ∞±!√]|(?<![^\W\d_])(?:[pP]i|[einxyzXYZ])(?![^\W\d_])"
+    r"|\\(?:sin|cos|tan|cot|ln|log|alpha|beta|theta|infty|pm)(?![a-zA-Z])"
+)
+_DOUBLE_STAR = re.compile(r"(?<=\d)(\s?)\*\*\1(?=\d)")  # a power; elsewhere it is emphasis
 _UNIT_SIGN = re.compile(r"(?<=[^\W\d_])(?:\^-?\d|[/*·](?=[^\W\d_]))")
 _CHOICE = re.compile(
     r"(?:option|choice|选项?|故选|应选)?\s*[(（\[]?\s*([a-h])\s*[)）\]]?(?:[.、:：].*)?", re.IGNORECASE
@@ -61,7 +65,7 @@ def normalised(text: str) -> FinalAnswer:
     choice = _CHOICE.fullmatch(plain)
     if choice is not None:
         return FinalAnswer(choice[1].casefold(), None, None)
-    value = _BARE_POWER.sub(r"1e\1", _EQUATION.sub("", plain).lstrip("$¥€£≈约").strip())
+    value = _BARE_POWER.sub(r"\g<1>1e\2", _EQUATION.sub("", plain).lstrip("$¥€£≈约").strip())
     fraction = _FRACTION.fullmatch(value)
     if fraction is not None and int(fraction[4]) != 0:
         number, whole = Fraction(int(fraction[3]), int(fraction[4])), int(fraction[2] or 0)
@@ -84,7 +88,7 @@ def _plain(text: str) -> str:
             text = pattern.sub(instead, text)
     text = _ONE_SIGN_FRACTION.sub(r" \g<0>", _RAISED.sub(r"^\g<0>", text))  # else x² would be x2, and 3½ 31/2
     text = unicodedata.normalize("NFKC", text.replace("×", "*")).replace("−", "-").replace("⁄", "/")
-    text = _POWER_OF_TEN.sub(r"e\1", text.replace("**", ""))
+    text = _POWER_OF_TEN.sub(r"e\1", _DOUBLE_STAR.sub("^", text).replace("**", ""))
     return text.strip().rstrip(".。;,，").strip()
 
 
