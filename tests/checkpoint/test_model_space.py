@@ -1,17 +1,24 @@
 """Where the pieces of local weights lie: every rank's pieces, cut anywhere, make the whole tensors, each value once."""
 
 import random
+from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from megatron_synE.checkpoint import model_space
+from megatron_synE.checkpoint.dcp import Chunk
 from megatron_synE.checkpoint.hf_mapping import global_tensors
 from megatron_synE.checkpoint.model_space import LocalParameter, local_parameters
+from megatron_synE.checkpoint.training_state import chunks_to_save
 from megatron_synE.model.llama import LlamaArchitecture
+from megatron_synE.sharding.bucket import Bucket, cut
 
 UNTIED = LlamaArchitecture(
     num_layers=3, hidden_size=8, ffn_hidden_size=12, num_attention_heads=8, num_query_groups=4, kv_channels=2,
@@ -180,3 +187,102 @@ def test_copies_are_written_by_one_rank(monkeypatch: pytest.MonkeyPatch) -> None
     # Not tied, the head is a weight of its own.
     chunk = stage(UNTIED, range(1), 1, 2, has_first=False, has_last=True)
     assert {local.key: local.is_written_here for local in local_parameters(chunk)}["output_layer.weight"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """data: ranks of data and context parallelism together, which share out the optimizer's state."""
+
+    tensor: int
+    pipeline: int
+    virtual: int
+    layers_a_chunk: int
+    data: int
+    bucket_size: int
+    keeps_weights: bool
+    is_tied: bool
+    dtype: torch.dtype
+
+    @property
+    def architecture(self) -> LlamaArchitecture:
+        return replace(UNTIED, num_layers=self.pipeline * self.virtual * self.layers_a_chunk, tied=self.is_tied)
+
+    def chunks(self, tensor: int, pipeline: int) -> list[Any]:
+        """Of a rank, as megatron-core deals layers out: chunk v of stage p is number v * stages + p."""
+        places = [chunk * self.pipeline + pipeline for chunk in range(self.virtual)]
+        last = self.pipeline * self.virtual - 1
+        return [
+            stage(
+                self.architecture, range(at * self.layers_a_chunk, (at + 1) * self.layers_a_chunk), tensor, self.tensor,
+                has_first=at == 0, has_last=at == last,
+            )
+            for at in places
+        ]  # fmt: skip
+
+
+LAYOUTS = st.builds(
+    Layout, tensor=st.sampled_from([1, 2, 4]), pipeline=st.integers(1, 3), virtual=st.integers(1, 2),
+    layers_a_chunk=st.integers(1, 2), data=st.integers(1, 5), bucket_size=st.sampled_from([1, 90, 300, 10**6]),
+    keeps_weights=st.booleans(), is_tied=st.booleans(), dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+).filter(lambda layout: layout.pipeline > 1 or layout.virtual == 1)  # fmt: skip
+
+
+def offered(layout: Layout, chunks: list[Any], data: int) -> list[Chunk]:
+    """What rank `data` of those that hold these model chunks saves. Masters are the weights, moments 2 and 3 times."""
+    group: Any = SimpleNamespace(size=lambda: layout.data, rank=lambda: data)
+    buckets: dict[torch.nn.Parameter, Bucket] = {}
+    for chunk in chunks:
+        for name, parameter in chunk.named_parameters():
+            parameter.data = parameter.data.to(layout.dtype)
+            is_embedding = name == "embedding.word_embeddings.weight" or name == "output_layer.weight"
+            parameter.shared_embedding = layout.is_tied and layout.pipeline > 1 and is_embedding
+        for parameters in cut(chunk.parameters(), bucket_size=layout.bucket_size):
+            bucket = Bucket(
+                parameters, bucket_id=len(buckets), offset=0, group=group, reduce_dtype=torch.float32,
+                bucket_size=layout.bucket_size, keeps_weights=layout.keeps_weights,
+            )  # fmt: skip
+            buckets |= dict.fromkeys(parameters, bucket)
+    masters: list[torch.Tensor] = []
+    state: dict[torch.Tensor, dict[str, torch.Tensor]] = defaultdict(dict)
+    places: dict[torch.nn.Parameter, tuple[int, int]] = {}
+    ranges: dict[torch.nn.Parameter, Any] = {}
+    for parameter, bucket in buckets.items():
+        start, stop = bucket.own_range(parameter)
+        if start < stop:
+            master = bucket.own_weights(parameter).float().clone()
+            places[parameter], ranges[parameter] = (0, len(masters)), SimpleNamespace(start=start)
+            masters.append(master)
+            state[master] = {"exp_avg": 2 * master, "exp_avg_sq": 3 * master}
+    optimizer = SimpleNamespace(
+        optimizer=SimpleNamespace(param_groups=[{"params": masters}], state=state), model_param_group_index_map=places,
+        _get_model_param_range_map=lambda parameter: {"param": ranges[parameter]},
+    )  # fmt: skip
+    model: Any = SimpleNamespace(chunks=chunks, buckets=buckets)
+    return chunks_to_save(model, optimizer)
+
+
+@settings(max_examples=60)
+@given(layout=LAYOUTS)
+def test_no_two_ranks_offer_the_same_rectangle_and_together_they_offer_everything(layout: Layout) -> None:
+    wanted: dict[str, torch.Tensor] = {}
+    for key, values in truth(layout.architecture).items():
+        master = values.to(layout.dtype).float()
+        wanted |= {key: values.to(layout.dtype), f"optimizer.exp_avg.{key}": 2 * master}
+        wanted |= {f"optimizer.exp_avg_sq.{key}": 3 * master}
+        wanted |= {f"optimizer.master.{key}": master} if layout.dtype == torch.bfloat16 else {}
+    times = {key: torch.zeros(values.shape, dtype=torch.int64) for key, values in wanted.items()}
+    begins: set[tuple[str, tuple[int, ...]]] = set()
+    for tensor in range(layout.tensor):
+        with pytest.MonkeyPatch.context() as patch:
+            at_rank(patch, tensor, layout.tensor)
+            for pipeline in range(layout.pipeline):
+                for data in range(layout.data):
+                    for chunk in offered(layout, layout.chunks(tensor, pipeline), data):
+                        place = tuple(slice(o, o + n) for o, n in zip(chunk.offsets, chunk.sizes, strict=True))
+                        assert torch.equal(chunk.tensor(), wanted[chunk.key][place]), chunk.key
+                        assert chunk.global_shape == tuple(wanted[chunk.key].shape)
+                        times[chunk.key][place] += 1
+                        # By its first corner torch's table knows a rectangle: a second one would replace the first.
+                        assert (chunk.key, chunk.offsets) not in begins
+                        begins.add((chunk.key, chunk.offsets))
+    assert all((count == 1).all() for count in times.values())

@@ -97,6 +97,15 @@ def test_weights_must_sum_to_the_unit_and_name_known_sources() -> None:
         two_phases().append_weights("p", num_samples=5, weights={"zh/web/nothing": 1 << 32})
 
 
+def test_a_schedule_file_that_lost_a_source_is_refused_by_its_name() -> None:
+    text = two_phases().to_json()
+    gone = text.replace('"name":"zh/web/law"', '"name":"zh/web/gone"')
+    with pytest.raises(
+        ConfigError, match=r"schedule\.phases\[0\] .* weighs zh/web/law, which is not among its sources"
+    ):
+        Schedule.from_json(gone)
+
+
 def test_a_schedule_file_with_an_unknown_key_or_version_is_refused_by_key() -> None:
     text = two_phases().to_json()
     with pytest.raises(ConfigError, match=r"unknown key schedule\.speed"):

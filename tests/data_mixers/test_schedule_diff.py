@@ -43,6 +43,14 @@ def test_a_skip_and_an_appended_phase_are_told() -> None:
     ]
 
 
+def test_what_was_left_out_and_is_not_any_more_is_told_and_what_both_leave_out_is_not() -> None:
+    both = schedule().skip(600, 610, consumed_samples=0)
+    assert diff(both.skip(700, 720, consumed_samples=0), both) == [
+        "other data from sample 700 on",
+        "skip no longer there: 20 samples of data left out at sample 700",
+    ]
+
+
 def test_a_kind_or_a_name_changes_no_data() -> None:
     named = schedule()
     renamed = replace(named, phases=(replace(named.phases[0], name="uno", kind="reweight"), named.phases[1]))

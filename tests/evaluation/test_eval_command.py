@@ -81,7 +81,7 @@ def test_results_say_what_was_measured_and_what_was_left_out(measured: Results) 
         if line.status == "done":
             assert line.score is not None and line.interval is not None
             assert line.interval[0] <= line.score <= line.interval[1]
-    assert [task["version"] for task in lines["ASDiv"].tasks] == [2.0]  # of _word_problem.yaml
+    assert [task["version"] for task in lines["ASDiv"].tasks] == [3.0]  # of _word_problem.yaml
     (both,) = measured.sums
     assert both.score == pytest.approx(((lines["ARC"].score or 0) + (lines["SciQ"].score or 0)) / 2)
     assert measured.harness["lm_eval"] == "0.4.13"

@@ -119,6 +119,14 @@ def test_a_handful_of_items_that_differ_is_noise_however_the_bootstrap_falls(onl
     assert statistics.is_noise(test.interval, test.p_value) == is_noise
 
 
+@pytest.mark.parametrize("interval", [(-0.1, 0.0), (0.0, 0.1), (-0.1, 0.1)])
+def test_an_interval_that_touches_zero_holds_it(interval: tuple[float, float]) -> None:
+    """Percentiles of few items are multiples of 1/n, so that zero itself is often an end."""
+    assert statistics.is_noise(interval, 0.001)
+    assert not statistics.is_noise((interval[0] - 0.2, interval[1] - 0.2), 0.001)
+    assert statistics.is_noise((interval[0] - 0.2, interval[1] - 0.2), 0.051)
+
+
 def test_differences_without_spread_are_no_certainty() -> None:
     """Three items better by one half each have no standard error; the sign test gives 2 / 2^3."""
     assert statistics.paired([[0.0] * 3], [[0.5] * 3]).p_value == 0.25

@@ -39,6 +39,22 @@ def loaded(data: Path, name: str) -> Any:
         ("1234", " The answer is $1,234.00.", 1.0),
         ("2.5", " The answer is 5/2.", 1.0),
         ("0.333", " The answer is 1/3.", 1.0),
+        ("0.33", " The answer is 1/3.", 1.0),
+        ("0.16666666666666666", " The answer is 0.17.", 1.0),
+        ("0.16666666666666666", " The answer is 1/6.", 1.0),
+        ("0.33", " The answer is 0.34.", 0.0),
+        ("12.50", " The answer is $12.51.", 0.0),
+        ("0.33", " The answer is 0.339.", 1.0),  # cut off
+        ("-0.66", " The answer is -2/3.", 1.0),
+        ("0.02", " The answer is 0.0111.", 0.0),  # neither rounded nor cut off
+        ("12.50", " The answer is $12.491.", 0.0),
+        ("5", " The answer is 14.98/3.", 0.0),  # a quotient is not rounded
+        ("0.30000000000000004", " The answer is 0.3.", 1.0),  # a float's own error
+        ("15.899999999999999", " The answer is $15.9.", 1.0),
+        ("33.333333333333336", " The answer is 100/3.", 1.0),
+        ("2.5", " The answer is 2.502.", 0.0),
+        ("2000", " The answer is 2001.", 0.0),  # a thousandth is near a quotient, and another number of things
+        ("64,000", " The answer is 64,050.", 0.0),
         ("-4", " The answer is -4.", 1.0),
         ("-4", " The answer is 4.", 0.0),
         ("18", " The answer is 3. No: the answer is 18.", 1.0),

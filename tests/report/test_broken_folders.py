@@ -77,6 +77,7 @@ BROKEN = {
     "config of a list": (put("run_config.yaml", "- 1\n"), "run_config.yaml"),
     "config of bytes": (put("run_config.yaml", b"\xff\xfe\x00"), "run_config.yaml"),
     "no manifest": (without("manifest.json"), "manifest.json is missing"),
+    "manifest cut": (put("manifest.json", '{"schema_version": 1'), "manifest.json cannot be read"),
     "manifest of a list": (put("manifest.json", "[1]"), "manifest.json holds no JSON object"),
     "manifest of other types": (
         put("manifest.json", '{"schema_version": 1, "attempt": 3, "attempts": {}, "source_hashes": []}'),
@@ -164,6 +165,10 @@ def test_without_a_schedule_the_curves_stand_and_without_metrics_the_plan_does(w
     assert titles(speed([run]))[-1] == "Time budget"
     assert titles(reads([read_run(no_metrics)])) == ["Mixture by language", "Mixture by topic"]
     assert titles(training([read_run(no_metrics)])) == []
+    (no_schedule / "run_config.yaml").unlink()  # then nobody knows how long a sample is
+    alone = read_run(no_schedule)
+    assert (alone.seq_length, alone.tokens_before, alone.tokens_at_sample(8)) == (None, 0.0, None)
+    assert titles(reads([alone])) == ["Mixture by language", "Mixture by topic"]
 
 
 def test_a_folder_that_is_none_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

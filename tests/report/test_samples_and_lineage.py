@@ -1,11 +1,13 @@
 """What was trained on: the samples shown are those of the run, and the way back ends at the files they came from."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from data_mixers.errors import ConfigError
 from data_mixers.manifest import read_manifest
 from data_mixers.ratios import WEIGHT_UNIT
 from data_mixers.schedule import Schedule, scheduled_source
@@ -18,6 +20,7 @@ from tests.rows import write
 from tests.synthesis.test_seeds import EN
 from tests.tools import corpus
 from tools.data.preprocess import PreprocessOptions, preprocess
+from tools.report import samples as samples_module
 from tools.report.content import Excerpt, Missing, Section, Table
 from tools.report.data_behind import way_back
 from tools.report.lineage import lineage
@@ -88,6 +91,21 @@ def test_a_sample_shows_the_tokens_that_the_run_read_and_the_documents_they_are_
             assert part.strip("�") in json.loads(line)["text"]  # a cut may split a character
 
 
+def test_documents_beyond_the_most_of_a_sample_are_counted(
+    root: Path, run: RunRecord, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten windows end to end: beside its first document each holds one for every EOS that is not its last token."""
+    monkeypatch.setattr(samples_module, "MOST_DOCUMENTS", 1)
+    prefix = root / "run" / "data" / read_manifest(root / "run" / "data").sources[0].shards[0].prefix
+    file, told = IndexedFile(prefix), []
+    for start in range(0, 320, 32):
+        facts, _ = samples_module._documents(file, prefix, start, 32, tokenizer)
+        inside = file.tokens(start, start + 32).tolist().count(tokenizer.eos_id)
+        assert facts[1:] == ([f"and {inside} more documents"] if inside else [])
+        told.append(inside)
+    assert max(told) > 0
+
+
 def test_only_samples_of_the_steps_asked_for_are_shown(root: Path, run: RunRecord) -> None:
     shown = excerpts(samples([run], 99, steps=(2, 3), tokenizer=root / "hf"))
     assert [entry.title.split(":")[0] for entry in shown] == [f"step {n // 8 + 1}, sample {n}" for n in range(8, 24)]
@@ -95,7 +113,10 @@ def test_only_samples_of_the_steps_asked_for_are_shown(root: Path, run: RunRecor
     assert section.blocks == [
         Missing("made: no sample can be shown: steps 5:9 were not read; the run stands at step 4")
     ]
-    assert parse_steps("2:3") == (2, 3)
+    assert (parse_steps("2:3"), parse_steps("4:4"), parse_steps(None)) == ((2, 3), (4, 4), None)
+    for text in ("2", "3:2", "0:4", ":4", "2:", "a:b", "²:4", "1:2:3"):
+        with pytest.raises(ConfigError, match=f"^--steps {text}: give two steps A:B"):
+            parse_steps(text)
 
 
 def test_without_the_tokenizer_or_with_another_the_ids_are_shown(root: Path, run: RunRecord, tmp_path: Path) -> None:
@@ -121,6 +142,35 @@ def test_data_that_was_written_again_is_not_shown_as_what_was_read(root: Path, r
     states = [row[3] for block in lineage([changed]).blocks if isinstance(block, Table) and block.header[0] == "source"
               and block.header[3] == "state" for row in block.rows]  # fmt: skip
     assert states == ["OTHER hashes than the schedule's: it was replaced"]
+
+
+def test_of_data_whose_token_files_are_gone_the_lineage_is_told(root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(root / "run", folder)
+    (folder / "run_config.yaml").write_text(json.dumps(run_folders.config(folder, "made")))
+    for file in (folder / "data").glob("*.bin"):
+        file.unlink()
+    run = read_run(folder)
+    blocks = lineage([run]).blocks
+    assert not any(isinstance(block, Missing) and "data" in block.text for block in blocks)
+    (state,) = [row[3] for block in blocks if isinstance(block, Table) and block.header[:1] == ["source"]
+                and block.header[3] == "state" for row in block.rows]  # fmt: skip
+    assert state == "the hashes are the schedule's"
+    (entry,) = excerpts(samples([run], 1, tokenizer=root / "hf"))
+    assert entry.text == "" and any(".bin is missing" in fact for fact in entry.facts)
+
+
+def test_checkpoints_are_told_with_hashes_tokens_and_bytes_also_those_that_are_not_whole(tmp_path: Path) -> None:
+    folder = run_folders.write(tmp_path / "run", 20) / "checkpoints" / "iter_0000010"
+    folder.mkdir(parents=True)
+    files = {"a.distcp": {"size_bytes": 1000, "sha256": "0"}, "state.json": {"size_bytes": 536, "sha256": "0"}}
+    manifest = {"schema_version": 1, "files": files, "lineage_hash": "ab" * 32, "schedule_hash": "cd" * 32}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (table,) = [b for b in lineage([read_run(tmp_path / "run")]).blocks if isinstance(b, Table)
+                and b.header[0] == "checkpoint"]  # fmt: skip
+    ((name, own, schedule, state, tokens, num_bytes),) = table.rows
+    assert (name, own, schedule, tokens, num_bytes) == ("iter_0000010", "ab" * 8, "cd" * 8, "2.56 k", "1.50 KiB")
+    assert state.endswith("does not list .metadata; not a whole checkpoint")
 
 
 def test_the_way_back_goes_to_the_file_and_to_where_it_was_fetched(root: Path, run: RunRecord) -> None:

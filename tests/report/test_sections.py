@@ -16,8 +16,8 @@ from tools.report.command import ReportOptions, make_report
 from tools.report.content import Figure, Missing, Section, Table
 from tools.report.evaluation import evaluation, read_result
 from tools.report.figures import PALETTE
-from tools.report.held_out import held_out
-from tools.report.history import phase_rows
+from tools.report.held_out import held_out, last_validation_ppl
+from tools.report.history import phase_rows, troubles
 from tools.report.overview import overview
 from tools.report.reads import difficulty, shares_of
 from tools.report.run_record import read_run, with_names
@@ -80,6 +80,46 @@ def test_every_phase_has_its_reason(tmp_path: Path) -> None:
     assert rows[1][3] == "zh/web/law 50.00 % → 25.00 %, en/web/news 50.00 % → 75.00 %"
     assert rows[3][3] == "buckets 0 → 1"
     assert [row[4] for row in rows] == ["1", "11", "13", "21", "31"]
+
+
+def test_what_was_left_out_is_told_with_loss_and_bound_or_the_word_for_what_is_no_number(tmp_path: Path) -> None:
+    rows = [
+        {"kind": "recovery", "iteration": 12, "bad_iteration": 13, "action": "skip", "anomaly": "nan",
+         "start_sample": 96, "stop_sample": 104, "lm_loss": "nan", "grad_norm": 1.5, "bound": None},
+        {"kind": "recovery", "iteration": 10, "bad_iteration": 15, "action": "rollback", "anomaly": "spike",
+         "start_sample": 104, "stop_sample": 120, "lm_loss": 9.25, "grad_norm": 2.0, "bound": 4.5},
+    ]  # fmt: skip
+    (table, _) = tables(troubles([read_run(run_folders.write(tmp_path / "run", 20, extra=rows))]))
+    assert list(table.header) == [
+        "anomaly", "action", "bad iteration", "went on from", "loss", "allowed", "gradient norm", "samples left out",
+    ]  # fmt: skip
+    assert table.rows == [
+        ["nan", "skip", "13", "12", "nan", "–", "1.5000", "96:104"],
+        ["spike", "rollback", "15", "10", "9.2500", "4.5000", "2.0000", "104:120"],
+    ]
+
+
+def test_a_phase_that_begins_where_a_source_has_ended_says_so(tmp_path: Path) -> None:
+    folder = run_folders.write(tmp_path / "run", 20)
+    made = run_folders.schedule(10).append_weights(
+        "adapt", num_samples=80, weights={"en/web/computing": WEIGHT_UNIT}, kind="exhaustion"
+    )
+    (folder / "schedule.json").write_text(made.to_json())
+    assert phase_rows(read_run(folder), made)[1][:4] == [
+        "exhaustion", "adapt", "a source has been read as often as it may be; its share goes to its kin",
+        "zh/web/law 50.00 % → 0.00 %, en/web/computing 50.00 % → 100.00 %",
+    ]  # fmt: skip
+
+
+def test_held_out_ppl_weighs_sets_by_their_tokens(tmp_path: Path) -> None:
+    folder = run_folders.write(tmp_path / "run", 20)
+    assert last_validation_ppl(read_run(tmp_path)) == "–"
+    rows = [run_folders.validation_row(step, name, nll) | {"tokens": tokens}
+            for step, name, nll, tokens in ((0, "a", 1.0, 100), (0, "b", 2.0, 300), (9, "a", 0.5, 100),
+                                            (9, "b", 1.5, 300))]  # fmt: skip
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    # exp((100 + 600) / 400) and exp((50 + 450) / 400)
+    assert last_validation_ppl(read_run(folder)) == "5.755 → 3.490"
 
 
 def test_the_mixture_is_what_was_read_and_then_what_is_planned(tmp_path: Path) -> None:

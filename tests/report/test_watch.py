@@ -9,9 +9,10 @@ import pytest
 from rich.console import Console
 
 from data_mixers.errors import DataError
+from data_mixers.ratios import WEIGHT_UNIT
 from tests.report import run_folders
 from tools.report.live import MetricsTail
-from tools.report.watch import sparkline, watch_run
+from tools.report.watch import BARS, sparkline, watch_run
 
 HOLDER = {"token": "abcd", "job": None, "restart_count": 0, "host": "node1", "pid": 17}
 
@@ -66,6 +67,30 @@ def test_one_look_shows_everything_within_the_width_without_an_escape_sequence(t
     words = " ".join(terminal.text.split())
     for part in ("step 30 / 40", "tokens 7.68 k", "loss 2.1826", "goodput 80.0 %", "left 5.0 s", "75 %"):
         assert part in words, part
+    (loss,) = [line for line in terminal.text.splitlines() if line.startswith("loss ") and BARS[0] in line]
+    assert sum(sign in BARS for sign in loss) == (8 if width == 30 else 30)  # a bar a step, or a few of them
+    if width >= 80:  # no wider than 80: three quarters of the 73 signs before the number
+        assert f"{'█' * 55}{'░' * 18}   75 %" in map(str.rstrip, terminal.text.splitlines())
+
+
+@pytest.mark.parametrize("steps", [5, 15, 25, 35])
+def test_the_phase_that_is_read_is_told_whichever_it_is(tmp_path: Path, steps: int) -> None:
+    folder = unfinished(tmp_path / "run", steps=steps)
+    made = run_folders.schedule(10)
+    for number in (2, 3, 4):
+        zh, en = run_folders.SHARES
+        weights = {zh: WEIGHT_UNIT // 8 * number, en: WEIGHT_UNIT // 8 * (8 - number)}
+        made = made.append_weights(f"stage {number}", num_samples=10 * run_folders.BATCH, weights=weights)
+    (folder / "schedule.json").write_text(made.to_json() + "\n")
+    terminal = Terminal(200)
+    assert terminal.watch(folder, once=True) == 0
+    told = [
+        "phase 1 (stage, adapt): the run begins; zh/web/law 50.00 %, en/web/computing 50.00 %",
+        "phase 2 (stage, stage 2): the plan's next stage begins; zh/web/law 50.00 % → 25.00 %, ",
+        "phase 3 (stage, stage 3): the plan's next stage begins; zh/web/law 25.00 % → 37.50 %, ",
+        "phase 4 (stage, stage 4): the plan's next stage begins; zh/web/law 37.50 % → 50.00 %, ",
+    ][steps // 10]
+    assert told in " ".join(terminal.text.split())
 
 
 def test_it_follows_the_run_and_ends_with_it(tmp_path: Path) -> None:

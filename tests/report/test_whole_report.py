@@ -4,16 +4,20 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from tests.report import run_folders
 from tools.cli import main
 from tools.report.command import ReportOptions, make_report
-from tools.report.content import Report
-from tools.report.figures import bars, lines
+from tools.report.content import Figure, Report
+from tools.report.figures import GREY, PALETTE, Line, bars, lines, stack
 from tools.report.html import page
 from tools.report.markdown import escaped, markdown
+from tools.report.svg import SVG, XLINK
+from tools.report.thinning import thinned
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +95,42 @@ class Nesting(HTMLParser):
 def test_a_name_in_a_drawing_is_no_formula() -> None:
     figure = bars("Title", ["a$b$", "<c>"], [("part", "#000000", [1.0, 2.0])], x_label="unit")
     assert ">a$b$<" in figure.svg and ">&lt;c&gt;<" in figure.svg
+
+
+def paths(figure: Figure, style: str) -> list[list[tuple[float, float]]]:
+    """The points of what is drawn in this style; y goes down, as an SVG counts."""
+    root = ElementTree.fromstring(figure.svg)
+    defined = {element.attrib.get("id"): element.attrib["d"] for element in root.iter(f"{{{SVG}}}path")}
+    drawn = [element.attrib for element in root.iter() if style.lower() in element.attrib.get("style", "")]
+    shapes = [found.get("d") or defined[found[f"{{{XLINK}}}href"][1:]] for found in drawn]
+    points = [re.findall(r"[ML] (-?[\d.]+) (-?[\d.]+)", shape) for shape in shapes]
+    return [[(float(x), float(y)) for x, y in path] for path in points]
+
+
+def test_a_curve_is_drawn_where_its_values_are_and_another_stage_by_a_line() -> None:
+    values = np.array([1.0, 2.0, 4.0, 3.0])
+    drawn = [Line(label=str(size), curve=thinned(np.arange(4.0), values * size), stroke=size) for size in (1, 2)]
+    (figure,) = lines("title", drawn, y_label="unit", stages=[1.0], zero_line=True)
+    (one,), (other,) = (np.array(paths(figure, f"stroke: {PALETTE[size]}")) for size in (1, 2))  # [points, 2]
+    for x, y in (one.T, other.T):
+        assert 3 * (x - x[0]) / (x[3] - x[0]) == pytest.approx([0, 1, 2, 3], abs=0.01)
+        assert 1 + 3 * (y[0] - y) / (y[0] - y[2]) == pytest.approx(values, abs=0.01)
+    (stage, zero) = paths(figure, f"stroke: {GREY}")
+    assert [x for x, _ in stage] == pytest.approx([one[1, 0]] * 2, abs=0.02)
+    assert [y for _, y in zero] == pytest.approx([2 * one[0, 1] - one[1, 1]] * 2, abs=0.05)  # as far below 1 as 2 above
+    (plain,) = lines("title", drawn, y_label="unit")
+    assert paths(plain, f"stroke: {GREY}") == []
+
+
+def test_a_stack_is_as_high_as_its_shares_and_what_is_planned_is_paler() -> None:
+    areas = [("a", "#112233", np.array([0.25, 0.5])), ("b", "#445566", np.array([0.75, 0.5]))]
+    (figure,) = stack("title", np.array([0.0, 10.0, 20.0]), areas, stages=[10.0], planned_from=10.0)
+    shapes = [np.array(path) for colour in ("#112233", "#445566") for path in paths(figure, f"fill: {colour}")]
+    heights = np.array([np.ptp(shape[:, 1]) for shape in shapes])
+    assert heights / (heights[0] + heights[2]) == pytest.approx([0.25, 0.5, 0.75, 0.5], abs=0.01)
+    assert len(paths(figure, "fill-opacity: 0.4")) == 2
+    (border,) = paths(figure, "stroke: #ffffff")
+    assert border[0][0] == shapes[0][:, 0].max() == shapes[1][:, 0].min()
 
 
 def test_a_figure_of_nothing_is_none() -> None:

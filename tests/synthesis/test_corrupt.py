@@ -263,3 +263,15 @@ def test_every_antonym_has_its_counterpart(chinese: ChineseWords) -> None:
 def test_the_finder_of_wrong_answers_finds_none_in_right_ones() -> None:
     for kind in KINDS:
         assert not any(is_wrong(item.to_json()) for item in islice(items(kind, "en", seed=3), 50))
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [
+        ("7", {"1", "2", "3", "4", "5", "6", "8", "9"}),
+        ("25", {*(f"{digit}5" for digit in "13456789"), *(f"2{digit}" for digit in "012346789")}),
+        ("2.5", {*(f"{digit}.5" for digit in "013456789"), *(f"2.{digit}" for digit in "012346789")}),
+    ],
+)
+def test_another_number_differs_in_one_digit_any_of_them_and_begins_with_no_0(number: str, expected: set[str]) -> None:
+    assert {other_number(number, choice) for choice in range(200)} == expected

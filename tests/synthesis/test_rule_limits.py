@@ -69,6 +69,15 @@ def test_shares_of_han_characters(language: str, question: str, expected: str) -
     assert reason(language=language, question=question, answer=answer) == expected
 
 
+def test_a_program_is_of_no_language() -> None:
+    asked, program = (
+        "写一个函数，把名单里的每一个名字倒过来再返回。",
+        "def reversed_names(names): return names turned around one by one",
+    )
+    assert reason(language="zh", discipline="code", question=asked, answer=program) == ""
+    assert reason(language="zh", question=asked, answer=f"{program}.") == "language"
+
+
 def test_a_refusal_counts_at_the_beginning_alone() -> None:
     assert reason(answer=f"{'w1 ' * 60}I cannot answer this.") == "refused"
     assert reason(answer=f"{words(70)} I cannot answer this.") == ""

@@ -11,8 +11,12 @@ if TYPE_CHECKING:
 _NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?|-?\.\d+")
 _STATED = re.compile(r"answer is[:\s]*", re.IGNORECASE)
 _RATIO_OR_TIME = re.compile(r"\s*\d+(?::\d+)+")
-TOLERANCE = Fraction(1, 1000)
-"""Two decimals of a quotient in the sets' own answers are rounded; ours."""
+ROUNDED_DECIMALS = 2
+"""Ours: a number written with so many or more may be a quotient, rounded or cut off there."""
+FLOAT_DECIMALS = 6
+"""Ours: behind them a set's number may be a float's own error, 15.899999999999999."""
+Number = tuple[Fraction, int]
+"""A value, and the decimals it is written with; a quotient is written with none."""
 
 
 def exemplars() -> list[dict[str, str]]:
@@ -70,22 +74,32 @@ def score(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
     found = numbers_in(stated[-1])[: len(golds)] if len(stated) > 1 else numbers_in(stated[-1])[-len(golds) :]
     if not in_order:
         golds, found = sorted(golds), sorted(found)
-    right = len(found) == len(golds) and all(map(_is_close, found, golds))
+    right = len(found) == len(golds) and all(map(_is_same, found, golds))
     return {"exact_match": float(right)}
 
 
-def numbers_in(text: str) -> list[Fraction]:
+def numbers_in(text: str) -> list[Number]:
     """In their order: 1,000; -2.5; 3/4; 12.50."""
     found = []
     for number in _NUMBER.findall(text):
         numerator, _, denominator = number.replace(",", "").partition("/")
         if denominator == "" or int(denominator) != 0:
-            found.append(Fraction(numerator) / Fraction(denominator or 1))
+            decimals = 0 if denominator else len(numerator.partition(".")[2])
+            found.append((Fraction(numerator) / Fraction(denominator or 1), decimals))
     return found
 
 
-def _is_close(found: Fraction, gold: Fraction) -> bool:
-    return abs(found - gold) <= TOLERANCE * max(Fraction(1), abs(gold))
+def _is_same(found: Number, gold: Number) -> bool:
+    return found[0] == gold[0] or _is_shortened(found, gold[0]) or _is_shortened(gold, found[0])
+
+
+def _is_shortened(written: Number, value: Fraction) -> bool:
+    """Whether it is the value rounded, or cut off, at its last decimal."""
+    short, decimals = written
+    if decimals < ROUNDED_DECIMALS:
+        return False
+    unit = Fraction(1, 10 ** min(decimals, FLOAT_DECIMALS))
+    return abs(short - value) <= unit / 2 or (short * value >= 0 and 0 <= abs(value) - abs(short) < unit)
 
 
 def _plain(number: str) -> str:

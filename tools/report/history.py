@@ -36,15 +36,18 @@ def phases(runs: Sequence[RunRecord]) -> Section:
 def phase_rows(run: RunRecord, schedule: Schedule) -> list[list[str]]:
     """A row per phase and per range left out, in the order of samples."""
     found = []
-    for index, phase in enumerate(schedule.phases):
-        before = schedule.phases[index - 1] if index else None
-        row = [phase.kind, phase.name, reason(run, before, phase), moves(before, phase)]
-        found.append((phase.start_sample, [*row, *_where(run, phase.start_sample)]))
+    for before, phase in zip((None, *schedule.phases), schedule.phases, strict=False):
+        found.append((phase.start_sample, [*phase_told(run, before, phase), *_where(run, phase.start_sample)]))
     for skip in schedule.skips:
         why = _why_left_out(run, skip.at_sample)
         row = ["left out", "–", why, f"{skip.num_samples:,} samples"]
         found.append((skip.at_sample, [*row, *_where(run, skip.at_sample)]))
     return [row for _, row in sorted(found, key=lambda item: item[0])]
+
+
+def phase_told(run: RunRecord, before: Phase | None, phase: Phase) -> list[str]:
+    """Kind, name, reason and the largest changes of share of a phase."""
+    return [phase.kind, phase.name, reason(run, before, phase), moves(before, phase)]
 
 
 def reason(run: RunRecord, before: Phase | None, phase: Phase) -> str:

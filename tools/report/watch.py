@@ -14,7 +14,7 @@ from rich.text import Text
 from megatron_synE.exit_codes import FINISHED, NO_PROGRESS
 from tools.report.content import printable
 from tools.report.held_out import by_set, short_name
-from tools.report.history import phase_rows
+from tools.report.history import phase_told
 from tools.report.live import Life, MetricsTail
 from tools.report.metrics_file import Numbers, number, words
 from tools.report.numbers import duration, fixed, percent, short
@@ -181,10 +181,8 @@ def _news(run: RunRecord) -> list[RenderableType]:
     consumed = run.metrics.last("consumed_samples") or 0.0
     if run.schedule is not None:
         begun = [phase for phase in run.schedule.phases if phase.start_sample <= consumed]
-        # Of thousands of phases only the last is told, in each look: from the one before it.
-        rows = phase_rows(run, replace(run.schedule, phases=tuple(begun[-2:]), skips=())) if begun else []
-        if rows:
-            kind, name, reason, moved = rows[-1][:4]
+        if begun:  # of thousands of phases only the last is told, in each look
+            kind, name, reason, moved = phase_told(run, begun[-2] if len(begun) > 1 else None, begun[-1])
             told.append(_plain(f"phase {len(begun)} ({kind}, {name}): {reason}; {moved}"))
     guards = run.metrics.rows["guard"]
     if guards and words(guards[-1], "worse"):

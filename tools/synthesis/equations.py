@@ -48,12 +48,21 @@ _BULLET = re.compile(r"^\s*(?:[-*•]|\d{1,2}[.)、]|\(\d{1,2}\))\s+")  # a line
 _NUMBERED = re.compile(r"^\s*\(\d{1,2}\)\s+")
 _BARE = re.compile(r"[-−]?\s*(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.(\d+))?")
 _PER_CENT = re.compile(rf"{_BARE.pattern}\s*\\?[%％]")
+_POWER_OF_TEN = (
+    r"\s*(?:[×·⋅*]|\\times|\\cdot)\s*10\s*(?:\^|\*\*)\s*(?P<brace>\{)?\s*(?P<exponent>[-−+]?\s*\d{1,4})(?(brace)\s*\})"
+)
+_SCIENTIFIC = re.compile(_BARE.pattern + _POWER_OF_TEN)
+_DIVISOR = re.compile(rf"([/÷]|\\div(?![a-zA-Z]))\s*(\d+(?:\.\d+)?{_POWER_OF_TEN})(?![\d.^])")
+_PERIOD = re.compile(r"[-−]?\d+\.\d*\(\d+\)")  # 0.1(6)
 # Signs between whole expressions.
 _BETWEEN = r"(?:[≡⇒→⟹<>≤≥≠]|\\(?:equiv|Rightarrow|implies|to|rightarrow|quad|qquad|leq?|geq?|neq?|lt|gt)(?![a-zA-Z]))"
 _FRACTION = re.compile(r"(?<![\d/.^])(?<!\d )(\d+/\d+)(?![\d/.^])")  # beside ÷ a slash writes a fraction: 4 ÷ 1/3 is 12
 _OPERATION = re.compile(r"[-+*/^×·÷∗⋅−√]|\\(?:times|cdot|div|ast|[dt]?frac|sqrt)|sqrt")
 # What stands before belongs to the expression: an amount behind a sign, 20 - $3 × 4, or a number, 除以4+1.
 _GOES_ON = re.compile(rf"[\d)]\s*(?:{_OPERATION.pattern})\s*\\?\$$|[乘除]以$")
+_GOES_ON_BEHIND_POINT = re.compile(  # 0.333..., 0.(3), 0.\overline{3}
+    r"\.(?:\.|\(\d+\)|\s*\\(?:overline|bar|dot|overset|wideparen|[lc]?dots)(?![a-zA-Z]))"
+)
 _REMAINDER = re.compile(r"[^.。;；]{0,40}?\b(?:remainder|left over|with \d+ left)\b|，\s*余", re.IGNORECASE)
 
 
@@ -111,7 +120,8 @@ def _sides(run: list[tuple[str, str]], before: str, after: str) -> list[str]:
         sides[0] = ""
     if not _closes(after, sides[-1]):
         sides[-1] = ""
-    return [_FRACTION.sub(r"(\1)", side.strip()) if "÷" in side else side.strip() for side in sides]
+    sides = ["" if _PERIOD.fullmatch(side.strip()) else side.strip() for side in sides]
+    return [_FRACTION.sub(r"(\1)", side) if "÷" in side else side for side in sides]
 
 
 def _opens(before: str, side: str) -> bool:
@@ -138,7 +148,7 @@ def _closes(after: str, side: str) -> bool:
     if _REMAINDER.match(after) or re.match(r"：\s*[\d(]", after):  # 17 ÷ 5 = 3 with remainder 2; a ratio, 1：5
         return False
     if after[0] in "$,;，。；：、！？)." or after.startswith(("\\)", "\\]", "\\\\")):
-        return not re.match(r"\.{2,}", after)
+        return not _GOES_ON_BEHIND_POINT.match(after)
     if _MORE_HAN.match(after):
         return False
     if "一" <= after[0] <= "鿿" or after[0] == "§":
@@ -148,6 +158,15 @@ def _closes(after: str, side: str) -> bool:
 
 
 def _is_false(equation: Equation, recomputer: Recomputer) -> bool:
+    if not _differs(equation, recomputer):
+        return False
+    # 6 × 10^4 / 2 × 10^2 = 300, where the divisor is one number, as it is often written
+    left, right = (_DIVISOR.sub(r"\1(\2)", side) for side in (equation.left, equation.right))
+    whole = Equation(left, right, equation.is_approximate)
+    return whole == equation or _differs(whole, recomputer)
+
+
+def _differs(equation: Equation, recomputer: Recomputer) -> bool:
     if re.fullmatch(r"[01 +-]+", equation.left + equation.right):
         return False  # 1011 + 1 = 1100 and 1 + 1 = 1 are right in base 2 and in logic
     left, right = (recomputer.value(side) for side in (equation.left, equation.right))
@@ -161,12 +180,23 @@ def _is_false(equation: Equation, recomputer: Recomputer) -> bool:
     difference, size = abs(left - right), max(abs(left), abs(right))
     tolerance = size * Fraction(1e-9)
     for side in (equation.left, equation.right):
-        bare = _BARE.fullmatch(side) or _PER_CENT.fullmatch(side)
-        if bare is not None and bare[1] is not None:  # rounded or cut off at the last digit
-            of = of_per_cent if _BARE.fullmatch(side) is None else 1
-            tolerance = max(tolerance, of * Fraction(1.01) / 10 ** len(bare[1]))
+        per_cent = _PER_CENT.fullmatch(side)
+        power = _SCIENTIFIC.fullmatch(side) if side == equation.right else None  # on the left it is a product
+        number = _BARE.fullmatch(side) or per_cent or power
+        if number is None:
+            continue
+        unit = of_per_cent if per_cent else Fraction(10) ** _exponent(power["exponent"]) if power else Fraction(1)
+        if number[1] is not None:  # rounded or cut off at the last digit
+            within = Fraction(99 if power else 101, 100)  # 6 × 50 = 2.9 × 10^2 is neither
+            tolerance = max(tolerance, unit * within / 10 ** len(number[1]))
+        elif equation.is_approximate:  # 10 ÷ 3 ≈ 3
+            tolerance = max(tolerance, unit / 2)
     if any("." in side and _BARE.fullmatch(side) is None for side in (equation.left, equation.right)):
         tolerance = max(tolerance, Fraction(CARRIED) * size)
     if equation.is_approximate:
         tolerance = max(tolerance, Fraction(NEAR) * size)
     return difference > tolerance
+
+
+def _exponent(text: str) -> int:
+    return int(re.sub(r"\s", "", text).replace("−", "-"))

@@ -9,9 +9,10 @@ from fractions import Fraction
 
 MAX_CHARACTERS = 1000  # ours: more is no result but a model that repeats itself, and no number that Python reads
 _LATEX = (
+    (re.compile(r"\\pi(?![a-zA-Z])\s*"), "π"),
     (re.compile(r"\\(?:boxed|fbox|text|mathrm|mathbf|textbf|mbox|mathit)\s*\{([^{}]*)\}"), r"\1"),
     # With a blank before them, which tells a mixed number from a longer numerator.
-    (re.compile(r"\\[dt]?frac\s*\{\s*(\\pi|\w+)\s*\}\s*\{\s*(\d+|\w)\s*\}"), r" \1/\2"),
+    (re.compile(r"\\[dt]?frac\s*\{\s*(\w+)\s*\}\s*\{\s*(\d+|\w)\s*\}"), r" \1/\2"),
     (re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), r" (\1)/(\2)"),
     (re.compile(r"\\[dt]?frac\s*(\d)\s*(\d)"), r" \1/\2"),
     (re.compile(r"\\sqrt\s*\{([^{}]*)\}"), r"sqrt(\1)"),
@@ -21,11 +22,18 @@ _LATEX = (
     (re.compile(r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ|\\degree"), "°"),
     (re.compile(r"\^\s*\{\s*([-+]?(?:\d+|\w))\s*\}(?!\d)"), r"^\1"),
     (re.compile(r"\\%"), "%"),
-    (re.compile(r"\\[()\[\]]|\$"), ""),
+    (re.compile(r"\\[()\[\]]|\\?\$"), ""),
 )
 _RAISED = re.compile("[⁺⁻]?[⁰¹²³⁴-⁹]+")
 _ONE_SIGN_FRACTION = re.compile("[¼-¾⅐-⅞]")
 _POWER_OF_TEN = re.compile(r"(?<=\d)\s*[*·]\s*10\s*\^\s*([-+]?\d{1,3})(?!\d)")
+_BARE_POWER = re.compile(r"^([-+]?)10\s*\^\s*([-+]?\d{1,3})(?!\d)")
+# Behind a number: then it is no number with a unit. A letter that stands alone is an unknown, e or i.
+_NO_UNIT = re.compile(
+    r"[-+*/^=(\dπθ∞±!√]|(?<![^\W\d_])(?:[pP]i|[einxyzXYZ])(?![^\W\d_])"
+    r"|\\(?:sin|cos|tan|cot|ln|log|alpha|beta|theta|infty|pm)(?![a-zA-Z])"
+)
+_DOUBLE_STAR = re.compile(r"(?<=\d)(\s?)\*\*\1(?=\d)")  # a power; elsewhere it is emphasis
 _UNIT_SIGN = re.compile(r"(?<=[^\W\d_])(?:\^-?\d|[/*·](?=[^\W\d_]))")
 _CHOICE = re.compile(
     r"(?:option|choice|选项?|故选|应选)?\s*[(（\[]?\s*([a-h])\s*[)）\]]?(?:[.、:：].*)?", re.IGNORECASE
@@ -57,7 +65,7 @@ def normalised(text: str) -> FinalAnswer:
     choice = _CHOICE.fullmatch(plain)
     if choice is not None:
         return FinalAnswer(choice[1].casefold(), None, None)
-    value = _EQUATION.sub("", plain).lstrip("$¥€£≈约").strip()
+    value = _BARE_POWER.sub(r"\g<1>1e\2", _EQUATION.sub("", plain).lstrip("$¥€£≈约").strip())
     fraction = _FRACTION.fullmatch(value)
     if fraction is not None and int(fraction[4]) != 0:
         number, whole = Fraction(int(fraction[3]), int(fraction[4])), int(fraction[2] or 0)
@@ -67,7 +75,7 @@ def normalised(text: str) -> FinalAnswer:
     found = _NUMBER.match(value)
     if found is not None and (found[2] or found[3]):
         unit = value[found.end() :].strip()
-        if not re.search(r"[-+*/^=(\d]", _UNIT_SIGN.sub("", unit)):
+        if not _NO_UNIT.search(_UNIT_SIGN.sub("", unit)):
             return _numeric(found, unit)
     return FinalAnswer(re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", plain).casefold(), None, None)
 
@@ -80,7 +88,7 @@ def _plain(text: str) -> str:
             text = pattern.sub(instead, text)
     text = _ONE_SIGN_FRACTION.sub(r" \g<0>", _RAISED.sub(r"^\g<0>", text))  # else x² would be x2, and 3½ 31/2
     text = unicodedata.normalize("NFKC", text.replace("×", "*")).replace("−", "-").replace("⁄", "/")
-    text = _POWER_OF_TEN.sub(r"e\1", text.replace("**", ""))
+    text = _POWER_OF_TEN.sub(r"e\1", _DOUBLE_STAR.sub("^", text).replace("**", ""))
     return text.strip().rstrip(".。;,，").strip()
 
 
