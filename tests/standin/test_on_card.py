@@ -152,6 +152,7 @@ def test_documents_are_scored_on_a_card_as_on_the_cpu(library: Path, root: Path)
     assert len(found[0]) > 20 and found[1] == pytest.approx(found[0], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_classifier_learns_on_a_card_and_labels(library: Path, tmp_path: Path) -> None:
     rows = write(tmp_path / "rows.jsonl", documents(sources=("first", "second"), count=30))
     on_card(
