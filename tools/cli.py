@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
     except OSError as error:
-        if (fault := _of_the_disk(error)) is None:
+        if (fault := of_the_disk(error)) is None:
             raise
         sys.stderr.write(f"error: {fault}\n")
         return DataError.exit_code
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _of_the_disk(error: OSError) -> str | None:
+def of_the_disk(error: OSError) -> str | None:
     """What a person can do about it; None for a fault that has another cause, or names no file to mend."""
     if error.errno in DISK_IS_FULL:
         return (

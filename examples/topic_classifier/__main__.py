@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 
 from data_mixers.atomic import write_atomic
-from data_mixers.errors import DataError
+from data_mixers.errors import ConfigError, DataError
 from examples.quickstart.assets import Asset, fetch, licences
 from examples.quickstart.steps import exit_code_of
 from examples.topic_classifier import chinese, english, programs
@@ -190,6 +190,13 @@ def train(labelled: Path, unlabelled: Sequence[Path], out: Path, init: Path, *, 
     )
 
 
+def refuse_other_steps(classifier: Path, steps: int) -> None:
+    """Errors: ConfigError if the classifier there was taught for another number of steps than is asked for."""
+    taught = json.loads((classifier / "report.json").read_text("utf-8"))["settings"]["steps"]
+    if taught != steps:
+        raise ConfigError(f"--steps {steps}: {classifier} has {taught}; remove it to train anew, or ask for those")
+
+
 def write_document(build: Path, document: Path) -> None:
     """The report of the training, and the figure."""
     classifier = build / "classifier"
@@ -237,6 +244,7 @@ def main() -> None:
         training = [(source.language, source.name, source.read) for source in SOURCES if not source.is_test]
         unlabelled = write_unlabelled(build / "assets", build, training, _test_texts(labelled))
         train(labelled, unlabelled, build / "classifier", init, steps=arguments.steps)
+    refuse_other_steps(build / "classifier", arguments.steps)
     write_document(build, arguments.document)
     print(arguments.document)
 
