@@ -1,6 +1,7 @@
 """`syne`: parse, call one function, return its exit code. Nothing heavy is imported before a command runs."""
 
 import errno
+import io
 import resource
 import sys
 from collections.abc import Sequence
@@ -51,6 +52,8 @@ Processes = Annotated[int | None, typer.Option(min=1, help="Local processes; def
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and give its exit code (docs/exit_codes.md). A user's mistake is one message, no traceback."""
     allow_many_files()  # the processes that a command starts inherit it
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that is not UTF-8 shows an escape for what it lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = typer.main.get_command(app)(args=arguments, prog_name="syne", standalone_mode=True)
     except SystemExit as finished:
@@ -196,7 +199,7 @@ def export(
         _compare_logits(out, checkpoint, dtype)
 
 
-@app.command(epilog=example("syne average runs/quickstart/bilingual --last 4 --out runs/averaged"))
+@app.command(epilog=example("syne average runs/my-run --last 4 --out runs/averaged"))
 def average(
     places: Annotated[
         list[Path], typer.Argument(metavar="RUN | FOLDER FOLDER...", help="A run, or iter_* folders of one model.")

@@ -122,3 +122,5 @@ def log_to_stderr() -> None:
     """Log lines as they are, without a prefix: for commands that a person watches."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # at INFO a line a request
+    # At INFO, when it is imported: "using Megatron-FSDP", which nothing here does.
+    logging.getLogger("megatron.core").setLevel(logging.WARNING)

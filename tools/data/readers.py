@@ -77,7 +77,8 @@ def find_inputs(patterns: Sequence[str], *, option: str = "--input") -> list[Pat
 
     What the tools write beside documents (REPORTS, DROPPED next to a report, FAILED, PARTS) is read only if it is
     named itself.
-    Errors: ConfigError for a pattern without a file, or a file of a folder that a call has not filled to the end.
+    Errors: ConfigError for a pattern without a file, a name that is not UTF-8, or a file of a folder that a call has
+    not filled to the end.
     """
     found: dict[Path, Path] = {}
     for pattern in patterns:
@@ -97,6 +98,13 @@ def find_inputs(patterns: Sequence[str], *, option: str = "--input") -> list[Pat
             raise ConfigError(f"{option} {pattern} matches no file and no folder with {', '.join(KINDS)} files")
         _check_finished(files, f"{option} {pattern}")
         for path in files:
+            try:
+                str(path).encode()
+            except UnicodeEncodeError as error:
+                raise ConfigError(
+                    f"{option} {os.fsencode(path)!r}: this name is not UTF-8, so no file could name its documents; "
+                    "rename it, e.g. with `convmv -f gbk -t utf8 -r --notest FOLDER`"
+                ) from error
             found.setdefault(path.resolve(), path)
     return sorted(found.values(), key=_natural)
 
