@@ -208,7 +208,7 @@ CHANGED: dict[str, object] = {
 @pytest.mark.parametrize("setting", CHANGED)
 @pytest.mark.parametrize("name", get_args(ControllerName))
 def test_a_setting_is_idle_exactly_where_no_decision_changes_with_it(name: str, setting: str) -> None:
-    """Four validations of eight documents a topic, whose losses fall at different speeds and scatter enough for another sign."""
+    """Four validations of eight documents a topic, whose losses fall at different speeds and scatter by more."""
     off = {} if name in ("syne_paper", "static") else {"floor": 0.0, "ceiling": 9.0, "max_shift": 1.0, "ema": 1.0,
                                                        "noise_level": 0.0}  # fmt: skip
     try:

@@ -13,6 +13,7 @@ from examples.quickstart import steps
 from examples.quickstart.__main__ import OUT, asked_tokens, fitted_tokens, run, say_unequal, say_where, write_config
 from examples.quickstart.score import SetScore
 from examples.quickstart_synth.__main__ import conclude
+from examples.surrogate import decay
 from examples.surrogate import prepare as surrogate
 from tests import tiny
 from tests.config.tiny_dataset import write_dataset
@@ -131,3 +132,12 @@ def test_token_files_of_the_small_studies_that_a_killed_call_did_not_come_to_are
     )  # fmt: skip
     surrogate.prepare(tmp_path, starts=())
     assert made == [("en", "web"), ("en", "code"), ("synthetic", "human")]
+
+
+@pytest.mark.parametrize("word", ["--help", "--seeds=1"])
+def test_a_decay_is_not_begun_by_a_word_that_it_does_not_know(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["decay", word])
+    monkeypatch.setattr(decay, "run", pytest.fail)
+    with pytest.raises(SystemExit) as left:
+        decay.main()
+    assert left.value.code == (0 if word == "--help" else 2)
