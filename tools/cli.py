@@ -1,7 +1,6 @@
 """`syne`: parse, call one function, return its exit code. Nothing heavy is imported before a command runs."""
 
 import errno
-import io
 import resource
 import sys
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ import typer
 from data_mixers.errors import DataError, UserError
 from megatron_synE.exit_codes import INTERRUPTED
 from megatron_synE.runtime.environment import allow_many_files
-from tools.cli_options import Config, Overrides, example, log_to_stderr, takes
+from tools.cli_options import Config, Overrides, escape_what_stdout_lacks, example, log_to_stderr, takes
 from tools.data.commands import data_app
 from tools.evaluation.commands import eval_app
 from tools.mix_commands import mix_app
@@ -52,8 +51,7 @@ Processes = Annotated[int | None, typer.Option(min=1, help="Local processes; def
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and give its exit code (docs/exit_codes.md). A user's mistake is one message, no traceback."""
     allow_many_files()  # the processes that a command starts inherit it
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that is not UTF-8 shows an escape for what it lacks
-        sys.stdout.reconfigure(errors="backslashreplace")
+    escape_what_stdout_lacks()
     try:
         code = typer.main.get_command(app)(args=arguments, prog_name="syne", standalone_mode=True)
     except SystemExit as finished:

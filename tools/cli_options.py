@@ -1,7 +1,10 @@
 """What commands of several groups share: how an example is shown, options of a dataclass, a run's file."""
 
 import argparse
+import codecs
 import inspect
+import io
+import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -116,6 +119,19 @@ def one_message() -> Iterator[None]:
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(error.exit_code) from None
+
+
+def escape_what_stdout_lacks() -> None:
+    """A terminal that is not UTF-8 gets JSON's escapes: backslashreplace would make \\xe9, which JSON does not know."""
+    codecs.register_error("json_escape", _json_escape)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="json_escape")
+
+
+def _json_escape(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
 def log_to_stderr() -> None:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import yaml
 
+from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError
 from examples.quickstart.plot import metrics_rows, plot
 from examples.quickstart.score import SetScore, pooled
@@ -39,6 +40,7 @@ ARMS: dict[Arm, str] = {"bilingual": "2:8, then 1:7:2", "chinese_only": "Chinese
 CALIBRATION_ITERATIONS = 5
 STAGE_1_SHARE = 0.75  # ours; the recipe's 92.5 % would leave too few QA tokens to see anything
 FEWEST_TOKENS, MOST_TOKENS = 12 * STEP_TOKENS, 50 * STEP_TOKENS
+LEAST_TOKENS = 4 * STEP_TOKENS  # a warm-up of 3 steps and a decay of a fifth (run_config) do not fit into fewer
 BUDGET_SECONDS = 690.0  # of the 12 minutes; the rest is for a slower last step
 OUT = Path("runs/quickstart")
 AFTER_TRAINING_SECONDS = 60.0  # export, verification, table and plot without the scoring, measured on two cores
@@ -91,8 +93,10 @@ def run(arm: Arm, out: Path, tokens: int | None) -> None:
 
 def asked_tokens(tokens: int, config: Path, run_dir: Path) -> int:
     """In whole steps, which is said. Errors: ConfigError if they are too few, or the run there has others."""
-    if tokens < 2 * STEP_TOKENS:
-        raise ConfigError(f"--tokens {tokens}: a step of each stage is {2 * STEP_TOKENS:,}; ask for as many or more")
+    if tokens < LEAST_TOKENS:
+        raise ConfigError(
+            f"--tokens {tokens}: warm-up and decay of the learning rate need {LEAST_TOKENS:,}; ask for as many or more"
+        )
     whole = -(-tokens // STEP_TOKENS) * STEP_TOKENS
     if config.exists() and (there := tokens_of(config)) != whole:
         raise ConfigError(
@@ -125,7 +129,7 @@ def write_config(path: Path, arm: Arm, out: Path, base: Path, tokens: int) -> No
     if arm == "chinese_only":
         stages = [{"name": "Chinese only", "tokens": tokens, "languages": {"zh": 1.0}}]
     config = run_config(out / arm, base, stages, [out / "data" / "train"], out / "data" / "validation")
-    path.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    write_atomic(path, yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
 
 
 def fitted_tokens(run_dir: Path, *, left: float) -> int:

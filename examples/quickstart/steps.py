@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_mixers.atomic import write_atomic
 from data_mixers.errors import DataError, UserError
 from data_mixers.manifest import read_manifest
 from examples.quickstart import assets, corpora
@@ -20,6 +21,7 @@ from megatron_synE.exit_codes import INTERRUPTED
 from megatron_synE.runtime.cpu_features import cpu_has_bf16
 from megatron_synE.runtime.launch import die_with_parent
 from tools.cli import of_the_disk
+from tools.cli_options import escape_what_stdout_lacks
 from tools.data.preprocess import PreprocessOptions, preprocess
 
 SEQ_LENGTH = 512
@@ -35,6 +37,7 @@ VALIDATION_TOKENS = {"bf16": 1500, "fp32": 500}
 def exit_code_of(work: Callable[[], None]) -> int:
     """Of an example whose whole is `work`; what a person can mend is one message."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    escape_what_stdout_lacks()
     try:
         work()
     except UserError as error:
@@ -137,9 +140,8 @@ def timed_scores(hf: Path, files: list[Path], cache: Path) -> tuple[list[SetScor
     started = time.monotonic()
     scores = score_hf(hf, files, seq_length=SEQ_LENGTH)
     seconds = time.monotonic() - started
-    cache.write_text(
-        json.dumps({"stamp": stamp, "seconds": seconds, "scores": [vars(score) for score in scores]}, indent=1)
-    )
+    kept = {"stamp": stamp, "seconds": seconds, "scores": [vars(score) for score in scores]}
+    write_atomic(cache, json.dumps(kept, indent=1).encode())
     return scores, seconds
 
 

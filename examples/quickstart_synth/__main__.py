@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from data_mixers.atomic import write_atomic
 from data_mixers.errors import DataError
 from examples.quickstart.score import SetScore
 from examples.quickstart.steps import (
@@ -149,7 +150,7 @@ def train(arm: str, out: Path, quickstart: Path, base: Path, data: Path, held_ou
                  "languages": {"zh": 0.1, "en": 0.7, "synthetic": 0.2}, "sources": sources}  # fmt: skip
         content = run_config(out / name, base, [stage], manifests, None)  # the table's scores suffice
         content["data"]["max_epochs"] = MAX_EPOCHS
-        config.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        write_atomic(config, yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
     syne("train", "--config", config, "--nproc", NPROC)
     syne("export", "--checkpoint", out / name, "--out", adapted, "--no-logits")
     return timed_scores(adapted, held_out, out / f"scores_{name}.json")[0]

@@ -235,7 +235,11 @@ def main() -> None:
     )
     parser.add_argument("--document", type=Path, default=DOCUMENT, help="report to write")
     arguments = parser.parse_args()
+    if arguments.steps < 0:
+        parser.error(f"--steps {arguments.steps}: give 0 or more")
     build: Path = arguments.build
+    if (build / "classifier").exists():
+        refuse_other_steps(build / "classifier", arguments.steps)
     fetch(build / "assets", ASSETS, LOCK)
     labelled = build / "labelled.jsonl"
     write_labelled(build / "assets", labelled)
@@ -244,7 +248,6 @@ def main() -> None:
         training = [(source.language, source.name, source.read) for source in SOURCES if not source.is_test]
         unlabelled = write_unlabelled(build / "assets", build, training, _test_texts(labelled))
         train(labelled, unlabelled, build / "classifier", init, steps=arguments.steps)
-    refuse_other_steps(build / "classifier", arguments.steps)
     write_document(build, arguments.document)
     print(arguments.document)
 

@@ -2,19 +2,27 @@
 
 import errno
 import json
+import os
+import resource
 import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 import yaml
 
 from data_mixers.errors import ConfigError
+from examples.quickstart import __main__ as quickstart
 from examples.quickstart import steps
 from examples.quickstart.__main__ import OUT, asked_tokens, fitted_tokens, run, say_unequal, say_where, write_config
 from examples.quickstart.score import SetScore
 from examples.quickstart_synth.__main__ import conclude
 from examples.surrogate import decay
 from examples.surrogate import prepare as surrogate
+from megatron_synE.config.load import load_config
 from tests import tiny
 from tests.config.tiny_dataset import write_dataset
 
@@ -58,12 +66,27 @@ def test_tokens_are_rounded_up_to_a_step_which_is_said_and_too_few_are_refused(
     assert capsys.readouterr().out == ""
     assert asked_tokens(100_000, config, tmp_path) == 102_400
     assert "102,400, which are 25 whole steps" in capsys.readouterr().out
-    for few in (-1, 0, 2 * STEP - 1):
-        with pytest.raises(ConfigError, match=rf"--tokens {few}: .*8,192"):
+    for few in (-1, 0, 4 * STEP - 1):
+        with pytest.raises(ConfigError, match=rf"--tokens {few}: .*16,384"):
             asked_tokens(few, config, tmp_path)
 
 
-def test_other_tokens_than_those_of_the_run_that_is_there_are_refused(tmp_path: Path) -> None:
+def test_the_fewest_tokens_are_those_that_hold_warm_up_and_decay(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "data/train", {("en", "web", "a"): 3000, ("en", "python_stdlib", "b"): 2000})
+    file = tmp_path / "bilingual.yaml"
+    for tokens, is_refused in ((3 * STEP, True), (4 * STEP, False)):
+        write_config(file, "bilingual", tmp_path, tmp_path / "hf", tokens)
+        rates = load_config(file).resolved.lr_schedule
+        assert (rates.warmup_tokens + rates.decay_tokens > tokens) == is_refused  # as validate.py asks
+        file.unlink()
+        with pytest.raises(ConfigError) if is_refused else nullcontext():
+            asked_tokens(tokens, file, tmp_path)
+
+
+def test_other_tokens_than_those_of_the_run_that_is_there_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quickstart, "prepared", pytest.fail)  # which would fetch from the network
     stages = [{"tokens": 150_000}, {"tokens": 50_000}]  # 37 and 13 steps
     (tmp_path / "bilingual.yaml").write_text(yaml.safe_dump({"data": {"stages": stages}}))
     with pytest.raises(ConfigError, match=r"--tokens 400000: .*bilingual\.yaml reads 204,800; remove"):
@@ -101,6 +124,41 @@ def test_text_that_has_changed_is_scored_anew(tmp_path: Path, monkeypatch: pytes
         text.write_text(content)
         found.append(steps.timed_scores(tmp_path, [text], cache)[0][0].nll_sum)
     assert found == [1.0, 1.0, 2.0]
+
+
+@contextmanager
+def room_for(size_bytes: int) -> Iterator[None]:
+    """No file may grow beyond this: as a full disk does, it leaves what was written before."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_what_a_full_disk_cut_short_is_not_taken_for_scores_or_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "score_hf", lambda *_, **__: [SetScore("a", 1.0, 1, 1)])
+    write_dataset(tmp_path / "data/train", {("en", "web", "a"): 3000, ("en", "python_stdlib", "b"): 2000})
+    for file in ("model.safetensors", "a.jsonl"):
+        (tmp_path / file).touch()
+    scores, config = tmp_path / "scores.json", tmp_path / "bilingual.yaml"
+    with room_for(20), pytest.raises(OSError, match="File too large"):
+        steps.timed_scores(tmp_path, [tmp_path / "a.jsonl"], scores)
+    with room_for(20), pytest.raises(OSError, match="File too large"):
+        write_config(config, "bilingual", tmp_path, tmp_path / "hf", 10 * STEP)
+    assert not scores.exists() and not config.exists()
+
+
+def test_a_terminal_that_is_not_utf_8_gets_escapes_from_an_example_too() -> None:
+    program = "from examples.quickstart.steps import exit_code_of; exit_code_of(lambda: print('†'))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tiny.ROOT, env={**os.environ, "PYTHONIOENCODING": "gbk"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == "\\u2020\n"  # the mark of the quickstart's table
 
 
 def test_what_to_run_after_the_judging_names_the_folders_of_this_call(

@@ -118,3 +118,15 @@ def test_a_classifier_taught_for_another_number_of_steps_is_not_taken_for_the_on
     example.refuse_other_steps(tmp_path, 5000)
     with pytest.raises(ConfigError, match=r"--steps 0: .* has 5000; remove it"):
         example.refuse_other_steps(tmp_path, 0)
+
+
+@pytest.mark.parametrize(("steps", "refused"), [("0", ConfigError), ("-1", SystemExit)])
+def test_steps_that_cannot_be_had_are_refused_before_anything_is_fetched(
+    steps: str, refused: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "classifier").mkdir()
+    (tmp_path / "classifier/report.json").write_text(json.dumps({"settings": {"steps": 5000}}))
+    monkeypatch.setattr("sys.argv", ["example", "--build", str(tmp_path), "--steps", steps])
+    monkeypatch.setattr(example, "fetch", pytest.fail)
+    with pytest.raises(refused):
+        example.main()

@@ -57,7 +57,8 @@ def find_checkpoints(places: Sequence[Path], last: int | None) -> list[Path]:
         folders = (places[0], places[0] / layout.CHECKPOINTS)
         whole = next((c for folder in folders if (c := layout.complete_checkpoints(folder))), [])
         if not whole:
-            layout.resolve_checkpoint(places[0])  # whose error says what is missing
+            one = layout.resolve_checkpoint(places[0], verify_hashes=False)  # whose error says what is missing
+            raise ConfigError(f"--last {last}: {one} is one checkpoint; name the run that holds it")
         if len(whole) < last:
             raise ConfigError(
                 f"--last {last}: {places[0]} holds {len(whole)} complete checkpoints; lower it, or train with "
