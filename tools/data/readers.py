@@ -98,15 +98,20 @@ def find_inputs(patterns: Sequence[str], *, option: str = "--input") -> list[Pat
             raise ConfigError(f"{option} {pattern} matches no file and no folder with {', '.join(KINDS)} files")
         _check_finished(files, f"{option} {pattern}")
         for path in files:
-            try:
-                str(path).encode()
-            except UnicodeEncodeError as error:
-                raise ConfigError(
-                    f"{option} {os.fsencode(path)!r}: this name is not UTF-8, so no file could name its documents; "
-                    "rename it, e.g. with `convmv -f gbk -t utf8 -r --notest FOLDER`"
-                ) from error
+            check_name(str(path), option)
             found.setdefault(path.resolve(), path)
     return sorted(found.values(), key=_natural)
+
+
+def check_name(name: str, where: str) -> None:
+    """Errors: ConfigError for a name that is not UTF-8, as of a folder that was unpacked from a Chinese Windows."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{where} {os.fsencode(name)!r}: this name is not UTF-8, so no file could name its documents; "
+            "rename it, e.g. with `convmv -f gbk -t utf8 -r --notest FOLDER`"
+        ) from error
 
 
 def _files_inside(folder: Path, option: str) -> list[Path]:
