@@ -86,7 +86,7 @@ def test_the_fewest_tokens_are_those_that_hold_warm_up_and_decay(tmp_path: Path)
 def test_other_tokens_than_those_of_the_run_that_is_there_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quickstart, "prepared", pytest.fail)  # which would fetch from the network
+    monkeypatch.setattr(quickstart, "prepared", lambda _: pytest.fail("goes on"))  # which would fetch from the network
     stages = [{"tokens": 150_000}, {"tokens": 50_000}]  # 37 and 13 steps
     (tmp_path / "bilingual.yaml").write_text(yaml.safe_dump({"data": {"stages": stages}}))
     with pytest.raises(ConfigError, match=r"--tokens 400000: .*bilingual\.yaml reads 204,800; remove"):
