@@ -12,7 +12,7 @@ import typer
 from data_mixers.errors import DataError, UserError
 from megatron_synE.exit_codes import INTERRUPTED
 from megatron_synE.runtime.environment import allow_many_files, hide_cuda
-from tools.cli_options import Config, Overrides, example, log_to_stderr, takes
+from tools.cli_options import Config, Overrides, escape_what_stdout_lacks, example, log_to_stderr, takes
 from tools.data.commands import data_app
 from tools.evaluation.commands import eval_app
 from tools.mix_commands import mix_app
@@ -51,6 +51,7 @@ Processes = Annotated[int | None, typer.Option(min=1, help="Local processes; def
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and give its exit code (docs/exit_codes.md). A user's mistake is one message, no traceback."""
     allow_many_files()  # the processes that a command starts inherit it
+    escape_what_stdout_lacks()
     try:
         code = typer.main.get_command(app)(args=arguments, prog_name="syne", standalone_mode=True)
     except SystemExit as finished:
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
     except OSError as error:
-        if (fault := _of_the_disk(error)) is None:
+        if (fault := of_the_disk(error)) is None:
             raise
         sys.stderr.write(f"error: {fault}\n")
         return DataError.exit_code
@@ -72,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _of_the_disk(error: OSError) -> str | None:
+def of_the_disk(error: OSError) -> str | None:
     """What a person can do about it; None for a fault that has another cause, or names no file to mend."""
     if error.errno in DISK_IS_FULL:
         return (
@@ -198,7 +199,7 @@ def export(
         _compare_logits(out, checkpoint, dtype)
 
 
-@app.command(epilog=example("syne average runs/quickstart/bilingual --last 4 --out runs/averaged"))
+@app.command(epilog=example("syne average runs/my-run --last 4 --out runs/averaged"))
 def average(
     places: Annotated[
         list[Path], typer.Argument(metavar="RUN | FOLDER FOLDER...", help="A run, or iter_* folders of one model.")

@@ -1,7 +1,10 @@
 """What commands of several groups share: how an example is shown, options of a dataclass, a run's file."""
 
 import argparse
+import codecs
 import inspect
+import io
+import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -118,7 +121,22 @@ def one_message() -> Iterator[None]:
         raise SystemExit(error.exit_code) from None
 
 
+def escape_what_stdout_lacks() -> None:
+    """A terminal that is not UTF-8 gets JSON's escapes: backslashreplace would make \\xe9, which JSON does not know."""
+    codecs.register_error("json_escape", _json_escape)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="json_escape")
+
+
+def _json_escape(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
 def log_to_stderr() -> None:
     """Log lines as they are, without a prefix: for commands that a person watches."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # at INFO a line a request
+    # At INFO, when it is imported: "using Megatron-FSDP", which nothing here does.
+    logging.getLogger("megatron.core").setLevel(logging.WARNING)

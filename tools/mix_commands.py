@@ -65,7 +65,7 @@ def mix_diff(
         raise typer.Exit(3)
 
 
-@mix_app.command("append", epilog=example("syne mix append runs/quickstart/bilingual --skip 1200:1264"))
+@mix_app.command("append", epilog=example("syne mix append runs/my-run --skip 1200:1264"))
 def mix_append(
     run: Annotated[Path, typer.Argument(help="The folder of a run that is to go on.")],
     skip: Annotated[str | None, typer.Option(help="Samples to leave out, start:stop, not read yet.")] = None,

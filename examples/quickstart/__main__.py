@@ -6,6 +6,7 @@ Everything lies below runs/quickstart; a second call goes on where the first sto
 """
 
 import argparse
+import shlex
 import sys
 import time
 from functools import partial
@@ -14,12 +15,13 @@ from typing import Any, Literal
 
 import yaml
 
+from data_mixers.atomic import write_atomic
+from data_mixers.errors import ConfigError
 from examples.quickstart.plot import metrics_rows, plot
 from examples.quickstart.score import SetScore, pooled
 from examples.quickstart.steps import (
-    GLOBAL_BATCH,
     NPROC,
-    SEQ_LENGTH,
+    STEP_TOKENS,
     english_sources,
     exit_code_of,
     load_scores,
@@ -27,6 +29,7 @@ from examples.quickstart.steps import (
     run_config,
     syne,
     timed_scores,
+    tokens_read,
 )
 from examples.quickstart.table import show
 from megatron_synE.runtime.cpu_features import cpu_has_bf16
@@ -36,8 +39,10 @@ ARMS: dict[Arm, str] = {"bilingual": "2:8, then 1:7:2", "chinese_only": "Chinese
 
 CALIBRATION_ITERATIONS = 5
 STAGE_1_SHARE = 0.75  # ours; the recipe's 92.5 % would leave too few QA tokens to see anything
-FEWEST_TOKENS, MOST_TOKENS = 49_152, 200_000
+FEWEST_TOKENS, MOST_TOKENS = 12 * STEP_TOKENS, 50 * STEP_TOKENS
+LEAST_TOKENS = 4 * STEP_TOKENS  # a warm-up of 3 steps and a decay of a fifth (run_config) do not fit into fewer
 BUDGET_SECONDS = 690.0  # of the 12 minutes; the rest is for a slower last step
+OUT = Path("runs/quickstart")
 AFTER_TRAINING_SECONDS = 60.0  # export, verification, table and plot without the scoring, measured on two cores
 
 
@@ -45,8 +50,10 @@ def main() -> int:
     """Run one arm and print its table. Returns an exit code."""
     parser = argparse.ArgumentParser(prog="python -m examples.quickstart", description=__doc__.splitlines()[0])
     parser.add_argument("--arm", choices=list(ARMS), default="bilingual", help="which mixture to train on")
-    parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="where everything goes")
-    parser.add_argument("--tokens", type=int, help="train on so many tokens instead of fitting them to the time")
+    parser.add_argument("--out", type=Path, default=OUT, help="where everything goes")
+    parser.add_argument(
+        "--tokens", type=int, help="train on so many tokens (up to a whole step) instead of fitting them to the time"
+    )
     options = parser.parse_args()
     return exit_code_of(partial(run, options.arm, options.out, options.tokens))
 
@@ -54,10 +61,11 @@ def main() -> int:
 def run(arm: Arm, out: Path, tokens: int | None) -> None:
     """All steps of one arm. Errors: UserError with the cure; a command that fails is shown as typed."""
     started = time.monotonic()
+    config, run_dir = out / f"{arm}.yaml", out / arm
+    if tokens is not None:
+        tokens = asked_tokens(tokens, config, run_dir)
     base, held_out, kinds = prepared(out)
     before, seconds = timed_scores(base, held_out, out / "scores_base.json")
-    config = out / f"{arm}.yaml"
-    run_dir = out / arm
     if not config.exists():
         # Under another name: a call interrupted here must not leave a configuration that was never fitted to the time.
         calibration = out / f"{arm}.calibration.yaml"
@@ -77,12 +85,37 @@ def run(arm: Arm, out: Path, tokens: int | None) -> None:
     show(before, arms, kinds, out / "table.md")
     plot(run_dir / "metrics.jsonl", out / f"{arm}.png")
     say_english_loss(before, arms, kinds)
+    say_unequal(
+        {ARMS[a]: tokens_of(out / f"{a}.yaml") for a in ARMS if ARMS[a] in arms and (out / f"{a}.yaml").exists()}
+    )
     say_where(out, arm, run_dir, adapted, time.monotonic() - started)
+
+
+def asked_tokens(tokens: int, config: Path, run_dir: Path) -> int:
+    """In whole steps, which is said. Errors: ConfigError if they are too few, or the run there has others."""
+    if tokens < LEAST_TOKENS:
+        raise ConfigError(
+            f"--tokens {tokens}: warm-up and decay of the learning rate need {LEAST_TOKENS:,}; ask for as many or more"
+        )
+    whole = -(-tokens // STEP_TOKENS) * STEP_TOKENS
+    if config.exists() and (there := tokens_of(config)) != whole:
+        raise ConfigError(
+            f"--tokens {tokens}: the run of {config} reads {there:,}; remove {config} and {run_dir} to train anew, "
+            "or leave --tokens out"
+        )
+    if whole != tokens:
+        print(f"--tokens {tokens:,}: {whole:,}, which are {whole // STEP_TOKENS} whole steps of {STEP_TOKENS:,}")
+    return whole
+
+
+def tokens_of(config: Path) -> int:
+    """That the run of this file reads."""
+    return tokens_read(yaml.safe_load(config.read_text(encoding="utf-8"))["data"]["stages"])
 
 
 def write_config(path: Path, arm: Arm, out: Path, base: Path, tokens: int) -> None:
     """The run of one arm: the paper's language shares, sources inside a language by the tokens there are."""
-    stage_1 = int(tokens * STAGE_1_SHARE)
+    stage_1 = int(tokens // STEP_TOKENS * STAGE_1_SHARE) * STEP_TOKENS
     sources = {"en": english_sources(out / "data" / "train")}
     stages: list[dict[str, Any]] = [
         {"name": "bilingual adaptation", "tokens": stage_1, "languages": {"zh": 0.2, "en": 0.8}, "sources": sources},
@@ -96,7 +129,7 @@ def write_config(path: Path, arm: Arm, out: Path, base: Path, tokens: int) -> No
     if arm == "chinese_only":
         stages = [{"name": "Chinese only", "tokens": tokens, "languages": {"zh": 1.0}}]
     config = run_config(out / arm, base, stages, [out / "data" / "train"], out / "data" / "validation")
-    path.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    write_atomic(path, yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
 
 
 def fitted_tokens(run_dir: Path, *, left: float) -> int:
@@ -107,10 +140,10 @@ def fitted_tokens(run_dir: Path, *, left: float) -> int:
     # Two more validation passes, and start, load, save and export of a checkpoint.
     validation = sum(row["seconds"] for row in rows if row["kind"] == "validation_time")
     budget = left - 2 * validation - AFTER_TRAINING_SECONDS
-    tokens = int(budget / step) * GLOBAL_BATCH * SEQ_LENGTH
+    tokens = int(budget / step) * STEP_TOKENS
     fitted = min(max(tokens, FEWEST_TOKENS), MOST_TOKENS)
     print(
-        f"calibration: {GLOBAL_BATCH * SEQ_LENGTH / step:.0f} tokens/s, {budget:.0f} s left for training: "
+        f"calibration: {STEP_TOKENS / step:.0f} tokens/s, {budget:.0f} s left for training: "
         f"{fitted:,} tokens (between {FEWEST_TOKENS:,} and {MOST_TOKENS:,}); "
         f"{'bf16' if cpu_has_bf16() else 'fp32: this CPU has neither avx512_bf16 nor AMX'}"
     )
@@ -136,6 +169,13 @@ def say_english_loss(before: list[SetScore], arms: dict[str, list[SetScore]], ki
             print("no arm forgot English: both predict it better than the base does")
 
 
+def say_unequal(tokens: dict[str, int]) -> None:
+    """That the arms, by what each has read, do not compare."""
+    if len(set(tokens.values())) > 1:
+        read = ", ".join(f"{count:,} ({arm})" for arm, count in tokens.items())
+        print(f"CAUTION: the arms did not read as many tokens: {read}; for a fair comparison train one anew")
+
+
 def say_where(out: Path, arm: Arm, run_dir: Path, adapted: Path, seconds: float) -> None:
     """Where every file lies, and what to run next."""
     for title, path in (
@@ -152,7 +192,8 @@ def say_where(out: Path, arm: Arm, run_dir: Path, adapted: Path, seconds: float)
     print(f"finished after {seconds / 60:.1f} minutes")
     other = next(name for name in ARMS if name != arm)
     total = [row["consumed_tokens"] for row in metrics_rows(run_dir / "metrics.jsonl") if row["kind"] == "train"][-1]
-    print(f"next: .venv/bin/python -m examples.quickstart --arm {other} --tokens {total}")
+    words = ["--arm", other, "--tokens", str(total), *([] if out == OUT else ["--out", str(out)])]
+    print(f"next: .venv/bin/python -m examples.quickstart {shlex.join(words)}")
 
 
 if __name__ == "__main__":

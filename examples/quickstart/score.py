@@ -63,11 +63,12 @@ def score_hf(
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     chosen = dtype or (torch.bfloat16 if cpu_has_bf16() else torch.float32)
     with step(f"scoring {len(files)} sets with {hf_dir.name}"), torch.inference_mode():
         tokenizer = AutoTokenizer.from_pretrained(hf_dir, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(hf_dir, dtype=chosen, local_files_only=True).eval()
+        model = AutoModelForCausalLM.from_pretrained(hf_dir, dtype=chosen, local_files_only=True)
+        model.eval()  # type: ignore[no-untyped-call]
         texts = [[json.loads(line)["text"] for line in file.read_text("utf-8").splitlines()] for file in files]
         windows: list[tuple[int, list[int]]] = []  # set index, token ids
         for index, documents in enumerate(texts):
@@ -114,4 +115,4 @@ def _nll(model: "torch.nn.Module", windows: list[list[int]]) -> list[float]:
             for i in range(0, len(rows), LOGIT_ROWS)
         ]
     )
-    return [part.double().sum().item() for part in losses.split(lengths.tolist())]
+    return [part.double().sum().item() for part in torch.split(losses, lengths.tolist())]

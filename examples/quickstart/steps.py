@@ -1,15 +1,17 @@
 """Steps that several examples share: weights and text, a run's configuration, scores, one `syne` command."""
 
+import hashlib
 import json
 import logging
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_mixers.atomic import write_atomic
 from data_mixers.errors import DataError, UserError
 from data_mixers.manifest import read_manifest
 from examples.quickstart import assets, corpora
@@ -18,10 +20,13 @@ from examples.quickstart.weights import unpack_weights
 from megatron_synE.exit_codes import INTERRUPTED
 from megatron_synE.runtime.cpu_features import cpu_has_bf16
 from megatron_synE.runtime.launch import die_with_parent
+from tools.cli import of_the_disk
+from tools.cli_options import escape_what_stdout_lacks
 from tools.data.preprocess import PreprocessOptions, preprocess
 
 SEQ_LENGTH = 512
 GLOBAL_BATCH = 8
+STEP_TOKENS = GLOBAL_BATCH * SEQ_LENGTH
 NPROC = 2
 CODE_SHARE = 0.15  # of English, as in the recipe
 # A validation pass of 1,500 tokens a set takes 15 s in bf16 but nearly a minute in fp32 without AMX: there the run's
@@ -32,11 +37,17 @@ VALIDATION_TOKENS = {"bf16": 1500, "fp32": 500}
 def exit_code_of(work: Callable[[], None]) -> int:
     """Of an example whose whole is `work`; what a person can mend is one message."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    escape_what_stdout_lacks()
     try:
         work()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if (fault := of_the_disk(error)) is None:
+            raise
+        print(f"error: {fault}", file=sys.stderr)
+        return DataError.exit_code
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
@@ -85,7 +96,7 @@ def run_config(
     run_dir: Path, base: Path, stages: list[dict[str, Any]], manifests: Sequence[Path], validation: Path | None
 ) -> dict[str, Any]:
     """A run from `base`; where there is text for it, it validates before its first step, half-way and at the end."""
-    total = sum(-(-stage["tokens"] // (GLOBAL_BATCH * SEQ_LENGTH)) for stage in stages) * GLOBAL_BATCH * SEQ_LENGTH
+    total = tokens_read(stages)
     config: dict[str, Any] = {
         "run": {"name": f"quickstart-{run_dir.name}", "dir": str(run_dir)},
         "init": {"from": "hf", "path": str(base)},
@@ -97,7 +108,7 @@ def run_config(
         },
         # Ours, for 150 thousand tokens on 135M parameters; 100 B tokens on 8B want the recipe's 1e-5.
         "optimizer": {"lr": 1.0e-4},
-        "lr_schedule": {"style": "wsd", "start_lr": 1.0e-5, "warmup_tokens": 3 * GLOBAL_BATCH * SEQ_LENGTH,
+        "lr_schedule": {"style": "wsd", "start_lr": 1.0e-5, "warmup_tokens": 3 * STEP_TOKENS,
                         "decay_tokens": total // 5, "decay_style": "1-sqrt"},
         "data": {"manifests": [str(manifest) for manifest in manifests], "stages": stages, "num_workers": 0},
         "checkpoint": {"keep_last": 1},
@@ -113,19 +124,24 @@ def run_config(
     return config
 
 
+def tokens_read(stages: Sequence[Mapping[str, Any]]) -> int:
+    """By a run of these stages, each of which ends with a whole step."""
+    return sum(-(-int(stage["tokens"]) // STEP_TOKENS) for stage in stages) * STEP_TOKENS
+
+
 def timed_scores(hf: Path, files: list[Path], cache: Path) -> tuple[list[SetScore], float]:
     """Scores by plain transformers, kept in `cache`; and the seconds scoring took when it was done."""
-    stamp = {"weights": (hf / "model.safetensors").stat().st_mtime_ns, "files": [str(file) for file in files]}
+    texts = {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    stamp = {"weights": (hf / "model.safetensors").stat().st_mtime_ns, "texts": texts}
     if cache.exists():
         kept = json.loads(cache.read_text())
         if kept["stamp"] == stamp:
-            return [SetScore(**score) for score in kept["scores"]], kept["seconds"]
+            return [SetScore(**score) for score in kept["scores"]], float(kept["seconds"])
     started = time.monotonic()
     scores = score_hf(hf, files, seq_length=SEQ_LENGTH)
     seconds = time.monotonic() - started
-    cache.write_text(
-        json.dumps({"stamp": stamp, "seconds": seconds, "scores": [vars(score) for score in scores]}, indent=1)
-    )
+    kept = {"stamp": stamp, "seconds": seconds, "scores": [vars(score) for score in scores]}
+    write_atomic(cache, json.dumps(kept, indent=1).encode())
     return scores, seconds
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from data_mixers.atomic import write_atomic
 from data_mixers.errors import DataError
 from examples.quickstart.score import SetScore
 from examples.quickstart.steps import (
@@ -36,6 +37,7 @@ from examples.quickstart_synth.pages import computing_pages, write_element_pages
 from examples.quickstart_synth.truth import JUDGE, fill_sheet, pairs_of, part_pairs
 
 HERE = Path(__file__).parent
+OUT, QUICKSTART = Path("runs/quickstart_synth"), Path("runs/quickstart")
 SEEDS_PER_DISCIPLINE = 15  # ours, like all sizes here: minutes on two cores
 MAX_TOKENS = 200  # of an answer; the recipe asks for 250 to 350 words, which this model cannot fill
 TEMPERATURE = 0.3  # warmer, it forgets the form it was shown
@@ -47,9 +49,11 @@ ARMS = {"recipe": "packaged and exact QA", "model": "the model's QA"}
 def main() -> int:
     """Run everything and print the wrong rate and the table. Returns an exit code."""
     parser = argparse.ArgumentParser(prog="python -m examples.quickstart_synth", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/quickstart_synth"), help="where everything goes")
-    parser.add_argument("--quickstart", type=Path, default=Path("runs/quickstart"), help="folder of make quickstart")
-    parser.add_argument("--filled", type=Path, help="sheet_pages.csv with a person's verdicts on the pairs of pages")
+    parser.add_argument("--out", type=Path, default=OUT, help="where everything goes")
+    parser.add_argument("--quickstart", type=Path, default=QUICKSTART, help="folder of make quickstart")
+    parser.add_argument(
+        "--filled", type=Path, help="<out>/audit_pages/sheet.csv with a person's verdicts on the pairs of pages"
+    )
     options = parser.parse_args()
     return exit_code_of(partial(run, options.out, options.quickstart, options.filled))
 
@@ -69,7 +73,7 @@ def run(out: Path, quickstart: Path, filled: Path | None) -> None:
     before, _ = timed_scores(base, held_out, quickstart / "scores_base.json")
     arms = {title: train(arm, out, quickstart, base, data, held_out) for arm, title in ARMS.items()}
     show(before, arms, kinds, out / "table.md")
-    conclude(out, wrong, filled, time.monotonic() - started)
+    conclude(out, quickstart, wrong, filled, time.monotonic() - started)
 
 
 def ask(out: Path, quickstart: Path) -> dict[str, str]:
@@ -146,13 +150,13 @@ def train(arm: str, out: Path, quickstart: Path, base: Path, data: Path, held_ou
                  "languages": {"zh": 0.1, "en": 0.7, "synthetic": 0.2}, "sources": sources}  # fmt: skip
         content = run_config(out / name, base, [stage], manifests, None)  # the table's scores suffice
         content["data"]["max_epochs"] = MAX_EPOCHS
-        config.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        write_atomic(config, yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
     syne("train", "--config", config, "--nproc", NPROC)
     syne("export", "--checkpoint", out / name, "--out", adapted, "--no-logits")
     return timed_scores(adapted, held_out, out / f"scores_{name}.json")[0]
 
 
-def conclude(out: Path, wrong: dict[str, Any], filled: Path | None, seconds: float) -> None:
+def conclude(out: Path, quickstart: Path, wrong: dict[str, Any], filled: Path | None, seconds: float) -> None:
     """What was found, what nobody has looked at, and where things lie."""
     print(
         f"WRONG RATE of the model's solutions: {wrong['value']:.0%} (95 %: {wrong['low']:.0%} to {wrong['high']:.0%}), "
@@ -161,7 +165,9 @@ def conclude(out: Path, wrong: dict[str, Any], filled: Path | None, seconds: flo
     sheet = out / "audit_pages" / "sheet.csv"
     if filled is None and sheet.exists():
         print(f"pairs made of pages: nobody has judged them, so none was trained on. Fill in {sheet}, then")
-        print(f"  .venv/bin/python -m examples.quickstart_synth --filled {sheet}")
+        folders = (("--out", out, OUT), ("--quickstart", quickstart, QUICKSTART))
+        words = [str(word) for name, given, usual in folders if given != usual for word in (name, given)]
+        print(f"  .venv/bin/python -m examples.quickstart_synth {shlex.join([*words, '--filled', str(sheet)])}")
     print(f"dropped pairs with reasons: {out / 'checked' / 'report.md'}")
     print(f"wrong pairs, as examples: {out / 'audit_known' / 'audit.md'}")
     print(f"table: {out / 'table.md'}")

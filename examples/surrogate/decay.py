@@ -6,6 +6,7 @@
 All end after the same tokens; losses are on the same held-out text, paired by seed.
 """
 
+import argparse
 import json
 import statistics
 import sys
@@ -66,5 +67,10 @@ def loss_of(run: Path, *, first: bool = False) -> float:
     return statistics.fmean(row["nll"] for row in rows if row["iteration"] == chosen)
 
 
+def main() -> int:
+    argparse.ArgumentParser(prog="python -m examples.surrogate.decay", description=__doc__.splitlines()[0]).parse_args()
+    return exit_code_of(run)
+
+
 if __name__ == "__main__":
-    sys.exit(exit_code_of(run))
+    sys.exit(main())

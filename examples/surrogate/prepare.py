@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_mixers.atomic import write_atomic
+from data_mixers.manifest import read_manifest
 from examples.quickstart import assets, corpora
 from examples.quickstart.progress import step
 from examples.quickstart.steps import syne
@@ -45,8 +46,8 @@ def prepare(out: Path, *, starts: Sequence[str] = ("middle",)) -> None:
         with step("a tokenizer of this text"):
             train_tokenizer(sorted((out / "text/train").glob("*/*/*.jsonl")), tokenizer)
     for folder, calls in SETS.items():
-        if not (out / "data" / folder / "manifest.json").is_file():
-            for language, source, glob in calls:
+        for language, source, glob in calls:
+            if (language, source) not in _written(out / "data" / folder):
                 _tokens(out, folder, language, source, str(out / "text" / glob), holdout=HOLDOUT)
     if not (out / "data/made/manifest.json").is_file():
         write_made(out / "text/made.jsonl")
@@ -84,7 +85,8 @@ def train_tokenizer(files: list[Path], out: Path) -> None:
     tokenizer.train_from_iterator(texts, trainer)
     temporary = out.with_name(f".{out.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS).save_pretrained(temporary)
+    whole = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS)  # type: ignore[no-untyped-call]
+    whole.save_pretrained(temporary)
     shutil.rmtree(out, ignore_errors=True)
     temporary.rename(out)
 
@@ -114,6 +116,13 @@ def write_model_config(file: Path, width: int) -> None:
     )  # fmt: skip
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(file, (json.dumps(hf_config_of(architecture), indent=1) + "\n").encode())
+
+
+def _written(folder: Path) -> set[tuple[str, str]]:
+    """(language, source) of the token files there."""
+    if not (folder / "manifest.json").is_file():
+        return set()
+    return {(source.language, source.source) for source in read_manifest(folder).sources}
 
 
 def _tokens(out: Path, folder: str, language: str, source: str, inputs: str, *, holdout: int) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 
 from data_mixers.atomic import write_atomic
-from data_mixers.errors import DataError
+from data_mixers.errors import ConfigError, DataError
 from examples.quickstart.assets import Asset, fetch, licences
 from examples.quickstart.steps import exit_code_of
 from examples.topic_classifier import chinese, english, programs
@@ -190,6 +190,13 @@ def train(labelled: Path, unlabelled: Sequence[Path], out: Path, init: Path, *, 
     )
 
 
+def refuse_other_steps(classifier: Path, steps: int) -> None:
+    """Errors: ConfigError if the classifier there was taught for another number of steps than is asked for."""
+    taught = json.loads((classifier / "report.json").read_text("utf-8"))["settings"]["steps"]
+    if taught != steps:
+        raise ConfigError(f"--steps {steps}: {classifier} has {taught}; remove it to train anew, or ask for those")
+
+
 def write_document(build: Path, document: Path) -> None:
     """The report of the training, and the figure."""
     classifier = build / "classifier"
@@ -228,7 +235,11 @@ def main() -> None:
     )
     parser.add_argument("--document", type=Path, default=DOCUMENT, help="report to write")
     arguments = parser.parse_args()
+    if arguments.steps < 0:
+        parser.error(f"--steps {arguments.steps}: give 0 or more")
     build: Path = arguments.build
+    if (build / "classifier").exists():
+        refuse_other_steps(build / "classifier", arguments.steps)
     fetch(build / "assets", ASSETS, LOCK)
     labelled = build / "labelled.jsonl"
     write_labelled(build / "assets", labelled)

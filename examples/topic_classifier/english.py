@@ -218,8 +218,8 @@ def _dictd(assets: Path, name: str) -> Iterator[str]:
         word, offset, size = line.split("\t")[:3]
         if not word.startswith(("00-", "00database")):
             places.add((_base64(offset), _base64(size)))
-    for start, size in sorted(places):
-        yield content[start : start + size].decode("utf-8", errors="replace")
+    for start, length in sorted(places):
+        yield content[start : start + length].decode("utf-8", errors="replace")
 
 
 def _base64(digits: str) -> int:

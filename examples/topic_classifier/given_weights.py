@@ -13,6 +13,7 @@ import struct
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +47,8 @@ class Packed:
     log_probabilities: NDArray[np.float32]
     specials: tuple[int, int, int, int]
     """Rows of <pad>, <unk>, <s>, </s>."""
-    tensors: dict[str, NDArray[np.float32]]
+    tensors: dict[str, NDArray[Any]]
+    """float32, or packed blocks as bytes."""
 
 
 def given_bert(assets: Path, folder: Path) -> Path:

@@ -93,7 +93,7 @@ def read_probe(path: Path) -> Probe:
     cure = "write it again with `syne data probe`"
     check_version(content, understood=SCHEMA_VERSION, file=path, cure=cure, fault=DataError)
     try:
-        return parse(Probe, content, where=str(path), fault=DataError)
+        return parse(Probe, content, where="probe", fault=DataError)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
 

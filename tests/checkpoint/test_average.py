@@ -120,6 +120,10 @@ def test_what_is_no_set_of_checkpoints_is_said(tmp_path: Path) -> None:
         find_checkpoints([run], None)
     with pytest.raises(ConfigError, match="--last K goes with one run"):
         find_checkpoints([run, run], 2)
+    with pytest.raises(CheckpointError, match="nowhere: no such folder"):
+        find_checkpoints([tmp_path / "nowhere"], 2)
+    with pytest.raises(ConfigError, match=r"iter_\d+ is one checkpoint; name the run"):
+        find_checkpoints([find_checkpoints([run], 2)[0]], 2)
     folders = find_checkpoints([run], 2)
     with pytest.raises(CheckpointError, match="is one of the checkpoints to average"):
         average(folders, run / "checkpoints")

@@ -208,7 +208,7 @@ CHANGED: dict[str, object] = {
 @pytest.mark.parametrize("setting", CHANGED)
 @pytest.mark.parametrize("name", get_args(ControllerName))
 def test_a_setting_is_idle_exactly_where_no_decision_changes_with_it(name: str, setting: str) -> None:
-    """Four validations of eight documents a topic, whose losses fall at different speeds and scatter."""
+    """Four validations of eight documents a topic, whose losses fall at different speeds and scatter by more."""
     off = {} if name in ("syne_paper", "static") else {"floor": 0.0, "ceiling": 9.0, "max_shift": 1.0, "ema": 1.0,
                                                        "noise_level": 0.0}  # fmt: skip
     try:
@@ -216,8 +216,9 @@ def test_a_setting_is_idle_exactly_where_no_decision_changes_with_it(name: str, 
     except ConfigError:
         assert name == "syne_paper"  # which refuses guards
         return
+    # Of this scatter: at 0.1 and this seed the rule of docs/walks/new_code.md decides alike under both ema, by chance.
     rng = np.random.default_rng(3)
-    nll = {topic: 3.0 - speed * np.arange(5)[:, None] + 0.1 * rng.standard_normal((5, 8))
+    nll = {topic: 3.0 - speed * np.arange(5)[:, None] + 0.2 * rng.standard_normal((5, 8))
            for topic, speed in (("a", 0.02), ("b", 0.05), ("c", 0.01))}  # fmt: skip
     decided = []
     for chosen in (ControllerSettings(name=name, **off), changed):  # type: ignore[arg-type]  # likewise

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from data_mixers.errors import ConfigError
 from examples.topic_classifier import __main__ as example
 from examples.topic_classifier import unlabelled
 from examples.topic_classifier.verdict import verdict
@@ -110,3 +111,22 @@ def test_the_first_lines_say_who_is_ahead_and_that_held_sources_promised_more() 
     report["ways"][1]["held"] = {"en": 0.1, "zh": 0.1}  # type: ignore[index]
     report["ways"][0]["test"] = {}  # type: ignore[index]
     assert "promise" not in verdict(report) and "Another way" not in verdict(report)
+
+
+def test_a_classifier_taught_for_another_number_of_steps_is_not_taken_for_the_one_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text(json.dumps({"settings": {"steps": 5000}}))
+    example.refuse_other_steps(tmp_path, 5000)
+    with pytest.raises(ConfigError, match=r"--steps 0: .* has 5000; remove it"):
+        example.refuse_other_steps(tmp_path, 0)
+
+
+@pytest.mark.parametrize(("steps", "refused"), [("0", ConfigError), ("-1", SystemExit)])
+def test_steps_that_cannot_be_had_are_refused_before_anything_is_fetched(
+    steps: str, refused: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "classifier").mkdir()
+    (tmp_path / "classifier/report.json").write_text(json.dumps({"settings": {"steps": 5000}}))
+    monkeypatch.setattr("sys.argv", ["example", "--build", str(tmp_path), "--steps", steps])
+    monkeypatch.setattr(example, "fetch", pytest.fail)
+    with pytest.raises(refused):
+        example.main()

@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -121,6 +122,11 @@ def test_a_controller_and_a_signal_are_added_as_the_page_says(tmp_path: Path) ->
     assert "1 passed" in said
     assert "| sign | " in said  # of the simulation
     assert "'velocitune', 'sign']" in said  # of the reference
+    asked = (
+        "from data_mixers.control_settings import idle_settings as i; print(i('sign', ['alpha', 'floor', 'targets']))"
+    )
+    idle = subprocess.run([sys.executable, "-c", asked], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert idle.stdout == "['targets']\n"
     assert (tmp_path / "data/sorted/manifest.json").read_text().count("mean_sentence_length") >= 1
 
 

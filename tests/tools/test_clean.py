@@ -1,6 +1,7 @@
 """`syne data clean`: nothing is lost, reasons are right, the first of duplicates stays, a kill changes nothing."""
 
 import json
+import os
 import random
 import shutil
 import string
@@ -405,3 +406,16 @@ def test_bad_rows_are_numbered_in_their_file_not_in_their_piece(tmp_path: Path) 
     clean(CleanOptions(inputs=(str(tmp_path / "a.parquet"),), out=tmp_path / "out"))
     lines = (tmp_path / "out/quarantine.jsonl").read_text().splitlines()
     assert [json.loads(line)["line"] for line in lines] == [2, 6]
+
+
+def test_a_folder_that_is_not_utf_8_and_would_name_the_source_is_refused_before_any_document_is_read(
+    tmp_path: Path,
+) -> None:
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/\xcd\xf8")  # of GBK
+    Path(folder, "web").mkdir(parents=True)
+    for name, of in (("direct.jsonl", folder), ("below.jsonl", f"{folder}/web")):
+        Path(of, "pages.jsonl").write_text('{"text": "a"}\n', encoding="utf-8")
+        (tmp_path / name).symlink_to(f"{of}/pages.jsonl")
+    with pytest.raises(ConfigError, match=r"direct\.jsonl: the folder b'\\xcd\\xf8': this name is not UTF-8.*convmv"):
+        clean(CleanOptions(inputs=(str(tmp_path / "direct.jsonl"),), out=tmp_path / "out"))
+    clean(CleanOptions(inputs=(str(tmp_path / "below.jsonl"),), out=tmp_path / "out"))  # whose source is web

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from tests.config.tiny_dataset import write_dataset
 from tools.cli import app, main
 
 ROOT = Path(__file__).parents[2]
@@ -173,6 +174,25 @@ def test_a_closed_pipe_brings_no_traceback() -> None:
     process.stdout.close()
     assert process.stderr.read() == ""
     process.wait(timeout=240)
+
+
+def test_a_terminal_that_is_not_utf_8_gets_escapes_and_no_traceback(tmp_path: Path) -> None:
+    write_dataset(tmp_path, {("en", "ñ😀", "law"): 100})
+    done = subprocess.run(
+        [sys.executable, "-m", "tools", "data", "stats", "--data", str(tmp_path), "--format", "json"],
+        cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": "gbk"}, capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)[0]["name"] == "en/ñ😀/law"  # escapes of JSON, too, not \xf1
+
+
+def test_megatron_cores_import_says_nothing_beside_a_commands_lines() -> None:
+    program = (
+        "from tools.cli_options import log_to_stderr; log_to_stderr()\n"
+        "import logging; logging.getLogger('megatron.core.distributed.fsdp').info('using Megatron-FSDP')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
 
 
 def test_exit_codes_page_names_every_code() -> None:

@@ -86,7 +86,8 @@ def test_a_bad_item_is_refused_with_its_line(tokenizer: Path, tmp_path: Path, ro
 def test_a_file_that_is_no_probe_is_refused_by_name(tmp_path: Path) -> None:
     for text in ("{", "[]", '{"schema_version": 1, "items": []}'):
         (tmp_path / "probe.json").write_text(text)
-        with pytest.raises(DataError, match=r"probe\.json"):
+        with pytest.raises(DataError, match=r"probe\.json") as refused:
             read_probe(tmp_path / "probe.json")
+        assert str(refused.value).count("probe.json") == 1
     with pytest.raises(DataError, match="syne data probe"):
         read_probe(tmp_path / "nowhere.json")

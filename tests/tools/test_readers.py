@@ -405,3 +405,10 @@ def test_progress_is_told_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyP
         if number == 10_000:
             assert 0.3 * task.size_bytes < sum(told) < 0.7 * task.size_bytes
     assert sum(told) == task.size_bytes == path.stat().st_size
+
+
+def test_a_name_that_is_not_utf_8_is_refused_before_any_document_is_read(tmp_path: Path) -> None:
+    with open(os.fsencode(tmp_path) + b"/\xcd\xf8.jsonl", "w") as stream:  # noqa: PTH123  # 网 in GBK
+        stream.write('{"text": "a"}\n')
+    with pytest.raises(ConfigError, match=r"\\xcd\\xf8\.jsonl'.* is not UTF-8.*convmv"):
+        find_inputs((str(tmp_path),))

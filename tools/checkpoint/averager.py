@@ -46,7 +46,8 @@ class AverageReport:
 def find_checkpoints(places: Sequence[Path], last: int | None) -> list[Path]:
     """The checkpoints a user means: the newest `last` complete ones of one run, or the folders given.
 
-    Errors: ConfigError for fewer than two, or for `last` beside several folders; CheckpointError if one is not whole.
+    Errors: ConfigError for fewer than two, or for `last` beside several folders; CheckpointError if one is not whole
+    or there is none.
     """
     if last is None:
         found = [layout.resolve_checkpoint(place) for place in places]
@@ -55,6 +56,9 @@ def find_checkpoints(places: Sequence[Path], last: int | None) -> list[Path]:
     else:
         folders = (places[0], places[0] / layout.CHECKPOINTS)
         whole = next((c for folder in folders if (c := layout.complete_checkpoints(folder))), [])
+        if not whole:
+            one = layout.resolve_checkpoint(places[0], verify_hashes=False)  # whose error says what is missing
+            raise ConfigError(f"--last {last}: {one} is one checkpoint; name the run that holds it")
         if len(whole) < last:
             raise ConfigError(
                 f"--last {last}: {places[0]} holds {len(whole)} complete checkpoints; lower it, or train with "

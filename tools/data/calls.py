@@ -14,8 +14,9 @@ from typing import Any
 
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError, DataError
+from tools.data.documents import source_of_file
 from tools.data.quarantine import BadLine, check_bad_share, no_document, write_quarantine
-from tools.data.readers import CALL, DROPPED, WORK, InputTask, find_inputs, plan_tasks
+from tools.data.readers import CALL, DROPPED, WORK, InputTask, check_name, find_inputs, plan_tasks
 from tools.data.slurm_options import SlurmArray
 from tools.data.stage import Report, Stage, fingerprint_of, refuse_foreign, remove_work, run_stage
 
@@ -43,7 +44,10 @@ class Call:
     @classmethod
     def of(cls, command: str, options: Any, decided: dict[str, Any]) -> "Call":
         """Of a command's options. Errors: as find_inputs; DataError if there is nothing in the input."""
-        tasks = plan_tasks(find_inputs(options.inputs, out=options.out))
+        paths = find_inputs(options.inputs, out=options.out)
+        for path in paths:
+            check_name(source_of_file(path), f"--input {path}: the folder")
+        tasks = plan_tasks(paths)
         if not tasks:
             raise DataError(f"there is no document in {', '.join(options.inputs)}")
         return cls(

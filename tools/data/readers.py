@@ -85,8 +85,8 @@ def find_inputs(
     named itself.
     out: of the call itself; what it has written there, in a folder that it reads, is no input.
     suffixes: of a folder's files.
-    Errors: ConfigError for a pattern without a file, a link to nothing, a file of a folder that a call has not filled
-    to the end.
+    Errors: ConfigError for a pattern without a file, a link to nothing, a name that is not UTF-8, or a file of a folder
+    that a call has not filled to the end.
     """
     found: dict[Path, Path] = {}
     for pattern in patterns:
@@ -114,8 +114,20 @@ def find_inputs(
             raise ConfigError(f"{option} {pattern} matches no file and no folder with {', '.join(suffixes)} files")
         _check_finished(files, f"{option} {pattern}")
         for path in files:
+            check_name(str(path), option)
             found.setdefault(path.resolve(), path)
     return sorted(found.values(), key=_natural)
+
+
+def check_name(name: str, where: str) -> None:
+    """Errors: ConfigError for a name that is not UTF-8, as of a folder that was unpacked from a Chinese Windows."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{where} {os.fsencode(name)!r}: this name is not UTF-8, so no file could name its documents; "
+            "rename it, e.g. with `convmv -f gbk -t utf8 -r --notest FOLDER`"
+        ) from error
 
 
 def _files_inside(folder: Path, option: str, suffixes: Collection[str]) -> list[Path]:
