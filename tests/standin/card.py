@@ -4,7 +4,7 @@ What runs is the CUDA branch of the trainer and the tools, with streams, pinned 
 Tensors of the host and of the device are told apart by torch itself, and what CUDA refuses of them is refused. What
 does not run is any kernel of CUDA, and nothing overlaps. Attention's kernel is replaced by products written out.
 
-`make_card` must run before anything of megatron_synE is imported.
+`make_card` must run before megatron-core is imported.
 """
 
 import functools
@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from megatron_synE.runtime import cpu_compat
 
 SOURCE = Path(__file__).with_name("device.cpp")
 NAME = "card"
@@ -45,7 +47,7 @@ def make_card(library: Path) -> torch.device:
     torch.ops.load_library(library)
     torch.utils.rename_privateuse1_backend(NAME)
     card = torch.device(NAME, 0)
-    torch._register_device_module(NAME, _module(card))  # type: ignore[attr-defined]
+    torch._register_device_module(NAME, _module(card))
     view = _megatron_view(card)
     _replace_methods(card)
     _replace_torch_cuda(view)
@@ -55,33 +57,16 @@ def make_card(library: Path) -> torch.device:
     return card
 
 
-class _Stream:
+class _Stream(cpu_compat._Stream):
     """A stream or an event; one that was recorded knows when."""
 
-    cuda_stream = 0
+    seconds = 0.0
 
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        self.seconds = 0.0
-
-    def record(self, *args: object) -> None:
+    def record(self, *args: object, **kwargs: object) -> None:
         self.seconds = time.perf_counter()
 
     def elapsed_time(self, other: "_Stream") -> float:
         return 1000 * (other.seconds - self.seconds)
-
-    def _nothing(self, *args: object, **kwargs: object) -> None:
-        pass
-
-    wait_stream = wait_event = record_event = synchronize = wait = _nothing
-
-    def query(self) -> bool:
-        return True
-
-    def __enter__(self) -> "_Stream":
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        pass
 
 
 def _module(card: torch.device) -> types.ModuleType:
@@ -99,8 +84,6 @@ def _module(card: torch.device) -> types.ModuleType:
 
 def _megatron_view(card: torch.device) -> types.ModuleType:
     """cpu_compat's view of torch for megatron-core, in which "cuda" is the card in place of the CPU."""
-    from megatron_synE.runtime import cpu_compat
-
     cpu_compat._CPU = card
     cpu_compat.install(importlib.metadata.version("megatron-core"))
     hook = next(finder for finder in sys.meta_path if isinstance(finder, cpu_compat._ImportHook))
@@ -117,8 +100,6 @@ def _megatron_view(card: torch.device) -> types.ModuleType:
 
 
 def _replace_methods(card: torch.device) -> None:
-    from megatron_synE.runtime import cpu_compat
-
     spelt, to = torch.Tensor.type, torch.Tensor.to
 
     def pinned(self: torch.Tensor, *args: object) -> torch.Tensor:
@@ -144,13 +125,11 @@ def _replace_methods(card: torch.device) -> None:
     }
     for name, value in replaced.items():
         setattr(torch.Tensor, name, value)
-    torch.nn.Module.cuda = lambda self, *args, **kwargs: self.to(card)  # type: ignore[method-assign]
+    torch.nn.Module.cuda = lambda self, *args, **kwargs: self.to(card)
 
 
 def _replace_torch_cuda(view: types.ModuleType) -> None:
     """For what is not megatron-core: the functions of torch.cuda themselves, and of torch that make tensors."""
-    from megatron_synE.runtime import cpu_compat
-
     for name in (
         "is_available", "device_count", "current_device", "get_device_properties", "get_device_capability", "Stream",
         "Event", "current_stream", "default_stream", "stream", "synchronize", "set_device", "empty_cache",
