@@ -165,11 +165,8 @@ def settings_of(device: Literal["auto", "cpu", "cuda"], *, tp: bool = False) -> 
         ("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1", "a rank whose peer has gone ends, and does not wait for good"),
         ("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000", "keeps the last collectives, to see which rank did not come"),
         ("TORCH_NCCL_DUMP_ON_TIMEOUT", "1", "and writes them down when one times out"),
-        (
-            "TRITON_CACHE_DIR",
-            "/tmp/triton-${SLURM_JOB_ID:-$$}",
-            "kernels compiled in a home on NFS are stale to other nodes",
-        ),
+        # A name that nobody can guess: what lies there is run, and /tmp is everybody's.
+        ("TRITON_CACHE_DIR", "/tmp/triton-$RANDOM$RANDOM$RANDOM", "kernels kept in an NFS home are stale elsewhere"),
         ("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True", "less memory lost between blocks of other size"),
     ]
     if tp:
