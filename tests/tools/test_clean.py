@@ -25,7 +25,7 @@ from tools.data import readers
 from tools.data.calls import Call
 from tools.data.clean import CleanOptions, clean
 from tools.data.readers import find_inputs
-from tools.data.rules import DEFAULT_RULES, LanguageRule, identify_language, judge_language, load_rules
+from tools.data.rules import DEFAULT_RULES, load_rules
 from tools.data.stage import only_one
 from tools.data.units import units_of
 
@@ -121,18 +121,6 @@ def test_documents_that_the_rules_drop_do_not_make_others_duplicates(tmp_path: P
     german = "Der Hund läuft durch den Garten und sucht seinen Ball, während die Katze auf dem Dach schläft. " * 1
     text = german + _english(1, 60)
     assert _clean(tmp_path, [text, text], languages=("fr",)) == {"0": "language", "1": "language"}
-
-
-def test_language_of_real_sentences() -> None:
-    sentences = {
-        "zh": "民法典规定，家庭成员应当敬老爱幼，互相帮助，维护平等、和睦、文明的婚姻家庭关系。",
-        "en": "Romance of the Three Kingdoms is a historical novel attributed to Luo Guanzhong.",
-        "de": "Das Wetter ist heute schön, deshalb gehen wir am Nachmittag im Wald spazieren.",
-        "ja": "日本国民は、正当に選挙された国会における代表者を通じて行動する。",
-    }
-    for language, sentence in sentences.items():
-        found, score = identify_language(sentence)
-        assert (found, score > 0.65) == (language, True)
 
 
 def _sources(folder: Path) -> None:
@@ -359,23 +347,6 @@ def test_composed_and_decomposed_letters_are_the_same_text(tmp_path: Path) -> No
     texts = [text, unicodedata.normalize("NFD", text)]
     assert texts[0] != texts[1]
     assert _clean(tmp_path, texts, near_duplicates=False) == {"1": "exact_duplicate"}
-
-
-def test_a_language_that_no_text_could_be_of_is_refused(tmp_path: Path) -> None:
-    """The authors' buckets are named cn_…; with that as the language every document would be dropped."""
-    for languages in (("cn",), ("zh", "zh-CN")):
-        with pytest.raises(ConfigError, match=rf"--language {languages[-1]} is none of the 176 codes .*ISO 639"):
-            _clean(tmp_path, [_english(1)], languages=languages)
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_language_that_is_not_sure_enough_is_dropped() -> None:
-    text = "The court held that the contract was valid. 合同自成立时生效，双方应当履行。"
-    language, score = identify_language(text)
-    assert 0.01 < score < 0.99
-    for limit, is_kept in ((score - 0.01, True), (score + 0.01, False)):
-        verdict = judge_language(text, (language,), LanguageRule(min_score=limit, source="test"))
-        assert (verdict is None) == is_kept
 
 
 def test_a_folder_inside_the_input_is_no_input_when_the_call_goes_on_and_when_it_is_made_again(tmp_path: Path) -> None:
