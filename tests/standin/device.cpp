@@ -18,6 +18,7 @@
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <torch/library.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <optional>
@@ -215,7 +216,10 @@ class Call {
   std::vector<at::Tensor> ours_, hosts_;
 };
 
+std::atomic<int64_t> num_operations{0};
+
 void by_the_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  ++num_operations;
   const auto& schema = op.schema();
   Call call(schema);
   const size_t first = stack->size() - schema.arguments().size();
@@ -268,4 +272,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) {
 TORCH_LIBRARY_IMPL(_, PrivateUse1, library) {
   library.fallback(torch::CppFunction::makeFromBoxedFunction<&by_the_cpu>());
 }
-TORCH_LIBRARY(standin, library) { library.def("host(Tensor tensor) -> Tensor", host); }
+TORCH_LIBRARY(standin, library) {
+  library.def("host(Tensor tensor) -> Tensor", host);
+  library.def("num_operations() -> int", [] { return num_operations.load(); });
+}

@@ -5,6 +5,7 @@ What each of them computes is compared with the CPU's run of the same.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -76,6 +77,17 @@ def on_card(library: Path, *arguments: object, ranks: int | None = None) -> None
     env = os.environ | {"PYTHONPATH": str(tiny.ROOT)}
     done = subprocess.run(command, cwd=tiny.ROOT, env=env, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}\n{done.stderr[-4000:]}"
+    told = [int(count) for count in re.findall(r"operations of the card: (\d+)", done.stderr)]
+    assert len(told) == (ranks or 1) and all(count > 100 for count in told)
+
+
+def run_on(device: str, library: Path, *command: object) -> None:
+    """`syne …` on the card, or without one."""
+    if device == "cuda":
+        on_card(library, "tools", *command)
+    else:
+        done = tiny.syne(*command)
+        assert done.returncode == 0, done.stderr
 
 
 def losses(run: Path) -> list[float]:
@@ -149,7 +161,7 @@ def test_documents_are_scored_on_a_card_as_on_the_cpu(library: Path, root: Path)
     found = []
     for device in ("cpu", "cuda"):
         given = ("--data", root / "held", "--hf", root / "hf", "--device", device, "--name", device)
-        on_card(library, "tools", "data", "score-ppl", *given, "--precision", "bf16")
+        run_on(device, library, "data", "score-ppl", *given, "--precision", "bf16")
         manifest = read_manifest(root / "held")
         paths = [scores_path(manifest.shard_prefix(s), device) for entry in manifest.sources for s in entry.shards]
         found.append([nll for path in paths for nll in pq.read_table(path)["nll_sum"].to_pylist()])
@@ -168,6 +180,6 @@ def test_a_classifier_learns_on_a_card_and_labels(library: Path, tmp_path: Path)
     for device in ("cpu", "cuda"):
         out = tmp_path / device
         arguments = ("--input", rows, "--classifier", tmp_path / "classifier", "--out", out, "--device", device)
-        on_card(library, "tools", "data", "label-topics", *arguments)
+        run_on(device, library, "data", "label-topics", *arguments)
         labelled.append([row["topic"] for path in sorted(out.glob("*.jsonl*")) for row in read(path)])
     assert labelled[0] == labelled[1] and len(set(labelled[0])) > 2
