@@ -1,6 +1,7 @@
-"""The GPU image gets what the package declares: nothing of pyproject.toml is left out of requirements/cuda.txt."""
+"""The GPU image gets what the package declares: requirements of pyproject.toml, and all folders of code."""
 
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -27,3 +28,26 @@ def test_the_gpu_image_has_every_dependency_and_what_evaluation_needs_in_the_ver
     gpu, cpu = versions("cuda.txt"), versions("cpu.lock")
     assert names - gpu.keys() == OF_THE_CONTAINER
     assert {name for name in gpu if gpu[name] != cpu.get(name)} == OTHER_PYTHON
+
+
+def test_both_recipes_of_the_image_take_every_folder_of_the_package_and_nothing_that_git_does_not_track() -> None:
+    lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    docker = {line.removeprefix("!") for line in lines if line.startswith("!")}
+    files = (ROOT / "docker" / "apptainer.def").read_text(encoding="utf-8").split("%files")[1].split("%post")[0]
+    apptainer = dict(line.split() for line in files.strip().splitlines())
+    assert "*" in lines and docker == apptainer.keys()
+    assert all(target == f"/opt/megatron-syne/{source}" for source, target in apptainer.items())
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    top = {name.split("/")[0] for name in tracked.splitlines()}
+    assert docker <= top
+    # What is left out: the lists themselves, and what no one reads inside an image.
+    of_the_clone = {
+        ".ci",
+        ".dockerignore",
+        ".gitignore",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "README_zh.md",
+        "SECURITY.md",
+    }
+    assert top - docker <= of_the_clone

@@ -14,6 +14,11 @@ PEAK_TFLOPS = {
     "H200": 989.4,
     "GH200": 989.4,
     "A100": 312.0,
+    # Cards for China: as H100 and A100 but for the links between them; the H20 has fewer cores.
+    "H800 PCIe": 756.0,
+    "H800": 989.4,
+    "A800": 312.0,
+    "H20": 148.0,
     "B200": 2250.0,
     "GB200": 2500.0,
 }

@@ -39,3 +39,11 @@ def test_a_card_is_not_taken_for_another_whose_name_is_part_of_its_own() -> None
     assert peak_tflops("NVIDIA H200 NVL") == 1671 / 2
     assert peak_tflops("NVIDIA GB200") == 360_000 / 72 / 2
     assert peak_tflops("NVIDIA RTX A1000") is None
+
+
+def test_cards_for_china_are_in_the_table() -> None:
+    """The H800 and A800 compute as H100 and A100; NVIDIA gives 148 TFLOP/s for the H20."""
+    assert peak_tflops("NVIDIA H800") == peak_tflops("NVIDIA H100 80GB HBM3")
+    assert peak_tflops("NVIDIA H800 PCIe") == peak_tflops("NVIDIA H100 PCIe")
+    assert peak_tflops("NVIDIA A800-SXM4-80GB") == peak_tflops("NVIDIA A100-SXM4-80GB")
+    assert peak_tflops("NVIDIA H20") == 148.0
