@@ -11,6 +11,8 @@ FILES := requirements/files.lock
 STAMP := .venv/lock.sha256
 READY := .venv/package.stamp
 BIN := .venv/bin
+# Processes of `make test`. A file's tests stay in one: its Slurm, browser, model or server is started once.
+WORKERS ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .PHONY: help quickstart quickstart-synth surrogate test test-long lint bench clean env lock
@@ -58,7 +60,7 @@ surrogate: $(READY)
 	@$(BIN)/python -m examples.surrogate
 
 test: $(READY)
-	@$(BIN)/python -m pytest -m 'not slow'
+	@$(BIN)/python -m pytest -m 'not slow' --numprocesses $(WORKERS) --dist loadfile
 
 test-long: $(READY)
 	@$(BIN)/python -m pytest

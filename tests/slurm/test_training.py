@@ -90,7 +90,10 @@ def a_killed_rank_and_then_a_killed_slurmstepd(cluster: Cluster, root: Path, fol
     assert f"restart 1 of job {job.id}, from iteration {saved}" in job.log
     job.hold(32)
     [(node, pid)] = [found for found in cluster.processes(f"slurmstepd: [{job.id}.0]") if found[0] == "node2"]
+    [rank] = [found for found in job.ranks() if found[0] == "node2"]
     cluster.kill(node, pid)
+    # The kernel ends a stopped orphan, but not one that a busy machine has not stopped yet: it would train to the end.
+    cluster.kill(*rank)
     job.release()
     job.wait_for_restart(2)
     job.finished()

@@ -40,7 +40,7 @@ def failed(*arguments: object, most_bytes: int | None = None) -> str:
 
 @pytest.fixture
 def documents(tmp_path: Path) -> Iterator[Path]:
-    for folder in (tmp_path, *tmp_path.parents[:2]):
+    for folder in (tmp_path, *tmp_path.parents[:3]):  # the worker's, the run's, the user's
         folder.chmod(folder.stat().st_mode | 0o055)  # a stranger may read
     path = corpus.write_jsonl(tmp_path / "pages.jsonl", [f"{text}。 " * 9 for text in corpus.documents(400)])
     yield path
