@@ -125,6 +125,11 @@ def build_model(config: RunConfig, plan: RunPlan, device: Device) -> Model:
     """
     implementation = layers_of(config, device)
     logger.info("layers: %s", implementation)
+    if plan.dtype == "bf16" and not device.has_bf16:
+        logger.warning(
+            "this CPU multiplies no bf16 in hardware: steps take several times as long as in fp32; set "
+            "training.precision=auto, which takes fp32 here and bf16 on a GPU"
+        )
     if plan.zero_stage != config.parallel.zero_stage:
         logger.warning(
             "parallel.zero_stage=%d: one data-parallel rank has nobody to share with; running as stage 1",

@@ -50,6 +50,18 @@ def model_of(root: Path, precision: Precision, *, seed: int) -> tuple[Model, Any
     return build_model(config, plan, CPU), (config, plan)
 
 
+@pytest.mark.parametrize(("precision", "has_bf16"), [("bf16", False), ("bf16", True), ("fp32", False)])
+def test_a_cpu_that_emulates_bf16_says_so(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, precision: Precision, has_bf16: bool
+) -> None:
+    """It is the default of training.precision, and a laptop of few years has no such products."""
+    monkeypatch.setattr("megatron_synE.runtime.device.cpu_has_bf16", lambda: has_bf16)
+    model_of(root, precision, seed=0)
+    said = [record.getMessage() for record in caplog.records if "bf16 in hardware" in record.getMessage()]
+    assert len(said) == (precision == "bf16" and not has_bf16)
+    assert all("training.precision=auto" in each for each in said)
+
+
 @dataclass
 class Trainer:
     model: Model
