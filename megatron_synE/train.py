@@ -78,6 +78,12 @@ def run_rank(loaded: LoadedConfig, config_path: Path, ranks: Ranks) -> int:
                     _export(trainer.run_dir)
         _say_goodbye(trainer, code)
     except BaseException as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's; it is not imported to look for it
+            error.add_note(
+                f"[rank {ranks.rank}] the card's memory does not hold this layout; `syne plan --config {config_path} "
+                "--card CARD` says which fits, e.g. with training.recompute=full, a smaller training.micro_batch_size "
+                "or parallel.zero_stage=2"
+            )
         if trainer is not None:
             trainer.events.close()  # the news is often why the run ends; a rank that leaves takes the teller with it
         # An interpreter that leaves with gloo's threads running may abort and lose the exit code. With peers one
@@ -202,12 +208,6 @@ def _as_one_rank(config_path: Path, overrides: Sequence[str]) -> int:
                 sys.stderr.write(f"{'' if rank == '0' else f'[rank {rank}] '}error: {error}\n")
             return error.exit_code
         sys.stderr.write(f"[rank {rank}]\n{traceback.format_exc()}")
-        if type(error).__name__ == "OutOfMemoryError":  # torch's; it is not imported to look for it
-            sys.stderr.write(
-                f"[rank {rank}] the card's memory does not hold this layout; `syne plan --config {config_path} --card "
-                "CARD` says which fits, e.g. with training.recompute=full, a smaller training.micro_batch_size or "
-                "parallel.zero_stage=2\n"
-            )
         return exit_codes.HANG if _TIMED_OUT in str(error) else 1
 
 

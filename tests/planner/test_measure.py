@@ -87,6 +87,15 @@ def test_each_candidate_is_timed_in_the_layout_that_it_is_listed_with(config: Pa
     assert any("parallel.context_parallel_size=2" in row["overrides"] for row in rows)
 
 
+def test_candidates_of_a_run_that_rolls_back_need_no_checkpoints(config: Path, tmp_path: Path) -> None:
+    going_back = ["stability.on_nan=rollback", "stability.rollback_steps=1", "checkpoint.interval_tokens=256"]
+    folder = tmp_path / "measure"
+    arguments = ("--card", "h100", "--nproc", 1, "--measure", folder)
+    assert tiny.syne("plan", "--config", config, *arguments, *going_back).returncode == 0
+    done = tiny.syne("plan", "--config", folder / "candidate-1.yaml", "--nproc", 1)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_script_outlives_a_candidate_without_memory_and_the_plan_learns(config: Path, tmp_path: Path) -> None:
     folder = tmp_path / "measure"
     script = rendered(config, folder, nproc=1)

@@ -1,6 +1,7 @@
 """What a card would refuse or take otherwise, without one: torch's own checks stand in."""
 
 import os
+import traceback
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from megatron_synE.runtime import device as devices
 from megatron_synE.runtime.environment import Ranks
 from megatron_synE.validation import Validator
 from tests import tiny
+from tools import cli
 
 CARD = torch.device("meta")
 """Another device than the host's."""
@@ -85,17 +87,27 @@ def test_a_card_that_emulates_bf16_has_none(major: int, has_bf16: bool, monkeypa
     assert devices.Device("cuda", torch.device("cuda", 0), "nccl", "a card").has_bf16 is has_bf16
 
 
+@pytest.mark.parametrize("command", ["syne train", "python -m megatron_synE.train"])
 def test_a_card_without_room_is_followed_by_the_cure(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
-    def main(*_: object) -> int:
+    """On the one card of a machine too, where the command itself is the rank."""
+    config = tiny.prepared(tmp_path)
+
+    def build_trainer(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(train, "main", main)
-    assert train._as_one_rank(Path("run.yaml"), []) == 1  # a requeued job may have room: another one was there
-    said = capsys.readouterr().err
+    monkeypatch.setattr(train, "build_trainer", build_trainer)
+    monkeypatch.setattr(train, "hide_cuda", lambda: None)
+    if command == "syne train":
+        with pytest.raises(torch.OutOfMemoryError) as raised:
+            cli.main(["train", "--config", str(config)])
+        said = "".join(traceback.format_exception(raised.value))
+    else:
+        assert train._as_one_rank(config, []) == 1  # a requeued job may have room: another one was there
+        said = capsys.readouterr().err
     assert "Tried to allocate 2.00 GiB" in said
-    assert "`syne plan --config run.yaml --card CARD` says which fits" in said
+    assert f"`syne plan --config {config} --card CARD` says which fits" in said
 
 
 def test_everything_of_a_step_lies_where_a_card_would_look_for_it(tmp_path: Path) -> None:

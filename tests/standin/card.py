@@ -43,6 +43,9 @@ def make_card(library: Path) -> torch.device:
     """From here on torch.cuda, megatron-core's view of it and NCCL are the device of the library."""
     import torch._dynamo
     import transformers  # noqa: F401  # both walk through torch's functions when imported, and want them as they were
+    from torch.utils._device import _device_constructors
+
+    _device_constructors()  # likewise, at its first call: what `with torch.device(…)` gives its device to
 
     torch.ops.load_library(library)
     torch.utils.rename_privateuse1_backend(NAME)
@@ -126,6 +129,28 @@ def _replace_methods(card: torch.device) -> None:
     for name, value in replaced.items():
         setattr(torch.Tensor, name, value)
     torch.nn.Module.cuda = lambda self, *args, **kwargs: self.to(card)
+    torch.nn.Module._apply = _moving_in_place(torch.nn.Module._apply)
+
+
+def _moving_in_place(shipped: Any) -> Any:
+    """Between CPU and CUDA a module's parameters keep their marks (`sequence_parallel`) and their other holders.
+
+    torch makes new ones where the device is PrivateUse1 (c10, TensorImpl::has_compatible_shallow_copy_type).
+    """
+
+    def apply(self: torch.nn.Module, function: Any, recurse: bool = True) -> torch.nn.Module:
+        before = dict(self._parameters)
+        shipped(self, function, recurse)
+        for name, old in before.items():
+            new = self._parameters[name]
+            if old is not None and new is not None and new is not old:
+                marks = dict(vars(old))
+                torch.utils.swap_tensors(old, new)
+                vars(old).update(marks)
+                self._parameters[name] = old
+        return self
+
+    return apply
 
 
 def _replace_torch_cuda(view: types.ModuleType) -> None:
@@ -143,6 +168,8 @@ def _replace_torch_cuda(view: types.ModuleType) -> None:
     torch.cuda.get_device_name = lambda *given: "a card without a card"
     torch.cuda.is_bf16_supported = lambda *given, **named: True
     torch.cuda._sleep = lambda cycles: None
+    memory = view.get_device_properties().total_memory
+    torch.cuda.mem_get_info = lambda *given: (memory // 2, memory)
     torch.cuda.max_memory_reserved = torch.cuda.memory_reserved
     torch.cuda.reset_peak_memory_stats = lambda *given: None
 
@@ -230,7 +257,7 @@ def _replace_nccl() -> None:
     start, device_of = dist.init_process_group, distributed_c10d._get_object_coll_device
 
     def init_process_group(backend: str, *args: Any, device_id: object = None, **kwargs: Any) -> None:
-        start(NAME if backend == "nccl" else backend, *args, **kwargs)
+        start({"nccl": NAME, "cpu:gloo,cuda:nccl": f"cpu:gloo,{NAME}:{NAME}"}.get(backend, backend), *args, **kwargs)
 
     def device_of_objects(group: Any = None) -> str:
         is_ours = isinstance(group or distributed_c10d._get_default_group(), _Group)

@@ -14,7 +14,7 @@ from string import Template
 from data_mixers.atomic import write_atomic
 from data_mixers.errors import ConfigError
 from megatron_synE.config.load import Tree, dump_yaml, load_config, resolved_tree
-from megatron_synE.config.schema import LoggingSection, MixtureSection, RunConfig, ValidationSection
+from megatron_synE.config.schema import LoggingSection, MixtureSection, RunConfig, StabilitySection, ValidationSection
 from tools.planner import report
 from tools.planner.command import job_of, places
 from tools.planner.figures import read_efficiency
@@ -96,13 +96,17 @@ def _worth_trying(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def _short(config: RunConfig, layout: Layout, run_dir: Path) -> RunConfig:
-    """The run in this layout, without what a measurement does not need: validation, topics that trade, trackers."""
+    """The run in this layout, without what a measurement does not need: validation, topics that trade, trackers.
+
+    Nor a way back after a bad step, for which there are no checkpoints.
+    """
     return replace(
         with_layout(config, layout),
         run=replace(config.run, dir=run_dir),
         mixture=MixtureSection(),
         validation=ValidationSection(),
         checkpoint=replace(config.checkpoint, interval_tokens=None, export_hf=False),
+        stability=StabilitySection(),
         logging=LoggingSection(tensorboard=False),
         preset=None,
     )
