@@ -171,11 +171,14 @@ def test_a_step_that_is_left_out_is_a_sign_of_life(tmp_path: Path) -> None:
     assert watched._last > began
 
 
-def test_each_part_of_a_validation_is_a_sign_of_life(tmp_path: Path) -> None:
-    """Else all of it would have to fit into the time of ten steps."""
+def test_each_part_of_a_validation_is_a_sign_of_life_and_hears_of_a_stop(tmp_path: Path) -> None:
+    """Else all of it would have to fit into the time of ten steps, or into the grace before a kill."""
     watched = watchdog.Watchdog(tmp_path / "stacks", rank=0, world_size=1, timeout_seconds=None)
     began = watched._last
-    agreed = Decision(stop=False, save_failed=False, lease_lost=False)
-    run: Any = SimpleNamespace(_begin_agreement=lambda: None, _agreed=lambda: agreed, watchdog=watched)
-    assert not Trainer._stop_is_agreed(run)
+    for stop in (False, True):
+        agreed = Decision(stop=stop, save_failed=False, lease_lost=False)
+        run: Any = SimpleNamespace(
+            _begin_agreement=lambda: None, _agreed=lambda agreed=agreed: agreed, watchdog=watched
+        )
+        assert Trainer._stop_is_agreed(run) is stop
     assert watched._last > began

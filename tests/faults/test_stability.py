@@ -16,7 +16,7 @@ from data_mixers.schedule import Schedule, read_schedule
 from megatron_synE.checkpoint import layout
 from megatron_synE.config.schema import StabilitySection
 from megatron_synE.exit_codes import DivergedError
-from megatron_synE.stability import Remedy, Stability, find_anomaly
+from megatron_synE.stability import Anomaly, Remedy, Stability, find_anomaly
 from tests import tiny
 from tests.distributed.test_resume import assert_same_run, training_rows
 from tests.layouts import PP2, ZERO3
@@ -226,6 +226,17 @@ def test_a_spike_is_beyond_mean_and_deviation_of_the_window() -> None:
     for loss, norm in ((math.nan, 1.0), (2.0, math.inf)):
         found = find_anomaly(section(), (), lm_loss=loss, grad_norm=norm)
         assert found is not None and found.kind == "nan"
+
+
+def test_what_is_told_of_an_anomaly_is_json_with_words_for_what_is_no_number() -> None:
+    told = {
+        Anomaly(
+            "nan", math.nan, math.inf, None
+        ): '{"anomaly": "nan", "lm_loss": "nan", "grad_norm": "inf", "bound": null}',
+        Anomaly("spike", 3.5, 1.5, 2.5): '{"anomaly": "spike", "lm_loss": 3.5, "grad_norm": 1.5, "bound": 2.5}',
+    }
+    for anomaly, text in told.items():
+        assert json.dumps(anomaly.facts(), allow_nan=False) == text
 
 
 def test_the_window_begins_anew_with_a_stage_and_forgets_what_is_old() -> None:
