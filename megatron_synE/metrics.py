@@ -69,6 +69,7 @@ class Metrics:
         self._stream: TextIO | None = None
         self._tensorboard: Any = None
         self._wandb: Any = None
+        self._wandb_step = 0
         if not enabled:
             return
         self._path, self._lease, self._section = path, lease, section
@@ -86,6 +87,7 @@ class Metrics:
                     mode=section.wandb,
                     dir=str(path.parent),
                 )
+                self._wandb_step = int(self._wandb.starting_step)
             except (wandb.Error, OSError) as error:
                 raise OneRankError(
                     ConfigError(
@@ -132,7 +134,9 @@ class Metrics:
             for name, value in numbers.items():
                 self._tensorboard.add_scalar(name, value, iteration)
         if self._wandb is not None:
-            self._wandb.log(numbers, step=iteration)
+            # It drops what lies before its last step: a save in the background ends behind later ones.
+            self._wandb_step = max(self._wandb_step, iteration)
+            self._wandb.log(numbers, step=self._wandb_step)
 
     def close(self) -> None:
         if self._stream is not None:

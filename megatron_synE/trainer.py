@@ -221,6 +221,7 @@ class Trainer:
         sync_parameters(self.model, self.plan)
         with self.watchdog.patient():
             self.saver.finish()
+            self._report_saves()  # before their rows are dropped with the others
             folder, state = checkpoint_before(iteration, self.config, self.run_dir, self.control_group, anomaly)
             load_training_state(self.model, self.optimizer, folder, state)
             agreed(self.control_group, partial(check_masters, self.model, self.optimizer))

@@ -60,6 +60,22 @@ def test_the_controller_decides_only_for_samples_of_its_stages(tmp_path: Path) -
     assert changes == {"all": [True, True, True], "one": [True, False, False]}
 
 
+def test_a_decision_replaces_the_shares_of_when_it_will_hold(tmp_path: Path) -> None:
+    """Stage two begins at sample 200: a decision at sample 176 holds from 192 on, one at 184 from 200."""
+    shares = {
+        "one": dict(zip(TOPICS, (0.5, 0.25, 0.25), strict=True)),
+        "two": dict(zip(TOPICS, (0.2, 0.2, 0.6), strict=True)),
+    }
+    stages = [
+        {"name": name, "tokens": SAMPLES // 2 * SEQ_LENGTH, "languages": {"zh": 0.9, "en": 0.1},
+         "topics": {"zh": {"web": of_stage}}}
+        for name, of_stage in shares.items()
+    ]  # fmt: skip
+    run = mixture(tmp_path, dict.fromkeys(TOPICS, 20000), stages=stages)
+    for at, name in ((176, "one"), (184, "two")):
+        assert run.ratios_next("zh/web", consumed_samples=at) == pytest.approx(shares[name])
+
+
 def test_a_decision_that_begins_inside_a_range_left_out_is_taken_and_the_range_stays_out(tmp_path: Path) -> None:
     """Samples 40 to 71 are left out; decided at 32, the new shares hold from 48 on."""
     worse = {"law": 2.3, "food": 2.0, "music": 2.0}

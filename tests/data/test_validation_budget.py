@@ -3,12 +3,14 @@
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from data_mixers.errors import ConfigError, DataError
 from data_mixers.manifest import SCHEMA_VERSION, DatasetManifest, Role
 from megatron_synE import validation
+from megatron_synE.data.indexed import IndexedFile, IndexedWriter
 from megatron_synE.model.context_part import WHOLE
 from megatron_synE.validation import MIN_DOCUMENTS, Validator, build_validator
 from tests import tiny
@@ -66,6 +68,23 @@ def test_what_holds_nothing_to_score_is_refused_and_documents_of_two_tokens_are_
         built([EOS], "validation")
     with pytest.raises(ConfigError, match="no source with role validation"):
         built([5, EOS], "train")
+
+
+def test_a_set_that_is_alone_may_read_the_whole_budget(tmp_path: Path) -> None:
+    held = tiny.manifest(tmp_path, {("zh", "web", "law"): 3000}, role="validation")
+    made = build_validator(
+        [held], seq_length=32, micro_batch_size=1, max_tokens_per_topic=None, max_tokens=2000,
+        device=torch.device("cpu"),
+    )  # fmt: skip
+    assert 2000 - 60 - made.num_documents <= tokens(made) <= 2000
+
+
+def test_a_negative_id_among_good_ones_is_refused(tmp_path: Path) -> None:
+    """With tensor parallelism it would be a row of zeros in the embedding, and only the loss would know."""
+    with IndexedWriter(tmp_path / "held", dtype="int32") as writer:
+        writer.add_document(np.array([5, -1, EOS], dtype=np.int32))
+    with pytest.raises(DataError, match="token ids from -1 to 5, outside the vocabulary of 1000"):
+        validation._check_ids(IndexedFile(tmp_path / "held"), 1000)
 
 
 def test_a_small_budget_keeps_eight_documents_of_each_set(tmp_path: Path) -> None:

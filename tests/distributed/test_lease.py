@@ -5,11 +5,17 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from megatron_synE.checkpoint import layout
+from megatron_synE.exit_codes import LeaseLostError
+from megatron_synE.runtime.control import Decision
 from megatron_synE.runtime.lease import read_holder, take
+from megatron_synE.runtime.run_dir import RunDir
+from megatron_synE.trainer import Trainer
 from tests import tiny
 from tests.distributed.test_resume import assert_same_run
 
@@ -86,3 +92,11 @@ def test_a_second_run_in_the_folder_is_refused(root: Path, tmp_path: Path) -> No
     assert f"another run is writing there (process {os.getpid()} on" in done.stderr
     mine.check()
     mine.release()
+
+
+def test_every_rank_leaves_where_one_has_lost_the_run(tmp_path: Path) -> None:
+    """Rank 0 alone looks; the others would wait for it in their next collective."""
+    lost = Decision(stop=False, save_failed=False, lease_lost=True)
+    other: Any = SimpleNamespace(agreement=SimpleNamespace(result=lambda: lost), run_dir=RunDir(tmp_path))
+    with pytest.raises(LeaseLostError, match="another process holds this run now"):
+        Trainer._agreed(other)

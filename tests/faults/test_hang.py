@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from megatron_synE.runtime import watchdog
+from megatron_synE.runtime.control import Decision
 from megatron_synE.runtime.launch import _free_port
 from megatron_synE.stability import Anomaly
 from megatron_synE.step_log import StepResult
@@ -121,6 +122,7 @@ def test_a_main_thread_that_keeps_the_interpreters_lock_hides_no_hang() -> None:
 import ctypes, faulthandler, threading
 from pathlib import Path
 from megatron_synE.runtime import watchdog
+from megatron_synE.runtime.control import Decision
 watchdog.BACKSTOP_SECONDS = 0.5
 looked, arm = threading.Event(), faulthandler.dump_traceback_later
 faulthandler.dump_traceback_later = lambda *given, **named: (arm(*given, **named), looked.set())
@@ -166,4 +168,17 @@ def test_a_step_that_is_left_out_is_a_sign_of_life(tmp_path: Path) -> None:
         _recover=lambda anomaly: None, watchdog=watched,
     )  # fmt: skip
     assert Trainer.iterate(run, iter(())) == "decision"
+    assert watched._last > began
+
+
+def test_each_part_of_a_validation_is_a_sign_of_life_and_hears_of_a_stop(tmp_path: Path) -> None:
+    """Else all of it would have to fit into the time of ten steps, or into the grace before a kill."""
+    watched = watchdog.Watchdog(tmp_path / "stacks", rank=0, world_size=1, timeout_seconds=None)
+    began = watched._last
+    for stop in (False, True):
+        agreed = Decision(stop=stop, save_failed=False, lease_lost=False)
+        run: Any = SimpleNamespace(
+            _begin_agreement=lambda: None, _agreed=lambda agreed=agreed: agreed, watchdog=watched
+        )
+        assert Trainer._stop_is_agreed(run) is stop
     assert watched._last > began

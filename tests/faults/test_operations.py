@@ -92,6 +92,16 @@ def test_a_row_s_times_are_means_over_the_steps_since_the_last(root: Path, tmp_p
     assert f"elapsed time per iteration (ms): {rows[0]['step_seconds'] * 1000:.1f}" in done.stderr
 
 
+def test_the_rate_of_a_row_is_that_of_one_device(root: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    tiny.train(root / "run.yaml", f"run.dir={run}", "training.stop_after_iterations=1", nproc=2, code=75)
+    (row,) = tiny.rows(run, "train")
+    weights = 4 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 112) + 64 * 256  # q and o, k and v, MLP; output layer
+    attention = 4 * (16 * 64 * 2) * 2  # a token attends to 16 others on average
+    flops = 3 * (2 * weights + attention)
+    assert row["tflops_per_device"] == pytest.approx(flops * row["tokens_per_second"] / 2 / 1e12)
+
+
 def test_a_run_that_gets_no_further_stops_with_code_7(root: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     stuck = ("nan:19", "operations.restart_budget=2")  # in iteration 3, with the default to stop

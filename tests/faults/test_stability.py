@@ -3,6 +3,7 @@
 import json
 import math
 import statistics
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from data_mixers.schedule import Schedule, read_schedule
 from megatron_synE.checkpoint import layout
 from megatron_synE.config.schema import StabilitySection
 from megatron_synE.exit_codes import DivergedError
-from megatron_synE.stability import Remedy, Stability, find_anomaly
+from megatron_synE.stability import Anomaly, Remedy, Stability, find_anomaly
 from tests import tiny
 from tests.distributed.test_resume import assert_same_run, training_rows
 from tests.layouts import PP2, ZERO3
@@ -105,7 +106,12 @@ def test_a_spike_goes_back_to_a_checkpoint_and_leaves_out_what_came_before_it(ro
     left_out_from_the_start(root, without, ["24:48"])
     assert_same_run_and_data(run, without)
     # What the run left is nowhere: not in metrics, not among the checkpoints, not in a resumed run.
-    assert [row["iteration"] for row in tiny.rows(run, "train")] == list(range(1, 11))
+    rows = tiny.rows(run, "train")
+    assert [row["iteration"] for row in rows] == list(range(1, 11))
+    kept = accumulate(row["step_seconds"] for row in rows)
+    assert [row["productive_seconds"] for row in rows] == pytest.approx(list(kept))
+    saved = [row["iteration"] for row in tiny.rows(run, "checkpoint")]
+    assert saved == [1, 2, 3, *range(3, 11)]  # 3 again, now that it knows what is left out
     states = [layout.read_state(folder) for folder in layout.complete_checkpoints(run / "checkpoints")]
     assert [state.iteration for state in states] == list(range(1, 11))
     for state in states[3:]:
@@ -216,9 +222,21 @@ def test_a_spike_is_beyond_mean_and_deviation_of_the_window() -> None:
     found = find_anomaly(section(), recent, lm_loss=bound + 1e-9, grad_norm=1.0)
     assert found is not None and found.kind == "spike"
     assert find_anomaly(section(), recent[1:], lm_loss=100.0, grad_norm=1.0) is None  # too few to compare with
+    assert find_anomaly(section(), (2.0,) * 4, lm_loss=2.0, grad_norm=1.0) is None  # what stands still is no spike
     for loss, norm in ((math.nan, 1.0), (2.0, math.inf)):
         found = find_anomaly(section(), (), lm_loss=loss, grad_norm=norm)
         assert found is not None and found.kind == "nan"
+
+
+def test_what_is_told_of_an_anomaly_is_json_with_words_for_what_is_no_number() -> None:
+    told = {
+        Anomaly(
+            "nan", math.nan, math.inf, None
+        ): '{"anomaly": "nan", "lm_loss": "nan", "grad_norm": "inf", "bound": null}',
+        Anomaly("spike", 3.5, 1.5, 2.5): '{"anomaly": "spike", "lm_loss": 3.5, "grad_norm": 1.5, "bound": 2.5}',
+    }
+    for anomaly, text in told.items():
+        assert json.dumps(anomaly.facts(), allow_nan=False) == text
 
 
 def test_the_window_begins_anew_with_a_stage_and_forgets_what_is_old() -> None:

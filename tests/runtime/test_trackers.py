@@ -14,10 +14,10 @@ from tests import tiny
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five iterations in two jobs: the first leaves after three."""
+    """Five iterations in two jobs: the first, of two ranks, leaves after three."""
     root = tmp_path_factory.mktemp("trackers")
     config = tiny.prepared(root, logging={"tensorboard": True, "wandb": "offline"})
-    tiny.train(config, "training.stop_after_iterations=3", code=75)
+    tiny.train(config, "training.stop_after_iterations=3", nproc=2, code=75)
     tiny.train(config)
     return root / "run"
 
@@ -46,6 +46,29 @@ def test_wandb_goes_on_under_the_same_id(run: Path) -> None:
     assert shown == {row["iteration"]: pytest.approx(row["lm_loss"]) for row in tiny.rows(run, "train")}
 
 
+def test_wandb_hears_of_a_save_that_ends_behind_a_later_step(tmp_path: Path) -> None:
+    """It takes nothing for a step before the last one it has."""
+    program = """
+import sys
+from pathlib import Path
+from megatron_synE.config.schema import LoggingSection
+from megatron_synE.metrics import Metrics
+metrics = Metrics(
+    LoggingSection(tensorboard=False, wandb="offline"), path=Path(sys.argv[1]), run_name="tiny", enabled=True,
+    wandb_id=None, iteration=4,
+)
+metrics.row("train", 5, lm_loss=2.5)
+metrics.row("checkpoint", 4, seconds=3.5)
+metrics.row("train", 6, lm_loss=1.5)
+metrics.close()
+"""
+    done = tiny.python("-c", program, tmp_path / "metrics.jsonl")
+    assert done.returncode == 0, done.stderr
+    (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    shown = [{key: row[key] for key in row if key.startswith(("train", "checkpoint"))} for row in history(file)]
+    assert shown == [{"train/lm_loss": 2.5, "checkpoint/seconds": 3.5}, {"train/lm_loss": 1.5}]
+
+
 def history(file: Path) -> list[dict[str, Any]]:
     """What was logged, from W&B's own record file: LevelDB's log format behind a header of 7 bytes."""
     data, found, position, record = file.read_bytes(), [], 7, b""
@@ -64,6 +87,16 @@ def history(file: Path) -> list[dict[str, Any]]:
                 row = {".".join(i.nested_key) or i.key: json.loads(i.value_json) for i in parsed.history.item}
                 found.append({"_step": parsed.history.step.num} | row)
     return found
+
+
+def test_a_checkpoint_holds_the_sums_of_the_last_validation(run: Path) -> None:
+    state = json.loads((run / "checkpoints/iter_0000005/state.json").read_text())
+    rows = {row["set"]: row for row in tiny.rows(run, "validation") if row["iteration"] == 5}
+    assert state["last_validation"].keys() == {"iteration", "sets"} and state["last_validation"]["iteration"] == 5
+    for name, found in state["last_validation"]["sets"].items():
+        row = rows.pop(name)
+        assert (found["nll_sum"] / found["tokens"], found["tokens"]) == (row["nll"], row["tokens"])
+    assert not rows
 
 
 def test_wandb_that_does_not_start_is_said_without_a_traceback(run: Path, tmp_path: Path) -> None:
