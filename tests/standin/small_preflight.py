@@ -1,4 +1,7 @@
-"""`python -m tools.slurm.preflight` with next to nothing to multiply, copy and sum: argv = its own arguments."""
+"""`python -m tools.slurm.preflight` with next to nothing to multiply, copy and sum: argv = its own arguments.
+
+What that takes is chance, so no rate is too low here; all else is judged as it is.
+"""
 
 import os
 import sys
@@ -7,6 +10,7 @@ from typing import Any
 import torch
 
 from tools.slurm import preflight
+from tools.slurm.preflight_judge import Limits
 
 MOST = {"ones": 1 << 16, "randn": 64}
 
@@ -18,4 +22,5 @@ def small(name: str) -> Any:
 
 for name in MOST:
     setattr(torch, name, small(name))
+preflight.Limits = lambda: Limits(matmul=0, memory=0, network=0, disk=0)
 os._exit(preflight.main(sys.argv[1:]))
