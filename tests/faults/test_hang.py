@@ -122,7 +122,6 @@ def test_a_main_thread_that_keeps_the_interpreters_lock_hides_no_hang() -> None:
 import ctypes, faulthandler, threading
 from pathlib import Path
 from megatron_synE.runtime import watchdog
-from megatron_synE.runtime.control import Decision
 watchdog.BACKSTOP_SECONDS = 0.5
 looked, arm = threading.Event(), faulthandler.dump_traceback_later
 faulthandler.dump_traceback_later = lambda *given, **named: (arm(*given, **named), looked.set())
