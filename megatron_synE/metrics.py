@@ -71,7 +71,7 @@ class Metrics:
         self._wandb: Any = None
         self._wandb_step = 0
         self._again = range(0)
-        """Iterations that are done again, and that W&B holds already. Its last step it may hold in part: not in here."""
+        """Iterations done again that W&B holds already; not its last one, of which it may lack rows."""
         if not enabled:
             return
         self._path, self._lease, self._section = path, lease, section
@@ -107,7 +107,7 @@ class Metrics:
             self._tensorboard = SummaryWriter(str(self._path.parent / "tensorboard"), purge_step=iteration + 1)
 
     def go_back_to(self, iteration: int, *, validated: int | None) -> None:
-        """Drop what was reported after `iteration`, as truncate_after does; W&B cannot, and keeps its own up to its last step."""
+        """Drop what was reported after `iteration`, as truncate_after does; W&B cannot, and keeps its own."""
         if self._stream is None:
             return
         self._stream.close()
