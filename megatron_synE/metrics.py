@@ -70,6 +70,8 @@ class Metrics:
         self._tensorboard: Any = None
         self._wandb: Any = None
         self._wandb_step = 0
+        self._again = range(0)
+        """Iterations done again that W&B holds already; not its last one, of which it may lack rows."""
         if not enabled:
             return
         self._path, self._lease, self._section = path, lease, section
@@ -87,7 +89,9 @@ class Metrics:
                     mode=section.wandb,
                     dir=str(path.parent),
                 )
+                # Behind the last step that it holds; 0 in a new run and offline.
                 self._wandb_step = int(self._wandb.starting_step)
+                self._again = range(iteration + 1, self._wandb_step - 1)
             except (wandb.Error, OSError) as error:
                 raise OneRankError(
                     ConfigError(
@@ -112,6 +116,7 @@ class Metrics:
         assert self._lease is not None
         truncate_after(self._path, iteration, self._lease, validated=validated)
         self._open(iteration)
+        self._again = range(iteration + 1, self._wandb_step)
 
     def row(self, kind: str, iteration: int, **values: Any) -> None:
         """One line of metrics.jsonl, flushed; numbers also go to the trackers as `<kind>/<name>`."""
@@ -133,7 +138,7 @@ class Metrics:
         if self._tensorboard is not None:
             for name, value in numbers.items():
                 self._tensorboard.add_scalar(name, value, iteration)
-        if self._wandb is not None:
+        if self._wandb is not None and iteration not in self._again:
             # It drops what lies before its last step: a save in the background ends behind later ones.
             self._wandb_step = max(self._wandb_step, iteration)
             self._wandb.log(numbers, step=self._wandb_step)

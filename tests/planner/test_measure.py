@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
+from megatron_synE.config.load import load_config
 from tests import tiny
+from tools.planner import measure
 from tools.planner.figures import read_efficiency
+from tools.planner.layout import Layout
 
 TEN_GB = 10_000_000  # of address space, in KiB as `ulimit -v` counts
 
@@ -94,6 +97,13 @@ def test_candidates_of_a_run_that_rolls_back_need_no_checkpoints(config: Path, t
     assert tiny.syne("plan", "--config", config, *arguments, *going_back).returncode == 0
     done = tiny.syne("plan", "--config", folder / "candidate-1.yaml", "--nproc", 1)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("on_nan", ["stop", "skip", "rollback"])
+def test_candidates_go_on_after_a_bad_step_where_the_run_does(config: Path, tmp_path: Path, on_nan: str) -> None:
+    run, layout = load_config(config, ["stability.max_recoveries=7", f"stability.on_nan={on_nan}"]).resolved, Layout()
+    stability = measure._short(run, layout, tmp_path / "run").stability
+    assert (stability.on_nan, stability.max_recoveries) == ("stop" if on_nan == "stop" else "skip", 7)
 
 
 def test_the_script_outlives_a_candidate_without_memory_and_the_plan_learns(config: Path, tmp_path: Path) -> None:

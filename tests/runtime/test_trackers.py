@@ -3,12 +3,16 @@
 import json
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto import wandb_internal_pb2
 
+from megatron_synE.config.schema import LoggingSection
+from megatron_synE.metrics import Metrics
 from tests import tiny
 
 
@@ -46,27 +50,73 @@ def test_wandb_goes_on_under_the_same_id(run: Path) -> None:
     assert shown == {row["iteration"]: pytest.approx(row["lm_loss"]) for row in tiny.rows(run, "train")}
 
 
-def test_wandb_hears_of_a_save_that_ends_behind_a_later_step(tmp_path: Path) -> None:
-    """It takes nothing for a step before the last one it has."""
-    program = """
+def logged(folder: Path, rows: str) -> list[dict[str, Any]]:
+    """What a new W&B run holds after these lines."""
+    program = f"""
 import sys
 from pathlib import Path
 from megatron_synE.config.schema import LoggingSection
 from megatron_synE.metrics import Metrics
+from megatron_synE.runtime.lease import take
+root = Path(sys.argv[1])
 metrics = Metrics(
-    LoggingSection(tensorboard=False, wandb="offline"), path=Path(sys.argv[1]), run_name="tiny", enabled=True,
-    wandb_id=None, iteration=4,
+    LoggingSection(tensorboard=False, wandb="offline"), path=root / "metrics.jsonl", run_name="tiny", enabled=True,
+    wandb_id=None, iteration=4, lease=take(root),
 )
+{rows}
+metrics.close()
+"""
+    done = tiny.python("-c", program, folder)
+    assert done.returncode == 0, done.stderr
+    (file,) = (folder / "wandb").glob("offline-run-*/*.wandb")
+    return [{key: row[key] for key in row if key == "_step" or "/" in key} for row in history(file)]
+
+
+def test_wandb_hears_of_a_save_that_ends_behind_a_later_step(tmp_path: Path) -> None:
+    """It takes nothing for a step before the last one it has."""
+    rows = """
 metrics.row("train", 5, lm_loss=2.5)
 metrics.row("checkpoint", 4, seconds=3.5)
 metrics.row("train", 6, lm_loss=1.5)
-metrics.close()
 """
-    done = tiny.python("-c", program, tmp_path / "metrics.jsonl")
-    assert done.returncode == 0, done.stderr
-    (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
-    shown = [{key: row[key] for key in row if key.startswith(("train", "checkpoint"))} for row in history(file)]
-    assert shown == [{"train/lm_loss": 2.5, "checkpoint/seconds": 3.5}, {"train/lm_loss": 1.5}]
+    assert logged(tmp_path, rows) == [
+        {"_step": 5, "train/lm_loss": 2.5, "checkpoint/seconds": 3.5},
+        {"_step": 6, "train/lm_loss": 1.5},
+    ]
+
+
+@pytest.mark.parametrize("reached", [6, 7])
+def test_wandb_keeps_the_last_step_s_own_values_until_a_run_that_went_back_is_there_again(
+    tmp_path: Path, reached: int
+) -> None:
+    rows = f"""
+for iteration in (5, 6, 7):
+    metrics.row("train", iteration, lm_loss=float(iteration))
+metrics.go_back_to(4, validated=None)
+metrics.row("recovery", 4, bad_iteration=8)
+for iteration in range(5, {reached + 1}):
+    metrics.row("train", iteration, lm_loss=100.0 + iteration)
+"""
+    last = {"_step": 7, "train/lm_loss": 107.0 if reached == 7 else 7.0, "recovery/bad_iteration": 8}
+    assert logged(tmp_path, rows) == [{"_step": 5, "train/lm_loss": 5.0}, {"_step": 6, "train/lm_loss": 6.0}, last]
+
+
+def test_a_resumed_job_gives_wandb_what_it_does_not_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Online it goes on behind its last step, here 7, which a kill may have cut; no server is here to ask."""
+    given: list[tuple[int, dict[str, float]]] = []
+    there = SimpleNamespace(starting_step=8, log=lambda numbers, step: given.append((step, numbers)))
+    monkeypatch.setattr(wandb, "init", lambda **_: there)
+    metrics = Metrics(
+        LoggingSection(tensorboard=False, wandb="online"), path=tmp_path / "metrics.jsonl", run_name="tiny",
+        enabled=True, wandb_id="id", iteration=4,
+    )  # fmt: skip
+    metrics.row("validation_time", 4, seconds=1.0)  # a stop came before it
+    for iteration in range(5, 10):
+        metrics.row("train", iteration, lm_loss=float(iteration))
+    assert given == [
+        (8, {"validation_time/seconds": 1.0}),
+        *((step, {"train/lm_loss": loss}) for step, loss in ((8, 7.0), (8, 8.0), (9, 9.0))),
+    ]
 
 
 def history(file: Path) -> list[dict[str, Any]]:

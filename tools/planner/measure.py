@@ -98,15 +98,18 @@ def _worth_trying(candidates: Sequence[Candidate]) -> list[Candidate]:
 def _short(config: RunConfig, layout: Layout, run_dir: Path) -> RunConfig:
     """The run in this layout, without what a measurement does not need: validation, topics that trade, trackers.
 
-    Nor a way back after a bad step, for which there are no checkpoints.
+    Nor a way back after a bad step, for which there are no checkpoints: its data alone is left out.
     """
+    stability = config.stability
     return replace(
         with_layout(config, layout),
         run=replace(config.run, dir=run_dir),
         mixture=MixtureSection(),
         validation=ValidationSection(),
         checkpoint=replace(config.checkpoint, interval_tokens=None, export_hf=False),
-        stability=StabilitySection(),
+        stability=StabilitySection(
+            on_nan="stop" if stability.on_nan == "stop" else "skip", max_recoveries=stability.max_recoveries
+        ),
         logging=LoggingSection(tensorboard=False),
         preset=None,
     )
