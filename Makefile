@@ -11,8 +11,9 @@ FILES := requirements/files.lock
 STAMP := .venv/lock.sha256
 READY := .venv/package.stamp
 BIN := .venv/bin
-# Processes of `make test`. A file's tests stay in one: its Slurm, browser, model or server is started once.
-WORKERS ?= 2
+# Processes of `make test` beside the first. A file's tests stay in one: its Slurm, browser or server is started once.
+# None by default: a preflight of two healthy ranks compares their rates, and needs both cores to itself.
+WORKERS ?= 0
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .PHONY: help quickstart quickstart-synth surrogate test test-long lint bench clean env lock
