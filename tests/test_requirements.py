@@ -13,8 +13,8 @@ OTHER_PYTHON = {"megatron-core"}  # Python 3.12 there, 3.11 here
 
 def versions(file: str) -> dict[str, str]:
     lines = (ROOT / "requirements" / file).read_text(encoding="utf-8").splitlines()
-    pairs = [line.split("==") for line in lines if "==" in line and not line.startswith("#")]
-    return {normal(name): version.split()[0] for name, version in pairs}
+    pairs = [line.partition("==") for line in lines if "==" in line and not line.startswith("#")]
+    return {normal(name): rest.partition(";")[0].split()[0] for name, _, rest in pairs}
 
 
 def normal(name: str) -> str:

@@ -24,8 +24,8 @@ Weights and texts that the examples fetch keep their own licences (`runs/quickst
 def locked(lock: str) -> dict[str, str]:
     """Package -> version, as the lock says."""
     lines = (ROOT / "requirements" / lock).read_text(encoding="utf-8").splitlines()
-    pairs = (line.split("==") for line in lines if line and not line.startswith("#"))
-    return {name: version.strip() for name, version in pairs}
+    pairs = (line.partition("==") for line in lines if line and not line.startswith("#"))
+    return {name: rest.partition(";")[0].strip() for name, _, rest in pairs}
 
 
 def licence_of(package: str) -> str:
