@@ -34,7 +34,7 @@ env: $(READY)
 $(STAMP): $(LOCK) $(FILES)
 	@if [ -f $@ ] && [ "$$(cat $@)" = "$$(cat $(LOCK) $(FILES) | sha256sum)" ]; then touch $@; exit 0; fi
 	command -v $(PYTHON) > /dev/null || { echo 'needs Python 3.11: apt-get install python3.11 python3.11-venv' >&2; exit 2; }
-	echo "building .venv from $(LOCK): 1.9 GB, some minutes" >&2
+	echo "building .venv from $(LOCK): 1.9 GB (6.3 where pip knows no CPU build of torch), some minutes" >&2
 	started=$$SECONDS
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
