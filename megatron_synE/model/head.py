@@ -218,8 +218,13 @@ def _piece(
         # torch's softmax is one fused kernel; its largest value gives the log-sum-exp back, to 1e-7 as it is ≥ 1 / v.
         probabilities = torch.softmax(logits, dim=-1, dtype=torch.float32)  # [p, v], of this rank's rows alone
         log_sum = logits.amax(dim=-1).float() - probabilities.amax(dim=-1).log()  # [p]
+        # A CPU's keeps a running sum for each lane of a vector, and drops, in the lane of the largest term, what is
+        # below half that one's last bit: of a long tail an eighth. torch.sum adds in a tree, so it tells how much.
+        sums = None if probabilities.is_cuda else probabilities.sum(dim=-1)  # [p], one and what was dropped
+        log_sum = log_sum if sums is None else log_sum + sums.log()
         label_logit = torch.where(is_mine, logits.gather(1, mine).squeeze(1).float(), -torch.inf)  # [p]
     else:
+        sums = None
         log_sum = logits.new_full((len(logits),), -torch.inf, dtype=torch.float32)
         label_logit = log_sum
     whole = log_sum
@@ -231,6 +236,7 @@ def _piece(
     nll = whole - label_logit
     if in_place and part.num_rows:
         share = (log_sum - whole).exp()  # of this rank's rows in the sum; 1 where it has them all
+        share = share if sums is None else share / sums
         factor = (share if weights is None else share * weights).unsqueeze(1)  # [p, 1]
         # Apart and in fp32: where the label is nearly sure, p - 1 of a p rounded to bf16 would be nothing or double.
         at_label = probabilities.gather(1, mine) * factor

@@ -142,6 +142,27 @@ def test_a_bf16_label_that_is_nearly_sure_keeps_its_gradient() -> None:
     torch.testing.assert_close(w.grad[7, 0].double(), expected[7, 0], rtol=1e-2, atol=0.0)
 
 
+def test_a_long_tail_of_small_terms_is_summed_whole() -> None:
+    """A running sum drops what is below half the last bit of its largest term: 1e-5 nats, and p - 1 with them."""
+    vocabulary, tokens, peak = 49_152, 16, 20.0
+    torch.manual_seed(0)
+    labels = torch.randint(vocabulary, (tokens,))
+    weight = torch.cat((2 * torch.randn(vocabulary, 1), torch.zeros(vocabulary, tokens)), dim=1)
+    weight[labels, torch.arange(1, tokens + 1)] = peak  # each token's own column lifts its label
+    hidden = torch.cat((torch.ones(tokens, 1), torch.eye(tokens)), dim=1).requires_grad_()
+    nll = linear_cross_entropy(hidden, weight, labels, vocabulary_part(vocabulary, vocab_size=vocabulary))
+    nll.sum().backward()
+    exact = hidden.detach().double().requires_grad_()
+    expected = cross_entropy(exact @ weight.double().t(), labels, reduction="none")
+    (gradient,) = torch.autograd.grad(expected.sum(), exact)
+    assert expected.min() > 1e-5 and expected.max() < 0.2
+    assert abs((nll.double() - expected).mean().item()) < 1e-6
+    assert hidden.grad is not None
+    torch.testing.assert_close(
+        hidden.grad.diagonal(1).double() / peak, gradient.diagonal(1) / peak, atol=5e-7, rtol=0.0
+    )
+
+
 def test_a_nan_shows_in_its_own_loss_and_in_the_weights_gradient() -> None:
     hidden, weight, labels, _ = drawn(12, torch.float32)
     with torch.no_grad():
