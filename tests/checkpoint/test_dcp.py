@@ -13,7 +13,7 @@ import torch
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint import load as torch_load
 from torch.distributed.checkpoint import save as torch_save
-from torch.distributed.checkpoint.metadata import StorageMeta, TensorProperties
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, StorageMeta, TensorProperties
 
 from megatron_synE.checkpoint.chunk_reader import ChunkReader
 from megatron_synE.checkpoint.dcp import Chunk, load_chunks, save_chunks, whole
@@ -172,6 +172,35 @@ class Runs:
 
     def __reduce__(self):
         return self.call
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (pathlib.Path, "home"), (os, "system"), (_MEM_FORMAT_ENCODING, "__class__"), (_MEM_FORMAT_ENCODING, "mro"),
+        (_MEM_FORMAT_ENCODING, 0), (_MEM_FORMAT_ENCODING.TORCH_PRESERVE_FORMAT, "value"), ("text", "format"),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_getattr_in_a_table_gives_members_of_enums_alone(tmp_path, arguments):
+    if arguments[0] is os:  # a module cannot be pickled; a table could still name one of its functions
+        (tmp_path / ".metadata").write_bytes(b"cbuiltins\ngetattr\n(cos\npath\nVexists\ntR.")
+    else:
+        (tmp_path / ".metadata").write_bytes(pickle.dumps(Runs(getattr, *arguments)))
+    with pytest.raises(CheckpointError, match="not opened"):
+        read_metadata(tmp_path)
+
+
+def test_a_table_of_debians_python_is_read(tmp_path, monkeypatch):
+    """Python 3.11.2 pickles a member of an enum as getattr(the enum, its name); 3.11.7 by its value."""
+    save_chunks(tmp_path, [whole("w", torch.zeros(2, 3))])
+    table = read_metadata(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(_MEM_FORMAT_ENCODING, "__reduce_ex__", lambda self, _: (getattr, (type(self), self.name)))
+        written = pickle.dumps(table)
+    assert b"getattr" in written
+    (tmp_path / ".metadata").write_bytes(written)
+    assert read_metadata(tmp_path) == table
 
 
 @pytest.mark.parametrize("function", [os.system, eval, exec])
