@@ -19,6 +19,7 @@ from megatron_synE.checkpoint.chunk_reader import ChunkReader
 from megatron_synE.checkpoint.dcp import Chunk, load_chunks, save_chunks, whole
 from megatron_synE.checkpoint.dcp_metadata import read_metadata
 from megatron_synE.exit_codes import CheckpointError
+from tests import tiny
 
 
 def grid(key, tensor, *steps):
@@ -201,6 +202,32 @@ def test_a_table_of_debians_python_is_read(tmp_path, monkeypatch):
     assert b"getattr" in written
     (tmp_path / ".metadata").write_bytes(written)
     assert read_metadata(tmp_path) == table
+
+
+ANOTHER_PYTHON = """
+import sys
+from pathlib import Path
+sys.path[:0] = sys.argv[2:]
+import torch
+from megatron_synE.checkpoint.chunk_reader import ChunkReader
+from megatron_synE.checkpoint.dcp import save_chunks, whole
+folder = Path(sys.argv[1])
+save_chunks(folder / "its", [whole("w", torch.arange(6.0).reshape(2, 3))])
+print([ChunkReader(folder / name).read("w", [0, 0], [2, 3]).tolist() for name in ("ours", "its")])
+"""
+THE_SYSTEMS = pathlib.Path(f"/usr/bin/python3.{sys.version_info.minor}")
+
+
+@pytest.mark.skipif(not THE_SYSTEMS.exists(), reason=f"needs {THE_SYSTEMS}, of the version that the packages are for")
+def test_the_systems_own_python_writes_and_reads_what_this_one_does(tmp_path):
+    tensor = torch.arange(6.0).reshape(2, 3)
+    save_chunks(tmp_path / "ours", [whole("w", tensor)])
+    paths = [tiny.ROOT, pathlib.Path(torch.__file__).parents[1]]
+    done = subprocess.run(
+        [THE_SYSTEMS, "-I", "-c", ANOTHER_PYTHON, tmp_path, *paths], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, f"{[tensor.tolist()] * 2}\n"), done.stderr
+    assert torch.equal(ChunkReader(tmp_path / "its").read("w", [0, 0], [2, 3]), tensor)
 
 
 @pytest.mark.parametrize("function", [os.system, eval, exec])
