@@ -219,7 +219,7 @@ def _piece(
         probabilities = torch.softmax(logits, dim=-1, dtype=torch.float32)  # [p, v], of this rank's rows alone
         log_sum = logits.amax(dim=-1).float() - probabilities.amax(dim=-1).log()  # [p]
         # A CPU's keeps a running sum for each lane of a vector, and drops, in the lane of the largest term, what is
-        # below half that one's last bit: of a long tail an eighth on AVX2. torch.sum adds in a tree, so it tells how much.
+        # below half that one's last bit: of a long tail an eighth (AVX2). torch.sum, a tree, tells how much.
         sums = None if probabilities.is_cuda else probabilities.sum(dim=-1)  # [p], one and what was dropped
         log_sum = log_sum if sums is None else log_sum + sums.log()
         label_logit = torch.where(is_mine, logits.gather(1, mine).squeeze(1).float(), -torch.inf)  # [p]
